@@ -1,0 +1,105 @@
+# The verbs of this repository. `make` lists them. Every verb uses the virtual environment .venv, which the first one
+# creates from the exact versions of .ci/requirements.lock. Written for GNU make 3.81 (macOS) and later, and any POSIX shell.
+
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+# The first Python that the lock covers; name another with `make test PYTHON=python3.12`.
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.14; do \
+  $$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))' >/dev/null 2>&1 && { echo $$p; exit; }; \
+  done; echo python3)
+
+UV ?= uv
+PYTEST_ARGS ?= -q -n auto --maxprocesses 4 --dist loadfile
+BENCH_ARGS ?=
+CHAPTER ?= book/01_quickstart.ipynb
+DEMO := runs/demo
+
+# Kernels of this environment win over a kernel of the same name in the user's home.
+export JUPYTER_PREFER_ENV_PATH := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test book lab lint format sync install lock bench clean distclean
+
+help: ## list these verbs
+	@echo "Usage: make VERB"
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' Makefile
+
+demo: install ## distil the embedded images and compare with random real images (minutes on two cores)
+	@rm -rf $(DEMO) && mkdir -p $(DEMO)
+	$(BIN)/papermill book/01_quickstart.ipynb $(DEMO)/01_quickstart.ipynb --kernel python3 \
+	  -p scale tour -p out "$(CURDIR)/$(DEMO)"
+	$(BIN)/jupyter nbconvert --log-level WARN --to html $(DEMO)/01_quickstart.ipynb
+	@echo "Report: $(DEMO)/01_quickstart.html; the runs lie beside it."
+	@echo
+	@cat $(DEMO)/summary.txt
+
+test: lint ## every check: ruff, mypy, unit tests, chapters, book
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+book: install ## build the HTML book into _build/html, warnings as errors
+	$(BIN)/jb build book --config _config.yml --path-output . -W -n --keep-going
+	@echo "The book: $(CURDIR)/_build/html/index.html"
+
+lab: install ## open the first chapter in JupyterLab (another: make lab CHAPTER=book/04_class_centralization.ipynb)
+	$(BIN)/jupyter lab $(CHAPTER)
+
+lint: install ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: install ## let ruff rewrite what it can, then sync the chapters
+	$(BIN)/ruff check --fix-only .
+	$(BIN)/ruff format .
+	@$(MAKE) --no-print-directory sync
+
+sync: install ## bring each chapter's .ipynb and .py together (the newer file wins)
+	$(BIN)/jupytext --quiet --sync book/[0-9]*.ipynb
+
+install: $(VENV)/.installed ## create .venv with the locked versions (every verb does this when needed)
+
+# The stamp holds a checksum of what decides the environment: the lock, and pyproject.toml up to its first [tool] table.
+# A new date on those files, as a git checkout leaves, or a changed linter setting therefore installs nothing.
+# Where the Python that made .venv is gone (its link dangles), the environment is made anew.
+ifeq ($(wildcard $(BIN)/python),)
+.PHONY: $(VENV)/.installed
+endif
+$(VENV)/.installed: .ci/requirements.lock pyproject.toml
+	@key=`{ cat .ci/requirements.lock; sed '/^\[tool\./,$$d' pyproject.toml; } | cksum`; \
+	if [ -x $(BIN)/python ] && [ "`cat $@ 2>/dev/null`" = "$$key" ]; then touch $@; exit 0; fi; \
+	set -e; \
+	if ! $(BIN)/python -m pip --version >/dev/null 2>&1; then \
+	  python="$(PYTHON)"; \
+	  if ! $$python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))' 2>/dev/null; then \
+	    found=`$$python --version 2>&1` || found="not found"; \
+	    echo "error: Python 3.11 to 3.14 is needed, but $$python is: $$found" >&2; \
+	    echo "       Name one with PYTHON=, for example: make $(or $(firstword $(MAKECMDGOALS)),test) PYTHON=python3.12" >&2; \
+	    echo "       Debian, Ubuntu: sudo apt install python3 python3-venv     macOS: brew install python@3.13" >&2; exit 1; fi; \
+	  if ! $$python -c 'import ensurepip, venv' 2>/dev/null; then \
+	    minor=`$$python -c 'import sys; print("%d.%d" % sys.version_info[:2])'`; \
+	    echo "error: $$python ($$minor) cannot make a virtual environment: python3-venv is missing" >&2; \
+	    echo "       Debian, Ubuntu: sudo apt install python3-venv     (or python$$minor-venv, if $$python is not the default)" >&2; exit 1; fi; \
+	  echo "Creating $(VENV) with $$python"; \
+	  $$python -m venv --clear $(VENV); \
+	fi; \
+	echo "Installing the versions of .ci/requirements.lock into $(VENV) (once; on Linux some 6 GB with the CUDA libraries)"; \
+	$(BIN)/python -m pip install --disable-pip-version-check --require-hashes -r .ci/requirements.lock; \
+	$(BIN)/python -m pip install --disable-pip-version-check --no-deps --no-build-isolation -e .; \
+	echo "$$key" > $@
+
+lock: ## compile .ci/requirements.lock anew from pyproject.toml (needs uv; UPGRADE=1 moves to the newest versions)
+	@command -v $(UV) >/dev/null 2>&1 || { \
+	  echo "error: '$(UV)' not found: install uv (for example: pipx install uv), or name it with UV=" >&2; exit 1; }
+	$(UV) pip compile pyproject.toml --extra book --extra dev --universal --generate-hashes --python-version 3.11 \
+	  --no-header $(if $(UPGRADE),--upgrade) --output-file .ci/requirements.lock --quiet
+
+bench: install ## seconds an iteration: ours against the per-class loop (BENCH_ARGS=--quick for a short one)
+	$(BIN)/iid bench $(BENCH_ARGS)
+
+clean: ## remove what the verbs made, except .venv and your own runs
+	rm -rf _build $(DEMO) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find iidlib tests book \( -name __pycache__ -o -name .ipynb_checkpoints \) -type d -prune -exec rm -rf {} +
+
+distclean: clean ## remove .venv as well
+	rm -rf $(VENV)

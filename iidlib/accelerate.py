@@ -1,0 +1,195 @@
+"""Hardware: which device, which precision, compiled kernels, memory chunks. The one place that knows about it.
+
+What pays on a CPU (ConvNet-3, forward): instance norm, ReLU and average pooling compiled into one loop, the
+channels-last memory format, and chunks of 32 images that stay in the cache. Without a C++ compiler the same functions
+run uncompiled, only slower.
+"""
+
+import contextlib
+import functools
+import logging
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+__all__ = [
+    "CPU_CHUNK",
+    "compiler_available",
+    "default_chunk",
+    "device_name",
+    "in_chunks",
+    "norm_relu_pool",
+    "peak_memory_mib",
+    "pick_device",
+    "precision",
+    "prepare",
+]
+
+CPU_CHUNK = 32
+"""Images a chunk on a CPU: small enough that a layer's activations stay in the cache."""
+
+log = logging.getLogger("iidlib")
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    """The device that a name asks for.
+
+    Args:
+        name: ``auto`` (CUDA if present, else the CPU), ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
+
+    Raises:
+        ValueError: for a name that is not a device, or a device that this machine does not have.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"device {name!r} is not known; choose auto, cpu, cuda, cuda:N or mps") from None
+    if device.type == "cuda":
+        found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if (device.index or 0) >= found:
+            raise ValueError(f"device {name!r} asked for, but torch sees {found} CUDA device(s) here; try --device cpu")
+    elif device.type == "mps":
+        if not torch.backends.mps.is_available():
+            raise ValueError(f"device {name!r} asked for, but torch sees no Apple GPU here; try --device cpu")
+    elif device.type != "cpu":
+        raise ValueError(f"device {name!r} is not supported; choose auto, cpu, cuda, cuda:N or mps")
+    return device
+
+
+def device_name(device: torch.device) -> str:
+    """What the device is called, for the record beside a number."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    if device.type == "cpu":
+        return f"cpu ({torch.get_num_threads()} threads)"
+    return device.type
+
+
+def peak_memory_mib(device: torch.device) -> float:
+    """Peak memory in MiB: of the device's allocator on CUDA, of this process (resident set) elsewhere."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    import resource
+    import sys
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+@contextlib.contextmanager
+def precision(device: torch.device, name: str) -> Iterator[None]:
+    """Runs a block with a matrix-product precision on CUDA, and restores the setting afterwards.
+
+    Args:
+        device: where the block computes; anything but CUDA always computes in full float32.
+        name: ``"tf32"`` or ``"fp32"``.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = name == "tf32"
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+
+
+def norm_relu_pool(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5) -> Tensor:
+    """Instance norm, affine, ReLU and 2x2 average pooling, as one function that a compiler can fuse.
+
+    Equal to ``avg_pool2d(relu(group_norm(x, K, weight, bias, eps)), 2)`` with one group a channel.
+
+    Args:
+        x: [B, K, H, W], H and W even or odd (odd edges are dropped, as average pooling does).
+        weight: [K].
+        bias: [K].
+        eps: added to the variance.
+
+    Returns:
+        [B, K, H // 2, W // 2], in x's memory format.
+    """
+    variance, mean = torch.var_mean(x, dim=(2, 3), keepdim=True, correction=0)
+    scale = torch.rsqrt(variance + eps) * weight[:, None, None]
+    shift = bias[:, None, None] - mean * scale
+    return torch.nn.functional.avg_pool2d(torch.relu(x * scale + shift), 2)
+
+
+@functools.cache
+def compiler_available() -> bool:
+    """Whether torch.compile can make CPU kernels here (a C++ compiler is found and works)."""
+    try:
+        from torch._inductor.cpp_builder import get_cpp_compiler
+
+        get_cpp_compiler()
+    except Exception:
+        return False
+    return True
+
+
+@functools.cache
+def _compiled_norm_relu_pool() -> Callable[..., Tensor]:
+    """The compiled kernel, made once a process; it falls back to the plain function if compilation fails."""
+    compiled = torch.compile(norm_relu_pool, dynamic=True)
+    broken = False
+
+    def kernel(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5) -> Tensor:
+        nonlocal broken
+        if not broken:
+            try:
+                return compiled(x, weight, bias, eps)
+            except torch._dynamo.exc.TorchDynamoException as error:
+                broken = True
+                log.warning("torch.compile failed (%s); going on uncompiled", str(error).splitlines()[0])
+        return norm_relu_pool(x, weight, bias, eps)
+
+    return kernel
+
+
+def prepare(network: nn.Module, *, compile: str = "auto") -> nn.Module:
+    """Makes a network fast on its device, in place: channels-last weights and fused kernels.
+
+    Args:
+        network: on the device where it will run.
+        compile: ``"auto"`` (where a compiler is found), ``"on"`` (an error without one) or ``"off"``.
+
+    Returns:
+        The same network; its values change only by rounding.
+
+    Raises:
+        ValueError: for an unknown setting, or ``"on"`` without a compiler.
+    """
+    if compile not in ("auto", "on", "off"):
+        raise ValueError(f"compute.compile must be auto, on or off, got {compile!r}")
+    if compile == "on" and not compiler_available():
+        raise ValueError("compute.compile is on, but torch finds no C++ compiler here; install one or use auto")
+    network.to(memory_format=torch.channels_last)
+    fused = compile != "off" and compiler_available()
+    for module in network.modules():
+        if getattr(module, "kernel", None) is norm_relu_pool and fused:
+            module.kernel = _compiled_norm_relu_pool()
+    return network
+
+
+def default_chunk(device: torch.device) -> int:
+    """Images a chunk where none is asked for: CPU_CHUNK on a CPU, 0 (all at once) elsewhere."""
+    return CPU_CHUNK if device.type == "cpu" else 0
+
+
+def in_chunks(function: Callable[[Tensor], Tensor], images: Tensor, size: int) -> Tensor:
+    """Applies a function to chunks of a batch and joins the results; the same values as one call, in less memory.
+
+    The chunks are as equal as they can be, so that a compiled kernel meets at most two batch sizes.
+
+    Args:
+        function: maps [b, ...] to [b, ...], each row by itself (no batch norm in training mode).
+        images: [B, ...].
+        size: the most rows a chunk, 0 for all at once.
+    """
+    count = 1 if size <= 0 else -(-len(images) // size)
+    if count <= 1:
+        return function(images)
+    return torch.cat([function(chunk) for chunk in images.tensor_split(count)])

@@ -1,0 +1,409 @@
+"""Settings of a run: frozen dataclasses, their validation, presets, and YAML both ways.
+
+A preset is a row of differences from the paper's settings, so that what a scale changes can be read in one place.
+"""
+
+import dataclasses
+import difflib
+import hashlib
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import yaml
+
+__all__ = [
+    "SCALES",
+    "CheckpointConfig",
+    "ComputeConfig",
+    "EvalProtocol",
+    "InputError",
+    "MatchConfig",
+    "PoolConfig",
+    "RunConfig",
+    "SynConfig",
+    "fingerprint",
+    "from_yaml",
+    "override",
+    "preset",
+    "settings",
+    "suggest",
+    "to_yaml",
+]
+
+
+class InputError(ValueError):
+    """Wrong input from a user; its text is one clear line that says what is wrong and what to do."""
+
+
+def suggest(value: str, choices: Iterable[str]) -> str:
+    """The end of an error message: the nearest valid choice, or all of them.
+
+    >>> suggest("iid-md", ["dm", "iid-dm"])
+    "; did you mean 'iid-dm'?"
+    """
+    names = list(choices)
+    near = difflib.get_close_matches(value, names, n=1)
+    return f"; did you mean {near[0]!r}?" if near else f"; choose one of {', '.join(names)}"
+
+
+@dataclass(frozen=True)
+class MatchConfig:
+    """What is matched, and how strongly (``match.*``)."""
+
+    network: str = "convnet3"
+    """The network with random weights that gives the features."""
+    width: int = 128
+    """Its channels a layer."""
+    batch_real: int = 256
+    """Real images a class and iteration; classes with fewer give all they have."""
+    augmentation: str = "auto"
+    """DSA operations joined by ``_``, ``none``, or ``auto`` for the data set's own."""
+    cm: float = 0.01
+    """Weight of covariance matching."""
+    cc: float = 0.05
+    """Weight of class centralization."""
+    cc_scaling: Literal["released", "per_image", "relative"] = "released"
+    """``released``: the sum over images as published; ``per_image``: times 10/ipc, so equal to it at IPC 10;
+    ``relative``: the mean over images divided by that of real images under the same network and augmentation."""
+    cc_form: Literal["linear", "exp"] = "linear"
+    """See ``losses.class_centralization``."""
+    cc_alpha: float = 0.02
+    """Scale of the exponent (exp form)."""
+    cc_beta: float = 0.0
+    """What an image may cost before it is pulled (exp form)."""
+    cc_real: int = 64
+    """Real images a class that ``cc_scaling=relative`` measures the scatter on, at most ``batch_real``."""
+
+
+@dataclass(frozen=True)
+class SynConfig:
+    """The synthetic images and their optimiser (``syn.*``)."""
+
+    init: Literal["real", "noise"] = "real"
+    """Start from random real images of the class, or from normal noise."""
+    lr: float = 1.0
+    """Learning rate of SGD on the pixels."""
+    momentum: float = 0.5
+    """Its momentum."""
+
+
+@dataclass(frozen=True)
+class PoolConfig:
+    """The pool of trained networks behind class centralization (``pool.*``)."""
+
+    network: str = "resnet18"
+    """Architecture of the trained networks."""
+    width: int = 128
+    """Channels a layer where the network is a ConvNet."""
+    count: int = 20
+    """Networks in the pool; the official recipe trains 1000."""
+    epochs: int = 40
+    """Passes over the training set for each."""
+    lr: float = 0.01
+    """Learning rate, constant, SGD with momentum 0.9 and weight decay 5e-4."""
+    batch: int = 256
+    """Images a training step."""
+    path: str = ""
+    """A pool saved before; empty means the cache, trained when absent."""
+
+
+@dataclass(frozen=True)
+class EvalProtocol:
+    """How a set is judged (``eval.*``): networks trained on it from scratch and tested on real images.
+
+    The defaults are the paper's: 1001 passes, SGD at 0.01 with momentum 0.9 and weight decay 5e-4, a new optimiser at a
+    tenth of the rate after pass ``(epochs - 1) // 2 + 1``, DSA on every batch, the last pass counts.
+    """
+
+    networks: tuple[str, ...] = ("convnet3",)
+    """Architectures, each trained ``num_eval`` times."""
+    width: int = 128
+    """Channels a layer where the network is a ConvNet."""
+    num_eval: int = 5
+    """Networks of each architecture."""
+    epochs: int = 1001
+    """Passes over the set (the official argument 1000 means 1001)."""
+    lr: float = 0.01
+    """Learning rate before the drop."""
+    batch: int = 256
+    """Images a step; the last, smaller batch of a pass is kept."""
+    augmentation: str = "auto"
+    """DSA operations joined by ``_``, ``none``, or ``auto`` for the data set's own."""
+
+    @property
+    def last_epoch_before_drop(self) -> int:
+        """Index (from 0) of the last pass at the first learning rate."""
+        return (self.epochs - 1) // 2 + 1
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """When a run is saved (``checkpoint.*``)."""
+
+    every: int = 1000
+    """Iterations between checkpoints."""
+
+
+@dataclass(frozen=True)
+class ComputeConfig:
+    """How the hardware is used (``compute.*``)."""
+
+    precision: Literal["fp32", "tf32"] = "tf32"
+    """Matrix products on CUDA; other devices always use float32."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """Compiled kernels: where a compiler is found, always, or never."""
+    chunk: int = 0
+    """Most images in one forward pass; 0 lets the device decide."""
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """All settings of a distillation and of its evaluation."""
+
+    method: str = "iid-dm"
+    dataset: str = "cifar10-mini"
+    ipc: int = 10
+    """Synthetic images a class."""
+    scale: str = "tour"
+    """The preset that the settings started from; a number always says its scale."""
+    iterations: int = 20_000
+    seed: int = 0
+    match: MatchConfig = field(default_factory=MatchConfig)
+    syn: SynConfig = field(default_factory=SynConfig)
+    pool: PoolConfig = field(default_factory=PoolConfig)
+    eval: EvalProtocol = field(default_factory=EvalProtocol)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    compute: ComputeConfig = field(default_factory=ComputeConfig)
+
+
+# What each scale changes in the paper's settings (the defaults above). The pools of small ConvNets stand in for the
+# paper's ResNet18s where there is no GPU; their class-centralization term is scaled by the scatter of real images,
+# because a weight tuned for ResNet18 features means nothing for theirs.
+SCALES: dict[str, dict[str, Any]] = {
+    "paper": {},
+    "laptop": {
+        "iterations": 1200,
+        "match.width": 64,
+        "match.batch_real": 128,
+        "match.cc": 0.3,
+        "match.cc_scaling": "relative",
+        "pool.network": "convnet3",
+        "pool.width": 64,
+        "pool.count": 2,
+        "pool.epochs": 3,
+        "eval.width": 64,
+        "eval.num_eval": 3,
+        "eval.epochs": 400,
+        "checkpoint.every": 200,
+    },
+    "tour": {
+        "iterations": 200,
+        "match.width": 32,
+        "match.batch_real": 64,
+        "match.cc": 0.3,
+        "match.cc_scaling": "relative",
+        "pool.network": "convnet3",
+        "pool.width": 32,
+        "pool.count": 2,
+        "pool.epochs": 10,
+        "eval.width": 32,
+        "eval.num_eval": 3,
+        "eval.epochs": 300,
+        "checkpoint.every": 50,
+    },
+    "ci": {
+        "iterations": 4,
+        "match.width": 8,
+        "match.batch_real": 8,
+        "match.cc": 0.3,
+        "match.cc_scaling": "relative",
+        "pool.network": "convnet3",
+        "pool.width": 16,
+        "pool.count": 1,
+        "pool.epochs": 3,
+        "eval.width": 8,
+        "eval.num_eval": 2,
+        "eval.epochs": 4,
+        "checkpoint.every": 2,
+        "compute.compile": "off",
+    },
+}
+
+_POSITIVE = {
+    "ipc", "iterations", "match.width", "match.batch_real", "match.cc_real", "syn.lr", "pool.width", "pool.count",
+    "pool.epochs", "pool.lr", "pool.batch", "eval.width", "eval.num_eval", "eval.epochs", "eval.lr", "eval.batch",
+    "checkpoint.every",
+}  # fmt: skip
+_NOT_NEGATIVE = {
+    "seed", "match.cm", "match.cc", "match.cc_alpha", "match.cc_beta", "syn.momentum", "compute.chunk",
+}  # fmt: skip
+
+
+def settings(kind: type = RunConfig, prefix: str = "") -> dict[str, Any]:
+    """Every setting by its dotted key, with its type; groups such as ``match`` are not settings themselves."""
+    hints = typing.get_type_hints(kind)
+    found: dict[str, Any] = {}
+    for entry in dataclasses.fields(kind):
+        hint = hints[entry.name]
+        if dataclasses.is_dataclass(hint):
+            found |= settings(typing.cast(type, hint), f"{prefix}{entry.name}.")
+        else:
+            found[prefix + entry.name] = hint
+    return found
+
+
+def _coerce(key: str, value: Any, hint: Any) -> Any:
+    """The value in its setting's type; text such as ``5e-4`` becomes a number (YAML reads it as text)."""
+    origin = typing.get_origin(hint)
+    if origin is Literal:
+        choices = typing.get_args(hint)
+        if value in choices:
+            return value
+        # YAML reads the bare words on and off as booleans
+        if isinstance(value, bool) and {"on", "off"} <= set(choices):
+            return "on" if value else "off"
+        raise InputError(f"{key} must be one of {', '.join(choices)}, got {value!r}")
+    if origin is tuple:
+        items = [item.strip() for item in value.split(",")] if isinstance(value, str) else list(value)
+        if not items or not all(isinstance(item, str) and item for item in items):
+            raise InputError(f"{key} must be names separated by commas, got {value!r}")
+        return tuple(items)
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        raise InputError(f"{key} must be {_KINDS[hint]}, got {value!r}")
+    if hint is str:
+        return str(value)
+    try:
+        number = float(value)
+    except ValueError:
+        raise InputError(f"{key} must be {_KINDS[hint]}, got {value!r}") from None
+    if number != number or number in (float("inf"), float("-inf")):
+        raise InputError(f"{key} must be {_KINDS[hint]}, got {value!r}")
+    if hint is float:
+        return number
+    if number != int(number):
+        raise InputError(f"{key} must be {_KINDS[int]}, got {value!r}")
+    # large whole numbers (seeds) are read as such, not through a float
+    return int(value) if not isinstance(value, str) or value.strip().lstrip("+-").isdigit() else int(number)
+
+
+_KINDS = types.MappingProxyType({int: "a whole number", float: "a number", str: "text"})
+
+
+def _validate(config: RunConfig) -> RunConfig:
+    flat = _flatten(config)
+    for key in _POSITIVE:
+        if not flat[key] > 0:
+            raise InputError(f"{key} must be above 0, got {flat[key]!r}")
+    for key in _NOT_NEGATIVE:
+        if not flat[key] >= 0:
+            raise InputError(f"{key} must not be negative, got {flat[key]!r}")
+    if config.syn.momentum >= 1:
+        raise InputError(f"syn.momentum must be below 1, got {config.syn.momentum!r}")
+    if config.scale not in SCALES:
+        raise InputError(f"unknown scale {config.scale!r}{suggest(config.scale, SCALES)}")
+    return config
+
+
+def _flatten(config: Any, prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for entry in dataclasses.fields(config):
+        value = getattr(config, entry.name)
+        if dataclasses.is_dataclass(value):
+            flat |= _flatten(value, f"{prefix}{entry.name}.")
+        else:
+            flat[prefix + entry.name] = value
+    return flat
+
+
+def override(config: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
+    """A copy with settings changed by dotted key, text coerced to each setting's type.
+
+    Raises:
+        InputError: for an unknown key (with a suggestion), a value of the wrong type, or out of range.
+    """
+    known = settings()
+    groups: dict[str, dict[str, Any]] = {}
+    top: dict[str, Any] = {}
+    for key, value in changes.items():
+        if key not in known:
+            raise InputError(f"unknown setting {key!r}{suggest(key, known)}")
+        coerced = _coerce(key, value, known[key])
+        group, _, name = key.rpartition(".")
+        if group:
+            groups.setdefault(group, {})[name] = coerced
+        else:
+            top[name] = coerced
+    for group, values in groups.items():
+        top[group] = dataclasses.replace(getattr(config, group), **values)
+    return _validate(dataclasses.replace(config, **top))
+
+
+def preset(
+    method: str = "iid-dm",
+    dataset: str = "cifar10-mini",
+    ipc: int = 10,
+    scale: str = "tour",
+    changes: Mapping[str, Any] | None = None,
+) -> RunConfig:
+    """The settings of a method on a data set at a scale.
+
+    Args:
+        method: a name of ``distillation.METHODS``.
+        dataset: a name of the data registry.
+        ipc: synthetic images a class.
+        scale: ``paper`` (published settings), ``laptop``, ``tour`` or ``ci``.
+        changes: further settings by dotted key, as for `override`.
+
+    Raises:
+        InputError: for an unknown scale or setting, or a value out of range.
+
+    >>> preset("dm", ipc=10, scale="paper").match.batch_real
+    256
+    """
+    if scale not in SCALES:
+        raise InputError(f"unknown scale {scale!r}{suggest(scale, SCALES)}")
+    named = {"method": method, "dataset": dataset, "ipc": ipc, "scale": scale}
+    return override(RunConfig(), named | SCALES[scale] | dict(changes or {}))
+
+
+def to_yaml(config: RunConfig) -> str:
+    """The settings as YAML text that `from_yaml` reads back to an equal config."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: plain(item) for key, item in value.items()}
+        return list(value) if isinstance(value, tuple) else value
+
+    return yaml.safe_dump(plain(dataclasses.asdict(config)), sort_keys=False)
+
+
+def from_yaml(text: str) -> RunConfig:
+    """Settings from YAML text; settings that it leaves out keep the paper's values.
+
+    Raises:
+        InputError: for text that is not YAML, an unknown setting, or a wrong value.
+    """
+    try:
+        loaded = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError(f"the config is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(loaded, dict):
+        raise InputError(f"the config must be a YAML mapping of settings, got {type(loaded).__name__}")
+    groups = {entry.name for entry in dataclasses.fields(RunConfig) if f"{entry.name}" not in settings()}
+    flat: dict[str, Any] = {}
+    for key, value in loaded.items():
+        if key in groups:
+            if not isinstance(value, dict):
+                raise InputError(f"{key} must be a mapping of settings, got {value!r}")
+            flat |= {f"{key}.{name}": item for name, item in value.items()}
+        else:
+            flat[str(key)] = value
+    return override(RunConfig(), flat)
+
+
+def fingerprint(config: RunConfig) -> str:
+    """Twelve hex digits that name the settings; equal for equal settings."""
+    return hashlib.sha256(to_yaml(config).encode()).hexdigest()[:12]

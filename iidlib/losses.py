@@ -1,0 +1,191 @@
+"""The paper's equations, as pure functions over a class axis.
+
+Each loss takes the features of all C classes at once and returns one value a class, shape [C]; the objective is their
+sum. Axis letters: C classes, N real images a class, n synthetic images a class, D feature dimensions, K channels,
+P positions of the feature map (height times width). Classes of unequal size are padded along the image axis and come
+with a boolean mask that is true for real entries; padded entries take no part in any sum, whatever they hold.
+
+Source: Deng et al., "Exploiting Inter-sample and Inter-feature Relations in Dataset Distillation", CVPR 2024
+(arXiv 2404.00563), in the form of its released code; mean matching is that of Zhao and Bilen, "Dataset Condensation
+with Distribution Matching", WACV 2023.
+"""
+
+import torch
+from torch import Tensor
+
+__all__ = ["class_centralization", "covariance_matching", "local_covariance", "mean_matching", "squared_distances"]
+
+
+def _require(name: str, x: Tensor, axes: str, mask: Tensor | None = None) -> None:
+    """Raises ValueError unless `x` has the axes named by `axes`, at least one image, and a mask of its first two."""
+    if x.ndim != len(axes):
+        raise ValueError(f"{name} must have shape [{', '.join(axes)}], got {tuple(x.shape)}")
+    if x.shape[1] == 0:
+        raise ValueError(f"{name} must hold at least one image a class, got shape {tuple(x.shape)}")
+    if mask is not None and (mask.dtype != torch.bool or mask.shape != x.shape[:2]):
+        raise ValueError(
+            f"the mask of {name} must be boolean of shape {tuple(x.shape[:2])}, got {mask.dtype} {tuple(mask.shape)}"
+        )
+
+
+def _require_alike(real: Tensor, syn: Tensor, axes: str) -> None:
+    """Raises ValueError unless both sides agree in all axes but the images'."""
+    if real.shape[0] != syn.shape[0] or real.shape[2:] != syn.shape[2:]:
+        raise ValueError(
+            f"real and syn must agree in every axis of [{', '.join(axes)}] but the second, "
+            f"got {tuple(real.shape)} and {tuple(syn.shape)}"
+        )
+
+
+def _counts(x: Tensor, mask: Tensor | None) -> Tensor:
+    """Images a class, shape [C], in x's dtype."""
+    if mask is None:
+        return x.new_full((x.shape[0],), x.shape[1])
+    counts = mask.sum(1)
+    if not bool((counts > 0).all()):
+        raise ValueError("every class needs at least one image; a class whose mask is all false has none")
+    return counts.to(x.dtype)
+
+
+def _mean(x: Tensor, mask: Tensor | None) -> Tensor:
+    """Mean over the image axis of [C, N, ...], padded entries left out; shape [C, ...]."""
+    if mask is None:
+        return x.mean(1)
+    weights = mask.reshape(mask.shape + (1,) * (x.ndim - 2))
+    total = torch.where(weights, x, 0).sum(1)
+    return total / _counts(x, mask).reshape((-1,) + (1,) * (x.ndim - 2))
+
+
+def mean_matching(
+    real: Tensor, syn: Tensor, real_mask: Tensor | None = None, syn_mask: Tensor | None = None
+) -> Tensor:
+    r"""Squared distance between the mean features of real and synthetic images (DM).
+
+    .. math:: L_{DM}^c = \Big\| \tfrac1N \sum_j z(T_{cj}) - \tfrac1n \sum_i z(S_{ci}) \Big\|^2
+
+    A plain sum over the D dimensions, not divided by D, as in the released code.
+
+    Args:
+        real: features of real images, [C, N, D].
+        syn: features of synthetic images, [C, n, D].
+        real_mask: true where `real` holds an image, [C, N]; None means everywhere.
+        syn_mask: likewise for `syn`, [C, n].
+
+    Returns:
+        One value a class, [C], not negative; zero exactly where the means agree.
+
+    Raises:
+        ValueError: on shapes that do not fit, or a class without images.
+    """
+    _require("real", real, "CND", real_mask)
+    _require("syn", syn, "CnD", syn_mask)
+    _require_alike(real, syn, "CND")
+    return (_mean(real, real_mask) - _mean(syn, syn_mask)).square().sum(1)
+
+
+def local_covariance(fmap: Tensor, mask: Tensor | None = None) -> Tensor:
+    r"""Local covariance: how channels vary together over the positions and images of a class.
+
+    .. math:: \Sigma^c = \tfrac1N \sum_b (X_b - M)(X_b - M)^\top, \qquad M = \tfrac1N \sum_b X_b
+
+    The P positions of a feature map are the observations, so a class of N images gives N·P observations in K dimensions.
+    Centred per channel *and position* over the images (not over positions); divided by N only (not N-1, not by P).
+    The rank is at most P(N-1); with one image the result is zero and so is its gradient.
+
+    Args:
+        fmap: feature maps, [C, N, K, P].
+        mask: true where `fmap` holds an image, [C, N]; None means everywhere.
+
+    Returns:
+        [C, K, K], symmetric and positive semi-definite.
+
+    Raises:
+        ValueError: on a wrong shape, or a class without images.
+    """
+    _require("fmap", fmap, "CNKP", mask)
+    centred = fmap - _mean(fmap, mask).unsqueeze(1)
+    if mask is not None:
+        centred = torch.where(mask[:, :, None, None], centred, 0)
+    observations = centred.permute(0, 2, 1, 3).flatten(2)  # [C, K, N*P]: one matrix product a class
+    return observations @ observations.mT / _counts(fmap, mask)[:, None, None]
+
+
+def covariance_matching(
+    real: Tensor, syn: Tensor, real_mask: Tensor | None = None, syn_mask: Tensor | None = None
+) -> Tensor:
+    r"""Squared Frobenius distance between the local covariances of real and synthetic images (CM).
+
+    .. math:: L_{CM}^c = \| \Sigma_{real}^c - \Sigma_{syn}^c \|_F^2
+
+    Args:
+        real: feature maps of real images, [C, N, K, P].
+        syn: feature maps of synthetic images, [C, n, K, P].
+        real_mask: true where `real` holds an image, [C, N]; None means everywhere.
+        syn_mask: likewise for `syn`, [C, n].
+
+    Returns:
+        One value a class, [C], a sum over the K·K entries. With one synthetic image a class the gradient is zero.
+
+    Raises:
+        ValueError: on shapes that do not fit, or a class without images.
+    """
+    _require("real", real, "CNKP", real_mask)
+    _require("syn", syn, "CnKP", syn_mask)
+    _require_alike(real, syn, "CNKP")
+    return (local_covariance(real, real_mask) - local_covariance(syn, syn_mask)).square().sum((1, 2))
+
+
+def squared_distances(features: Tensor, mask: Tensor | None = None) -> Tensor:
+    r"""Squared distance of each image to the centre of its class, :math:`d_i = \|f_i - \bar f\|^2`.
+
+    Args:
+        features: [C, n, D].
+        mask: true where `features` holds an image, [C, n]; None means everywhere.
+
+    Returns:
+        [C, n]; zero where the mask is false.
+
+    Raises:
+        ValueError: on a wrong shape, or a class without images.
+    """
+    _require("features", features, "CnD", mask)
+    distances = (features - _mean(features, mask).unsqueeze(1)).square().sum(2)
+    return distances if mask is None else torch.where(mask, distances, 0)
+
+
+def class_centralization(
+    features: Tensor, mask: Tensor | None = None, *, form: str = "linear", alpha: float = 0.02, beta: float = 0.0
+) -> Tensor:
+    r"""Class centralization: synthetic images of a class gather around their centre (CC).
+
+    .. math::
+        \text{linear:} \quad L_{CC}^c = \sum_i d_i \qquad\qquad
+        \text{exp:} \quad L_{CC}^c = \sum_i \max(0, e^{\alpha d_i} - \beta), \qquad d_i = \|f_i - \bar f\|^2
+
+    The linear form is what the authors released, with a comment that it does as well as the other. The exp form is
+    inferred from lines they left commented out: since :math:`e^{\alpha d} \ge 1`, beta acts only above 1, where an image
+    is pulled only while :math:`d > \ln\beta / \alpha`; at small d it equals the linear form times alpha (and a constant).
+    In float32 it overflows for :math:`\alpha d` above 88, that is for d above about 4400 at the default alpha.
+
+    A SUM over images, as released: it grows with n while mean matching does not (see ``match.cc_scaling``).
+
+    Args:
+        features: features of the synthetic images under a trained network, [C, n, D].
+        mask: true where `features` holds an image, [C, n]; None means everywhere.
+        form: ``"linear"`` or ``"exp"``.
+        alpha: scale of the exponent (exp form only).
+        beta: what an image may cost before it is pulled (exp form only).
+
+    Returns:
+        One value a class, [C], not negative. With one image a class the gradient is zero.
+
+    Raises:
+        ValueError: on a wrong shape, a class without images, or an unknown form.
+    """
+    distances = squared_distances(features, mask)
+    if form == "linear":
+        return distances.sum(1)
+    if form == "exp":
+        cost = (torch.exp(alpha * distances) - beta).clamp_min(0)
+        return (cost if mask is None else torch.where(mask, cost, 0)).sum(1)
+    raise ValueError(f"form must be 'linear' or 'exp', got {form!r}")

@@ -1,0 +1,334 @@
+"""The networks of the field: matching, evaluation and cross-architecture tests all use these.
+
+Every network is a trunk that ends in a feature map, a head that flattens the map to a feature vector, and a linear
+classifier, so that the pieces of the method read alike for all of them::
+
+    network = build_network("convnet3", num_classes=10, image_size=32)
+    fmap = network.feature_map(images)      # [B, K, h, w], what covariance matching uses
+    features = network.head(fmap)           # [B, D], what mean matching uses; the same as network.embed(images)
+    logits = network.classifier(features)   # [B, C]; the same as network(images)
+
+Instance norm is ``GroupNorm(K, K)``, affine, as in the released code: no image sees another one, in training or
+evaluation mode, so a batch of all classes gives the same values as one class at a time. The forms whose name ends in
+``-bn`` have batch norm in its place.
+
+Source: the structures and parameter counts of Zhao and Bilen's DatasetCondensation code, which the released IID code
+(Deng et al., CVPR 2024) builds on. Departures: names of parameters are our own; VGG11's final 1x1 average pooling,
+which does nothing, is left out; grey images are not padded to 32x32.
+"""
+
+import difflib
+import math
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from iidlib import accelerate
+
+__all__ = ["NETWORKS", "Network", "build_network", "draw_parameters_"]
+
+
+class Network(nn.Module):
+    """A trunk, a head and a classifier, for square images of one size.
+
+    Attributes:
+        name: as in ``NETWORKS``.
+        image_size: side H of the images.
+        channels: channels of the images, K_in.
+        trunk: images -> feature map [B, K, h, w].
+        head: feature map -> features [B, D].
+        classifier: features -> logits [B, num_classes], the last linear layer.
+    """
+
+    def __init__(
+        self, trunk: nn.Module, head: nn.Module, classifier: nn.Linear, *, name: str, image_size: int, channels: int
+    ) -> None:
+        super().__init__()
+        self.trunk = trunk
+        self.head = head
+        self.classifier = classifier
+        self.name = name
+        self.image_size = image_size
+        self.channels = channels
+
+    @property
+    def num_classes(self) -> int:
+        """The number of logits."""
+        return self.classifier.out_features
+
+    def feature_map(self, images: Tensor) -> Tensor:
+        """Images [B, K_in, H, H] to the trunk's last map [B, K, h, w] (after its last pooling).
+
+        Raises:
+            ValueError: if the images have another shape than the network was built for.
+        """
+        if images.shape[1:] != (self.channels, self.image_size, self.image_size):
+            raise ValueError(
+                f"{self.name} was built for images [B, {self.channels}, {self.image_size}, {self.image_size}], "
+                f"got {list(images.shape)}"
+            )
+        return self.trunk(images)
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Images [B, K_in, H, H] to features [B, D], what the classifier sees."""
+        return self.head(self.feature_map(images))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images [B, K_in, H, H] to logits [B, num_classes]."""
+        return self.classifier(self.embed(images))
+
+
+class ConvBlock(nn.Module):
+    """3x3 convolution, instance norm, ReLU, 2x2 average pooling: [B, K_in, H, H] -> [B, K, H/2, H/2].
+
+    What follows the convolution is one function, ``kernel(x, weight, bias, eps)``, so that a compiled form can take its
+    place; ``norm`` only holds its parameters.
+    """
+
+    def __init__(self, channels: int, width: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, width, 3, padding=1)
+        self.norm = nn.GroupNorm(width, width)
+        self.kernel = accelerate.norm_relu_pool
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.kernel(self.conv(x), self.norm.weight, self.norm.bias, self.norm.eps)
+
+
+class ResidualBlock(nn.Module):
+    """Two 3x3 convolutions and a shortcut, each with its norm: [B, K_in, H, H] -> [B, K, H/stride, H/stride]."""
+
+    def __init__(self, channels: int, width: int, stride: int, norm: Callable[[int], nn.Module]) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, width, 3, stride, padding=1, bias=False)
+        self.norm1 = norm(width)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.norm2 = norm(width)
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or channels != width:
+            conv = nn.Conv2d(channels, width, 1, stride, bias=False)
+            self.shortcut = nn.Sequential(OrderedDict(conv=conv, norm=norm(width)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = F.relu(self.norm1(self.conv1(x)))
+        return F.relu(self.norm2(self.conv2(out)) + self.shortcut(x))
+
+
+def _instance_norm(width: int) -> nn.GroupNorm:
+    return nn.GroupNorm(width, width)
+
+
+# A trunk and a head, and the number D of features between head and classifier.
+_Parts = tuple[nn.Module, nn.Module, int]
+
+
+def _convnet(channels: int, size: int, *, depth: int, width: int = 128, batch_norm: bool = False) -> _Parts:
+    """ConvNet: ``depth`` blocks of convolution, norm, ReLU, average pooling (the field's matching network)."""
+    blocks: OrderedDict[str, nn.Module] = OrderedDict()
+    for i in range(depth):
+        fan = width if i else channels
+        if batch_norm:
+            conv, norm = nn.Conv2d(fan, width, 3, padding=1), nn.BatchNorm2d(width)
+            blocks[f"block{i + 1}"] = nn.Sequential(
+                OrderedDict(conv=conv, norm=norm, relu=nn.ReLU(), pool=nn.AvgPool2d(2))
+            )
+        else:
+            blocks[f"block{i + 1}"] = ConvBlock(fan, width)
+    return nn.Sequential(blocks), nn.Flatten(), width * (size >> depth) ** 2
+
+
+def _plain(
+    channels: int, size: int, *, layers: tuple[tuple[int, int] | None, ...], norm: Callable[[int], nn.Module] | None
+) -> _Parts:
+    """Convolutions in a row, each (width, kernel size) with norm and ReLU, and 2x2 max pooling where None."""
+    trunk: OrderedDict[str, nn.Module] = OrderedDict()
+    convolutions = 0
+    for layer in layers:
+        if layer is None:
+            trunk[f"pool{convolutions}"] = nn.MaxPool2d(2)
+            size //= 2
+            continue
+        width, kernel_size = layer
+        convolutions += 1
+        trunk[f"conv{convolutions}"] = nn.Conv2d(channels, width, kernel_size, padding=kernel_size // 2)
+        if norm is not None:
+            trunk[f"norm{convolutions}"] = norm(width)
+        trunk[f"relu{convolutions}"] = nn.ReLU()
+        channels = width
+    return nn.Sequential(trunk), nn.Flatten(), channels * size**2
+
+
+def _resnet18(channels: int, size: int, *, norm: Callable[[int], nn.Module]) -> _Parts:
+    """ResNet18 for small images: a 3x3 stem without pooling, four stages of two blocks, average pooling over 4x4.
+
+    The pooling leaves one position at 32x32 (512 features), 2x2 at 64x64 (2048 features), as in the released code.
+    """
+    stem = OrderedDict(conv=nn.Conv2d(channels, 64, 3, padding=1, bias=False), norm=norm(64), relu=nn.ReLU())
+    trunk: OrderedDict[str, nn.Module] = OrderedDict(stem=nn.Sequential(stem))
+    fan = 64
+    for i, (width, stride) in enumerate(((64, 1), (128, 2), (256, 2), (512, 2)), 1):
+        trunk[f"stage{i}"] = nn.Sequential(
+            ResidualBlock(fan, width, stride, norm), ResidualBlock(width, width, 1, norm)
+        )
+        fan = width
+    return nn.Sequential(trunk), nn.Sequential(nn.AvgPool2d(4), nn.Flatten()), 512 * (size // 32) ** 2
+
+
+def _mlp(channels: int, size: int) -> _Parts:
+    """Two hidden layers of 128; the feature map is the second one, as a map of one position."""
+    trunk: OrderedDict[str, nn.Module] = OrderedDict(
+        flatten=nn.Flatten(),
+        linear1=nn.Linear(channels * size**2, 128),
+        relu1=nn.ReLU(),
+        linear2=nn.Linear(128, 128),
+        relu2=nn.ReLU(),
+        unflatten=nn.Unflatten(1, (128, 1, 1)),
+    )
+    return nn.Sequential(trunk), nn.Flatten(), 128
+
+
+def _lenet(channels: int, size: int) -> _Parts:
+    """LeNet-5 with ReLU and max pooling; its two hidden linear layers belong to the head."""
+    trunk: OrderedDict[str, nn.Module] = OrderedDict(
+        conv1=nn.Conv2d(channels, 6, 5),
+        relu1=nn.ReLU(),
+        pool1=nn.MaxPool2d(2),
+        conv2=nn.Conv2d(6, 16, 5),
+        relu2=nn.ReLU(),
+        pool2=nn.MaxPool2d(2),
+    )
+    head: OrderedDict[str, nn.Module] = OrderedDict(
+        flatten=nn.Flatten(),
+        linear1=nn.Linear(16 * (((size - 4) // 2 - 4) // 2) ** 2, 120),
+        relu1=nn.ReLU(),
+        linear2=nn.Linear(120, 84),
+        relu2=nn.ReLU(),
+    )
+    return nn.Sequential(trunk), nn.Sequential(head), 84
+
+
+@dataclass(frozen=True)
+class _Architecture:
+    """How a named network is built, and which image sizes it takes: multiples of one, or that one alone."""
+
+    build: Callable[..., _Parts]
+    multiple: int
+    fixed: bool = False
+
+    def check_size(self, name: str, size: int) -> None:
+        allowed = size == self.multiple if self.fixed else size > 0 and size % self.multiple == 0
+        if not allowed:
+            m = self.multiple
+            sides = f"side {m} only" if self.fixed else f"a side that is a multiple of {m} ({m}, {2 * m}, {3 * m}, ...)"
+            raise ValueError(f"{name} takes square images of {sides}, got image_size {size}")
+
+
+_ALEXNET = ((128, 5), None, (192, 5), None, (256, 3), (192, 3), (192, 3), None)
+_VGG11 = ((64, 3), None, (128, 3), None, (256, 3), (256, 3), None, (512, 3), (512, 3), None, (512, 3), (512, 3), None)
+
+_ARCHITECTURES = {
+    "convnet1": _Architecture(partial(_convnet, depth=1), 2),
+    "convnet2": _Architecture(partial(_convnet, depth=2), 4),
+    "convnet3": _Architecture(partial(_convnet, depth=3), 8),
+    "convnet4": _Architecture(partial(_convnet, depth=4), 16),
+    "alexnet": _Architecture(partial(_plain, layers=_ALEXNET, norm=None), 32, fixed=True),
+    "vgg11": _Architecture(partial(_plain, layers=_VGG11, norm=_instance_norm), 32, fixed=True),
+    "resnet18": _Architecture(partial(_resnet18, norm=_instance_norm), 32),
+    "mlp": _Architecture(_mlp, 1),
+    "lenet": _Architecture(_lenet, 32, fixed=True),
+    "convnet3-bn": _Architecture(partial(_convnet, depth=3, batch_norm=True), 8),
+    "convnet4-bn": _Architecture(partial(_convnet, depth=4, batch_norm=True), 16),
+    "alexnet-bn": _Architecture(partial(_plain, layers=_ALEXNET, norm=nn.BatchNorm2d), 32, fixed=True),
+    "vgg11-bn": _Architecture(partial(_plain, layers=_VGG11, norm=nn.BatchNorm2d), 32, fixed=True),
+    "resnet18-bn": _Architecture(partial(_resnet18, norm=nn.BatchNorm2d), 32),
+}
+NETWORKS = tuple(_ARCHITECTURES)
+"""Names that ``build_network`` knows."""
+
+
+def build_network(
+    name: str,
+    *,
+    num_classes: int = 10,
+    image_size: int = 32,
+    channels: int = 3,
+    width: int | None = None,
+    generator: torch.Generator | None = None,
+) -> Network:
+    """Builds a network with freshly drawn parameters (PyTorch's default distribution).
+
+    Args:
+        name: one of ``NETWORKS``.
+        num_classes: number of logits.
+        image_size: side of the square images; AlexNet, VGG11 and LeNet take 32 only, ConvNets of depth d multiples of
+            2^d, ResNet18 multiples of 32, the MLP any.
+        channels: channels of the images.
+        width: channels of every ConvNet block, 128 if ``None``; other networks have no width.
+        generator: draws the parameters, on its device, where the network is then built; the global random state stays
+            as it is. ``None``: PyTorch's own initialisation, from the global random state, on the CPU.
+
+    Raises:
+        ValueError: for an unknown name, an image size that the network does not take, a width where there is none, or
+            a number below 1.
+    """
+    if name not in NETWORKS:
+        close = difflib.get_close_matches(name, NETWORKS, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        raise ValueError(f"unknown network {name!r}, known are {', '.join(NETWORKS)}{hint}")
+    architecture = _ARCHITECTURES[name]
+    architecture.check_size(name, image_size)
+    if width is not None and not name.startswith("convnet"):
+        raise ValueError(f"only ConvNets have a width; leave width out for {name} (got {width})")
+    for label, number in (("num_classes", num_classes), ("channels", channels), ("width", width)):
+        if number is not None and number < 1:
+            raise ValueError(f"{label} must be at least 1, got {number}")
+
+    widths = {} if width is None else {"width": width}
+    # The meta device holds no values, so that nothing is drawn only to be drawn again.
+    with torch.device("cpu" if generator is None else "meta"):
+        trunk, head, features = architecture.build(channels, image_size, **widths)
+        classifier = nn.Linear(features, num_classes)
+    network = Network(trunk, head, classifier, name=name, image_size=image_size, channels=channels)
+    if generator is not None:
+        network.to_empty(device=generator.device)
+        draw_parameters_(network, generator)
+    return network
+
+
+@torch.no_grad()
+def draw_parameters_(network: nn.Module, generator: torch.Generator) -> None:
+    """Draws all parameters anew, in place and on their device: a fresh random network without building one.
+
+    The distribution is PyTorch's default: weights and biases of convolutions and linear layers uniform in
+    +-1/sqrt(fan_in), norms at weight 1 and bias 0; running statistics of batch norm are reset.
+
+    Args:
+        network: any network of convolutions, linear layers, group and batch norms.
+        generator: on the network's device; the values are a function of its state.
+
+    Raises:
+        ValueError: if the generator is on another kind of device than a parameter.
+        TypeError: if a module holds parameters whose distribution is not known here.
+    """
+    for module in network.modules():
+        own = list(module.parameters(recurse=False))
+        if own and own[0].device.type != generator.device.type:
+            raise ValueError(
+                f"the network is on {own[0].device} and the generator on {generator.device}; "
+                f"pass torch.Generator({own[0].device.type!r})"
+            )
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            bound = 1 / math.sqrt(module.weight[0].numel())
+            for parameter in own:
+                parameter.uniform_(-bound, bound, generator=generator)
+        elif isinstance(module, nn.GroupNorm | nn.BatchNorm2d):
+            module.reset_parameters()
+        elif own:
+            raise TypeError(
+                f"draw_parameters_ knows convolutions, linear layers and norms, not {type(module).__name__}"
+            )

@@ -1,0 +1,39 @@
+"""Random draws as a function of (seed, iteration, stream name).
+
+Every draw of a run (real batches, augmentation, network parameters, the pool's choice, ...) comes from a generator made
+for that one purpose and iteration. A resumed run therefore needs no generator history, an evaluation in between cannot
+disturb a distillation, and two methods with the same seed see the same real batches, networks and augmentations, which
+is what makes their comparison a paired one.
+"""
+
+import hashlib
+
+import torch
+
+__all__ = ["stream", "stream_seed"]
+
+
+def stream_seed(seed: int, iteration: int, name: str) -> int:
+    """A 63-bit seed from the run's seed, an iteration and a stream's name.
+
+    BLAKE2b rather than arithmetic on the numbers, so that neighbouring seeds and iterations are unrelated.
+    """
+    digest = hashlib.blake2b(f"{seed}/{iteration}/{name}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+def stream(seed: int, iteration: int, name: str, device: torch.device | str = "cpu") -> torch.Generator:
+    """A fresh generator for one purpose at one iteration.
+
+    Args:
+        seed: the run's seed.
+        iteration: the iteration (or epoch, or index of a network) that the draw belongs to; 0 for draws made once.
+        name: what is drawn, such as ``"real batch"``; each purpose has its own name.
+        device: where the numbers are drawn. CPU draws are the same on every machine; CUDA draws are not those of the CPU.
+
+    Returns:
+        A generator on `device`; the global generators are never touched.
+    """
+    generator = torch.Generator(device=device)
+    generator.manual_seed(stream_seed(seed, iteration, name))
+    return generator

@@ -1,0 +1,318 @@
+"""What is around the code: dependencies in their three files, the wheel, the verbs, licence, citation, versions."""
+
+import importlib.metadata
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.markers import default_environment
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+import iidlib
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf8"))["project"]
+MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf8")
+README = (ROOT / "README.md").read_text(encoding="utf8")
+
+PYTHONS = ["3.11", "3.12", "3.13"]
+PLATFORMS = {
+    "linux-x86_64": {"sys_platform": "linux", "platform_machine": "x86_64", "platform_system": "Linux"},
+    "linux-aarch64": {"sys_platform": "linux", "platform_machine": "aarch64", "platform_system": "Linux"},
+    "macos-arm64": {"sys_platform": "darwin", "platform_machine": "arm64", "platform_system": "Darwin"},
+}
+# Names on conda-forge that differ from those on PyPI.
+CONDA_NAMES = {"pytorch": "torch", "matplotlib-base": "matplotlib"}
+
+
+def lower_bound(requirement: Requirement) -> str:
+    (bound,) = [item.version for item in requirement.specifier if item.operator == ">="]
+    return bound
+
+
+CORE = {canonicalize_name(r.name): r for r in map(Requirement, PROJECT["dependencies"])}
+EXTRAS = [Requirement(text) for extra in ("book", "dev") for text in PROJECT["optional-dependencies"][extra]]
+
+
+# --- dependencies -----------------------------------------------------------------------------------------------------
+
+
+def conda() -> dict:
+    return yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf8"))
+
+
+def test_conda_environment_uses_conda_forge_only() -> None:
+    environment = conda()
+    assert environment["name"] == "iid-book"
+    assert environment["channels"] == ["conda-forge", "nodefaults"]
+
+
+def test_conda_environment_agrees_with_pyproject() -> None:
+    listed = {}
+    for entry in conda()["dependencies"]:
+        if isinstance(entry, str):
+            name, _, bounds = entry.partition(" ")
+            listed[CONDA_NAMES.get(name, name)] = bounds
+    python = listed.pop("python")
+    assert python.startswith(PROJECT["requires-python"])
+    listed.pop("pip")
+    assert listed == {name: f">={lower_bound(requirement)}" for name, requirement in CORE.items()}
+
+
+def test_conda_environment_installs_the_project_with_its_extras() -> None:
+    (pip,) = [entry["pip"] for entry in conda()["dependencies"] if isinstance(entry, dict)]
+    assert pip == ["-e .[book,dev]"]
+    assert set(PROJECT["optional-dependencies"]) == {"book", "dev"}
+
+
+def locked() -> list[tuple[Requirement, list[str]]]:
+    """Each requirement of the lock with its hashes."""
+    text = (ROOT / ".ci" / "requirements.lock").read_text(encoding="utf8").replace("\\\n", " ")
+    lines = [line for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
+    return [
+        (Requirement(line.split(" --hash")[0]), re.findall(r"--hash=sha256:([0-9a-f]{64})", line)) for line in lines
+    ]
+
+
+def test_lock_pins_every_package_with_hashes() -> None:
+    for requirement, hashes in locked():
+        operators = [item.operator for item in requirement.specifier]
+        assert operators == ["=="], f"{requirement} is not pinned"
+        assert hashes, f"{requirement.name} has no hashes"
+        assert requirement.url is None
+
+
+@pytest.mark.parametrize("python", PYTHONS)
+@pytest.mark.parametrize("platform", PLATFORMS)
+def test_lock_has_an_allowed_version_of_every_dependency(platform: str, python: str) -> None:
+    environment = default_environment() | PLATFORMS[platform]
+    environment |= {"python_version": python, "python_full_version": f"{python}.1", "os_name": "posix"}
+    versions: dict[str, str] = {}
+    for requirement, _ in locked():
+        if requirement.marker is None or requirement.marker.evaluate(environment):
+            (pin,) = requirement.specifier
+            name = canonicalize_name(requirement.name)
+            assert versions.setdefault(name, pin.version) == pin.version, f"two versions of {name}"
+    # Without its CUDA libraries torch does not import on Linux; on macOS there are none.
+    assert any(name.startswith("nvidia-") for name in versions) == platform.startswith("linux")
+    for requirement in [*CORE.values(), *EXTRAS]:
+        version = versions.get(canonicalize_name(requirement.name))
+        assert version is not None, f"{requirement} is not in the lock: run `make lock`"
+        assert requirement.specifier.contains(version), f"the lock has {requirement.name} {version}: run `make lock`"
+
+
+def test_editable_install_needs_nothing_outside_the_lock() -> None:
+    build = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf8"))["build-system"]["requires"]
+    names = {canonicalize_name(requirement.name) for requirement, _ in locked()}
+    assert {canonicalize_name(Requirement(text).name) for text in build} | {"editables"} <= names
+
+
+def test_supported_pythons_are_stated() -> None:
+    assert PROJECT["requires-python"] == ">=3.11"
+    stated = [text.rsplit(" ", 1)[1] for text in PROJECT["classifiers"] if re.search(r"Python :: 3\.\d+$", text)]
+    assert stated == PYTHONS
+    assert "Python 3.11" in README
+
+
+# --- the package ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (built,) = folder.glob("*.whl")
+    return built
+
+
+def test_wheel_holds_the_modules_and_the_embedded_images(wheel: Path) -> None:
+    names = set(zipfile.ZipFile(wheel).namelist())
+    modules = {f"iidlib/{path.name}" for path in (ROOT / "iidlib").glob("*.py")}
+    mini = ROOT / "data" / "cifar10-mini"
+    images = {f"iidlib/_data/cifar10-mini/{path.relative_to(mini)}" for path in mini.rglob("*") if path.is_file()}
+    assert len(images) >= 3
+    assert modules | images <= names
+    rest = {name for name in names - modules - images if ".dist-info/" not in name}
+    assert not rest, f"the wheel holds more than the library: {sorted(rest)[:5]}"
+
+
+def test_wheel_has_licence_and_console_script(wheel: Path) -> None:
+    archive = zipfile.ZipFile(wheel)
+    info = f"iidlib-{PROJECT['version']}.dist-info"
+    assert b"MIT License" in archive.read(f"{info}/licenses/LICENSE")
+    assert "iid = iidlib.cli:main" in archive.read(f"{info}/entry_points.txt").decode()
+
+
+def test_installed_wheel_finds_its_images_without_the_checkout(wheel: Path, tmp_path: Path) -> None:
+    zipfile.ZipFile(wheel).extractall(tmp_path / "site")
+    code = "import iidlib.sources; print(iidlib.sources.__file__); print(iidlib.sources.data_dir('cifar10-mini'))"
+    environment = {name: value for name, value in os.environ.items() if name != "IID_DATA"}
+    environment["PYTHONPATH"] = str(tmp_path / "site")
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    module, folder = map(Path, done.stdout.split("\n")[:2])
+    assert module == tmp_path / "site" / "iidlib" / "sources.py"
+    assert folder == tmp_path / "site" / "iidlib" / "_data" / "cifar10-mini"
+
+
+def test_editable_install_copies_no_images() -> None:
+    installed = importlib.metadata.files("iidlib") or []
+    assert not [str(path) for path in installed if "_data" in path.parts], "reinstall with: pip install --no-deps -e ."
+
+
+def test_console_script_leads_to_the_command_line() -> None:
+    (script,) = importlib.metadata.entry_points(group="console_scripts", name="iid")
+    assert callable(script.load())
+
+
+# --- versions, licence, citation --------------------------------------------------------------------------------------
+
+
+def test_version_is_the_same_everywhere() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf8"))
+    changes = re.findall(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(encoding="utf8"), flags=re.MULTILINE)
+    assert iidlib.__version__ == PROJECT["version"] == citation["version"] == changes[0]
+
+
+def test_licence_is_mit() -> None:
+    text = (ROOT / "LICENSE").read_text(encoding="utf8")
+    assert text.startswith("MIT License\n")
+    assert re.search(r"Copyright \(c\) \d{4} \S", text)
+    assert 'THE SOFTWARE IS PROVIDED "AS IS"' in text
+    assert PROJECT["license"] == "MIT"
+
+
+def test_citation_names_the_software_and_the_paper() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf8"))
+    assert {"cff-version", "message", "title", "authors", "license"} <= set(citation)
+    assert citation["license"] == "MIT"
+    titles = [reference["title"] for reference in citation["references"]]
+    assert "Exploiting Inter-sample and Inter-feature Relations in Dataset Distillation" in titles
+    for reference in citation["references"]:
+        assert reference["authors"]
+        assert reference["year"]
+
+
+def test_tracked_files_stay_small() -> None:
+    if not (ROOT / ".git").exists() or shutil.which("git") is None:
+        pytest.skip("not a git checkout")
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    files = [ROOT / name for name in listed.split("\0") if name]
+    total = sum(path.stat().st_size for path in files if path.is_file())
+    assert total < 25 * 2**20, f"tracked files hold {total / 2**20:.1f} MiB; the limit is 25"
+
+
+# --- verbs and documentation ------------------------------------------------------------------------------------------
+
+
+def targets() -> list[str]:
+    """The verbs of the Makefile."""
+    listed = re.findall(r"^\.PHONY: (.+)$", MAKEFILE, flags=re.MULTILINE)
+    return [name for line in listed for name in line.split() if "$" not in name]
+
+
+def make(*arguments: str) -> str:
+    if shutil.which("make") is None:
+        pytest.skip("make is not installed")
+    done = subprocess.run(["make", *arguments], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("arguments", [[], ["help"]])
+def test_make_lists_every_verb_with_what_it_does(arguments: list[str]) -> None:
+    lines = dict(re.findall(r"^  (\w+) +(\S.*)$", make(*arguments), flags=re.MULTILINE))
+    assert list(lines) == targets()
+    assert {"demo", "test", "book", "lab", "lint", "sync", "lock", "bench", "clean"} <= set(lines)
+
+
+def test_verbs_are_free_of_what_make_3_81_lacks() -> None:
+    assert not re.search(r"^\.ONESHELL|^\s*\w+ *(::=|!=)|\$\(file ", MAKEFILE, flags=re.MULTILINE)
+
+
+def test_make_names_a_python_that_is_too_old(tmp_path: Path) -> None:
+    old = tmp_path / "python3.9"
+    old.write_text('#!/bin/sh\n[ "$1" = --version ] && { echo Python 3.9.18; exit 0; }\nexit 1\n')
+    old.chmod(0o755)
+    done = fresh_install(tmp_path, old)
+    assert "Python 3.11" in done.stderr
+    assert "Python 3.9.18" in done.stderr
+    assert "PYTHON=python3" in done.stderr
+
+
+def test_make_names_a_missing_python3_venv(tmp_path: Path) -> None:
+    bare = tmp_path / "python3"
+    bare.write_text(f'#!/bin/sh\ncase "$2" in *ensurepip*) exit 1;; esac\nexec "{sys.executable}" "$@"\n')
+    bare.chmod(0o755)
+    assert "sudo apt install python3-venv" in fresh_install(tmp_path, bare).stderr
+
+
+def fresh_install(folder: Path, python: Path) -> subprocess.CompletedProcess[str]:
+    """`make install` into a folder without environment, which is expected to fail before anything is made."""
+    if shutil.which("make") is None:
+        pytest.skip("make is not installed")
+    command = ["make", "install", f"VENV={folder / 'venv'}", f"PYTHON={python}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode != 0
+    assert not (folder / "venv").exists()
+    return done
+
+
+def test_continuous_integration_runs_the_same_verb() -> None:
+    script = ROOT / ".ci" / "run"
+    assert os.access(script, os.X_OK)
+    text = script.read_text(encoding="utf8")
+    assert "set -euo pipefail" in text
+    assert "IID_REQUIRE_BROWSER=1" in text
+    assert text.rstrip().splitlines()[-1].startswith("exec make test")
+
+
+def shell_lines() -> list[str]:
+    """Lines of the shell blocks of the README, without their comments."""
+    blocks = re.findall(r"```(?:bash|sh|console)\n(.*?)```", README, flags=re.DOTALL)
+    text = "\n".join(blocks).replace("\\\n", " ")
+    return [line.split(" #")[0].strip() for line in text.splitlines() if line.strip()]
+
+
+def test_readme_names_verbs_that_exist() -> None:
+    named = re.findall(r"\bmake ([a-z]+)\b", README)
+    assert {"demo", "test", "lab", "book"} <= set(named)
+    assert set(named) <= set(targets())
+
+
+def test_readme_commands_and_options_are_those_of_the_command_line() -> None:
+    iid = Path(sys.executable).parent / "iid"
+    lines = [line.split()[1:] for line in shell_lines() if line.startswith("iid ")]
+    assert {"distill", "evaluate", "data", "sweep", "bench"} <= {words[0] for words in lines}
+    wide = os.environ | {"COLUMNS": "200", "TERM": "dumb", "NO_COLOR": "1"}
+    for words in lines:
+        command = words[: 2 if words[0] == "data" else 1]
+        done = subprocess.run([iid, *command, "--help"], capture_output=True, text=True, env=wide)
+        assert done.returncode == 0, f"iid {' '.join(command)}: {done.stderr}"
+        options = {word.split("=")[0] for word in words if word.startswith("--")}
+        assert options <= set(re.findall(r"--[a-z-]+", done.stdout)), f"iid {' '.join(words)}: {done.stdout}"
+
+
+def test_readme_python_runs_as_far_as_names_go() -> None:
+    (block, *_) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    compile(block, "README.md", "exec")
+    for name in re.findall(r"\biidlib\.(\w+)", block):
+        assert hasattr(iidlib, name), f"README.md uses iidlib.{name}"
+
+
+def test_readme_links_lead_somewhere() -> None:
+    for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md"):
+        text = (ROOT / name).read_text(encoding="utf8")
+        for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", text):
+            assert (ROOT / target).exists(), f"{name} links to {target}"
