@@ -1,3 +1,34 @@
-"""Dataset distillation by distribution matching, with the two plug-in terms of IID (Deng et al., CVPR 2024)."""
+"""Dataset distillation by distribution matching, with the two plug-in terms of IID (Deng et al., CVPR 2024).
+
+A newcomer reads ``losses`` (the paper), ``distillation`` (the loop) and ``evaluation`` (the claim). The names below are
+loaded when first used, so that ``iid --help`` does not wait for torch.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from iidlib.config import InputError, preset
+    from iidlib.data import load_dataset
+    from iidlib.distillation import distill
+    from iidlib.evaluation import evaluate
+    from iidlib.synthetic import SyntheticSet
 
 __version__ = "0.1.0"
+
+__all__ = ["InputError", "SyntheticSet", "__version__", "distill", "evaluate", "load_dataset", "preset"]
+
+_HOMES = {
+    "InputError": "config",
+    "SyntheticSet": "synthetic",
+    "distill": "distillation",
+    "evaluate": "evaluation",
+    "load_dataset": "data",
+    "preset": "config",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'iidlib' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"iidlib.{_HOMES[name]}"), name)

@@ -133,7 +133,12 @@ def compiler_available() -> bool:
 @functools.cache
 def _compiled_norm_relu_pool() -> Callable[..., Tensor]:
     """The compiled kernel, made once a process; it falls back to the plain function if compilation fails."""
+    # one graph serves every width, size and batch; static ones, a little faster, would compile for minutes
     compiled = torch.compile(norm_relu_pool, dynamic=True)
+    # each term's own gradient is logged, so a graph may be walked backward more than once
+    torch._functorch.config.donated_buffer = False
+    # says on stderr that CUDA headers without a GPU were found, which is of no interest to a CPU kernel
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     broken = False
 
     def kernel(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5) -> Tensor:
@@ -167,10 +172,10 @@ def prepare(network: nn.Module, *, compile: str = "auto") -> nn.Module:
     if compile == "on" and not compiler_available():
         raise ValueError("compute.compile is on, but torch finds no C++ compiler here; install one or use auto")
     network.to(memory_format=torch.channels_last)
-    fused = compile != "off" and compiler_available()
-    for module in network.modules():
-        if getattr(module, "kernel", None) is norm_relu_pool and fused:
-            module.kernel = _compiled_norm_relu_pool()
+    if compile != "off" and compiler_available():
+        for module in network.modules():
+            if getattr(module, "kernel", None) is norm_relu_pool:
+                module.kernel = _compiled_norm_relu_pool()  # type: ignore[assignment]
     return network
 
 

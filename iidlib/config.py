@@ -106,6 +106,8 @@ class PoolConfig:
     """Learning rate, constant, SGD with momentum 0.9 and weight decay 5e-4."""
     batch: int = 256
     """Images a training step."""
+    seed: int = 0
+    """Of the pool's own draws: runs with other seeds share one pool, as they share the data."""
     path: str = ""
     """A pool saved before; empty means the cache, trained when absent."""
 
@@ -179,9 +181,6 @@ class RunConfig:
     compute: ComputeConfig = field(default_factory=ComputeConfig)
 
 
-# What each scale changes in the paper's settings (the defaults above). The pools of small ConvNets stand in for the
-# paper's ResNet18s where there is no GPU; their class-centralization term is scaled by the scatter of real images,
-# because a weight tuned for ResNet18 features means nothing for theirs.
 SCALES: dict[str, dict[str, Any]] = {
     "paper": {},
     "laptop": {
@@ -231,6 +230,11 @@ SCALES: dict[str, dict[str, Any]] = {
         "compute.compile": "off",
     },
 }
+"""What each scale changes in the paper's settings, which are the defaults.
+
+The pools of small ConvNets stand in for the paper's ResNet18s where there is no GPU; class centralization is then
+scaled by the scatter of real images, because a weight tuned for ResNet18 features means nothing for theirs.
+"""
 
 _POSITIVE = {
     "ipc", "iterations", "match.width", "match.batch_real", "match.cc_real", "syn.lr", "pool.width", "pool.count",
@@ -238,7 +242,7 @@ _POSITIVE = {
     "checkpoint.every",
 }  # fmt: skip
 _NOT_NEGATIVE = {
-    "seed", "match.cm", "match.cc", "match.cc_alpha", "match.cc_beta", "syn.momentum", "compute.chunk",
+    "seed", "pool.seed", "match.cm", "match.cc", "match.cc_alpha", "match.cc_beta", "syn.momentum", "compute.chunk",
 }  # fmt: skip
 
 
@@ -302,6 +306,10 @@ def _validate(config: RunConfig) -> RunConfig:
             raise InputError(f"{key} must not be negative, got {flat[key]!r}")
     if config.syn.momentum >= 1:
         raise InputError(f"syn.momentum must be below 1, got {config.syn.momentum!r}")
+    if config.match.cc_scaling == "relative" and config.match.cc_form != "linear":
+        raise InputError(
+            "match.cc_scaling=relative goes with match.cc_form=linear; the exp form has its own scale, alpha"
+        )
     if config.scale not in SCALES:
         raise InputError(f"unknown scale {config.scale!r}{suggest(config.scale, SCALES)}")
     return config

@@ -56,9 +56,7 @@ def _mean(x: Tensor, mask: Tensor | None) -> Tensor:
     return total / _counts(x, mask).reshape((-1,) + (1,) * (x.ndim - 2))
 
 
-def mean_matching(
-    real: Tensor, syn: Tensor, real_mask: Tensor | None = None, syn_mask: Tensor | None = None
-) -> Tensor:
+def mean_matching(real: Tensor, syn: Tensor, real_mask: Tensor | None = None, syn_mask: Tensor | None = None) -> Tensor:
     r"""Squared distance between the mean features of real and synthetic images (DM).
 
     .. math:: L_{DM}^c = \Big\| \tfrac1N \sum_j z(T_{cj}) - \tfrac1n \sum_i z(S_{ci}) \Big\|^2
@@ -88,7 +86,7 @@ def local_covariance(fmap: Tensor, mask: Tensor | None = None) -> Tensor:
 
     .. math:: \Sigma^c = \tfrac1N \sum_b (X_b - M)(X_b - M)^\top, \qquad M = \tfrac1N \sum_b X_b
 
-    The P positions of a feature map are the observations, so a class of N images gives N·P observations in K dimensions.
+    The P positions of a feature map are the observations, so N images of a class give N·P observations in K dimensions.
     Centred per channel *and position* over the images (not over positions); divided by N only (not N-1, not by P).
     The rank is at most P(N-1); with one image the result is zero and so is its gradient.
 
@@ -159,13 +157,16 @@ def class_centralization(
     r"""Class centralization: synthetic images of a class gather around their centre (CC).
 
     .. math::
-        \text{linear:} \quad L_{CC}^c = \sum_i d_i \qquad\qquad
-        \text{exp:} \quad L_{CC}^c = \sum_i \max(0, e^{\alpha d_i} - \beta), \qquad d_i = \|f_i - \bar f\|^2
+        \begin{gathered}
+        d_i = \|f_i - \bar f\|^2 \\
+        \text{linear:} \quad L_{CC}^c = \sum_i d_i \\
+        \text{exp:} \quad L_{CC}^c = \sum_i \max(0, e^{\alpha d_i} - \beta)
+        \end{gathered}
 
     The linear form is what the authors released, with a comment that it does as well as the other. The exp form is
-    inferred from lines they left commented out: since :math:`e^{\alpha d} \ge 1`, beta acts only above 1, where an image
-    is pulled only while :math:`d > \ln\beta / \alpha`; at small d it equals the linear form times alpha (and a constant).
-    In float32 it overflows for :math:`\alpha d` above 88, that is for d above about 4400 at the default alpha.
+    inferred from lines they left commented out: since :math:`e^{\alpha d} \ge 1`, beta acts only above 1, where an
+    image is pulled only while :math:`d > \ln\beta / \alpha`; at small d it equals the linear form times alpha (and a
+    constant). In float32 it overflows for :math:`\alpha d` above 88: for d above about 4400 at the default alpha.
 
     A SUM over images, as released: it grows with n while mean matching does not (see ``match.cc_scaling``).
 

@@ -22,6 +22,7 @@ from iidlib.config import InputError
 __all__ = ["SHAPES", "SOURCES", "FileCheck", "Images", "PathLike", "Source", "data_dir", "draw_shapes", "from_mosaic"]
 
 PathLike = str | os.PathLike[str]
+"""A path as text or as an object."""
 
 Images = tuple[Tensor, Tensor]
 """Images, uint8 [N, K, H, W], and their labels, int64 [N]."""

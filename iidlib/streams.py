@@ -29,7 +29,7 @@ def stream(seed: int, iteration: int, name: str, device: torch.device | str = "c
         seed: the run's seed.
         iteration: the iteration (or epoch, or index of a network) that the draw belongs to; 0 for draws made once.
         name: what is drawn, such as ``"real batch"``; each purpose has its own name.
-        device: where the numbers are drawn. CPU draws are the same on every machine; CUDA draws are not those of the CPU.
+        device: where the numbers are drawn; a GPU draws others than a CPU.
 
     Returns:
         A generator on `device`; the global generators are never touched.

@@ -1,7 +1,6 @@
 """The synthetic set: the images being learned, their labels and where they come from; saved without pickle."""
 
 import json
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from iidlib.config import InputError
 from iidlib.data import DatasetSpec, RealSet, denormalize
+from iidlib.runs import atomic_write
 
 __all__ = ["SyntheticSet"]
 
@@ -69,17 +69,15 @@ class SyntheticSet:
             init: ``"real"`` or ``"noise"``.
 
         Raises:
-            InputError: if ipc is below 1 or, for real images, above the size of the smallest class.
+            InputError: if ipc is below 1 or above the size of the smallest class, or init is unknown.
         """
         smallest = int(real.counts.min())
-        if ipc < 1:
-            raise InputError(f"ipc must be at least 1, got {ipc}")
+        if not 1 <= ipc <= smallest:
+            name = real.spec.classes[int(real.counts.argmin())]
+            raise InputError(
+                f"ipc must be 1 to {smallest}, the training images of class {name!r} in {real.spec.name}, not {ipc}"
+            )
         if init == "real":
-            if ipc > smallest:
-                name = real.spec.classes[int(real.counts.argmin())]
-                raise InputError(
-                    f"ipc {ipc} is more than the {smallest} training images of class {name!r} in {real.spec.name}"
-                )
             images = real.images_of(real.sample(ipc, generator).index)
         elif init == "noise":
             size = real.spec.image_size
@@ -92,7 +90,6 @@ class SyntheticSet:
 
     def save(self, path: str | Path) -> None:
         """Writes a safetensors file (images float32, labels; metadata as text), whole or not at all."""
-        path = Path(path)
         metadata = {
             "format": FORMAT,
             "dataset": self.spec.name,
@@ -107,15 +104,7 @@ class SyntheticSet:
         }
         tensors = {"images": self.images.detach().float().cpu().contiguous(), "labels": self.labels.cpu()}
         content = to_bytes(tensors, {"provenance": json.dumps(self.provenance), **metadata})
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
-            with temporary.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        atomic_write(Path(path), content)
 
     @classmethod
     def load(cls, path: str | Path, device: torch.device | str = "cpu") -> "SyntheticSet":

@@ -1,0 +1,370 @@
+"""The loop: one step of a method, and the run around it with checkpoints and resume.
+
+A method is a row of ``METHODS``: the terms of its objective and where its features come from. The loop knows neither
+names nor weights; a new term joins by a row of ``terms.TERMS``, a new method by a row of ``METHODS``.
+
+All classes go through one batched forward pass: the norms of the networks act on each image by itself, so the sum over
+classes is the same as the official loop over classes, one at a time.
+"""
+
+import contextlib
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from iidlib import __version__, augment
+from iidlib import config as configuration
+from iidlib.accelerate import default_chunk, in_chunks, pick_device, precision
+from iidlib.config import InputError, RunConfig, suggest
+from iidlib.data import Dataset, load_dataset
+from iidlib.extractors import Pool, RandomNetworks, trained_pool
+from iidlib.runs import RunFolder
+from iidlib.streams import stream
+from iidlib.synthetic import SyntheticSet
+from iidlib.terms import TERMS, StepBatch, Term
+
+__all__ = ["METHODS", "DistillResult", "Distillation", "Method", "Stopped", "distill", "resolve_augmentation"]
+
+LOG_EVERY = 10
+"""Iterations between logged ones; the last is logged too."""
+
+
+def _random_networks(config: RunConfig, dataset: Dataset, device: torch.device) -> RandomNetworks:
+    match = config.match
+    return RandomNetworks(
+        match.network,
+        dataset.spec,
+        width=match.width,
+        seed=config.seed,
+        device=device,
+        compile=config.compute.compile,
+    )
+
+
+@dataclass(frozen=True)
+class Method:
+    """A row of the table of methods."""
+
+    terms: tuple[str, ...]
+    """Names out of ``TERMS``; the objective is their weighted sum."""
+    source: Callable[[RunConfig, Dataset, torch.device], RandomNetworks] = _random_networks
+    """Makes what draws the matching network of an iteration."""
+
+
+METHODS: dict[str, Method] = {
+    "dm": Method(("mean",)),
+    "dm-cc": Method(("mean", "cc")),
+    "dm-cm": Method(("mean", "cm")),
+    "iid-dm": Method(("mean", "cm", "cc")),
+}
+"""The methods by name."""
+
+
+def resolve_augmentation(setting: str, dataset_default: str) -> str:
+    """DSA operations for a setting: ``auto`` is the data set's own, ``none`` stays.
+
+    Raises:
+        InputError: for an unknown operation.
+    """
+    strategy = dataset_default if setting == "auto" else setting
+    if strategy != "none":
+        try:
+            augment.parse_strategy(strategy)
+        except ValueError as error:
+            raise InputError(str(error)) from None
+    return strategy
+
+
+class Distillation:
+    """The state of a run: the images being learned, their optimiser and the sources of features.
+
+    Attributes:
+        config: the settings.
+        real: the training images.
+        images: the synthetic images, float32 [C*ipc, K, H, W], normalised; a leaf that requires gradient.
+        group: class of each synthetic image, on the CPU.
+        terms: the terms in use, by name.
+        source: draws the matching network.
+        pool: trained networks, where a term needs them.
+        augmentation: DSA operations, or ``none``.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        dataset: Dataset,
+        *,
+        on_pool_epoch: Callable[[int, int], None] | None = None,
+    ) -> None:
+        if config.method not in METHODS:
+            raise InputError(f"unknown method {config.method!r}{suggest(config.method, METHODS)}")
+        self.config, self.real, self._dataset = config, dataset.train, dataset
+        device = self.real.device
+        method = METHODS[config.method]
+        self.augmentation = resolve_augmentation(config.match.augmentation, dataset.spec.augmentation)
+        start = SyntheticSet.from_real(self.real, config.ipc, stream(config.seed, 0, "initial images"), config.syn.init)
+        self.group = start.labels.cpu()
+        self.images = start.images.requires_grad_()
+        self._labels = start.labels
+        self.terms: dict[str, Term] = {
+            name: TERMS[name] for name in method.terms if config.ipc > 1 or not TERMS[name].needs_pairs
+        }
+        self.source = method.source(config, dataset, device)
+        self._chunk = config.compute.chunk or default_chunk(device)
+        self.pool: Pool | None = None
+        if any(term.needs_pool for term in self.terms.values()):
+            self.pool = trained_pool(
+                dataset, config.pool, device=device, compile=config.compute.compile, on_epoch=on_pool_epoch
+            )
+        self._optimiser = torch.optim.SGD([self.images], lr=config.syn.lr, momentum=config.syn.momentum)
+
+    def forward(self, function: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+        """Applies a network's function to a batch, in chunks that fit the device."""
+        return in_chunks(function, images.contiguous(memory_format=torch.channels_last), self._chunk)
+
+    def losses(self, iteration: int) -> dict[str, Tensor]:
+        """The weighted terms of the objective at an iteration, each summed over classes; scalars with gradient."""
+        batch = StepBatch(self, iteration)
+        return {name: term.weight(self.config) * term.loss(batch).sum() for name, term in self.terms.items()}
+
+    def step(self, iteration: int, *, log: bool = False) -> dict[str, float]:
+        """One update of the images.
+
+        Args:
+            iteration: names the draws; the same iteration with the same images gives the same update.
+            log: compute what is logged (waits for the device, and takes a backward pass more for each term).
+
+        Returns:
+            With `log`: ``loss``, ``loss_<term>`` (weighted) and ``grad_<term>`` (norm of its gradient on the images).
+
+        Raises:
+            FloatingPointError: with `log`, if a term is not finite; the images are left as they were.
+        """
+        with precision(self.images.device, self.config.compute.precision):
+            parts = self.losses(iteration)
+            row: dict[str, float] = {}
+            if log:
+                row = self._describe(parts, iteration)
+            self._optimiser.zero_grad()
+            torch.stack(list(parts.values())).sum().backward()
+        self._optimiser.step()
+        return row
+
+    def _describe(self, parts: Mapping[str, Tensor], iteration: int) -> dict[str, float]:
+        values = {name: float(part.detach()) for name, part in parts.items()}
+        for name, value in values.items():
+            if not torch.isfinite(torch.tensor(value)):
+                raise FloatingPointError(
+                    f"the term {name!r} is {value} at iteration {iteration}; lower its weight or syn.lr"
+                )
+        norms = {
+            f"grad_{name}": float(torch.autograd.grad(part, self.images, retain_graph=True)[0].norm())
+            for name, part in parts.items()
+        }
+        return {"loss": sum(values.values())} | {f"loss_{name}": value for name, value in values.items()} | norms
+
+    def synthetic(self, iteration: int) -> SyntheticSet:
+        """A copy of the set as it is now, after `iteration` updates."""
+        provenance = {
+            "method": self.config.method,
+            "dataset": self.config.dataset,
+            "scale": self.config.scale,
+            "seed": str(self.config.seed),
+            "iterations": str(iteration),
+            "config": configuration.fingerprint(self.config),
+            "data": self.real.fingerprint,
+            "pool": self.pool.fingerprint if self.pool else "",
+            "version": __version__,
+        }
+        return SyntheticSet(self.images.detach().clone(), self._labels, self.real.spec, provenance)
+
+    def state(self) -> dict[str, Tensor]:
+        """What a checkpoint holds; draws are functions of seed and iteration and need no history."""
+        momentum = self._optimiser.state[self.images].get("momentum_buffer")
+        return {"images": self.images} | ({} if momentum is None else {"momentum": momentum})
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Takes up a checkpoint's state."""
+        with torch.no_grad():
+            self.images.copy_(state["images"])
+        if "momentum" in state:
+            self._optimiser.state[self.images]["momentum_buffer"] = state["momentum"].to(self.images.device).clone()
+
+    def facts(self) -> dict[str, Any]:
+        """What must be the same when a checkpoint is taken up again."""
+        return {"data": self.real.fingerprint, "pool": self.pool.fingerprint if self.pool else ""}
+
+
+class Stopped(KeyboardInterrupt):
+    """A run was stopped by a signal; the iteration was finished and a checkpoint written.
+
+    Attributes:
+        signal: the signal's number.
+        iteration: iterations done.
+        folder: the run's folder, or None where nothing is kept.
+    """
+
+    def __init__(self, signal_number: int, iteration: int, folder: Path | None) -> None:
+        kept = f"kept in {folder}" if folder else "nothing kept, as no out folder was given"
+        super().__init__(f"stopped after {iteration} iterations; {kept}")
+        self.signal, self.iteration, self.folder = signal_number, iteration, folder
+
+
+@contextlib.contextmanager
+def _signals_noted() -> Iterator[list[int]]:
+    """Within the block, a first SIGINT or SIGTERM is only noted in the list; a second one acts as usual."""
+    noted: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield noted
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    def note(number: int, frame: Any) -> None:
+        noted.append(number)
+        restore()
+
+    for number in before:
+        signal.signal(number, note)
+    try:
+        yield noted
+    finally:
+        restore()
+
+
+@dataclass
+class DistillResult:
+    """What a distillation leaves.
+
+    Attributes:
+        synthetic: the set after the last iteration.
+        metrics: the logged iterations: iteration, seconds, loss, ``loss_<term>``, ``grad_<term>``.
+        seconds: of the iterations of this call, the pool's training not counted.
+        pool: the trained networks, where the method used them.
+        config: the settings.
+    """
+
+    synthetic: SyntheticSet
+    metrics: pd.DataFrame
+    seconds: float
+    pool: Pool | None
+    config: RunConfig
+
+
+def distill(
+    config: RunConfig,
+    dataset: Dataset | None = None,
+    *,
+    out: str | Path | None = None,
+    resume: bool = False,
+    device: str = "auto",
+    on_iteration: Callable[[int, SyntheticSet], None] | None = None,
+    iterations_to_show: tuple[int, ...] = (),
+    progress: bool = False,
+) -> DistillResult:
+    """Distils a data set: learns ``config.ipc`` synthetic images a class.
+
+    Args:
+        config: the settings, see ``config.preset``.
+        dataset: what is distilled; loaded by ``config.dataset`` when not given.
+        out: the run's folder, made here; nothing is kept without it.
+        resume: go on with the run in `out` from its newest checkpoint.
+        device: as in ``accelerate.pick_device``; used when the data set is loaded here.
+        on_iteration: called with the number of updates done and a copy of the set, at `iterations_to_show`.
+        iterations_to_show: numbers of updates, 0 for the start.
+        progress: show a progress bar.
+
+    Raises:
+        InputError: for settings that do not fit the data, or a folder that cannot be used.
+        Stopped: on SIGINT or SIGTERM, after the iteration was finished and kept.
+        FloatingPointError: if a term of the objective is not finite.
+    """
+    if dataset is None:
+        dataset = load_dataset(config.dataset, device=pick_device(device))
+    if config.method not in METHODS:
+        raise InputError(f"unknown method {config.method!r}{suggest(config.method, METHODS)}")
+    with _pool_bar(config, progress) as on_pool_epoch:
+        run = Distillation(config, dataset, on_pool_epoch=on_pool_epoch)
+    folder, done = _open(run, out, resume)
+    rows: list[dict[str, Any]] = folder.metric_rows() if folder else []
+    begun, seconds_before = time.perf_counter(), float(rows[-1]["seconds"]) if rows else 0.0
+    bar = tqdm(total=config.iterations, initial=done, desc=config.method, unit="it", disable=not progress)
+
+    def show() -> None:
+        if on_iteration is not None and done in iterations_to_show:
+            on_iteration(done, run.synthetic(done))
+
+    with _signals_noted() as noted, bar:
+        show()
+        while done < config.iterations:
+            log = done % LOG_EVERY == 0 or done == config.iterations - 1
+            row = run.step(done, log=log)
+            if row:
+                rows.append({"iteration": done, "seconds": seconds_before + time.perf_counter() - begun} | row)
+                bar.set_postfix({name: f"{value:.3g}" for name, value in row.items() if name.startswith("loss")})
+                if folder:
+                    folder.append_metrics(rows[-1])
+            done += 1
+            bar.update()
+            show()
+            if folder and (noted or done % config.checkpoint.every == 0 or done == config.iterations):
+                folder.save_checkpoint(done, run.state(), run.facts())
+            if noted and done < config.iterations:
+                raise Stopped(noted[0], done, folder.path if folder else None)
+    synthetic = run.synthetic(done)
+    if folder:
+        synthetic.save(folder.synthetic)
+    return DistillResult(synthetic, pd.DataFrame(rows), time.perf_counter() - begun, run.pool, config)
+
+
+@contextlib.contextmanager
+def _pool_bar(config: RunConfig, progress: bool) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar over the passes of the pool's training, which appears with the first pass."""
+    bar: tqdm | None = None
+
+    def on_epoch(number: int, epoch: int) -> None:
+        nonlocal bar
+        if bar is None:
+            passes = (config.pool.count - number) * config.pool.epochs
+            bar = tqdm(total=passes, desc="training the pool", unit="pass", disable=not progress)
+        bar.update()
+
+    try:
+        yield on_epoch
+    finally:
+        if bar is not None:
+            bar.close()
+
+
+def _open(run: Distillation, out: str | Path | None, resume: bool) -> tuple[RunFolder | None, int]:
+    """The run's folder and the iterations already done, whose state `run` takes up."""
+    if out is None:
+        if resume:
+            raise InputError("resume needs the folder of the run to go on with")
+        return None, 0
+    if not resume:
+        return RunFolder.create(out, run.config), 0
+    folder = RunFolder.reopen(out, run.config)
+    saved = folder.load_checkpoint()
+    if saved is None:
+        folder.rewind_metrics(0)
+        return folder, 0
+    state, facts = saved
+    for name, value in run.facts().items():
+        if facts.get(name) != value:
+            raise InputError(f"the run at {out} was begun with other {name} ({facts.get(name)}, now {value})")
+    run.restore(state)
+    folder.rewind_metrics(facts["iteration"])
+    return folder, int(facts["iteration"])

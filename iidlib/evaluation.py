@@ -1,0 +1,183 @@
+"""The claim: networks trained from scratch on a set, tested on real images; and the baselines beside it."""
+
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from iidlib.accelerate import precision
+from iidlib.config import EvalProtocol, InputError
+from iidlib.data import Dataset, RealSet
+from iidlib.distillation import resolve_augmentation
+from iidlib.extractors import network_for
+from iidlib.streams import stream, stream_seed
+from iidlib.synthetic import SyntheticSet
+from iidlib.training import accuracy, fit
+
+__all__ = [
+    "EvalProtocol",
+    "evaluate",
+    "paired_interval",
+    "random_real",
+    "summarize",
+    "whole_set_protocol",
+]
+
+WHOLE_SET_EPOCHS = 60
+
+
+def random_real(train: RealSet, ipc: int, seed: int = 0) -> SyntheticSet:
+    """The baseline of every table: random real images, the same number a class, under the same protocol.
+
+    The images are those that a distillation with this seed starts from.
+
+    Raises:
+        InputError: if ipc is below 1 or above the size of the smallest class.
+    """
+    chosen = SyntheticSet.from_real(train, ipc, stream(seed, 0, "initial images"))
+    chosen.provenance |= {"method": "random", "seed": str(seed), "data": train.fingerprint}
+    return chosen
+
+
+def whole_set_protocol(protocol: EvalProtocol) -> EvalProtocol:
+    """The protocol for the whole training set: the same, with 60 passes.
+
+    1001 passes over 50,000 images would cost more than everything else together; a row that uses this says so.
+    """
+    return dataclasses.replace(protocol, epochs=min(WHOLE_SET_EPOCHS, protocol.epochs))
+
+
+def evaluate(
+    images: SyntheticSet | RealSet,
+    dataset: Dataset,
+    *,
+    protocol: EvalProtocol | None = None,
+    seed: int = 0,
+    compile: str = "auto",
+    tf32: bool = True,
+    on_network: Callable[[dict[str, object]], None] | None = None,
+) -> pd.DataFrame:
+    """Trains fresh networks on a set and tests each once, after its last pass, on the data set's test images.
+
+    Args:
+        images: a distilled set, a selection of real images, or the whole training set.
+        dataset: gives the test images and the device.
+        protocol: how networks are trained; the paper's when not given.
+        seed: of the networks' weights, orders and augmentation; network i of an architecture has its own draws.
+        compile: as in ``accelerate.prepare``.
+        tf32: whether matrix products on CUDA may round to TF32.
+        on_network: called with each row as soon as it is there.
+
+    Returns:
+        One row for each trained network: network, evaluation_seed, accuracy (percent), epochs, images, seconds.
+
+    Raises:
+        InputError: for images that do not fit the data set, or an unknown network or augmentation.
+    """
+    protocol = protocol or EvalProtocol()
+    spec, device = dataset.spec, dataset.test.device
+    if (images.spec.classes, images.spec.image_size, images.spec.channels, images.spec.mean, images.spec.std) != (
+        spec.classes,
+        spec.image_size,
+        spec.channels,
+        spec.mean,
+        spec.std,
+    ):
+        raise InputError(
+            f"the set was made for {images.spec.name}, whose images or classes are not those of {spec.name}"
+        )
+    augmentation = resolve_augmentation(protocol.augmentation, spec.augmentation)
+    labels = images.labels.to(device)
+    images_of = _lookup(images, device)
+    rows: list[dict[str, object]] = []
+    for name in protocol.networks:
+        for number in range(protocol.num_eval):
+            begun = time.perf_counter()
+            own_seed = stream_seed(seed, number, f"evaluation of {name}")
+            with precision(device, "tf32" if tf32 else "fp32"):
+                network = network_for(
+                    name,
+                    spec,
+                    width=protocol.width,
+                    device=device,
+                    generator=stream(own_seed, 0, "network", device),
+                    compile=compile,
+                )
+                fit(
+                    network,
+                    images_of,
+                    labels,
+                    epochs=protocol.epochs,
+                    lr=protocol.lr,
+                    batch=protocol.batch,
+                    seed=own_seed,
+                    drop_after=protocol.last_epoch_before_drop,
+                    augmentation=augmentation,
+                )
+                reached = accuracy(network, dataset.test)
+            rows.append(
+                {
+                    "network": name,
+                    "evaluation_seed": number,
+                    "accuracy": reached,
+                    "epochs": protocol.epochs,
+                    "images": len(labels),
+                    "seconds": time.perf_counter() - begun,
+                }
+            )
+            if on_network is not None:
+                on_network(rows[-1])
+    return pd.DataFrame(rows)
+
+
+def _lookup(images: SyntheticSet | RealSet, device: torch.device) -> Callable[[Tensor], Tensor]:
+    """Normalised images by index, on the device."""
+    if isinstance(images, RealSet):
+        return images.to(device).images_of
+    stored = images.images.detach().to(device).contiguous(memory_format=torch.channels_last)
+    return lambda index: stored[index]
+
+
+def summarize(scores: pd.DataFrame, by: Sequence[str] = ("label", "network")) -> pd.DataFrame:
+    """Mean and spread of accuracies.
+
+    Args:
+        scores: rows of `evaluate`, with columns that tell the sets apart.
+        by: the columns that name a line of the table.
+
+    Returns:
+        The columns of `by`, then mean, std (population, over networks, as the official code reports it) and n, in the
+        order in which the lines first appear.
+    """
+    groups = scores.groupby(list(by), sort=False)["accuracy"]
+    return groups.agg(mean="mean", std=lambda values: values.std(ddof=0), n="size").reset_index()
+
+
+def paired_interval(first: Sequence[float], second: Sequence[float]) -> tuple[float, float, float]:
+    """95 % t interval of the mean difference ``second - first`` over distillation seeds.
+
+    An order of two methods is claimed only where the interval leaves out zero.
+
+    Args:
+        first: accuracy of one method for each seed (mean over its networks), in percent.
+        second: of the other method, the same seeds in the same order.
+
+    Returns:
+        Mean difference, lower and upper end.
+
+    Raises:
+        ValueError: for fewer than 3 seeds, or sequences of different length.
+    """
+    from scipy.stats import t  # type: ignore[import-untyped]
+
+    if len(first) != len(second) or len(first) < 3:
+        raise ValueError(
+            f"a paired interval needs the same 3 or more seeds on both sides, got {len(first)} and {len(second)}"
+        )
+    differences = torch.tensor(second, dtype=torch.float64) - torch.tensor(first, dtype=torch.float64)
+    mean = float(differences.mean())
+    half = float(t.ppf(0.975, len(first) - 1)) * float(differences.std()) / len(first) ** 0.5
+    return mean, mean - half, mean + half

@@ -1,0 +1,244 @@
+"""Where features come from: fresh random ConvNets (DM), and pools of trained networks (class centralization)."""
+
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from hashlib import sha256
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as from_bytes
+from safetensors.torch import save as to_bytes
+
+from iidlib.accelerate import prepare
+from iidlib.config import InputError, PoolConfig, suggest
+from iidlib.data import Dataset, DatasetSpec
+from iidlib.networks import NETWORKS, Network, build_network, draw_parameters_
+from iidlib.runs import atomic_write, cache_dir
+from iidlib.streams import stream
+from iidlib.training import accuracy, fit
+
+__all__ = ["Pool", "RandomNetworks", "frozen", "network_for", "pool_fingerprint", "required_accuracy", "trained_pool"]
+
+log = logging.getLogger("iidlib")
+
+
+def frozen(network: Network) -> Network:
+    """The network with parameters that need no gradient; gradients still flow through it to the images."""
+    return network.requires_grad_(False)
+
+
+def network_for(
+    name: str,
+    spec: DatasetSpec,
+    *,
+    width: int,
+    device: torch.device,
+    generator: torch.Generator | None = None,
+    compile: str = "auto",
+) -> Network:
+    """A network that fits a data set, on a device and made fast there.
+
+    Args:
+        name: as in ``networks.NETWORKS``.
+        spec: gives the number of classes, image size and channels.
+        width: channels a layer; only ConvNets have the choice.
+        device: where the network goes.
+        generator: draws its parameters, on `device`.
+        compile: as in ``accelerate.prepare``.
+
+    Raises:
+        InputError: for an unknown network, or one that cannot take the images.
+    """
+    if name not in NETWORKS:
+        raise InputError(f"unknown network {name!r}{suggest(name, NETWORKS)}")
+    try:
+        network = build_network(
+            name,
+            num_classes=len(spec.classes),
+            image_size=spec.image_size,
+            channels=spec.channels,
+            width=width if name.startswith("convnet") else None,
+            generator=generator,
+        )
+        prepare(network.to(device), compile=compile)
+    except ValueError as error:
+        raise InputError(str(error)) from None
+    return network
+
+
+class RandomNetworks:
+    """DM's feature source: at every iteration a network with new random weights.
+
+    One network is built and its weights are drawn again in place, on its device, as a function of seed and iteration.
+    """
+
+    def __init__(
+        self, name: str, spec: DatasetSpec, *, width: int, seed: int, device: torch.device, compile: str = "auto"
+    ) -> None:
+        self._network = frozen(network_for(name, spec, width=width, device=device, compile=compile))
+        self._seed, self._device = seed, device
+
+    def draw(self, iteration: int) -> Network:
+        """The iteration's network; the one drawn before is overwritten."""
+        draw_parameters_(self._network, stream(self._seed, iteration, "network", self._device))
+        return self._network
+
+
+@dataclass
+class Pool:
+    """Trained networks that give the features of class centralization.
+
+    Attributes:
+        networks: frozen, at least one.
+        accuracies: of each on held-out images, in percent.
+        fingerprint: names the data and settings that they were trained with.
+    """
+
+    networks: list[Network]
+    accuracies: list[float]
+    fingerprint: str
+
+    def sample(self, generator: torch.Generator) -> Network:
+        """One network, uniformly drawn; the generator is on the CPU."""
+        return self.networks[int(torch.randint(len(self.networks), (), generator=generator))]
+
+
+def pool_fingerprint(dataset: Dataset, config: PoolConfig) -> str:
+    """Twelve hex digits of the training images and every setting that shapes the networks."""
+    facts = {key: value for key, value in asdict(config).items() if key not in ("count", "path")}
+    return sha256(json.dumps([dataset.train.fingerprint, facts], sort_keys=True).encode()).hexdigest()[:12]
+
+
+def required_accuracy(num_classes: int) -> float:
+    """The held-out accuracy, in percent, below which a network counts as untrained.
+
+    Twice chance; where that is out of reach (two classes), half way from chance to perfect.
+    """
+    chance = 100 / num_classes
+    return min(2 * chance, (100 + chance) / 2)
+
+
+def trained_pool(
+    dataset: Dataset,
+    config: PoolConfig,
+    *,
+    device: torch.device,
+    compile: str = "auto",
+    on_epoch: Callable[[int, int], None] | None = None,
+) -> Pool:
+    """The pool that the settings ask for: loaded where it was kept, trained and kept where not.
+
+    Each network is trained without augmentation at a constant rate on all training images, as in the official code, and
+    written as soon as it is done, so that a pool interrupted half way goes on where it stopped. Held-out accuracy is
+    that on the test images; nothing is selected by it, it only tells a trained network from an untrained one.
+
+    Args:
+        dataset: what the networks learn.
+        config: architecture, number, epochs; ``config.path`` names a folder, else the cache is used.
+        device: where the networks are trained and kept.
+        compile: as in ``accelerate.prepare``.
+        on_epoch: called with the network's number and the pass that is done.
+
+    Raises:
+        InputError: for an unknown network, a network that is no better than twice chance (an untrained pool), a damaged
+            file, or a folder that holds a pool of other data or settings.
+    """
+    fingerprint = pool_fingerprint(dataset, config)
+    folder = Path(config.path).expanduser() if config.path else cache_dir() / "pools" / fingerprint
+    known = _read_facts(folder, fingerprint, explicit=bool(config.path))
+    networks, accuracies = [], []
+    for number in range(config.count):
+        name = f"{number:04d}"
+        network = network_for(
+            config.network,
+            dataset.spec,
+            width=config.width,
+            device=device,
+            generator=stream(config.seed, number, "pool network", device),
+            compile=compile,
+        )
+        if name in known:
+            _load_weights(folder / f"{name}.safetensors", network)
+        else:
+            if number == len(known):
+                log.info("training %d %s for class centralization", config.count - number, config.network)
+            known[name] = _train(network, dataset, config, number, on_epoch)
+            _check_trained(config, dataset, number, known[name])
+            _keep(folder, name, network, fingerprint, known)
+            log.info("network %d of %d: %.1f %% on held-out images", number + 1, config.count, known[name])
+        _check_trained(config, dataset, number, known[name])
+        networks.append(frozen(network).eval())
+        accuracies.append(known[name])
+    return Pool(networks, accuracies, fingerprint)
+
+
+def _train(
+    network: Network, dataset: Dataset, config: PoolConfig, number: int, on_epoch: Callable[[int, int], None] | None
+) -> float:
+    train = dataset.train
+    fit(
+        network,
+        train.images_of,
+        train.labels,
+        epochs=config.epochs,
+        lr=config.lr,
+        batch=config.batch,
+        seed=config.seed + number,
+        on_epoch=None if on_epoch is None else lambda epoch: on_epoch(number, epoch),
+    )
+    return accuracy(network, dataset.test)
+
+
+def _check_trained(config: PoolConfig, dataset: Dataset, number: int, reached: float) -> None:
+    needed = required_accuracy(len(dataset.spec.classes))
+    if reached < needed:
+        raise InputError(
+            f"network {number} of the pool ({config.network}) reaches {reached:.1f} % on held-out images, below the "
+            f"{needed:.1f} % of a trained one; raise pool.epochs (now {config.epochs})"
+        )
+
+
+def _read_facts(folder: Path, fingerprint: str, *, explicit: bool) -> dict[str, float]:
+    """Held-out accuracy by network, of those already in the folder."""
+    path = folder / "pool.json"
+    if not path.is_file():
+        if explicit and not folder.is_dir():
+            raise InputError(f"pool.path: no folder {folder}; leave it out and a pool is trained and kept in the cache")
+        return {}
+    try:
+        facts = json.loads(path.read_text())
+        accuracies = {str(name): float(value) for name, value in facts["accuracies"].items()}
+        found = facts["fingerprint"]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{path} is damaged ({error}); remove the folder and the pool is trained again") from None
+    if found != fingerprint:
+        raise InputError(
+            f"the pool in {folder} was trained with other data or settings ({found}, these are {fingerprint}); "
+            "give the settings it was trained with, or another pool.path"
+        )
+    return accuracies
+
+
+def _keep(folder: Path, name: str, network: Network, fingerprint: str, accuracies: dict[str, float]) -> None:
+    """Writes a network, then the list that says it is there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        weights = {key: tensor.detach().cpu().contiguous() for key, tensor in network.state_dict().items()}
+        atomic_write(folder / f"{name}.safetensors", to_bytes(weights))
+        facts = {"fingerprint": fingerprint, "network": network.name, "accuracies": accuracies}
+        atomic_write(folder / "pool.json", json.dumps(facts, indent=2) + "\n")
+    except OSError as error:
+        raise InputError(
+            f"cannot keep the pool in {folder}: {error.strerror or error}; set IID_CACHE to another folder"
+        ) from None
+
+
+def _load_weights(path: Path, network: Network) -> None:
+    try:
+        network.load_state_dict(from_bytes(path.read_bytes()))
+    except (OSError, SafetensorError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"{path} is damaged ({reason}); remove its folder and the pool is trained again") from None

@@ -1,0 +1,257 @@
+"""A run's folder on disk: settings, metrics, checkpoints, results and the environment that made them.
+
+Every file is written whole or not at all (a temporary file, flushed to disk, then renamed); only ``metrics.jsonl``
+grows, a line at a time.
+"""
+
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as from_bytes
+from safetensors.torch import save as to_bytes
+from torch import Tensor
+
+from iidlib import config as configuration
+from iidlib.config import InputError, RunConfig
+
+__all__ = ["RunFolder", "atomic_write", "cache_dir", "environment", "runs_frame"]
+
+KEPT_CHECKPOINTS = 2
+
+
+def atomic_write(path: Path, content: bytes | str) -> None:
+    """Writes a file whole or not at all: temporary file beside it, flush to disk, rename."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def cache_dir() -> Path:
+    """Where pools are kept: ``IID_CACHE``, or ``iidlib`` in the user's cache folder."""
+    if os.environ.get("IID_CACHE"):
+        return Path(os.environ["IID_CACHE"]).expanduser()
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "iidlib"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "iidlib"
+
+
+def environment() -> dict[str, Any]:
+    """What a number depends on beside the settings: versions, platform, threads, commit; no environment variables."""
+
+    def version(name: str) -> str:
+        try:
+            return importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            return "not installed"
+
+    return {
+        "iidlib": version("iidlib"),
+        "torch": torch.__version__,
+        "torchvision": version("torchvision"),
+        "numpy": version("numpy"),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "cuda": torch.version.cuda if torch.cuda.is_available() else None,
+        "commit": _commit(),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _commit() -> str | None:
+    """The checkout's commit, with ``+`` where it has changes; None outside of a checkout."""
+    checkout = Path(__file__).resolve().parents[1]
+    if not (checkout / ".git").exists():
+        return None
+    git = ["git", "-C", str(checkout)]
+    try:
+        commit = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True)
+        changed = subprocess.run(
+            [*git, "status", "--porcelain", "--untracked-files=no"], capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return commit.stdout.strip() + ("+" if changed.stdout.strip() else "")
+
+
+class RunFolder:
+    """The folder of one run.
+
+    Attributes:
+        path: the folder.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+
+    @property
+    def synthetic(self) -> Path:
+        """The distilled set; there once the run is finished."""
+        return self.path / "synthetic.safetensors"
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run has left its result."""
+        return self.synthetic.is_file()
+
+    @classmethod
+    def create(cls, path: str | Path, config: RunConfig) -> "RunFolder":
+        """Makes the folder and writes ``config.yaml`` and ``environment.json``.
+
+        Raises:
+            InputError: if the path exists and is not an empty folder, or cannot be written.
+        """
+        folder = cls(path)
+        try:
+            if folder.path.exists() and (not folder.path.is_dir() or any(folder.path.iterdir())):
+                raise InputError(
+                    f"{path} exists already; nothing was overwritten: give another --out, or --resume to go on with it"
+                )
+            (folder.path / "checkpoints").mkdir(parents=True)
+            atomic_write(folder.path / "config.yaml", configuration.to_yaml(config))
+            atomic_write(folder.path / "environment.json", json.dumps(environment(), indent=2) + "\n")
+        except OSError as error:
+            raise InputError(f"cannot write the run folder {path}: {error.strerror or error}") from None
+        return folder
+
+    @classmethod
+    def reopen(cls, path: str | Path, config: RunConfig) -> "RunFolder":
+        """The folder of a run that was begun with the same settings.
+
+        Raises:
+            InputError: if there is no run, or it was begun with other settings (the first that differs is named).
+        """
+        folder = cls(path)
+        if not (folder.path / "config.yaml").is_file():
+            raise InputError(f"no run to resume at {path} (it has no config.yaml); leave --resume out to begin one")
+        begun = folder.config()
+        if begun != config:
+            mine = dict(line.split(": ", 1) for line in _lines(config))
+            theirs = dict(line.split(": ", 1) for line in _lines(begun))
+            key = next(key for key in mine if mine[key] != theirs.get(key))
+            raise InputError(
+                f"the run at {path} was begun with {key}={theirs[key]}, not {mine[key]}; resume it as it was"
+            )
+        return folder
+
+    def config(self) -> RunConfig:
+        """The run's settings."""
+        return configuration.from_yaml((self.path / "config.yaml").read_text())
+
+    def append_metrics(self, row: Mapping[str, Any]) -> None:
+        """Adds a line to ``metrics.jsonl``."""
+        with (self.path / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def metrics(self) -> pd.DataFrame:
+        """The logged iterations, one row each; empty where there are none."""
+        return pd.DataFrame(self.metric_rows())
+
+    def metric_rows(self) -> list[dict[str, Any]]:
+        """The logged iterations as they were written."""
+        path = self.path / "metrics.jsonl"
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+
+    def rewind_metrics(self, iteration: int) -> None:
+        """Drops logged iterations at or after `iteration`, which a resumed run computes again."""
+        rows = [row for row in self.metric_rows() if row["iteration"] < iteration]
+        atomic_write(self.path / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+
+    def save_checkpoint(self, iteration: int, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> Path:
+        """Writes ``checkpoints/<iteration>.safetensors`` and its ``.json``, and keeps the last two.
+
+        Args:
+            iteration: iterations done.
+            tensors: the state.
+            facts: what must still hold when the run goes on, as JSON values.
+        """
+        path = self.path / "checkpoints" / f"{iteration:07d}.safetensors"
+        state = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        atomic_write(path, to_bytes(state))
+        atomic_write(path.with_suffix(".json"), json.dumps({"iteration": iteration, **facts}, indent=2) + "\n")
+        for old in self._checkpoints()[:-KEPT_CHECKPOINTS]:
+            old.with_suffix(".json").unlink(missing_ok=True)
+            old.unlink()
+        return path
+
+    def _checkpoints(self) -> list[Path]:
+        """Checkpoints whose both files are there, oldest first."""
+        found = (self.path / "checkpoints").glob("*.safetensors")
+        names = [path for path in found if re.fullmatch(r"\d+", path.stem) and path.with_suffix(".json").is_file()]
+        return sorted(names, key=lambda path: int(path.stem))
+
+    def load_checkpoint(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """The newest checkpoint's tensors and facts; None where the run has none.
+
+        Raises:
+            InputError: if the newest checkpoint is damaged.
+        """
+        checkpoints = self._checkpoints()
+        if not checkpoints:
+            return None
+        path = checkpoints[-1]
+        try:
+            return from_bytes(path.read_bytes()), json.loads(path.with_suffix(".json").read_text())
+        except (SafetensorError, ValueError, OSError) as error:
+            raise InputError(
+                f"checkpoint {path} is damaged ({error}); remove it to go on from the one before"
+            ) from None
+
+    def write_scores(self, frame: pd.DataFrame) -> None:
+        """Writes ``scores.json``: one record for each evaluated network."""
+        atomic_write(self.path / "scores.json", frame.to_json(orient="records", indent=2) + "\n")
+
+
+def _lines(config: RunConfig, prefix: str = "") -> list[str]:
+    """Settings as ``dotted.key: value`` lines."""
+    flat: list[str] = []
+    for key in configuration.settings():
+        value: Any = config
+        for part in key.split("."):
+            value = getattr(value, part)
+        flat.append(f"{key}: {value}")
+    return flat
+
+
+def runs_frame(root: str | Path) -> pd.DataFrame:
+    """Every evaluated network of every run below a folder, one row each: settings, scores and environment.
+
+    Args:
+        root: searched for folders that hold ``config.yaml`` and ``scores.json``.
+
+    Returns:
+        Columns run, dataset, method, ipc, scale, seed, iterations, and those of the scores; empty without runs.
+    """
+    frames = []
+    for scores in sorted(Path(root).rglob("scores.json")):
+        folder = RunFolder(scores.parent)
+        if not (folder.path / "config.yaml").is_file():
+            continue
+        config = folder.config()
+        frame = pd.DataFrame(json.loads(scores.read_text()))
+        names = ("dataset", "method", "ipc", "scale", "seed", "iterations")
+        for position, name in enumerate(names):
+            if name not in frame:
+                frame.insert(position, name, getattr(config, name))
+        frame.insert(0, "run", str(folder.path.relative_to(root)))
+        frames.append(frame)
+    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()

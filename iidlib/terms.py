@@ -1,0 +1,183 @@
+"""The terms of the objectives, each a row of ``TERMS``, and what a term may use at an iteration.
+
+A term of your own is a function from a `StepBatch` to one value a class, entered in ``TERMS`` with its weight, and
+named in a row of ``distillation.METHODS``; the loop needs no change.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from iidlib import augment, losses
+from iidlib.config import RunConfig
+from iidlib.data import RealSet
+from iidlib.extractors import Pool, RandomNetworks
+from iidlib.networks import Network
+from iidlib.streams import stream
+
+__all__ = ["TERMS", "Run", "StepBatch", "Term"]
+
+
+class Run(Protocol):
+    """What a step reads of the run it belongs to; `distillation.Distillation` is one."""
+
+    config: RunConfig
+    real: RealSet
+    images: Tensor
+    group: Tensor
+    augmentation: str
+    source: RandomNetworks
+    pool: Pool | None
+
+    def forward(self, function: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+        """Applies a network's function to a batch, in chunks that fit the device."""
+        ...
+
+
+def _stack_classes(features: Tensor, counts: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Rows sorted by class, [B, ...], as [C, N, ...] with a mask [C, N]; no mask where all classes are alike."""
+    if bool((counts == counts[0]).all()):
+        return features.unflatten(0, (len(counts), int(counts[0]))), None
+    padded = torch.nn.utils.rnn.pad_sequence(list(features.split(counts.tolist())), batch_first=True)
+    mask = torch.arange(padded.shape[1])[None, :] < counts[:, None]
+    return padded, mask.to(features.device)
+
+
+class StepBatch:
+    """What the terms of one iteration may use; each feature is computed once, when first asked for.
+
+    Axis letters: C classes, N real and n synthetic images a class, K channels, P positions, D dimensions.
+    """
+
+    def __init__(self, run: Run, iteration: int) -> None:
+        self._run, self._iteration = run, iteration
+        config, real = run.config, run.real
+        drawn = real.sample(config.match.batch_real, stream(config.seed, iteration, "real batch"))
+        self._real_counts = drawn.counts
+        self._real_images = real.images_of(drawn.index)
+        self._syn_images = run.images
+        if run.augmentation != "none":
+            draws = augment.sample(run.augmentation, real.num_classes, stream(config.seed, iteration, "augmentation"))
+            self._real_images = augment.apply(self._real_images, draws, drawn.group)
+            self._syn_images = augment.apply(self._syn_images, draws, run.group)
+
+    @property
+    def config(self) -> RunConfig:
+        """The run's settings."""
+        return self._run.config
+
+    @cached_property
+    def network(self) -> Network:
+        """The iteration's matching network."""
+        return self._run.source.draw(self._iteration)
+
+    @cached_property
+    def expert(self) -> Network:
+        """The iteration's trained network, drawn from the pool."""
+        assert self._run.pool is not None, "a term that reads `expert` must set needs_pool"
+        return self._run.pool.sample(stream(self.config.seed, self._iteration, "expert"))
+
+    @cached_property
+    def _real_maps(self) -> tuple[Tensor, Tensor | None]:
+        with torch.no_grad():
+            maps = self._run.forward(self.network.feature_map, self._real_images)
+        return _stack_classes(maps, self._real_counts)
+
+    @property
+    def real_mask(self) -> Tensor | None:
+        """True where the real side holds an image, [C, N]; None where all classes are of one size."""
+        return self._real_maps[1]
+
+    @property
+    def real_fmap(self) -> Tensor:
+        """Feature maps of the real images, [C, N, K, P], without gradient."""
+        return self._real_maps[0].flatten(3)
+
+    @cached_property
+    def _syn_maps(self) -> Tensor:
+        maps = self._run.forward(self.network.feature_map, self._syn_images)
+        return maps.unflatten(0, (self._run.real.num_classes, -1))
+
+    @property
+    def syn_fmap(self) -> Tensor:
+        """Feature maps of the synthetic images, [C, n, K, P]."""
+        return self._syn_maps.flatten(3)
+
+    @cached_property
+    def real_features(self) -> Tensor:
+        """Feature vectors of the real images, [C, N, D], without gradient."""
+        maps = self._real_maps[0]
+        with torch.no_grad():
+            return self.network.head(maps.flatten(0, 1)).unflatten(0, maps.shape[:2])
+
+    @cached_property
+    def syn_features(self) -> Tensor:
+        """Feature vectors of the synthetic images, [C, n, D]."""
+        return self.network.head(self._syn_maps.flatten(0, 1)).unflatten(0, self._syn_maps.shape[:2])
+
+    @cached_property
+    def expert_syn_features(self) -> Tensor:
+        """Feature vectors of the synthetic images under the trained network, [C, n, D]."""
+        features = self._run.forward(self.expert.embed, self._syn_images)
+        return features.unflatten(0, (self._run.real.num_classes, -1))
+
+    def expert_real_features(self, per_class: int) -> tuple[Tensor, Tensor | None]:
+        """Features of the first real images of each class under the trained network, without gradient.
+
+        Returns:
+            [C, N, D] with N at most `per_class`, and the mask [C, N] or None.
+        """
+        counts = self._real_counts.clamp(max=per_class)
+        starts = self._real_counts.cumsum(0) - self._real_counts
+        index = torch.cat([start + torch.arange(count) for start, count in zip(starts, counts.tolist(), strict=True)])
+        with torch.no_grad():
+            features = self._run.forward(self.expert.embed, self._real_images[index.to(self._real_images.device)])
+        return _stack_classes(features, counts)
+
+
+@dataclass(frozen=True)
+class Term:
+    """A term of the objective."""
+
+    loss: Callable[[StepBatch], Tensor]
+    """One value a class, [C], before the weight."""
+    weight: Callable[[RunConfig], float]
+    """Its weight under given settings."""
+    needs_pairs: bool = False
+    """It relates images of a class to each other, so it is zero, and left out, with one synthetic image a class."""
+    needs_pool: bool = False
+    """It reads a trained network (``StepBatch.expert``)."""
+
+
+def _mean_term(batch: StepBatch) -> Tensor:
+    return losses.mean_matching(batch.real_features, batch.syn_features, batch.real_mask)
+
+
+def _cm_term(batch: StepBatch) -> Tensor:
+    return losses.covariance_matching(batch.real_fmap, batch.syn_fmap, batch.real_mask)
+
+
+def _cc_term(batch: StepBatch) -> Tensor:
+    match, features = batch.config.match, batch.expert_syn_features
+    total = losses.class_centralization(features, form=match.cc_form, alpha=match.cc_alpha, beta=match.cc_beta)
+    if match.cc_scaling == "released":
+        return total
+    if match.cc_scaling == "per_image":
+        return total * (10 / features.shape[1])
+    real, mask = batch.expert_real_features(match.cc_real)
+    counts = mask.sum(1) if mask is not None else real.shape[1]
+    scatter = losses.squared_distances(real, mask).sum(1) / counts
+    # a class of one real image has no scatter to compare with; it asks for nothing
+    return torch.where(scatter > 0, total / features.shape[1] / scatter.clamp_min(torch.finfo(scatter.dtype).tiny), 0)
+
+
+TERMS: dict[str, Term] = {
+    "mean": Term(_mean_term, weight=lambda config: 1.0),
+    "cm": Term(_cm_term, weight=lambda config: config.match.cm, needs_pairs=True),
+    "cc": Term(_cc_term, weight=lambda config: config.match.cc, needs_pairs=True, needs_pool=True),
+}
+"""The terms of the objectives, by the name under which they are logged."""

@@ -1,0 +1,92 @@
+"""Training one network on labelled images, and its accuracy: what pools and evaluation share."""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from iidlib import augment
+from iidlib.accelerate import default_chunk, in_chunks
+from iidlib.data import RealSet
+from iidlib.networks import Network
+from iidlib.streams import stream
+
+__all__ = ["MOMENTUM", "WEIGHT_DECAY", "accuracy", "fit"]
+
+MOMENTUM = 0.9
+"""Of every SGD that trains a network."""
+
+WEIGHT_DECAY = 5e-4
+"""Of every SGD that trains a network."""
+
+
+def fit(
+    network: Network,
+    images_of: Callable[[Tensor], Tensor],
+    labels: Tensor,
+    *,
+    epochs: int,
+    lr: float,
+    batch: int,
+    seed: int,
+    drop_after: int | None = None,
+    augmentation: str = "none",
+    on_epoch: Callable[[int], None] | None = None,
+) -> Network:
+    """Trains a network in place with SGD (momentum 0.9, weight decay 5e-4) and cross-entropy.
+
+    Args:
+        network: in training mode afterwards; on the labels' device.
+        images_of: gives normalised images [b, K, H, H] for indices [b] into the labels, on the labels' device.
+        labels: int64 [N].
+        epochs: passes over the images, each in a new random order; the last, smaller batch is kept.
+        lr: learning rate.
+        batch: images a step.
+        seed: of the orders and the augmentation.
+        drop_after: index (from 0) of the pass after which the rate falls to a tenth **with a new optimiser**, so that
+            the momentum starts from nothing, as in the official protocol. None keeps the rate.
+        augmentation: DSA operations joined by ``_``, one drawn a batch with parameters for each image; or ``none``.
+        on_epoch: called with the index of each pass that is done.
+    """
+
+    def optimiser(rate: float) -> torch.optim.SGD:
+        return torch.optim.SGD(network.parameters(), lr=rate, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY)
+
+    network.train()
+    sgd = optimiser(lr)
+    for epoch in range(epochs):
+        if drop_after is not None and epoch == drop_after + 1:
+            sgd = optimiser(lr / 10)
+        draws = stream(seed, epoch, "training")
+        for index in torch.randperm(len(labels), generator=draws).split(batch):
+            index = index.to(labels.device)
+            images = images_of(index)
+            if augmentation != "none":
+                images = augment.apply(images, augment.sample(augmentation, len(index), draws, shared_op=True))
+            images = images.contiguous(memory_format=torch.channels_last)
+            loss = F.cross_entropy(network(images), labels[index])
+            sgd.zero_grad()
+            loss.backward()
+            sgd.step()
+        if on_epoch is not None:
+            on_epoch(epoch)
+    return network
+
+
+@torch.no_grad()
+def accuracy(network: Network, real: RealSet, chunk: int = 0) -> float:
+    """Share of images whose largest logit is their label, in percent; the network is put in evaluation mode.
+
+    Args:
+        network: on the images' device.
+        real: the images to classify.
+        chunk: most images in one forward pass, 0 for the device's default.
+    """
+    network.eval()
+    correct = torch.zeros((), dtype=torch.int64, device=real.device)
+    for index in torch.arange(len(real)).split(2000):
+        images = real.images_of(index).contiguous(memory_format=torch.channels_last)
+        logits = in_chunks(network, images, chunk or default_chunk(real.device))
+        correct += (logits.argmax(1) == real.labels[index.to(real.device)]).sum()
+    return 100 * int(correct) / len(real)
