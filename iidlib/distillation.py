@@ -8,6 +8,7 @@ classes is the same as the official loop over classes, one at a time.
 """
 
 import contextlib
+import shutil
 import signal
 import threading
 import time
@@ -98,13 +99,12 @@ class Distillation:
         augmentation: DSA operations, or ``none``.
     """
 
-    def __init__(
-        self,
-        config: RunConfig,
-        dataset: Dataset,
-        *,
-        on_pool_epoch: Callable[[int, int], None] | None = None,
-    ) -> None:
+    def __init__(self, config: RunConfig, dataset: Dataset) -> None:
+        """Checks that the settings fit the data and draws the initial images; the pool is made by `make_pool`.
+
+        Raises:
+            InputError: for settings that do not fit the data, or an unknown method, network or augmentation.
+        """
         if config.method not in METHODS:
             raise InputError(f"unknown method {config.method!r}{suggest(config.method, METHODS)}")
         self.config, self.real, self._dataset = config, dataset.train, dataset
@@ -121,11 +121,22 @@ class Distillation:
         self.source = method.source(config, dataset, device)
         self._chunk = config.compute.chunk or default_chunk(device)
         self.pool: Pool | None = None
+        self._optimiser = torch.optim.SGD([self.images], lr=config.syn.lr, momentum=config.syn.momentum)
+
+    def make_pool(self, on_epoch: Callable[[int, int], None] | None = None) -> None:
+        """Loads the trained networks, or trains and keeps them, if a term of the method needs them.
+
+        Args:
+            on_epoch: called with the network's number and the pass that is done.
+        """
         if any(term.needs_pool for term in self.terms.values()):
             self.pool = trained_pool(
-                dataset, config.pool, device=device, compile=config.compute.compile, on_epoch=on_pool_epoch
+                self._dataset,
+                self.config.pool,
+                device=self.real.device,
+                compile=self.config.compute.compile,
+                on_epoch=on_epoch,
             )
-        self._optimiser = torch.optim.SGD([self.images], lr=config.syn.lr, momentum=config.syn.momentum)
 
     def forward(self, function: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
         """Applies a network's function to a batch, in chunks that fit the device."""
@@ -293,11 +304,16 @@ def distill(
     """
     if dataset is None:
         dataset = load_dataset(config.dataset, device=pick_device(device))
-    if config.method not in METHODS:
-        raise InputError(f"unknown method {config.method!r}{suggest(config.method, METHODS)}")
-    with _pool_bar(config, progress) as on_pool_epoch:
-        run = Distillation(config, dataset, on_pool_epoch=on_pool_epoch)
-    folder, done = _open(run, out, resume)
+    run = Distillation(config, dataset)
+    folder = _open(config, out, resume)
+    try:
+        with _pool_bar(config, progress) as on_pool_epoch:
+            run.make_pool(on_pool_epoch)
+    except InputError:
+        if folder and not resume:
+            shutil.rmtree(folder.path)  # made a moment ago and empty but for the settings
+        raise
+    done = _take_up(run, folder) if folder and resume else 0
     rows: list[dict[str, Any]] = folder.metric_rows() if folder else []
     begun, seconds_before = time.perf_counter(), float(rows[-1]["seconds"]) if rows else 0.0
     bar = tqdm(total=config.iterations, initial=done, desc=config.method, unit="it", disable=not progress)
@@ -348,23 +364,25 @@ def _pool_bar(config: RunConfig, progress: bool) -> Iterator[Callable[[int, int]
             bar.close()
 
 
-def _open(run: Distillation, out: str | Path | None, resume: bool) -> tuple[RunFolder | None, int]:
-    """The run's folder and the iterations already done, whose state `run` takes up."""
+def _open(config: RunConfig, out: str | Path | None, resume: bool) -> RunFolder | None:
+    """The run's folder, made or found; None where nothing is kept."""
     if out is None:
         if resume:
             raise InputError("resume needs the folder of the run to go on with")
-        return None, 0
-    if not resume:
-        return RunFolder.create(out, run.config), 0
-    folder = RunFolder.reopen(out, run.config)
+        return None
+    return RunFolder.reopen(out, config) if resume else RunFolder.create(out, config)
+
+
+def _take_up(run: Distillation, folder: RunFolder) -> int:
+    """Gives `run` the state of the folder's newest checkpoint; returns the iterations already done."""
     saved = folder.load_checkpoint()
     if saved is None:
         folder.rewind_metrics(0)
-        return folder, 0
+        return 0
     state, facts = saved
     for name, value in run.facts().items():
         if facts.get(name) != value:
-            raise InputError(f"the run at {out} was begun with other {name} ({facts.get(name)}, now {value})")
+            raise InputError(f"the run at {folder.path} was begun with other {name} ({facts.get(name)}, now {value})")
     run.restore(state)
     folder.rewind_metrics(facts["iteration"])
-    return folder, int(facts["iteration"])
+    return int(facts["iteration"])

@@ -1,13 +1,16 @@
 """The synthetic set: the images being learned, their labels and where they come from; saved without pickle."""
 
+import io
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor
+from torchvision.utils import make_grid
 
 from iidlib.config import InputError
 from iidlib.data import DatasetSpec, RealSet, denormalize
@@ -57,6 +60,13 @@ class SyntheticSet:
     def to_uint8(self) -> Tensor:
         """The images as they are seen, uint8 [C*ipc, channels, H, W]: denormalised, clipped to [0, 255], rounded."""
         return denormalize(self.images.detach(), self.spec).clamp(0, 1).mul(255).round().to(torch.uint8)
+
+    def save_png(self, path: str | Path) -> None:
+        """Writes the images as a picture, a class a row, each image in its own pixels with a line between them."""
+        grid = make_grid(self.to_uint8().cpu(), nrow=self.ipc, padding=2, pad_value=255)
+        buffer = io.BytesIO()
+        Image.fromarray(grid.permute(1, 2, 0).numpy()).save(buffer, format="PNG")
+        atomic_write(Path(path), buffer.getvalue())
 
     @classmethod
     def from_real(cls, real: RealSet, ipc: int, generator: torch.Generator, init: str = "real") -> "SyntheticSet":
