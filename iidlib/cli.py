@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["app", "main"]
 
 # click's base of all usage errors; newer typers carry a click of their own, so it is found through what they export
-USAGE_ERRORS = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
+_UsageError: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -414,7 +414,7 @@ def main(arguments: list[str] | None = None) -> None:
         status = app(args=arguments, prog_name="iid", standalone_mode=False)
     except InputError as error:
         _fail(str(error))
-    except USAGE_ERRORS as error:
+    except _UsageError as error:
         _fail(error.format_message())
     except (KeyboardInterrupt, typer.Abort):
         errors.print("stopped")
