@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from iidlib import __version__, augment
+from iidlib import __version__
 from iidlib import config as configuration
 from iidlib.accelerate import default_chunk, in_chunks, pick_device, precision
 from iidlib.config import InputError, RunConfig, suggest
@@ -32,8 +32,9 @@ from iidlib.runs import RunFolder
 from iidlib.streams import stream
 from iidlib.synthetic import SyntheticSet
 from iidlib.terms import TERMS, StepBatch, Term
+from iidlib.training import resolve_augmentation
 
-__all__ = ["METHODS", "DistillResult", "Distillation", "Method", "Stopped", "distill", "resolve_augmentation"]
+__all__ = ["METHODS", "DistillResult", "Distillation", "Method", "Stopped", "distill"]
 
 LOG_EVERY = 10
 """Iterations between logged ones; the last is logged too."""
@@ -68,21 +69,6 @@ METHODS: dict[str, Method] = {
     "iid-dm": Method(("mean", "cm", "cc")),
 }
 """The methods by name."""
-
-
-def resolve_augmentation(setting: str, dataset_default: str) -> str:
-    """DSA operations for a setting: ``auto`` is the data set's own, ``none`` stays.
-
-    Raises:
-        InputError: for an unknown operation.
-    """
-    strategy = dataset_default if setting == "auto" else setting
-    if strategy != "none":
-        try:
-            augment.parse_strategy(strategy)
-        except ValueError as error:
-            raise InputError(str(error)) from None
-    return strategy
 
 
 class Distillation:

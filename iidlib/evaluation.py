@@ -11,11 +11,10 @@ from torch import Tensor
 from iidlib.accelerate import precision
 from iidlib.config import EvalProtocol, InputError
 from iidlib.data import Dataset, RealSet
-from iidlib.distillation import resolve_augmentation
 from iidlib.extractors import network_for
 from iidlib.streams import stream, stream_seed
 from iidlib.synthetic import SyntheticSet
-from iidlib.training import accuracy, fit
+from iidlib.training import accuracy, fit, resolve_augmentation
 
 __all__ = [
     "EvalProtocol",

@@ -56,6 +56,14 @@ def _mean(x: Tensor, mask: Tensor | None) -> Tensor:
     return total / _counts(x, mask).reshape((-1,) + (1,) * (x.ndim - 2))
 
 
+def _centred(x: Tensor, mask: Tensor | None) -> Tensor:
+    """[C, N, ...] less its mean over the image axis; zero at padded entries, so that no gradient comes from there."""
+    centred = x - _mean(x, mask).unsqueeze(1)
+    if mask is None:
+        return centred
+    return torch.where(mask.reshape(mask.shape + (1,) * (x.ndim - 2)), centred, 0)
+
+
 def mean_matching(real: Tensor, syn: Tensor, real_mask: Tensor | None = None, syn_mask: Tensor | None = None) -> Tensor:
     r"""Squared distance between the mean features of real and synthetic images (DM).
 
@@ -101,10 +109,7 @@ def local_covariance(fmap: Tensor, mask: Tensor | None = None) -> Tensor:
         ValueError: on a wrong shape, or a class without images.
     """
     _require("fmap", fmap, "CNKP", mask)
-    centred = fmap - _mean(fmap, mask).unsqueeze(1)
-    if mask is not None:
-        centred = torch.where(mask[:, :, None, None], centred, 0)
-    observations = centred.permute(0, 2, 1, 3).flatten(2)  # [C, K, N*P]: one matrix product a class
+    observations = _centred(fmap, mask).permute(0, 2, 1, 3).flatten(2)  # [C, K, N*P]: one matrix product a class
     return observations @ observations.mT / _counts(fmap, mask)[:, None, None]
 
 
@@ -147,8 +152,7 @@ def squared_distances(features: Tensor, mask: Tensor | None = None) -> Tensor:
         ValueError: on a wrong shape, or a class without images.
     """
     _require("features", features, "CnD", mask)
-    distances = (features - _mean(features, mask).unsqueeze(1)).square().sum(2)
-    return distances if mask is None else torch.where(mask, distances, 0)
+    return _centred(features, mask).square().sum(2)
 
 
 def class_centralization(

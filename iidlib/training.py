@@ -8,17 +8,33 @@ from torch import Tensor
 
 from iidlib import augment
 from iidlib.accelerate import default_chunk, in_chunks
+from iidlib.config import InputError
 from iidlib.data import RealSet
 from iidlib.networks import Network
 from iidlib.streams import stream
 
-__all__ = ["MOMENTUM", "WEIGHT_DECAY", "accuracy", "fit"]
+__all__ = ["MOMENTUM", "WEIGHT_DECAY", "accuracy", "fit", "resolve_augmentation"]
 
 MOMENTUM = 0.9
 """Of every SGD that trains a network."""
 
 WEIGHT_DECAY = 5e-4
 """Of every SGD that trains a network."""
+
+
+def resolve_augmentation(setting: str, dataset_default: str) -> str:
+    """DSA operations for a setting: ``auto`` is the data set's own, ``none`` stays.
+
+    Raises:
+        InputError: for an unknown operation.
+    """
+    strategy = dataset_default if setting == "auto" else setting
+    if strategy != "none":
+        try:
+            augment.parse_strategy(strategy)
+        except ValueError as error:
+            raise InputError(str(error)) from None
+    return strategy
 
 
 def fit(

@@ -21,7 +21,7 @@ LEAVES = {"accelerate", "augment", "config", "losses", "plots", "streams"}
 BASE = LEAVES - {"plots"}
 MATERIAL = {"data", "networks", "runs"}
 MIDDLE = {"extractors", "interchange", "synthetic"}
-ABOVE = {"analysis", "continual", "distillation", "evaluation"}
+ABOVE = {"analysis", "continual", "distillation", "evaluation", "terms"}
 TOP = {"bench", "experiments", "sweep"}
 
 ALLOWED = (
@@ -29,9 +29,11 @@ ALLOWED = (
     | {"sources": BASE}  # the files behind `data`
     | {name: BASE for name in MATERIAL}
     | {"data": BASE | {"sources"}}
-    | {name: BASE | MATERIAL for name in MIDDLE}
-    | {name: BASE | MATERIAL | MIDDLE | ABOVE for name in ABOVE}
-    | {"distillation": BASE | MATERIAL | MIDDLE}  # evaluation comes in as a callback
+    | {"training": BASE | MATERIAL}  # what pools and evaluation share
+    | {name: BASE | MATERIAL | {"training"} for name in MIDDLE}
+    | {name: BASE | MATERIAL | MIDDLE | {"training"} | ABOVE for name in ABOVE}
+    | {"terms": BASE | MATERIAL | MIDDLE}  # what a step reads; the loop stands above it
+    | {"distillation": BASE | MATERIAL | MIDDLE | {"terms", "training"}}  # evaluation comes in as a callback
     | {name: BASE | MATERIAL | MIDDLE | ABOVE | TOP for name in TOP}
     | {"cli": BASE | MATERIAL | MIDDLE | ABOVE | TOP | {"plots"}}
 )

@@ -1,0 +1,347 @@
+"""The book's figures: from arrays and data frames to axes, and from axes to a notebook, with alt text.
+
+A set of images has the same colour in every figure, taken from seaborn's colour-blind-safe palette. Every axis has a
+label and its unit. The functions draw on axes of their own, or on those given, and return them; `show` puts the finished
+figure into a notebook and asks for the finding in words.
+"""
+
+import base64
+import contextlib
+import io
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib import pyplot, rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+__all__ = [
+    "accuracy_bars",
+    "colours",
+    "covariance_heatmaps",
+    "distance_distribution",
+    "feature_scatter",
+    "image_grid",
+    "loss_curves",
+    "panels",
+    "show",
+]
+
+DPI = 100
+"""Screen resolution: a notebook with its figures stays small."""
+
+WIDTH = 7.2
+"""Inches across a figure, a little more than the book's column."""
+
+SHORTEST_ALT = 15
+"""Characters; less cannot state a finding."""
+
+_PALETTE = sns.color_palette("colorblind").as_hex()
+_FIXED = {
+    "real": "#6b6b6b",
+    "random": "#6b6b6b",
+    "dm": _PALETTE[0],
+    "dm-cm": _PALETTE[2],
+    "dm-cc": _PALETTE[4],
+    "iid-dm": _PALETTE[1],
+}
+_SPARE = [_PALETTE[i] for i in (3, 8, 5, 9)]
+
+_shown: dict[str, tuple[str, int]] = {}
+
+
+def colours(labels: Sequence[str]) -> dict[str, str]:
+    """A colour for each label, as ``#rrggbb``: the methods of the book have their own, others get what is left."""
+    others = [label for label in dict.fromkeys(labels) if label not in _FIXED]
+    spare = {label: _SPARE[i % len(_SPARE)] for i, label in enumerate(others)}
+    return {label: _FIXED.get(label) or spare[label] for label in labels}
+
+
+@contextlib.contextmanager
+def _style() -> Iterator[None]:
+    """The look of all figures, without a change of the reader's own settings."""
+    own = {"font.size": 10, "axes.titlesize": 10, "axes.titlelocation": "left", "legend.frameon": False}
+    with rc_context({**sns.axes_style("ticks"), **own}):
+        yield
+
+
+def panels(columns: int = 1, *, height: float = 3.4, width: float = WIDTH, sharex: bool = False) -> list[Axes]:
+    """Axes side by side in a new figure, which pyplot does not know, so that only `show` displays it.
+
+    Args:
+        columns: how many.
+        height: of the figure, in inches.
+        width: of the figure, in inches.
+        sharex: whether all have the same x axis.
+    """
+    with _style():
+        figure = Figure(figsize=(width, height), layout="constrained")
+        return list(figure.subplots(1, columns, squeeze=False, sharex=sharex)[0])
+
+
+def image_grid(
+    images: Any,
+    *,
+    columns: int,
+    row_labels: Sequence[str] = (),
+    title: str = "",
+    ax: Axes | None = None,
+) -> Axes:
+    """Images in rows and columns, in the order in which they come.
+
+    Args:
+        images: [B, K, H, W] with K of 1 or 3, array or tensor: uint8, or floating point in [0, 1].
+        columns: images a row; the last row may be shorter.
+        row_labels: names of the rows, written at their left.
+        title: above the grid.
+        ax: where to draw.
+
+    Raises:
+        ValueError: for another shape, values out of range (normalised images must be denormalised first), or more
+            labels than rows.
+    """
+    pixels = np.asarray(images)
+    if pixels.ndim != 4 or pixels.shape[1] not in (1, 3) or not len(pixels):
+        raise ValueError(f"image_grid takes images [B, 1 or 3, H, W], at least one, got {list(pixels.shape)}")
+    if pixels.dtype != np.uint8:
+        if not (np.issubdtype(pixels.dtype, np.floating) and pixels.min() >= 0 and pixels.max() <= 1):
+            raise ValueError(
+                f"image_grid takes uint8 or [0, 1], got {pixels.dtype} from {pixels.min():.3g} to {pixels.max():.3g}; "
+                "denormalise the images first"
+            )
+        pixels = (pixels * 255).round().astype(np.uint8)
+    rows = -(-len(pixels) // columns)
+    if len(row_labels) > rows:
+        raise ValueError(f"{len(row_labels)} labels for {rows} rows of images")
+    gap, (height, width) = 2, pixels.shape[2:]
+    canvas = np.full((rows * (height + gap) - gap, columns * (width + gap) - gap, 3), 255, np.uint8)
+    for i, image in enumerate(pixels):
+        top, left = i // columns * (height + gap), i % columns * (width + gap)
+        canvas[top : top + height, left : left + width] = image.transpose(1, 2, 0)
+    with _style():
+        ax = ax or panels(height=WIDTH * canvas.shape[0] / canvas.shape[1])[0]
+        ax.imshow(canvas)
+        ax.set_xticks([])
+        ax.set_yticks([row * (height + gap) + height / 2 for row in range(len(row_labels))], row_labels)
+        ax.tick_params(length=0)
+        sns.despine(ax=ax, left=True, bottom=True)
+        ax.set_title(title)
+    return ax
+
+
+def accuracy_bars(scores: pd.DataFrame, *, chance: float | None = None, ax: Axes | None = None) -> Axes:
+    """Test accuracy of sets: a bar for the mean, a line for the standard deviation, a point for every network.
+
+    Args:
+        scores: rows of single networks, with columns label, network and accuracy (percent).
+        chance: accuracy of guessing, in percent, drawn as a dotted line.
+        ax: where to draw.
+    """
+    labels = list(dict.fromkeys(scores["label"]))
+    networks = list(dict.fromkeys(scores["network"]))
+    grouped = len(networks) > 1
+    row, bar = ("network", "label") if grouped else ("label", "label")
+    common = {"data": scores, "x": "accuracy", "y": row, "hue": bar, "hue_order": labels, "dodge": grouped}
+    order = networks if grouped else labels
+    with _style():
+        ax = ax or panels(height=0.9 + 0.42 * len(labels) * len(networks))[0]
+        sns.barplot(
+            **common,
+            order=order,
+            palette=colours(labels),
+            errorbar=_population_std,
+            err_kws={"linewidth": 1.5, "color": "black"},
+            width=0.7,
+            alpha=0.75,
+            ax=ax,
+        )
+        points = dict.fromkeys(labels, "black")
+        sns.stripplot(**common, order=order, palette=points, size=4, alpha=0.7, jitter=False, legend=False, ax=ax)
+        if chance is not None:
+            ax.axvline(chance, color="black", linewidth=1, linestyle=":")
+            ax.annotate(
+                "chance", (chance, 1.01), xycoords=("data", "axes fraction"), ha="center", va="bottom", fontsize=8
+            )
+        ax.set(xlabel="test accuracy (%)", ylabel="", xlim=(0, None))
+        if grouped:
+            sns.move_legend(ax, "lower right", title="")
+        sns.despine(ax=ax)
+    return ax
+
+
+def _population_std(values: Any) -> tuple[float, float]:
+    mean, spread = float(np.mean(values)), float(np.std(values))
+    return mean - spread, mean + spread
+
+
+def loss_curves(
+    metrics: pd.DataFrame, *, names: Mapping[str, str] | None = None, window: int = 5, ax: Axes | None = None
+) -> Axes:
+    """The weighted terms of an objective over the iterations, on a logarithmic axis.
+
+    Every iteration has its own network and real images, so single values jump: they are thin, their rolling median is
+    thick.
+
+    Args:
+        metrics: logged iterations, with the columns iteration and ``loss_<term>``.
+        names: what to call a term, by its name.
+        window: logged iterations in the median.
+        ax: where to draw.
+
+    Raises:
+        ValueError: if no column starts with ``loss_``.
+    """
+    terms = [column.removeprefix("loss_") for column in metrics if column.startswith("loss_")]
+    if not terms:
+        raise ValueError(f"loss_curves needs columns loss_<term>, got {list(metrics)}")
+    fixed = dict(zip(("mean", "cm", "cc"), (_FIXED["dm"], _FIXED["dm-cm"], _FIXED["dm-cc"]), strict=True))
+    palette = {**colours(terms), **fixed}
+    with _style():
+        ax = ax or panels(height=3)[0]
+        for term in terms:
+            values = metrics[f"loss_{term}"]
+            ax.plot(metrics["iteration"], values, color=palette[term], linewidth=0.8, alpha=0.45)
+            median = values.rolling(window, center=True, min_periods=1).median()
+            ax.plot(metrics["iteration"], median, color=palette[term], linewidth=2, label=(names or {}).get(term, term))
+        ax.set(xlabel="iteration", ylabel="weighted loss, sum over classes", yscale="log")
+        if len(terms) > 1:
+            ax.legend()
+        sns.despine(ax=ax)
+    return ax
+
+
+def covariance_heatmaps(matrices: Mapping[str, Any], *, unit: str) -> list[Axes]:
+    """Square matrices of channels by channels side by side, on one colour scale that is symmetric about zero.
+
+    Args:
+        matrices: [K, K] each, by title.
+        unit: what the colours measure, with its unit.
+
+    Returns:
+        The axes of the matrices, in order.
+    """
+    arrays = {title: np.asarray(matrix) for title, matrix in matrices.items()}
+    # single large entries would leave the rest white
+    limit = max(float(np.quantile(np.abs(array), 0.995)) for array in arrays.values()) or 1.0
+    with _style():
+        axes = panels(len(arrays), height=WIDTH / len(arrays) * 0.86 + 0.5)
+        for ax, (title, array) in zip(axes, arrays.items(), strict=True):
+            picture = ax.imshow(array, cmap="PuOr", vmin=-limit, vmax=limit, interpolation="nearest")
+            last = len(array) - 1
+            ax.set(title=title, xlabel="channel", xticks=[0, last], yticks=[0, last])
+        axes[0].set_ylabel("channel")
+        figure = axes[0].get_figure()
+        assert figure is not None
+        figure.colorbar(picture, ax=axes, location="right", shrink=0.8, label=unit, extend="both")
+    return axes
+
+
+def distance_distribution(distances: pd.DataFrame, *, unit: str, ax: Axes | None = None) -> Axes:
+    """How far images lie from the centre of their class: the share of images within a distance, a curve a label.
+
+    Args:
+        distances: a row an image, with columns label and distance.
+        unit: what the distance measures, with its unit.
+        ax: where to draw.
+    """
+    labels = list(dict.fromkeys(distances["label"]))
+    with _style():
+        ax = ax or panels(height=3)[0]
+        sns.ecdfplot(
+            distances, x="distance", hue="label", stat="percent", palette=colours(labels), linewidth=2, ax=ax
+        )
+        ax.set(xlabel=unit, ylabel="images within it (%)", ylim=(0, 101))
+        sns.move_legend(ax, "lower right", title="")
+        sns.despine(ax=ax)
+    return ax
+
+
+def feature_scatter(points: pd.DataFrame, *, axes: Sequence[Axes] | None = None) -> list[Axes]:
+    """Features of images in the plane, a panel a set: background points are small and pale, the set's own large.
+
+    Args:
+        points: a row an image, with columns x, y, group (what the colour tells, a class for example) and label;
+            rows with the label ``real`` are the background of every panel.
+        axes: where to draw, one for each other label.
+    """
+    labels = [label for label in dict.fromkeys(points["label"]) if label != "real"]
+    groups = list(dict.fromkeys(points["group"]))
+    palette = dict(zip(groups, sns.color_palette("colorblind", len(groups)).as_hex(), strict=True))
+    with _style():
+        axes = list(axes or panels(len(labels), height=3.4, sharex=True))
+        for ax, label in zip(axes, labels, strict=True):
+            for kind, size, alpha in (("real", 10, 0.25), (label, 55, 0.95)):
+                sns.scatterplot(
+                    points[points["label"] == kind],
+                    x="x",
+                    y="y",
+                    hue="group",
+                    hue_order=groups,
+                    palette=palette,
+                    s=size,
+                    alpha=alpha,
+                    linewidth=0 if kind == "real" else 0.8,
+                    legend=kind != "real" and ax is axes[-1],
+                    ax=ax,
+                )
+            ax.set(title=label, xlabel="first principal component", ylabel="", xticks=[], yticks=[])
+            sns.despine(ax=ax)
+        axes[0].set_ylabel("second principal component")
+        sns.move_legend(axes[-1], "best", title="", handletextpad=0.2)
+    return axes
+
+
+def show(figure: Figure | Axes | Sequence[Axes], alt: str) -> None:
+    """Displays a figure in a notebook, with its finding in words, and closes it.
+
+    The words are what a reader without the picture gets, in JupyterLab, in the HTML book and in an exported report.
+    The same words for two figures are refused; running a cell once more is not.
+
+    Args:
+        figure: the figure, or axes in it.
+        alt: the finding, such as "distilled images reach 37 % where random real ones reach 28 %".
+
+    Raises:
+        ValueError: for alt text that is missing, too short to state a finding, or that of another figure.
+    """
+    alt = " ".join(alt.split())
+    if len(alt) < SHORTEST_ALT or " " not in alt:
+        raise ValueError(f"alt text must state the finding in at least {SHORTEST_ALT} characters, got {alt!r}")
+    cell, execution = _place(sys._getframe(1).f_code.co_filename)
+    before = _shown.get(alt)
+    if before is not None and (before[0] != cell or before[1] == execution):
+        raise ValueError(f"this alt text is that of another figure already: {alt!r}; say what this one shows")
+    if not isinstance(figure, Figure):
+        owner = (figure if isinstance(figure, Axes) else figure[0]).get_figure()
+        assert isinstance(owner, Figure)
+        figure = owner
+    picture = io.BytesIO()
+    with _style():
+        figure.savefig(picture, format="png", dpi=DPI, bbox_inches="tight", pad_inches=0.05, facecolor="white")
+    # a figure that came from pyplot would be displayed a second time at the end of the cell
+    pyplot.close(figure)
+
+    from IPython.display import display  # only notebooks have it
+
+    content = {"image/png": base64.b64encode(picture.getvalue()).decode(), "text/plain": alt}
+    display(content, raw=True, metadata={"image/png": {"alt": alt}})
+    _shown[alt] = (cell, execution)
+
+
+def _place(code: str) -> tuple[str, int]:
+    """The notebook cell that runs, and which execution it is.
+
+    JupyterLab names the cell; elsewhere the file that the kernel makes of the cell's code stands for it.
+    """
+    from IPython import get_ipython
+
+    shell: Any = get_ipython()
+    if shell is None:
+        return code, 0
+    kernel = getattr(shell, "kernel", None)
+    metadata = kernel.get_parent("shell").get("metadata", {}) if kernel else {}
+    return metadata.get("cellId") or code, shell.execution_count

@@ -1,0 +1,248 @@
+"""The method written from its equations: a class, an image, a position at a time; for equality only, never timed.
+
+Axis letters: N real and n synthetic images of the one class, K channels, P positions, D dimensions, H side of an image.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from iidlib.config import MatchConfig
+from tests import reference_augment
+
+# Losses of one class
+
+
+def mean_of(rows: Sequence[Tensor] | Tensor) -> Tensor:
+    total = torch.zeros_like(rows[0])
+    for row in rows:
+        total = total + row
+    return total / len(rows)
+
+
+def mean_matching(real: Tensor, syn: Tensor) -> Tensor:
+    """[N, D] and [n, D] to one value."""
+    gap = mean_of(real) - mean_of(syn)
+    return (gap * gap).sum()
+
+
+def local_covariance(fmap: Tensor) -> Tensor:
+    """[N, K, P] to [K, K]."""
+    images, channels, positions = fmap.shape
+    centre = mean_of(fmap)
+    total = torch.zeros(channels, channels, dtype=fmap.dtype)
+    for b in range(images):
+        for p in range(positions):
+            x = fmap[b, :, p] - centre[:, p]
+            total = total + torch.outer(x, x)
+    return total / images
+
+
+def covariance_matching(real: Tensor, syn: Tensor) -> Tensor:
+    """[N, K, P] and [n, K, P] to one value."""
+    gap = local_covariance(real) - local_covariance(syn)
+    return (gap * gap).sum()
+
+
+def squared_distances(features: Tensor) -> list[Tensor]:
+    """[n, D] to n values."""
+    centre = mean_of(features)
+    return [((f - centre) * (f - centre)).sum() for f in features]
+
+
+def class_centralization(features: Tensor, form: str = "linear", alpha: float = 0.02, beta: float = 0.0) -> Tensor:
+    """[n, D] to one value."""
+    total = torch.zeros((), dtype=features.dtype)
+    for d in squared_distances(features):
+        if form == "linear":
+            total = total + d
+        elif torch.exp(alpha * d) > beta:
+            total = total + torch.exp(alpha * d) - beta
+    return total
+
+
+# Their gradients by hand, with respect to the synthetic side
+
+
+def mean_matching_gradient(real: Tensor, syn: Tensor) -> Tensor:
+    return torch.stack([-2 / len(syn) * (mean_of(real) - mean_of(syn)) for _ in syn])
+
+
+def covariance_matching_gradient(real: Tensor, syn: Tensor) -> Tensor:
+    # the centre's own part vanishes, because the centred images of a class sum to zero
+    gap = local_covariance(syn) - local_covariance(real)
+    centre = mean_of(syn)
+    return torch.stack([4 / len(syn) * gap @ (x - centre) for x in syn])
+
+
+def class_centralization_gradient(features: Tensor) -> Tensor:
+    centre = mean_of(features)
+    return torch.stack([2 * (f - centre) for f in features])
+
+
+# Networks, one image at a time, from their parameters by name
+
+
+def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int = 1) -> Tensor:
+    """A convolution that keeps the size, as a sum of shifted images: [K_in, H, H] -> [K, H / stride, H / stride]."""
+    kernel, side = weight.shape[-1], x.shape[-1]
+    padded = F.pad(x, (kernel // 2,) * 4)
+    out = torch.zeros(len(weight), side, side, dtype=x.dtype)
+    for i in range(kernel):
+        for j in range(kernel):
+            out = out + torch.einsum("ok,khw->ohw", weight[:, :, i, j], padded[:, i : i + side, j : j + side])
+    if bias is not None:
+        out = out + bias[:, None, None]
+    return out[:, ::stride, ::stride]
+
+
+def instance_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Each channel of the one image to mean 0 and variance 1 over its positions, then scaled and shifted."""
+    count = x.shape[1] * x.shape[2]
+    centred = x - x.sum((1, 2), keepdim=True) / count
+    variance = (centred * centred).sum((1, 2), keepdim=True) / count
+    return centred / torch.sqrt(variance + 1e-5) * weight[:, None, None] + bias[:, None, None]
+
+
+def average_pool(x: Tensor, size: int) -> Tensor:
+    total = torch.zeros_like(x[:, ::size, ::size])
+    for i in range(size):
+        for j in range(size):
+            total = total + x[:, i::size, j::size]
+    return total / (size * size)
+
+
+def relu(x: Tensor) -> Tensor:
+    return torch.where(x > 0, x, torch.zeros_like(x))
+
+
+Parameters = Mapping[str, Tensor]
+
+
+def convnet(p: Parameters, image: Tensor) -> Tensor:
+    """An instance-norm ConvNet of any depth: its last feature map, [K, P]."""
+    x, block = image, 1
+    while f"trunk.block{block}.conv.weight" in p:
+        name = f"trunk.block{block}"
+        x = convolve(x, p[f"{name}.conv.weight"], p[f"{name}.conv.bias"])
+        x = average_pool(relu(instance_norm(x, p[f"{name}.norm.weight"], p[f"{name}.norm.bias"])), 2)
+        block += 1
+    return x.flatten(1)
+
+
+def resnet18(p: Parameters, image: Tensor) -> Tensor:
+    """The instance-norm ResNet18 for small images: its features, [512] at 32x32."""
+
+    def conv_norm(x: Tensor, conv: str, norm: str, stride: int = 1) -> Tensor:
+        return instance_norm(convolve(x, p[f"{conv}.weight"], None, stride), p[f"{norm}.weight"], p[f"{norm}.bias"])
+
+    x = relu(conv_norm(image, "trunk.stem.conv", "trunk.stem.norm"))
+    for stage in (1, 2, 3, 4):
+        for block in (0, 1):
+            name, stride = f"trunk.stage{stage}.{block}", 2 if stage > 1 and block == 0 else 1
+            out = relu(conv_norm(x, f"{name}.conv1", f"{name}.norm1", stride))
+            out = conv_norm(out, f"{name}.conv2", f"{name}.norm2")
+            if stride == 2:
+                x = conv_norm(x, f"{name}.shortcut.conv", f"{name}.shortcut.norm", stride)
+            x = relu(out + x)
+    return average_pool(x, 4).flatten()
+
+
+# A step
+
+
+@dataclass
+class ClassBatch:
+    """What an iteration sees of one class."""
+
+    real: Tensor
+    """[N, K, H, H], normalised."""
+    syn: Tensor
+    """[n, K, H, H]."""
+    operation: str | None
+    """The DSA operation that both sides share; None for none."""
+    u: list[float]
+    """Its parameters."""
+
+
+def augmented(images: Tensor, batch: ClassBatch) -> list[Tensor]:
+    if batch.operation is None:
+        return list(images)
+    return [reference_augment.augment_one(image, batch.operation, batch.u) for image in images]
+
+
+def terms_of_class(
+    names: Sequence[str],
+    match: MatchConfig,
+    batch: ClassBatch,
+    feature_map: Callable[[Tensor], Tensor],
+    expert: Callable[[Tensor], Tensor] | None,
+) -> dict[str, Tensor]:
+    """The weighted terms of one class, one image through the networks at a time."""
+    real, syn = augmented(batch.real, batch), augmented(batch.syn, batch)
+    real_maps = torch.stack([feature_map(image) for image in real]).detach()
+    syn_maps = torch.stack([feature_map(image) for image in syn])
+    values = {}
+    for name in names:
+        if name == "mean":
+            values[name] = mean_matching(real_maps.flatten(1), syn_maps.flatten(1))
+        elif name == "cm":
+            values[name] = match.cm * covariance_matching(real_maps, syn_maps)
+        elif name == "cc":
+            features = torch.stack([expert(image) for image in syn])
+            value = class_centralization(features, match.cc_form, match.cc_alpha, match.cc_beta)
+            if match.cc_scaling == "per_image":
+                value = value * 10 / len(syn)
+            elif match.cc_scaling == "relative":
+                measured = torch.stack([expert(image) for image in real[: match.cc_real]]).detach()
+                scatter = float(mean_of(squared_distances(measured)))
+                value = value / len(syn) / scatter if len(measured) > 1 else 0 * value
+            values[name] = match.cc * value
+        else:
+            raise AssertionError(name)
+    return values
+
+
+def step(
+    names: Sequence[str],
+    match: MatchConfig,
+    classes: Sequence[ClassBatch],
+    feature_map: Callable[[Tensor], Tensor],
+    expert: Callable[[Tensor], Tensor] | None = None,
+) -> dict[str, tuple[float, Tensor]]:
+    """Every term's value, summed over classes, and its gradient on the synthetic images, [C * n, K, H, H]."""
+    values = dict.fromkeys(names, 0.0)
+    gradients: dict[str, list[Tensor]] = {name: [] for name in names}
+    for batch in classes:
+        batch.syn = batch.syn.detach().requires_grad_()
+        for name, value in terms_of_class(names, match, batch, feature_map, expert).items():
+            values[name] += float(value.detach())
+            gradients[name].append(torch.autograd.grad(value, batch.syn, retain_graph=True)[0])
+    return {name: (values[name], torch.cat(gradients[name])) for name in names}
+
+
+# Optimisers, written out
+
+
+def sgd(x: Tensor, velocity: Tensor, gradient: Tensor, lr: float, momentum: float) -> tuple[Tensor, Tensor]:
+    """One update: the images (or a parameter) and the velocity after it."""
+    velocity = momentum * velocity + gradient
+    return x - lr * velocity, velocity
+
+
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    total = torch.zeros((), dtype=logits.dtype)
+    for row, label in zip(logits, labels.tolist(), strict=True):
+        total = total - row[label] + torch.log(torch.exp(row - row.max()).sum()) + row.max()
+    return total / len(logits)
+
+
+def t_quantile_975(degrees: int) -> float:
+    """Of Student's t with 2 degrees of freedom, where it has a closed form."""
+    assert degrees == 2
+    p = 0.975
+    return (2 * p - 1) / math.sqrt(2 * p * (1 - p))
