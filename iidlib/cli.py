@@ -1,46 +1,77 @@
 """The command line, ``iid``: thin commands over the functions of the library.
 
-Exit status: 0 done, 1 failed while running, 2 wrong input (one line, nothing overwritten), 130 and 143 stopped by
-SIGINT and SIGTERM.
+Exit status: 0 done, 1 failed while running (with what is kept and how to go on), 2 wrong input (one line, nothing
+overwritten), 130 and 143 stopped by SIGINT and SIGTERM.
 """
 
 # The library is imported inside the commands, so that `iid --help` answers at once.
 
+import contextlib
 import logging
 import shlex
 import signal
 import sys
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from typer.core import TyperGroup
 
-from iidlib.config import EvalProtocol, InputError, RunConfig, override, preset
+from iidlib import __version__
+from iidlib.config import SCALES, EvalProtocol, InputError, RunConfig, preset, settings, suggest
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from iidlib.data import Dataset
+    from iidlib.data import Dataset, RealSet
+    from iidlib.synthetic import SyntheticSet
 
 __all__ = ["app", "main"]
 
 # click's base of all usage errors; newer typers carry a click of their own, so it is found through what they export
 _UsageError: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
 
-app = typer.Typer(
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    help="Dataset distillation by distribution matching, with class centralization and covariance matching.",
-)
-data_app = typer.Typer(no_args_is_help=True, help="Data sets: what is known, fetch one, check its files.")
+
+class _Failed(Exception):
+    """A failure while running that is no fault of the program; its text says what is kept and how to go on."""
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM, which ends a command as Ctrl-C does, with an exit status of its own."""
+
+    signal = signal.SIGTERM
+
+
+class _Commands(TyperGroup):
+    """The commands; a stop is told in the words of whoever was stopped."""
+
+    def invoke(self, ctx: Any) -> Any:
+        # here and not in `main`: newer typers make a silent exit of it before it gets there
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as stop:
+            typer.echo(str(stop) or "stopped", err=True)
+            raise typer.Exit(128 + getattr(stop, "signal", signal.SIGINT)) from None
+
+
+class _Log(logging.Handler):
+    """Messages on stderr, above a progress bar where there is one."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        from tqdm import tqdm
+
+        tqdm.write(self.format(record), file=sys.stderr)
+
+
+app = typer.Typer(cls=_Commands, add_completion=False, pretty_exceptions_enable=False)
+data_app = typer.Typer(help="Data sets: what is known, fetch one, check its files.")
 app.add_typer(data_app, name="data")
 
 console = Console()
-errors = Console(stderr=True, soft_wrap=True)
 
 DatasetName = Annotated[str, typer.Option("--dataset", help="cifar10-mini, cifar10 or shapes.")]
 DataRoot = Annotated[
@@ -50,15 +81,23 @@ Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:N o
 Changes = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting, such as match.cm=0.02.")
 ]
+Baseline = Annotated[
+    bool, typer.Option("--baseline/--no-baseline", help="Put as many random real images beside the distilled set.")
+]
+Results = Annotated[Path | None, typer.Option("--results", help="CSV file to which the scores are added.")]
 
 
 def _changes(given: list[str] | None) -> dict[str, str]:
     pairs: dict[str, str] = {}
     for text in given or []:
         key, equals, value = text.partition("=")
+        key = key.strip()
         if not equals:
             raise InputError(f"--set takes KEY=VALUE, got {text!r}")
-        pairs[key.strip()] = value.strip()
+        if "." not in key and key in settings():
+            # a scale set here would be the name of settings that are not in use
+            raise InputError(f"{key} is not for --set; give it by itself (see iid distill --help)")
+        pairs[key] = value.strip()
     return pairs
 
 
@@ -73,32 +112,85 @@ def _load(name: str, data_root: Path | None, device: str) -> "Dataset":
     return load_dataset(name, data_root=data_root, device=chosen)
 
 
+def _check_names(config: RunConfig) -> None:
+    """Names that are used only after a long distillation are checked before it."""
+    from iidlib.networks import NETWORKS
+    from iidlib.training import resolve_augmentation
+
+    for name in (config.match.network, config.pool.network, *config.eval.networks):
+        if name not in NETWORKS:
+            raise InputError(f"unknown network {name!r}{suggest(name, NETWORKS)}")
+    for strategy in (config.match.augmentation, config.eval.augmentation):
+        resolve_augmentation(strategy, "none")
+
+
+def _command(ctx: typer.Context, *more: str) -> str:
+    """The command as it was given, for the record; or with `more` behind its name, to go on with."""
+    name, *rest = ctx.obj
+    return shlex.join(["iid", name, *more, *(part for part in rest if part not in more)])
+
+
+@contextlib.contextmanager
+def _kept(folder: Path | None = None, again: str = "") -> Iterator[None]:
+    """Within the block, a stop or a failure from outside says what is kept in `folder` and how to go on."""
+    import torch
+
+    def told(what: str, go_on: str) -> str:
+        if folder is None or not folder.is_dir() or not any(folder.iterdir()):
+            return what
+        return what + ("" if str(folder) in what else f"; what was done is kept in {folder}") + f"\n{go_on}"
+
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        stop.args = (told(str(stop) or "stopped", f"go on with: {again}"),)
+        raise
+    except FloatingPointError as error:
+        raise _Failed(told(f"failed: {error}", "begin anew with another --out")) from error
+    except (OSError, torch.OutOfMemoryError) as error:
+        raise _Failed(told(f"failed: {' '.join(str(error).split())}", f"go on with: {again}")) from error
+
+
 def _protocol_text(protocol: EvalProtocol, label: str) -> str:
     name = "whole set" if label == "whole" else "dm"
     return f"{name}, {protocol.epochs} epochs, batch {protocol.batch}, lr {protocol.lr:g}, width {protocol.width}"
 
 
-def _table(scores: "pd.DataFrame", title: str, caption: str) -> Table:
-    from iidlib.evaluation import summarize
+def _scores(
+    images: "SyntheticSet | RealSet",
+    dataset: "Dataset",
+    config: RunConfig,
+    label: str,
+    networks_seed: int,
+    facts: Mapping[str, Any],
+) -> "pd.DataFrame":
+    """Evaluates a set: a row of results for each network."""
+    from tqdm import tqdm
 
-    table = Table(title=escape(title), caption=escape(caption))
-    for name, justify in (("set", "left"), ("network", "left"), ("accuracy (%)", "right"), ("networks", "right")):
-        table.add_column(name, justify=justify)  # type: ignore[arg-type]
-    for row in summarize(scores.rename(columns={"method": "label"})).to_dict("records"):
-        table.add_row(
-            escape(str(row["label"])), str(row["network"]), f"{row['mean']:.1f} ± {row['std']:.1f}", str(row["n"])
-        )
-    return table
-
-
-def _facts(config: RunConfig, dataset: "Dataset", label: str, protocol: EvalProtocol) -> dict[str, Any]:
-    """What a row of results says beside the accuracy."""
     from iidlib.accelerate import device_name, peak_memory_mib
+    from iidlib.evaluation import evaluate
+    from iidlib.results import RESULT_COLUMNS
     from iidlib.runs import environment
 
+    protocol, device = config.eval, dataset.train.device
+    total = len(protocol.networks) * protocol.num_eval
+    with tqdm(total=total, desc=f"evaluating {label}", unit="network", disable=not sys.stderr.isatty()) as bar:
+
+        def show(row: dict[str, object]) -> None:
+            bar.set_postfix_str(f"{row['network']} {row['accuracy']:.1f} %")
+            bar.update()
+
+        scores = evaluate(
+            images,
+            dataset,
+            protocol=protocol,
+            seed=networks_seed,
+            compile=config.compute.compile,
+            tf32=config.compute.precision == "tf32",
+            on_network=show,
+        )
     stamp = environment()
-    device = dataset.train.device
-    return {
+    same: dict[str, Any] = {
         "dataset": config.dataset,
         "method": label,
         "ipc": config.ipc,
@@ -107,48 +199,42 @@ def _facts(config: RunConfig, dataset: "Dataset", label: str, protocol: EvalProt
         "protocol": _protocol_text(protocol, label),
         "peak_memory_mib": round(peak_memory_mib(device)),
         "device": device_name(device),
-        "torch": stamp["torch"],
-        "iidlib": stamp["iidlib"],
-        "commit": stamp["commit"],
-        "date": stamp["date"],
-        "command": shlex.join(["iid", *sys.argv[1:]]),
-    }
+        "networks_seed": networks_seed,
+    } | {name: stamp[name] for name in ("torch", "iidlib", "commit", "date")}
+    return scores.assign(**same | dict(facts)).reindex(columns=list(RESULT_COLUMNS))
 
 
-def _evaluated(
-    images: Any, dataset: "Dataset", config: RunConfig, label: str, protocol: EvalProtocol, **facts: Any
-) -> "pd.DataFrame":
-    from iidlib.evaluation import evaluate
+def _show(scores: "pd.DataFrame", title: str, note: str, protocol: str) -> None:
+    from iidlib.evaluation import summarize
 
-    with console.status(f"training {protocol.num_eval} networks on {escape(label)}"):
-        scores = evaluate(
-            images,
-            dataset,
-            protocol=protocol,
-            seed=config.seed,
-            compile=config.compute.compile,
-            tf32=config.compute.precision == "tf32",
-        )
-    return scores.assign(**_facts(config, dataset, label, protocol), **facts)
+    table = Table(title=escape(title))
+    for name, justify in (("set", "left"), ("network", "left"), ("accuracy (%)", "right"), ("networks", "right")):
+        table.add_column(name, justify=justify)  # type: ignore[arg-type]
+    for row in summarize(scores, by=("method", "network")).to_dict("records"):
+        spread = f" ± {row['std']:.1f}" if row["n"] > 1 else ""
+        table.add_row(escape(str(row["method"])), str(row["network"]), f"{row['mean']:.1f}{spread}", str(row["n"]))
+    console.print(table)
+    typer.echo(f"{note}; protocol: {protocol}")
 
 
-def _append(path: Path, scores: "pd.DataFrame") -> None:
-    """Adds rows to a table of results; columns that one side lacks stay empty."""
-    import pandas as pd
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"iidlib {__version__}")
+        raise typer.Exit
 
-    from iidlib.runs import atomic_write
 
-    if path.is_file():
-        scores = pd.concat([pd.read_csv(path), scores], ignore_index=True)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        atomic_write(path, scores.to_csv(index=False))
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror or error}") from None
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Dataset distillation by distribution matching, with class centralization and covariance matching."""
 
 
 @app.command()
 def distill(
+    ctx: typer.Context,
     method: Annotated[str, typer.Argument(help="dm, dm-cc, dm-cm or iid-dm.")],
     dataset: DatasetName = "cifar10-mini",
     ipc: Annotated[int, typer.Option("--ipc", help="Synthetic images a class.")] = 10,
@@ -160,133 +246,151 @@ def distill(
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
     data_root: DataRoot = None,
     changes: Changes = None,
-    evaluate: Annotated[bool, typer.Option(help="Train networks on the result, and on random real images.")] = True,
-    baseline: Annotated[bool, typer.Option(help="Put random real images beside the result.")] = True,
-    results: Annotated[Path | None, typer.Option("--results", help="CSV file to which the scores are added.")] = None,
+    evaluate: Annotated[
+        bool, typer.Option("--evaluate/--no-evaluate", help="Train networks on the result and test them.")
+    ] = True,
+    baseline: Baseline = True,
+    results: Results = None,
 ) -> None:
     """Learn a few synthetic images a class, and show what networks trained on them reach."""
     import pandas as pd
 
-    from iidlib.distillation import METHODS, Stopped
+    from iidlib.distillation import METHODS
     from iidlib.distillation import distill as run
     from iidlib.evaluation import random_real
+    from iidlib.results import append_results, check_results
     from iidlib.runs import RunFolder
+    from iidlib.synthetic import SyntheticSet
 
+    if method not in METHODS:
+        raise InputError(f"unknown method {method!r}{suggest(method, METHODS)}")
     own = {"seed": seed} | ({} if iterations is None else {"iterations": iterations})
     config = preset(method, dataset, ipc, scale, own | _changes(changes))
-    if config.method not in METHODS:
-        from iidlib.config import suggest
-
-        raise InputError(f"unknown method {config.method!r}{suggest(config.method, METHODS)}")
-    _check_networks(config)
-    loaded = _load(config.dataset, data_root, device)
-    folder = out or Path("runs") / f"{config.method}-{config.dataset}-ipc{config.ipc}-{config.scale}-seed{config.seed}"
-    console.print(
-        f"{config.method} on {config.dataset}: {config.ipc} images a class, {config.iterations} iterations, "
-        f"scale {config.scale}, {loaded.train.device}",
-        highlight=False,
+    _check_names(config)
+    if results is not None:
+        if not evaluate:
+            raise InputError("--results needs the evaluation; leave out --no-evaluate or --results")
+        check_results(results)
+    loaded = _load(dataset, data_root, device)
+    folder = RunFolder(out or Path("runs") / f"{method}-{dataset}-ipc{ipc}-{scale}-seed{seed}")
+    typer.echo(
+        f"{method} on {dataset}: {ipc} images a class, {config.iterations} iterations, scale {scale}, "
+        f"{loaded.train.device}"
     )
-    begun = _iterations_done(folder) if resume else 0
-    try:
-        result = run(config, loaded, out=folder, resume=resume, progress=sys.stderr.isatty())
-    except Stopped as stop:
-        again = [part for part in sys.argv[1:] if part != "--resume"] + ["--resume"]
-        again += [] if out else ["--out", str(folder)]
-        errors.print(f"{stop}\ngo on with: {shlex.join(['iid', *again])}", highlight=False, markup=False)
-        raise typer.Exit(128 + stop.signal) from None
-    except FloatingPointError as error:
-        errors.print(f"failed: {error}; checkpoints are kept in {folder}", highlight=False, markup=False)
-        raise typer.Exit(1) from None
-    result.synthetic.save_png(folder / "synthetic.png")
-    console.print(f"{result.seconds:.0f} s; images in {folder / 'synthetic.png'}", highlight=False, markup=False)
-    if not evaluate:
-        return
-    facts = {
-        "iterations": config.iterations,
-        "seconds_per_iteration": result.seconds / max(1, config.iterations - begun),
-        "pool_accuracies": " ".join(f"{value:.2f}" for value in result.pool.accuracies) if result.pool else "",
-    }
-    frames = [_evaluated(result.synthetic, loaded, config, config.method, config.eval, **facts)]
-    if baseline:
-        chosen = random_real(loaded.train, config.ipc, config.seed)
-        frames.insert(0, _evaluated(chosen, loaded, config, "random", config.eval, iterations=0))
-    scores = pd.concat(frames, ignore_index=True)
-    RunFolder(folder).write_scores(scores)
-    if results:
-        _append(results, scores)
-    caption = f"last iterate, mean ± std over networks, one distillation; {_protocol_text(config.eval, config.method)}"
-    console.print(_table(scores, f"{config.dataset}, IPC {config.ipc}, scale {config.scale}", caption))
-
-
-def _iterations_done(folder: Path) -> int:
-    """Iterations of the newest checkpoint in a run's folder."""
-    done = [int(path.stem) for path in (folder / "checkpoints").glob("*.safetensors") if path.stem.isdigit()]
-    return max(done, default=0)
-
-
-def _check_networks(config: RunConfig) -> None:
-    """Unknown networks are found before anything starts."""
-    from iidlib.config import suggest
-    from iidlib.networks import NETWORKS
-
-    for name in (config.match.network, config.pool.network, *config.eval.networks):
-        if name not in NETWORKS:
-            raise InputError(f"unknown network {name!r}{suggest(name, NETWORKS)}")
+    with _kept(folder.path, _command(ctx, "--resume", *([] if out else ["--out", str(folder.path)]))):
+        facts: dict[str, Any] = {"command": _command(ctx), "iterations": config.iterations}
+        if resume and folder.finished:
+            metrics, synthetic = RunFolder.reopen(folder.path, config).metrics(), SyntheticSet.load(folder.path)
+            typer.echo(f"the run in {folder.path} is finished; its set stays as it is")
+        else:
+            result = run(config, loaded, out=folder.path, resume=resume, progress=sys.stderr.isatty())
+            metrics, synthetic = result.metrics, result.synthetic
+            synthetic.save_png(folder.path / "synthetic.png")
+            typer.echo(f"distilled in {result.seconds:.0f} s; images: {folder.path / 'synthetic.png'}")
+            if result.pool:
+                facts["pool_accuracies"] = " ".join(f"{value:.2f}" for value in result.pool.accuracies)
+        if not evaluate:
+            return
+        if len(metrics):
+            facts["seconds_per_iteration"] = metrics["seconds"].iloc[-1] / config.iterations
+        scores = _scores(synthetic, loaded, config, method, seed, facts)
+        if baseline:
+            chosen = random_real(loaded.train, ipc, seed)
+            own_facts = {"command": _command(ctx), "iterations": 0}
+            scores = pd.concat([_scores(chosen, loaded, config, "random", seed, own_facts), scores], ignore_index=True)
+        folder.write_scores(scores)
+        note = "last iterate, mean ± std over networks, one distillation"
+        _show(scores, f"{dataset}, IPC {ipc}, scale {scale}", note, _protocol_text(config.eval, method))
+        if results is not None:
+            append_results(results, scores)
 
 
 @app.command()
 def evaluate(
+    ctx: typer.Context,
     path: Annotated[str, typer.Argument(help="A run's folder or a synthetic set; or the word random, or whole.")],
     dataset: Annotated[str | None, typer.Option("--dataset", help="Else the one the set was made for.")] = None,
     networks: Annotated[str | None, typer.Option("--networks", help="Such as convnet3,alexnet.")] = None,
     num_eval: Annotated[int | None, typer.Option("--num-eval", help="Networks of each architecture.")] = None,
     epochs: Annotated[int | None, typer.Option("--epochs", help="Passes over the set; 1001 in the paper.")] = None,
     scale: Annotated[str | None, typer.Option("--scale", help="Protocol to start from; else the set's own.")] = None,
-    ipc: Annotated[int, typer.Option("--ipc", help="Images a class, for random.")] = 10,
-    seed: Annotated[int, typer.Option("--seed", help="Of the networks, and of the choice of random images.")] = 0,
+    ipc: Annotated[int | None, typer.Option("--ipc", help="Images a class, for random; else 10.")] = None,
+    seed: Annotated[
+        int | None, typer.Option("--seed", help="Of the networks, and of the choice of random images; else the set's.")
+    ] = None,
     device: Device = "auto",
     data_root: DataRoot = None,
     changes: Changes = None,
+    baseline: Baseline = True,
     out: Annotated[Path | None, typer.Option("--out", help="JSON file for the scores.")] = None,
-    results: Annotated[Path | None, typer.Option("--results", help="CSV file to which the scores are added.")] = None,
+    results: Results = None,
 ) -> None:
     """Train networks from scratch on a set and test them on the real test images."""
+    import dataclasses
+
+    import pandas as pd
+
     from iidlib.evaluation import random_real, whole_set_protocol
-    from iidlib.runs import atomic_write
+    from iidlib.results import append_results, check_results, check_writable
+    from iidlib.runs import RunFolder, atomic_write
     from iidlib.synthetic import SyntheticSet
 
-    if out is not None and out.exists():
-        raise InputError(f"{out} exists already; nothing was overwritten: give another --out")
-    synthetic = None if path in ("random", "whole") else SyntheticSet.load(path)
-    provenance = synthetic.provenance if synthetic else {}
-    name = dataset or (synthetic.spec.name if synthetic else "cifar10-mini")
-    label = path if synthetic is None else provenance.get("method", "unknown")
-    given = {"eval.networks": networks, "eval.num_eval": num_eval, "eval.epochs": epochs, "seed": seed}
-    chosen = {key: value for key, value in given.items() if value is not None} | _changes(changes)
-    start = preset(label, name, synthetic.ipc if synthetic else ipc, scale or provenance.get("scale", "tour"))
-    config = override(start, chosen)
-    _check_networks(config)
-    loaded = _load(name, data_root, device)
-    protocol = config.eval
-    if path == "whole" and epochs is None and "eval.epochs" not in chosen:
-        protocol = whole_set_protocol(protocol)
-    images: Any = synthetic
-    if path == "random":
-        images = random_real(loaded.train, config.ipc, seed)
-    elif path == "whole":
-        images = loaded.train
-    facts = {"iterations": int(provenance.get("iterations", 0)), "distillation_seed": provenance.get("seed", "")}
-    scores = _evaluated(images, loaded, config, label, protocol, **facts)
     if out is not None:
-        atomic_write(out, scores.to_json(orient="records", indent=2) + "\n")
-    if results:
-        _append(results, scores)
-    caption = f"mean ± std over networks; {_protocol_text(protocol, label)}"
-    console.print(_table(scores, f"tested on {name}", caption))
+        if out.exists():
+            raise InputError(f"{out} exists already; nothing was overwritten: give another --out")
+        check_writable(out)
+    if results is not None:
+        check_results(results)
+    synthetic = None if path in ("random", "whole") else SyntheticSet.load(path)
+    origin = synthetic.provenance if synthetic else {}
+    if synthetic and ipc not in (None, synthetic.ipc):
+        raise InputError(f"--ipc goes with random; the set in {path} has {synthetic.ipc} images a class")
+    name = dataset or (synthetic.spec.name if synthetic else "cifar10-mini")
+    label = path if synthetic is None else origin.get("method", "unknown")
+    try:
+        iterations, own_seed = int(origin.get("iterations", 0)), int(origin.get("seed", seed or 0))
+    except ValueError:
+        raise InputError(
+            f"{path} is damaged (its seed or iterations are not numbers); distil or copy it again"
+        ) from None
+    networks_seed = own_seed if seed is None else seed
+
+    given = {"eval.networks": networks, "eval.num_eval": num_eval, "eval.epochs": epochs}
+    chosen = {key: value for key, value in given.items() if value is not None} | _changes(changes)
+    made_at = origin.get("scale", scale or "tour")
+    size = synthetic.ipc if synthetic else 10 if ipc is None else ipc
+    config = preset(label, name, size, scale or made_at, {"seed": own_seed} | chosen)
+    if path == "whole" and "eval.epochs" not in chosen:
+        config = dataclasses.replace(config, eval=whole_set_protocol(config.eval))
+    _check_names(config)
+    kept = RunFolder(path) if (Path(path) / "config.yaml").is_file() else None
+    as_planned = kept is not None and kept.config().eval == config.eval
+    loaded = _load(name, data_root, device)
+    if path == "whole":
+        size = int(loaded.train.counts.max())
+    # a set keeps the scale at which it was distilled; how it is evaluated, its protocol says
+    config = dataclasses.replace(config, scale=made_at, ipc=size)
+    images = loaded.train if path == "whole" else synthetic or random_real(loaded.train, size, own_seed)
+    facts = {"command": _command(ctx)}
+    with _kept():
+        scores = _scores(images, loaded, config, label, networks_seed, facts | {"iterations": iterations})
+        if baseline and synthetic:
+            chosen_real = random_real(loaded.train, size, own_seed)
+            beside = _scores(chosen_real, loaded, config, "random", networks_seed, facts | {"iterations": 0})
+            scores = pd.concat([beside, scores], ignore_index=True)
+        _show(scores, f"tested on {name}", "mean ± std over networks", _protocol_text(config.eval, label))
+        if kept is not None and as_planned and not (kept.path / "scores.json").exists():
+            kept.write_scores(scores)
+        if out is not None:
+            out.parent.mkdir(parents=True, exist_ok=True)
+            atomic_write(out, scores.to_json(orient="records", indent=2) + "\n")
+        if results is not None:
+            append_results(results, scores)
 
 
 @app.command()
 def experts(
+    ctx: typer.Context,
     out: Annotated[Path, typer.Option("--out", help="Folder of the pool, made or completed.")],
     dataset: DatasetName = "cifar10-mini",
     network: Annotated[str, typer.Option("--network", help="Architecture.")] = "resnet18",
@@ -297,24 +401,36 @@ def experts(
     changes: Changes = None,
 ) -> None:
     """Train the pool of networks behind class centralization; a pool begun before is completed."""
+    from iidlib.distillation import pool_bar
     from iidlib.extractors import trained_pool
+    from iidlib.results import check_writable
 
     own = {"pool.network": network, "pool.count": count, "pool.epochs": epochs}
-    config = preset("dm-cc", dataset, 10, "paper", own | _changes(changes) | {"pool.path": str(out)})
-    _check_networks(config)
+    given = own | _changes(changes) | {"pool.path": str(out)}
+    config = preset("dm-cc", dataset, 10, "paper", given)
+    _check_names(config)
+    check_writable(out / "pool.json")
     loaded = _load(dataset, data_root, device)
+    out.mkdir(parents=True, exist_ok=True)
     try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"cannot write {out}: {error.strerror or error}") from None
-    pool = trained_pool(loaded, config.pool, device=loaded.train.device, compile=config.compute.compile)
-    table = Table(title=f"{len(pool.networks)} {network} in {escape(str(out))}")
+        with _kept(out, _command(ctx)), pool_bar(config, sys.stderr.isatty()) as on_epoch:
+            pool = trained_pool(
+                loaded, config.pool, device=loaded.train.device, compile=config.compute.compile, on_epoch=on_epoch
+            )
+    finally:
+        with contextlib.suppress(OSError):
+            out.rmdir()  # goes only while nothing is in it
+    table = Table(title=escape(f"{len(pool.networks)} {config.pool.network} in {out}"))
     table.add_column("network")
     table.add_column("held-out accuracy (%)", justify="right")
     for number, value in enumerate(pool.accuracies):
         table.add_row(str(number), f"{value:.1f}")
     console.print(table)
-    console.print(f"use it with: --set pool.path={out}", highlight=False, markup=False)
+    # a pool fits only those settings that it was trained with, and every scale has its own
+    differing = dict.fromkeys([key for scale in SCALES.values() for key in scale] + list(given))
+    named = {key: getattr(config.pool, key[5:]) for key in differing if key.startswith("pool.")}
+    settings_text = " ".join(f"--set {shlex.quote(f'{key}={value}')}" for key, value in named.items())
+    typer.echo(f"use it with: {settings_text}")
 
 
 @app.command()
@@ -326,17 +442,12 @@ def sweep(
     """Execute a chapter over a grid of parameters, each point a notebook of its own (papermill)."""
     from iidlib.sweep import load_grid, run_sweep
 
-    plan = load_grid(grid)
     folder = out or Path("runs") / f"sweep-{grid.stem}"
-    frame = run_sweep(plan, folder, workers=workers, progress=sys.stderr.isatty())
+    frame = run_sweep(load_grid(grid), folder, workers=workers, progress=sys.stderr.isatty())
     failed = frame[frame["status"] != "done"]
     for row in failed.to_dict("records"):
-        errors.print(f"failed: {row['notebook']}: {row['error']}", highlight=False, markup=False)
-    console.print(
-        f"{len(frame) - len(failed)} of {len(frame)} points done; table in {folder / 'sweep.csv'}",
-        highlight=False,
-        markup=False,
-    )
+        typer.echo(f"failed: {folder / row['notebook']}: {row['error']}", err=True)
+    typer.echo(f"{len(frame) - len(failed)} of {len(frame)} points done; table in {folder / 'sweep.csv'}")
     if len(failed):
         raise typer.Exit(1)
 
@@ -350,17 +461,23 @@ def bench(
     """Time an iteration against the per-class loop, with the same losses, in one run."""
     from iidlib import bench as benchmark
 
-    report = benchmark.measure(quick=quick, device=device)
+    try:
+        with _kept():
+            report = benchmark.measure(quick=quick, device=device, progress=sys.stderr.isatty())
+    except benchmark.LossesDiffer as error:
+        raise _Failed(f"failed: {error}") from error
     if as_json:
         typer.echo(report.to_json())
         return
     rows = report.rows()
-    table = Table(title="seconds an iteration")
+    table = Table(title="an iteration, timed")
     for name in rows[0]:
         table.add_column(name, justify="left" if name == "method" else "right")
     for row in rows:
-        table.add_row(*(f"{value:.3g}" if isinstance(value, float) else str(value) for value in row.values()))
+        table.add_row(*(escape(value) for value in row.values()))
     console.print(table)
+    for note in report.notes():
+        typer.echo(note)
 
 
 @data_app.command("list")
@@ -368,12 +485,16 @@ def data_list(data_root: DataRoot = None) -> None:
     """Show the known data sets and where they were found."""
     from iidlib.data import datasets
 
+    rows = datasets(data_root)
     table = Table()
-    for name in ("name", "train", "test", "found", "how to get it"):
-        table.add_column(name)
-    for row in datasets(data_root):
-        table.add_row(row.name, f"{row.train_images}", f"{row.test_images}", escape(row.found or "no"), escape(row.get))
+    for name in ("name", "train", "test", "found"):
+        table.add_column(name, overflow="fold")
+    for row in rows:
+        table.add_row(row.name, f"{row.train_images}", f"{row.test_images}", escape(row.found or "no"))
     console.print(table)
+    for row in rows:
+        if row.found is None:
+            typer.echo(f"{row.name}: {row.get}")
 
 
 @data_app.command("fetch")
@@ -385,7 +506,7 @@ def data_fetch(
     from iidlib.data import load_dataset
 
     loaded = load_dataset(name, data_root=data_root, download=True)
-    console.print(f"{name}: {len(loaded.train)} training and {len(loaded.test)} test images, complete")
+    typer.echo(f"{name}: {len(loaded.train)} training and {len(loaded.test)} test images, complete")
 
 
 @data_app.command("check")
@@ -398,34 +519,45 @@ def data_check(
 
     report = check(name, data_root)
     for file in report.files:
-        console.print(f"{file.state:8} {file.path} {file.detail}".rstrip(), highlight=False, markup=False)
+        typer.echo(f"{file.state:8} {file.path} {file.detail}".rstrip())
     if not report.ok:
         raise InputError(f"{name} is not whole; {report.get}")
-    console.print(f"{name}: {len(report.files)} files, all whole", highlight=False)
+    typer.echo(f"{name}: {len(report.files)} files, all whole" if report.files else f"{name}: no files, {report.get}")
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Runs the command line and exits with its status."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+def _terminate(number: int, frame: Any) -> None:
+    raise _Terminated
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the command line and exits with its status.
+
+    Args:
+        arguments: without the program's name; those of this process if not given.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[_Log()])
     logging.getLogger("iidlib").setLevel(logging.INFO)
-    # outside of the loop, which handles its own stop, SIGTERM ends the process as SIGINT does
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    # the loop of a distillation, which ends its iteration first, has handlers of its own
+    signal.signal(signal.SIGTERM, _terminate)
     try:
-        status = app(args=arguments, prog_name="iid", standalone_mode=False)
+        status = app(args=given or ["--help"], prog_name="iid", obj=given, standalone_mode=False)
     except InputError as error:
-        _fail(str(error))
+        _end(2, str(error))
     except _UsageError as error:
-        _fail(error.format_message())
-    except (KeyboardInterrupt, typer.Abort):
-        errors.print("stopped")
-        sys.exit(130)
+        help_of = f" (see {error.ctx.command_path} --help)" if getattr(error, "ctx", None) else ""
+        _end(2, error.format_message() + help_of)
+    except _Failed as error:
+        _end(1, *str(error).splitlines())
+    except OSError as error:
+        _end(1, f"failed: {error}")
     sys.exit(status if isinstance(status, int) else 0)
 
 
-def _fail(message: str) -> None:
-    """One line on stderr, exit status 2."""
-    errors.print(f"iid: {' '.join(message.split())}", highlight=False, markup=False)
-    sys.exit(2)
+def _end(status: int, message: str, *more: str) -> NoReturn:
+    """Ends with a line on stderr, and what goes below it."""
+    typer.echo("\n".join([f"iid: {' '.join(message.split())}", *more]), err=True)
+    sys.exit(status)
 
 
 if __name__ == "__main__":

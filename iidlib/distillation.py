@@ -34,7 +34,7 @@ from iidlib.synthetic import SyntheticSet
 from iidlib.terms import TERMS, StepBatch, Term
 from iidlib.training import resolve_augmentation
 
-__all__ = ["METHODS", "DistillResult", "Distillation", "Method", "Stopped", "distill"]
+__all__ = ["METHODS", "DistillResult", "Distillation", "Method", "Stopped", "distill", "pool_bar"]
 
 LOG_EVERY = 10
 """Iterations between logged ones; the last is logged too."""
@@ -293,7 +293,7 @@ def distill(
     run = Distillation(config, dataset)
     folder = _open(config, out, resume)
     try:
-        with _pool_bar(config, progress) as on_pool_epoch:
+        with pool_bar(config, progress) as on_pool_epoch:
             run.make_pool(on_pool_epoch)
     except InputError:
         if folder and not resume:
@@ -332,7 +332,7 @@ def distill(
 
 
 @contextlib.contextmanager
-def _pool_bar(config: RunConfig, progress: bool) -> Iterator[Callable[[int, int], None]]:
+def pool_bar(config: RunConfig, progress: bool) -> Iterator[Callable[[int, int], None]]:
     """A progress bar over the passes of the pool's training, which appears with the first pass."""
     bar: tqdm | None = None
 

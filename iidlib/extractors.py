@@ -78,7 +78,10 @@ class RandomNetworks:
     def __init__(
         self, name: str, spec: DatasetSpec, *, width: int, seed: int, device: torch.device, compile: str = "auto"
     ) -> None:
-        self._network = frozen(network_for(name, spec, width=width, device=device, compile=compile))
+        # the generator spares the global random state; the weights that it draws are never used
+        generator = stream(seed, 0, "network", device)
+        network = network_for(name, spec, width=width, device=device, generator=generator, compile=compile)
+        self._network = frozen(network)
         self._seed, self._device = seed, device
 
     def draw(self, iteration: int) -> Network:
@@ -149,6 +152,9 @@ def trained_pool(
     fingerprint = pool_fingerprint(dataset, config)
     folder = Path(config.path).expanduser() if config.path else cache_dir() / "pools" / fingerprint
     known = _read_facts(folder, fingerprint, explicit=bool(config.path))
+    missing = sum(f"{number:04d}" not in known for number in range(config.count))
+    if missing:
+        log.info("training %d %s for class centralization", missing, config.network)
     networks, accuracies = [], []
     for number in range(config.count):
         name = f"{number:04d}"
@@ -163,8 +169,6 @@ def trained_pool(
         if name in known:
             _load_weights(folder / f"{name}.safetensors", network)
         else:
-            if number == len(known):
-                log.info("training %d %s for class centralization", config.count - number, config.network)
             known[name] = _train(network, dataset, config, number, on_epoch)
             _check_trained(config, dataset, number, known[name])
             _keep(folder, name, network, fingerprint, known)

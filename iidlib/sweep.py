@@ -16,11 +16,12 @@ leaves there joins the sweep's table.
 
 import itertools
 import os
+import re
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,8 @@ from iidlib.config import InputError, suggest
 from iidlib.runs import atomic_write
 
 __all__ = ["Sweep", "check_parameters", "load_grid", "run_sweep"]
+
+_OWN_COLUMNS = ("point", "status", "error", "seconds", "notebook")
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,7 @@ def check_parameters(notebook: str | Path, parameters: Mapping[str, Any]) -> dic
         ) from None
     for name in parameters:
         if name not in declared:
-            hint = suggest(name, declared) if declared else "; it has no cell tagged parameters"
+            hint = suggest(str(name), declared) if declared else "; it has no cell tagged parameters"
             raise InputError(f"{notebook.name} has no parameter {name!r}{hint}")
     return declared
 
@@ -100,9 +103,12 @@ def load_grid(path: str | Path) -> Sweep:
         raise InputError(f"{kind} in the grid {path} must map parameters to lists of values")
     if not isinstance(fixed, dict):
         raise InputError(f"fixed in the grid {path} must map parameters to values")
-    both = sorted(set(axes) & set(fixed))
-    if both:
-        raise InputError(f"the grid {path} gives {both[0]!r} both in {kind} and in fixed")
+    for name in axes:
+        if name in fixed:
+            raise InputError(f"the grid {path} gives {name!r} both in {kind} and in fixed")
+    for name in (*axes, *fixed):
+        if name in _OWN_COLUMNS:
+            raise InputError(f"the parameter {name!r} in the grid {path} has the name of a column of the sweep's table")
     lengths = {len(values) for values in axes.values()}
     if kind == "zip" and len(lengths) > 1:
         raise InputError(f"the lists of zip in the grid {path} must be of one length, got {sorted(lengths)}")
@@ -118,16 +124,19 @@ def run_sweep(sweep: Sweep, out: str | Path, *, workers: int = 1, progress: bool
 
     Args:
         sweep: what to execute, as `load_grid` gives it.
-        out: folder made for the sweep: ``point-000/`` and so on with the executed notebook, and ``sweep.csv``.
-        workers: notebooks executed at a time; they share the cores between them.
+        out: folder made for the sweep: ``point-000/`` and so on, each with the executed notebook, its parameters and
+            what papermill said, and ``sweep.csv``.
+        workers: notebooks executed at a time; they share the cores, unless ``OMP_NUM_THREADS`` is set.
         progress: show a progress bar.
 
     Returns:
         One row a point: point, the parameters, status (done or failed), error, seconds, notebook. ``sweep.csv`` has
-        the same columns, and one row for each line of a point's ``scores.csv`` where it left one.
+        the same columns, and one row for each line of a point's ``scores.csv`` where it left one; columns of the
+        scores give way to those of the same name.
 
     Raises:
         InputError: if `out` is not empty or cannot be written, workers is below 1, or a parameter is unknown.
+        KeyboardInterrupt: when stopped; the notebooks under way are ended, and the finished points are in the table.
     """
     out = Path(out)
     if workers < 1:
@@ -139,64 +148,105 @@ def run_sweep(sweep: Sweep, out: str | Path, *, workers: int = 1, progress: bool
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"cannot write {out}: {error.strerror or error}") from None
-    threads = max(1, (os.cpu_count() or 1) // workers)
-
-    def execute(number: int) -> dict[str, Any]:
-        folder = out / f"point-{number:03d}"
-        own = {"out": str(folder.resolve())} if takes_out and "out" not in sweep.points[number] else {}
-        return {"point": number} | _execute(sweep.notebook, folder, sweep.points[number], own, threads)
-
-    bar = tqdm(total=len(sweep.points), desc="sweep", unit="point", disable=not progress)
-    with bar, ThreadPoolExecutor(workers) as pool:
-        rows = []
-        for row in pool.map(execute, range(len(sweep.points))):
-            rows.append(row)
-            bar.update()
-            atomic_write(out / "sweep.csv", _tidy(pd.DataFrame(rows), out).to_csv(index=False))
-    return pd.DataFrame(rows)
-
-
-def _execute(
-    notebook: Path, folder: Path, parameters: Mapping[str, Any], own: Mapping[str, Any], threads: int
-) -> dict[str, Any]:
-    """Runs papermill on one point in a process of its own."""
-    folder.mkdir()
-    settings = folder / "parameters.yaml"
-    settings.write_text(yaml.safe_dump(dict(parameters) | dict(own)))
-    executed = folder / notebook.name
-    command = [
-        sys.executable,
-        "-m",
-        "papermill",
-        str(notebook),
-        str(executed),
-        "-f",
-        str(settings),
-        "--no-progress-bar",
-    ]
-    begun = time.perf_counter()
-    environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
-    process = subprocess.run(command, capture_output=True, text=True, env=environment, stdin=subprocess.DEVNULL)
-    lines = [line.strip() for line in process.stderr.splitlines() if line.strip()]
-    failed = process.returncode != 0
-    return {
-        **parameters,
-        "status": "failed" if failed else "done",
-        "error": (lines[-1] if lines else f"exit status {process.returncode}") if failed else "",
-        "seconds": round(time.perf_counter() - begun, 1),
-        "notebook": str(executed.relative_to(folder.parent)),
-    }
+    waiting = list(enumerate(sweep.points))
+    running: list[_Execution] = []
+    rows: dict[int, dict[str, Any]] = {}
+    tables: dict[int, pd.DataFrame] = {}
+    try:
+        with tqdm(total=len(sweep.points), desc="sweep", unit="point", disable=not progress) as bar:
+            while waiting or running:
+                while waiting and len(running) < workers:
+                    number, parameters = waiting.pop(0)
+                    folder = out / f"point-{number:03d}"
+                    own = {"out": str(folder.resolve())} if takes_out and "out" not in parameters else {}
+                    running.append(_Execution(number, sweep.notebook, folder, parameters, own, workers))
+                time.sleep(0.05)
+                for execution in [each for each in running if each.process.poll() is not None]:
+                    running.remove(execution)
+                    row, scores = execution.result()
+                    rows[execution.number], tables[execution.number] = row, _joined(row, scores)
+                    in_order = pd.concat([tables[number] for number in sorted(tables)], ignore_index=True)
+                    atomic_write(out / "sweep.csv", in_order.to_csv(index=False))
+                    bar.update()
+    except KeyboardInterrupt as stop:
+        stop.args = (f"stopped; {len(rows)} of {len(sweep.points)} points are finished, kept in {out}",)
+        raise
+    finally:
+        for execution in running:
+            execution.interrupt()
+        for execution in running:
+            execution.end()
+    return pd.DataFrame([rows[number] for number in sorted(rows)])
 
 
-def _tidy(points: pd.DataFrame, out: Path) -> pd.DataFrame:
-    """Each point's row, once for each of its scores; the scores' columns give way to parameters of the same name."""
-    frames = []
-    for number, row in enumerate(points.to_dict("records")):
-        scores = out / f"point-{number:03d}" / "scores.csv"
-        if not scores.is_file():
-            frames.append(pd.DataFrame([row]))
-            continue
-        table = pd.read_csv(scores)
-        fresh = table[[name for name in table if name not in row]]
-        frames.append(pd.DataFrame([row] * len(table)).reset_index(drop=True).join(fresh))
-    return pd.concat(frames, ignore_index=True)
+class _Execution:
+    """Papermill on one point, in a process of its own that does not share the terminal's signals."""
+
+    def __init__(
+        self,
+        number: int,
+        notebook: Path,
+        folder: Path,
+        parameters: Mapping[str, Any],
+        own: Mapping[str, Any],
+        workers: int,
+    ) -> None:
+        """Starts it; `own` are parameters beside those of the grid."""
+        folder.mkdir()
+        self.number, self._folder, self._parameters = number, folder, dict(parameters)
+        self._executed, self._log = folder / notebook.name, folder / "papermill.log"
+        settings = folder / "parameters.yaml"
+        settings.write_text(yaml.safe_dump(self._parameters | dict(own), allow_unicode=True), encoding="utf-8")
+        options = ["-f", str(settings), "--kernel", "python3", "--no-progress-bar"]
+        threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // workers))}
+        self._begun = time.perf_counter()
+        with self._log.open("wb") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "papermill", str(notebook), str(self._executed), *options],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                # a kernel of this environment wins over one of the same name in the user's home
+                env=threads | os.environ | {"JUPYTER_PREFER_ENV_PATH": "1"},
+                start_new_session=True,
+            )
+
+    def result(self) -> tuple[dict[str, Any], pd.DataFrame]:
+        """The row of a point whose process has ended, and its scores as text, without rows where it left none."""
+        error, scores = "", pd.DataFrame()
+        if self.process.returncode != 0:
+            # the last line of a traceback says what went wrong; colours are for terminals
+            text = re.sub(r"\x1b\[[0-9;]*m", "", self._log.read_text(encoding="utf-8", errors="replace"))
+            lines = [line.strip() for line in text.splitlines() if line.strip()]
+            error = lines[-1] if lines else f"exit status {self.process.returncode}"
+        elif (self._folder / "scores.csv").is_file():
+            try:
+                scores = pd.read_csv(self._folder / "scores.csv", dtype=str, keep_default_na=False)
+            except (OSError, ValueError) as problem:
+                error = f"scores.csv cannot be read: {' '.join(str(problem).split())}"
+        row = {
+            "point": self.number,
+            **self._parameters,
+            "status": "failed" if error else "done",
+            "error": error,
+            "seconds": round(time.perf_counter() - self._begun, 1),
+            "notebook": str(self._executed.relative_to(self._folder.parent)),
+        }
+        return row, scores
+
+    def interrupt(self) -> None:
+        """Asks it to stop, as Ctrl-C would; papermill then ends its kernel."""
+        self.process.send_signal(signal.SIGINT)
+
+    def end(self) -> None:
+        """Waits for it to stop, and ends it if it does not."""
+        try:
+            self.process.wait(30)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+
+
+def _joined(row: Mapping[str, Any], scores: pd.DataFrame) -> pd.DataFrame:
+    """A point's row, once for each of its scores."""
+    table = pd.DataFrame([dict(row)] * max(1, len(scores)))
+    return table.join(scores[[name for name in scores if name not in row]])

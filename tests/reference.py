@@ -56,7 +56,7 @@ def squared_distances(features: Tensor) -> list[Tensor]:
 
 def class_centralization(features: Tensor, form: str = "linear", alpha: float = 0.02, beta: float = 0.0) -> Tensor:
     """[n, D] to one value."""
-    total = torch.zeros((), dtype=features.dtype)
+    total = 0 * features.sum()  # of the graph even where every image is gated off
     for d in squared_distances(features):
         if form == "linear":
             total = total + d
@@ -221,7 +221,7 @@ def step(
         batch.syn = batch.syn.detach().requires_grad_()
         for name, value in terms_of_class(names, match, batch, feature_map, expert).items():
             values[name] += float(value.detach())
-            gradients[name].append(torch.autograd.grad(value, batch.syn, retain_graph=True)[0])
+            gradients[name].append(torch.autograd.grad(value, batch.syn, retain_graph=True, materialize_grads=True)[0])
     return {name: (values[name], torch.cat(gradients[name])) for name in names}
 
 

@@ -1,0 +1,344 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     notebook_metadata_filter: -jupytext.text_representation.jupytext_version
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Dataset distillation in ten minutes
+#
+# A network that learns CIFAR-10 sees fifty thousand images.
+# Suppose it may see one hundred, ten of each class: which hundred should they be?
+# Here you learn their pixels instead of choosing them, in two ways, and judge the result against random real images.
+#
+# **What you will learn**
+#
+# 1. what dataset distillation asks for, and why random real images stand in every comparison;
+# 2. to distil a data set with one call, by distribution matching (DM) and by IID;
+# 3. to see what came out, and to judge it on networks that it has not met;
+# 4. when a difference between two methods may be called one;
+# 5. to keep a distilled set and use it elsewhere.
+#
+# | prerequisite | | note |
+# | --- | --- | --- |
+# | Python, one network trained in PyTorch | necessary | no GPU, no download |
+# | mean, standard deviation, confidence interval | helpful | for the fourth point |
+#
+# | scale | hardware | minutes |
+# | --- | --- | --- |
+# | `ci` | 2 CPU cores | below 1 |
+# | `tour` | 2 CPU cores | 3 to 4 |
+# | `laptop`, `paper` | CPU, GPU | not measured yet |
+#
+# ## Parameters
+#
+# Every chapter starts with the values that you may change.
+# Edit them here and run all cells, or leave the notebook alone and let papermill or `iid sweep` put others in: a lesson at one scale is an experiment at another.
+
+# %% tags=["parameters"]
+scale = "tour"  # ci, tour, laptop or paper
+dataset = "cifar10-mini"
+method = "iid-dm"  # what is compared with dm
+ipc = 10  # images per class
+seeds = [0]  # an order of methods takes three or more
+out = ""  # a folder that keeps the runs and the scores
+
+# %%
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pandas as pd
+import torch
+
+from iidlib import SyntheticSet, distill, evaluate, load_dataset, plots, preset
+from iidlib.accelerate import pick_device
+from iidlib.evaluation import paired_interval, random_real, summarize
+from iidlib.runs import RunFolder
+
+# %% [markdown]
+# ## The problem
+#
+# Let $\mathcal{T}$ be the real training images and $\mathcal{S}$ a far smaller set, a few images for each class.
+# A network with random weights $\theta_0$ is trained on $\mathcal{S}$ alone, and its loss $\ell_{\mathcal{T}}$ is taken on real images.
+# *Dataset distillation* {cite:p}`wang2018dd` looks for the set that makes this loss small:
+#
+# $$
+# \mathcal{S}^\star = \operatorname*{arg\,min}_{\mathcal{S}} \;
+# \mathbb{E}_{\theta_0} \Big[ \ell_{\mathcal{T}} \big( \mathrm{train}(\theta_0, \mathcal{S}) \big) \Big],
+# \qquad |\mathcal{S}| \ll |\mathcal{T}| .
+# $$ (quickstart-problem)
+#
+# The pixels of $\mathcal{S}$ are the unknowns.
+# To follow their gradient through a whole training is slow and fragile, so most methods aim at something easier that goes with it: equal gradients {cite:p}`zhao2021dc`, equal training trajectories {cite:p}`cazenavette2022mtt`, or equal *features* {cite:p}`zhao2023dm,wang2022cafe`.
+# This book follows the last road, where no network is trained while the images are learned.
+#
+# We work on `cifar10-mini`: the first images of each class of CIFAR-10 {cite:p}`krizhevsky2009cifar`, which come with the library.
+# It is a twelfth of the whole, so no accuracy on this page can stand beside a published one; within the page, they compare well.
+
+# %%
+data = load_dataset(dataset, device=pick_device())
+for part in (data.train, data.test):
+    print(part)
+
+# %% [markdown]
+# The simplest answer costs nothing: keep some real images, drawn at random.
+# Whatever we learn must beat *that*, with the same number of images and the same training.
+# Cleverer choices exist, such as herding {cite:p}`welling2009herding` or covering the data with few centres {cite:p}`sener2018coreset`; random images are the ones that no comparison may leave out.
+#
+# They are also where each distillation of this chapter starts: with the same seed, the images below are the first state of the learned set.
+
+# %%
+start = random_real(data.train, ipc, seed=seeds[0])
+few = min(ipc, 5)
+first = start.to_uint8().unflatten(0, (-1, ipc))[:, :few].flatten(0, 1).cpu()
+grid = plots.image_grid(first, columns=few, row_labels=data.spec.classes)
+plots.show(grid, "Random real images, one class a row: no two of a class look alike.")
+
+# %% [markdown]
+# ## One call
+#
+# `preset` gives the settings of a method at a scale, and `distill` runs it.
+# DM moves the synthetic images until their mean feature agrees with that of the real ones, under one random network after another.
+# IID {cite:p}`deng2024iid` adds two terms to the same loss ({eq}`intro-objective`): *class centralization* draws the synthetic images of a class together, and *covariance matching* compares how features vary together.
+# Chapters {doc}`02_distribution_matching`, {doc}`04_class_centralization` and {doc}`05_covariance_matching` take them one at a time; here they are names.
+
+# %% tags=["nbval-ignore-output"]
+config = preset(method, dataset, ipc, scale)
+print(f"{config.iterations} iterations, each with a new {config.match.network}")
+print(f"of width {config.match.width} and {config.match.batch_real} real images a class")
+
+# %% [markdown]
+# With a folder in `out`, a run leaves its settings, its loss and its images there.
+# Running the chapter again with the same folder takes finished runs as they are and goes on with a run that was interrupted; a folder that holds a run with *other* settings is an error, and nothing is overwritten.
+
+
+# %%
+def run(name, seed):
+    """Distils with a seed, or takes up what the folder holds."""
+    settings = preset(name, dataset, ipc, scale, {"seed": seed})
+    folder = Path(out, f"{name}-seed{seed}") if out else None
+    resume = folder is not None and folder.exists()
+    return distill(settings, data, out=folder, resume=resume)
+
+
+# %% [markdown]
+# At the scale `tour` each run takes some half a minute to a minute on two cores.
+# The first use of IID also trains the two small networks that class centralization looks through; they are kept, so that it happens once.
+
+# %% tags=["nbval-ignore-output"]
+methods = list(dict.fromkeys(["dm", method]))
+runs = {(name, seed): run(name, seed) for name in methods for seed in seeds}
+pd.DataFrame({key: result.metrics.iloc[-1] for key, result in runs.items()}).round(1)
+
+# %% [markdown]
+# That was the last logged iteration of each run: the loss, its terms as they are weighted, and the size of the gradient that each term sends to the images.
+# A cell that trains is followed by one that checks what the text relies on.
+
+# %%
+for result in runs.values():
+    images = result.synthetic.images
+    assert len(images) == ipc * data.train.num_classes
+    assert images.isfinite().all()
+    assert not images.equal(start.images)
+
+# %% [markdown]
+# ## What came out
+#
+# The learned images are tensors like any others.
+# `to_uint8` undoes the normalisation and clips to what a screen can show.
+
+# %% tags=["nbval-ignore-output"]
+sets = {("random", seed): random_real(data.train, ipc, seed) for seed in seeds}
+sets |= {key: result.synthetic for key, result in runs.items()}
+
+axes = plots.panels(len(methods) + 1, height=4.4)
+few = min(ipc, 4)
+for ax, label in zip(axes, ["random", *methods], strict=True):
+    pixels = sets[label, seeds[0]].to_uint8().unflatten(0, (-1, ipc))
+    rows = data.spec.classes if label == "random" else ()
+    first = pixels[:, :few].flatten(0, 1).cpu()
+    plots.image_grid(first, columns=few, row_labels=rows, title=label, ax=ax)
+moved = (sets["dm", seeds[0]].to_uint8().float() - start.to_uint8().float()).abs().mean()
+plots.show(
+    axes,
+    "Random real images beside what they became: the objects stay, finer contrast is "
+    f"added; dm changes a pixel by {moved:.0f} of 255 grey levels on average.",
+)
+
+# %% [markdown]
+# Nothing in the loss asks for images that please the eye.
+# They start as photographs and stay recognisable because the road from there is short; what is added is what the random networks respond to.
+#
+# ## The judgement
+#
+# A set is worth what a network learns from it.
+# The protocol is the same for every set: fresh networks, trained on the set alone with augmentation {cite:p}`zhao2021dsa`, then tested once on the real test images after the last pass.
+# Nothing is selected on the test images, neither an iteration nor a network.
+# Network number one starts from the same weights for every set, so that sets are compared network by network.
+
+
+# %%
+def judge(label, seed):
+    """Accuracy of fresh networks on a set, a row each."""
+    options = {"protocol": config.eval, "compile": config.compute.compile}
+    found = evaluate(sets[label, seed], data, seed=seed, **options)
+    return found.assign(label=label, seed=seed)
+
+
+# %% tags=["nbval-ignore-output"]
+scores = pd.concat([judge(*key) for key in sets], ignore_index=True)
+scores[["label", "seed", "network", "evaluation_seed", "accuracy"]].round(1)
+
+# %%
+assert scores["accuracy"].between(0, 100).all()
+assert len(scores) == len(sets) * config.eval.num_eval
+means = scores.groupby(["label", "seed"])["accuracy"].mean().unstack("label")
+gain = (means["dm"] - means["random"]).mean()
+if scale != "ci":  # four iterations promise nothing
+    assert gain > 2, f"dm gains {gain:.1f} points on random images"
+
+# %% tags=["nbval-ignore-output"]
+chance = 100 / data.train.num_classes
+axes = plots.accuracy_bars(scores, chance=chance)
+reached = ", ".join(f"{name} {value:.0f} %" for name, value in means.mean().items())
+plots.show(axes, f"Accuracy by set, scale {scale}: {reached}; guessing {chance:.0f} %.")
+
+# %% [markdown]
+# A point is a network, a bar their mean, and the black line one standard deviation to each side.
+#
+# ## What may be said
+#
+# The networks of one set differ by their weights and the order of their training, and the line shows that spread.
+# It does *not* show what another distillation seed would have given: other starting images, other networks to match under, other augmentation.
+# For two given sets it tells which one trains networks better.
+# For two *methods* it says nothing, however many networks are trained.
+#
+# So there is one rule in this book.
+# One method is said to be better only where a paired 95 % interval, over three or more distillation seeds, leaves out zero.
+# Pairs are natural here: two methods with the same seed start from the same images and see the same real batches, augmentations and networks.
+
+
+# %%
+def verdict(first, second):
+    """What may be said of two labels, in one line."""
+    gain = (means[second] - means[first]).mean()
+    ends = scores.groupby("label")["accuracy"].agg(["min", "max"])
+    apart = ends["min"][second] > ends["max"][first]
+    line = f"{second} over {first}: {gain:+.1f} points; single networks "
+    line += "do not overlap; " if apart else "overlap; "
+    if len(seeds) < 3:
+        return line + f"not significant on {len(seeds)} seed(s), 3 are needed"
+    _, low, high = paired_interval(means[first].tolist(), means[second].tolist())
+    kind = "significant" if low > 0 or high < 0 else "not significant"
+    return line + f"95 % {low:+.1f} to {high:+.1f} over {len(seeds)} seeds: {kind}"
+
+
+# %% tags=["nbval-ignore-output"]
+table = summarize(scores).round(1).to_string(index=False)
+labels = ["random", *methods]
+summary = f"""Test accuracy in percent, {dataset}, {ipc} images a class, scale {scale}:
+mean and standard deviation over n networks
+
+{table}
+
+{verdict(labels[0], labels[1])}
+{verdict(labels[-2], labels[-1])}
+"""
+print(summary)
+
+# %% [markdown]
+# Read the last lines before the table.
+# On one seed, the gain of the learned images over the random ones is plain for *these* sets when single networks do not overlap.
+# The order of DM and IID stays open until `seeds` has three entries or more: set `seeds = [0, 1, 2]` and run again.
+#
+# The scale matters as much.
+# `tour` uses a narrow network, few real images and few iterations, which is enough to see a method at work and too little to see its end; published accuracies belong to the scale `paper` and the whole of CIFAR-10.
+
+# %%
+if out:
+    Path(out, "summary.txt").write_text(summary)
+    facts = {"dataset": dataset, "ipc": ipc, "scale": scale}
+    scores.assign(**facts).to_csv(Path(out, "scores.csv"), index=False)
+    for name, seed in runs:
+        own = scores.query("label == @name and seed == @seed")
+        RunFolder(Path(out, f"{name}-seed{seed}")).write_scores(own)
+
+# %% [markdown]
+# ## Keep it, use it
+#
+# A distilled set is one file, with the normalisation it needs and where it comes from.
+# What you load is what you saved, and any training loop can use `images` and `labels`.
+
+# %% tags=["nbval-ignore-output"]
+with TemporaryDirectory() as folder:
+    runs["dm", seeds[0]].synthetic.save(Path(folder, "distilled.safetensors"))
+    again = SyntheticSet.load(Path(folder, "distilled.safetensors"))
+assert again.images.equal(runs["dm", seeds[0]].synthetic.images.cpu())
+print(again.provenance)
+
+# %% [markdown]
+# Without a notebook the same is two commands:
+#
+# ```console
+# $ iid distill iid-dm --dataset cifar10-mini --ipc 10 --scale tour --out runs/iid-dm
+# $ iid evaluate runs/iid-dm
+# ```
+#
+# ## Exercises
+#
+# ```{admonition} Exercise 1
+# How much does it matter *which* random images you keep?
+# Judge three draws of random real images with one network each, and compare their spread with that of networks trained on one draw.
+# ```
+
+# %% tags=["hide-cell", "nbval-ignore-output"]
+one = replace(config.eval, num_eval=1)
+draws = [random_real(data.train, ipc, seed=100 + draw) for draw in range(3)]
+found = [evaluate(draw, data, protocol=one, seed=0)["accuracy"][0] for draw in draws]
+spread = scores.query("label == 'random'")["accuracy"].std(ddof=0)
+print(f"three draws: {', '.join(f'{accuracy:.1f}' for accuracy in found)}")
+print(f"standard deviation over draws {pd.Series(found).std(ddof=0):.1f}, ", end="")
+print(f"over networks of one draw {spread:.1f} points")
+
+# %%
+assert len(found) == 3 and all(0 <= accuracy <= 100 for accuracy in found)
+
+# %% [markdown]
+# ```{admonition} Exercise 2
+# Nothing keeps a learned pixel between black and white.
+# What share of the values lies outside, where `to_uint8` clips, and how does it compare with the real images?
+# ```
+
+# %% tags=["hide-cell", "nbval-ignore-output"]
+mean, std = (torch.tensor(v).view(3, 1, 1) for v in (data.spec.mean, data.spec.std))
+for label in ("random", "dm"):
+    shown = sets[label, seeds[0]].images.cpu() * std + mean
+    outside = ((shown < -1e-4) | (shown > 1 + 1e-4)).float().mean()
+    print(f"{label}: {100 * outside:.1f} % of the values are clipped")
+
+# %% [markdown]
+# ## Summary
+#
+# Dataset distillation learns a small set on which a network trains well.
+# Two calls, `preset` and `distill`, ran two methods; `evaluate` judged them beside random real images under one protocol.
+# The learned images train networks better than the real ones that they started from.
+# Which of two methods is better is a question for several seeds.
+#
+# ## What's next
+#
+# {doc}`02_distribution_matching` opens the loss that did the work, and {doc}`notation` gives every symbol with its name in the code.
+#
+# ## References
+#
+# The problem is that of {cite:t}`wang2018dd`; DM is that of {cite:t}`zhao2023dm`, IID that of {cite:t}`deng2024iid`; the protocol and its augmentation are those of {cite:t}`zhao2021dsa`.
+# All works cited are in the {doc}`bibliography`.

@@ -1,0 +1,113 @@
+"""Tables of results: CSV files with a row for each distillation and evaluated network, to which runs add theirs."""
+
+import contextlib
+import csv
+import fcntl
+import os
+import tempfile
+from pathlib import Path
+
+import pandas as pd
+
+from iidlib.config import InputError
+from iidlib.runs import atomic_write
+
+__all__ = ["RESULT_COLUMNS", "append_results", "check_results", "check_writable", "read_results"]
+
+RESULT_COLUMNS = (
+    "dataset", "method", "ipc", "scale", "network", "seed", "evaluation_seed", "accuracy", "protocol", "iterations",
+    "seconds_per_iteration", "peak_memory_mib", "device", "torch", "iidlib", "commit", "date", "command",
+    "networks_seed", "epochs", "images", "seconds", "pool_accuracies",
+)  # fmt: skip
+"""What a row says; what does not apply is empty.
+
+``scale`` and ``seed`` are the distillation's (or of the choice of real images), ``protocol`` says how the set was
+evaluated; ``networks_seed`` with the network's number ``evaluation_seed`` names the draws of the evaluation, which took
+``seconds``. Accuracies are in percent.
+"""
+
+_NEEDED = ("dataset", "method", "accuracy")
+
+
+def check_writable(path: Path, option: str = "--out") -> None:
+    """Finds out before a long run that a file could not be written after it; leaves nothing behind.
+
+    Args:
+        path: the file; folders above it may be absent.
+        option: what the user gave it with, for the message.
+
+    Raises:
+        InputError: if it cannot be written.
+    """
+    try:
+        place = path.parent
+        while not place.exists():
+            place = place.parent
+        with tempfile.TemporaryFile(dir=place):
+            pass
+        if path.exists() and not os.access(path, os.W_OK):
+            raise PermissionError("it is read-only")
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror or error}; give another {option}") from None
+
+
+def read_results(path: Path) -> pd.DataFrame:
+    """The rows of a table of results as text, exactly as they stand in it; none where there is no file.
+
+    Raises:
+        InputError: if the file is not a table of results.
+    """
+    if not path.exists():
+        return pd.DataFrame()
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            header, *rows = list(csv.reader(file, strict=True)) or [[]]
+        for name in _NEEDED if header else ():
+            if header.count(name) != 1:
+                raise ValueError(f"its header has no column {name!r}")
+        for number, row in enumerate(rows, 2):
+            if len(row) != len(header):
+                raise ValueError(f"its row {number} has {len(row)} values for {len(header)} columns")
+    except (OSError, ValueError, csv.Error) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(
+            f"{path} is not a table of results ({reason}); it stays as it is: give another --results"
+        ) from None
+    return pd.DataFrame(rows, columns=header)
+
+
+def check_results(path: Path) -> None:
+    """Finds out before a long run that rows could not be added after it.
+
+    Raises:
+        InputError: if the file cannot be written, or holds something else than a table of results.
+    """
+    check_writable(path, "--results")
+    read_results(path)
+
+
+def append_results(path: Path, scores: pd.DataFrame) -> None:
+    """Adds rows to a table of results, made where absent.
+
+    Earlier rows stay as they are, columns that one side lacks stay empty; rows that another process adds at the same
+    time are kept.
+
+    Args:
+        path: the CSV file.
+        scores: the rows.
+
+    Raises:
+        InputError: if the file holds something else than a table of results.
+        OSError: if it cannot be written.
+    """
+    path = path.resolve()  # a link stays a link
+    path.parent.mkdir(parents=True, exist_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        # the folder's lock, because the file is replaced; some network file systems have none
+        with contextlib.suppress(OSError):
+            fcntl.flock(folder, fcntl.LOCK_EX)
+        table = pd.concat([read_results(path), scores.astype(object)], ignore_index=True)
+        atomic_write(path, table.to_csv(index=False))
+    finally:
+        os.close(folder)

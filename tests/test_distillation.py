@@ -1,0 +1,771 @@
+"""iidlib.distillation: a step equals the loop over classes, a run repeats bit for bit, stops, goes on, and says so."""
+
+import copy
+import functools
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from iidlib import distillation, evaluate
+from iidlib.augment import OPERATIONS, sample
+from iidlib.config import InputError, RunConfig, fingerprint, override, preset
+from iidlib.data import Dataset, shapes
+from iidlib.distillation import METHODS, Distillation, Method, Stopped, distill
+from iidlib.extractors import Pool, RandomNetworks, frozen
+from iidlib.networks import build_network
+from iidlib.runs import RunFolder
+from iidlib.streams import stream
+from iidlib.synthetic import SyntheticSet
+from iidlib.terms import TERMS, Term
+from tests import reference
+
+ALL = ("dm", "dm-cc", "dm-cm", "iid-dm")
+DOUBLE, SINGLE = 1e-10, 1e-4
+"""Norm-wise agreement asked for in float64 and in float32."""
+
+
+@functools.cache
+def pictures(per_class: int | tuple[int, ...] = (9, 7, 12, 8), size: int = 16) -> Dataset:
+    counts = per_class if isinstance(per_class, int) else list(per_class)
+    return shapes(4 if isinstance(per_class, int) else len(per_class), counts, size)
+
+
+def settings(method: str, ipc: int = 3, **changes: object) -> RunConfig:
+    """Small, uncompiled, and class centralization as released; keywords name settings with __ for the dot."""
+    small = {
+        "iterations": 7,
+        "match.width": 4,
+        "match.batch_real": 6,
+        "match.cc": 0.05,
+        "match.cc_scaling": "released",
+        "pool.network": "convnet2",
+        "pool.width": 6,
+        "pool.batch": 8,
+        "pool.epochs": 4,
+        "pool.lr": 0.05,
+        "compute.chunk": 0,
+    }
+    return preset(
+        method, "shapes", ipc, "ci", small | {key.replace("__", "."): value for key, value in changes.items()}
+    )
+
+
+def experts(dataset: Dataset, name: str = "convnet2", count: int = 2) -> Pool:
+    """Networks with random weights in the place of trained ones, for what does not depend on their training."""
+    width = 5 if name.startswith("convnet") else None
+    classes, size = len(dataset.spec.classes), dataset.spec.image_size
+    networks = [
+        frozen(
+            build_network(name, num_classes=classes, image_size=size, width=width, generator=stream(number, 0, name))
+        )
+        for number in range(count)
+    ]
+    return Pool([network.eval() for network in networks], [100.0] * count, f"random {name}")
+
+
+def begun(config: RunConfig, dataset: Dataset, *, double: bool = False, expert: str = "convnet2") -> Distillation:
+    """A run ready for its first step, with random experts; in float64 if asked for."""
+    run = Distillation(config, dataset)
+    if any(term.needs_pool for term in run.terms.values()):
+        run.pool = experts(dataset, expert)
+    if double:
+        run.images.data = run.images.data.double()
+        run.source.draw(0).double()
+        for network in run.pool.networks if run.pool else ():
+            network.double()
+        run.real = copy.copy(run.real)  # the set is shared by tests
+        run.real.images_of = lambda index: dataset.train.images_of(index).double()
+        assert run.images.is_leaf and run.images.requires_grad and run.images.dtype == torch.float64
+    return run
+
+
+def double_parameters(network: torch.nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.double() for name, tensor in network.state_dict().items()}
+
+
+def expected(run: Distillation, iteration: int) -> dict[str, tuple[float, Tensor]]:
+    """Every term's value and gradient by the reference, in float64, from the run's draws, images and networks."""
+    config, real = run.config, run.real
+    drawn = real.sample(config.match.batch_real, stream(config.seed, iteration, "real batch"))
+    draws = sample(OPERATIONS, real.num_classes, stream(config.seed, iteration, "augmentation"))
+    classes = [
+        reference.ClassBatch(
+            real.images_of(drawn.index[drawn.group == c]).double(),
+            run.images[run.group == c].detach().double(),
+            None if run.augmentation == "none" else OPERATIONS[int(draws.op[c])],
+            draws.u[c].tolist(),
+        )
+        for c in range(real.num_classes)
+    ]
+    feature_map = functools.partial(reference.convnet, double_parameters(run.source.draw(iteration)))
+    expert = None
+    if run.pool is not None:
+        number = int(torch.randint(len(run.pool.networks), (), generator=stream(config.seed, iteration, "expert")))
+        parameters = double_parameters(run.pool.networks[number])
+        if config.pool.network == "resnet18":
+            expert = functools.partial(reference.resnet18, parameters)
+        else:
+            expert = lambda image: reference.convnet(parameters, image).flatten()  # noqa: E731
+    return reference.step(tuple(run.terms), config.match, classes, feature_map, expert)
+
+
+def measured(run: Distillation, iteration: int) -> dict[str, tuple[float, Tensor]]:
+    parts = run.losses(iteration)
+    return {
+        name: (float(part.detach()), torch.autograd.grad(part, run.images, retain_graph=True)[0])
+        for name, part in parts.items()
+    }
+
+
+def difference(a: Tensor, b: Tensor) -> float:
+    """Norm-wise: ||a - b|| / ||b||."""
+    assert a.shape == b.shape
+    return float((a.double() - b).norm() / b.norm())
+
+
+def assert_step_is_the_loop(run: Distillation, iteration: int, tolerance: float) -> None:
+    found, wanted = measured(run, iteration), expected(run, iteration)
+    assert found.keys() == wanted.keys() == run.terms.keys()
+    for name, (value, gradient) in wanted.items():
+        assert value > 0 and gradient.any(), name
+        assert found[name][0] == pytest.approx(value, rel=tolerance), name
+        assert difference(found[name][1], gradient) <= tolerance, name
+
+
+# One step against the loop over classes, images and positions
+
+CC_FORMS = [
+    {"match__cc_scaling": "released"},
+    {"match__cc_scaling": "per_image"},
+    {"match__cc_scaling": "relative", "match__cc_real": 4},
+    {"match__cc_scaling": "relative"},
+    {"match__cc_form": "exp", "match__cc_alpha": 0.05},
+    {"match__cc_form": "exp", "match__cc_alpha": 0.05, "match__cc_beta": 1.25, "match__cc_scaling": "per_image"},
+]
+CASES = [("dm", {}), ("dm-cm", {}), *((method, form) for method in ("dm-cc", "iid-dm") for form in CC_FORMS)]
+
+
+@pytest.mark.parametrize(("method", "changes"), CASES, ids=str)
+def test_a_step_is_the_loop_over_classes_in_double(method, changes):
+    run = begun(settings(method, **changes), pictures(), double=True)
+    for iteration in range(2):
+        assert_step_is_the_loop(run, iteration, DOUBLE)
+
+
+@pytest.mark.parametrize(("method", "changes"), [*((method, {}) for method in ALL), ("iid-dm", CC_FORMS[3])], ids=str)
+def test_a_step_is_the_loop_over_classes_in_single(method, changes):
+    assert_step_is_the_loop(begun(settings(method, **changes), pictures()), 0, SINGLE)
+
+
+@pytest.mark.parametrize("method", ALL)
+def test_a_compiled_step_is_the_loop_over_classes(method):
+    run = begun(settings(method, compute__compile="on", compute__chunk=5), pictures())
+    assert_step_is_the_loop(run, 0, SINGLE)
+
+
+def test_a_step_is_the_loop_under_every_augmentation_and_none():
+    for strategy in (*OPERATIONS, "none"):
+        run = begun(settings("dm-cm", match__augmentation=strategy), pictures(), double=True)
+        parts, wanted = measured(run, 0), expected_under(run, strategy)
+        for name, (value, gradient) in wanted.items():
+            assert parts[name][0] == pytest.approx(value, rel=DOUBLE), (strategy, name)
+            assert difference(parts[name][1], gradient) <= DOUBLE, (strategy, name)
+
+
+def expected_under(run: Distillation, strategy: str) -> dict[str, tuple[float, Tensor]]:
+    """As `expected`, for one operation alone."""
+    real, drawn = run.real, run.real.sample(run.config.match.batch_real, stream(run.config.seed, 0, "real batch"))
+    operation = None if strategy == "none" else strategy
+    draws = sample(operation or "flip", real.num_classes, stream(run.config.seed, 0, "augmentation"))
+    classes = [
+        reference.ClassBatch(
+            real.images_of(drawn.index[drawn.group == c]), run.images[run.group == c], operation, draws.u[c].tolist()
+        )
+        for c in range(real.num_classes)
+    ]
+    network = functools.partial(reference.convnet, double_parameters(run.source.draw(0)))
+    return reference.step(tuple(run.terms), run.config.match, classes, network)
+
+
+@pytest.mark.parametrize(("per_class", "ipc"), [((3, 20, 300), 3), ((1, 3, 20, 300), 1)])
+@pytest.mark.parametrize("method", ["dm", "iid-dm"])
+def test_classes_of_unequal_size_give_what_each_gives_alone(per_class, ipc, method):
+    changes = {"match__batch_real": 256, "match__cc_scaling": "relative", "match__cc_real": 8}
+    run = begun(settings(method, ipc, **changes), pictures(per_class), double=True)
+    assert set(run.terms) == {"mean"} if ipc == 1 or method == "dm" else {"mean", "cm", "cc"}
+    assert_step_is_the_loop(run, 0, DOUBLE)
+
+
+def test_resnet_experts():
+    config = settings("dm-cc", 2, pool__network="resnet18", match__batch_real=2)
+    run = begun(config, pictures((3, 3), 32), double=True, expert="resnet18")
+    assert_step_is_the_loop(run, 0, DOUBLE)
+
+
+@pytest.mark.parametrize("method", ["dm-cm", "iid-dm"])
+def test_the_gradient_is_the_slope_of_the_loss(method):
+    """Finite differences: independent of every autograd, that of the reference included."""
+    run = begun(settings(method, match__cc_scaling="relative"), pictures(), double=True)
+    gradient = sum(part for _, part in measured(run, 0).values())
+    direction = torch.randn(run.images.shape, dtype=torch.float64, generator=stream(0, 0, "direction"))
+    step, values = 1e-6, []
+    with torch.no_grad():
+        for sign in (1, -1):
+            run.images += sign * step * direction
+            values.append(float(sum(run.losses(0).values())))
+            run.images -= sign * step * direction
+    slope = (values[0] - values[1]) / (2 * step)
+    assert float((gradient * direction).sum()) == pytest.approx(slope, rel=1e-5)
+
+
+@pytest.mark.parametrize(("double", "tolerance"), [(True, DOUBLE), (False, SINGLE)])
+@pytest.mark.parametrize("method", ALL)
+def test_updates_are_sgd_with_momentum_on_the_sum_of_the_terms(method, double, tolerance):
+    config = settings(method, syn__lr=0.7, syn__momentum=0.4, match__batch_real=4)
+    run, twin = begun(config, pictures(), double=double), begun(config, pictures(), double=True)
+    x, velocity = twin.images.detach().clone(), torch.zeros_like(twin.images)
+    for iteration in range(4):
+        run.step(iteration, log=iteration == 2)
+        twin.images.data = x
+        twin.source = run.source
+        gradient = sum(part for _, part in expected(twin, iteration).values())
+        x, velocity = reference.sgd(x, velocity, gradient, config.syn.lr, config.syn.momentum)
+        assert difference(run.images.detach(), x) <= tolerance
+    start = begun(config, pictures(), double=double).images
+    assert difference(run.images.detach() - start.detach(), x - start.detach().double()) <= 100 * tolerance
+
+
+# Which terms, and what is drawn
+
+
+@pytest.mark.parametrize("method", ["dm-cc", "dm-cm", "iid-dm"])
+def test_with_one_image_a_class_every_method_is_dm(method, monkeypatch):
+    def no_pool(*args: object, **kwargs: object) -> None:
+        raise AssertionError("a pool was asked for")
+
+    monkeypatch.setattr(distillation, "trained_pool", no_pool)
+    result = distill(settings(method, ipc=1), pictures())
+    assert result.pool is None
+    assert [name for name in result.metrics if name.startswith("loss_")] == ["loss_mean"]
+    assert torch.equal(result.synthetic.images, distill(settings("dm", ipc=1), pictures()).synthetic.images)
+
+
+def test_with_two_images_a_class_the_terms_are_those_of_the_method():
+    for method in ALL:
+        assert tuple(Distillation(settings(method, ipc=2), pictures()).terms) == METHODS[method].terms
+
+
+def test_methods_with_one_seed_see_the_same_data_augmentation_and_networks(monkeypatch):
+    seen: dict[str, list[Tensor]] = {}
+
+    def spy(batch) -> Tensor:
+        real = batch.real_fmap.clone()  # a function of the batch, its augmentation and the network
+        network = batch.network.state_dict()["trunk.block1.conv.weight"].clone()
+        seen.setdefault(batch.config.method, []).extend([real, network])
+        return 0 * batch.syn_features.sum((1, 2))
+
+    monkeypatch.setitem(TERMS, "spy", Term(spy, weight=lambda config: 1.0))
+    for method in ("dm", "iid-dm"):
+        monkeypatch.setitem(METHODS, method, Method((*METHODS[method].terms, "spy")))
+        run = begun(settings(method), pictures())
+        start = run.images.detach().clone()
+        for iteration in range(3):
+            run.step(iteration)
+        seen[method].append(start)
+    assert len(seen["dm"]) == 7
+    for first, second in zip(seen["dm"], seen["iid-dm"], strict=True):
+        assert torch.equal(first, second)
+    # and every iteration sees others
+    for kind in (0, 1):
+        assert not torch.equal(seen["dm"][kind], seen["dm"][kind + 2])
+
+
+@pytest.mark.parametrize("method", ["dm", "dm-cm", "iid-dm"])
+def test_forward_passes_do_not_grow_with_the_number_of_classes(method):
+    def passes(classes: int, chunk: int = 10_000) -> list[int]:
+        dataset = shapes(classes, 6, 8)
+        run = begun(settings(method, 2, match__cc_scaling="relative", compute__chunk=chunk), dataset)
+        sizes: list[int] = []
+        networks = [run.source.draw(0), *(run.pool.networks if run.pool else ())]
+        for network in networks:
+            network.trunk.register_forward_hook(lambda module, images, output: sizes.append(len(images[0])))
+        run.step(0)
+        assert sum(sizes) == classes * (6 + 2 + (2 + 6 if run.pool else 0))  # every image once, in each network
+        return sizes
+
+    two, twelve = passes(2), passes(12)
+    assert len(two) == len(twelve) == (4 if method == "iid-dm" else 2)
+    # only memory chunks make more of them, as many as their size says
+    assert len(passes(12, chunk=10)) == sum(-(-size // 10) for size in twelve)
+
+
+def test_logging_takes_no_forward_pass():
+    run = begun(settings("iid-dm"), pictures())
+    calls = []
+    run.source.draw(0).trunk.register_forward_hook(lambda *_: calls.append(1))
+    run.step(0)
+    without = len(calls)
+    run.step(1, log=True)
+    assert len(calls) == 2 * without
+
+
+def test_logging_changes_nothing():
+    quiet, logged = (begun(settings("iid-dm"), pictures()) for _ in range(2))
+    for iteration in range(3):
+        assert quiet.step(iteration) == {}
+        assert logged.step(iteration, log=True)
+    assert torch.equal(quiet.images, logged.images)
+
+
+# What is logged
+
+
+def test_a_row_has_every_term_with_its_weighted_loss_and_its_gradient():
+    run = begun(settings("iid-dm", match__cm=0.02), pictures())
+    parts = measured(run, 3)
+    row = run.step(3, log=True)
+    assert list(row) == ["loss", "loss_mean", "loss_cm", "loss_cc", "grad_mean", "grad_cm", "grad_cc"]
+    for name, (value, gradient) in parts.items():
+        assert row[f"loss_{name}"] == pytest.approx(value)
+        assert row[f"grad_{name}"] == pytest.approx(float(gradient.norm()))
+    assert row["loss"] == pytest.approx(sum(value for value, _ in parts.values()))
+
+
+def test_weights_scale_their_terms_alone():
+    plain = begun(settings("iid-dm", match__cm=0.01, match__cc=0.05), pictures()).step(0, log=True)
+    heavy = begun(settings("iid-dm", match__cm=0.03, match__cc=0.0), pictures()).step(0, log=True)
+    assert heavy["loss_mean"] == plain["loss_mean"]
+    assert heavy["loss_cm"] == pytest.approx(3 * plain["loss_cm"])
+    assert heavy["loss_cc"] == 0 and heavy["grad_cc"] == 0
+
+
+@pytest.mark.parametrize("iterations", [1, 10, 11, 25])
+def test_every_tenth_iteration_and_the_last_are_logged(iterations):
+    result = distill(settings("dm", iterations=iterations, match__batch_real=2), pictures())
+    logged = [k for k in range(iterations) if k % 10 == 0 or k == iterations - 1]
+    assert result.metrics["iteration"].tolist() == logged
+    assert result.metrics["seconds"].is_monotonic_increasing and result.seconds >= result.metrics["seconds"].iloc[-1]
+
+
+def test_the_last_iterate_is_reported():
+    config = settings("dm", iterations=5)
+    result, run = distill(config, pictures()), begun(config, pictures())
+    for iteration in range(5):
+        run.step(iteration)
+    assert torch.equal(result.synthetic.images, run.images.detach())
+    assert not result.synthetic.images.requires_grad
+    provenance = result.synthetic.provenance
+    assert provenance["iterations"] == "5" and provenance["method"] == "dm" and provenance["seed"] == "0"
+    assert provenance["config"] == fingerprint(config) and provenance["data"] == pictures().train.fingerprint
+    assert result.config == config
+
+
+def test_images_are_shown_as_copies_at_the_iterations_asked_for():
+    config, shown = settings("dm", iterations=4), {}
+
+    def keep(iteration: int, synthetic: SyntheticSet) -> None:
+        shown[iteration] = synthetic.images.clone()
+        synthetic.images.zero_()
+
+    result = distill(config, pictures(), on_iteration=keep, iterations_to_show=(0, 2, 4, 9))
+    assert list(shown) == [0, 2, 4]
+    start = SyntheticSet.from_real(pictures().train, 3, stream(0, 0, "initial images")).images
+    assert torch.equal(shown[0], start) and torch.equal(shown[4], result.synthetic.images)
+    assert torch.equal(result.synthetic.images, distill(config, pictures()).synthetic.images)
+    assert torch.equal(shown[2], distill(override(config, {"iterations": 2}), pictures()).synthetic.images)
+
+
+# What is not finite
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_the_images(value, monkeypatch):
+    broken = Term(lambda batch: value * batch.syn_features.square().sum((1, 2)), weight=lambda config: 1.0)
+    monkeypatch.setitem(TERMS, "broken", broken)
+    run = begun(settings("iid-dm"), pictures())
+    run.step(0)
+    run.terms["broken"] = broken
+    before = {name: tensor.detach().clone() for name, tensor in run.state().items()}
+    with pytest.raises(FloatingPointError, match=r"'broken' is (nan|inf) at iteration 20; lower its weight or syn.lr"):
+        run.step(20, log=True)
+    for name, tensor in run.state().items():
+        assert torch.equal(tensor, before[name]), name
+
+
+def test_an_exponential_that_overflows_is_named_before_anything_is_learned(tmp_path):
+    config = settings("dm-cc", match__cc_form="exp", match__cc_alpha=100.0)
+    with pytest.raises(FloatingPointError, match="'cc' is inf at iteration 0"):
+        distill(config, pictures(40), out=tmp_path / "run")
+    assert not RunFolder(tmp_path / "run").finished
+
+
+# Terms and methods of one's own
+
+
+def test_a_term_and_a_method_join_through_the_tables(monkeypatch):
+    drawn = []
+
+    class Counting(RandomNetworks):
+        def draw(self, iteration):
+            drawn.append(iteration)
+            return super().draw(iteration)
+
+    def source(config, dataset, device):
+        return Counting("convnet1", dataset.spec, width=3, seed=config.seed, device=device, compile="off")
+
+    def smooth(batch):
+        return batch.syn_features.square().mean((1, 2))
+
+    monkeypatch.setitem(TERMS, "smooth", Term(smooth, weight=lambda config: 10 * config.match.cm))
+    monkeypatch.setitem(METHODS, "mine", Method(("smooth", "mean"), source))
+    run = Distillation(settings("mine"), pictures())
+    result = distill(settings("mine", match__cm=0.5), pictures())
+    assert list(run.terms) == ["smooth", "mean"]
+    assert {"loss_smooth", "grad_smooth", "loss_mean"} <= set(result.metrics)
+    assert drawn == list(range(7))
+    twice = distill(settings("mine", match__cm=1.0, iterations=1), pictures()).metrics["loss_smooth"][0]
+    assert twice == pytest.approx(2 * result.metrics["loss_smooth"][0])
+
+
+def test_a_term_of_ones_own_gets_its_pool_and_is_left_out_where_it_has_no_pairs(monkeypatch):
+    monkeypatch.setitem(
+        TERMS,
+        "pull",
+        Term(
+            lambda batch: batch.expert_syn_features.var(1).sum(1),
+            weight=lambda config: 1.0,
+            needs_pairs=True,
+            needs_pool=True,
+        ),
+    )
+    monkeypatch.setitem(METHODS, "mine", Method(("mean", "pull")))
+    result = distill(settings("mine"), pictures(40))
+    assert "loss_pull" in result.metrics and len(result.pool.networks) == 1
+    assert "loss_pull" not in distill(settings("mine", ipc=1), pictures(40)).metrics
+
+
+# The same seed gives the same result
+
+
+def of(config: RunConfig, **arguments: object) -> Tensor:
+    return distill(config, pictures(40), **arguments).synthetic.images
+
+
+@pytest.mark.parametrize("method", ["dm", "iid-dm"])
+def test_a_seed_repeats_bit_for_bit_and_another_differs(method):
+    config = settings(method)
+    first = of(config)
+    torch.manual_seed(123)
+    torch.rand(7)
+    assert torch.equal(first, of(config))
+    other = of(override(config, {"seed": 1}))
+    assert difference(other, first.double()) > 1e-2
+
+
+def test_an_evaluation_in_between_changes_nothing():
+    config = settings("iid-dm")
+    before = torch.get_rng_state()
+
+    def judge(iteration: int, synthetic: SyntheticSet) -> None:
+        evaluate(synthetic, pictures(40), protocol=config.eval, seed=iteration, compile="off")
+        torch.rand(iteration + 1)
+
+    disturbed = of(config, on_iteration=judge, iterations_to_show=(0, 3))
+    torch.set_rng_state(before)
+    assert torch.equal(of(config), disturbed)
+    assert torch.equal(torch.get_rng_state(), before), "a run leaves the global generator alone"
+
+
+def python(code: str, **environment: str) -> subprocess.Popen[str]:
+    threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+    return subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).parents[1],
+        env=os.environ | threads | environment,
+    )
+
+
+def test_another_process_repeats_it_bit_for_bit_its_pool_included(tmp_path):
+    path = tmp_path / "set.safetensors"
+    other = python(
+        f"""
+        from tests.test_distillation import distill, pictures, settings
+        distill(settings("iid-dm"), pictures(40)).synthetic.save({str(path)!r})
+        """,
+        IID_CACHE=str(tmp_path / "cache"),
+        PYTHONHASHSEED="7",
+    )
+    mine = of(settings("iid-dm"))
+    _, errors = other.communicate(timeout=300)
+    assert other.returncode == 0, errors
+    assert list((tmp_path / "cache" / "pools").iterdir()), "the other process trained its own pool"
+    assert torch.equal(SyntheticSet.load(path).images, mine)
+
+
+def test_chunks_change_only_rounding():
+    whole, chunked = of(settings("iid-dm", compute__chunk=0)), of(settings("iid-dm", compute__chunk=3))
+    assert difference(chunked, whole.double()) < 1e-3
+
+
+# Stopping and going on
+
+LONG = {"iterations": 12, "checkpoint__every": 3}
+
+
+class Crash(Exception):
+    pass
+
+
+def stop_at(iteration: int, action: Callable[[], None]) -> dict[str, object]:
+    def act(done: int, synthetic: SyntheticSet) -> None:
+        action()
+
+    return {"on_iteration": act, "iterations_to_show": (iteration,)}
+
+
+def crash() -> None:
+    raise Crash
+
+
+def interrupt() -> None:
+    signal.raise_signal(signal.SIGINT)
+
+
+def rows(folder: Path) -> list[dict[str, float]]:
+    """The logged rows without the clock."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key != "seconds"} for line in lines]
+
+
+@pytest.fixture
+def log_all(monkeypatch):
+    monkeypatch.setattr(distillation, "LOG_EVERY", 1)
+
+
+@pytest.mark.parametrize("method", ["dm", "iid-dm"])
+@pytest.mark.parametrize(("end", "saved"), [(2, 0), (7, 6), (8, 6)])
+def test_a_run_that_crashed_goes_on_and_equals_the_unbroken_one(method, end, saved, tmp_path, log_all):
+    config, dataset = settings(method, **LONG), pictures(40)
+    whole = distill(config, dataset, out=tmp_path / "whole")
+    with pytest.raises(Crash):
+        distill(config, dataset, out=tmp_path / "broken", **stop_at(end, crash))
+    assert len(rows(tmp_path / "broken")) == end
+    assert not RunFolder(tmp_path / "broken").finished
+    shown = []
+    resumed = distill(
+        config,
+        dataset,
+        out=tmp_path / "broken",
+        resume=True,
+        on_iteration=lambda done, _: shown.append(done),
+        iterations_to_show=tuple(range(13)),
+    )
+    assert shown == list(range(saved, 13))
+    assert torch.equal(resumed.synthetic.images, whole.synthetic.images)
+    assert rows(tmp_path / "broken") == rows(tmp_path / "whole")
+    pandas_rows = resumed.metrics.drop(columns="seconds")
+    assert pandas_rows.equals(whole.metrics.drop(columns="seconds"))
+    assert resumed.metrics["seconds"].is_monotonic_increasing
+    assert torch.equal(SyntheticSet.load(tmp_path / "broken").images, whole.synthetic.images)
+    assert SyntheticSet.load(tmp_path / "broken").provenance == whole.synthetic.provenance
+
+
+def test_momentum_is_part_of_a_checkpoint(tmp_path):
+    config = settings("dm", **LONG, syn__momentum=0.9)
+    with pytest.raises(Crash):
+        distill(config, pictures(), out=tmp_path / "run", **stop_at(7, crash))
+    state, facts = RunFolder(tmp_path / "run").load_checkpoint()
+    assert facts["iteration"] == 6 and set(state) == {"images", "momentum"} and state["momentum"].any()
+    plain = settings("dm", **LONG, syn__momentum=0.0)
+    whole = distill(plain, pictures(), out=tmp_path / "plain")
+    with pytest.raises(Crash):
+        distill(plain, pictures(), out=tmp_path / "broken", **stop_at(7, crash))
+    resumed = distill(plain, pictures(), out=tmp_path / "broken", resume=True)
+    assert torch.equal(resumed.synthetic.images, whole.synthetic.images)
+
+
+def test_the_last_two_checkpoints_are_kept_and_the_end_is_one(tmp_path):
+    distill(settings("dm", iterations=8, checkpoint__every=3), pictures(), out=tmp_path / "run")
+    names = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
+    assert names == [f"{k:07d}.{ending}" for k in (6, 8) for ending in ("json", "safetensors")]
+
+
+def test_a_finished_run_resumed_stays_as_it_is(tmp_path):
+    config = settings("dm", **LONG)
+    whole = distill(config, pictures(), out=tmp_path / "run")
+    again = distill(config, pictures(), out=tmp_path / "run", resume=True)
+    assert torch.equal(again.synthetic.images, whole.synthetic.images)
+    assert again.metrics.equals(whole.metrics)
+
+
+def test_a_folder_that_is_in_use_is_not_touched(tmp_path):
+    distill(settings("dm"), pictures(), out=tmp_path / "run")
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    with pytest.raises(InputError, match=r"exists already; nothing was overwritten"):
+        distill(settings("dm", seed=1), pictures(), out=tmp_path / "run")
+    assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "dataset", "message"),
+    [
+        ({"seed": 3}, None, r"begun with seed=0, not 3; resume it as it was"),
+        ({"match__cm": 0.5}, None, r"match.cm=0.01, not 0.5"),
+        ({"iterations": 13}, None, r"iterations=12, not 13"),
+        ({}, (9, 7, 12, 9), r"begun with other data \("),
+    ],
+)
+def test_a_run_is_not_resumed_with_other_settings_or_data(changes, dataset, message, tmp_path):
+    with pytest.raises(Crash):
+        distill(settings("dm", **LONG), pictures(), out=tmp_path / "run", **stop_at(7, crash))
+    with pytest.raises(InputError, match=message) as caught:
+        other = pictures(dataset) if dataset else pictures()
+        distill(settings("dm", **LONG | changes), other, out=tmp_path / "run", resume=True)
+    assert "\n" not in str(caught.value)
+    assert distill(settings("dm", **LONG), pictures(), out=tmp_path / "run", resume=True).seconds > 0
+
+
+def test_what_cannot_be_resumed(tmp_path):
+    with pytest.raises(InputError, match="resume needs the folder"):
+        distill(settings("dm"), pictures(), resume=True)
+    with pytest.raises(InputError, match="no run to resume at"):
+        distill(settings("dm"), pictures(), out=tmp_path / "nowhere", resume=True)
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path):
+    config = settings("dm", **LONG)
+    with pytest.raises(Crash):
+        distill(config, pictures(), out=tmp_path / "run", **stop_at(7, crash))
+    newest = tmp_path / "run" / "checkpoints" / "0000006.safetensors"
+    newest.write_bytes(newest.read_bytes()[:100])
+    with pytest.raises(InputError, match=r"0000006.safetensors is damaged .* remove it to go on from the one before"):
+        distill(config, pictures(), out=tmp_path / "run", resume=True)
+    newest.unlink()
+    resumed = distill(config, pictures(), out=tmp_path / "run", resume=True)
+    assert torch.equal(resumed.synthetic.images, distill(config, pictures()).synthetic.images)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_run_after_its_iteration_with_a_checkpoint(number, tmp_path, log_all):
+    config, before = settings("dm", **LONG), signal.getsignal(number)
+    with pytest.raises(Stopped, match=r"stopped after 4 iterations; kept in .*run") as caught:
+        distill(config, pictures(), out=tmp_path / "run", **stop_at(4, lambda: signal.raise_signal(number)))
+    assert (caught.value.signal, caught.value.iteration) == (number, 4)
+    assert caught.value.folder == tmp_path / "run"
+    assert signal.getsignal(number) is before
+    assert [row["iteration"] for row in rows(tmp_path / "run")] == [0, 1, 2, 3]
+    assert RunFolder(tmp_path / "run").load_checkpoint()[1]["iteration"] == 4
+    resumed = distill(config, pictures(), out=tmp_path / "run", resume=True)
+    assert torch.equal(resumed.synthetic.images, distill(config, pictures()).synthetic.images)
+
+
+def test_stopped_is_a_keyboard_interrupt_and_says_that_nothing_is_kept():
+    with pytest.raises(KeyboardInterrupt, match="stopped after 1 iterations; nothing kept, as no out folder was given"):
+        distill(settings("dm"), pictures(), **stop_at(1, interrupt))
+
+
+def test_a_second_signal_acts_at_once(tmp_path):
+    def twice() -> None:
+        interrupt()
+        interrupt()
+
+    with pytest.raises(KeyboardInterrupt) as caught:
+        distill(settings("dm"), pictures(), out=tmp_path / "run", **stop_at(1, twice))
+    assert not isinstance(caught.value, Stopped)
+
+
+def test_a_signal_in_the_last_iteration_lets_the_run_finish(tmp_path):
+    result = distill(settings("dm"), pictures(), out=tmp_path / "run", **stop_at(7, interrupt))
+    assert RunFolder(tmp_path / "run").finished and len(result.metrics)
+
+
+def test_a_run_in_a_thread_leaves_signals_alone():
+    done: list[Tensor] = []
+    thread = threading.Thread(target=lambda: done.append(distill(settings("dm"), pictures()).synthetic.images))
+    thread.start()
+    thread.join()
+    assert torch.equal(done[0], distill(settings("dm"), pictures()).synthetic.images)
+
+
+def test_a_process_that_is_interrupted_keeps_its_run(tmp_path):
+    """SIGINT from outside, as Ctrl-C sends it, in the middle of the work."""
+    other = python(
+        f"""
+        from tests.test_distillation import Stopped, distill, pictures, settings
+        try:
+            distill(
+                settings("iid-dm", iterations=100_000, checkpoint__every=50_000), pictures(40),
+                out={str(tmp_path / "run")!r},
+                on_iteration=lambda done, _: print("running", flush=True), iterations_to_show=(5,),
+            )
+        except Stopped as stopped:
+            print(stopped.iteration, stopped.signal, stopped)
+        """
+    )
+    assert other.stdout.readline() == "running\n", other.communicate()[1]
+    other.send_signal(signal.SIGINT)
+    output, errors = other.communicate(timeout=120)
+    assert other.returncode == 0, errors
+    iteration, number, *_ = output.split()
+    assert int(number) == signal.SIGINT and f"kept in {tmp_path / 'run'}" in output
+    state, facts = RunFolder(tmp_path / "run").load_checkpoint()
+    assert facts["iteration"] == int(iteration) >= 5
+    assert not RunFolder(tmp_path / "run").finished
+    config = settings("iid-dm", iterations=int(iteration))
+    assert torch.equal(state["images"], distill(config, pictures(40)).synthetic.images)
+
+
+# Wrong input
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"method": "iid-md"}, "unknown method 'iid-md'; did you mean 'iid-dm'"),
+        ({"ipc": 8}, r"ipc must be 1 to 7, the training images of class '\w+' in shapes, not 8"),
+        ({"match__network": "convnet33"}, "unknown network 'convnet33'; did you mean 'convnet3'"),
+        ({"match__network": "alexnet"}, "alexnet takes square images of side 32 only, got image_size 16"),
+        ({"match__augmentation": "color_crops"}, "'crops'.*did you mean 'crop'"),
+        ({"syn__init": "noise", "ipc": 10_000}, "ipc must be 1 to 7"),
+    ],
+)
+def test_settings_that_do_not_fit_are_one_line(changes, message, tmp_path):
+    config = settings(**{"method": "dm"} | changes)
+    with pytest.raises(InputError, match=message) as caught:
+        distill(config, pictures(), out=tmp_path / "run")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_untrained_pool_is_an_error_that_leaves_no_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("IID_CACHE", str(tmp_path / "cache"))
+    config = settings("iid-dm", pool__lr=1e-9, pool__epochs=1)
+    with pytest.raises(InputError, match=r"network 0 of the pool .* raise pool.epochs \(now 1\)"):
+        distill(config, pictures(), out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_loads_its_data_set_by_name():
+    result = distill(settings("dm", iterations=1, match__batch_real=2))
+    assert result.synthetic.spec.name == "shapes" and result.synthetic.images.shape == (12, 3, 32, 32)
+
+
+def test_noise_to_start_from():
+    run = begun(settings("dm", syn__init="noise"), pictures())
+    assert abs(float(run.images.mean())) < 0.1 and 0.9 < float(run.images.std()) < 1.1
+    assert torch.equal(run.images, begun(settings("dm", syn__init="noise"), pictures()).images)
+    assert_step_is_the_loop(run, 0, SINGLE)

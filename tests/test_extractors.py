@@ -1,0 +1,383 @@
+"""iidlib.extractors: random networks by iteration; pools that are trained once, kept, loaded as they were, checked."""
+
+import copy
+import json
+import logging
+import shutil
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from iidlib import extractors
+from iidlib.config import InputError, PoolConfig
+from iidlib.data import Dataset, shapes
+from iidlib.extractors import (
+    Pool,
+    RandomNetworks,
+    frozen,
+    network_for,
+    pool_fingerprint,
+    required_accuracy,
+    trained_pool,
+)
+from iidlib.networks import NETWORKS, Network, build_network
+from iidlib.streams import stream
+from iidlib.training import accuracy
+
+CPU = torch.device("cpu")
+SMALL = PoolConfig(network="convnet2", width=6, count=2, epochs=3, lr=0.05, batch=8)
+
+
+@pytest.fixture(scope="module")
+def pictures() -> Dataset:
+    return shapes(4, 40, 16)
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch) -> Path:
+    monkeypatch.setenv("IID_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def config(**changes: object) -> PoolConfig:
+    return PoolConfig(**{**vars(SMALL), **changes})
+
+
+def train(dataset: Dataset, settings: PoolConfig = SMALL, **arguments: object) -> Pool:
+    return trained_pool(dataset, settings, device=CPU, compile="off", **arguments)
+
+
+def same(a: Network, b: Network) -> bool:
+    first, second = a.state_dict(), b.state_dict()
+    return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
+
+
+def folder_of(dataset: Dataset, cache: Path, settings: PoolConfig = SMALL) -> Path:
+    return cache / "pools" / pool_fingerprint(dataset, settings)
+
+
+@pytest.fixture(scope="module")
+def kept(pictures, tmp_path_factory) -> Path:
+    """A pool of SMALL, trained once for this module."""
+    folder = tmp_path_factory.mktemp("kept")
+    train(pictures, config(path=str(folder)))
+    return folder
+
+
+@pytest.fixture
+def pool_folder(pictures, cache, kept) -> Path:
+    """A copy of it in the cache."""
+    return shutil.copytree(kept, folder_of(pictures, cache))
+
+
+def never(*args: object, **kwargs: object) -> None:
+    raise AssertionError("a network was trained")
+
+
+# Random networks
+
+
+def random_networks(dataset: Dataset, seed: int = 0, name: str = "convnet2") -> RandomNetworks:
+    return RandomNetworks(name, dataset.spec, width=5, seed=seed, device=CPU, compile="off")
+
+
+def test_every_iteration_has_its_network_whatever_came_before(pictures):
+    source = random_networks(pictures)
+    first = copy.deepcopy(source.draw(3))
+    assert not same(source.draw(4), first)
+    assert same(source.draw(3), first)
+    assert same(random_networks(pictures).draw(3), first)
+    assert not same(random_networks(pictures, seed=1).draw(3), first)
+
+
+def test_random_networks_are_frozen_and_let_gradients_through_to_the_images(pictures):
+    network = random_networks(pictures).draw(0)
+    assert not any(parameter.requires_grad for parameter in network.parameters())
+    images = pictures.train.images_of(torch.arange(3)).requires_grad_()
+    network.embed(images).square().sum().backward()
+    assert images.grad.flatten(1).any(1).all()
+
+
+def test_random_networks_take_nothing_of_the_global_generator(pictures):
+    before = torch.get_rng_state()
+    random_networks(pictures).draw(0)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_frozen_returns_the_network_itself():
+    network = build_network("convnet1", width=2)
+    assert frozen(network) is network and not any(p.requires_grad for p in network.parameters())
+
+
+# Networks for a data set
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_every_network_fits_its_data_set(name):
+    spec = shapes(3, 1, 32).spec
+    network = network_for(name, spec, width=4, device=CPU, generator=stream(0, 0, "x"), compile="off")
+    assert network.eval()(torch.zeros(2, 3, 32, 32)).shape == (2, 3)
+    if name.startswith("convnet"):
+        assert network.feature_map(torch.zeros(2, 3, 32, 32)).shape[1] == 4
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "compile", "message"),
+    [
+        ("resnet81", 32, "off", "unknown network 'resnet81'; did you mean 'resnet18'"),
+        ("convnet4", 24, "off", "convnet4 takes square images of a side that is a multiple of 16"),
+        ("convnet3", 32, "maybe", "compute.compile must be auto, on or off, got 'maybe'"),
+    ],
+)
+def test_networks_that_do_not_fit_are_input_errors(name, size, compile, message):
+    with pytest.raises(InputError, match=message):
+        network_for(name, shapes(2, 1, size).spec, width=4, device=CPU, compile=compile)
+
+
+# Training a pool, keeping it, taking it up again
+
+
+def test_a_pool_is_trained_kept_and_loaded_bit_for_bit(pictures, cache, monkeypatch):
+    trained = train(pictures)
+    folder = folder_of(pictures, cache)
+    assert sorted(path.name for path in folder.iterdir()) == ["0000.safetensors", "0001.safetensors", "pool.json"]
+    monkeypatch.setattr(extractors, "fit", never)
+    loaded = train(pictures)
+    assert loaded.accuracies == trained.accuracies and loaded.fingerprint == trained.fingerprint
+    for kept, fresh in zip(loaded.networks, trained.networks, strict=True):
+        assert same(kept, fresh)
+        images = pictures.test.images_of(torch.arange(5))
+        assert torch.equal(kept.embed(images), fresh.embed(images))
+
+
+def test_networks_of_a_pool_are_trained_frozen_different_and_in_evaluation_mode(pictures, cache):
+    pool = train(pictures)
+    for network, reached in zip(pool.networks, pool.accuracies, strict=True):
+        assert not network.training and not any(parameter.requires_grad for parameter in network.parameters())
+        assert reached == accuracy(network, pictures.test) >= required_accuracy(4)
+    assert not same(*pool.networks)
+
+
+def test_training_repeats_bit_for_bit(pictures, cache, monkeypatch):
+    first = train(pictures)
+    monkeypatch.setenv("IID_CACHE", str(cache) + "-2")
+    torch.rand(3)
+    again = train(pictures)
+    assert all(same(a, b) for a, b in zip(first.networks, again.networks, strict=True))
+    other = train(pictures, config(seed=10, count=1))
+    assert not any(same(other.networks[0], network) for network in first.networks)
+
+
+def test_training_is_plain_sgd_on_all_training_images_without_augmentation(pictures, cache, monkeypatch):
+    asked = {}
+
+    def fit(network, images_of, labels, **settings):
+        asked.update(settings)
+        assert torch.equal(labels, pictures.train.labels)
+        assert torch.equal(images_of(torch.tensor([5])), pictures.train.images_of(torch.tensor([5])))
+
+    monkeypatch.setattr(extractors, "fit", fit)
+    monkeypatch.setattr(extractors, "accuracy", lambda network, real: 99.0 if real is pictures.test else 0.0)
+    assert train(pictures, config(seed=4, count=1)).accuracies == [99.0]
+    asked.pop("on_epoch")
+    assert asked == {"epochs": 3, "lr": 0.05, "batch": 8, "seed": 4}
+
+
+def test_the_first_networks_of_a_larger_pool_are_those_of_a_smaller_one(pictures, cache, monkeypatch):
+    small = train(pictures, config(count=1))
+    passes = []
+    large = train(pictures, config(count=3), on_epoch=lambda number, epoch: passes.append((number, epoch)))
+    assert passes == [(number, epoch) for number in (1, 2) for epoch in range(3)]
+    assert same(small.networks[0], large.networks[0]) and large.accuracies[:1] == small.accuracies
+    monkeypatch.setattr(extractors, "fit", never)
+    assert train(pictures, config(count=2)).accuracies == large.accuracies[:2]
+
+
+def test_a_pool_interrupted_half_way_goes_on_where_it_stopped(pictures, cache, monkeypatch):
+    def stop(number: int, epoch: int) -> None:
+        if (number, epoch) == (1, 1):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(pictures, on_epoch=stop)
+    folder = folder_of(pictures, cache)
+    assert sorted(path.name for path in folder.iterdir()) == ["0000.safetensors", "pool.json"]
+    kept = (folder / "0000.safetensors").read_bytes()
+    passes = []
+    resumed = train(pictures, on_epoch=lambda number, epoch: passes.append(number))
+    assert passes == [1, 1, 1] and (folder / "0000.safetensors").read_bytes() == kept
+    monkeypatch.setenv("IID_CACHE", str(cache) + "-2")
+    assert all(same(a, b) for a, b in zip(resumed.networks, train(pictures).networks, strict=True))
+
+
+def test_training_is_said_once_with_what_it_reached(pictures, cache, caplog):
+    caplog.set_level(logging.INFO, "iidlib")
+    pool = train(pictures)
+    assert [record.message for record in caplog.records] == [
+        "training 2 convnet2 for class centralization",
+        f"network 1 of 2: {pool.accuracies[0]:.1f} % on held-out images",
+        f"network 2 of 2: {pool.accuracies[1]:.1f} % on held-out images",
+    ]
+    caplog.clear()
+    train(pictures)
+    assert not caplog.records
+
+
+# What names a pool
+
+
+def test_the_fingerprint_names_the_data_and_every_setting_that_shapes_a_network(pictures):
+    mine = pool_fingerprint(pictures, SMALL)
+    assert len(mine) == 12 and mine == pool_fingerprint(shapes(4, 40, 16), SMALL)
+    changed = {"network": "convnet1", "width": 7, "epochs": 4, "lr": 0.06, "batch": 9, "seed": 1}
+    others = {pool_fingerprint(pictures, config(**{key: value})) for key, value in changed.items()}
+    assert len(others) == len(changed) and mine not in others
+    assert mine == pool_fingerprint(pictures, config(count=9, path="elsewhere"))
+    assert set(vars(SMALL)) == {*changed, "count", "path"}, "a new setting: does it shape the networks?"
+    assert mine != pool_fingerprint(shapes(4, 40, 16, seed=1), SMALL)
+
+
+def test_other_settings_train_a_pool_of_their_own(pictures, cache):
+    train(pictures, config(count=1))
+    train(pictures, config(count=1, epochs=4))
+    assert len(list((cache / "pools").iterdir())) == 2
+
+
+# A folder named in the settings
+
+
+def test_a_pool_by_its_path(pictures, cache, tmp_path, monkeypatch):
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    trained = train(pictures, config(path=str(mine)))
+    assert (mine / "pool.json").is_file() and not cache.exists()
+    monkeypatch.setattr(extractors, "fit", never)
+    assert same(train(pictures, config(path=str(mine))).networks[1], trained.networks[1])
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert same(train(pictures, config(path="~/mine")).networks[1], trained.networks[1])
+
+
+@pytest.mark.parametrize("changes", [{"epochs": 4}, {"width": 7}, {"seed": 1}])
+def test_a_pool_of_other_settings_is_refused(changes, pictures, kept):
+    before = {path: path.read_bytes() for path in kept.iterdir()}
+    with pytest.raises(InputError, match="was trained with other data or settings") as caught:
+        train(pictures, config(path=str(kept), **changes))
+    assert one_line(caught) and before == {path: path.read_bytes() for path in kept.iterdir()}
+
+
+def test_a_pool_of_other_data_is_refused(kept):
+    with pytest.raises(InputError, match="was trained with other data or settings"):
+        train(shapes(4, 40, 16, seed=1), config(path=str(kept)))
+
+
+def test_a_path_that_is_not_there_is_refused(pictures, tmp_path):
+    with pytest.raises(InputError, match=r"pool.path: no folder .*nowhere; leave it out"):
+        train(pictures, config(path=str(tmp_path / "nowhere")))
+    assert not (tmp_path / "nowhere").exists()
+
+
+# What is wrong with a pool
+
+
+def one_line(caught: pytest.ExceptionInfo[InputError]) -> bool:
+    return "\n" not in str(caught.value) and len(str(caught.value)) < 600
+
+
+@pytest.mark.parametrize(
+    ("classes", "needed"), [(2, 75.0), (3, 200 / 3), (4, 50.0), (10, 20.0), (100, 2.0), (1000, 0.2)]
+)
+def test_the_accuracy_of_a_trained_network(classes, needed):
+    assert required_accuracy(classes) == pytest.approx(needed)
+
+
+def test_an_untrained_pool_is_refused_and_not_kept(pictures, cache):
+    with pytest.raises(InputError) as caught:
+        train(pictures, config(lr=1e-9, epochs=1))
+    assert one_line(caught)
+    for part in ("network 0 of the pool (convnet2) reaches", "below the 50.0 %", "raise pool.epochs (now 1)"):
+        assert part in str(caught.value)
+    assert not cache.exists()
+
+
+def test_a_kept_pool_below_the_bar_is_refused_too(pictures, pool_folder):
+    path = pool_folder / "pool.json"
+    facts = json.loads(path.read_text())
+    facts["accuracies"]["0001"] = 49.9
+    path.write_text(json.dumps(facts))
+    with pytest.raises(InputError, match=r"network 1 of the pool .* 49.9 %"):
+        train(pictures)
+
+
+def cut(path: Path) -> None:
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+
+
+def flip_in_the_header(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[12] ^= 0xFF
+    path.write_bytes(bytes(content))
+
+
+def write(text: str) -> Callable[[Path], None]:
+    return lambda path: path.write_text(text) and None
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        ("0001.safetensors", cut),
+        ("0001.safetensors", flip_in_the_header),
+        ("0001.safetensors", Path.unlink),
+        ("0001.safetensors", write("")),
+        ("pool.json", cut),
+        ("pool.json", write("")),
+        ("pool.json", write("[]")),
+        ("pool.json", write("{}")),
+        ("pool.json", write('{"fingerprint": "x", "accuracies": [1]}')),
+        ("pool.json", write('{"fingerprint": "x", "accuracies": {"0000": "high"}}')),
+        ("pool.json", write('{"fingerprint": "x", "accuracies": {"0000": null}}')),
+        ("pool.json", lambda path: path.write_bytes(b"\xff\xfe") and None),
+    ],
+)
+def test_damage_is_one_line_that_says_what_to_remove(name, damage, pictures, pool_folder, monkeypatch):
+    path = pool_folder / name
+    damage(path)
+    monkeypatch.setattr(extractors, "fit", never)
+    with pytest.raises(
+        InputError, match=r"is damaged \(.*remove (the|its) folder and the pool is trained again"
+    ) as caught:
+        train(pictures)
+    assert one_line(caught) and str(path) in str(caught.value)
+
+
+def test_weights_of_another_network_are_damage(pictures, cache, pool_folder):
+    train(pictures, config(width=7, count=1))
+    other = folder_of(pictures, cache, config(width=7)) / "0000.safetensors"
+    (pool_folder / "0000.safetensors").write_bytes(other.read_bytes())
+    with pytest.raises(InputError, match=r"0000.safetensors is damaged") as caught:
+        train(pictures)
+    assert one_line(caught)
+
+
+def test_a_cache_that_cannot_be_written_is_named(pictures, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("IID_CACHE", str(tmp_path / "file" / "cache"))
+    with pytest.raises(InputError, match=r"cannot keep the pool in .*; set IID_CACHE to another folder") as caught:
+        train(pictures, config(count=1))
+    assert one_line(caught)
+
+
+# Drawing from a pool
+
+
+def test_samples_are_uniform_and_a_function_of_the_generator():
+    pool = Pool([build_network("convnet1", width=1) for _ in range(4)], [99.0] * 4, "x")
+    generator = stream(0, 0, "expert")
+    drawn = [pool.networks.index(pool.sample(generator)) for _ in range(400)]
+    assert set(Counter(drawn)) == {0, 1, 2, 3} and min(Counter(drawn).values()) > 70
+    generator = stream(0, 0, "expert")
+    assert drawn == [pool.networks.index(pool.sample(generator)) for _ in range(400)]

@@ -1,0 +1,252 @@
+"""iidlib.sweep: grids are checked whole before anything starts; every point leaves its notebook, its error, its scores."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import pandas as pd
+import pytest
+import yaml
+from nbformat.v4 import new_code_cell, new_notebook
+
+from iidlib import sweep
+from iidlib.config import InputError
+from iidlib.sweep import Sweep, check_parameters, load_grid, run_sweep
+
+PARAMETERS = "ipc = 1\nseeds = [0]\nname = 'a'\nout = 'nowhere'"
+
+
+def notebook(path: Path, *cells: str, parameters: str | None = PARAMETERS) -> Path:
+    """A notebook with a parameters cell, unless that is None."""
+    made = new_notebook(metadata={"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}})
+    if parameters is not None:
+        made.cells.append(new_code_cell(parameters, metadata={"tags": ["parameters"]}))
+    made.cells += [new_code_cell(text) for text in cells]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nbformat.write(made, path)
+    return path
+
+
+def grid(path: Path, **content: object) -> Path:
+    path.write_text(yaml.safe_dump({"notebook": "n.ipynb", **content}, allow_unicode=True), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """With a notebook n.ipynb in it."""
+    notebook(tmp_path / "n.ipynb")
+    return tmp_path
+
+
+def test_product_is_every_combination(folder: Path) -> None:
+    plan = load_grid(grid(folder / "g.yaml", product={"ipc": [1, 10], "seeds": [[0], [1, 2]]}, fixed={"name": "b"}))
+    assert plan.notebook.resolve() == folder / "n.ipynb"
+    assert plan.points == (
+        {"name": "b", "ipc": 1, "seeds": [0]},
+        {"name": "b", "ipc": 1, "seeds": [1, 2]},
+        {"name": "b", "ipc": 10, "seeds": [0]},
+        {"name": "b", "ipc": 10, "seeds": [1, 2]},
+    )
+
+
+def test_zip_walks_side_by_side(folder: Path) -> None:
+    plan = load_grid(grid(folder / "g.yaml", zip={"ipc": [1, 10], "name": ["x", "y"]}))
+    assert plan.points == ({"ipc": 1, "name": "x"}, {"ipc": 10, "name": "y"})
+
+
+def test_notebook_is_relative_to_the_grid(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    elsewhere = folder / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    grid(folder / "g.yaml", product={"ipc": [1]})
+    assert load_grid("../g.yaml").notebook.samefile(folder / "n.ipynb")
+    absolute = grid(elsewhere / "g.yaml", notebook=str(folder / "n.ipynb"), product={"ipc": [1]})
+    assert load_grid(absolute).notebook == folder / "n.ipynb"
+
+
+PRODUCT = {"product": {"ipc": [1]}}
+
+WRONG_GRIDS = {
+    "no mapping": ([1, 2], "must be a mapping with a notebook"),
+    "no notebook": (PRODUCT, "must be a mapping with a notebook"),
+    "notebook no text": ({"notebook": 3} | PRODUCT, "must be a mapping with a notebook"),
+    "notebook absent": ({"notebook": "m.ipynb"} | PRODUCT, "no notebook at"),
+    "unknown key": ({"notebook": "n.ipynb", "produkt": {"ipc": [1]}}, "unknown key 'produkt'.*'product'"),
+    "neither": ({"notebook": "n.ipynb"}, "needs product or zip"),
+    "both": ({"notebook": "n.ipynb", "zip": {"ipc": [1]}} | PRODUCT, "needs product or zip"),
+    "empty": ({"notebook": "n.ipynb", "product": {}}, "must map parameters to lists"),
+    "list": ({"notebook": "n.ipynb", "product": [1]}, "must map parameters to lists"),
+    "no list": ({"notebook": "n.ipynb", "product": {"ipc": 1}}, "must map parameters to lists"),
+    "empty list": ({"notebook": "n.ipynb", "product": {"ipc": []}}, "must map parameters to lists"),
+    "fixed list": ({"notebook": "n.ipynb", "fixed": [1]} | PRODUCT, "fixed in the grid .* must map"),
+    "twice": ({"notebook": "n.ipynb", "fixed": {"ipc": 2}} | PRODUCT, "'ipc' both in product and in fixed"),
+    "lengths": ({"notebook": "n.ipynb", "zip": {"ipc": [1], "seeds": [0, 1]}}, r"one length, got \[1, 2\]"),
+    "unknown": ({"notebook": "n.ipynb", "product": {"ipcs": [1]}}, "no parameter 'ipcs'; did you mean 'ipc'"),
+    "unknown fixed": ({"notebook": "n.ipynb", "fixed": {"sceds": 0}} | PRODUCT, "no parameter 'sceds'.*'seeds'"),
+    "number as name": ({"notebook": "n.ipynb", "product": {1: [1]}}, "no parameter 1"),
+    "number beside name": ({"notebook": "n.ipynb", "product": {"ipc": [1]}, "fixed": {2: 1}}, "no parameter 2"),
+    "our column": ({"notebook": "n.ipynb", "product": {"seconds": [1]}}, "'seconds' .* name of a column"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG_GRIDS)
+def test_wrong_grid_is_one_line(folder: Path, case: str) -> None:
+    content, message = WRONG_GRIDS[case]
+    (folder / "g.yaml").write_text(yaml.safe_dump(content))
+    with pytest.raises(InputError, match=message) as error:
+        load_grid(folder / "g.yaml")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"), [(b"a: [", "is not YAML"), (b"\xff\xfe\x00", "is not YAML"), (b"", "must be a mapping")]
+)
+def test_damaged_grid_is_one_line(folder: Path, content: bytes, message: str) -> None:
+    (folder / "g.yaml").write_bytes(content)
+    with pytest.raises(InputError, match=message) as error:
+        load_grid(folder / "g.yaml")
+    assert "\n" not in str(error.value)
+
+
+def test_grid_that_is_absent_or_a_folder(tmp_path: Path) -> None:
+    for path in (tmp_path / "none.yaml", tmp_path):
+        with pytest.raises(InputError, match="cannot read the grid"):
+            load_grid(path)
+
+
+def test_notebook_without_parameters_cell(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"no parameter 'ipc'; it has no cell tagged parameters"):
+        check_parameters(notebook(tmp_path / "n.ipynb", "1 + 1", parameters=None), {"ipc": 1})
+
+
+def test_damaged_notebook(tmp_path: Path) -> None:
+    (tmp_path / "n.ipynb").write_text("{")
+    with pytest.raises(InputError, match="not a notebook that papermill can read") as error:
+        check_parameters(tmp_path / "n.ipynb", {})
+    assert "\n" not in str(error.value)
+
+
+def test_declared_parameters_and_defaults(folder: Path) -> None:
+    declared = check_parameters(folder / "n.ipynb", {"ipc": 5})
+    assert {name: value.strip() for name, value in declared.items()} == {
+        "ipc": "1", "seeds": "[0]", "name": "'a'", "out": "'nowhere'",
+    }  # fmt: skip
+
+
+def test_nothing_starts_when_something_is_wrong(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sweep, "_Execution", lambda *given: pytest.fail("a point was started"))
+    unknown = Sweep(folder / "n.ipynb", ({"ipc": 1}, {"ipcs": 2}))
+    with pytest.raises(InputError, match="no parameter 'ipcs'"):
+        run_sweep(unknown, folder / "out")
+    good = Sweep(folder / "n.ipynb", ({"ipc": 1},))
+    with pytest.raises(InputError, match="workers must be at least 1, got 0"):
+        run_sweep(good, folder / "out", workers=0)
+    assert not (folder / "out").exists()
+    with pytest.raises(InputError, match="exists already"):
+        run_sweep(good, folder)
+    with pytest.raises(InputError, match="exists already"):
+        run_sweep(good, folder / "n.ipynb")
+    with pytest.raises(InputError, match="cannot write"):
+        run_sweep(good, folder / "n.ipynb" / "below")
+
+
+# Two at a time, so that the first two find each other; the third fails, the fourth leaves something else than a table.
+POINT = """
+import os, pathlib, time
+folder = pathlib.Path(out)
+assert folder.is_dir() and isinstance(ipc, int) and isinstance(seeds, list)
+(folder / 'here').touch()
+if ipc < 3:
+    other = folder.parent / f'point-{2 - ipc:03d}' / 'here'
+    until = time.time() + 120
+    while not other.exists() and time.time() < until:
+        time.sleep(0.01)
+    assert other.exists(), 'the other point does not run at the same time'
+if ipc == 3:
+    raise ValueError(f'no luck with {name}')
+if ipc == 4:
+    (folder / 'scores.csv').write_bytes(b'a,b\\n1,2,3\\n4\\xff')
+else:
+    lines = ['network,accuracy,commit,ipc,seconds'] + [f'convnet3,{20.125 + n},0123,99,7' for n in range(ipc)]
+    (folder / 'scores.csv').write_text('\\n'.join(lines))
+"""
+
+
+@pytest.mark.notebook
+def test_points_run_in_parallel_and_each_leaves_what_it_has(tmp_path: Path) -> None:
+    source = notebook(tmp_path / "bö[ok]" / "n.ipynb", POINT)
+    before = source.read_bytes()
+    points = tuple({"name": "ä'[b]", "ipc": ipc, "seeds": [ipc, 0]} for ipc in (1, 2, 3, 4))
+    out = tmp_path / "swëep[1]"
+    rows = run_sweep(Sweep(source, points), out, workers=2)
+
+    assert list(rows["status"]) == ["done", "done", "failed", "failed"]
+    assert list(rows["point"]) == [0, 1, 2, 3]
+    assert list(rows["error"][:2]) == ["", ""]
+    assert rows["error"][2] == "ValueError: no luck with ä'[b]"
+    assert rows["error"][3].startswith("scores.csv cannot be read") and "\n" not in rows["error"][3]
+    assert (rows["seconds"] > 0).all()
+
+    assert source.read_bytes() == before, "the chapter itself is only read"
+    for number, name in enumerate(rows["notebook"]):
+        executed = nbformat.read(out / name, as_version=4)
+        tagged = [cell for cell in executed.cells if "injected-parameters" in cell.metadata.get("tags", [])]
+        assert len(tagged) == 1 and f"ipc = {number + 1}" in tagged[0].source
+    failed = nbformat.read(out / rows["notebook"][2], as_version=4)
+    assert "no luck" in str([output for cell in failed.cells for output in cell.get("outputs", [])])
+
+    table = pd.read_csv(out / "sweep.csv", dtype=str, keep_default_na=False)
+    assert list(table["point"]) == ["0", "1", "1", "2", "3"], "one line a score, one for a point without"
+    assert list(table["accuracy"]) == ["20.125", "20.125", "21.125", "", ""]
+    assert list(table["commit"][:3]) == ["0123"] * 3, "text stays text"
+    assert list(table["ipc"]) == ["1", "2", "2", "3", "4"], "the parameter, not the column of the scores"
+    assert [yaml.safe_load(text) for text in table["seeds"]] == [[1, 0], [2, 0], [2, 0], [3, 0], [4, 0]]
+    assert set(table["name"]) == {"ä'[b]"}
+    assert list(table.columns[:8]) == ["point", "name", "ipc", "seeds", "status", "error", "seconds", "notebook"]
+
+
+@pytest.mark.notebook
+def test_ctrl_c_ends_what_runs_and_keeps_what_is_done(tmp_path: Path) -> None:
+    code = (
+        "import os, pathlib, time\n(pathlib.Path(out) / 'pid').write_text(str(os.getpid()))\n"
+        "time.sleep(0 if ipc == 0 else 600)"
+    )
+    notebook(tmp_path / "n.ipynb", code)
+    path = grid(tmp_path / "g.yaml", product={"ipc": [0, 1, 2]})
+    command = [sys.executable, "-m", "iidlib.cli", "sweep", str(path), "--out", str(tmp_path / "out")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    kernel = tmp_path / "out" / "point-001" / "pid"
+    try:
+        wait_for(lambda: kernel.is_file() and kernel.read_text() != "", process)
+        process.send_signal(signal.SIGINT)
+        said = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    assert process.returncode == 130
+    assert said[1].splitlines() == [f"stopped; 1 of 3 points are finished, kept in {tmp_path / 'out'}"]
+    assert list(pd.read_csv(tmp_path / "out" / "sweep.csv")["ipc"]) == [0]
+    assert not (tmp_path / "out" / "point-002").exists()
+    pid = int(kernel.read_text())
+    wait_for(lambda: not running(pid))
+
+
+def running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    state = Path(f"/proc/{pid}/stat")
+    return not (state.exists() and state.read_text().rsplit(")", 1)[1].split()[0] == "Z")
+
+
+def wait_for(condition, process: subprocess.Popen | None = None, seconds: float = 180) -> None:
+    until = time.monotonic() + seconds
+    while not condition():
+        assert process is None or process.poll() is None, process.communicate()
+        assert time.monotonic() < until, "waited in vain"
+        time.sleep(0.02)

@@ -1,0 +1,254 @@
+"""iidlib.terms: what a term may read of an iteration, when it is computed, and what the weights of the terms mean."""
+
+import functools
+
+import pytest
+import torch
+from torch import Tensor
+
+from iidlib import losses
+from iidlib.config import RunConfig, preset
+from iidlib.data import Dataset, shapes
+from iidlib.distillation import Distillation
+from iidlib.extractors import Pool, frozen
+from iidlib.networks import build_network
+from iidlib.streams import stream
+from iidlib.terms import TERMS, StepBatch
+
+
+@functools.cache
+def pictures(*per_class: int, size: int = 16) -> Dataset:
+    return shapes(len(per_class), list(per_class), size)
+
+
+def settings(**changes: object) -> RunConfig:
+    small = {"match.width": 4, "match.batch_real": 6, "match.cc_scaling": "released"}
+    return preset(
+        "iid-dm", "shapes", 3, "ci", small | {key.replace("__", "."): value for key, value in changes.items()}
+    )
+
+
+def experts(dataset: Dataset, *widths: int) -> Pool:
+    """Networks with random weights in the place of trained ones."""
+    networks = [
+        frozen(
+            build_network(
+                "convnet2",
+                num_classes=len(dataset.spec.classes),
+                image_size=dataset.spec.image_size,
+                width=width,
+                generator=stream(number, 0, "expert"),
+            )
+        )
+        for number, width in enumerate(widths)
+    ]
+    return Pool([network.eval() for network in networks], [100.0] * len(widths), "random")
+
+
+def begun(dataset: Dataset, *widths: int, **changes: object) -> Distillation:
+    run = Distillation(settings(**changes), dataset)
+    run.pool = experts(dataset, *(widths or (5,)))
+    return run
+
+
+def term(name: str, run: Distillation, iteration: int = 0) -> Tensor:
+    return TERMS[name].loss(StepBatch(run, iteration)).detach()
+
+
+# What a step may read
+
+
+def test_shapes_of_all_features():
+    run = begun(pictures(9, 7, 12, 8))
+    batch = StepBatch(run, 0)
+    assert batch.real_fmap.shape == (4, 6, 4, 4) and batch.syn_fmap.shape == (4, 3, 4, 4)
+    assert batch.real_features.shape == (4, 6, 16) and batch.syn_features.shape == (4, 3, 16)
+    assert batch.real_mask is None
+    assert batch.expert_syn_features.shape == (4, 3, 80)
+    real, mask = batch.expert_real_features(2)
+    assert real.shape == (4, 2, 80) and mask is None
+    assert batch.config is run.config
+
+
+def test_features_are_the_flattened_maps_of_a_convnet():
+    batch = StepBatch(begun(pictures(9, 7, 12, 8)), 0)
+    assert torch.equal(batch.syn_features, batch.syn_fmap.flatten(2))
+    assert torch.equal(batch.real_features, batch.real_fmap.flatten(2))
+
+
+def test_features_of_a_network_with_a_head_are_what_its_classifier_sees():
+    run = begun(pictures(3, 4, size=32), match__network="lenet", ipc=2, match__augmentation="none")
+    batch = StepBatch(run, 0)
+    assert batch.syn_fmap.shape == (2, 2, 16, 25) and batch.syn_features.shape == (2, 2, 84)
+    assert torch.allclose(batch.syn_features.flatten(0, 1), batch.network.embed(run.images), atol=1e-6)
+    assert batch.real_features.shape == (2, 4, 84)
+    smaller = batch.network.embed(run.real.images_of(run.real.of_class(0))).mean(0)
+    assert torch.allclose(batch.real_features[0][batch.real_mask[0]].mean(0), smaller, atol=1e-6)
+
+
+def test_classes_of_unequal_size_are_padded_and_masked():
+    run = begun(pictures(3, 7, 4))
+    batch = StepBatch(run, 0)
+    assert batch.real_fmap.shape == (3, 6, 4, 4)
+    assert batch.real_mask.sum(1).tolist() == [3, 6, 4]
+    assert batch.real_mask[0].tolist() == [True] * 3 + [False] * 3
+    features, mask = batch.expert_real_features(4)
+    assert features.shape == (3, 4, 80) and mask.sum(1).tolist() == [3, 4, 4]
+    features, mask = batch.expert_real_features(3)
+    assert features.shape == (3, 3, 80) and mask is None
+
+
+def test_the_experts_real_features_are_those_of_the_first_drawn_images_of_each_class():
+    run = begun(pictures(3, 7, 4), match__augmentation="none")
+    drawn = run.real.sample(6, stream(0, 0, "real batch"))
+    features, mask = StepBatch(run, 0).expert_real_features(4)
+    for c in range(3):
+        images = run.real.images_of(drawn.index[drawn.group == c][:4])
+        expected = run.pool.networks[0].embed(images)
+        assert torch.allclose(features[c][mask[c]], expected, rtol=1e-4, atol=1e-5)
+        assert not features[c][~mask[c]].any()
+
+
+def test_gradients_reach_the_synthetic_side_alone():
+    run = begun(pictures(9, 7, 12, 8))
+    batch = StepBatch(run, 0)
+    for real in (batch.real_fmap, batch.real_features, batch.expert_real_features(4)[0]):
+        assert not real.requires_grad
+    for syn in (batch.syn_fmap, batch.syn_features, batch.expert_syn_features):
+        (gradient,) = torch.autograd.grad(syn.square().sum(), run.images, retain_graph=True)
+        assert gradient.flatten(1).any(1).all()
+    assert not any(parameter.requires_grad for parameter in batch.network.parameters())
+
+
+def test_nothing_is_computed_before_it_is_asked_for_and_nothing_twice(monkeypatch):
+    run = begun(pictures(9, 7, 12, 8))
+    calls: list[str] = []
+    forward, draw = run.forward, run.source.draw
+    monkeypatch.setattr(run, "forward", lambda function, images: calls.append("forward") or forward(function, images))
+    monkeypatch.setattr(run.source, "draw", lambda iteration: calls.append("draw") or draw(iteration))
+    monkeypatch.setattr(Pool, "sample", lambda self, generator: calls.append("expert") or self.networks[0])
+    batch = StepBatch(run, 0)
+    assert calls == []
+    for _ in range(2):
+        _ = batch.syn_fmap, batch.syn_features
+        assert calls == ["draw", "forward"]
+    for _ in range(2):
+        _ = batch.real_fmap, batch.real_features, batch.real_mask
+        assert calls == ["draw", "forward", "forward"]
+    for _ in range(2):
+        _ = batch.expert_syn_features
+        assert calls[3:] == ["expert", "forward"]
+
+
+def test_both_sides_of_a_class_go_through_one_transform_and_classes_through_their_own():
+    dataset = pictures(3, 3, 3, 3, 3, 3)
+    run = begun(dataset, ipc=3, match__batch_real=3)
+    drawn = run.real.sample(3, stream(0, 0, "real batch"))
+    with torch.no_grad():  # the very images that the real side draws
+        run.images.copy_(run.real.images_of(drawn.index))
+    batch = StepBatch(run, 0)
+    assert torch.allclose(batch.real_fmap, batch.syn_fmap, atol=1e-6)
+    assert float(term("mean", run).sum()) == pytest.approx(0, abs=1e-9)
+    plain = begun(dataset, ipc=3, match__batch_real=3, match__augmentation="none")
+    with torch.no_grad():
+        plain.images.copy_(run.images)
+    changed = (StepBatch(plain, 0).syn_fmap - batch.syn_fmap).flatten(1).abs().amax(1) > 1e-4
+    assert changed.sum() >= 4  # a flip may leave a class as it was
+
+
+def test_an_image_has_the_features_that_it_has_in_any_batch():
+    small, large = begun(pictures(3, 7, 4)), begun(pictures(3, 7, 4), match__batch_real=3)
+    drawn = [
+        run.real.sample(run.config.match.batch_real, stream(0, 0, "real batch")).index[:3] for run in (small, large)
+    ]
+    assert torch.equal(*drawn)
+    assert torch.allclose(StepBatch(small, 0).real_fmap[0, :3], StepBatch(large, 0).real_fmap[0, :3], atol=1e-6)
+
+
+# Weights and scalings
+
+
+def test_weights_are_those_of_the_settings():
+    config = settings(match__cm=0.3, match__cc=0.7)
+    assert [TERMS[name].weight(config) for name in ("mean", "cm", "cc")] == [1.0, 0.3, 0.7]
+    assert [name for name in TERMS if TERMS[name].needs_pool] == ["cc"]
+    assert [name for name in TERMS if TERMS[name].needs_pairs] == ["cm", "cc"]
+
+
+def test_per_image_is_as_released_at_ten_images_a_class():
+    dataset = pictures(20, 21)
+    for ipc, ratio in ((10, 1.0), (5, 2.0), (20, 0.5)):
+        released = term("cc", begun(dataset, ipc=ipc))
+        per_image = term("cc", begun(dataset, ipc=ipc, match__cc_scaling="per_image"))
+        assert torch.allclose(per_image, ratio * released)
+
+
+def test_relative_is_one_where_the_synthetic_images_are_the_real_ones():
+    run = begun(pictures(6, 6, 6), ipc=6, match__cc_scaling="relative")
+    drawn = run.real.sample(6, stream(0, 0, "real batch"))
+    with torch.no_grad():
+        run.images.copy_(run.real.images_of(drawn.index))
+    assert torch.allclose(term("cc", run), torch.ones(3), rtol=1e-4)
+
+
+def test_relative_has_no_unit():
+    """Features a hundred times as large, as another network may have them, change the released value alone."""
+    run = begun(pictures(20, 21, 22), ipc=5)
+    relative = begun(pictures(20, 21, 22), ipc=5, match__cc_scaling="relative")
+    before = term("cc", run), term("cc", relative)
+    for each in (run, relative):
+        block = each.pool.networks[0].trunk.block2
+        block.norm.weight.mul_(100), block.norm.bias.mul_(100)
+    assert torch.allclose(term("cc", run), 1e4 * before[0], rtol=1e-3)
+    assert torch.allclose(term("cc", relative), before[1], rtol=1e-3)
+
+
+def test_relative_carries_over_between_networks_and_images_a_class():
+    """Random real images are as dispersed as real images: about 1, whatever the network and the number of images."""
+    dataset, values = pictures(60, 60, 60), {}
+    for scaling in ("released", "relative"):
+        for ipc in (6, 50):
+            for width in (4, 32):
+                run = begun(dataset, width, ipc=ipc, match__cc_scaling=scaling, match__batch_real=60)
+                value = torch.stack([term("cc", run, iteration) for iteration in range(3)]).mean()
+                values.setdefault(scaling, []).append(float(value))
+    assert all(0.6 < value < 1.4 for value in values["relative"]), values
+    assert max(values["released"]) > 5 * min(values["released"]), values
+
+
+def test_relative_measures_on_as_many_real_images_as_asked_for():
+    few, more, all_of_them = (
+        term("cc", begun(pictures(20, 21), ipc=5, match__cc_scaling="relative", match__batch_real=8, match__cc_real=n))
+        for n in (3, 8, 64)
+    )
+    assert torch.equal(more, all_of_them) and not torch.allclose(few, more, rtol=1e-2)
+
+
+def test_relative_asks_nothing_where_one_real_image_has_no_scatter():
+    run = begun(pictures(20, 21), ipc=5, match__cc_scaling="relative", match__cc_real=1)
+    loss = TERMS["cc"].loss(StepBatch(run, 0))
+    (gradient,) = torch.autograd.grad(loss.sum(), run.images)
+    assert loss.tolist() == [0, 0] and not gradient.any()
+
+
+@pytest.mark.parametrize("scaling", ["released", "per_image"])
+def test_the_exp_form_follows_its_settings(scaling):
+    run = begun(
+        pictures(20, 21),
+        ipc=5,
+        match__cc_form="exp",
+        match__cc_alpha=0.03,
+        match__cc_beta=1.1,
+        match__cc_scaling=scaling,
+    )
+    features = StepBatch(run, 0).expert_syn_features
+    expected = losses.class_centralization(features, form="exp", alpha=0.03, beta=1.1)
+    assert torch.allclose(term("cc", run), expected.detach() * (2 if scaling == "per_image" else 1))
+
+
+def test_experts_are_drawn_anew_each_iteration_and_uniformly():
+    run = begun(pictures(3, 3), 2, 3, 4)
+    drawn = [run.pool.networks.index(StepBatch(run, iteration).expert) for iteration in range(60)]
+    counts = torch.bincount(torch.tensor(drawn), minlength=3)
+    assert counts.min() >= 10
+    assert drawn == [run.pool.networks.index(StepBatch(run, iteration).expert) for iteration in range(60)]
