@@ -36,7 +36,8 @@ from iidlib.runs import environment
 from iidlib.streams import stream
 
 __all__ = [
-    "TOLERANCE",
+    "GRADIENT_TOLERANCE",
+    "LOSS_TOLERANCE",
     "BenchReport",
     "Comparison",
     "LossesDiffer",
@@ -48,8 +49,16 @@ __all__ = [
     "random_pool",
 ]
 
-TOLERANCE = {"fp32": 1e-4, "tf32": 5e-3}
-"""Largest relative difference ||a - b|| / ||b|| at which losses and gradients count as the same, by our precision."""
+LOSS_TOLERANCE = {"fp32": 1e-4, "tf32": 5e-3}
+"""Largest relative difference at which two losses count as the same, by our precision."""
+
+GRADIENT_TOLERANCE = {"fp32": 1e-2, "tf32": 1e-1}
+"""Largest ||a - b|| / ||b|| at which two gradients count as the same, by our precision.
+
+Wider than that of losses: of the millions of activations at the paper's shapes, rounding puts a few on the other side
+of the ReLU's kink, and their share of the gradient appears or vanishes. For that reason two eager forms of one network
+differ by up to 2e-3 in float32, and by 2e-15 in float64.
+"""
 
 _QUICK: dict[str, Any] = {"match.width": 32, "match.batch_real": 64, "pool.width": 32}
 _ROUNDS, _QUICK_ROUNDS = 3, 2
@@ -93,9 +102,11 @@ class PerClassLoop:
         """Takes up a run's settings and a copy of its images.
 
         Raises:
-            ValueError: for class centralization in another form than the released one.
+            ValueError: for a term that the loop does not have, or class centralization in another form than released.
         """
         match = run.config.match
+        if not {"mean"} <= run.terms.keys() <= {"mean", "cm", "cc"}:
+            raise ValueError(f"the loop over classes has the terms mean, cm and cc, got {', '.join(run.terms)}")
         if "cc" in run.terms and (match.cc_scaling, match.cc_form) != ("released", "linear"):
             raise ValueError(
                 "the loop over classes centralizes as released (match.cc_scaling=released, match.cc_form=linear), "
@@ -103,7 +114,7 @@ class PerClassLoop:
             )
         self._run = run
         self._experts = {id(network): _plain(network) for network in (run.pool.networks if run.pool else ())}
-        self.images = run.images.detach().clone().requires_grad_()
+        self.images = run.images.detach().clone(memory_format=torch.contiguous_format).requires_grad_()
         self._optimiser = torch.optim.SGD([self.images], lr=run.config.syn.lr, momentum=run.config.syn.momentum)
 
     def losses(self, iteration: int) -> dict[str, Tensor]:
@@ -133,7 +144,8 @@ class PerClassLoop:
             if "cm" in total:
                 gap = _covariance(real_map.flatten(2)) - _covariance(syn_map.flatten(2))
                 total["cm"] = total["cm"] + config.match.cm * gap.square().sum()
-            if expert is not None:
+            if "cc" in total:
+                assert expert is not None, "the run needs its pool"
                 features = expert.embed(syn)
                 total["cc"] = total["cc"] + config.match.cc * (features - features.mean(0)).square().sum()
         return total
@@ -235,7 +247,7 @@ class Comparison:
     loss_difference: float
     """Largest relative difference of a term."""
     gradient_difference: float
-    """Largest relative difference of a term's gradient on the images, norm-wise."""
+    """Of the objective's gradient on the images, norm-wise: ||ours - baseline's|| / ||baseline's||."""
 
     @property
     def baseline(self) -> float:
@@ -333,7 +345,7 @@ def compare(
         on_iteration: called after each iteration of a side, the first ones included.
 
     Raises:
-        LossesDiffer: if a term or its gradient differs by more than ``TOLERANCE``.
+        LossesDiffer: if a term differs by more than ``LOSS_TOLERANCE``, or the gradient by ``GRADIENT_TOLERANCE``.
         ValueError: for settings that the loop over classes does not have.
     """
     device = run.images.device
@@ -354,10 +366,11 @@ def compare(
     loss_difference = max(_relative(mine[name].detach(), theirs[name].detach()) for name in run.terms)
     gradient_difference = _relative(my_gradient, their_gradient)
     # "not below" rather than "above", so that NaN is caught
-    if not max(loss_difference, gradient_difference) <= TOLERANCE[ours]:
+    if not (loss_difference <= LOSS_TOLERANCE[ours] and gradient_difference <= GRADIENT_TOLERANCE[ours]):
         raise LossesDiffer(
-            f"{run.config.method}: losses of the loop and ours differ by {loss_difference:.1e} and their gradients by "
-            f"{gradient_difference:.1e}, more than {TOLERANCE[ours]:.0e}; terms (loop, ours): {losses}"
+            f"{run.config.method}: the losses of the loop and ours differ by {loss_difference:.1e} (at most "
+            f"{LOSS_TOLERANCE[ours]:.0e} is rounding), their gradients by {gradient_difference:.1e} (at most "
+            f"{GRADIENT_TOLERANCE[ours]:.0e}); terms (loop, ours): {losses}"
         )
     sides.clear()
     del theirs, mine
@@ -417,14 +430,15 @@ def measure(
     except ValueError as error:
         raise InputError(str(error)) from None
     dataset = load_dataset(configs[0].dataset, device=chosen)
+    runs = [Distillation(config, dataset) for config in configs]
+    for run in runs:
+        if any(term.needs_pool for term in run.terms.values()):
+            run.pool = random_pool(run.config, dataset.spec, chosen)
     ceiling = matrix_product_rate(chosen, configs[0].compute.precision)
     comparisons = []
-    with tqdm(total=len(methods) * 2 * (rounds + 1), unit="it", disable=not progress) as bar:
-        for config in configs:
-            bar.set_description(config.method)
-            run = Distillation(config, dataset)
-            if any(term.needs_pool for term in run.terms.values()):
-                run.pool = random_pool(config, dataset.spec, chosen)
+    with tqdm(total=len(runs) * 2 * (rounds + 1), unit="it", disable=not progress) as bar:
+        for run in runs:
+            bar.set_description(run.config.method)
             comparisons.append(compare(run, rounds=rounds, on_iteration=bar.update))
     first = configs[0]
     return BenchReport(

@@ -1,7 +1,9 @@
 """The synthetic set: the images being learned, their labels and where they come from; saved without pickle."""
 
+import hashlib
 import io
 import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,6 +21,25 @@ from iidlib.runs import atomic_write
 __all__ = ["SyntheticSet"]
 
 FORMAT = "iidlib.synthetic/1"
+
+
+def _digest(images: Tensor, labels: Tensor) -> str:
+    """SHA-256 of the bytes of both, by which a flipped bit is found."""
+    digest = hashlib.sha256(images.cpu().numpy().tobytes())
+    digest.update(labels.cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _per_channel(text: str, channels: int) -> tuple[float, ...]:
+    """One finite number a channel, from JSON.
+
+    Raises:
+        ValueError: for anything else.
+    """
+    numbers = tuple(float(number) for number in json.loads(text))
+    if len(numbers) != channels or not all(map(math.isfinite, numbers)):
+        raise ValueError(f"{text} is not one number for each of {channels} channels")
+    return numbers
 
 
 @dataclass
@@ -113,6 +134,7 @@ class SyntheticSet:
             "factor": "1",
         }
         tensors = {"images": self.images.detach().float().cpu().contiguous(), "labels": self.labels.cpu()}
+        metadata["sha256"] = _digest(**tensors)
         content = to_bytes(tensors, {"provenance": json.dumps(self.provenance), **metadata})
         atomic_write(Path(path), content)
 
@@ -139,16 +161,27 @@ class SyntheticSet:
                     raise InputError(f"{path} is not a synthetic set of this library (its metadata lack {FORMAT!r})")
                 images, labels = file.get_tensor("images"), file.get_tensor("labels")
             if metadata["factor"] != "1":
-                raise InputError(f"{path} has partition factor {metadata['factor']}; this version reads factor 1")
+                raise InputError(f"{path} has partition factor {metadata['factor']!r}; this version reads factor 1")
+            if images.dtype != torch.float32 or labels.dtype != torch.int64 or not len(images):
+                raise ValueError(f"images {images.dtype} {tuple(images.shape)}, labels {labels.dtype}")
+            digest = _digest(images, labels)
+            if metadata.get("sha256", digest) != digest:
+                raise ValueError("its images or labels are not those that were written")
+            classes = json.loads(metadata["classes"])
+            if not isinstance(classes, list) or not classes or not all(isinstance(name, str) for name in classes):
+                raise ValueError(f"classes {metadata['classes']}")
+            channels = int(metadata["channels"])
             spec = DatasetSpec(
                 name=metadata["dataset"],
-                classes=tuple(json.loads(metadata["classes"])),
+                classes=tuple(classes),
                 image_size=int(metadata["image_size"]),
-                channels=int(metadata["channels"]),
-                mean=tuple(json.loads(metadata["mean"])),
-                std=tuple(json.loads(metadata["std"])),
+                channels=channels,
+                mean=_per_channel(metadata["mean"], channels),
+                std=_per_channel(metadata["std"], channels),
                 augmentation=metadata["augmentation"],
             )
+            if not all(deviation > 0 for deviation in spec.std):
+                raise ValueError(f"std {metadata['std']}")
             provenance = {str(key): str(value) for key, value in json.loads(metadata["provenance"]).items()}
         except InputError:
             raise

@@ -1,0 +1,957 @@
+"""iidlib.cli: every command does what it says; wrong input is one line and changes nothing; what is stopped goes on."""
+
+import json
+import logging
+import os
+import pty
+import re
+import select
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load as from_bytes
+from safetensors.torch import save as to_bytes
+
+import iidlib
+from iidlib import cli, data, distillation, evaluation, extractors
+from iidlib.config import fingerprint, from_yaml, preset
+from iidlib.results import RESULT_COLUMNS, append_results
+from iidlib.synthetic import SyntheticSet
+
+# Seconds of an iteration and of a network are what they are; all else of two equal runs is equal.
+TIMES = ["seconds", "seconds_per_iteration", "peak_memory_mib", "date", "command"]
+
+TINY = ("--dataset", "shapes", "--ipc", "2", "--scale", "ci")
+
+
+@dataclass
+class Ended:
+    status: int
+    out: str
+    err: str
+
+
+Run = Callable[..., Ended]
+
+
+@pytest.fixture(autouse=True)
+def handlers_as_before() -> Iterator[None]:
+    """The command line sets handlers for the process that it takes this to be."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    level = logging.getLogger("iidlib").level
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+    logging.getLogger("iidlib").setLevel(level)
+
+
+@pytest.fixture
+def iid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs a command line in this process, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: object) -> Ended:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as end:
+            cli.main([str(part) for part in arguments])
+        captured = capsys.readouterr()
+        return Ended(int(end.value.code or 0), captured.out, captured.err)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished run, never changed: iid-dm with seed 3."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("finished")
+        patch.chdir(folder)
+        patch.setenv("IID_TEST_VARIABLE", "a-secret-of-the-environment")
+        before = signal.getsignal(signal.SIGTERM)
+        with pytest.raises(SystemExit) as end:
+            cli.main(["distill", "iid-dm", *TINY, "--seed", "3", "--iterations", "12", "--out", "run"])
+        signal.signal(signal.SIGTERM, before)
+        assert not end.value.code
+    return folder / "run"
+
+
+@pytest.fixture
+def finished(finished_run: Path, tmp_path: Path) -> Path:
+    """A copy of the finished run, below the working folder."""
+    return Path(shutil.copytree(finished_run, tmp_path / "run")).relative_to(tmp_path)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def assert_one_line(ended: Ended, message: str, status: int = 2) -> None:
+    assert ended.status == status, ended
+    assert ended.err.count("\n") == 1 and ended.err.startswith("iid: "), ended.err
+    assert re.search(message, ended.err), ended.err
+
+
+def rows(path: Path) -> pd.DataFrame:
+    return pd.DataFrame(json.loads(path.read_text()))
+
+
+# --- help -------------------------------------------------------------------------------------------------------------
+
+
+def test_help_answers_without_loading_the_library() -> None:
+    code = (
+        "import sys; from iidlib import cli\n"
+        "for words in sys.argv[1:]:\n"
+        "    try: cli.main(words.split())\n"
+        "    except SystemExit as end: assert not end.code, (words, end.code)\n"
+        "slow = {'torch', 'pandas', 'numpy', 'matplotlib', 'tqdm', 'papermill'} & set(sys.modules)\n"
+        "assert not slow, slow"
+    )
+    commands = ["distill", "evaluate", "experts", "sweep", "bench", "data", "data list", "data fetch", "data check"]
+    words = ["", "--help", "--version", *(f"{command} --help" for command in commands)]
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, env=wide())
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert f"iidlib {iidlib.__version__}" in done.stdout
+    for option in ("--dataset", "--ipc", "--scale", "--iterations", "--seed", "--device", "--out", "--resume", "--set",
+                   "--networks", "--num-eval", "--epochs", "--network", "--count", "--workers", "--quick", "--json",
+                   "--data-root", "--results"):  # fmt: skip
+        assert option in done.stdout, option
+
+
+def wide() -> dict[str, str]:
+    return os.environ | {"COLUMNS": "160", "TERM": "dumb"}
+
+
+def test_the_console_script_is_this_one() -> None:
+    from importlib.metadata import entry_points
+
+    (script,) = [entry for entry in entry_points(group="console_scripts") if entry.name == "iid"]
+    assert script.load() is cli.main
+
+
+# --- distill ----------------------------------------------------------------------------------------------------------
+
+
+def test_run_folder_is_as_the_design_says(finished_run: Path) -> None:
+    assert set(contents(finished_run)) == {
+        "config.yaml", "metrics.jsonl", "environment.json", "synthetic.safetensors", "synthetic.png", "scores.json",
+        "checkpoints/0000010.safetensors", "checkpoints/0000010.json",
+        "checkpoints/0000012.safetensors", "checkpoints/0000012.json",
+    }  # fmt: skip
+    config = preset("iid-dm", "shapes", 2, "ci", {"seed": 3, "iterations": 12})
+    assert from_yaml((finished_run / "config.yaml").read_text()) == config
+
+    logged = [json.loads(line) for line in (finished_run / "metrics.jsonl").read_text().splitlines()]
+    assert [row["iteration"] for row in logged] == [0, 10, 11]
+    for row in logged:
+        assert set(row) == {"iteration", "seconds", "loss"} | {
+            f"{kind}_{term}" for kind in ("loss", "grad") for term in ("mean", "cm", "cc")
+        }
+
+    with safe_open(finished_run / "synthetic.safetensors", framework="pt") as file:
+        metadata, images = file.metadata(), file.get_tensor("images")
+    assert images.shape == (8, 3, 32, 32) and images.dtype == torch.float32
+    provenance = json.loads(metadata["provenance"])
+    assert (metadata["dataset"], metadata["ipc"], metadata["factor"]) == ("shapes", "2", "1")
+    assert json.loads(metadata["mean"]) == [0.5] * 3 and json.loads(metadata["std"]) == [0.25] * 3
+    assert provenance["method"] == "iid-dm" and provenance["seed"] == "3" and provenance["iterations"] == "12"
+    assert provenance["config"] == fingerprint(config) and provenance["version"] == iidlib.__version__
+
+    with Image.open(finished_run / "synthetic.png") as picture:
+        assert picture.size == (2 * 34 + 2, 4 * 34 + 2) and picture.mode == "RGB"  # a class a row
+
+
+def test_run_folder_keeps_no_environment_variables(finished_run: Path) -> None:
+    stamp = json.loads((finished_run / "environment.json").read_text())
+    assert {"iidlib", "torch", "python", "platform", "commit", "date"} <= set(stamp)
+    for name, content in contents(finished_run).items():
+        assert b"a-secret-of-the-environment" not in content, name
+        assert str(Path.home()).encode() not in content, name
+
+
+def test_table_shows_random_real_images_beside_the_set(iid: Run) -> None:
+    ended = iid("distill", "dm", *TINY, "--out", "a[b]/ü", "--set", "eval.networks=convnet1,convnet2")
+    assert ended.status == 0 and ended.err == "", "quiet where there is no terminal"
+    scores = rows(Path("a[b]/ü/scores.json"))
+    assert list(scores["method"]) == ["random"] * 4 + ["dm"] * 4
+    assert list(scores["network"]) == ["convnet1", "convnet1", "convnet2", "convnet2"] * 2
+    assert list(scores["evaluation_seed"]) == [0, 1] * 4
+    lines = [line for line in ended.out.splitlines() if line.startswith("│")]
+    for line, (names, group) in zip(lines, scores.groupby(["method", "network"], sort=False), strict=True):
+        mean, spread = group["accuracy"].mean(), group["accuracy"].std(ddof=0)
+        assert [cell.strip() for cell in line.strip("│").split("│")] == [*names, f"{mean:.1f} ± {spread:.1f}", "2"]
+    assert "images: a[b]/ü/synthetic.png" in ended.out, "names are not taken for markup"
+    assert "4 epochs" in ended.out and "scale ci" in ended.out and "last iterate" in ended.out
+
+
+def test_random_images_are_those_that_the_run_starts_from(iid: Run) -> None:
+    iid("distill", "dm", *TINY, "--out", "run", "--seed", "5", "--set", "syn.lr=1e-30", "--iterations", "1")
+    scores = rows(Path("run/scores.json")).groupby("method", sort=False)["accuracy"].apply(list)
+    assert scores["random"] == scores["dm"]
+
+
+def test_default_folder_says_what_it_holds(iid: Run) -> None:
+    assert iid("distill", "dm", *TINY, "--seed", "7", "--no-evaluate").status == 0
+    assert Path("runs/dm-shapes-ipc2-ci-seed7/synthetic.safetensors").is_file()
+    assert not Path("runs/dm-shapes-ipc2-ci-seed7/scores.json").exists()
+    ended = iid("distill", "dm", *TINY, "--seed", "7", "--no-evaluate")
+    assert_one_line(ended, "runs/dm-shapes-ipc2-ci-seed7 exists already; nothing was overwritten.*--resume")
+
+
+def test_settings_reach_the_run(iid: Run) -> None:
+    changes = ["match.cm = 0.5", "eval.networks=convnet1", "syn.init=noise", "match.augmentation=none", "syn.lr=5e-1"]
+    ended = iid("distill", "dm-cm", *TINY, "--no-evaluate", "--out", "run", *[f"--set={text}" for text in changes])
+    assert ended.status == 0
+    config = from_yaml(Path("run/config.yaml").read_text())
+    assert (config.match.cm, config.syn.init, config.match.augmentation, config.syn.lr) == (0.5, "noise", "none", 0.5)
+    assert config.eval.networks == ("convnet1",)
+
+
+def test_a_pool_is_trained_once_and_said_so(
+    iid: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("IID_CACHE", str(tmp_path / "cache"))
+    iid("distill", "dm-cc", *TINY, "--out", "a", "--no-evaluate")
+    said = [record.getMessage() for record in caplog.records]
+    assert any("training 1 convnet3" in text for text in said)
+    assert any("% on held-out images" in text for text in said)
+    caplog.clear()
+    iid("distill", "dm-cc", *TINY, "--out", "b", "--no-evaluate")
+    assert not caplog.records
+    assert contents(Path("a"))["synthetic.safetensors"] == contents(Path("b"))["synthetic.safetensors"]
+
+
+# --- tables of results ------------------------------------------------------------------------------------------------
+
+
+def test_results_have_every_column(iid: Run) -> None:
+    command = ["distill", "iid-dm", *TINY, "--seed", "3", "--out", "my run", "--results", "deep/results.csv"]
+    assert iid(*command).status == 0
+    table = pd.read_csv("deep/results.csv")
+    assert tuple(table.columns) == RESULT_COLUMNS
+    distilled, beside = table[table["method"] == "iid-dm"], table[table["method"] == "random"]
+    assert len(distilled) == len(beside) == 2
+    assert table["command"].unique().tolist() == [shlex.join(["iid", *command])]
+    for name, value in {"dataset": "shapes", "ipc": 2, "scale": "ci", "network": "convnet3", "seed": 3, "epochs": 4,
+                        "protocol": "dm, 4 epochs, batch 256, lr 0.01, width 8", "networks_seed": 3,
+                        "torch": torch.__version__, "iidlib": iidlib.__version__, "images": 8}.items():  # fmt: skip
+        assert table[name].unique().tolist() == [value], name
+    assert table["evaluation_seed"].tolist() == [0, 1, 0, 1]
+    assert table["accuracy"].between(0, 100).all() and (table["peak_memory_mib"] > 50).all()
+    assert (distilled["iterations"] == 4).all() and (beside["iterations"] == 0).all()
+    spent = json.loads(Path("my run/metrics.jsonl").read_text().splitlines()[-1])["seconds"]
+    assert distilled["seconds_per_iteration"].tolist() == pytest.approx([spent / 4] * 2)
+    assert beside["seconds_per_iteration"].isna().all()
+    assert table["device"].str.contains("cpu|cuda|NVIDIA").all()
+    assert (pd.to_datetime(table["date"]) > pd.Timestamp("2024-01-01", tz="UTC")).all()
+    kept = rows(Path("my run/scores.json"))
+    assert kept["accuracy"].tolist() == table["accuracy"].tolist() and tuple(kept.columns) == RESULT_COLUMNS
+
+
+def test_adding_results_keeps_earlier_rows_to_the_letter(iid: Run) -> None:
+    # a commit that reads as a number, digits that a float would lose, quotes, a column of somebody's own
+    earlier = 'dataset,method,accuracy,commit,note\nx,"a ""b"", c",37.123456789012345678,1e10,\ny,dm,038,000123,é [i]\n'
+    Path("results.csv").write_text(earlier, encoding="utf-8")
+    for number in (1, 2):
+        ended = iid("evaluate", "random", *TINY, "--num-eval", "1", "--results", "results.csv")
+        assert ended.status == 0, ended
+        lines = Path("results.csv").read_text(encoding="utf-8").splitlines()
+        assert len(lines) == 3 + number
+        header, *before = earlier.splitlines()
+        assert lines[0].startswith(header) and set(RESULT_COLUMNS) <= set(lines[0].split(","))
+        added = len(lines[0].split(",")) - len(header.split(","))
+        assert lines[1:3] == [line + "," * added for line in before]
+
+
+def test_rows_added_at_the_same_time_are_all_kept(tmp_path: Path) -> None:
+    path = tmp_path / "results.csv"
+    row = {"dataset": "d", "method": "m", "accuracy": 1.5}
+
+    def add(number: int) -> None:
+        append_results(path, pd.DataFrame([row | {"seed": number}]))
+
+    threads = [threading.Thread(target=add, args=(number,)) for number in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(pd.read_csv(path)["seed"]) == list(range(16))
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_results_behind_a_link_stay_there(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    (tmp_path / "here.csv").symlink_to(tmp_path / "there" / "results.csv")
+    append_results(tmp_path / "here.csv", pd.DataFrame([{"dataset": "d", "method": "m", "accuracy": 1.5}]))
+    assert (tmp_path / "here.csv").is_symlink() and len(pd.read_csv(tmp_path / "there" / "results.csv")) == 1
+
+
+NO_TABLES = {
+    "text": (b"# Results\n\nof a run\n", "no column 'dataset'"),
+    "other table": (b"dataset,accuracy\na,1\n", "no column 'method'"),
+    "long row": (b"dataset,method,accuracy\na,dm,1\na,dm,1,2\n", "row 3 has 4 values for 3 columns"),
+    "half row": (b"dataset,method,accuracy\na,dm,1\na,d", "row 3 has 2 values for 3 columns"),
+    "open quote": (b'dataset,method,accuracy\na,"dm,1\n', "unexpected end of data"),
+    "twice": (b"dataset,method,accuracy,dataset\na,dm,1,b\n", "no column 'dataset'|more than one"),
+    "binary": (b"\x89PNG\r\n\x1a\n\x00\xff", "codec can't decode|line contains NUL"),
+}
+
+
+@pytest.mark.parametrize("case", NO_TABLES)
+@pytest.mark.parametrize("command", ["distill", "evaluate"])
+def test_malformed_results_are_found_before_anything_starts(
+    iid: Run, monkeypatch: pytest.MonkeyPatch, command: str, case: str
+) -> None:
+    monkeypatch.setattr(data, "load_dataset", lambda *given, **named: pytest.fail("something was started"))
+    content, message = NO_TABLES[case]
+    Path("results.csv").write_bytes(content)
+    what = ["dm", "--out", "run"] if command == "distill" else ["random"]
+    assert_one_line(iid(command, *what, *TINY, "--results", "results.csv"), f"results.csv is not a table.*{message}")
+    assert contents(Path()) == {"results.csv": content}
+
+
+@pytest.mark.parametrize("option", ["--results", "--out"])
+def test_files_that_cannot_be_written_are_found_before_anything_starts(
+    iid: Run, monkeypatch: pytest.MonkeyPatch, option: str
+) -> None:
+    monkeypatch.setattr(data, "load_dataset", lambda *given, **named: pytest.fail("something was started"))
+    Path("file").write_text("mine")
+    Path("folder").mkdir()
+    for path, message in {"file/x.csv": "cannot write", "file/y/x.csv": "cannot write", "x" * 300: "cannot write",
+                          "folder": "exists already|Is a directory"}.items():  # fmt: skip
+        assert_one_line(iid("evaluate", "random", *TINY, option, path), message)
+    assert contents(Path()) == {"file": b"mine"}
+    if option == "--results":
+        assert_one_line(iid("distill", "dm", *TINY, option, "file/x.csv"), "cannot write")
+
+
+def test_results_need_an_evaluation(iid: Run) -> None:
+    ended = iid("distill", "dm", *TINY, "--no-evaluate", "--results", "results.csv")
+    assert_one_line(ended, "--results needs the evaluation")
+
+
+# --- wrong input ------------------------------------------------------------------------------------------------------
+
+WRONG = {
+    "no method": (["distill"], "Missing argument.*iid distill --help"),
+    "method": (["distill", "idm-dm"], "unknown method 'idm-dm'; did you mean 'iid-dm'"),
+    "dataset": (["distill", "dm", "--dataset", "cifer10"], "unknown data set 'cifer10'; did you mean 'cifar10'"),
+    "scale": (["distill", "dm", "--scale", "papper"], "unknown scale 'papper'; did you mean 'paper'"),
+    "network": (["distill", "dm", *TINY, "--set", "match.network=convnet5"], "unknown network 'convnet5'; did you"),
+    "pool network": (["distill", "dm", *TINY, "--set", "pool.network=resnet19"], "'resnet19'; did you mean 'resnet18'"),
+    "eval network": (["distill", "dm", *TINY, "--set", "eval.networks=lenet,vgg"], "unknown network 'vgg'"),
+    "eval augmentation": (["distill", "dm", *TINY, "--set", "eval.augmentation=colour"], "colour"),
+    "augmentation": (["distill", "dm", *TINY, "--set", "match.augmentation=colour"], "colour"),
+    "key": (["distill", "dm", *TINY, "--set", "match.cn=1"], "unknown setting 'match.cn'; did you mean 'match.cm'"),
+    "no equals": (["distill", "dm", *TINY, "--set", "match.cm"], "--set takes KEY=VALUE, got 'match.cm'"),
+    "value": (["distill", "dm", *TINY, "--set", "match.cm=much"], "match.cm must be a number, got 'much'"),
+    "value range": (["distill", "dm", *TINY, "--set", "match.width=0"], "match.width must be above 0"),
+    "choice": (["distill", "dm", *TINY, "--set", "compute.compile=maybe"], "must be one of auto, on, off"),
+    "scale by set": (["distill", "dm", *TINY, "--set", "scale=paper"], "scale is not for --set"),
+    "ipc 0": (["distill", "dm", "--dataset", "shapes", "--ipc", "0"], "ipc must be above 0, got 0"),
+    "ipc negative": (["distill", "dm", "--dataset", "shapes", "--ipc", "-3"], "ipc must be above 0, got -3"),
+    "ipc above": (["distill", "dm", "--dataset", "shapes", "--ipc", "41"], "ipc must be 1 to 40.*not 41"),
+    "ipc word": (["distill", "dm", "--ipc", "ten"], "--ipc.*iid distill --help"),
+    "iterations": (["distill", "dm", *TINY, "--iterations", "0"], "iterations must be above 0"),
+    "seed": (["distill", "dm", *TINY, "--seed", "-1"], "seed must not be negative"),
+    "device": (["distill", "dm", *TINY, "--device", "gpu"], "device 'gpu' is not known; choose auto"),
+    "option": (["distill", "dm", "--ipk", "3"], "No such option: --ipk.*--ipc"),
+    "extra": (["distill", "dm", "extra"], "unexpected extra argument"),
+    "command": (["distil", "dm"], "No such command 'distil'"),
+    "resume nothing": (["distill", "dm", *TINY, "--resume"], "no run to resume at runs/dm-shapes.*leave --resume out"),
+    "pool path": (["distill", "dm-cc", *TINY, "--set", "pool.path=nowhere"], "pool.path: no folder nowhere"),
+    "no data": (["distill", "dm", "--dataset", "cifar10", "--data-root", "nowhere"], "cifar10 not found.*iid data fetch"),
+    "evaluate nothing": (["evaluate"], "Missing argument"),
+    "evaluate absent": (["evaluate", "nowhere"], "no synthetic set at nowhere"),
+    "evaluate network": (["evaluate", "random", *TINY, "--networks", "convnet3,alexnt"], "'alexnt'; did you mean 'alex"),
+    "evaluate no network": (["evaluate", "random", *TINY, "--networks", ""], "eval.networks must be names"),
+    "evaluate epochs": (["evaluate", "random", *TINY, "--epochs", "0"], "eval.epochs must be above 0"),
+    "evaluate num": (["evaluate", "random", *TINY, "--num-eval", "0"], "eval.num_eval must be above 0"),
+    "evaluate ipc": (["evaluate", "random", "--dataset", "shapes", "--ipc", "41"], "ipc must be 1 to 40.*not 41"),
+    "evaluate ipc 0": (["evaluate", "random", "--dataset", "shapes", "--ipc", "0"], "ipc must be above 0"),
+    "evaluate dataset": (["evaluate", "random", "--dataset", "shape"], "unknown data set 'shape'; did you mean 'shapes'"),
+    "experts no out": (["experts"], "Missing option '--out'"),
+    "experts network": (["experts", "--out", "pool", "--network", "resnet19"], "did you mean 'resnet18'"),
+    "experts count": (["experts", "--out", "pool", "--count", "0"], "pool.count must be above 0"),
+    "experts untrained": (["experts", "--dataset", "shapes", "--out", "pool", "--network", "convnet1", "--set",
+                           "pool.width=1", "--set", "compute.compile=off", "--set", "pool.lr=1e-9", "--count", "1", "--epochs", "1"],
+                          "below the 50.0 % of a trained one; raise pool.epochs"),
+    "bench device": (["bench", "--device", "gpu"], "device 'gpu' is not known"),
+    "data nothing": (["data"], "Missing command.*iid data --help"),
+    "data check": (["data", "check", "cifar"], "unknown data set 'cifar'; did you mean 'cifar10'"),
+    "data check absent": (["data", "check", "cifar10", "--data-root", "nowhere"], "cifar10 not found"),
+    "data fetch": (["data", "fetch", "cifar"], "unknown data set 'cifar'"),
+    "data fetch where": (["data", "fetch", "cifar10"], "no folder to download cifar10 to"),
+    "sweep": (["sweep", "nowhere.yaml"], "cannot read the grid nowhere.yaml"),
+    "sweep workers": (["sweep", "nowhere.yaml", "--workers", "two"], "--workers"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_wrong_input_is_one_line_and_leaves_nothing(
+    iid: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, case: str
+) -> None:
+    monkeypatch.delenv("IID_DATA", raising=False)
+    arguments, message = WRONG[case]
+    assert_one_line(iid(*arguments), message)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+@pytest.mark.parametrize("arguments", [["distill", "dm", *TINY], ["evaluate", "random"], ["experts", "--out", "pool"]])
+def test_cuda_asked_for_and_absent(iid: Run, arguments: list[str], tmp_path: Path) -> None:
+    assert_one_line(iid(*arguments, "--device", "cuda"), "'cuda' asked for, but torch sees 0 CUDA")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_there_is_not_overwritten(iid: Run, finished: Path) -> None:
+    Path("file").write_text("mine")
+    Path("link").symlink_to("run")
+    before = contents(Path())
+    for out in ("run", "link", "file", "."):
+        assert_one_line(iid("distill", "dm", *TINY, "--out", out), f"{re.escape(out)} exists already; nothing was over")
+    assert_one_line(iid("distill", "dm", *TINY, "--out", "file/run"), "cannot write the run folder")
+    assert_one_line(iid("evaluate", "run", "--out", "file"), "file exists already; nothing was overwritten")
+    assert_one_line(iid("experts", "--out", "file", "--dataset", "shapes"), "cannot write file")
+    assert contents(Path()) == before
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root writes everywhere")
+def test_folder_without_permission(iid: Run) -> None:
+    Path("locked").mkdir(mode=0o500)
+    assert_one_line(iid("distill", "dm", *TINY, "--out", "locked/run"), "cannot write the run folder locked/run")
+    assert_one_line(iid("evaluate", "random", *TINY, "--results", "locked/r.csv"), "cannot write locked/r.csv")
+
+
+# --- damaged files ----------------------------------------------------------------------------------------------------
+
+
+def changed(content: bytes, **metadata: str) -> bytes:
+    """The same tensors with other metadata."""
+    length = int.from_bytes(content[:8], "little")
+    known = json.loads(content[8 : 8 + length])["__metadata__"]
+    return to_bytes(from_bytes(content), {**known, **metadata})
+
+
+def with_tensors(content: bytes, **tensors: torch.Tensor) -> bytes:
+    length = int.from_bytes(content[:8], "little")
+    return to_bytes({**from_bytes(content), **tensors}, json.loads(content[8 : 8 + length])["__metadata__"])
+
+
+DAMAGES: dict[str, Callable[[bytes], bytes]] = {
+    "empty": lambda content: b"",
+    "text": lambda content: b"a text\nof two lines\n",
+    "truncated": lambda content: content[:-1000],
+    "header cut": lambda content: content[:40],
+    "header flipped": lambda content: content[:12] + bytes([content[12] ^ 0xFF]) + content[13:],
+    "header length": lambda content: b"\xff" * 8 + content[8:],
+    "other format": lambda content: changed(content, format="mine"),
+    "no metadata": lambda content: to_bytes(from_bytes(content)),
+    "dataset size": lambda content: changed(content, image_size="64"),
+    "size no number": lambda content: changed(content, image_size="big"),
+    "classes": lambda content: changed(content, classes='["a", "b"'),
+    "classes number": lambda content: changed(content, classes="3"),
+    "fewer classes": lambda content: changed(content, classes='["a", "b", "c"]'),
+    "factor": lambda content: changed(content, factor="2"),
+    "provenance": lambda content: changed(content, provenance="[1]"),
+    "seed": lambda content: changed(content, provenance='{"method": "dm", "seed": "x"}'),
+    "iterations": lambda content: changed(content, provenance='{"method": "dm", "iterations": "many"}'),
+    "scale": lambda content: changed(content, provenance='{"method": "dm", "scale": "huge"}'),
+    "not finite": lambda content: with_tensors(content, images=torch.full((8, 3, 32, 32), float("nan"))),
+    "no images": lambda content: with_tensors(content, images=torch.zeros(0, 3, 32, 32), labels=torch.zeros(0).long()),
+    "bytes": lambda content: with_tensors(content, images=torch.zeros(8, 3, 32, 32, dtype=torch.uint8)),
+    "labels": lambda content: with_tensors(content, labels=torch.zeros(8).long()),
+    "labels as numbers": lambda content: with_tensors(content, labels=torch.arange(4).repeat_interleave(2).float()),
+}
+
+
+@pytest.mark.parametrize("case", DAMAGES)
+def test_damaged_set_is_one_line(iid: Run, finished: Path, case: str) -> None:
+    file = finished / "synthetic.safetensors"
+    file.write_bytes(DAMAGES[case](file.read_bytes()))
+    before = contents(Path())
+    ended = iid("evaluate", "run")
+    assert_one_line(ended, "run/synthetic.safetensors|scale 'huge'")
+    assert len(ended.err) < 400 and contents(Path()) == before
+
+
+DAMAGED_CONFIGS = {
+    "binary": b"\xff\xfe\x00",
+    "not yaml": b"method: [",
+    "a list": b"- 1\n",
+    "empty": b"",
+    "unknown": b"method: iid-dm\nipk: 3\n",
+    "group": b"match: 3\n",
+    "type": b"iterations: many\n",
+    "list": b"eval:\n  networks: 3\n",
+    "nested": b"ipc:\n  a: 1\n",
+}
+
+
+@pytest.mark.parametrize("case", DAMAGED_CONFIGS)
+def test_damaged_config_is_one_line(iid: Run, finished: Path, case: str) -> None:
+    (finished / "config.yaml").write_bytes(DAMAGED_CONFIGS[case])
+    before = contents(Path())
+    for command in (["distill", "iid-dm", *TINY, "--out", "run", "--resume"], ["evaluate", "run"]):
+        assert_one_line(iid(*command), "run/config.yaml")
+        assert contents(Path()) == before
+
+
+# --- resume -----------------------------------------------------------------------------------------------------------
+
+LONGER = ["distill", "iid-dm", *TINY, "--seed", "3", "--iterations", "12", "--out", "run"]
+
+
+def test_resuming_a_finished_run_keeps_the_set_and_evaluates_it(
+    iid: Run, finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = contents(finished)
+    shutil.rmtree(finished / "checkpoints")  # what is finished needs none
+    monkeypatch.setattr(distillation, "distill", lambda *given, **named: pytest.fail("it was distilled again"))
+    ended = iid(*LONGER, "--resume")
+    assert ended.status == 0 and "the run in run is finished; its set stays as it is" in ended.out
+    assert "random" in ended.out and "iid-dm" in ended.out
+    after = contents(finished)
+    scores = [pd.DataFrame(json.loads(files.pop("scores.json"))) for files in (before, after)]
+    assert after == {name: content for name, content in before.items() if not name.startswith("checkpoints")}
+    left, right = (frame.drop(columns=[*TIMES, "pool_accuracies"]) for frame in scores)
+    pd.testing.assert_frame_equal(left, right)
+    assert scores[0]["seconds_per_iteration"].tolist() == pytest.approx(scores[1]["seconds_per_iteration"], nan_ok=True)
+
+
+def test_resuming_with_other_settings_is_refused(iid: Run, finished: Path) -> None:
+    before = contents(finished)
+    for changes, message in {
+        ("--seed", "4"): "begun with seed=3, not 4",
+        ("--iterations", "20"): "begun with iterations=12, not 20",
+        ("--set", "match.cm=9"): "begun with match.cm=0.01, not 9.0",
+        ("--set", "eval.epochs=9"): "begun with eval.epochs=4, not 9",
+    }.items():
+        assert_one_line(iid(*LONGER, "--resume", *changes), message)
+    assert contents(finished) == before
+
+
+def test_a_damaged_checkpoint_is_one_line(iid: Run, finished: Path) -> None:
+    (finished / "synthetic.safetensors").unlink()
+    newest = finished / "checkpoints" / "0000012.safetensors"
+    newest.write_bytes(newest.read_bytes()[:-50])
+    before = contents(finished)
+    assert_one_line(iid(*LONGER, "--resume"), "0000012.safetensors is damaged.*remove it to go on from the one before")
+    assert contents(finished) == before
+    newest.unlink()
+    assert iid(*LONGER, "--resume", "--no-evaluate").status == 0
+
+
+def test_a_half_written_line_of_metrics_does_not_end_a_run(iid: Run, finished: Path, finished_run: Path) -> None:
+    """What a power cut leaves: the log ends within a line, behind the newest checkpoint."""
+    (finished / "synthetic.safetensors").unlink()
+    for path in (finished / "checkpoints").glob("0000012*"):
+        path.unlink()
+    log = finished / "metrics.jsonl"
+    log.write_bytes(log.read_bytes()[:-30])
+    assert iid(*LONGER, "--resume", "--no-evaluate").status == 0
+    assert [json.loads(line)["iteration"] for line in log.read_text().splitlines()] == [0, 10, 11]
+    assert (finished / "synthetic.safetensors").read_bytes() == (finished_run / "synthetic.safetensors").read_bytes()
+
+
+# --- stopped and failed -----------------------------------------------------------------------------------------------
+
+
+def go_on(ended: Ended | str) -> list[str]:
+    """The arguments of the command that a stopped run says to go on with."""
+    last = (ended if isinstance(ended, str) else ended.err).splitlines()[-1]
+    assert last.startswith("go on with: iid "), last
+    return shlex.split(last.removeprefix("go on with: iid "))
+
+
+def at_iteration(number: int, act: Callable[[], None], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets something happen within an iteration."""
+    step = distillation.Distillation.step
+
+    def acting(self, iteration: int, *, log: bool = False):
+        row = step(self, iteration, log=log)
+        if iteration == number:
+            act()
+        return row
+
+    monkeypatch.setattr(distillation.Distillation, "step", acting)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("out", [["--out", "my [run]"], []])
+def test_a_stopped_run_is_kept_and_goes_on_to_the_same_end(
+    iid: Run, finished_run: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, out: list[str]
+) -> None:
+    command = ["distill", "iid-dm", *TINY, "--seed", "3", "--iterations", "12", *out]
+    folder = Path(out[1]) if out else Path("runs/iid-dm-shapes-ipc2-ci-seed3")
+    with monkeypatch.context() as patch:
+        at_iteration(4, lambda: signal.raise_signal(number), patch)
+        ended = iid(*command)
+    assert ended.status == 128 + number
+    assert ended.err.splitlines()[0] == f"stopped after 5 iterations; kept in {folder}"
+    assert len(ended.err.splitlines()) == 2
+    assert sorted(path.name for path in (folder / "checkpoints").glob("*.safetensors"))[-1] == "0000005.safetensors"
+    assert not (folder / "synthetic.safetensors").exists()
+
+    with monkeypatch.context() as patch:
+        at_iteration(8, lambda: signal.raise_signal(number), patch)
+        again = iid(*go_on(ended))
+    assert go_on(again) == go_on(ended), "the command does not grow"
+    assert iid(*go_on(again)).status == 0
+    for name in ("synthetic.safetensors", "synthetic.png", "checkpoints/0000012.safetensors"):
+        assert (folder / name).read_bytes() == (finished_run / name).read_bytes(), name
+    logged = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    unbroken = [json.loads(line) for line in (finished_run / "metrics.jsonl").read_text().splitlines()]
+    drop = {"seconds"}
+    assert [{k: v for k, v in row.items() if k not in drop} for row in logged] == [
+        {k: v for k, v in row.items() if k not in drop} for row in unbroken
+    ]
+    left, right = (rows(path / "scores.json").drop(columns=TIMES) for path in (folder, finished_run))
+    pd.testing.assert_frame_equal(left, right)
+
+
+def test_a_stop_within_the_last_iteration_keeps_the_set_and_does_not_evaluate(
+    iid: Run, finished_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        at_iteration(11, lambda: signal.raise_signal(signal.SIGTERM), patch)
+        ended = iid(*LONGER)
+    assert ended.status == 143 and "random" not in ended.out
+    assert Path("run/synthetic.safetensors").read_bytes() == (finished_run / "synthetic.safetensors").read_bytes()
+    assert iid(*go_on(ended)).status == 0 and Path("run/scores.json").is_file()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_while_evaluating(iid: Run, monkeypatch: pytest.MonkeyPatch, number: signal.Signals) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluation, "fit", lambda *given, **named: signal.raise_signal(number))
+        ended = iid(*LONGER)
+        alone = iid("evaluate", "run")
+    assert ended.status == 128 + number
+    assert ended.err.splitlines()[0] == "stopped; what was done is kept in run" and len(ended.err.splitlines()) == 2
+    assert (alone.status, alone.err) == (128 + number, "stopped\n")
+    before = Path("run/synthetic.safetensors").read_bytes()
+    assert iid(*go_on(ended)).status == 0
+    assert Path("run/synthetic.safetensors").read_bytes() == before and Path("run/scores.json").is_file()
+
+
+def test_a_stop_while_the_pool_is_trained(iid: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("IID_CACHE", str(tmp_path / "cache"))
+    trained = []
+    fit = extractors.fit
+
+    def second_is_stopped(*given, **named):
+        trained.append(1)
+        if len(trained) == 2:
+            signal.raise_signal(signal.SIGINT)
+        return fit(*given, **named)
+
+    command = ["distill", "dm-cc", *TINY, "--out", "run", "--set", "pool.count=2", "--no-evaluate"]
+    monkeypatch.setattr(extractors, "fit", second_is_stopped)
+    ended = iid(*command)
+    assert ended.status == 130
+    assert ended.err.splitlines()[0] == "stopped; what was done is kept in run" and len(ended.err.splitlines()) == 2
+    assert iid(*go_on(ended)).status == 0
+    assert len(trained) == 3, "the first network is not trained again"
+
+
+def test_numbers_that_are_not_finite(iid: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
+        raise FloatingPointError("the term 'cm' is nan at iteration 8; lower its weight or syn.lr")
+
+    at_iteration(8, fail, monkeypatch)
+    ended = iid(*LONGER)
+    assert ended.status == 1
+    first, second = ended.err.splitlines()
+    assert first == (
+        "iid: failed: the term 'cm' is nan at iteration 8; lower its weight or syn.lr; what was done is kept in run"
+    )
+    assert second == "begin anew with another --out"
+    assert Path("run/checkpoints/0000008.safetensors").is_file() and not Path("run/synthetic.safetensors").exists()
+
+
+def test_a_full_disk(iid: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        at_iteration(8, fail, patch)
+        ended = iid(*LONGER)
+    assert ended.status == 1
+    assert ended.err.splitlines()[0].startswith(
+        "iid: failed: [Errno 28] No space left on device; what was done is kept"
+    )
+    assert iid(*go_on(ended)).status == 0
+
+
+def test_a_fault_of_the_program_keeps_its_traceback(iid: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(Path.cwd())
+    at_iteration(1, lambda: [][0], monkeypatch)
+    with pytest.raises(IndexError):
+        cli.main(LONGER)
+
+
+def start(*arguments: str, **options) -> subprocess.Popen:
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen([sys.executable, "-m", "iidlib.cli", *arguments], env=environment, text=True, **options)
+
+
+def test_signals_to_a_real_process(iid: Run) -> None:
+    command = ["distill", "dm", *TINY, "--iterations", "150", "--set", "checkpoint.every=1000", "--no-evaluate"]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        assert iid(*command, "--out", "unbroken").status == 0
+    finally:
+        torch.set_num_threads(threads)
+    arguments = [*command, "--out", "ru n"]
+    done = -1
+    for number in (signal.SIGINT, signal.SIGTERM):
+        process = start(*arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        try:
+            while last_iteration(Path("ru n")) <= done + 10:  # it goes on, beyond where it was before
+                assert process.poll() is None, process.communicate()
+                time.sleep(0.01)
+            process.send_signal(number)
+            _, said = process.communicate(timeout=60)
+        finally:
+            process.kill()
+        assert process.returncode == 128 + number, said
+        stopped = re.fullmatch(r"stopped after (\d+) iterations; kept in ru n", said.splitlines()[0])
+        assert stopped and done < int(stopped[1]) < 150 and len(said.splitlines()) == 2, said
+        done = int(stopped[1])
+        assert Path(f"ru n/checkpoints/{done:07d}.safetensors").is_file()
+        arguments = go_on(said)
+    process = start(*arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    out, said = process.communicate(timeout=120)
+    assert (process.returncode, said) == (0, "")
+    config = [SyntheticSet.load(name).provenance["config"] for name in ("ru n", "unbroken")]
+    assert config[0] == config[1]
+    assert Path("ru n/synthetic.safetensors").read_bytes() == Path("unbroken/synthetic.safetensors").read_bytes()
+
+
+def last_iteration(folder: Path) -> int:
+    log = folder / "metrics.jsonl"
+    lines = log.read_text().splitlines() if log.is_file() else []
+    return json.loads(lines[-1])["iteration"] if lines else -1
+
+
+def test_progress_bars_on_a_terminal(tmp_path: Path) -> None:
+    """In a terminal of its own: loss terms and time left; elsewhere (all other tests) nothing of it."""
+    ours, theirs = pty.openpty()
+    process = start("distill", "dm-cm", *TINY, "--out", "run", cwd=tmp_path, stdin=theirs, stdout=theirs, stderr=theirs)
+    os.close(theirs)
+    shown = b""
+    try:
+        until = time.monotonic() + 120
+        while process.poll() is None or select.select([ours], [], [], 0)[0]:
+            assert time.monotonic() < until
+            if select.select([ours], [], [], 0.05)[0]:
+                try:
+                    chunk = os.read(ours, 65536)
+                except OSError:  # Linux says so that the other end is closed
+                    break
+                if not chunk:
+                    break
+                shown += chunk
+    finally:
+        process.kill()
+        os.close(ours)
+    text = shown.decode()
+    assert process.wait() == 0, text
+    assert re.search(r"dm-cm: .*\| 4/4 \[\d+:\d+<\d+:\d+, .*loss=.*loss_mean=.*loss_cm=", text), text
+    assert re.search(r"evaluating random: .*\| 2/2 ", text) and re.search(r"evaluating dm-cm: .*\| 2/2 ", text)
+    assert "random │ convnet3" in re.sub(r"\x1b\[[0-9;]*m", "", text)
+
+
+# --- evaluate ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["", "synthetic.safetensors"])
+def test_evaluating_a_run_gives_the_scores_that_it_got(iid: Run, finished: Path, name: str) -> None:
+    ended = iid("evaluate", finished / name, "--out", "new/[scores].json", "--results", "results.csv")
+    assert ended.status == 0 and ended.err == ""
+    scores = rows(Path("new/[scores].json"))
+    kept = rows(finished / "scores.json")
+    pd.testing.assert_frame_equal(
+        scores.drop(columns=[*TIMES, "pool_accuracies"]), kept.drop(columns=[*TIMES, "pool_accuracies"])
+    )
+    assert pd.read_csv("results.csv")["accuracy"].tolist() == scores["accuracy"].tolist()
+    assert "iid-dm" in ended.out and "random" in ended.out
+
+
+def test_evaluating_with_other_networks_and_another_protocol(iid: Run, finished: Path) -> None:
+    before = contents(finished)
+    ended = iid("evaluate", finished, "--networks", "convnet1,lenet", "--num-eval", "1", "--epochs", "2", "--seed", "9",
+                "--scale", "tour", "--set", "compute.compile=off", "--no-baseline", "--out", "s.json")  # fmt: skip
+    assert ended.status == 0
+    scores = rows(Path("s.json"))
+    assert scores["network"].tolist() == ["convnet1", "lenet"] and scores["method"].unique().tolist() == ["iid-dm"]
+    for name, value in {"protocol": "dm, 2 epochs, batch 256, lr 0.01, width 32", "scale": "ci", "seed": 3,
+                        "networks_seed": 9, "iterations": 12, "ipc": 2}.items():  # fmt: skip
+        assert scores[name].unique().tolist() == [value], name
+    assert contents(finished) == before
+    assert "±" not in ended.out.split("mean")[0], "one network has no spread"
+
+
+def test_scores_are_kept_with_a_run_that_has_none(iid: Run, finished: Path) -> None:
+    kept = rows(finished / "scores.json")
+    (finished / "scores.json").unlink()
+    assert iid("evaluate", finished, "--epochs", "2").status == 0
+    assert not (finished / "scores.json").exists(), "not under a protocol that is not the run's"
+    assert iid("evaluate", finished).status == 0
+    assert rows(finished / "scores.json")["accuracy"].tolist() == kept["accuracy"].tolist()
+
+
+def test_evaluating_random_and_whole(iid: Run, finished: Path) -> None:
+    assert iid("evaluate", "random", *TINY, "--seed", "3", "--out", "random.json").status == 0
+    kept = rows(finished / "scores.json")
+    scores = rows(Path("random.json"))
+    assert scores["accuracy"].tolist() == kept[kept["method"] == "random"]["accuracy"].tolist()
+
+    ended = iid("evaluate", "whole", "--dataset", "shapes", "--scale", "ci", "--num-eval", "1", "--out", "whole.json")
+    assert ended.status == 0
+    (score,) = json.loads(Path("whole.json").read_text())
+    assert (score["method"], score["images"], score["ipc"], score["epochs"]) == ("whole", 160, 40, 4)
+    assert score["protocol"].startswith("whole set, 4 epochs")
+
+
+def test_whole_set_has_a_protocol_of_its_own(iid: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    passes = []
+    monkeypatch.setattr(evaluation, "fit", lambda *given, **named: passes.append(named["epochs"]))
+    common = ["evaluate", "whole", "--dataset", "shapes", "--scale", "tour", "--num-eval", "1"]
+    assert iid(*common).status == iid(*common, "--epochs", "70").status == 0
+    assert iid(*common, "--set", "eval.epochs=80").status == 0
+    assert passes == [60, 70, 80]
+
+
+def test_a_set_is_tested_only_on_what_it_was_made_for(iid: Run, finished: Path) -> None:
+    assert_one_line(iid("evaluate", finished, "--dataset", "cifar10-mini"), "the set was made for shapes")
+    assert_one_line(
+        iid("evaluate", finished, "--ipc", "5"), "--ipc goes with random; the set in run has 2 images a class"
+    )
+
+
+# --- experts, data, bench, sweep --------------------------------------------------------------------------------------
+
+
+def test_experts_are_trained_completed_and_used(iid: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    common = ["experts", "--dataset", "shapes", "--network", "convnet3", "--epochs", "3", "--out", "po ol",
+              "--set", "pool.width=16"]  # fmt: skip
+    assert iid(*common, "--count", "1").status == 0
+    first = Path("po ol/0000.safetensors").read_bytes()
+    ended = iid(*common, "--count", "2")
+    assert ended.status == 0 and "2 convnet3 in po ol" in ended.out
+    assert set(contents(Path("po ol"))) == {"0000.safetensors", "0001.safetensors", "pool.json"}
+    assert Path("po ol/0000.safetensors").read_bytes() == first
+
+    # the settings that it says to use it with are enough, whatever the scale
+    monkeypatch.setattr(extractors, "fit", lambda *given, **named: pytest.fail("a network was trained"))
+    hint = ended.out.splitlines()[-1].removeprefix("use it with: ")
+    assert iid("distill", "dm-cc", *TINY, "--out", "run", "--no-evaluate", *shlex.split(hint)).status == 0
+    other = iid("distill", "dm-cc", *TINY, "--out", "run2", "--set", "pool.path=po ol", "--set", "pool.lr=0.5")
+    assert_one_line(other, "the pool in po ol was trained with other data or settings")
+    assert not Path("run2").exists()
+
+
+def test_experts_stopped_half_way_go_on(iid: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    fit, trained = extractors.fit, []
+
+    def second_is_stopped(*given, **named):
+        trained.append(1)
+        if len(trained) == 2:
+            signal.raise_signal(signal.SIGINT)
+        return fit(*given, **named)
+
+    monkeypatch.setattr(extractors, "fit", second_is_stopped)
+    command = ["experts", "--dataset", "shapes", "--network", "convnet3", "--epochs", "3", "--out", "pool",
+               "--set", "pool.width=16", "--count", "2"]  # fmt: skip
+    ended = iid(*command)
+    assert ended.status == 130 and ended.err.splitlines()[0] == "stopped; what was done is kept in pool"
+    assert go_on(ended) == command and iid(*command).status == 0
+    assert len(trained) == 3
+
+
+def test_data_commands(iid: Run, tmp_path: Path) -> None:
+    listed = iid("data", "list", "--data-root", "[nowhere]")
+    assert listed.status == 0
+    for word in ("cifar10-mini", "4000", "shapes", "50000", "iid data fetch cifar10"):
+        assert word in listed.out, word
+    assert iid("data", "check", "cifar10-mini").out.splitlines()[-1] == "cifar10-mini: 21 files, all whole"
+    assert iid("data", "check", "shapes").out == "shapes: no files, comes with iidlib\n"
+    fetched = iid("data", "fetch", "cifar10-mini")
+    assert fetched.out == "cifar10-mini: 4000 training and 1000 test images, complete\n"
+
+    copy = shutil.copytree(data.data_dir(), tmp_path / "a[b]" / "cifar10-mini")
+    damaged = copy / "train" / "3-cat.webp"
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    ended = iid("data", "check", "cifar10-mini", "--data-root", "a[b]")
+    assert_one_line(ended, "cifar10-mini is not whole")
+    assert re.search(r"damaged +\S*a\[b\]/cifar10-mini/train/3-cat.webp", ended.out)
+    assert_one_line(iid("evaluate", "random", "--data-root", "a[b]"), r"3-cat.webp is damaged")
+
+
+@dataclass(frozen=True)
+class FakeReport:
+    def rows(self) -> list[dict[str, str]]:
+        return [{"method": "dm[x]", "ours (s)": "0.5"}, {"method": "iid-dm", "ours (s)": "0.7"}]
+
+    def notes(self) -> list[str]:
+        return ["measured [here]"]
+
+    def to_json(self) -> str:
+        return '{"comparisons": []}'
+
+
+def test_bench_is_wired(iid: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    from iidlib import bench
+
+    asked = []
+    monkeypatch.setattr(bench, "measure", lambda **given: asked.append(given) or FakeReport())
+    shown = iid("bench", "--quick", "--device", "cpu")
+    assert shown.status == 0 and "dm[x]" in shown.out and "0.7" in shown.out and "measured [here]" in shown.out
+    assert json.loads(iid("bench", "--json").out) == {"comparisons": []}
+    assert [(given["quick"], given["device"], given["progress"]) for given in asked] == [
+        (True, "cpu", False), (False, "auto", False),
+    ]  # fmt: skip
+
+    def differ(**given: object) -> None:
+        raise bench.LossesDiffer("dm: losses differ by 1e-1")
+
+    monkeypatch.setattr(bench, "measure", differ)
+    assert_one_line(iid("bench"), "failed: dm: losses differ by 1e-1", status=1)
+
+
+def test_sweep_says_what_failed(iid: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    from iidlib import sweep
+
+    points = [
+        {"point": 0, "status": "done", "error": "", "notebook": "point-000/n.ipynb"},
+        {"point": 1, "status": "failed", "error": "ValueError: [no]", "notebook": "point-001/n.ipynb"},
+    ]
+    asked = []
+    monkeypatch.setattr(sweep, "load_grid", lambda path: path)
+    monkeypatch.setattr(
+        sweep, "run_sweep", lambda plan, out, **given: asked.append((plan, out, given)) or pd.DataFrame(points)
+    )
+    ended = iid("sweep", "g[1].yaml", "--workers", "2")
+    assert ended.status == 1
+    assert ended.err == "failed: runs/sweep-g[1]/point-001/n.ipynb: ValueError: [no]\n"
+    assert ended.out == "1 of 2 points done; table in runs/sweep-g[1]/sweep.csv\n"
+    assert asked == [(Path("g[1].yaml"), Path("runs/sweep-g[1]"), {"workers": 2, "progress": False})]
+    points.pop()
+    assert iid("sweep", "g[1].yaml", "--out", "x").status == 0

@@ -1,0 +1,321 @@
+"""iidlib.evaluation: the protocol to the letter, seeds that do not depend on each other, baselines, tables, intervals."""
+
+import copy
+import dataclasses
+import math
+import statistics
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import Tensor
+
+from iidlib import evaluation
+from iidlib.augment import sample
+from iidlib.config import EvalProtocol, InputError, preset
+from iidlib.data import Dataset, DatasetSpec, RealSet, shapes
+from iidlib.distillation import Distillation
+from iidlib.evaluation import evaluate, paired_interval, random_real, summarize, whole_set_protocol
+from iidlib.networks import Network, build_network
+from iidlib.streams import stream, stream_seed
+from iidlib.synthetic import SyntheticSet
+from tests import reference, reference_augment
+
+QUICK = EvalProtocol(networks=("convnet2",), width=4, num_eval=2, epochs=4, lr=0.02, batch=8)
+
+
+@pytest.fixture(scope="module")
+def pictures() -> Dataset:
+    return shapes(4, [9, 12, 15, 8], 16)
+
+
+def changed(**changes: object) -> EvalProtocol:
+    return dataclasses.replace(QUICK, **changes)
+
+
+def judge(images: SyntheticSet | RealSet, dataset: Dataset, protocol: EvalProtocol = QUICK, **settings) -> pd.DataFrame:
+    return evaluate(images, dataset, protocol=protocol, **{"compile": "off"} | settings)
+
+
+@pytest.fixture
+def networks(monkeypatch) -> list[dict[str, Tensor]]:
+    """The weights of every network that is judged, as they are then."""
+    kept: list[dict[str, Tensor]] = []
+    accuracy = evaluation.accuracy
+
+    def keep(network: Network, real: RealSet) -> float:
+        kept.append(copy.deepcopy(network.state_dict()))
+        return accuracy(network, real)
+
+    monkeypatch.setattr(evaluation, "accuracy", keep)
+    return kept
+
+
+def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+# The protocol
+
+
+def test_the_papers_protocol_is_the_default():
+    protocol = EvalProtocol()
+    assert (protocol.epochs, protocol.lr, protocol.batch, protocol.augmentation) == (1001, 0.01, 256, "auto")
+    assert (protocol.networks, protocol.width, protocol.num_eval) == (("convnet3",), 128, 5)
+
+
+@pytest.mark.parametrize(
+    ("epochs", "last"), [(1001, 501), (1000, 500), (300, 150), (301, 151), (4, 2), (3, 2), (2, 1), (1, 1)]
+)
+def test_the_last_pass_before_the_drop(epochs, last):
+    assert EvalProtocol(epochs=epochs).last_epoch_before_drop == last
+
+
+def test_the_protocol_is_what_training_is_given(pictures, monkeypatch):
+    asked = []
+
+    def fit(network, images_of, labels, **settings):
+        assert torch.equal(images_of(torch.tensor([2, 0])), chosen.images[[2, 0]])
+        assert torch.equal(labels, chosen.labels)
+        asked.append(settings)
+
+    monkeypatch.setattr(evaluation, "fit", fit)
+    chosen = random_real(pictures.train, 3)
+    judge(chosen, pictures, changed(epochs=11, num_eval=2), seed=5)
+    shared = {"epochs": 11, "lr": 0.02, "batch": 8, "drop_after": 6, "augmentation": pictures.spec.augmentation}
+    assert asked == [shared | {"seed": stream_seed(5, number, "evaluation of convnet2")} for number in range(2)]
+    asked.clear()
+    judge(chosen, pictures, changed(augmentation="none", num_eval=1))
+    judge(chosen, pictures, changed(augmentation="flip", num_eval=1))
+    assert [settings["augmentation"] for settings in asked] == ["none", "flip"]
+
+
+def test_a_network_is_trained_as_a_loop_written_by_hand(pictures, networks):
+    """Batches, augmentation and optimiser written out: the rate falls after pass 3 of 6, with the momentum forgotten."""
+    chosen = random_real(pictures.train, 3)
+    scores = judge(chosen, pictures, changed(epochs=6, num_eval=1), seed=7)
+    seed = stream_seed(7, 0, "evaluation of convnet2")
+    generator = stream(seed, 0, "network")
+    network = build_network("convnet2", num_classes=4, image_size=16, width=4, generator=generator)
+    lr, velocity = 0.02, {}
+    for epoch in range(6):
+        if epoch == 4:
+            lr, velocity = 0.002, {}
+        draws = stream(seed, epoch, "training")
+        order = torch.randperm(12, generator=draws)
+        for index in (order[:8], order[8:]):
+            augmented = reference_augment.augment(
+                chosen.images[index], sample(pictures.spec.augmentation, len(index), draws, shared_op=True)
+            )
+            loss = reference.cross_entropy(network(augmented), chosen.labels[index])
+            gradients = torch.autograd.grad(loss, list(network.parameters()))
+            with torch.no_grad():
+                for parameter, gradient in zip(network.parameters(), gradients, strict=True):
+                    before = velocity.get(parameter, torch.zeros_like(parameter))
+                    new, velocity[parameter] = reference.sgd(parameter, before, gradient + 5e-4 * parameter, lr, 0.9)
+                    parameter.copy_(new)
+    found, expected = networks[0], network.state_dict()
+    for name in expected:
+        assert (found[name] - expected[name]).norm() <= 1e-4 * expected[name].norm() + 1e-7, name
+    logits = torch.cat([network(pictures.test.images_of(torch.tensor([i]))) for i in range(len(pictures.test))])
+    right = sum(int(row.argmax()) == int(label) for row, label in zip(logits, pictures.test.labels, strict=True))
+    assert scores["accuracy"].tolist() == [pytest.approx(100 * right / 80, abs=1.3)]  # one image may sit on the fence
+
+
+# Rows
+
+
+def test_rows(pictures):
+    heard = []
+    chosen = random_real(pictures.train, 3)
+    scores = judge(chosen, pictures, changed(networks=("convnet2", "convnet1")), on_network=heard.append)
+    assert list(scores) == ["network", "evaluation_seed", "accuracy", "epochs", "images", "seconds"]
+    assert scores["network"].tolist() == ["convnet2"] * 2 + ["convnet1"] * 2
+    assert scores["evaluation_seed"].tolist() == [0, 1, 0, 1]
+    assert set(scores["epochs"]) == {4} and set(scores["images"]) == {12} and (scores["seconds"] > 0).all()
+    assert pd.DataFrame(heard).equals(scores)
+
+
+def test_a_seed_repeats_bit_for_bit(pictures, networks):
+    chosen = random_real(pictures.train, 3)
+    first = judge(chosen, pictures)
+    torch.rand(3)
+    again = judge(chosen, pictures)
+    assert first.drop(columns="seconds").equals(again.drop(columns="seconds"))
+    assert same(networks[0], networks[2]) and same(networks[1], networks[3])
+    assert not same(networks[0], networks[1])
+    judge(chosen, pictures, seed=1)
+    assert not same(networks[0], networks[4])
+
+
+def test_a_network_does_not_depend_on_how_many_others_are_judged(pictures, networks):
+    chosen = random_real(pictures.train, 3)
+    judge(chosen, pictures, changed(num_eval=1))
+    judge(chosen, pictures, changed(num_eval=3, networks=("convnet1", "convnet2")))
+    alone, *ones, first, second, third = networks
+    assert same(alone, first) and not same(first, second) and not same(second, third)
+    assert len(ones) == 3
+
+
+def test_judging_leaves_the_set_and_the_global_generator_alone(pictures):
+    chosen = random_real(pictures.train, 3)
+    before, state = chosen.images.clone(), torch.get_rng_state()
+    judge(chosen, pictures)
+    assert torch.equal(chosen.images, before) and torch.equal(torch.get_rng_state(), state)
+
+
+def test_images_that_need_a_gradient_can_be_judged(pictures):
+    chosen = random_real(pictures.train, 2)
+    chosen.images.requires_grad_()
+    judge(chosen, pictures, changed(num_eval=1))
+    assert chosen.images.grad is None
+
+
+@pytest.mark.parametrize("name", ["convnet3-bn", "alexnet-bn", "lenet", "mlp"])
+def test_every_kind_of_network_is_judged(name):
+    dataset = shapes(3, 12, 32)
+    scores = judge(random_real(dataset.train, 4), dataset, changed(networks=(name,), num_eval=1, epochs=2))
+    assert 0 <= scores["accuracy"][0] <= 100
+
+
+def test_a_batch_norm_network_learns(pictures):
+    protocol = changed(networks=("convnet3-bn",), num_eval=1, epochs=20, augmentation="none", batch=16)
+    assert judge(pictures.train, pictures, protocol)["accuracy"][0] > 40
+
+
+def test_more_real_images_judge_better_and_the_order_is_not_chance():
+    dataset = shapes(4, 40, 16)
+    protocol = changed(epochs=15, num_eval=2, lr=0.05, batch=16)
+    few = judge(random_real(dataset.train, 1), dataset, protocol)["accuracy"].mean()
+    whole = judge(dataset.train, dataset, protocol)["accuracy"].mean()
+    assert whole > 60 and whole > few + 10
+
+
+# Baselines
+
+
+def test_random_images_are_real_ones_and_those_that_a_distillation_starts_from(pictures):
+    chosen = random_real(pictures.train, 3, seed=6)
+    real = {image.numpy().tobytes() for image in pictures.train.images}
+    assert all(image.numpy().tobytes() in real for image in chosen.to_uint8())
+    assert len({image.numpy().tobytes() for image in chosen.to_uint8()}) == 12
+    run = Distillation(preset("dm", "shapes", 3, "ci", {"seed": 6, "match.network": "convnet2"}), pictures)
+    assert torch.equal(chosen.images, run.images.detach())
+    assert chosen.provenance == {"init": "real", "method": "random", "seed": "6", "data": pictures.train.fingerprint}
+    assert not torch.equal(chosen.images, random_real(pictures.train, 3, seed=7).images)
+
+
+@pytest.mark.parametrize("ipc", [0, 9])
+def test_random_images_a_class_within_bounds(pictures, ipc):
+    with pytest.raises(InputError, match=rf"ipc must be 1 to 8, .* not {ipc}"):
+        random_real(pictures.train, ipc)
+
+
+def test_the_whole_set_is_judged_under_its_own_protocol(pictures):
+    scores = judge(pictures.train, pictures, changed(num_eval=1))
+    assert scores["images"].tolist() == [44]
+    assert whole_set_protocol(EvalProtocol()) == EvalProtocol(epochs=60)
+    assert whole_set_protocol(QUICK) == QUICK
+
+
+# Sets that do not fit
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"classes": ("a", "b", "c", "d")},
+        {"mean": (0.4, 0.5, 0.5)},
+        {"std": (0.25, 0.25, 0.26)},
+    ],
+    ids=str,
+)
+def test_a_set_of_other_images_is_refused(pictures, changes):
+    chosen = random_real(pictures.train, 2)
+    chosen.spec = dataclasses.replace(chosen.spec, name="other", **changes)
+    with pytest.raises(InputError, match="the set was made for other, whose images or classes are not those of shapes"):
+        judge(chosen, pictures)
+
+
+@pytest.mark.parametrize("other", [shapes(4, 3, 8), shapes(3, 3, 16)], ids=["size", "classes"])
+def test_a_set_of_another_shape_is_refused(pictures, other):
+    with pytest.raises(InputError, match="the set was made for shapes"):
+        judge(random_real(other.train, 2), pictures)
+
+
+def test_a_renamed_data_set_is_the_same_one(pictures):
+    chosen = random_real(pictures.train, 2)
+    chosen.spec = dataclasses.replace(chosen.spec, name="mine", augmentation="none")
+    assert len(judge(chosen, pictures, changed(num_eval=1))) == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"networks": ("convnet2", "resnet81")}, "unknown network 'resnet81'; did you mean 'resnet18'"),
+        ({"networks": ("vgg11",)}, "vgg11 takes square images of side 32 only"),
+        ({"augmentation": "crops"}, r"'crops'.*did you mean 'crop'"),
+    ],
+    ids=str,
+)
+def test_a_protocol_that_does_not_fit_is_one_line(pictures, changes, message):
+    with pytest.raises(InputError, match=message) as caught:
+        judge(random_real(pictures.train, 2), pictures, changed(**changes))
+    assert "\n" not in str(caught.value)
+
+
+# Tables
+
+
+def test_a_table_has_the_mean_and_the_population_deviation_in_the_order_of_the_rows():
+    scores = pd.DataFrame(
+        {
+            "label": ["iid", "iid", "dm", "dm", "dm", "iid"],
+            "network": ["b", "b", "a", "a", "a", "a"],
+            "accuracy": [10.0, 14.0, 1.0, 2.0, 6.0, 5.0],
+        }
+    )
+    table = summarize(scores)
+    assert list(table) == ["label", "network", "mean", "std", "n"]
+    assert table[["label", "network"]].to_numpy().tolist() == [["iid", "b"], ["dm", "a"], ["iid", "a"]]
+    assert table["mean"].tolist() == [12, 3, 5] and table["n"].tolist() == [2, 3, 1]
+    assert table["std"].tolist() == [2, pytest.approx(statistics.pstdev([1, 2, 6])), 0]
+    by_label = summarize(scores, by=["label"])
+    assert list(by_label) == ["label", "mean", "std", "n"] and by_label["n"].tolist() == [3, 3]
+    assert by_label["std"][0] == pytest.approx(np.std([10, 14, 5]))
+
+
+# Intervals
+
+
+def test_an_interval_by_hand():
+    mean, low, high = paired_interval([10, 20, 30], [11, 22, 33])
+    half = reference.t_quantile_975(2) * 1 / math.sqrt(3)  # the differences 1, 2, 3 have standard deviation 1
+    assert (mean, low, high) == (2, pytest.approx(2 - half), pytest.approx(2 + half))
+    assert half == pytest.approx(2.4841, abs=1e-4)
+
+
+def test_an_interval_of_five_seeds_from_the_table_of_t():
+    mean, low, high = paired_interval([0, 0, 0, 0, 0], [1.0, 2.0, 2.0, 3.0, 4.0])
+    half = 2.7764 * statistics.stdev([1, 2, 2, 3, 4]) / math.sqrt(5)
+    assert mean == pytest.approx(2.4) and low == pytest.approx(2.4 - half, abs=1e-4)
+    assert high == pytest.approx(2.4 + half, abs=1e-4)
+
+
+def test_an_interval_turns_with_its_sides_and_is_a_point_where_all_seeds_agree():
+    mean, low, high = paired_interval([1, 5, 2], [2, 3, 7])
+    assert paired_interval([2, 3, 7], [1, 5, 2]) == pytest.approx((-mean, -high, -low))
+    assert paired_interval([1, 2, 3], [2, 3, 4]) == (1, 1, 1)
+
+
+@pytest.mark.parametrize(("first", "second"), [([1, 2], [2, 3]), ([1, 2, 3], [1, 2]), ([], [])])
+def test_an_interval_of_fewer_than_three_seeds_is_refused(first, second):
+    with pytest.raises(ValueError, match="needs the same 3 or more seeds on both sides"):
+        paired_interval(first, second)
+
+
+def test_the_specification_is_compared_in_full():
+    """A field added to DatasetSpec: does it tell images or classes apart?"""
+    compared = {"classes", "image_size", "channels", "mean", "std"}
+    assert {field.name for field in dataclasses.fields(DatasetSpec)} == compared | {"name", "augmentation"}

@@ -1,0 +1,318 @@
+"""iidlib.synthetic: where sets start from, how they look, and files that come back as they were or not at all."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load as from_bytes
+from safetensors.torch import save as to_bytes
+from torch import Tensor
+
+from iidlib import synthetic
+from iidlib.config import InputError
+from iidlib.data import Dataset, DatasetSpec, shapes
+from iidlib.streams import stream
+from iidlib.synthetic import SyntheticSet
+
+
+@pytest.fixture(scope="module")
+def pictures() -> Dataset:
+    return shapes(3, [5, 4, 6], 8)
+
+
+@pytest.fixture
+def chosen(pictures) -> SyntheticSet:
+    made = SyntheticSet.from_real(pictures.train, 2, stream(0, 0, "initial images"))
+    made.images += torch.randn(made.images.shape, generator=stream(0, 0, "learned"))
+    made.provenance |= {"method": "dm", "note": "ünïcode \n and lines"}
+    return made
+
+
+# Where a set starts from
+
+
+def test_real_images_of_each_class_without_repetition(pictures):
+    made = SyntheticSet.from_real(pictures.train, 4, stream(0, 0, "initial images"))
+    assert made.images.shape == (12, 3, 8, 8) and made.images.dtype == torch.float32
+    assert made.labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4 and made.ipc == 4
+    assert made.spec == pictures.spec and made.provenance == {"init": "real"}
+    for c, images in enumerate(made.by_class()):
+        own = pictures.train.images_of(pictures.train.of_class(c))
+        found = [int((own == image).flatten(1).all(1).nonzero()) for image in images]
+        assert len(set(found)) == 4
+
+
+def test_the_start_is_a_function_of_the_generator(pictures):
+    for init in ("real", "noise"):
+        first, again, other = (
+            SyntheticSet.from_real(pictures.train, 3, stream(seed, 0, "x"), init).images for seed in (0, 0, 1)
+        )
+        assert torch.equal(first, again) and not torch.equal(first, other)
+
+
+def test_noise_is_normal(pictures):
+    noise = SyntheticSet.from_real(shapes(10, 10, 32).train, 10, stream(0, 0, "x"), "noise")
+    assert noise.images.shape == (100, 3, 32, 32) and noise.provenance == {"init": "noise"}
+    assert float(noise.images.mean()) == pytest.approx(0, abs=0.01)
+    assert float(noise.images.std()) == pytest.approx(1, abs=0.01)
+    assert noise.labels.tolist() == sorted(list(range(10)) * 10)
+
+
+@pytest.mark.parametrize("init", ["real", "noise"])
+@pytest.mark.parametrize("ipc", [-1, 0, 5])
+def test_images_a_class_within_what_the_smallest_class_has(pictures, ipc, init):
+    name = pictures.spec.classes[1]
+    with pytest.raises(InputError, match=f"ipc must be 1 to 4, the training images of class '{name}' in shapes, not {ipc}"):
+        SyntheticSet.from_real(pictures.train, ipc, stream(0, 0, "x"), init)
+
+
+def test_an_unknown_start_is_refused(pictures):
+    with pytest.raises(InputError, match="syn.init must be real or noise, got 'zeros'"):
+        SyntheticSet.from_real(pictures.train, 1, stream(0, 0, "x"), "zeros")
+
+
+# What a set is
+
+
+def test_the_class_axis_is_a_view(chosen):
+    by_class = chosen.by_class()
+    assert by_class.shape == (3, 2, 3, 8, 8)
+    by_class[1, 0] = 7
+    assert (chosen.images[2] == 7).all() and not (chosen.images[1] == 7).any()
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "message"),
+    [
+        (torch.zeros(6, 3, 8, 9), torch.arange(3).repeat_interleave(2), r"needs images \[3 \* ipc, 3, 8, 8\], got \(6, "),
+        (torch.zeros(6, 1, 8, 8), torch.arange(3).repeat_interleave(2), r"got \(6, 1, 8, 8\)"),
+        (torch.zeros(7, 3, 8, 8), torch.zeros(7, dtype=torch.int64), r"got \(7, 3, 8, 8\)"),
+        (torch.zeros(3, 8, 8), torch.arange(3), r"got \(3, 8, 8\)"),
+        (torch.zeros(6, 3, 8, 8), torch.arange(3).repeat(2), "sorted by class, 2 images each"),
+        (torch.zeros(6, 3, 8, 8), torch.tensor([0, 0, 0, 1, 2, 2]), "sorted by class, 2 images each"),
+    ],
+)
+def test_images_and_labels_that_do_not_fit_are_refused(pictures, images, labels, message):
+    with pytest.raises(InputError, match=message):
+        SyntheticSet(images, labels, pictures.spec)
+
+
+# How it looks
+
+
+def test_pixels_are_denormalised_clipped_and_rounded(pictures):
+    spec = dataclasses.replace(pictures.spec, mean=(0.5, 0.4, 0.3), std=(0.25, 0.5, 0.1))
+    images = torch.zeros(3, 3, 8, 8)
+    images[1] = 100
+    images[2] = -100
+    images[0, :, 0, 0] = 1.0
+    images[0, 0, 0, 1] = (100.6 / 255 - 0.5) / 0.25
+    pixels = SyntheticSet(images, torch.arange(3), spec).to_uint8()
+    assert pixels.dtype == torch.uint8 and pixels.shape == (3, 3, 8, 8)
+    assert pixels[0, :, 5, 5].tolist() == [128, 102, 76]  # half to even: 127.5
+    assert pixels[0, :, 0, 0].tolist() == [191, 230, 102] and pixels[0, 0, 0, 1] == 101
+    assert (pixels[1] == 255).all() and (pixels[2] == 0).all()
+
+
+def test_real_images_look_as_they_were(pictures):
+    made = SyntheticSet.from_real(pictures.train, 4, stream(0, 0, "x"))
+    drawn = pictures.train.sample(4, stream(0, 0, "x")).index
+    assert torch.equal(made.to_uint8(), pictures.train.images[drawn])
+
+
+def test_a_picture_has_a_class_a_row_in_its_own_pixels(chosen, tmp_path):
+    chosen.save_png(tmp_path / "set.png")
+    with Image.open(tmp_path / "set.png") as picture:
+        assert picture.size == (2 * 10 + 2, 3 * 10 + 2) and picture.mode == "RGB"
+        pixels = torch.tensor(list(picture.tobytes())).view(32, 22, 3)
+    for c in range(3):
+        for i in range(2):
+            cell = pixels[2 + 10 * c : 10 + 10 * c, 2 + 10 * i : 10 + 10 * i].permute(2, 0, 1)
+            assert torch.equal(cell, chosen.to_uint8()[2 * c + i].long())
+
+
+# Files
+
+
+def test_a_set_comes_back_as_it_was(chosen, tmp_path):
+    chosen.save(tmp_path / "synthetic.safetensors")
+    for path in (tmp_path / "synthetic.safetensors", tmp_path, str(tmp_path)):
+        loaded = SyntheticSet.load(path)
+        assert torch.equal(loaded.images, chosen.images) and torch.equal(loaded.labels, chosen.labels)
+        assert loaded.spec == chosen.spec and loaded.provenance == chosen.provenance
+
+
+def test_images_in_another_layout_or_being_learned_are_saved_alike(chosen, tmp_path):
+    chosen.save(tmp_path / "plain")
+    chosen.images = chosen.images.contiguous(memory_format=torch.channels_last).requires_grad_()
+    chosen.save(tmp_path / "other")
+    assert (tmp_path / "plain").read_bytes() == (tmp_path / "other").read_bytes()
+    chosen.images = chosen.images.detach().double()
+    chosen.save(tmp_path / "double")
+    assert SyntheticSet.load(tmp_path / "double").images.dtype == torch.float32
+
+
+def test_the_file_says_what_the_design_promises(chosen, tmp_path):
+    chosen.save(tmp_path / "set")
+    with safe_open(tmp_path / "set", framework="pt") as file:
+        metadata = file.metadata()
+        assert set(file.keys()) == {"images", "labels"}
+    assert metadata["dataset"] == "shapes" and metadata["ipc"] == "2" and metadata["factor"] == "1"
+    assert json.loads(metadata["mean"]) == [0.5] * 3 and json.loads(metadata["std"]) == [0.25] * 3
+    assert json.loads(metadata["classes"]) == list(chosen.spec.classes)
+    assert json.loads(metadata["provenance"])["method"] == "dm"
+    assert "augmentation" in metadata
+    assert {field.name for field in dataclasses.fields(DatasetSpec)} - {"name"} <= set(metadata)
+
+
+def test_a_file_is_written_whole_or_not_at_all(chosen, tmp_path, monkeypatch):
+    path = tmp_path / "set"
+    chosen.save(path)
+    before = path.read_bytes()
+
+    def fail(*args: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr("os.fsync", fail)
+    chosen.images.zero_()
+    with pytest.raises(OSError, match="disk full"):
+        chosen.save(path)
+    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
+
+
+def refused(path: Path, text: str = "") -> str:
+    """What `load` says; one line that names the file."""
+    with pytest.raises(InputError, match=text) as caught:
+        SyntheticSet.load(path)
+    message = str(caught.value)
+    assert "\n" not in message and len(message) < 600
+    return message
+
+
+def test_what_is_not_there(tmp_path):
+    assert str(tmp_path / "set") in refused(tmp_path / "set", "no synthetic set at .*; give the file or the folder")
+    refused(tmp_path, r"no synthetic set at .*synthetic\.safetensors")
+
+
+def test_what_is_not_a_synthetic_set(tmp_path):
+    (tmp_path / "text").write_text("hello\nworld")
+    refused(tmp_path / "text", "text is damaged and cannot be read")
+    (tmp_path / "other").write_bytes(to_bytes({"weight": torch.zeros(3)}))
+    refused(tmp_path / "other", "is not a synthetic set of this library")
+    (tmp_path / "empty").write_bytes(b"")
+    refused(tmp_path / "empty", "damaged")
+
+
+def test_a_file_cut_anywhere_is_refused(chosen, tmp_path):
+    chosen.save(tmp_path / "whole")
+    content = (tmp_path / "whole").read_bytes()
+    for length in [*range(0, len(content), 101), len(content) - 1]:
+        (tmp_path / "cut").write_bytes(content[:length])
+        refused(tmp_path / "cut", "cut is damaged and cannot be read")
+
+
+def test_a_bit_that_flipped_anywhere_is_refused_or_changes_nothing_that_matters(chosen, tmp_path):
+    chosen.save(tmp_path / "whole")
+    content = (tmp_path / "whole").read_bytes()
+    header = 8 + int.from_bytes(content[:8], "little")
+    for position in [*range(0, header, 5), *range(header, len(content), 97)]:
+        flipped = bytearray(content)
+        flipped[position] ^= 1 << position % 8
+        (tmp_path / "flipped").write_bytes(bytes(flipped))
+        try:
+            loaded = SyntheticSet.load(tmp_path / "flipped")
+        except InputError as error:
+            assert "\n" not in str(error)
+        else:  # a letter of a name
+            assert position < header
+            assert torch.equal(loaded.images, chosen.images) and loaded.ipc == 2
+
+
+def rewrite(path: Path, tensors: Mapping[str, Tensor | None], metadata: Mapping[str, str | None]) -> None:
+    """The file again, with other content; None takes out."""
+    with safe_open(path, framework="pt") as file:
+        facts = file.metadata() | metadata
+    facts.pop("sha256", None)
+    kept = from_bytes(path.read_bytes()) | dict(tensors)
+    path.write_bytes(
+        to_bytes(
+            {key: value for key, value in kept.items() if value is not None},
+            {key: value for key, value in facts.items() if value is not None},
+        )
+    )
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *((key, None) for key in ("classes", "mean", "std", "channels", "image_size", "dataset", "provenance", "factor")),
+        ("format", "iidlib.synthetic/2"),
+        ("format", None),
+        ("factor", "2"),
+        ("classes", "[]"),
+        ("classes", '"abc"'),
+        ("classes", '["a", "b"]'),
+        ("classes", "[1, 2, 3]"),
+        ("classes", "not json"),
+        ("channels", "1"),
+        ("channels", "three"),
+        ("image_size", "16"),
+        ("image_size", "8.5"),
+        ("mean", "[]"),
+        ("mean", "[0.5, 0.5]"),
+        ("mean", "[0.5, 0.5, NaN]"),
+        ("mean", '["a", "b", "c"]'),
+        ("mean", "null"),
+        ("std", "[0.25]"),
+        ("std", "[0.25, 0.25, 0]"),
+        ("std", "[null, 1, 1]"),
+        ("provenance", "[]"),
+        ("provenance", "{"),
+    ],
+)
+def test_wrong_metadata_is_refused(key, value, chosen, tmp_path):
+    path = tmp_path / "set"
+    chosen.save(path)
+    rewrite(path, {}, {key: value})
+    refused(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor"),
+    [
+        ("images", None),
+        ("labels", None),
+        ("images", torch.full((6, 3, 8, 8), float("nan"))),
+        ("images", torch.full((6, 3, 8, 8), float("inf"))),
+        ("images", torch.zeros(6, 3, 8, 8, dtype=torch.uint8)),
+        ("images", torch.zeros(6, 3, 8, 8, dtype=torch.float16)),
+        ("images", torch.zeros(7, 3, 8, 8)),
+        ("images", torch.zeros(6, 3, 8, 4)),
+        ("images", torch.zeros(0, 3, 8, 8)),
+        ("labels", torch.zeros(6, dtype=torch.int64)),
+        ("labels", torch.arange(3).repeat_interleave(2).float()),
+        ("labels", torch.arange(3)),
+    ],
+)
+def test_wrong_tensors_are_refused(name, tensor, chosen, tmp_path):
+    path = tmp_path / "set"
+    chosen.save(path)
+    rewrite(path, {name: tensor}, {})
+    refused(path)
+
+
+def test_an_empty_set_is_refused(chosen, tmp_path):
+    chosen.save(tmp_path / "set")
+    rewrite(
+        tmp_path / "set", {"images": torch.zeros(0, 3, 8, 8), "labels": torch.zeros(0, dtype=torch.int64)}, {"ipc": "0"}
+    )
+    refused(tmp_path / "set", "damaged")
+
+
+def test_the_format_has_a_number_for_the_day_it_changes():
+    assert synthetic.FORMAT == "iidlib.synthetic/1"
