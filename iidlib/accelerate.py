@@ -135,6 +135,8 @@ def _compiled_norm_relu_pool() -> Callable[..., Tensor]:
     """The compiled kernel, made once a process; it falls back to the plain function if compilation fails."""
     # one graph serves every width, size and batch; static ones, a little faster, would compile for minutes
     compiled = torch.compile(norm_relu_pool, dynamic=True)
+    # parameters count as static otherwise: a graph for each width, until dynamo's limit ends compilation altogether
+    torch._dynamo.config.force_parameter_static_shapes = False
     # each term's own gradient is logged, so a graph may be walked backward more than once
     torch._functorch.config.donated_buffer = False
     # says on stderr that CUDA headers without a GPU were found, which is of no interest to a CPU kernel

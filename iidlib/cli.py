@@ -130,6 +130,14 @@ def _command(ctx: typer.Context, *more: str) -> str:
     return shlex.join(["iid", name, *more, *(part for part in rest if part not in more)])
 
 
+def _stamp(ctx: typer.Context) -> dict[str, Any]:
+    """The command and what it runs with; taken when it starts, as the code of a checkout may change meanwhile."""
+    from iidlib.runs import environment
+
+    known = environment()
+    return {"command": _command(ctx)} | {name: known[name] for name in ("torch", "iidlib", "commit", "date")}
+
+
 @contextlib.contextmanager
 def _kept(folder: Path | None = None, again: str = "") -> Iterator[None]:
     """Within the block, a stop or a failure from outside says what is kept in `folder` and how to go on."""
@@ -170,7 +178,6 @@ def _scores(
     from iidlib.accelerate import device_name, peak_memory_mib
     from iidlib.evaluation import evaluate
     from iidlib.results import RESULT_COLUMNS
-    from iidlib.runs import environment
 
     protocol, device = config.eval, dataset.train.device
     total = len(protocol.networks) * protocol.num_eval
@@ -189,7 +196,6 @@ def _scores(
             tf32=config.compute.precision == "tf32",
             on_network=show,
         )
-    stamp = environment()
     same: dict[str, Any] = {
         "dataset": config.dataset,
         "method": label,
@@ -200,7 +206,7 @@ def _scores(
         "peak_memory_mib": round(peak_memory_mib(device)),
         "device": device_name(device),
         "networks_seed": networks_seed,
-    } | {name: stamp[name] for name in ("torch", "iidlib", "commit", "date")}
+    }
     return scores.assign(**same | dict(facts)).reindex(columns=list(RESULT_COLUMNS))
 
 
@@ -277,18 +283,19 @@ def distill(
         f"{method} on {dataset}: {ipc} images a class, {config.iterations} iterations, scale {scale}, "
         f"{loaded.train.device}"
     )
+    stamp = _stamp(ctx)
     with _kept(folder.path, _command(ctx, "--resume", *([] if out else ["--out", str(folder.path)]))):
-        facts: dict[str, Any] = {"command": _command(ctx), "iterations": config.iterations}
+        facts = stamp | {"iterations": config.iterations}
         if resume and folder.finished:
             metrics, synthetic = RunFolder.reopen(folder.path, config).metrics(), SyntheticSet.load(folder.path)
             typer.echo(f"the run in {folder.path} is finished; its set stays as it is")
         else:
             result = run(config, loaded, out=folder.path, resume=resume, progress=sys.stderr.isatty())
             metrics, synthetic = result.metrics, result.synthetic
-            synthetic.save_png(folder.path / "synthetic.png")
             typer.echo(f"distilled in {result.seconds:.0f} s; images: {folder.path / 'synthetic.png'}")
             if result.pool:
                 facts["pool_accuracies"] = " ".join(f"{value:.2f}" for value in result.pool.accuracies)
+        synthetic.save_png(folder.path / "synthetic.png")
         if not evaluate:
             return
         if len(metrics):
@@ -296,8 +303,8 @@ def distill(
         scores = _scores(synthetic, loaded, config, method, seed, facts)
         if baseline:
             chosen = random_real(loaded.train, ipc, seed)
-            own_facts = {"command": _command(ctx), "iterations": 0}
-            scores = pd.concat([_scores(chosen, loaded, config, "random", seed, own_facts), scores], ignore_index=True)
+            beside = _scores(chosen, loaded, config, "random", seed, stamp | {"iterations": 0})
+            scores = pd.concat([beside, scores], ignore_index=True)
         folder.write_scores(scores)
         note = "last iterate, mean ± std over networks, one distillation"
         _show(scores, f"{dataset}, IPC {ipc}, scale {scale}", note, _protocol_text(config.eval, method))
@@ -336,9 +343,9 @@ def evaluate(
     from iidlib.synthetic import SyntheticSet
 
     if out is not None:
+        check_writable(out)
         if out.exists():
             raise InputError(f"{out} exists already; nothing was overwritten: give another --out")
-        check_writable(out)
     if results is not None:
         check_results(results)
     synthetic = None if path in ("random", "whole") else SyntheticSet.load(path)
@@ -371,7 +378,7 @@ def evaluate(
     # a set keeps the scale at which it was distilled; how it is evaluated, its protocol says
     config = dataclasses.replace(config, scale=made_at, ipc=size)
     images = loaded.train if path == "whole" else synthetic or random_real(loaded.train, size, own_seed)
-    facts = {"command": _command(ctx)}
+    facts = _stamp(ctx)
     with _kept():
         scores = _scores(images, loaded, config, label, networks_seed, facts | {"iterations": iterations})
         if baseline and synthetic:

@@ -271,8 +271,12 @@ def _coerce(key: str, value: Any, hint: Any) -> Any:
             return "on" if value else "off"
         raise InputError(f"{key} must be one of {', '.join(choices)}, got {value!r}")
     if origin is tuple:
-        items = [item.strip() for item in value.split(",")] if isinstance(value, str) else list(value)
-        if not items or not all(isinstance(item, str) and item for item in items):
+        items = [item.strip() for item in value.split(",")] if isinstance(value, str) else value
+        if (
+            not isinstance(items, list | tuple)
+            or not items
+            or not all(isinstance(item, str) and item for item in items)
+        ):
             raise InputError(f"{key} must be names separated by commas, got {value!r}")
         return tuple(items)
     if isinstance(value, bool) or not isinstance(value, int | float | str):
@@ -281,7 +285,7 @@ def _coerce(key: str, value: Any, hint: Any) -> Any:
         return str(value)
     try:
         number = float(value)
-    except ValueError:
+    except (ValueError, OverflowError):
         raise InputError(f"{key} must be {_KINDS[hint]}, got {value!r}") from None
     if number != number or number in (float("inf"), float("-inf")):
         raise InputError(f"{key} must be {_KINDS[hint]}, got {value!r}")

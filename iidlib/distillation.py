@@ -328,6 +328,8 @@ def distill(
     synthetic = run.synthetic(done)
     if folder:
         synthetic.save(folder.synthetic)
+    if noted:  # within the last iteration
+        raise Stopped(noted[0], done, folder.path if folder else None)
     return DistillResult(synthetic, pd.DataFrame(rows), time.perf_counter() - begun, run.pool, config)
 
 

@@ -4,6 +4,7 @@ Every file is written whole or not at all (a temporary file, flushed to disk, th
 grows, a line at a time.
 """
 
+import contextlib
 import importlib.metadata
 import json
 import os
@@ -154,8 +155,17 @@ class RunFolder:
         return folder
 
     def config(self) -> RunConfig:
-        """The run's settings."""
-        return configuration.from_yaml((self.path / "config.yaml").read_text())
+        """The run's settings.
+
+        Raises:
+            InputError: if its ``config.yaml`` is missing or damaged.
+        """
+        path = self.path / "config.yaml"
+        try:
+            return configuration.from_yaml(path.read_text(encoding="utf-8"))
+        # what cannot be decoded is a ValueError, and so is a wrong setting
+        except (OSError, ValueError) as error:
+            raise InputError(f"{path} is damaged: {' '.join(str(error).split())}") from None
 
     def append_metrics(self, row: Mapping[str, Any]) -> None:
         """Adds a line to ``metrics.jsonl``."""
@@ -167,9 +177,12 @@ class RunFolder:
         return pd.DataFrame(self.metric_rows())
 
     def metric_rows(self) -> list[dict[str, Any]]:
-        """The logged iterations as they were written."""
-        path = self.path / "metrics.jsonl"
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+        """The logged iterations as they were written, up to a line that a crash cut short."""
+        path, rows = self.path / "metrics.jsonl", []
+        with contextlib.suppress(FileNotFoundError, json.JSONDecodeError):
+            for line in path.read_text().splitlines():
+                rows.append(json.loads(line))
+        return rows
 
     def rewind_metrics(self, iteration: int) -> None:
         """Drops logged iterations at or after `iteration`, which a resumed run computes again."""

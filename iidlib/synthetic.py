@@ -191,4 +191,7 @@ class SyntheticSet:
             ) from None
         if not bool(torch.isfinite(images).all()):
             raise InputError(f"{path} is damaged: its images hold values that are not finite; distil or copy it again")
-        return cls(images, labels, spec, provenance)
+        try:
+            return cls(images, labels, spec, provenance)
+        except InputError as error:
+            raise InputError(f"{path} is damaged: {error}") from None

@@ -20,7 +20,7 @@ MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__i
 LEAVES = {"accelerate", "augment", "config", "losses", "plots", "streams"}
 BASE = LEAVES - {"plots"}
 MATERIAL = {"data", "networks", "runs"}
-MIDDLE = {"extractors", "interchange", "synthetic"}
+MIDDLE = {"extractors", "interchange", "results", "synthetic"}
 ABOVE = {"analysis", "continual", "distillation", "evaluation", "terms"}
 TOP = {"bench", "experiments", "sweep"}
 
@@ -35,7 +35,7 @@ ALLOWED = (
     | {"terms": BASE | MATERIAL | MIDDLE}  # what a step reads; the loop stands above it
     | {"distillation": BASE | MATERIAL | MIDDLE | {"terms", "training"}}  # evaluation comes in as a callback
     | {name: BASE | MATERIAL | MIDDLE | ABOVE | TOP for name in TOP}
-    | {"cli": BASE | MATERIAL | MIDDLE | ABOVE | TOP | {"plots"}}
+    | {"cli": BASE | MATERIAL | MIDDLE | ABOVE | TOP | {"plots", "training"}}
 )
 
 # Only chapters and sweeps of chapters need these; a GPU machine runs the library without them.

@@ -1,4 +1,4 @@
-"""iidlib.sweep: grids are checked whole before anything starts; every point leaves its notebook, its error, its scores."""
+"""iidlib.sweep: grids are checked before anything starts; every point leaves its notebook, its error, its scores."""
 
 import os
 import signal

@@ -1,0 +1,298 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     notebook_metadata_filter: -jupytext.text_representation.jupytext_version
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Class centralization
+#
+# Mean matching fixes the centre of a class and leaves open how far its images lie from it.
+# Class centralization, the first of the two terms of IID {cite:p}`deng2024iid`, draws the synthetic images of a class towards their centre, as a trained network sees them.
+# Here you build it, find that its weight has no scale of its own, and measure what it does.
+#
+# **What you will learn**
+#
+# 1. to write the term by hand, in the released form and in the one with $\beta$;
+# 2. to train the small pool of networks that it looks through;
+# 3. why one weight means different things under different networks, and what `relative` scaling does about it;
+# 4. to read the shares of a term in the loss and in the gradient;
+# 5. to measure the scatter of a class before and after.
+#
+# | prerequisite | | note |
+# | --- | --- | --- |
+# | {doc}`02_distribution_matching` | necessary | the loss that this term joins |
+#
+# | scale | hardware | minutes |
+# | --- | --- | --- |
+# | `ci` | 2 CPU cores | below 1 |
+# | `tour` | 2 CPU cores | 2 to 3 |
+# | `laptop`, `paper` | CPU, GPU | not measured yet |
+
+# %% tags=["parameters"]
+scale = "tour"
+dataset = "cifar10-mini"
+ipc = 10
+seed = 0
+stronger = 10.0  # the last run has so many times the preset's weight
+
+# %%
+import math
+
+import pandas as pd
+import torch
+
+from iidlib import distill, load_dataset, losses, plots, preset
+from iidlib.accelerate import in_chunks, pick_device
+from iidlib.config import override
+from iidlib.evaluation import random_real
+from iidlib.extractors import RandomNetworks, required_accuracy, trained_pool
+from iidlib.streams import stream
+
+# %% [markdown]
+# ## The term by hand
+#
+# Let $f_i$ be the feature of synthetic image $i$ of a class and $\bar f$ their mean.
+# The term is the sum of squared distances to the centre, {eq}`notation-cc`.
+# No real image takes part: it relates the synthetic images of a class to one another, which is the *inter-sample* relation of the paper's title.
+
+# %%
+features = torch.tensor([[[0.0, 0.0], [2.0, 0.0], [1.0, 3.0]]])  # 1 class, 3 images
+centre = features.mean(1, keepdim=True)
+distances = ((features - centre) ** 2).sum(2)
+print("centre", centre.flatten().tolist(), " squared distances", distances.flatten().tolist())
+torch.testing.assert_close(losses.class_centralization(features), distances.sum(1))
+
+# %% [markdown]
+# ## Two forms
+#
+# This *linear* form is what the authors released, with a remark that it does as well as the one before it.
+# The other, inferred from lines left as comments, is $\sum_i \max(0, e^{\alpha d_i} - \beta)$.
+# It pulls far images exponentially harder, and with $\beta$ it leaves the near ones alone.
+#
+# The pull is the size of the gradient on an image's feature.
+# Two images at squared distance $d$ from their centre show it:
+
+
+# %%
+def pull(d, **form):
+    """Size of the gradient on each of two images at squared distance d."""
+    pair = torch.tensor([[[-math.sqrt(d)], [math.sqrt(d)]]], requires_grad=True)
+    losses.class_centralization(pair, **form).sum().backward()
+    return float(pair.grad.abs().mean())
+
+
+forms = {
+    "linear": {},
+    "exp": {"form": "exp"},
+    "exp, beta 3": {"form": "exp", "beta": 3.0},
+}
+rows = {d: {name: pull(d, **form) for name, form in forms.items()} for d in (5, 50, 60, 200)}
+pd.DataFrame(rows).T.rename_axis("d").round(2)
+
+# %% [markdown]
+# Since $e^{\alpha d} \ge 1$, a $\beta$ of one or less changes nothing; above one, an image is pulled only where $d > \ln\beta / \alpha$.
+# With the default $\alpha$ and $\beta = 3$ the border lies between the second and the third line of the table:
+
+# %%
+print(f"ln(3) / 0.02 = {math.log(3) / 0.02:.1f}")
+
+# %% [markdown]
+# ## A network that has learned something
+#
+# Distances under a random network say little about what makes two images of a class alike.
+# So the term looks through a *trained* network, drawn in each iteration from a pool.
+# The official recipe trains a thousand ResNet18s {cite:p}`he2016resnet`; at the small scales, a few ConvNets trained in seconds stand in for them.
+# The pool is trained when it is absent and kept for the next run.
+
+# %%
+data = load_dataset(dataset, device=pick_device())
+config = preset("dm-cc", dataset, ipc, scale, {"seed": seed})
+options = {"device": data.train.device, "compile": config.compute.compile}
+pool = trained_pool(data, config.pool, **options)
+
+# %% tags=["nbval-ignore-output"]
+reached = ", ".join(f"{accuracy:.0f} %" for accuracy in pool.accuracies)
+print(f"{len(pool.networks)} {config.pool.network} of width {config.pool.width}: {reached}")
+
+# %%
+assert len(pool.networks) == config.pool.count
+assert min(pool.accuracies) >= required_accuracy(data.train.num_classes)
+
+# %% [markdown]
+# These are accuracies on the test images, used for one thing: to refuse a pool that has learned nothing.
+#
+# ## A weight without a scale
+#
+# The term is a sum over images and dimensions of squared distances, and all of them depend on the network.
+# Below, the same random real images through networks of different width, random and trained: their mean squared distance to the centre, and the term at the weight of the released code.
+
+
+# %%
+@torch.no_grad()
+def by_class(network, images):
+    """Features with a class axis, [C, N, D], of images sorted by class."""
+    return in_chunks(network.embed, images, 100).unflatten(0, (data.train.num_classes, -1))
+
+
+lenses = {}
+for width in (8, 32, 128):
+    source = RandomNetworks("convnet3", data.spec, width=width, seed=7, **options)
+    lenses[f"random, width {width}"] = source.draw(0)
+lenses |= {f"trained, number {i}": network for i, network in enumerate(pool.networks)}
+
+# %% tags=["nbval-ignore-output"]
+some = {n: random_real(data.train, n, seed).images for n in (10, 50)}
+rows = {}
+for name, network in lenses.items():
+    few, many = (by_class(network, images) for images in some.values())
+    rows[name] = {
+        "dimensions": few.shape[2],
+        "mean distance": losses.squared_distances(many).mean().item(),
+        "0.05 CC, n = 10": 0.05 * losses.class_centralization(few).sum().item(),
+        "0.05 CC, n = 50": 0.05 * losses.class_centralization(many).sum().item(),
+    }
+scales = pd.DataFrame(rows).T.round(0).astype(int)
+scales
+
+# %%
+assert scales["mean distance"].iloc[2] > 5 * scales["mean distance"].iloc[0]
+assert (scales["0.05 CC, n = 50"] > 4 * scales["0.05 CC, n = 10"]).all()
+
+# %% [markdown]
+# One number for the weight, and a term that is many times larger for a wider network, and five times larger for five times the images, while the mean-matching loss *falls* with their number.
+# A weight that suits the released ResNet18 features at ten images a class says nothing about other features or other numbers of images.
+#
+# `match.cc_scaling` offers three readings of the weight.
+# `released` is the sum as published; `per_image` multiplies it by $10/n$; and `relative` divides the mean distance of the synthetic images by that of real ones, whose features are $g_j$, under the same network and augmentation:
+#
+# $$
+# \frac{\frac1n \sum_{i=1}^{n} \| f_i - \bar f \|^2}{\frac1N \sum_{j=1}^{N} \| g_j - \bar g \|^2} .
+# $$ (cc-relative)
+#
+# That has no unit: one means as dispersed as the real images.
+# The scales below `paper`, whose pools are small ConvNets, use it; it is ours, not the paper's.
+#
+# ## What it does
+#
+# Three runs from the same seed, so with the same real batches, networks and augmentation: without the term, with the preset's weight, and with a multiple of it.
+
+# %%
+strong = override(config, {"match.cc": stronger * config.match.cc})
+runs = {
+    "dm": distill(preset("dm", dataset, ipc, scale, {"seed": seed}), data),
+    "dm-cc": distill(config, data),
+    f"dm-cc, {stronger:g}x": distill(strong, data),
+}
+
+# %%
+for name, result in runs.items():
+    assert result.synthetic.images.isfinite().all()
+    assert ("loss_cc" in result.metrics) == name.startswith("dm-cc")
+
+# %% [markdown]
+# Each logged iteration has the weighted terms and the size of the gradient that each sends to the images.
+# Their shares tell how strong a term is, which neither the weight nor the share of the loss does alone.
+
+# %% tags=["nbval-ignore-output"]
+rows = {}
+for name, result in list(runs.items())[1:]:
+    mean = result.metrics.mean()
+    rows[name] = {
+        kind: 100 * mean[f"{kind}_cc"] / (mean[f"{kind}_cc"] + mean[f"{kind}_mean"])
+        for kind in ("loss", "grad")
+    }
+shares = pd.DataFrame(rows).T.round(0).astype(int)
+shares.rename(columns={"loss": "share of the loss (%)", "grad": "of the gradient (%)"})
+
+# %%
+assert scale == "ci" or (shares["grad"] < shares["loss"]).all()
+
+# %% [markdown]
+# The share of the loss is the larger one by far.
+# A sum of squared distances is large where the images lie, and moves slowly when a pixel does.
+# Whoever judged the weight by the loss would think the term stronger than it is.
+#
+# Does it do what it says?
+# The distances of single images to their class's centre, as the trained networks see them, in units of the mean over real images:
+
+# %% tags=["nbval-ignore-output"]
+real = data.train.images_of(data.train.sample(100, stream(seed, 0, "chapter")).index)
+sets = {"real": real} | {name: result.synthetic.images for name, result in runs.items()}
+parts = []
+for network in pool.networks:
+    unit = losses.squared_distances(by_class(network, real)).mean()
+    for name, images in sets.items():
+        far = losses.squared_distances(by_class(network, images)) / unit
+        parts.append(pd.DataFrame({"label": name, "distance": far.flatten().tolist()}))
+distances = pd.concat(parts, ignore_index=True)
+scatter = distances.groupby("label", sort=False)["distance"].mean()
+scatter.round(2)
+
+# %%
+if scale != "ci":
+    assert scatter[f"dm-cc, {stronger:g}x"] < scatter["dm-cc"] < scatter["dm"]
+
+# %% tags=["nbval-ignore-output"]
+curves = plots.distance_distribution(
+    distances, unit="squared distance to the class centre (1 = mean of real images)"
+)
+spread = ", ".join(f"{name} {value:.2f}" for name, value in scatter.items())
+plots.show(
+    curves,
+    f"Class centralization draws images to their class centre: mean squared distance {spread}.",
+)
+
+# %% [markdown]
+# A word on what to compare with: the centre of $n$ images lies nearer to them than the true one, so that $n$ random real images show only $(n-1)/n$ of the scatter in expectation.
+# The images of DM lie between that and the real ones.
+# The preset's weight takes away a little, its multiple a lot.
+# Whether nearer is better for the networks trained on the set, and at which weight, is a question of accuracy over several seeds, which this chapter does not answer.
+#
+# ## Exercises
+#
+# ```{admonition} Exercise 1
+# With one image a class, IID on DM is DM: show that the term and its gradient are then zero.
+# ```
+
+# %% tags=["hide-cell"]
+lonely = torch.randn(10, 1, 512, generator=stream(0, 0, "lonely"), requires_grad=True)
+loss = losses.class_centralization(lonely).sum()
+loss.backward()
+print(f"loss {loss.item()}, largest gradient {lonely.grad.abs().max().item()}")
+
+# %% [markdown]
+# ```{admonition} Exercise 2
+# Choose $\beta$ so that only the farthest fifth of the real images would be pulled, with $\alpha = 0.02$, and check the share.
+# ```
+
+# %% tags=["hide-cell", "nbval-ignore-output"]
+far = losses.squared_distances(by_class(pool.networks[0], real)).double()
+beta = math.exp(0.02 * far.quantile(0.8).item())
+cost = (torch.exp(0.02 * far) - beta).clamp_min(0)
+print(f"beta {beta:.3g} pulls {100 * (cost > 0).double().mean():.0f} % of the images")
+
+# %% [markdown]
+# ## Summary
+#
+# Class centralization is the sum of squared distances of the synthetic images to the centre of their class, under a trained network.
+# Its weight means nothing without the network, the number of dimensions and the number of images; `relative` scaling gives it a unit, and the logged shares of loss and gradient say how strong it is.
+# It does draw the images of a class together.
+#
+# ## What's next
+#
+# {doc}`05_covariance_matching` is the other term, which looks at features instead of images and pulls on the spread from the other side.
+#
+# ## References
+#
+# The term is that of {cite:t}`deng2024iid`; {cite:t}`wang2022cafe` align features of real and synthetic images layer by layer, and {cite:t}`zhao2023idm` also use trained networks beside mean matching.
+# The mean-matching loss is that of {cite:t}`zhao2023dm`.

@@ -1,0 +1,335 @@
+"""iidlib.config: every setting can be changed, read and written; what is wrong is one line that says what to do."""
+
+import dataclasses
+import math
+import typing
+
+import hypothesis
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from iidlib import config as configuration
+from iidlib.config import (
+    SCALES,
+    InputError,
+    RunConfig,
+    fingerprint,
+    from_yaml,
+    override,
+    preset,
+    settings,
+    suggest,
+    to_yaml,
+)
+
+ALL = settings()
+HUGE = 10**400
+"""No float holds it."""
+DEFAULTS = RunConfig()
+
+# What each setting may be, beside its type.
+BELOW_ONE = {"syn.momentum"}
+POSITIVE_WHOLE, WHOLE = st.integers(1, 2**62), st.integers(0, 2**62)
+POSITIVE, NOT_NEGATIVE = st.floats(1e-300, 1e300), st.floats(0, 1e300)
+ZERO_ALLOWED = {
+    "seed",
+    "pool.seed",
+    "compute.chunk",
+    "match.cm",
+    "match.cc",
+    "match.cc_alpha",
+    "match.cc_beta",
+    "syn.momentum",
+}
+
+
+def values(key: str) -> st.SearchStrategy:
+    """Valid values of a setting."""
+    hint = ALL[key]
+    if key == "scale":
+        return st.sampled_from(list(SCALES))
+    if key == "match.cc_form":
+        return st.just("linear")  # exp does not go with every scaling; tested by itself
+    if typing.get_origin(hint) is typing.Literal:
+        return st.sampled_from(typing.get_args(hint))
+    if typing.get_origin(hint) is tuple:
+        names = st.text("abcdefgh-0123", min_size=1, max_size=8)
+        return st.lists(names, min_size=1, max_size=4).map(tuple)
+    if hint is str:
+        return st.text("abcdefgh_-/.0123", max_size=12)
+    if key in BELOW_ONE:
+        return st.floats(0, 1, exclude_max=True)
+    if hint is float:
+        return NOT_NEGATIVE if key in ZERO_ALLOWED else POSITIVE
+    assert hint is int, f"{key}: a new kind of setting, {hint}"
+    return WHOLE if key in ZERO_ALLOWED else POSITIVE_WHOLE
+
+
+def value(config: RunConfig, key: str) -> object:
+    found: object = config
+    for part in key.split("."):
+        found = getattr(found, part)
+    return found
+
+
+def one_line(caught: pytest.ExceptionInfo[InputError]) -> bool:
+    return "\n" not in str(caught.value) and len(str(caught.value)) < 2000
+
+
+# Overriding
+
+
+@pytest.mark.parametrize("key", ALL)
+@hypothesis.settings(max_examples=5)
+@given(data=st.data())
+def test_every_setting_is_overridden_alone_and_survives_yaml(key, data):
+    new = data.draw(values(key))
+    changed = override(DEFAULTS, {key: new})
+    assert value(changed, key) == new and type(value(changed, key)) is type(value(DEFAULTS, key))
+    for other in ALL:
+        if other != key:
+            assert value(changed, other) == value(DEFAULTS, other)
+    assert from_yaml(to_yaml(changed)) == changed
+    assert (fingerprint(changed) == fingerprint(DEFAULTS)) == (changed == DEFAULTS)
+
+
+@pytest.mark.parametrize("key", [key for key in ALL if ALL[key] in (int, float)])
+@hypothesis.settings(max_examples=5)
+@given(data=st.data())
+def test_numbers_may_be_text(key, data):
+    new = data.draw(values(key))
+    assert value(override(DEFAULTS, {key: str(new)}), key) == new
+    assert value(override(DEFAULTS, {key: f" {new} "}), key) == new
+
+
+@given(data=st.data(), keys=st.lists(st.sampled_from(list(ALL)), min_size=2, max_size=6, unique=True))
+def test_settings_are_overridden_together(data, keys):
+    new = {key: data.draw(values(key)) for key in keys}
+    changed = override(DEFAULTS, new)
+    assert all(value(changed, key) == new[key] for key in keys)
+    one_by_one = DEFAULTS
+    for key in reversed(keys):
+        one_by_one = override(one_by_one, {key: new[key]})
+    assert one_by_one == changed
+
+
+@pytest.mark.parametrize(
+    ("key", "given_value", "kept"),
+    [
+        ("match.cm", "5e-4", 5e-4),
+        ("match.cm", 1, 1.0),
+        ("iterations", "1e3", 1000),
+        ("iterations", 20.0, 20),
+        ("iterations", "+7", 7),
+        ("seed", str(2**62 + 1), 2**62 + 1),
+        ("eval.networks", "convnet3, alexnet ,vgg11", ("convnet3", "alexnet", "vgg11")),
+        ("eval.networks", ["convnet3"], ("convnet3",)),
+        ("compute.compile", False, "off"),
+        ("compute.compile", True, "on"),
+        ("pool.path", "", ""),
+        ("dataset", "folder:/data/my images", "folder:/data/my images"),
+    ],
+)
+def test_values_take_the_type_of_their_setting(key, given_value, kept):
+    found = value(override(DEFAULTS, {key: given_value}), key)
+    assert found == kept and type(found) is type(kept)
+
+
+def test_the_given_settings_stay_as_they_are():
+    before = to_yaml(DEFAULTS)
+    override(DEFAULTS, {"match.cm": 0.5, "seed": 3})
+    assert to_yaml(DEFAULTS) == before
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        DEFAULTS.match.cm = 1.0
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"match.cmm": 1}, r"unknown setting 'match.cmm'; did you mean 'match.cm'\?"),
+        ({"mathc.cm": 1}, r"did you mean 'match.cm'\?"),
+        ({"match": {}}, "unknown setting 'match'"),
+        ({"zzzzzzzz": 1}, "unknown setting 'zzzzzzzz'; choose one of method, dataset, ipc"),
+        ({"match.cm": "much"}, "match.cm must be a number, got 'much'"),
+        ({"match.cm": "nan"}, "match.cm must be a number, got 'nan'"),
+        ({"match.cm": math.inf}, "match.cm must be a number, got inf"),
+        ({"match.cm": None}, "match.cm must be a number, got None"),
+        ({"match.cm": True}, "match.cm must be a number, got True"),
+        ({"match.cm": [1]}, r"match.cm must be a number, got \[1\]"),
+        ({"match.cm": -0.1}, "match.cm must not be negative, got -0.1"),
+        ({"iterations": 1.5}, "iterations must be a whole number, got 1.5"),
+        ({"iterations": "1.5"}, "iterations must be a whole number, got '1.5'"),
+        ({"iterations": ""}, "iterations must be a whole number, got ''"),
+        ({"iterations": 0}, "iterations must be above 0, got 0"),
+        ({"seed": HUGE}, "seed must be a whole number, got 1000"),
+        ({"ipc": 0}, "ipc must be above 0, got 0"),
+        ({"seed": -1}, "seed must not be negative, got -1"),
+        ({"syn.lr": 0}, "syn.lr must be above 0, got 0.0"),
+        ({"syn.momentum": 1}, "syn.momentum must be below 1, got 1.0"),
+        ({"syn.init": "zeros"}, "syn.init must be one of real, noise, got 'zeros'"),
+        ({"match.cc_scaling": "rel"}, "match.cc_scaling must be one of released, per_image, relative, got 'rel'"),
+        ({"compute.precision": True}, "compute.precision must be one of fp32, tf32, got True"),
+        ({"eval.networks": ""}, "eval.networks must be names separated by commas, got ''"),
+        ({"eval.networks": "a,,b"}, "names separated by commas, got 'a,,b'"),
+        ({"eval.networks": 5}, "names separated by commas, got 5"),
+        ({"eval.networks": None}, "names separated by commas, got None"),
+        ({"eval.networks": [1, 2]}, r"names separated by commas, got \[1, 2\]"),
+        ({"dataset": False}, "dataset must be text, got False"),
+        ({"scale": "papr"}, r"unknown scale 'papr'; did you mean 'paper'\?"),
+        (
+            {"match.cc_scaling": "relative", "match.cc_form": "exp"},
+            "match.cc_scaling=relative goes with match.cc_form=linear",
+        ),
+    ],
+    ids=lambda item: str(item)[:40],
+)
+def test_wrong_values_are_one_line(changes, message):
+    with pytest.raises(InputError, match=message) as caught:
+        override(DEFAULTS, changes)
+    assert one_line(caught)
+
+
+@pytest.mark.parametrize("key", [key for key in ALL if ALL[key] in (int, float)])
+def test_every_number_has_its_bound(key):
+    below = -1 if key in ZERO_ALLOWED else 0
+    with pytest.raises(InputError, match=rf"^{key} must (be above 0|not be negative), got {below}"):
+        override(DEFAULTS, {key: below})
+
+
+@hypothesis.settings(max_examples=300)
+@given(
+    key=st.sampled_from(list(ALL)),
+    wrong=st.none()
+    | st.text(max_size=5)
+    | st.integers()
+    | st.floats()
+    | st.booleans()
+    | st.lists(st.integers(), max_size=2)
+    | st.dictionaries(st.text(max_size=2), st.integers(), max_size=2),
+)
+def test_any_value_is_taken_or_is_an_input_error(key, wrong):
+    try:
+        changed = override(DEFAULTS, {key: wrong})
+    except InputError as error:
+        assert key in str(error) or "match.cc" in str(error) or "scale" in str(error)
+    else:
+        assert type(value(changed, key)) is type(value(DEFAULTS, key))
+
+
+def test_the_exp_form_goes_with_the_other_scalings():
+    for scaling in ("released", "per_image"):
+        changed = override(DEFAULTS, {"match.cc_scaling": scaling, "match.cc_form": "exp"})
+        assert from_yaml(to_yaml(changed)) == changed
+
+
+# Presets
+
+
+def test_the_paper_scale_is_the_papers_settings():
+    config = preset("iid-dm", "cifar10", 10, "paper")
+    assert (config.iterations, config.match.batch_real, config.match.width) == (20_000, 256, 128)
+    assert (config.match.cm, config.match.cc, config.match.cc_scaling) == (0.01, 0.05, "released")
+    assert (config.match.cc_form, config.match.cc_alpha, config.match.augmentation) == ("linear", 0.02, "auto")
+    assert (config.syn.lr, config.syn.momentum, config.syn.init) == (1.0, 0.5, "real")
+    assert (config.pool.network, config.pool.epochs, config.pool.lr, config.pool.batch) == ("resnet18", 40, 0.01, 256)
+    assert (config.eval.epochs, config.eval.lr, config.eval.batch, config.eval.num_eval) == (1001, 0.01, 256, 5)
+    assert config == RunConfig("iid-dm", "cifar10", 10, "paper")
+
+
+def test_the_scales_of_the_design():
+    assert list(SCALES) == ["paper", "laptop", "tour", "ci"]
+    laptop = preset(scale="laptop")
+    assert (laptop.match.width, laptop.match.batch_real, laptop.iterations, laptop.eval.epochs) == (64, 128, 1200, 400)
+    for scale in ("laptop", "tour", "ci"):
+        small = preset(scale=scale)
+        assert small.match.cc_scaling == "relative" and small.pool.network == "convnet3"
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_a_preset_is_its_table_and_what_was_asked_for(scale):
+    config = preset("dm-cm", "shapes", 7, scale)
+    assert (config.method, config.dataset, config.ipc, config.scale) == ("dm-cm", "shapes", 7, scale)
+    for key in ALL:
+        if key not in ("method", "dataset", "ipc", "scale"):
+            expected = SCALES[scale].get(key, value(DEFAULTS, key))
+            assert value(config, key) == expected, key
+    assert from_yaml(to_yaml(config)) == config
+
+
+def test_scales_differ_and_changes_win_over_them():
+    assert len({fingerprint(preset(scale=scale)) for scale in SCALES}) == len(SCALES)
+    config = preset(scale="tour", changes={"iterations": "9", "match.width": 16})
+    assert (config.iterations, config.match.width, config.match.batch_real) == (9, 16, 64)
+
+
+def test_presets_that_cannot_be():
+    with pytest.raises(InputError, match=r"unknown scale 'labtop'; did you mean 'laptop'\?"):
+        preset(scale="labtop")
+    with pytest.raises(InputError, match="ipc must be above 0, got 0"):
+        preset(ipc=0)
+    with pytest.raises(InputError, match=r"did you mean 'iterations'\?"):
+        preset(changes={"iteration": 3})
+
+
+# YAML
+
+
+def test_yaml_is_a_tree_that_a_person_can_read_and_write():
+    tree = yaml.safe_load(to_yaml(preset("dm", scale="ci")))
+    assert tree["method"] == "dm" and tree["match"]["width"] == 8 and tree["eval"]["networks"] == ["convnet3"]
+    assert list(tree) == [field.name for field in dataclasses.fields(RunConfig)]
+    short = from_yaml("method: dm\nmatch: {cm: 5e-4, width: 16}\ncompute:\n  compile: off\n")
+    assert (short.method, short.match.cm, short.match.width, short.compute.compile) == ("dm", 5e-4, 16, "off")
+    assert short.iterations == 20_000
+    assert from_yaml("{}") == RunConfig()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "must be a YAML mapping of settings, got NoneType"),
+        ("[1, 2]", "must be a YAML mapping of settings, got list"),
+        ("dm", "got str"),
+        ("method: [", "the config is not YAML"),
+        ("a: b: c", "the config is not YAML"),
+        ("match: 3", "match must be a mapping of settings, got 3"),
+        ("match:\n", "match must be a mapping of settings, got None"),
+        ("match: {cmm: 1}", r"unknown setting 'match.cmm'; did you mean 'match.cm'\?"),
+        ("mathc: {cm: 1}", "unknown setting 'mathc'"),
+        ("5: 6", "unknown setting '5'"),
+        ("iterations: many", "iterations must be a whole number, got 'many'"),
+        ("eval: {networks: 3}", "names separated by commas, got 3"),
+        ("!!python/object/apply:os.system ['true']", "the config is not YAML"),
+    ],
+)
+def test_yaml_that_is_wrong_is_one_line(text, message):
+    with pytest.raises(InputError, match=message) as caught:
+        from_yaml(text)
+    assert one_line(caught)
+
+
+# Fingerprints and suggestions
+
+
+def test_a_fingerprint_names_the_settings():
+    name = fingerprint(preset("dm"))
+    assert len(name) == 12 and set(name) <= set("0123456789abcdef")
+    assert name == fingerprint(from_yaml(to_yaml(preset("dm"))))
+    assert name != fingerprint(preset("dm-cm")) != fingerprint(preset("dm-cm", changes={"match.cm": 0.011}))
+
+
+def test_suggestions():
+    assert suggest("iid-md", ["dm", "iid-dm"]) == "; did you mean 'iid-dm'?"
+    assert suggest("what", ["dm", "iid-dm"]) == "; choose one of dm, iid-dm"
+
+
+def test_the_bounds_name_settings_that_exist():
+    assert set(ALL) >= configuration._POSITIVE | configuration._NOT_NEGATIVE
+    assert not configuration._POSITIVE & configuration._NOT_NEGATIVE
+
+
+def test_every_setting_has_a_place_in_the_design():
+    assert {key.split(".")[0] for key in ALL if "." in key} == {"match", "syn", "pool", "eval", "checkpoint", "compute"}
+    assert issubclass(InputError, ValueError)

@@ -1,0 +1,339 @@
+"""iidlib.runs: files written whole or not at all, folders that are never overwritten, checkpoints, and what is kept."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+from iidlib import runs
+from iidlib.config import InputError, preset
+from iidlib.runs import RunFolder, atomic_write, cache_dir, environment, runs_frame
+
+CONFIG = preset("dm", "shapes", 3, "ci")
+TENSORS = {"images": torch.arange(6.0).view(2, 3), "momentum": torch.ones(2, 3)}
+
+
+@pytest.fixture
+def folder(tmp_path) -> RunFolder:
+    return RunFolder.create(tmp_path / "run", CONFIG)
+
+
+def one_line(caught: pytest.ExceptionInfo[InputError]) -> str:
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+# Files
+
+
+@pytest.mark.parametrize("content", ["text, ünïcode\n", b"bytes\x00\xff", ""])
+def test_a_file_has_the_content_and_nothing_is_left_beside_it(content, tmp_path):
+    atomic_write(tmp_path / "file", "before")
+    atomic_write(tmp_path / "file", content)
+    assert (tmp_path / "file").read_bytes() == (content.encode() if isinstance(content, str) else content)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("broken", ["fsync", "replace"])
+def test_a_file_whose_writing_fails_stays_as_it_was(broken, tmp_path, monkeypatch):
+    def fail(*args: object) -> None:
+        raise OSError("disk full")
+
+    atomic_write(tmp_path / "file", "before")
+    monkeypatch.setattr(*((os, "fsync") if broken == "fsync" else (Path, "replace")), fail)
+    with pytest.raises(OSError, match="disk full"):
+        atomic_write(tmp_path / "file", "after")
+    assert (tmp_path / "file").read_text() == "before"
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_content_reaches_the_disk_before_the_name_does(tmp_path, monkeypatch):
+    steps, fsync, replace = [], os.fsync, Path.replace
+    monkeypatch.setattr(os, "fsync", lambda number: steps.append("fsync") or fsync(number))
+    monkeypatch.setattr(Path, "replace", lambda self, target: steps.append("replace") or replace(self, target))
+    atomic_write(tmp_path / "file", "content")
+    assert steps == ["fsync", "replace"]
+
+
+# Where pools are kept
+
+
+def test_the_cache_is_where_the_user_says_or_where_the_system_does(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("IID_CACHE", "~/mine")
+    assert cache_dir() == tmp_path / "mine"
+    for unset in ("", None):
+        monkeypatch.setenv("IID_CACHE", "") if unset == "" else monkeypatch.delenv("IID_CACHE")
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+        monkeypatch.setattr(sys, "platform", "linux")
+        assert cache_dir() == tmp_path / "xdg" / "iidlib"
+        monkeypatch.delenv("XDG_CACHE_HOME")
+        assert cache_dir() == tmp_path / ".cache" / "iidlib"
+        monkeypatch.setattr(sys, "platform", "darwin")
+        assert cache_dir() == tmp_path / "Library" / "Caches" / "iidlib"
+    assert not list(tmp_path.iterdir()), "asking makes nothing"
+
+
+# The environment's stamp
+
+
+def test_the_environment_says_what_a_number_depends_on_and_no_secret(monkeypatch):
+    monkeypatch.setenv("MY_TOKEN", "hunter2")
+    stamp = environment()
+    assert {"iidlib", "torch", "torchvision", "numpy", "python", "platform", "threads", "gpu", "commit", "date"} <= set(
+        stamp
+    )
+    assert stamp["torch"] == torch.__version__ and stamp["threads"] == torch.get_num_threads()
+    assert stamp["python"] == ".".join(map(str, sys.version_info[:3]))
+    assert "hunter2" not in json.dumps(stamp)
+
+
+def git(checkout: Path, *arguments: str) -> str:
+    done = subprocess.run(
+        ["git", "-C", str(checkout), "-c", "user.name=x", "-c", "user.email=x@x", *arguments],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return done.stdout.strip()
+
+
+def test_the_commit_has_a_mark_where_the_checkout_was_changed(tmp_path, monkeypatch):
+    checkout = tmp_path / "checkout"
+    (checkout / "iidlib").mkdir(parents=True)
+    monkeypatch.setattr(runs, "__file__", str(checkout / "iidlib" / "runs.py"))
+    assert environment()["commit"] is None
+    git(tmp_path, "init", "-q", "checkout")
+    assert environment()["commit"] is None, "no commit yet"
+    (checkout / "a").write_text("a")
+    git(checkout, "add", "a")
+    git(checkout, "commit", "-q", "-m", "first")
+    commit = git(checkout, "rev-parse", "--short=12", "HEAD")
+    assert environment()["commit"] == commit
+    (checkout / "untracked").write_text("")
+    assert environment()["commit"] == commit
+    (checkout / "a").write_text("b")
+    assert environment()["commit"] == commit + "+"
+    monkeypatch.setenv("PATH", "")
+    assert environment()["commit"] is None
+
+
+# A run's folder
+
+
+def test_a_new_folder_has_the_settings_and_the_environment(folder):
+    assert sorted(path.name for path in folder.path.iterdir()) == ["checkpoints", "config.yaml", "environment.json"]
+    assert folder.config() == CONFIG and not folder.finished
+    assert json.loads((folder.path / "environment.json").read_text())["torch"] == torch.__version__
+    folder.synthetic.write_bytes(b"")
+    assert folder.finished and folder.synthetic == folder.path / "synthetic.safetensors"
+
+
+def test_folders_above_are_made_and_an_empty_one_is_taken(tmp_path):
+    RunFolder.create(tmp_path / "a" / "b", CONFIG)
+    (tmp_path / "empty").mkdir()
+    assert RunFolder.create(str(tmp_path / "empty"), CONFIG).config() == CONFIG
+
+
+def test_what_exists_is_never_overwritten(folder, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "notes").write_text("mine")
+    for path in (folder.path, tmp_path / "file", tmp_path / "full"):
+        before = sorted(str(p) for p in tmp_path.rglob("*"))
+        with pytest.raises(
+            InputError, match=r"exists already; nothing was overwritten: give another --out, or --resume"
+        ) as caught:
+            RunFolder.create(path, CONFIG)
+        assert str(path) in one_line(caught)
+        assert before == sorted(str(p) for p in tmp_path.rglob("*"))
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"cannot write the run folder .*: Not a directory") as caught:
+        RunFolder.create(tmp_path / "file" / "run", CONFIG)
+    one_line(caught)
+
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    with pytest.raises(InputError, match=r"cannot write the run folder .*: Permission denied") as caught:
+        RunFolder.create(tmp_path / "run", CONFIG)
+    one_line(caught)
+
+
+def test_a_run_is_taken_up_again_with_its_own_settings_alone(folder):
+    assert RunFolder.reopen(folder.path, CONFIG).path == folder.path
+    for changes, message in (
+        ({"match.cm": 0.5}, "match.cm=0.01, not 0.5; resume it as it was"),
+        ({"eval.networks": "alexnet"}, r"eval.networks=\('convnet3',\), not \('alexnet',\)"),
+        ({"seed": 1, "iterations": 9}, "iterations=4, not 9"),
+        ({"compute.chunk": 5}, "compute.chunk=0, not 5"),
+    ):
+        with pytest.raises(InputError, match=message) as caught:
+            RunFolder.reopen(folder.path, preset("dm", "shapes", 3, "ci", changes))
+        one_line(caught)
+
+
+def test_what_is_not_a_run_cannot_be_taken_up(tmp_path, folder):
+    with pytest.raises(InputError, match=r"no run to resume at .*nowhere \(it has no config.yaml\)") as caught:
+        RunFolder.reopen(tmp_path / "nowhere", CONFIG)
+    one_line(caught)
+    for text in ("method: [", "iteration: 5\n", "\x00"):
+        (folder.path / "config.yaml").write_text(text)
+        with pytest.raises(InputError) as caught:
+            RunFolder.reopen(folder.path, CONFIG)
+        one_line(caught)
+
+
+# Metrics
+
+
+def test_metrics_come_back_as_they_were_logged(folder):
+    assert folder.metric_rows() == [] and folder.metrics().empty
+    logged = [{"iteration": k, "loss": 0.1 * k, "seconds": k / 3} for k in (0, 10, 20)]
+    for row in logged:
+        folder.append_metrics(row)
+    assert folder.metric_rows() == logged
+    assert folder.metrics().equals(pd.DataFrame(logged))
+    assert len((folder.path / "metrics.jsonl").read_text().splitlines()) == 3
+
+
+@pytest.mark.parametrize(("iteration", "kept"), [(0, []), (1, [0]), (10, [0]), (11, [0, 10]), (50, [0, 10, 20])])
+def test_metrics_are_rewound_to_before_an_iteration(folder, iteration, kept):
+    for k in (0, 10, 20):
+        folder.append_metrics({"iteration": k})
+    folder.rewind_metrics(iteration)
+    assert [row["iteration"] for row in folder.metric_rows()] == kept
+    folder.append_metrics({"iteration": 99})
+    assert [row["iteration"] for row in folder.metric_rows()] == [*kept, 99]
+
+
+def test_metrics_without_any_are_rewound_to_nothing(folder):
+    folder.rewind_metrics(0)
+    assert folder.metric_rows() == []
+
+
+def test_a_line_that_was_cut_off_is_dropped(folder):
+    """The machine went down while a line was written."""
+    for k in (0, 10):
+        folder.append_metrics({"iteration": k, "loss": 1.0})
+    with (folder.path / "metrics.jsonl").open("a") as file:
+        file.write('{"iteration": 20, "lo')
+    assert [row["iteration"] for row in folder.metric_rows()] == [0, 10]
+    folder.rewind_metrics(10)
+    folder.append_metrics({"iteration": 10})
+    assert [row["iteration"] for row in folder.metric_rows()] == [0, 10]
+
+
+# Checkpoints
+
+
+def test_the_newest_checkpoint_comes_back(folder):
+    assert folder.load_checkpoint() is None
+    for iteration in (5, 20, 100):
+        folder.save_checkpoint(
+            iteration, {name: x + iteration for name, x in TENSORS.items()}, {"data": "abc", "pool": ""}
+        )
+    state, facts = folder.load_checkpoint()
+    assert facts == {"iteration": 100, "data": "abc", "pool": ""}
+    assert set(state) == set(TENSORS) and all(torch.equal(state[name], TENSORS[name] + 100) for name in state)
+
+
+def test_two_checkpoints_are_kept_by_number_and_not_by_name(folder):
+    for iteration in (2, 9, 10, 9_999_999, 10_000_000):
+        path = folder.save_checkpoint(iteration, TENSORS, {})
+        assert path.is_file()
+    left = sorted(path.name for path in (folder.path / "checkpoints").iterdir())
+    assert left == sorted(f"{k:07d}.{ending}" for k in (9_999_999, 10_000_000) for ending in ("safetensors", "json"))
+    assert folder.load_checkpoint()[1]["iteration"] == 10_000_000
+
+
+def test_tensors_of_any_layout_that_are_being_learned_are_saved_as_they_are(folder):
+    images = torch.randn(2, 3, 4, 4, requires_grad=True)
+    folder.save_checkpoint(
+        1, {"images": images, "other": images.detach().contiguous(memory_format=torch.channels_last)}, {}
+    )
+    state, _ = folder.load_checkpoint()
+    assert torch.equal(state["images"], images) and torch.equal(state["other"], images)
+    assert not state["images"].requires_grad
+
+
+def test_a_checkpoint_half_written_is_not_one(folder, monkeypatch):
+    folder.save_checkpoint(1, TENSORS, {})
+    write = runs.atomic_write
+
+    def stop_before_json(path: Path, content: bytes | str) -> None:
+        if path.suffix == ".json":
+            raise KeyboardInterrupt
+        write(path, content)
+
+    monkeypatch.setattr(runs, "atomic_write", stop_before_json)
+    with pytest.raises(KeyboardInterrupt):
+        folder.save_checkpoint(2, TENSORS, {})
+    assert folder.load_checkpoint()[1]["iteration"] == 1
+
+
+def test_other_files_among_the_checkpoints_are_left_alone(folder):
+    (folder.path / "checkpoints" / "notes.safetensors").write_text("mine")
+    (folder.path / "checkpoints" / "notes.json").write_text("mine")
+    for iteration in (1, 2, 3):
+        folder.save_checkpoint(iteration, TENSORS, {})
+    assert folder.load_checkpoint()[1]["iteration"] == 3
+    assert (folder.path / "checkpoints" / "notes.safetensors").read_text() == "mine"
+
+
+@pytest.mark.parametrize("ending", ["safetensors", "json"])
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe\x00"])
+def test_a_damaged_checkpoint_is_one_line(folder, ending, content):
+    folder.save_checkpoint(1, TENSORS, {})
+    folder.save_checkpoint(2, TENSORS, {})
+    damaged = folder.path / "checkpoints" / f"0000002.{ending}"
+    damaged.write_bytes(content)
+    with pytest.raises(
+        InputError, match=r"0000002.safetensors is damaged .* remove it to go on from the one before"
+    ) as caught:
+        folder.load_checkpoint()
+    one_line(caught)
+    (folder.path / "checkpoints" / "0000002.safetensors").unlink()
+    assert folder.load_checkpoint()[1]["iteration"] == 1
+
+
+# All runs
+
+
+def score(folder: RunFolder, *accuracies: float) -> None:
+    folder.write_scores(pd.DataFrame({"label": "dm", "network": "convnet3", "accuracy": accuracies}))
+
+
+def test_all_runs_below_a_folder_are_one_table(tmp_path):
+    score(RunFolder.create(tmp_path / "b", CONFIG), 50.0, 51.0)
+    score(RunFolder.create(tmp_path / "a" / "deep", preset("iid-dm", "shapes", 4, "tour", {"seed": 2})), 60.0)
+    RunFolder.create(tmp_path / "unscored", CONFIG)
+    (tmp_path / "stray").mkdir()
+    (tmp_path / "stray" / "scores.json").write_text("[]")
+    frame = runs_frame(tmp_path)
+    assert list(frame)[:7] == ["run", "dataset", "method", "ipc", "scale", "seed", "iterations"]
+    assert frame["run"].tolist() == [str(Path("a") / "deep"), "b", "b"]
+    assert frame["method"].tolist() == ["iid-dm", "dm", "dm"] and frame["seed"].tolist() == [2, 0, 0]
+    assert frame["accuracy"].tolist() == [60.0, 50.0, 51.0] and frame["ipc"].tolist() == [4, 3, 3]
+    assert frame["scale"].tolist() == ["tour", "ci", "ci"] and frame["iterations"].tolist() == [200, 4, 4]
+
+
+def test_scores_keep_what_they_say_themselves(folder):
+    folder.write_scores(pd.DataFrame({"method": ["random"], "accuracy": [10.0]}))
+    frame = runs_frame(folder.path)
+    assert frame["method"].tolist() == ["random"] and frame["dataset"].tolist() == ["shapes"]
+
+
+def test_no_runs_are_an_empty_table(tmp_path):
+    assert runs_frame(tmp_path).empty and runs_frame(tmp_path / "nowhere").empty
