@@ -51,6 +51,7 @@ import torch
 
 from iidlib import augment, distill, load_dataset, losses, plots, preset
 from iidlib.accelerate import in_chunks, pick_device
+from iidlib.data import denormalize
 from iidlib.evaluation import random_real
 from iidlib.extractors import RandomNetworks
 from iidlib.streams import stream
@@ -67,19 +68,23 @@ from iidlib.streams import stream
 
 # %%
 data = load_dataset(dataset, device=pick_device())
-classes, device = data.train.num_classes, data.train.device
-source = RandomNetworks("convnet3", data.spec, width=32, seed=7, device=device, compile="off")
+train, classes = data.train, data.train.num_classes
+whole = train.images_of(train.class_index.flatten())  # class after class
+
+# %%
+options = {"width": 32, "device": train.device, "compile": "off"}
+source = RandomNetworks("convnet3", data.spec, seed=7, **options)
 
 
 @torch.no_grad()
-def features(network, images):
-    """Features with a class axis, [C, N, D], of images sorted by class."""
+def features(images):
+    """Features of images sorted by class, under `network`: [C, N, D]."""
     return in_chunks(network.embed, images, 100).unflatten(0, (classes, -1))
 
 
+# %%
 network = source.draw(0)
-whole = data.train.images_of(data.train.class_index.flatten())
-real = features(network, whole)
+real = features(whole)
 print("real features [C, N, D]:", list(real.shape))
 
 # %% [markdown]
@@ -100,10 +105,12 @@ def mean_gap(real, syn):
     return torch.stack(gaps)
 
 
-start = random_real(data.train, ipc, seed)
-syn = features(network, start.images)
+# %%
+start = random_real(train, ipc, seed)
+syn = features(start.images)
 by_hand = mean_gap(real, syn)
-dict(zip(data.spec.classes[:3], by_hand[:3].round(decimals=2).tolist(), strict=True))
+for name, gap in zip(data.spec.classes[:3], by_hand, strict=False):
+    print(f"{name:10} {gap:.2f}")
 
 # %% [markdown]
 # The library's function does the same for all classes at once, and with a mask for classes of unequal size.
@@ -134,18 +141,19 @@ def law(n):
     return float(variance.sum()) * (1 / n - 1 / count)
 
 
-rows = []
+# %%
+rows = {}
 for n in (5, 10, 20, 50, 100):
-    drawn = [features(network, random_real(data.train, n, 10 + i).images) for i in range(3)]
-    loss = torch.stack([losses.mean_matching(real, one).sum() for one in drawn]).mean()
-    rows.append({"images a class": n, "loss, 3 draws": float(loss), "expected": law(n)})
-pd.DataFrame(rows).round(0).astype(int)
+    three = [features(random_real(train, n, 10 + i).images) for i in range(3)]
+    found = [float(losses.mean_matching(real, one).sum()) for one in three]
+    rows[n] = {"loss, mean of 3 draws": sum(found) / 3, "expected": law(n)}
+pd.DataFrame(rows).T.rename_axis("images a class").round(0).astype(int)
 
 # %% [markdown]
 # ## What a mean cannot see
 #
 # A mean says nothing about what lies around it.
-# Draw the synthetic features of each class together until a tenth of every distance to their centre is left: the loss does not notice.
+# Draw the synthetic features of each class together until a tenth of the way to their centre is left, a hundredth of the squared distance: the loss does not notice.
 
 # %%
 centre = syn.mean(1, keepdim=True)
@@ -153,7 +161,7 @@ tight = centre + 0.1 * (syn - centre)
 for name, one in (("as they are", syn), ("drawn together", tight)):
     loss = losses.mean_matching(real, one).sum()
     scatter = losses.squared_distances(one).mean()
-    print(f"{name:15} loss {loss:5.1f}   mean squared distance to the centre {scatter:5.2f}")
+    print(f"{name:15} loss {loss:5.1f}   distance to the centre {scatter:5.2f}")
 
 # %% [markdown]
 # How the images of a class lie to each other, and how their features vary together, is left to chance.
@@ -167,21 +175,19 @@ for name, one in (("as they are", syn), ("drawn together", tight)):
 
 # %%
 draws = augment.sample(data.spec.augmentation, classes, stream(3, 0, "dsa"))
-pairs = []
-for c in range(6):
-    two = torch.stack([whole.unflatten(0, (classes, -1))[c, 0], start.images[ipc * c]])
-    pairs += [two, augment.apply(two, draws, torch.tensor([c, c]))]
-shown = torch.cat(pairs).cpu()
-operations = [augment.OPERATIONS[op] for op in draws.op[:6]]
-names = [f"{data.spec.classes[c]}: {operations[c]}" for c in range(6)]
+group = torch.arange(classes)
+one_real = whole.unflatten(0, (classes, -1))[:, 0]
+one_syn = start.images[::ipc]
+sides = [one_real, augment.apply(one_real, draws, group)]
+sides += [one_syn, augment.apply(one_syn, draws, group)]
 
 # %%
-from iidlib.data import denormalize
-
-order = [0, 2, 1, 3]  # real, real transformed, synthetic, synthetic transformed
-pixels = denormalize(shown, data.spec).unflatten(0, (6, 4))[:, order].flatten(0, 1)
-grid = plots.image_grid(pixels, columns=4, row_labels=names, title="real          synthetic")
-plots.show(grid, "One transform a class: real and synthetic images are turned alike.")
+shown = denormalize(torch.stack(sides, 1).cpu(), data.spec)[:6].flatten(0, 1)
+pairs = zip(data.spec.classes, draws.op[:6], strict=False)
+names = [f"{name}: {augment.OPERATIONS[op]}" for name, op in pairs]
+title = "real, transformed; synthetic, transformed"
+grid = plots.image_grid(shown, columns=4, row_labels=names, title=title)
+plots.show(grid, "One transform a class changes its real and synthetic image alike.")
 
 # %% [markdown]
 # If each side drew its own, even a perfect copy of the real images would have a loss; the second exercise measures it.
@@ -195,7 +201,8 @@ plots.show(grid, "One transform a class: real and synthetic images are turned al
 config = preset("dm", dataset, ipc, scale, {"seed": seed})
 moments = (0, config.iterations // 4, config.iterations)
 seen = {}
-result = distill(config, data, on_iteration=seen.__setitem__, iterations_to_show=moments)
+watch = {"on_iteration": seen.__setitem__, "iterations_to_show": moments}
+result = distill(config, data, **watch)
 
 # %%
 distilled = result.synthetic.images
@@ -205,48 +212,49 @@ assert distilled.isfinite().all() and not distilled.equal(start.images)
 
 # %% tags=["nbval-ignore-output"]
 curve = plots.loss_curves(result.metrics)
-ends = result.metrics["loss_mean"].iloc[[0, -1]].tolist()
-plots.show(
-    curve,
-    f"The mean-matching loss over {config.iterations} iterations: {ends[0]:.0f} at the "
-    f"first, {ends[1]:.0f} at the last, jumping with every new network.",
-)
+first, last = result.metrics["loss_mean"].iloc[[0, -1]]
+finding = f"from {first:.0f} to {last:.0f} in {config.iterations} iterations"
+plots.show(curve, f"The mean-matching loss goes {finding}, in jumps.")
 
 # %% [markdown]
 # The curve jumps because each iteration has its own network, real images and transforms.
 # To compare two sets, take networks that neither has met, and the mean over *all* training images:
 
 # %% tags=["nbval-ignore-output"]
-strangers = {"random": [], "dm": []}
-for iteration in range(1, 4):
-    network = source.draw(iteration)
-    target = features(network, whole)
-    for name, images in (("random", start.images), ("dm", distilled)):
-        gap = losses.mean_matching(target, features(network, images)).sum()
-        strangers[name].append(float(gap))
-gaps = pd.DataFrame(strangers).mean()
-worth = next(n for n in range(1, real.shape[1] + 1) if law(n) <= gaps["dm"])
-print(f"loss under strangers: random images {gaps['random']:.1f}, distilled {gaps['dm']:.1f}")
+rows = []
+for stranger in range(1, 4):
+    network = source.draw(stranger)
+    real = features(whole)
+    both = [features(images) for images in (start.images, distilled)]
+    found = [float(losses.mean_matching(real, one).sum()) for one in both]
+    rows.append([*found, law(ipc)])
+gaps = pd.DataFrame(rows, columns=["random", "dm", "expected of random"])
+gaps.round(1)
+
+# %% [markdown]
+# The last column is what random images have in expectation, by {eq}`dm-noise`; the start is such a set.
+# Read the other way, the law says how many random images hold the mean as well as the distilled ones:
+
+# %% tags=["nbval-ignore-output"]
+gap = gaps["dm"].iloc[-1]  # under the network that `law` looks at
+worth = next(n for n in range(1, real.shape[1] + 1) if law(n) <= gap)
 print(f"{ipc} distilled images hold the mean as well as {worth} random ones")
 
 # %%
 if scale != "ci":
-    assert gaps["dm"] < 0.7 * gaps["random"]
+    assert (gaps["dm"] < 0.7 * gaps["random"]).all()
     assert worth > ipc
 
 # %% [markdown]
 # And this is what it does to the images, one of each class.
 
 # %% tags=["nbval-ignore-output"]
-first = torch.cat([seen[moment].to_uint8()[::ipc] for moment in moments]).cpu()
+few = torch.cat([seen[moment].to_uint8()[::ipc] for moment in moments]).cpu()
 names = [f"iteration {moment}" for moment in moments]
-grid = plots.image_grid(first, columns=classes, row_labels=names)
-change = (distilled - start.images).abs().mean() / start.images.std()
-plots.show(
-    grid,
-    f"One image a class at iterations {', '.join(map(str, moments))}: objects stay, fine "
-    f"texture is added; the mean change is {100 * change:.0f} % of a pixel's spread.",
-)
+grid = plots.image_grid(few, columns=classes, row_labels=names)
+change = 100 * (distilled - start.images).std() / start.images.std()
+finding = f"One image a class after {', '.join(map(str, moments))} iterations"
+plots.show(grid, f"{finding}: texture of {change:.0f} % of a pixel's spread comes.")
 
 # %% [markdown]
 # ## Exercises
@@ -257,11 +265,10 @@ plots.show(
 # ```
 
 # %% tags=["hide-cell"]
-network = source.draw(0)
-mean_image = whole.unflatten(0, (classes, -1)).mean(1)
-one = random_real(data.train, 1, seed).images
-for name, images in (("mean image", mean_image), ("one random image", one)):
-    print(f"{name}: {losses.mean_matching(real, features(network, images)).sum():.0f}")
+average = whole.unflatten(0, (classes, -1)).mean(1)
+one = random_real(train, 1, seed).images
+for name, images in (("mean image", average), ("one random image", one)):
+    print(f"{name}: {losses.mean_matching(real, features(images)).sum():.0f}")
 
 # %% [markdown]
 # ```{admonition} Exercise 2
@@ -272,12 +279,10 @@ for name, images in (("mean image", mean_image), ("one random image", one)):
 # %% tags=["hide-cell"]
 some = whole.unflatten(0, (classes, -1))[:, :50].flatten(0, 1)
 group = torch.arange(classes).repeat_interleave(50)
-network = source.draw(0)
-strategy = data.spec.augmentation
-sides = [augment.sample(strategy, classes, stream(i, 0, "exercise")) for i in (0, 1)]
-one, other = (features(network, augment.apply(some, draws, group)) for draws in sides)
-print(f"the same draws: {losses.mean_matching(one, one).sum():.1f}")
-print(f"draws of their own: {losses.mean_matching(one, other).sum():.1f}")
+other = augment.sample(data.spec.augmentation, classes, stream(4, 0, "dsa"))
+here, there = (features(augment.apply(some, d, group)) for d in (draws, other))
+print(f"the same draws: {losses.mean_matching(here, here).sum():.1f}")
+print(f"draws of their own: {losses.mean_matching(here, there).sum():.1f}")
 
 # %% [markdown]
 # ## Summary

@@ -69,7 +69,8 @@ from iidlib.streams import stream
 features = torch.tensor([[[0.0, 0.0], [2.0, 0.0], [1.0, 3.0]]])  # 1 class, 3 images
 centre = features.mean(1, keepdim=True)
 distances = ((features - centre) ** 2).sum(2)
-print("centre", centre.flatten().tolist(), " squared distances", distances.flatten().tolist())
+print("centre", *centre.flatten().tolist())
+print("squared distances", *distances.flatten().tolist())
 torch.testing.assert_close(losses.class_centralization(features), distances.sum(1))
 
 # %% [markdown]
@@ -91,12 +92,11 @@ def pull(d, **form):
     return float(pair.grad.abs().mean())
 
 
-forms = {
-    "linear": {},
-    "exp": {"form": "exp"},
-    "exp, beta 3": {"form": "exp", "beta": 3.0},
-}
-rows = {d: {name: pull(d, **form) for name, form in forms.items()} for d in (5, 50, 60, 200)}
+# %%
+rows = {}
+for d in (5, 50, 60, 200):
+    exp, border = pull(d, form="exp"), pull(d, form="exp", beta=3.0)
+    rows[d] = {"linear": pull(d), "exp": exp, "exp, beta 3": border}
 pd.DataFrame(rows).T.rename_axis("d").round(2)
 
 # %% [markdown]
@@ -114,15 +114,12 @@ print(f"ln(3) / 0.02 = {math.log(3) / 0.02:.1f}")
 # The official recipe trains a thousand ResNet18s {cite:p}`he2016resnet`; at the small scales, a few ConvNets trained in seconds stand in for them.
 # The pool is trained when it is absent and kept for the next run.
 
-# %%
+# %% tags=["nbval-ignore-output"]
 data = load_dataset(dataset, device=pick_device())
 config = preset("dm-cc", dataset, ipc, scale, {"seed": seed})
 options = {"device": data.train.device, "compile": config.compute.compile}
 pool = trained_pool(data, config.pool, **options)
-
-# %% tags=["nbval-ignore-output"]
-reached = ", ".join(f"{accuracy:.0f} %" for accuracy in pool.accuracies)
-print(f"{len(pool.networks)} {config.pool.network} of width {config.pool.width}: {reached}")
+print("accuracies (%):", *(round(accuracy, 1) for accuracy in pool.accuracies))
 
 # %%
 assert len(pool.networks) == config.pool.count
@@ -141,14 +138,17 @@ assert min(pool.accuracies) >= required_accuracy(data.train.num_classes)
 @torch.no_grad()
 def by_class(network, images):
     """Features with a class axis, [C, N, D], of images sorted by class."""
-    return in_chunks(network.embed, images, 100).unflatten(0, (data.train.num_classes, -1))
+    flat = in_chunks(network.embed, images, 100)
+    return flat.unflatten(0, (data.train.num_classes, -1))
 
 
+# %%
 lenses = {}
 for width in (8, 32, 128):
     source = RandomNetworks("convnet3", data.spec, width=width, seed=7, **options)
     lenses[f"random, width {width}"] = source.draw(0)
-lenses |= {f"trained, number {i}": network for i, network in enumerate(pool.networks)}
+for i, network in enumerate(pool.networks):
+    lenses[f"trained, number {i}"] = network
 
 # %% tags=["nbval-ignore-output"]
 some = {n: random_real(data.train, n, seed).images for n in (10, 50)}
@@ -205,17 +205,16 @@ for name, result in runs.items():
 
 # %% tags=["nbval-ignore-output"]
 rows = {}
-for name, result in list(runs.items())[1:]:
-    mean = result.metrics.mean()
-    rows[name] = {
-        kind: 100 * mean[f"{kind}_cc"] / (mean[f"{kind}_cc"] + mean[f"{kind}_mean"])
-        for kind in ("loss", "grad")
-    }
-shares = pd.DataFrame(rows).T.round(0).astype(int)
-shares.rename(columns={"loss": "share of the loss (%)", "grad": "of the gradient (%)"})
+for name in list(runs)[1:]:
+    mean = runs[name].metrics.mean()
+    loss = mean["loss_cc"] / (mean["loss_mean"] + mean["loss_cc"])
+    gradient = mean["grad_cc"] / (mean["grad_mean"] + mean["grad_cc"])
+    rows[name] = {"loss (%)": 100 * loss, "gradient (%)": 100 * gradient}
+shares = pd.DataFrame(rows).T
+shares.round(0).astype(int)
 
 # %%
-assert scale == "ci" or (shares["grad"] < shares["loss"]).all()
+assert (shares["gradient (%)"] < shares["loss (%)"]).all()
 
 # %% [markdown]
 # The share of the loss is the larger one by far.
@@ -225,15 +224,20 @@ assert scale == "ci" or (shares["grad"] < shares["loss"]).all()
 # Does it do what it says?
 # The distances of single images to their class's centre, as the trained networks see them, in units of the mean over real images:
 
+# %%
+drawn = data.train.sample(100, stream(seed, 0, "chapter"))
+real = data.train.images_of(drawn.index)
+sets = {"real": real}
+for name, result in runs.items():
+    sets[name] = result.synthetic.images
+
 # %% tags=["nbval-ignore-output"]
-real = data.train.images_of(data.train.sample(100, stream(seed, 0, "chapter")).index)
-sets = {"real": real} | {name: result.synthetic.images for name, result in runs.items()}
 parts = []
 for network in pool.networks:
     unit = losses.squared_distances(by_class(network, real)).mean()
     for name, images in sets.items():
-        far = losses.squared_distances(by_class(network, images)) / unit
-        parts.append(pd.DataFrame({"label": name, "distance": far.flatten().tolist()}))
+        far = losses.squared_distances(by_class(network, images)).flatten() / unit
+        parts.append(pd.DataFrame({"label": name, "distance": far.tolist()}))
 distances = pd.concat(parts, ignore_index=True)
 scatter = distances.groupby("label", sort=False)["distance"].mean()
 scatter.round(2)
@@ -243,14 +247,10 @@ if scale != "ci":
     assert scatter[f"dm-cc, {stronger:g}x"] < scatter["dm-cc"] < scatter["dm"]
 
 # %% tags=["nbval-ignore-output"]
-curves = plots.distance_distribution(
-    distances, unit="squared distance to the class centre (1 = mean of real images)"
-)
+unit = "squared distance to the class centre (1 = mean of real images)"
+curves = plots.distance_distribution(distances, unit=unit)
 spread = ", ".join(f"{name} {value:.2f}" for name, value in scatter.items())
-plots.show(
-    curves,
-    f"Class centralization draws images to their class centre: mean squared distance {spread}.",
-)
+plots.show(curves, f"Mean squared distance to the class centre: {spread}.")
 
 # %% [markdown]
 # A word on what to compare with: the centre of $n$ images lies nearer to them than the true one, so that $n$ random real images show only $(n-1)/n$ of the scatter in expectation.
@@ -265,7 +265,7 @@ plots.show(
 # ```
 
 # %% tags=["hide-cell"]
-lonely = torch.randn(10, 1, 512, generator=stream(0, 0, "lonely"), requires_grad=True)
+lonely = torch.rand(10, 1, 512, generator=stream(0, 0, "lonely")).requires_grad_()
 loss = losses.class_centralization(lonely).sum()
 loss.backward()
 print(f"loss {loss.item()}, largest gradient {lonely.grad.abs().max().item()}")
@@ -279,7 +279,8 @@ print(f"loss {loss.item()}, largest gradient {lonely.grad.abs().max().item()}")
 far = losses.squared_distances(by_class(pool.networks[0], real)).double()
 beta = math.exp(0.02 * far.quantile(0.8).item())
 cost = (torch.exp(0.02 * far) - beta).clamp_min(0)
-print(f"beta {beta:.3g} pulls {100 * (cost > 0).double().mean():.0f} % of the images")
+share = 100 * (cost > 0).double().mean()
+print(f"beta {beta:.3g} pulls {share:.0f} % of the images")
 
 # %% [markdown]
 # ## Summary

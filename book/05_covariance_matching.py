@@ -70,13 +70,16 @@ from iidlib.extractors import RandomNetworks
 
 # %%
 data = load_dataset(dataset, device=pick_device())
-classes, device = data.train.num_classes, data.train.device
-published, narrow = (
-    RandomNetworks("convnet3", data.spec, width=w, seed=7, device=device, compile="off")
-    for w in (128, 32)
-)
+train, classes = data.train, data.train.num_classes
+everything = train.images_of(train.class_index.flatten())  # class after class
+
+# %%
+options = {"seed": 7, "device": train.device, "compile": "off"}
+published = RandomNetworks("convnet3", data.spec, width=128, **options).draw(0)
+narrow = RandomNetworks("convnet3", data.spec, width=32, **options)
 
 
+# %%
 @torch.no_grad()
 def maps(network, images):
     """Feature maps, [C, N, K, P], of images sorted by class."""
@@ -84,7 +87,8 @@ def maps(network, images):
     return found.flatten(2).unflatten(0, (classes, -1))
 
 
-ten = maps(published.draw(0), random_real(data.train, 10, seed).images)
+# %%
+ten = maps(published, random_real(train, 10, seed).images)
 print("maps [C, N, K, P]:", list(ten.shape))
 
 # %% [markdown]
@@ -104,6 +108,7 @@ def covariance(fmap):
     return total / len(fmap)
 
 
+# %%
 by_hand = covariance(ten[0].cpu())
 torch.testing.assert_close(losses.local_covariance(ten)[0].cpu(), by_hand)
 print("covariance [K, K]:", list(by_hand.shape), f" trace {by_hand.trace():.1f}")
@@ -115,7 +120,7 @@ print("covariance [K, K]:", list(by_hand.shape), f" trace {by_hand.trace():.1f}"
 # The loss of a class is the squared Frobenius distance of two such matrices, and equal sets have none:
 
 # %%
-other = maps(published.draw(0), random_real(data.train, 10, seed + 1).images)
+other = maps(published, random_real(train, 10, seed + 1).images)
 print(f"a set with itself: {losses.covariance_matching(ten, ten).sum():.1f}")
 print(f"two random sets: {losses.covariance_matching(ten, other).sum():.0f}")
 
@@ -126,14 +131,15 @@ print(f"two random sets: {losses.covariance_matching(ten, other).sum():.0f}")
 # The 128 channels of the published network are within reach from nine images on; the covariance of whole features never is.
 
 # %%
-rows = []
+rank = torch.linalg.matrix_rank
+rows = {}
 for n in (1, 2, 3, 5, 9, 10):
     fmap = ten[:1, :n].double()
-    local = torch.linalg.matrix_rank(losses.local_covariance(fmap)[0])
-    whole = torch.linalg.matrix_rank((fmap - fmap.mean(1, keepdim=True)).flatten(2)[0])
-    bound = min(16 * (n - 1), 128)
-    rows.append({"images": n, "local, of 128": int(local), "bound": bound, "whole, of 2048": int(whole)})
-pd.DataFrame(rows).set_index("images")
+    local = rank(losses.local_covariance(fmap)[0])
+    whole = rank((fmap - fmap.mean(1, keepdim=True))[0].flatten(1))
+    rows[n] = [int(local), 16 * (n - 1), int(whole)]
+columns = ["local, of 128", "16(n-1)", "whole, of 2048"]
+pd.DataFrame(rows, index=columns).T.rename_axis("n")
 
 # %% [markdown]
 # The last column is why the term is local: with so few images, hardly any of the 2048 directions of whole features is seen at all.
@@ -143,16 +149,17 @@ pd.DataFrame(rows).set_index("images")
 # On the real side $N$ is large and the factor near one; on the synthetic side it is not:
 
 # %%
-everything = data.train.images_of(data.train.class_index.flatten())
 network = narrow.draw(0)
-real = losses.local_covariance(maps(network, everything))
-rows = []
+full = losses.local_covariance(maps(network, everything)).diagonal(0, 1, 2).sum()
+
+# %%
+rows = {}
 for n in (2, 5, 10, 50):
-    draws = [random_real(data.train, n, 10 + i).images for i in range(4)]
-    sizes = [losses.local_covariance(maps(network, one)).diagonal(0, 1, 2).sum() for one in draws]
-    ratio = torch.stack(sizes).mean() / real.diagonal(0, 1, 2).sum()
-    rows.append({"images": n, "trace, of the real one": round(float(ratio), 2), "(n-1)/n": (n - 1) / n})
-pd.DataFrame(rows).set_index("images")
+    some = [maps(network, random_real(train, n, 10 + i).images) for i in range(4)]
+    found = [losses.local_covariance(one).diagonal(0, 1, 2).sum() for one in some]
+    ratio = float(sum(found) / 4 / full)
+    rows[n] = {"trace over that of all": ratio, "(n-1)/n": (n - 1) / n}
+pd.DataFrame(rows).T.rename_axis("n").round(2)
 
 # %% [markdown]
 # So a set of ten real images, as dispersed as the class they come from, *looks* a tenth too narrow.
@@ -183,20 +190,32 @@ for name, result in runs.items():
 # For each set: the *gap*, the distance of the two covariances over the size of the real one; the *spread*, its trace over that of the real one; and the *factor* by which the synthetic covariance would have to be multiplied to come nearest to the real one.
 # A factor above one means that the term pulls the images of a class apart.
 
+
+# %%
+def compare(syn, real):
+    """Gap, spread and factor of covariances [C, K, K], mean over the classes."""
+    size = real.norm(dim=(1, 2))
+    spread = syn.diagonal(0, 1, 2).sum(1) / real.diagonal(0, 1, 2).sum(1)
+    factor = (real * syn).sum((1, 2)) / syn.square().sum((1, 2))
+    values = ((syn - real).norm(dim=(1, 2)) / size, spread, factor)
+    return [float(value.mean()) for value in values]
+
+
+# %%
+sets = {"random": random_real(train, ipc, seed).images}
+for name, result in runs.items():
+    sets[name] = result.synthetic.images
+
 # %% tags=["nbval-ignore-output"]
-sets = {"random": random_real(data.train, ipc, seed).images}
-sets |= {name: result.synthetic.images for name, result in runs.items()}
 rows = []
-for judge in (narrow.draw(i) for i in range(1, 4)):
-    real = losses.local_covariance(maps(judge, everything))
+for stranger in range(1, 4):
+    network = narrow.draw(stranger)
+    real = losses.local_covariance(maps(network, everything))
     for name, images in sets.items():
-        syn = losses.local_covariance(maps(judge, images))
-        gap = ((syn - real).norm(dim=(1, 2)) / real.norm(dim=(1, 2))).mean()
-        spread = (syn.diagonal(0, 1, 2).sum(1) / real.diagonal(0, 1, 2).sum(1)).mean()
-        factor = ((real * syn).sum((1, 2)) / syn.square().sum((1, 2))).mean()
-        values = {"gap": gap, "spread": spread, "factor": factor}
-        rows.append({"set": name} | {key: float(value) for key, value in values.items()})
-measured = pd.DataFrame(rows).groupby("set", sort=False).mean()
+        syn = losses.local_covariance(maps(network, images))
+        rows.append([name, *compare(syn, real)])
+measured = pd.DataFrame(rows, columns=["set", "gap", "spread", "factor"])
+measured = measured.groupby("set", sort=False).mean()
 measured.round(3)
 
 # %%
@@ -208,17 +227,17 @@ if scale != "ci":
 # DM alone leaves about the covariance that the random start had; the term closes part of the gap, and more with more weight.
 # Entry by entry, for the first class under the last of these networks, the gap looks like this:
 
-# %% tags=["nbval-ignore-output"]
+# %%
 pictures = {}
 for name in runs:
-    syn = losses.local_covariance(maps(judge, sets[name]))
+    syn = losses.local_covariance(maps(network, sets[name]))
     pictures[name] = (syn - real)[0].cpu()
-heat = plots.covariance_heatmaps(pictures, unit="synthetic minus real (feature units²)")
-text = ", ".join(f"{name} {gaps[name]:.2f}" for name in pictures)
-plots.show(
-    heat,
-    f"Covariance matching brings synthetic covariances nearer to real ones: relative gap {text}.",
-)
+
+# %% tags=["nbval-ignore-output"]
+unit = "synthetic minus real (feature units²)"
+heat = plots.covariance_heatmaps(pictures, unit=unit)
+finding = ", ".join(f"{name} {gaps[name]:.2f}" for name in pictures)
+plots.show(heat, f"Gap of the covariances over the size of the real: {finding}.")
 
 # %% [markdown]
 # ## Exercises
@@ -233,7 +252,8 @@ before = losses.local_covariance(ten.double())
 same = losses.local_covariance(ten.double() + ten.double()[:, :1])
 own = losses.local_covariance(ten.double() + ten.double().flip(1))
 for name, after in (("the same map", same), ("a map for each", own)):
-    print(f"{name}: relative change {float((after - before).norm() / before.norm()):.1f}")
+    change = float((after - before).norm() / before.norm())
+    print(f"{name}: relative change {change:.1f}")
 
 # %% [markdown]
 # ```{admonition} Exercise 2
@@ -256,7 +276,7 @@ print(f"covariance matching {losses.covariance_matching(ten, half).sum():.0f}")
 #
 # ## What's next
 #
-# `iid-dm` uses both terms at once: {doc}`01_quickstart` judges it by the accuracy that it leads to.
+# `iid-dm` uses both terms at once, and {doc}`01_quickstart` judges it by the accuracy that it leads to.
 # The {doc}`notation` page has all equations side by side.
 #
 # ## References

@@ -7,6 +7,7 @@ overwritten), 130 and 143 stopped by SIGINT and SIGTERM.
 # The library is imported inside the commands, so that `iid --help` answers at once.
 
 import contextlib
+import io
 import logging
 import shlex
 import signal
@@ -267,6 +268,7 @@ def distill(
     from iidlib.results import append_results, check_results
     from iidlib.runs import RunFolder
     from iidlib.synthetic import SyntheticSet
+    from iidlib.terms import TERMS
 
     if method not in METHODS:
         raise InputError(f"unknown method {method!r}{suggest(method, METHODS)}")
@@ -280,9 +282,11 @@ def distill(
     loaded = _load(dataset, data_root, device)
     folder = RunFolder(out or Path("runs") / f"{method}-{dataset}-ipc{ipc}-{scale}-seed{seed}")
     typer.echo(
-        f"{method} on {dataset}: {ipc} images a class, {config.iterations} iterations, scale {scale}, "
-        f"{loaded.train.device}"
+        f"{method} on {dataset}, IPC {ipc}: {config.iterations} iterations, scale {scale}, {loaded.train.device}"
     )
+    left_out = [name for name in METHODS[method].terms if ipc == 1 and TERMS[name].needs_pairs]
+    if left_out:
+        typer.echo(f"left out, as a class has one image only: {' and '.join(left_out)}")
     stamp = _stamp(ctx)
     with _kept(folder.path, _command(ctx, "--resume", *([] if out else ["--out", str(folder.path)]))):
         facts = stamp | {"iterations": config.iterations}
@@ -543,6 +547,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         arguments: without the program's name; those of this process if not given.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a table is not lost for a sign that the terminal does not have
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[_Log()])
     logging.getLogger("iidlib").setLevel(logging.INFO)
     # the loop of a distillation, which ends its iteration first, has handlers of its own

@@ -42,6 +42,11 @@ LOG_EVERY = 10
 
 def _random_networks(config: RunConfig, dataset: Dataset, device: torch.device) -> RandomNetworks:
     match = config.match
+    if match.network.endswith("-bn"):
+        raise InputError(
+            f"match.network must look at each image by itself; {match.network!r} has batch norm, through which the "
+            "classes of a batch would see each other"
+        )
     return RandomNetworks(
         match.network,
         dataset.spec,
@@ -286,7 +291,7 @@ def distill(
     Raises:
         InputError: for settings that do not fit the data, or a folder that cannot be used.
         Stopped: on SIGINT or SIGTERM, after the iteration was finished and kept.
-        FloatingPointError: if a term of the objective is not finite.
+        FloatingPointError: if a term of the objective, or the images at a checkpoint, are not finite.
     """
     if dataset is None:
         dataset = load_dataset(config.dataset, device=pick_device(device))
@@ -321,8 +326,12 @@ def distill(
             done += 1
             bar.update()
             show()
-            if folder and (noted or done % config.checkpoint.every == 0 or done == config.iterations):
-                folder.save_checkpoint(done, run.state(), run.facts())
+            if noted or done % config.checkpoint.every == 0 or done == config.iterations:
+                # between logged iterations nothing else looks; the checkpoints before are still good
+                if not bool(torch.isfinite(run.images).all()):
+                    raise FloatingPointError(f"the images are not finite after {done} iterations; lower syn.lr")
+                if folder:
+                    folder.save_checkpoint(done, run.state(), run.facts())
             if noted and done < config.iterations:
                 raise Stopped(noted[0], done, folder.path if folder else None)
     synthetic = run.synthetic(done)

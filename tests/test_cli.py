@@ -1,6 +1,7 @@
 """iidlib.cli: every command does what it says; wrong input is one line and changes nothing; what is stopped goes on."""
 
 import fcntl
+import io
 import json
 import logging
 import os
@@ -213,6 +214,23 @@ def test_random_images_are_those_that_the_run_starts_from(iid: Run) -> None:
     iid("distill", "dm", *TINY, "--out", "run", "--seed", "5", "--set", "syn.lr=1e-30", "--iterations", "1")
     scores = rows(Path("run/scores.json")).groupby("method", sort=False)["accuracy"].apply(list)
     assert scores["random"] == scores["dm"]
+
+
+def test_terms_that_need_two_images_are_said_to_be_left_out(iid: Run) -> None:
+    common = ["--dataset", "shapes", "--scale", "ci", "--no-evaluate"]
+    assert "left out, as a class has one image only: cm and cc" in iid("distill", "iid-dm", *common, "--ipc", "1").out
+    assert "left out" not in iid("distill", "dm", *common, "--ipc", "1").out
+    assert "left out" not in iid("distill", "dm-cm", *common, "--ipc", "2").out
+
+
+def test_signs_that_the_terminal_does_not_have(
+    iid: Run, finished: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    buffer = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(buffer, encoding="ascii"))
+    assert iid("evaluate", finished).status == 0
+    sys.stdout.flush()
+    assert b"iid-dm" in buffer.getvalue()
 
 
 def test_default_folder_says_what_it_holds(iid: Run) -> None:
@@ -437,6 +455,7 @@ def test_what_is_there_is_not_overwritten(iid: Run, finished: Path) -> None:
     for out in ("run", "link", "file", "."):
         assert_one_line(iid("distill", "dm", *TINY, "--out", out), f"{re.escape(out)} exists already; nothing was over")
     assert_one_line(iid("distill", "dm", *TINY, "--out", "file/run"), "cannot write the run folder")
+    assert_one_line(iid("evaluate", "run", "--results", ""), "is not a table of results")
     assert_one_line(iid("evaluate", "run", "--out", "file"), "file exists already; nothing was overwritten")
     assert_one_line(iid("experts", "--out", "file", "--dataset", "shapes"), "cannot write file")
     assert contents(Path()) == before

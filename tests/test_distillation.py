@@ -412,6 +412,22 @@ def test_an_exponential_that_overflows_is_named_before_anything_is_learned(tmp_p
     assert not RunFolder(tmp_path / "run").finished
 
 
+def test_what_is_kept_is_finite(tmp_path, monkeypatch):
+    """Between two logged iterations, nothing but a checkpoint looks at the images."""
+    steps = []
+
+    def breaks(batch) -> Tensor:
+        steps.append(1)
+        return (float("nan") if len(steps) >= 5 else 1.0) * batch.syn_features.square().sum((1, 2))
+
+    monkeypatch.setitem(TERMS, "breaks", Term(breaks, weight=lambda config: 1.0))
+    monkeypatch.setitem(METHODS, "mine", Method(("mean", "breaks")))
+    with pytest.raises(FloatingPointError, match=r"the images are not finite after 6 iterations; lower syn\.lr"):
+        distill(settings("mine", iterations=30, checkpoint__every=3), pictures(), out=tmp_path / "run")
+    state, facts = RunFolder(tmp_path / "run").load_checkpoint()
+    assert facts["iteration"] == 3 and state["images"].isfinite().all()
+
+
 # Terms and methods of one's own
 
 
@@ -691,9 +707,11 @@ def test_a_second_signal_acts_at_once(tmp_path):
     assert not isinstance(caught.value, Stopped)
 
 
-def test_a_signal_in_the_last_iteration_lets_the_run_finish(tmp_path):
-    result = distill(settings("dm"), pictures(), out=tmp_path / "run", **stop_at(7, interrupt))
-    assert RunFolder(tmp_path / "run").finished and len(result.metrics)
+def test_a_signal_in_the_last_iteration_stops_what_would_come_after_the_finished_run(tmp_path):
+    with pytest.raises(Stopped, match="stopped after 7 iterations"):
+        distill(settings("dm"), pictures(), out=tmp_path / "run", **stop_at(7, interrupt))
+    kept = SyntheticSet.load(tmp_path / "run").images
+    assert torch.equal(kept, distill(settings("dm"), pictures()).synthetic.images)
 
 
 def test_a_run_in_a_thread_leaves_signals_alone():
@@ -742,6 +760,7 @@ def test_a_process_that_is_interrupted_keeps_its_run(tmp_path):
         ({"ipc": 8}, r"ipc must be 1 to 7, the training images of class '\w+' in shapes, not 8"),
         ({"match__network": "convnet33"}, "unknown network 'convnet33'; did you mean 'convnet3'"),
         ({"match__network": "alexnet"}, "alexnet takes square images of side 32 only, got image_size 16"),
+        ({"match__network": "convnet3-bn"}, "'convnet3-bn' has batch norm"),
         ({"match__augmentation": "color_crops"}, "'crops'.*did you mean 'crop'"),
         ({"syn__init": "noise", "ipc": 10_000}, "ipc must be 1 to 7"),
     ],
@@ -769,6 +788,6 @@ def test_a_run_loads_its_data_set_by_name():
 
 def test_noise_to_start_from():
     run = begun(settings("dm", syn__init="noise"), pictures())
-    assert abs(float(run.images.mean())) < 0.1 and 0.9 < float(run.images.std()) < 1.1
+    assert abs(float(run.images.detach().mean())) < 0.1 and 0.9 < float(run.images.detach().std()) < 1.1
     assert torch.equal(run.images, begun(settings("dm", syn__init="noise"), pictures()).images)
     assert_step_is_the_loop(run, 0, SINGLE)

@@ -159,6 +159,8 @@ def test_nothing_starts_when_something_is_wrong(folder: Path, monkeypatch: pytes
 POINT = """
 import os, pathlib, time
 folder = pathlib.Path(out)
+assert os.environ['JUPYTER_PREFER_ENV_PATH'] == '1'
+assert os.environ['OMP_NUM_THREADS'] == str(max(1, os.cpu_count() // 2))
 assert folder.is_dir() and isinstance(ipc, int) and isinstance(seeds, list)
 (folder / 'here').touch()
 if ipc < 3:
@@ -178,7 +180,8 @@ else:
 
 
 @pytest.mark.notebook
-def test_points_run_in_parallel_and_each_leaves_what_it_has(tmp_path: Path) -> None:
+def test_points_run_in_parallel_and_each_leaves_what_it_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     source = notebook(tmp_path / "bö[ok]" / "n.ipynb", POINT)
     before = source.read_bytes()
     points = tuple({"name": "ä'[b]", "ipc": ipc, "seeds": [ipc, 0]} for ipc in (1, 2, 3, 4))

@@ -1,0 +1,323 @@
+"""Figures: what they show, what their axes say, and alt text that states a finding once."""
+
+import base64
+import io
+import types
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import IPython.display
+import matplotlib
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from matplotlib import pyplot
+from matplotlib.axes import Axes
+from matplotlib.colors import to_hex, to_rgb
+from PIL import Image
+
+from iidlib import plots
+
+FINDING = "distilled images reach 37 % where random ones reach 28 %"
+
+
+@pytest.fixture(autouse=True)
+def warnings_are_errors() -> Iterator[None]:
+    """A chapter's committed output holds nothing from stderr."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        yield
+
+
+def scores(networks: tuple[str, ...] = ("convnet3",)) -> pd.DataFrame:
+    rows = [
+        {"label": label, "network": network, "accuracy": mean + step}
+        for label, mean in (("random", 28.0), ("dm", 37.0), ("iid-dm", 38.0))
+        for network in networks
+        for step in (-1, 0, 1)
+    ]
+    return pd.DataFrame(rows)
+
+
+def far(label: str, scale: float, count: int = 40) -> pd.DataFrame:
+    return pd.DataFrame({"label": label, "distance": scale * np.linspace(0.5, 1.5, count)})
+
+
+def metrics() -> pd.DataFrame:
+    rounds = range(0, 200, 10)
+    return pd.DataFrame(
+        {"iteration": rounds, "loss": 1.0, "loss_mean": np.linspace(70, 25, 20), "loss_cm": 4.0, "grad_mean": 1.0}
+    )
+
+
+def points() -> pd.DataFrame:
+    spots = np.random.default_rng(0).normal(size=(90, 2))
+    group = np.array(["cat", "dog", "ship"])[np.arange(90) % 3]
+    return pd.DataFrame({"x": spots[:, 0], "y": spots[:, 1], "group": group, "label": ["real"] * 60 + ["dm"] * 30})
+
+
+FIGURES = {
+    "bars": lambda: plots.accuracy_bars(scores(), chance=10),
+    "bars of two networks": lambda: plots.accuracy_bars(scores(("convnet3", "alexnet"))),
+    "losses": lambda: plots.loss_curves(metrics()),
+    "distances": lambda: plots.distance_distribution(pd.concat([far("real", 1), far("dm", 0.9)]), unit="distance (1)"),
+    "covariances": lambda: plots.covariance_heatmaps({"dm": np.eye(8), "dm-cm": np.eye(8) / 2}, unit="gap (units²)")[0],
+    "scatter": lambda: plots.feature_scatter(points())[0],
+}
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_axes_are_returned_with_labels(name: str) -> None:
+    ax = FIGURES[name]()
+    assert isinstance(ax, Axes)
+    assert ax.get_xlabel()
+    # the rows of a bar chart name themselves
+    assert ax.get_ylabel() or [label.get_text() for label in ax.get_yticklabels()]
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_a_figure_is_unknown_to_pyplot_and_leaves_the_settings_alone(name: str) -> None:
+    before = matplotlib.rcParams.copy()
+    FIGURES[name]()
+    assert pyplot.get_fignums() == []
+    assert matplotlib.rcParams == before
+
+
+@pytest.mark.parametrize("name", ["bars", "losses", "distances"])
+def test_axes_that_are_given_are_used(name: str) -> None:
+    ax = plots.panels(2)[1]
+    draw: dict[str, Any] = {
+        "bars": lambda: plots.accuracy_bars(scores(), ax=ax),
+        "losses": lambda: plots.loss_curves(metrics(), ax=ax),
+        "distances": lambda: plots.distance_distribution(far("real", 1), unit="distance (1)", ax=ax),
+    }
+    assert draw[name]() is ax
+
+
+def test_colours_are_those_of_the_book_and_told_apart() -> None:
+    found = plots.colours(["real", "dm", "dm-cc", "dm-cm", "iid-dm", "another", "yet another"])
+    assert len(set(found.values())) == len(found)
+    assert plots.colours(["dm"])["dm"] == plots.colours(["another", "dm"])["dm"]
+    # every two also differ in lightness or hue under the most common colour blindness (deuteranopia, Viénot 1999)
+    matrix = np.array([[0.29275, 0.70725, 0], [0.29275, 0.70725, 0], [-0.02234, 0.02234, 1]])
+    seen = [matrix @ np.array(to_rgb(colour)) ** 2.2 for colour in found.values()]
+    nearest = min(np.linalg.norm(a - b) for i, a in enumerate(seen) for b in seen[:i])
+    assert nearest > 0.03
+
+
+# image_grid
+
+
+def test_images_stand_where_they_belong() -> None:
+    images = torch.zeros(5, 3, 4, 4, dtype=torch.uint8)
+    for i in range(5):
+        images[i] = 50 * i
+    ax = plots.image_grid(images, columns=3, row_labels=["cat", "dog"], title="real")
+    canvas = ax.get_images()[0].get_array()
+    assert canvas is not None and canvas.shape == (10, 16, 3)  # two rows of three, two pixels between
+    assert [int(canvas[row, column, 0]) for row in (0, 6) for column in (0, 6, 12)] == [0, 50, 100, 150, 200, 255]
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["cat", "dog"]
+    assert ax.get_title("left") == "real"
+
+
+def test_images_in_the_unit_range_and_grey_ones_are_taken() -> None:
+    ax = plots.image_grid(np.full((2, 1, 4, 4), 0.5, np.float32), columns=2)
+    canvas = ax.get_images()[0].get_array()
+    assert canvas is not None and canvas[0, 0].tolist() == [128, 128, 128]
+
+
+@pytest.mark.parametrize(
+    ("images", "options", "message"),
+    [
+        (np.zeros((3, 4, 4), np.uint8), {}, "at least one"),
+        (np.zeros((0, 3, 4, 4), np.uint8), {}, "at least one"),
+        (np.zeros((2, 4, 4, 3), np.uint8), {}, "B, 1 or 3"),
+        (np.full((2, 3, 4, 4), -1.5), {}, "denormalise"),
+        (np.full((2, 3, 4, 4), 1.5), {}, "denormalise"),
+        (np.zeros((2, 3, 4, 4), np.int64), {}, "int64"),
+        (np.zeros((2, 3, 4, 4), np.uint8), {"row_labels": ["a", "b"]}, "2 labels for 1 rows"),
+    ],
+)
+def test_wrong_images_are_refused(images: np.ndarray, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        plots.image_grid(images, columns=2, **options)
+
+
+# what the other figures show
+
+
+def test_bars_show_means_and_points_single_networks() -> None:
+    ax = plots.accuracy_bars(scores(), chance=10)
+    assert sorted(round(patch.get_width(), 6) for patch in ax.patches) == [28, 37, 38]
+    spots = np.concatenate([np.asarray(found.get_offsets()) for found in ax.collections])
+    assert sorted(spots[:, 0].round(6)) == sorted(scores()["accuracy"])
+    assert "%" in ax.get_xlabel()
+    assert ax.get_xlim()[0] == 0, "a bar that does not begin at zero lies about its length"
+    assert [text.get_text() for text in ax.texts] == ["chance"]
+
+
+def test_the_line_on_a_bar_is_the_population_deviation() -> None:
+    ax = plots.accuracy_bars(scores())
+    ends = sorted(float(end) for line in ax.lines for end in np.asarray(line.get_xdata()))
+    deviation = np.std([-1, 0, 1])
+    assert np.allclose(ends, sorted(mean + sign * deviation for mean in (28, 37, 38) for sign in (-1, 1)))
+
+
+def test_bars_are_grouped_by_network() -> None:
+    ax = plots.accuracy_bars(scores(("convnet3", "alexnet")))
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["convnet3", "alexnet"]
+    legend = ax.get_legend()
+    assert legend is not None and [text.get_text() for text in legend.get_texts()] == ["random", "dm", "iid-dm"]
+
+
+def test_loss_curves_show_the_terms_and_not_the_gradients() -> None:
+    ax = plots.loss_curves(metrics(), names={"mean": "mean matching"})
+    legend = ax.get_legend()
+    assert legend is not None and [text.get_text() for text in legend.get_texts()] == ["mean matching", "cm"]
+    assert ax.get_yscale() == "log"
+    assert len(ax.lines) == 4  # each term thin, and its median thick
+
+
+def test_loss_curves_need_a_term() -> None:
+    with pytest.raises(ValueError, match="loss_<term>"):
+        plots.loss_curves(metrics()[["iteration", "loss"]])
+
+
+def test_heatmaps_share_one_scale_about_zero() -> None:
+    axes = plots.covariance_heatmaps({"dm": np.diag([4.0, -2]), "dm-cm": np.diag([1.0, -1])}, unit="gap (units²)")
+    limits = {ax.get_images()[0].get_clim() for ax in axes}
+    assert len(limits) == 1
+    low, high = limits.pop()
+    assert low == -high and 3 < high <= 4
+    assert [ax.get_title("left") for ax in axes] == ["dm", "dm-cm"]
+    figure = axes[0].get_figure()
+    assert figure is not None and figure.axes[-1].get_ylabel() == "gap (units²)"
+
+
+def test_equal_covariances_have_a_heatmap_too() -> None:
+    (ax,) = plots.covariance_heatmaps({"dm": np.zeros((3, 3))}, unit="gap (units²)")
+    assert ax.get_images()[0].get_clim() == (-1, 1)
+
+
+def test_distances_rise_to_all_images() -> None:
+    ax = plots.distance_distribution(pd.concat([far("real", 1), far("dm", 0.5)]), unit="distance (1)")
+    drawn = {to_hex(line.get_color()): line for line in ax.lines}
+    for label in ("real", "dm"):
+        assert np.asarray(drawn[plots.colours([label])[label]].get_ydata()).max() == 100
+
+
+def test_scatter_has_a_panel_a_set_before_the_real_images() -> None:
+    both = pd.concat([points(), points().query("label == 'dm'").assign(label="dm-cc")])
+    axes = plots.feature_scatter(both)
+    assert [ax.get_title("left") for ax in axes] == ["dm", "dm-cc"]
+    assert len({ax.get_xlim() for ax in axes}) == 1, "panels that are compared share their axes"
+    assert sum(len(np.asarray(found.get_offsets())) for found in axes[0].collections) == 90
+
+
+# show
+
+
+@pytest.fixture
+def shown(monkeypatch: pytest.MonkeyPatch) -> list[tuple[dict, dict]]:
+    """What was displayed, with its metadata; the memory of alt text starts empty."""
+    found: list[tuple[dict, dict]] = []
+    monkeypatch.setattr(plots, "_shown", {})
+    monkeypatch.setattr(
+        IPython.display, "display", lambda content, raw, metadata: found.append((content, metadata)), raising=True
+    )
+    return found
+
+
+def test_a_figure_is_displayed_with_its_finding(shown: list[tuple[dict, dict]]) -> None:
+    plots.show(plots.accuracy_bars(scores()), f"  {FINDING[:20]}\n   {FINDING[20:].strip()} ")
+    ((content, metadata),) = shown
+    assert metadata == {"image/png": {"alt": FINDING}}
+    assert content["text/plain"] == FINDING
+    picture = Image.open(io.BytesIO(base64.b64decode(content["image/png"])))
+    assert picture.format == "PNG" and 300 < picture.width < 900
+
+
+def test_figures_axes_and_lists_of_axes_are_taken(shown: list[tuple[dict, dict]]) -> None:
+    axes = plots.panels(2)
+    plots.show(axes, "one finding of the three")
+    plots.show(axes[0], "another finding of the three")
+    figure = axes[0].get_figure()
+    assert isinstance(figure, matplotlib.figure.Figure)
+    plots.show(figure, "the last finding of the three")
+    assert len({content["image/png"] for content, _ in shown}) == 1
+
+
+def test_a_figure_of_pyplot_is_closed(shown: list[tuple[dict, dict]]) -> None:
+    plots.show(pyplot.figure(), FINDING)
+    assert pyplot.get_fignums() == []
+
+
+def test_photographs_lose_at_most_two_levels(shown: list[tuple[dict, dict]]) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
+    whole = io.BytesIO()
+    Image.fromarray(noise).save(whole, format="png")
+    slim = plots._slimmed(io.BytesIO(whole.getvalue()))
+    change = np.asarray(Image.open(slim)).astype(int) - noise
+    assert np.abs(change).max() <= 2
+    assert len(slim.getvalue()) < 0.85 * len(whole.getvalue())
+    white = io.BytesIO()
+    Image.new("RGB", (8, 8), "white").save(white, format="png")
+    assert np.asarray(Image.open(plots._slimmed(white))).min() == 255
+
+
+@pytest.mark.parametrize("alt", ["", "   ", "a figure", "accuracies-of-three-sets"])
+def test_alt_text_without_a_finding_is_refused(shown: list[tuple[dict, dict]], alt: str) -> None:
+    with pytest.raises(ValueError, match="alt text must state the finding"):
+        plots.show(plots.accuracy_bars(scores()), alt)
+    assert shown == []
+
+
+def notebook(monkeypatch: pytest.MonkeyPatch, cell: str | None, execution: int) -> None:
+    """As if a cell of a notebook ran; JupyterLab names it, other front ends do not."""
+    parent = {"metadata": {"cellId": cell} if cell else {}}
+    kernel = types.SimpleNamespace(get_parent=lambda channel: parent)
+    shell = types.SimpleNamespace(kernel=kernel, execution_count=execution)
+    monkeypatch.setattr(IPython, "get_ipython", lambda: shell)
+
+
+def test_alt_text_of_another_figure_is_refused(shown: list[tuple[dict, dict]], monkeypatch: pytest.MonkeyPatch) -> None:
+    figure = plots.accuracy_bars(scores())
+    notebook(monkeypatch, "first", 1)
+    plots.show(figure, FINDING)
+    with pytest.raises(ValueError, match="that of another figure"):  # twice in one cell
+        plots.show(figure, FINDING)
+    notebook(monkeypatch, "second", 2)
+    with pytest.raises(ValueError, match="that of another figure"):
+        plots.show(figure, FINDING)
+    plots.show(figure, FINDING + " here")
+    assert len(shown) == 2
+
+
+def test_a_cell_may_run_again(shown: list[tuple[dict, dict]], monkeypatch: pytest.MonkeyPatch) -> None:
+    figure = plots.accuracy_bars(scores())
+    for execution in (1, 2, 3):
+        notebook(monkeypatch, "first", execution)
+        plots.show(figure, FINDING)
+    assert len(shown) == 3
+
+
+def test_without_a_name_a_cell_is_known_by_its_code(
+    shown: list[tuple[dict, dict]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = f"plots.show(figure, {FINDING!r})"
+    names = {"plots": plots, "figure": plots.accuracy_bars(scores())}
+    for execution in (1, 2):
+        notebook(monkeypatch, None, execution)
+        exec(compile(code, "cell of this code", "exec"), names)
+    notebook(monkeypatch, None, 3)
+    with pytest.raises(ValueError, match="that of another figure"):
+        exec(compile(code, "another cell", "exec"), names)
+
+
+def test_outside_of_a_notebook_a_finding_counts_once(shown: list[tuple[dict, dict]]) -> None:
+    figure = plots.accuracy_bars(scores())
+    plots.show(figure, FINDING)
+    with pytest.raises(ValueError, match="that of another figure"):
+        plots.show(figure, FINDING)
