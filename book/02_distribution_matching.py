@@ -161,7 +161,7 @@ tight = centre + 0.1 * (syn - centre)
 for name, one in (("as they are", syn), ("drawn together", tight)):
     loss = losses.mean_matching(real, one).sum()
     scatter = losses.squared_distances(one).mean()
-    print(f"{name:15} loss {loss:5.1f}   distance to the centre {scatter:5.2f}")
+    print(f"{name:15} loss {loss:5.1f}   mean squared distance {scatter:5.2f}")
 
 # %% [markdown]
 # How the images of a class lie to each other, and how their features vary together, is left to chance.
@@ -174,20 +174,21 @@ for name, one in (("as they are", syn), ("drawn together", tight)):
 # The gradient flows back through the transform to the pixels.
 
 # %%
-draws = augment.sample(data.spec.augmentation, classes, stream(3, 0, "dsa"))
-group = torch.arange(classes)
-one_real = whole.unflatten(0, (classes, -1))[:, 0]
-one_syn = start.images[::ipc]
-sides = [one_real, augment.apply(one_real, draws, group)]
-sides += [one_syn, augment.apply(one_syn, draws, group)]
+draws = augment.sample(data.spec.augmentation, classes, stream(127, 0, "dsa"))
+group = torch.arange(classes).repeat_interleave(2)
+pairs = []
+for images in (whole, start.images):
+    two = images.unflatten(0, (classes, -1))[:, :2].flatten(0, 1)
+    pairs.append(torch.stack([two, augment.apply(two, draws, group)], 1))
 
 # %%
-shown = denormalize(torch.stack(sides, 1).cpu(), data.spec)[:6].flatten(0, 1)
-pairs = zip(data.spec.classes, draws.op[:6], strict=False)
-names = [f"{name}: {augment.OPERATIONS[op]}" for name, op in pairs]
-title = "real, transformed; synthetic, transformed"
-grid = plots.image_grid(shown, columns=4, row_labels=names, title=title)
-plots.show(grid, "One transform a class changes its real and synthetic image alike.")
+names = [augment.OPERATIONS[op] for op in draws.op[:6]]
+titles = ("two real images and their transforms", "two synthetic ones and theirs")
+axes = plots.panels(2, height=2.9)
+for ax, title, pair in zip(axes, titles, pairs, strict=True):
+    shown = denormalize(pair[:12].flatten(0, 1).cpu(), data.spec)
+    plots.image_grid(shown, columns=4, row_labels=names, title=title, ax=ax)
+plots.show(axes, "Six classes, six transforms: images of a class are changed alike.")
 
 # %% [markdown]
 # If each side drew its own, even a perfect copy of the real images would have a loss; the second exercise measures it.
@@ -254,14 +255,14 @@ names = [f"iteration {moment}" for moment in moments]
 grid = plots.image_grid(few, columns=classes, row_labels=names)
 change = 100 * (distilled - start.images).std() / start.images.std()
 finding = f"One image a class after {', '.join(map(str, moments))} iterations"
-plots.show(grid, f"{finding}: texture of {change:.0f} % of a pixel's spread comes.")
+plots.show(grid, f"{finding}: objects stay, {change:.0f} % of the spread is new.")
 
 # %% [markdown]
 # ## Exercises
 #
 # ```{admonition} Exercise 1
-# The mean of features is not the feature of a mean.
 # Which is nearer to the mean features of a class: its mean *image*, or one random image of it?
+# Guess first: the mean of features is not the feature of a mean.
 # ```
 
 # %% tags=["hide-cell"]

@@ -147,7 +147,8 @@ def _kept(folder: Path | None = None, again: str = "") -> Iterator[None]:
     def told(what: str, go_on: str) -> str:
         if folder is None or not folder.is_dir() or not any(folder.iterdir()):
             return what
-        return what + ("" if str(folder) in what else f"; what was done is kept in {folder}") + f"\n{go_on}"
+        kept = "" if f"kept in {folder}" in what else f"; what was done is kept in {folder}"
+        return f"{what}{kept}\n{go_on}"
 
     try:
         yield
@@ -162,7 +163,8 @@ def _kept(folder: Path | None = None, again: str = "") -> Iterator[None]:
 
 def _protocol_text(protocol: EvalProtocol, label: str) -> str:
     name = "whole set" if label == "whole" else "dm"
-    return f"{name}, {protocol.epochs} epochs, batch {protocol.batch}, lr {protocol.lr:g}, width {protocol.width}"
+    text = f"{name}, {protocol.epochs} epochs, batch {protocol.batch}, lr {protocol.lr:g}, width {protocol.width}"
+    return text if protocol.augmentation == "auto" else f"{text}, augmentation {protocol.augmentation}"
 
 
 def _scores(
@@ -385,7 +387,7 @@ def evaluate(
     facts = _stamp(ctx)
     with _kept():
         scores = _scores(images, loaded, config, label, networks_seed, facts | {"iterations": iterations})
-        if baseline and synthetic:
+        if baseline and synthetic and label != "random":
             chosen_real = random_real(loaded.train, size, own_seed)
             beside = _scores(chosen_real, loaded, config, "random", networks_seed, facts | {"iterations": 0})
             scores = pd.concat([beside, scores], ignore_index=True)

@@ -26,7 +26,6 @@ __all__ = [
     "colours",
     "covariance_heatmaps",
     "distance_distribution",
-    "feature_scatter",
     "image_grid",
     "loss_curves",
     "panels",
@@ -36,8 +35,8 @@ __all__ = [
 DPI = 100
 """Screen resolution: a notebook with its figures stays small."""
 
-PIXELS_PER_INCH = 75
-"""Of images in a grid, about: a third larger than their pixels on a screen."""
+PIXELS_PER_INCH = 60
+"""Of images in a grid, at most: two thirds larger than their pixels on a screen."""
 
 WIDTH = 7.2
 """Inches across a figure, a little more than the book's column."""
@@ -264,44 +263,6 @@ def distance_distribution(distances: pd.DataFrame, *, unit: str, ax: Axes | None
         sns.move_legend(ax, "lower right", title="")
         sns.despine(ax=ax)
     return ax
-
-
-def feature_scatter(points: pd.DataFrame, *, axes: Sequence[Axes] | None = None) -> list[Axes]:
-    """Features of images in the plane, a panel a set: background points are small and pale, the set's own large.
-
-    Args:
-        points: a row an image, with columns x, y, group (what the colour tells, a class for example) and label;
-            rows with the label ``real`` are the background of every panel.
-        axes: where to draw, one for each other label.
-    """
-    labels = [label for label in dict.fromkeys(points["label"]) if label != "real"]
-    groups = list(dict.fromkeys(points["group"]))
-    low, high = points[["x", "y"]].min(), points[["x", "y"]].max()
-    room = 0.05 * (high - low)
-    palette = dict(zip(groups, sns.color_palette("colorblind", len(groups)).as_hex(), strict=True))
-    with _style():
-        axes = list(axes or panels(len(labels)))
-        for ax, label in zip(axes, labels, strict=True):
-            for kind, size, alpha in (("real", 10, 0.25), (label, 55, 0.95)):
-                sns.scatterplot(
-                    points[points["label"] == kind],
-                    x="x",
-                    y="y",
-                    hue="group",
-                    hue_order=groups,
-                    palette=palette,
-                    s=size,
-                    alpha=alpha,
-                    linewidth=0 if kind == "real" else 0.8,
-                    legend=kind != "real" and ax is axes[-1],
-                    ax=ax,
-                )
-            ax.set(title=label, xlabel="first principal component", ylabel="", xticks=[], yticks=[])
-            ax.set(xlim=(low.x - room.x, high.x + room.x), ylim=(low.y - room.y, high.y + room.y))
-            sns.despine(ax=ax)
-        axes[0].set_ylabel("second principal component")
-        sns.move_legend(axes[-1], "best", title="", handletextpad=0.2)
-    return axes
 
 
 def show(figure: Figure | Axes | Sequence[Axes], alt: str) -> None:

@@ -671,14 +671,14 @@ def test_a_stop_within_the_last_iteration_keeps_the_set_and_does_not_evaluate(
 def test_a_stop_while_evaluating(iid: Run, monkeypatch: pytest.MonkeyPatch, number: signal.Signals) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(evaluation, "fit", lambda *given, **named: signal.raise_signal(number))
-        ended = iid(*LONGER)
-        alone = iid("evaluate", "run")
+        ended = iid(*LONGER, "--out", "t")
+        alone = iid("evaluate", "t")
     assert ended.status == 128 + number
-    assert ended.err.splitlines()[0] == "stopped; what was done is kept in run" and len(ended.err.splitlines()) == 2
+    assert ended.err.splitlines()[0] == "stopped; what was done is kept in t" and len(ended.err.splitlines()) == 2
     assert (alone.status, alone.err) == (128 + number, "stopped\n")
-    before = Path("run/synthetic.safetensors").read_bytes()
+    before = Path("t/synthetic.safetensors").read_bytes()
     assert iid(*go_on(ended)).status == 0
-    assert Path("run/synthetic.safetensors").read_bytes() == before and Path("run/scores.json").is_file()
+    assert Path("t/synthetic.safetensors").read_bytes() == before and Path("t/scores.json").is_file()
 
 
 def test_a_stop_while_the_pool_is_trained(iid: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -849,6 +849,12 @@ def test_scores_are_kept_with_a_run_that_has_none(iid: Run, finished: Path) -> N
     assert rows(finished / "scores.json")["accuracy"].tolist() == kept["accuracy"].tolist()
 
 
+def test_random_images_are_not_put_beside_themselves(iid: Run) -> None:
+    evaluation.random_real(data.load_dataset("shapes").train, 2).save(Path("random.safetensors"))
+    assert iid("evaluate", "./random.safetensors", "--scale", "ci", "--out", "s.json").status == 0
+    assert rows(Path("s.json"))["method"].tolist() == ["random"] * 2
+
+
 def test_evaluating_random_and_whole(iid: Run, finished: Path) -> None:
     assert iid("evaluate", "random", *TINY, "--seed", "3", "--out", "random.json").status == 0
     kept = rows(finished / "scores.json")
@@ -868,8 +874,11 @@ def test_whole_set_has_a_protocol_of_its_own(iid: Run, monkeypatch: pytest.Monke
     common = ["evaluate", "whole", "--dataset", "shapes", "--scale", "tour", "--num-eval", "1",
               "--set", "compute.compile=off"]  # fmt: skip
     assert iid(*common).status == iid(*common, "--epochs", "70").status == 0
-    assert iid(*common, "--set", "eval.epochs=80").status == 0
+    assert iid(*common, "--set", "eval.epochs=80", "--set", "eval.augmentation=flip", "--out", "s.json").status == 0
     assert passes == [60, 70, 80]
+    assert (
+        rows(Path("s.json"))["protocol"][0] == "whole set, 80 epochs, batch 256, lr 0.01, width 32, augmentation flip"
+    )
 
 
 def test_a_set_is_tested_only_on_what_it_was_made_for(iid: Run, finished: Path) -> None:

@@ -739,7 +739,7 @@ def test_a_process_that_is_interrupted_keeps_its_run(tmp_path):
     )
     assert other.stdout.readline() == "running\n", other.communicate()[1]
     other.send_signal(signal.SIGINT)
-    output, errors = other.communicate(timeout=120)
+    output, errors = other.communicate(timeout=300)
     assert other.returncode == 0, errors
     iteration, number, *_ = output.split()
     assert int(number) == signal.SIGINT and f"kept in {tmp_path / 'run'}" in output

@@ -158,6 +158,10 @@ def test_what_is_padded_takes_no_part_in_values_or_gradients(padding):
             [reference.class_centralization(s.flatten(1)) for _, s in pairs],
         ),
         "exp": (
+            class_centralization(syn.flatten(2), syn_mask, form="exp", alpha=0.1),
+            [reference.class_centralization(s.flatten(1), "exp", 0.1) for _, s in pairs],
+        ),
+        "exp above beta": (
             class_centralization(syn.flatten(2), syn_mask, form="exp", alpha=0.1, beta=1.1),
             [reference.class_centralization(s.flatten(1), "exp", 0.1, 1.1) for _, s in pairs],
         ),

@@ -52,19 +52,12 @@ def metrics() -> pd.DataFrame:
     )
 
 
-def points() -> pd.DataFrame:
-    spots = np.random.default_rng(0).normal(size=(90, 2))
-    group = np.array(["cat", "dog", "ship"])[np.arange(90) % 3]
-    return pd.DataFrame({"x": spots[:, 0], "y": spots[:, 1], "group": group, "label": ["real"] * 60 + ["dm"] * 30})
-
-
 FIGURES = {
     "bars": lambda: plots.accuracy_bars(scores(), chance=10),
     "bars of two networks": lambda: plots.accuracy_bars(scores(("convnet3", "alexnet"))),
     "losses": lambda: plots.loss_curves(metrics()),
     "distances": lambda: plots.distance_distribution(pd.concat([far("real", 1), far("dm", 0.9)]), unit="distance (1)"),
     "covariances": lambda: plots.covariance_heatmaps({"dm": np.eye(8), "dm-cm": np.eye(8) / 2}, unit="gap (units²)")[0],
-    "scatter": lambda: plots.feature_scatter(points())[0],
 }
 
 
@@ -208,14 +201,6 @@ def test_distances_rise_to_all_images() -> None:
         assert np.asarray(drawn[plots.colours([label])[label]].get_ydata()).max() == 100
 
 
-def test_scatter_has_a_panel_a_set_before_the_real_images() -> None:
-    both = pd.concat([points(), points().query("label == 'dm'").assign(label="dm-cc")])
-    axes = plots.feature_scatter(both)
-    assert [ax.get_title("left") for ax in axes] == ["dm", "dm-cc"]
-    assert len({ax.get_xlim() for ax in axes}) == 1, "panels that are compared share their axes"
-    assert sum(len(np.asarray(found.get_offsets())) for found in axes[0].collections) == 90
-
-
 # show
 
 
@@ -231,7 +216,7 @@ def shown(monkeypatch: pytest.MonkeyPatch) -> list[tuple[dict, dict]]:
 
 
 def test_a_figure_is_displayed_with_its_finding(shown: list[tuple[dict, dict]]) -> None:
-    plots.show(plots.accuracy_bars(scores()), f"  {FINDING[:20]}\n   {FINDING[20:].strip()} ")
+    plots.show(plots.accuracy_bars(scores()), FINDING.replace(" ", "\n   "))
     ((content, metadata),) = shown
     assert metadata == {"image/png": {"alt": FINDING}}
     assert content["text/plain"] == FINDING
