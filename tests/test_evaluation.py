@@ -1,4 +1,4 @@
-"""iidlib.evaluation: the protocol to the letter, seeds that do not depend on each other, baselines, tables, intervals."""
+"""iidlib.evaluation: the protocol to the letter, seeds that do not depend on each other, baselines, intervals."""
 
 import copy
 import dataclasses
@@ -92,7 +92,7 @@ def test_the_protocol_is_what_training_is_given(pictures, monkeypatch):
 
 
 def test_a_network_is_trained_as_a_loop_written_by_hand(pictures, networks):
-    """Batches, augmentation and optimiser written out: the rate falls after pass 3 of 6, with the momentum forgotten."""
+    """Batches, augmentation and optimiser written out: the rate falls after pass 3 of 6, the momentum forgotten."""
     chosen = random_real(pictures.train, 3)
     scores = judge(chosen, pictures, changed(epochs=6, num_eval=1), seed=7)
     seed = stream_seed(7, 0, "evaluation of convnet2")

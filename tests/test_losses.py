@@ -1,4 +1,4 @@
-"""iidlib.losses: every loss against its equation, its gradient, its invariances, its errors, and classes of any size."""
+"""iidlib.losses: every loss against its equation, its gradient, its invariances, errors, classes of any size."""
 
 import math
 
