@@ -71,7 +71,8 @@ def evaluate(
         on_network: called with each row as soon as it is there.
 
     Returns:
-        One row for each trained network: network, evaluation_seed, accuracy (percent), epochs, images, seconds.
+        One row for each trained network, with the columns network, evaluation_seed, accuracy (percent), epochs, images
+        and seconds.
 
     Raises:
         InputError: for images that do not fit the data set, or an unknown network or augmentation.
