@@ -131,8 +131,8 @@ def run_sweep(sweep: Sweep, out: str | Path, *, workers: int = 1, progress: bool
 
     Returns:
         One row a point, with the columns point, the parameters, status (done or failed), error, seconds, notebook.
-        ``sweep.csv`` has the same columns, and one row for each line of a point's ``scores.csv`` where it left one; columns of the
-        scores give way to those of the same name.
+        ``sweep.csv`` has the same columns, and one row for each line of a point's ``scores.csv`` where it left one;
+        columns of the scores give way to those of the same name.
 
     Raises:
         InputError: if `out` is not empty or cannot be written, workers is below 1, or a parameter is unknown.
