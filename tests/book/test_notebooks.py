@@ -111,7 +111,7 @@ def test_nbval_sees_a_changed_output_and_an_error(
     source: str, tagged: tuple[str, ...], passes: bool, tmp_path: Path
 ) -> None:
     stored = nbformat.v4.new_output("execute_result", {"text/plain": "3"}, execution_count=1)
-    cell = nbformat.v4.new_code_cell(source, outputs=[stored], metadata={"tags": list(tagged)})
+    cell = nbformat.v4.new_code_cell(source, outputs=[stored], execution_count=1, metadata={"tags": list(tagged)})
     notebook = nbformat.v4.new_notebook(cells=[cell], metadata={"kernelspec": read(chapters()[0]).metadata.kernelspec})
     nbformat.write(notebook, tmp_path / "one.ipynb")
     assert (run_nbval(tmp_path / "one.ipynb").returncode == 0) is passes
@@ -130,7 +130,7 @@ def test_other_parameters_are_another_experiment(tmp_path: Path) -> None:
     summary = (out / "summary.txt").read_text()
     assert "dm over random" in summary and "dm-cm over dm" in summary and "over 3 seeds" in summary
     folders = sorted(path.name for path in out.iterdir() if path.is_dir())
-    assert folders == [f"{method}-seed{seed}" for method in ("dm", "dm-cm") for seed in (3, 4, 5)]
+    assert folders == sorted(f"{method}-seed{seed}" for method in ("dm", "dm-cm") for seed in (3, 4, 5))
     assert all(RunFolder(out / name).finished for name in folders)
     assert len(runs_frame(out)) == 2 * 3 * 2
 
