@@ -69,6 +69,7 @@ class _Log(logging.Handler):
 
 
 app = typer.Typer(cls=_Commands, add_completion=False, pretty_exceptions_enable=False)
+"""The commands, as Typer gathers them; `main` runs them."""
 data_app = typer.Typer(help="Data sets: what is known, fetch one, check its files.")
 app.add_typer(data_app, name="data")
 
