@@ -291,7 +291,7 @@ def distill(
     if left_out:
         typer.echo(f"left out, as a class has one image only: {' and '.join(left_out)}")
     stamp = _stamp(ctx)
-    with _kept(folder.path, _command(ctx, "--resume")):
+    with _kept(folder.path, _command(ctx, "--resume", *([] if out else ["--out", str(folder.path)]))):
         facts = stamp | {"iterations": config.iterations}
         if resume and folder.finished:
             metrics, synthetic = RunFolder.reopen(folder.path, config).metrics(), SyntheticSet.load(folder.path)

@@ -87,7 +87,7 @@ class ConvBlock(nn.Module):
     """3x3 convolution, instance norm, ReLU, 2x2 average pooling: [B, K_in, H, H] -> [B, K, H/2, H/2].
 
     What follows the convolution is one function, ``kernel(x, weight, bias, eps)``, so that a compiled form can take its
-    place; ``norm`` only holds its parameters.
+    place; ``norm`` only holds its parameters. ``winograd``, where set, does the whole block where it pays to.
     """
 
     def __init__(self, channels: int, width: int) -> None:
@@ -95,8 +95,11 @@ class ConvBlock(nn.Module):
         self.conv = nn.Conv2d(channels, width, 3, padding=1)
         self.norm = nn.GroupNorm(width, width)
         self.kernel = accelerate.norm_relu_pool
+        self.winograd: accelerate.WinogradBlock | None = None
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.winograd is not None and self.winograd.pays(x, self.conv.weight):
+            return self.winograd(x, self.conv.weight, self.norm.weight, self.norm.bias, self.norm.eps)
         return self.kernel(self.conv(x), self.norm.weight, self.norm.bias, self.norm.eps)
 
 
