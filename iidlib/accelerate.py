@@ -20,6 +20,7 @@ from iidlib import winograd
 __all__ = [
     "CPU_CHUNK",
     "WinogradBlock",
+    "block_chunk",
     "compiler_available",
     "default_chunk",
     "device_name",
@@ -33,6 +34,9 @@ __all__ = [
 
 CPU_CHUNK = 32
 """Images a chunk on a CPU: small enough that a layer's activations stay in the cache."""
+
+CPU_OUTPUT_BYTES = 4 << 20
+"""Output of one convolution that a CPU's cache is taken to hold."""
 
 WINOGRAD_CHANNELS = 128
 """Channels, in and out, from which Winograd's algorithm gains on a CPU; with 64 it takes as long as the convolution."""
@@ -260,6 +264,16 @@ def prepare(network: nn.Module, *, compile: str = "auto") -> nn.Module:
 def default_chunk(device: torch.device) -> int:
     """Images a chunk where none is asked for: CPU_CHUNK on a CPU, 0 (all at once) elsewhere."""
     return CPU_CHUNK if device.type == "cpu" else 0
+
+
+def block_chunk(x: Tensor, weight: Tensor) -> int:
+    """Images at a time whose outputs of one convolution [b, K_out, H, W] stay in a CPU's second-level cache.
+
+    0, all at once, where the whole is at most twice that, since each chunk has a price too, and off the CPU.
+    """
+    one = weight.shape[0] * x.shape[2] * x.shape[3] * x.element_size()
+    chunk = max(1, CPU_OUTPUT_BYTES // one)
+    return chunk if x.device.type == "cpu" and len(x) * one > 2 * CPU_OUTPUT_BYTES else 0
 
 
 def in_chunks(function: Callable[[Tensor], Tensor], images: Tensor, size: int) -> Tensor:

@@ -100,6 +100,11 @@ class ConvBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.winograd is not None and self.winograd.pays(x, self.conv.weight):
             return self.winograd(x, self.conv.weight, self.norm.weight, self.norm.bias, self.norm.eps)
+        if self.winograd is not None and not torch.is_grad_enabled():
+            return accelerate.in_chunks(self._direct, x, accelerate.block_chunk(x, self.conv.weight))
+        return self._direct(x)
+
+    def _direct(self, x: Tensor) -> Tensor:
         return self.kernel(self.conv(x), self.norm.weight, self.norm.bias, self.norm.eps)
 
 
