@@ -1,52 +1,56 @@
-"""Speed: an iteration of the library against the same iteration as a loop over classes, and against the hardware.
-
-The baseline is fixed, so that ratios mean the same from release to release: the classes one after the other, each with
-an eager float32 forward pass of its real and of its synthetic images through plain convolution, ``group_norm``, ReLU
-and average pooling in PyTorch's default memory format, as in the released code of DM and IID. It is a kind baseline:
-the real side keeps no graph, covariance and class centralization are vectorised, all classes share one backward pass,
-and it has the same threads.
+"""Speed: the library against the fixed baseline and against the machine, measured in one run.
 
 Both sides start from the same images and read the same draws at every iteration. That their losses and gradients agree
-is checked in the run that takes the times: a speed-up that changes the result is an error.
+is checked in the run that takes the times: a speed-up that changes the result is an error. Compilation happens in each
+side's first iteration, which is timed apart.
 """
 
-import copy
+import dataclasses
 import json
 import statistics
-import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
-from iidlib import augment
-from iidlib.accelerate import compiler_available, device_name, pick_device, precision
-from iidlib.config import InputError, RunConfig, preset
-from iidlib.data import DatasetSpec, load_dataset
-from iidlib.distillation import Distillation
+from iidlib.accelerate import (
+    compiler_available,
+    device_name,
+    peak_memory_mib,
+    pick_device,
+    precision,
+    reset_peak_memory,
+)
+from iidlib.baseline import PerClassLoop
+from iidlib.ceilings import copy_rate, count_bytes, count_flops, matrix_product_rate, seconds_of
+from iidlib.config import InputError, RunConfig, preset, suggest
+from iidlib.data import Dataset, DatasetSpec, RealSet, load_dataset
+from iidlib.distillation import METHODS, Distillation
 from iidlib.extractors import Pool, frozen, network_for
-from iidlib.networks import Network
+from iidlib.networks import NETWORKS
+from iidlib.results import append_rows
 from iidlib.runs import environment
 from iidlib.streams import stream
 
 __all__ = [
+    "AXES",
     "GRADIENT_TOLERANCE",
     "LOSS_TOLERANCE",
+    "NEEDED",
     "BenchReport",
-    "Comparison",
     "LossesDiffer",
-    "PerClassLoop",
+    "Timing",
     "compare",
-    "count_flops",
-    "matrix_product_rate",
     "measure",
     "random_pool",
+    "scaling",
+    "timing_dataset",
 ]
 
 LOSS_TOLERANCE = {"fp32": 1e-4, "tf32": 5e-3}
@@ -60,110 +64,48 @@ of the ReLU's kink, and their share of the gradient appears or vanishes. For tha
 differ by up to 2e-3 in float32, and by 2e-15 in float64.
 """
 
-_QUICK: dict[str, Any] = {"match.width": 32, "match.batch_real": 64, "pool.width": 32}
+AXES: dict[str, tuple[int, ...]] = {
+    "ipc": (1, 10, 50),
+    "classes": (10, 30, 100),
+    "batch_real": (64, 256, 1024),
+    "width": (32, 64, 128, 256),
+}
+"""The sizes that `scaling` varies, one at a time, about the paper's: IPC 10, 10 classes, 256 real images, width 128."""
+
+NEEDED = ("what", "method", "seconds")
+"""Columns by which a CSV file is known to hold such rows."""
+
+_METHODS = ("dm", "dm-cm", "iid-dm")
 _ROUNDS, _QUICK_ROUNDS = 3, 2
+_CLASSES, _QUICK_CLASSES = 10, 2
 
 
 class LossesDiffer(ArithmeticError):
     """The two sides do not compute the same thing, so the ratio of their times means nothing."""
 
 
-def _group_norm_relu_pool(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    x = F.group_norm(x, len(weight), weight, bias, eps)
-    # ReLU in place, as in the released networks
-    return F.avg_pool2d(F.relu(x, inplace=True), 2)
+def timing_dataset(classes: int, per_class: int, *, device: torch.device | str = "cpu") -> Dataset:
+    """cifar10-mini in other sizes, for times alone: its classes and images come round again where more are asked for.
 
-
-def _plain(network: Network) -> Network:
-    """A copy in PyTorch's default memory format, whose blocks are plain eager calls."""
-    twin = copy.deepcopy(network).to(memory_format=torch.contiguous_format)
-    for module in twin.modules():
-        if hasattr(module, "kernel"):
-            module.kernel = _group_norm_relu_pool  # type: ignore[assignment]
-            module.winograd = None  # type: ignore[assignment]
-    return twin
-
-
-def _covariance(fmap: Tensor) -> Tensor:
-    """Local covariance of one class, [N, K, P] -> [K, K]; see ``losses.local_covariance``."""
-    centred = (fmap - fmap.mean(0)).transpose(0, 1).flatten(1)
-    return centred @ centred.T / len(fmap)
-
-
-class PerClassLoop:
-    """The baseline: one iteration as a loop over classes, in eager float32.
-
-    It reads the draws, matching networks and trained networks of a run, and leaves the run's images as they are.
-
-    Attributes:
-        images: the synthetic images, float32 [C*ipc, K, H, W]; a leaf that requires gradient.
+    Args:
+        classes: how many; class c has the images of class c modulo 10.
+        per_class: training images of each.
+        device: where the images are put.
     """
-
-    def __init__(self, run: Distillation) -> None:
-        """Takes up a run's settings and a copy of its images.
-
-        Raises:
-            ValueError: for a term that the loop does not have, or class centralization in another form than released.
-        """
-        match = run.config.match
-        if not {"mean"} <= run.terms.keys() <= {"mean", "cm", "cc"}:
-            raise ValueError(f"the loop over classes has the terms mean, cm and cc, got {', '.join(run.terms)}")
-        if "cc" in run.terms and (match.cc_scaling, match.cc_form) != ("released", "linear"):
-            raise ValueError(
-                "the loop over classes centralizes as released (match.cc_scaling=released, match.cc_form=linear), "
-                f"got {match.cc_scaling} and {match.cc_form}"
-            )
-        self._run = run
-        self._experts = {id(network): _plain(network) for network in (run.pool.networks if run.pool else ())}
-        self.images = run.images.detach().clone(memory_format=torch.contiguous_format).requires_grad_()
-        self._optimiser = torch.optim.SGD([self.images], lr=run.config.syn.lr, momentum=run.config.syn.momentum)
-
-    def losses(self, iteration: int) -> dict[str, Tensor]:
-        """The weighted terms of the objective at an iteration, each summed over classes; scalars with gradient."""
-        run, config = self._run, self._run.config
-        drawn = run.real.sample(config.match.batch_real, stream(config.seed, iteration, "real batch"))
-        network = _plain(run.source.draw(iteration))
-        expert = self._expert(iteration)
-        draws = None
-        if run.augmentation != "none":
-            draws = augment.sample(
-                run.augmentation, run.real.num_classes, stream(config.seed, iteration, "augmentation")
-            )
-        total = dict.fromkeys(run.terms, self.images.new_zeros(()))
-        for label in range(run.real.num_classes):
-            real = run.real.images_of(drawn.index[drawn.group == label])
-            syn = self.images[run.group == label]
-            if draws is not None:
-                own = augment.Draws(draws.op[[label]], draws.u[[label]])
-                real = augment.apply(real, own, torch.zeros(len(real), dtype=torch.int64))
-                syn = augment.apply(syn, own, torch.zeros(len(syn), dtype=torch.int64))
-            with torch.no_grad():
-                real_map = network.feature_map(real)
-                real_mean = network.head(real_map).mean(0)
-            syn_map = network.feature_map(syn)
-            total["mean"] = total["mean"] + (real_mean - network.head(syn_map).mean(0)).square().sum()
-            if "cm" in total:
-                gap = _covariance(real_map.flatten(2)) - _covariance(syn_map.flatten(2))
-                total["cm"] = total["cm"] + config.match.cm * gap.square().sum()
-            if "cc" in total:
-                assert expert is not None, "the run needs its pool"
-                features = expert.embed(syn)
-                total["cc"] = total["cc"] + config.match.cc * (features - features.mean(0)).square().sum()
-        return total
-
-    def step(self, iteration: int) -> None:
-        """One update of the images, with one backward pass for all classes."""
-        with precision(self.images.device, "fp32"):
-            loss = torch.stack(list(self.losses(iteration).values())).sum()
-            self._optimiser.zero_grad()
-            loss.backward()
-        self._optimiser.step()
-
-    def _expert(self, iteration: int) -> Network | None:
-        run = self._run
-        if run.pool is None:
-            return None
-        return self._experts[id(run.pool.sample(stream(run.config.seed, iteration, "expert")))]
+    mini = load_dataset("cifar10-mini", device=device)
+    own = mini.train.num_classes
+    rows = [mini.train.of_class(c % own) for c in range(classes)]
+    index = torch.cat([row[torch.arange(per_class) % len(row)] for row in rows]).to(device)
+    labels = torch.arange(classes, device=device).repeat_interleave(per_class)
+    names = tuple(mini.spec.classes[c % own] + (f"-{c // own}" if c >= own else "") for c in range(classes))
+    spec = dataclasses.replace(mini.spec, classes=names)
+    test = mini.test.labels < classes
+    return Dataset(
+        mini.name,
+        RealSet(mini.train.images[index], labels, spec),
+        RealSet(mini.test.images[test], mini.test.labels[test], spec),
+        spec,
+    )
 
 
 def random_pool(config: RunConfig, spec: DatasetSpec, device: torch.device) -> Pool:
@@ -187,92 +129,84 @@ def random_pool(config: RunConfig, spec: DatasetSpec, device: torch.device) -> P
     return Pool([frozen(network).eval()], [float("nan")], "random")
 
 
-def count_flops(function: Callable[[], object]) -> int:
-    """Floating-point operations of the convolutions and matrix products that a call runs, backward passes included.
-
-    A multiplication and its addition count as two. Norms, activations, pooling and augmentation are not counted.
-    """
-    with FlopCounterMode(display=False) as counter:
-        function()
-    return counter.get_total_flops()
-
-
-def _seconds(function: Callable[[], object], device: torch.device) -> float:
-    """Of one call, with the work that it leaves queued on a GPU."""
-    _wait(device)
-    begun = time.perf_counter()
-    function()
-    _wait(device)
-    return time.perf_counter() - begun
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    elif device.type == "mps":
-        torch.mps.synchronize()
-
-
-def matrix_product_rate(device: torch.device, name: str = "fp32", *, size: int = 0, repeats: int = 10) -> float:
-    """The machine's speed at what it does best, a large square matrix product: the ceiling, in GFLOP/s.
-
-    Args:
-        device: where to measure.
-        name: precision on CUDA, as in ``accelerate.precision``.
-        size: rows and columns; 0 for 2048 on a CPU and 8192 elsewhere.
-        repeats: products, of which the fastest counts.
-    """
-    size = size or (2048 if device.type == "cpu" else 8192)
-    a, b = torch.ones(2, size, size, device=device).unbind()
-    out = torch.empty_like(a)
-    with precision(device, name):
-        best = min(_seconds(lambda: torch.mm(a, b, out=out), device) for _ in range(repeats + 1))
-    return 2 * size**3 / best / 1e9
-
-
 @dataclass(frozen=True)
-class Comparison:
-    """One method, timed on both sides."""
+class Timing:
+    """One piece of work, timed on both sides."""
 
+    what: str
+    """``distill``: an iteration; ``evaluate``: a network trained and tested."""
     method: str
-    baseline_seconds: tuple[float, ...]
-    """Of each timed iteration of the loop over classes."""
-    our_seconds: tuple[float, ...]
-    """Of the same iterations of the library, each timed right after the baseline's."""
-    warm_up_seconds: float
-    """Of the library's first iteration, compilation included; not among those above."""
+    """The method, or the network that is trained."""
+    classes: int
+    ipc: int
+    batch_real: int
+    """Real images a class and iteration; 0 where none are drawn."""
+    width: int
+    baseline_times: tuple[float, ...]
+    """Seconds of each timed repetition of the baseline."""
+    our_times: tuple[float, ...]
+    """Of the same work by the library, each right after the baseline's."""
+    first_seconds: float
+    """Of the library's first repetition, compilation included; not among those above."""
     gflop: float
-    """Convolutions and matrix products of an iteration, in 1e9 operations."""
-    losses: dict[str, tuple[float, float]]
-    """The weighted terms of the first iteration: the baseline's and ours."""
-    loss_difference: float
-    """Largest relative difference of a term."""
-    gradient_difference: float
-    """Of the objective's gradient on the images, norm-wise: ||ours - baseline's|| / ||baseline's||."""
+    """Convolutions and matrix products, in 1e9 operations."""
+    gbyte: float
+    """What the baseline's operations read and write, in 1e9 bytes."""
+    ceiling_gflops: float
+    """The machine's matrix product, in GFLOP/s."""
+    peak_memory_mib: float
+    """Of the library's repetitions."""
+    differences: dict[str, float]
+    """How far the two sides' results are apart: relative ``loss`` and ``gradient``."""
 
     @property
-    def baseline(self) -> float:
-        """Median seconds an iteration of the loop over classes."""
-        return statistics.median(self.baseline_seconds)
+    def baseline_seconds(self) -> float:
+        """Median of the baseline."""
+        return statistics.median(self.baseline_times)
 
     @property
-    def ours(self) -> float:
-        """Median seconds an iteration of the library."""
-        return statistics.median(self.our_seconds)
+    def seconds(self) -> float:
+        """Median of the library."""
+        return statistics.median(self.our_times)
 
     @property
     def ratio(self) -> float:
         """How many times faster the library is."""
-        return self.baseline / self.ours
+        return self.baseline_seconds / self.seconds
+
+    @property
+    def floor_fraction(self) -> float:
+        """Seconds that the counted operations take at the machine's best, over the library's.
+
+        Above 1 where an algorithm needs fewer operations than those counted.
+        """
+        return self.gflop / self.ceiling_gflops / self.seconds
+
+    def row(self) -> dict[str, Any]:
+        """The work, its times and what follows from them, flat."""
+        names = ("what", "method", "classes", "ipc", "batch_real", "width", "first_seconds", "gflop", "gbyte")
+        return (
+            {name: getattr(self, name) for name in names}
+            | {name: getattr(self, name) for name in ("seconds", "baseline_seconds", "ratio", "floor_fraction")}
+            | {
+                "compile_seconds": max(0.0, self.first_seconds - self.seconds),
+                "gflops": self.gflop / self.seconds,
+                "baseline_gflops": self.gflop / self.baseline_seconds,
+                "baseline_gbytes": self.gbyte / self.baseline_seconds,
+                "peak_memory_mib": self.peak_memory_mib,
+            }
+            | {f"{name}_difference": value for name, value in self.differences.items()}
+        )
 
 
 @dataclass(frozen=True)
 class BenchReport:
     """What a measurement found, and under which conditions."""
 
-    comparisons: tuple[Comparison, ...]
-    shapes: dict[str, Any]
-    """Data set, classes, images a class, network and width that both sides had."""
+    timings: tuple[Timing, ...]
+    network: str
+    pool_network: str
+    """Architecture for class centralization; its weights are random."""
     device: str
     precision: str
     """Of our matrix products; the baseline's is fp32."""
@@ -280,53 +214,92 @@ class BenchReport:
     """Whether our kernels were compiled."""
     ceiling_gflops: float
     """The machine's matrix product, in GFLOP/s."""
+    ceiling_gbytes: float
+    """The machine's copy, in GB/s, read and written together."""
     environment: dict[str, Any]
 
-    def rows(self) -> list[dict[str, str]]:
-        """The table, one row a method, as text under column headings; times in seconds an iteration."""
-        return [
-            {
-                "method": c.method,
-                "loop (s)": f"{c.baseline:.3g}",
-                "ours (s)": f"{c.ours:.3g}",
-                "ratio": f"{c.ratio:.2f}",
-                "floor (s)": f"{c.gflop / self.ceiling_gflops:.3g}",
-                "GFLOP": f"{c.gflop:.4g}",
-                "loop (GFLOP/s)": f"{c.gflop / c.baseline:.4g}",
-                "ours (GFLOP/s)": f"{c.gflop / c.ours:.4g}",
-                "loss differs": f"{c.loss_difference:.1e}",
-                "gradient differs": f"{c.gradient_difference:.1e}",
-                "first (s)": f"{c.warm_up_seconds:.3g}",
-            }
-            for c in self.comparisons
-        ]
+    def rows(self) -> list[dict[str, Any]]:
+        """A row a timing, as `Timing.row`, with the conditions beside: what ``--json`` and ``--results`` give."""
+        conditions = {
+            "network": self.network,
+            "pool_network": self.pool_network,
+            "device": self.device,
+            "precision": self.precision,
+            "compiled": self.compiled,
+            "ceiling_gflops": self.ceiling_gflops,
+            "ceiling_gbytes": self.ceiling_gbytes,
+        } | {name: self.environment[name] for name in ("torch", "iidlib", "commit", "date")}
+        return [timing.row() | conditions for timing in self.timings]
+
+    def to_json(self) -> str:
+        """The rows as JSON text, a list."""
+        return json.dumps(self.rows(), indent=2)
+
+    def append(self, path: Path, command: str = "") -> None:
+        """Adds the rows to a CSV file, made where absent.
+
+        Args:
+            path: the file.
+            command: what was typed, for the record.
+
+        Raises:
+            InputError: if the file holds something else than such a table.
+            OSError: if it cannot be written.
+        """
+        append_rows(path, pd.DataFrame(self.rows()).assign(command=command), needed=NEEDED)
+
+    def tables(self) -> dict[str, list[dict[str, str]]]:
+        """The rows as text under short headings, by the title of the table."""
+        work = [(t, {"work": f"{t.what} {t.method}"} | _sizes(t, self.timings)) for t in self.timings]
+        return {
+            "seconds": [
+                head
+                | {
+                    "loop": f"{t.baseline_seconds:.3g}",
+                    "ours": f"{t.seconds:.3g}",
+                    "ratio": f"{t.ratio:.2f}",
+                    "floor": f"{t.floor_fraction * t.seconds:.3g}",
+                    "first": f"{t.first_seconds:.3g}",
+                    "peak MiB": f"{t.peak_memory_mib:.0f}",
+                }
+                for t, head in work
+            ],
+            "rates": [
+                head
+                | {
+                    "GFLOP": f"{t.gflop:.4g}",
+                    "loop GFLOP/s": f"{t.gflop / t.baseline_seconds:.0f}",
+                    "ours": f"{t.gflop / t.seconds:.0f}",
+                    "loop GB/s": f"{t.gbyte / t.baseline_seconds:.3g}",
+                    "differs": ", ".join(f"{value:.0e}" for value in t.differences.values()),
+                }
+                for t, head in work
+            ],
+        }
 
     def notes(self) -> list[str]:
-        """What the table must be read with, a line each."""
-        s = self.shapes
+        """What the tables must be read with, a line each."""
+        first = self.timings[0]
         lines = [
-            f"{s['dataset']}: {s['classes']} classes, {s['batch_real']} real and {s['ipc']} synthetic images a class, "
-            f"{s['network']} of width {s['width']}",
+            f"{first.classes} classes, {first.batch_real} real and {first.ipc} synthetic images a class, "
+            f"{self.network} of width {first.width}, where a row says nothing else",
             f"device: {self.device}, {self.precision}, kernels {'compiled' if self.compiled else 'not compiled'}, "
             f"torch {self.environment['torch']}",
             "loop: each class one eager fp32 forward pass, one backward pass an iteration, the same draws; medians of "
-            f"{len(self.comparisons[0].our_seconds)} interleaved iterations; first: compilation included",
-            f"floor: counted convolutions and matrix products at {self.ceiling_gflops:.4g} GFLOP/s, "
-            "the machine's matrix product",
+            f"{len(first.our_times)} interleaved repetitions; first: compilation included",
+            f"floor: counted convolutions and matrix products at {self.ceiling_gflops:.4g} GFLOP/s, the machine's "
+            f"matrix product; its copy moves {self.ceiling_gbytes:.3g} GB/s",
+            "differs: loss, gradient, relative to the loop's",
         ]
-        if any("cc" in c.losses for c in self.comparisons):
-            lines.append(
-                f"class centralization on a {s['pool_network']} with random weights, which is enough for times"
-            )
+        if any(t.method in ("dm-cc", "iid-dm") for t in self.timings):
+            lines.append(f"class centralization on a {self.pool_network} with random weights, enough for times")
         return lines
 
-    def to_json(self) -> str:
-        """Everything measured, with medians and ratios, as JSON text."""
-        rows = [
-            asdict(c) | {"baseline_median": c.baseline, "our_median": c.ours, "ratio": c.ratio}
-            for c in self.comparisons
-        ]
-        return json.dumps(asdict(self) | {"comparisons": rows}, indent=2)
+
+def _sizes(timing: Timing, others: Sequence[Timing]) -> dict[str, str]:
+    """The sizes in which the timings of a report differ."""
+    vary = [name for name in AXES if len({getattr(other, name) for other in others if other.batch_real}) > 1]
+    return {name: f"{getattr(timing, name)}" for name in vary}
 
 
 def _relative(ours: Tensor, theirs: Tensor) -> float:
@@ -336,12 +309,17 @@ def _relative(ours: Tensor, theirs: Tensor) -> float:
 
 
 def compare(
-    run: Distillation, *, rounds: int = _ROUNDS, on_iteration: Callable[[], object] | None = None
-) -> Comparison:
+    run: Distillation,
+    *,
+    ceiling_gflops: float,
+    rounds: int = _ROUNDS,
+    on_iteration: Callable[[], object] | None = None,
+) -> Timing:
     """Checks that a run and its loop over classes compute the same thing, and times both, in turns.
 
     Args:
         run: at its first iteration, with the pool that its method needs; its images are updated.
+        ceiling_gflops: the machine's matrix product, from which the floor follows.
         rounds: timed iterations of each side.
         on_iteration: called after each iteration of a side, the first ones included.
 
@@ -360,42 +338,91 @@ def compare(
             sides.append((losses, torch.autograd.grad(torch.stack(list(losses.values())).sum(), side.images)[0]))
         done()
 
-    flops = count_flops(lambda: first(loop, "fp32"))
-    warm_up = _seconds(lambda: first(run, ours), device)
+    flops: list[int] = []
+    moved = count_bytes(lambda: flops.append(count_flops(lambda: first(loop, "fp32"))))
+    reset_peak_memory(device)
+    first_seconds = seconds_of(lambda: first(run, ours), device)
+    peak = peak_memory_mib(device)
     (theirs, their_gradient), (mine, my_gradient) = sides
-    losses = {name: (float(theirs[name].detach()), float(mine[name].detach())) for name in run.terms}
     loss_difference = max(_relative(mine[name].detach(), theirs[name].detach()) for name in run.terms)
     gradient_difference = _relative(my_gradient, their_gradient)
     # "not below" rather than "above", so that NaN is caught
     if not (loss_difference <= LOSS_TOLERANCE[ours] and gradient_difference <= GRADIENT_TOLERANCE[ours]):
+        values = {name: (float(theirs[name].detach()), float(mine[name].detach())) for name in run.terms}
         raise LossesDiffer(
             f"{run.config.method}: the losses of the loop and ours differ by {loss_difference:.1e} (at most "
             f"{LOSS_TOLERANCE[ours]:.0e} is rounding), their gradients by {gradient_difference:.1e} (at most "
-            f"{GRADIENT_TOLERANCE[ours]:.0e}); terms (loop, ours): {losses}"
+            f"{GRADIENT_TOLERANCE[ours]:.0e}); terms (loop, ours): {values}"
         )
     sides.clear()
     del theirs, mine
 
-    loop_seconds, our_seconds = [], []
+    baseline_times, our_times = [], []
     for iteration in range(1, rounds + 1):
-        loop_seconds.append(_seconds(partial(loop.step, iteration), device))
+        baseline_times.append(seconds_of(partial(loop.step, iteration), device))
         done()
-        our_seconds.append(_seconds(partial(run.step, iteration), device))
+        our_times.append(seconds_of(partial(run.step, iteration), device))
         done()
-    return Comparison(
-        method=run.config.method,
-        baseline_seconds=tuple(loop_seconds),
-        our_seconds=tuple(our_seconds),
-        warm_up_seconds=warm_up,
-        gflop=flops / 1e9,
-        losses=losses,
-        loss_difference=loss_difference,
-        gradient_difference=gradient_difference,
+    config = run.config
+    return Timing(
+        what="distill",
+        method=config.method,
+        classes=run.real.num_classes,
+        ipc=config.ipc,
+        batch_real=min(config.match.batch_real, int(run.real.counts.max())),
+        width=config.match.width,
+        baseline_times=tuple(baseline_times),
+        our_times=tuple(our_times),
+        first_seconds=first_seconds,
+        gflop=flops[0] / 1e9,
+        gbyte=moved / 1e9,
+        ceiling_gflops=ceiling_gflops,
+        peak_memory_mib=peak,
+        differences={"loss": loss_difference, "gradient": gradient_difference},
     )
 
 
+@dataclass(frozen=True)
+class _Bench:
+    """The machine that a report is about, its ceilings measured."""
+
+    device: torch.device
+    precision: str
+    ceiling_gflops: float
+    ceiling_gbytes: float
+
+    @classmethod
+    def on(cls, name: str, precision: str) -> "_Bench":
+        try:
+            device = pick_device(name)
+        except ValueError as error:
+            raise InputError(str(error)) from None
+        precision = precision if device.type == "cuda" else "fp32"
+        return cls(device, precision, matrix_product_rate(device, precision), copy_rate(device))
+
+    def distill(self, config: RunConfig, classes: int, rounds: int, on_iteration: Callable[[], object]) -> Timing:
+        per_class = max(config.match.batch_real, config.ipc)
+        run = Distillation(config, timing_dataset(classes, per_class, device=self.device))
+        if any(term.needs_pool for term in run.terms.values()):
+            run.pool = random_pool(config, run.real.spec, self.device)
+        return compare(run, ceiling_gflops=self.ceiling_gflops, rounds=rounds, on_iteration=on_iteration)
+
+    def report(self, timings: Sequence[Timing], config: RunConfig) -> BenchReport:
+        return BenchReport(
+            timings=tuple(timings),
+            network=config.match.network,
+            pool_network=config.pool.network,
+            device=device_name(self.device),
+            precision=self.precision,
+            compiled=config.compute.compile != "off" and compiler_available(),
+            ceiling_gflops=self.ceiling_gflops,
+            ceiling_gbytes=self.ceiling_gbytes,
+            environment=environment(),
+        )
+
+
 def measure(
-    methods: Sequence[str] = ("dm", "dm-cm", "iid-dm"),
+    methods: Sequence[str] = _METHODS,
     *,
     quick: bool = False,
     device: str = "auto",
@@ -404,11 +431,11 @@ def measure(
     changes: Mapping[str, Any] | None = None,
     progress: bool = False,
 ) -> BenchReport:
-    """Times methods at the paper's shapes, on cifar10-mini at 10 images a class.
+    """Times methods at the paper's shapes, on images of cifar10-mini at 10 images a class.
 
     Args:
         methods: names of ``distillation.METHODS``.
-        quick: smaller shapes and fewer rounds: seconds instead of minutes, and no number to quote.
+        quick: two classes instead of ten, fewer rounds and the small pool network: a minute.
         device: as in ``accelerate.pick_device``.
         rounds: timed iterations of each side; 3, or 2 when quick, if not given.
         pool_network: architecture for class centralization, with random weights; ``resnet18`` as in the paper, or
@@ -423,39 +450,69 @@ def measure(
     rounds = (_QUICK_ROUNDS if quick else _ROUNDS) if rounds is None else rounds
     if rounds < 1 or not methods:
         raise InputError(f"a measurement needs a method and at least one round, got {list(methods)} and {rounds}")
-    settings = {"pool.network": pool_network or ("convnet3" if quick else "resnet18")}
-    settings |= (_QUICK if quick else {}) | dict(changes or {})
+    settings = {"pool.network": pool_network or ("convnet3" if quick else "resnet18")} | dict(changes or {})
     configs = [preset(method, scale="paper", changes=settings) for method in methods]
-    try:
-        chosen = pick_device(device)
-    except ValueError as error:
-        raise InputError(str(error)) from None
-    dataset = load_dataset(configs[0].dataset, device=chosen)
-    runs = [Distillation(config, dataset) for config in configs]
-    for run in runs:
-        if any(term.needs_pool for term in run.terms.values()):
-            run.pool = random_pool(run.config, dataset.spec, chosen)
-    ceiling = matrix_product_rate(chosen, configs[0].compute.precision)
-    comparisons = []
-    with tqdm(total=len(runs) * 2 * (rounds + 1), unit="it", disable=not progress) as bar:
-        for run in runs:
-            bar.set_description(run.config.method)
-            comparisons.append(compare(run, rounds=rounds, on_iteration=bar.update))
-    first = configs[0]
-    return BenchReport(
-        comparisons=tuple(comparisons),
-        shapes={
-            "dataset": first.dataset,
-            "classes": dataset.train.num_classes,
-            "batch_real": min(first.match.batch_real, int(dataset.train.counts.max())),
-            "ipc": first.ipc,
-            "network": first.match.network,
-            "width": first.match.width,
-            "pool_network": first.pool.network,
-        },
-        device=device_name(chosen),
-        precision=first.compute.precision if chosen.type == "cuda" else "fp32",
-        compiled=first.compute.compile != "off" and compiler_available(),
-        ceiling_gflops=ceiling,
-        environment=environment(),
-    )
+    return _timed(configs, [_QUICK_CLASSES if quick else _CLASSES] * len(configs), rounds, device, progress)
+
+
+def scaling(
+    method: str = "dm-cm",
+    *,
+    axes: Mapping[str, Sequence[int]] | None = None,
+    device: str = "auto",
+    rounds: int = 1,
+    changes: Mapping[str, Any] | None = None,
+    progress: bool = False,
+) -> BenchReport:
+    """Times a method as the work grows, along one axis at a time about the paper's shapes.
+
+    Args:
+        method: a name of ``distillation.METHODS``.
+        axes: sizes by the names of ``AXES``, which stands where none are given.
+        device: as in ``accelerate.pick_device``.
+        rounds: timed iterations of each side.
+        changes: further settings by dotted key, as for ``config.override``.
+        progress: show a progress bar.
+
+    Raises:
+        InputError: for an unknown method, device or setting.
+        LossesDiffer: if the two sides do not compute the same thing.
+    """
+    base = preset(method, scale="paper", changes={"pool.network": "convnet3"} | dict(changes or {}))
+    middle = {
+        "ipc": base.ipc,
+        "classes": _CLASSES,
+        "batch_real": base.match.batch_real,
+        "width": base.match.width,
+    }
+    points = [middle | {name: value} for name, values in (axes or AXES).items() for value in values]
+    points = [point for number, point in enumerate(points) if point not in points[:number]]
+    named = {"pool.network": base.pool.network} | dict(changes or {})
+    configs = [
+        preset(
+            method,
+            ipc=point["ipc"],
+            scale="paper",
+            changes=named | {"match.batch_real": point["batch_real"], "match.width": point["width"]},
+        )
+        for point in points
+    ]
+    return _timed(configs, [point["classes"] for point in points], rounds, device, progress)
+
+
+def _timed(
+    configs: Sequence[RunConfig], classes: Sequence[int], rounds: int, device: str, progress: bool
+) -> BenchReport:
+    for config in configs:  # before anything is timed
+        if config.method not in METHODS:
+            raise InputError(f"unknown method {config.method!r}{suggest(config.method, METHODS)}")
+        for name in (config.match.network, config.pool.network):
+            if name not in NETWORKS:
+                raise InputError(f"unknown network {name!r}{suggest(name, NETWORKS)}")
+    bench = _Bench.on(device, configs[0].compute.precision)
+    timings = []
+    with tqdm(total=len(configs) * 2 * (rounds + 1), unit="it", disable=not progress) as bar:
+        for config, count in zip(configs, classes, strict=True):
+            bar.set_description(config.method)
+            timings.append(bench.distill(config, count, rounds, bar.update))
+    return bench.report(timings, configs[0])

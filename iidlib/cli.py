@@ -468,28 +468,46 @@ def sweep(
 
 @app.command()
 def bench(
-    quick: Annotated[bool, typer.Option("--quick", help="Smaller shapes and fewer repetitions.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    ctx: typer.Context,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Two classes instead of ten and fewer repetitions: a minute.")
+    ] = False,
+    scaling: Annotated[
+        bool, typer.Option("--scaling", help="One method as images, classes, batch and width grow.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the rows as a JSON list.")] = False,
+    results: Annotated[Path | None, typer.Option("--results", help="CSV file to which the rows are added.")] = None,
     device: Device = "auto",
 ) -> None:
-    """Time an iteration against the per-class loop, with the same losses, in one run."""
+    """Time the library against the per-class loop and the machine's best, with the same losses, in one run."""
     from iidlib import bench as benchmark
+    from iidlib.results import check_results
 
+    if quick and scaling:
+        raise InputError("--quick and --scaling are two measurements; give one of them")
+    if results:
+        check_results(results, benchmark.NEEDED)
+    progress = sys.stderr.isatty()
     try:
         with _kept():
-            report = benchmark.measure(quick=quick, device=device, progress=sys.stderr.isatty())
+            if scaling:
+                report = benchmark.scaling(device=device, progress=progress)
+            else:
+                report = benchmark.measure(quick=quick, device=device, progress=progress)
     except benchmark.LossesDiffer as error:
         raise _Failed(f"failed: {error}") from error
+    if results:
+        report.append(results, _command(ctx))
     if as_json:
         typer.echo(report.to_json())
         return
-    rows = report.rows()
-    table = Table(title="an iteration, timed")
-    for name in rows[0]:
-        table.add_column(name, justify="left" if name == "method" else "right")
-    for row in rows:
-        table.add_row(*(escape(value) for value in row.values()))
-    console.print(table)
+    for title, rows in report.tables().items():
+        table = Table(title=title)
+        for name in rows[0]:
+            table.add_column(name, justify="left" if name == "work" else "right")
+        for row in rows:
+            table.add_row(*(escape(value) for value in row.values()))
+        console.print(table)
     for note in report.notes():
         typer.echo(note)
 

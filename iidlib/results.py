@@ -5,6 +5,7 @@ import csv
 import fcntl
 import os
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -12,7 +13,7 @@ import pandas as pd
 from iidlib.config import InputError
 from iidlib.runs import atomic_write
 
-__all__ = ["RESULT_COLUMNS", "append_results", "check_results", "check_writable", "read_results"]
+__all__ = ["RESULT_COLUMNS", "append_results", "append_rows", "check_results", "check_writable", "read_results"]
 
 RESULT_COLUMNS = (
     "dataset", "method", "ipc", "scale", "network", "seed", "evaluation_seed", "accuracy", "protocol", "iterations",
@@ -51,8 +52,12 @@ def check_writable(path: Path, option: str = "--out") -> None:
         raise InputError(f"cannot write {path}: {error.strerror or error}; give another {option}") from None
 
 
-def read_results(path: Path) -> pd.DataFrame:
+def read_results(path: Path, needed: Sequence[str] = _NEEDED) -> pd.DataFrame:
     """The rows of a table of results as text, exactly as they stand in it; none where there is no file.
+
+    Args:
+        path: the CSV file.
+        needed: columns without which it is another kind of table.
 
     Raises:
         InputError: if the file is not a table of results.
@@ -62,7 +67,7 @@ def read_results(path: Path) -> pd.DataFrame:
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             header, *rows = list(csv.reader(file, strict=True)) or [[]]
-        for name in _NEEDED if header else ():
+        for name in needed if header else ():
             if header.count(name) != 1:
                 raise ValueError(f"its header has no column {name!r}")
         for number, row in enumerate(rows, 2):
@@ -76,28 +81,38 @@ def read_results(path: Path) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=header)
 
 
-def check_results(path: Path) -> None:
+def check_results(path: Path, needed: Sequence[str] = _NEEDED) -> None:
     """Finds out before a long run that rows could not be added after it.
+
+    Args:
+        path: the CSV file.
+        needed: columns without which it is another kind of table.
 
     Raises:
         InputError: if the file cannot be written, or holds something else than a table of results.
     """
     check_writable(path, "--results")
-    read_results(path)
+    read_results(path, needed)
 
 
 def append_results(path: Path, scores: pd.DataFrame) -> None:
-    """Adds rows to a table of results, made where absent.
+    """Adds rows of accuracies to a table of results, as `append_rows` does."""
+    append_rows(path, scores, needed=_NEEDED)
+
+
+def append_rows(path: Path, rows: pd.DataFrame, *, needed: Sequence[str]) -> None:
+    """Adds rows to a table, made where absent.
 
     Earlier rows stay as they are, columns that one side lacks stay empty; rows that another process adds at the same
     time are kept.
 
     Args:
         path: the CSV file.
-        scores: the rows.
+        rows: what is added.
+        needed: columns without which the file is another kind of table.
 
     Raises:
-        InputError: if the file holds something else than a table of results.
+        InputError: if the file holds something else than such a table.
         OSError: if it cannot be written.
     """
     path = path.resolve()  # a link stays a link
@@ -107,7 +122,7 @@ def append_results(path: Path, scores: pd.DataFrame) -> None:
         # the folder's lock, because the file is replaced; some network file systems have none
         with contextlib.suppress(OSError):
             fcntl.flock(folder, fcntl.LOCK_EX)
-        table = pd.concat([read_results(path), scores.astype(object)], ignore_index=True)
+        table = pd.concat([read_results(path, needed), rows.astype(object)], ignore_index=True)
         atomic_write(path, table.to_csv(index=False))
     finally:
         os.close(folder)

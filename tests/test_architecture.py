@@ -22,11 +22,12 @@ BASE = (LEAVES | {"accelerate"}) - {"plots", "winograd"}
 MATERIAL = {"data", "networks", "runs"}
 MIDDLE = {"extractors", "interchange", "results", "synthetic"}
 ABOVE = {"analysis", "continual", "distillation", "evaluation", "terms"}
-TOP = {"bench", "experiments", "sweep"}
+TOP = {"baseline", "bench", "experiments", "sweep"}
 
 ALLOWED = (
     {name: set() for name in LEAVES}
     | {"accelerate": {"winograd"}}  # which alone decides where that pays
+    | {"ceilings": {"accelerate"}}  # what bench divides by
     | {"sources": BASE}  # the files behind `data`
     | {name: BASE for name in MATERIAL}
     | {"data": BASE | {"sources"}}
@@ -35,7 +36,7 @@ ALLOWED = (
     | {name: BASE | MATERIAL | MIDDLE | {"training"} | ABOVE for name in ABOVE}
     | {"terms": BASE | MATERIAL | MIDDLE}  # what a step reads; the loop stands above it
     | {"distillation": BASE | MATERIAL | MIDDLE | {"terms", "training"}}  # evaluation comes in as a callback
-    | {name: BASE | MATERIAL | MIDDLE | ABOVE | TOP for name in TOP}
+    | {name: BASE | MATERIAL | MIDDLE | ABOVE | TOP | {"ceilings", "training"} for name in TOP}
     | {"cli": BASE | MATERIAL | MIDDLE | ABOVE | TOP | {"plots", "training"}}
 )
 

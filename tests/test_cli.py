@@ -949,14 +949,18 @@ def test_data_commands(iid: Run, tmp_path: Path) -> None:
 
 @dataclass(frozen=True)
 class FakeReport:
-    def rows(self) -> list[dict[str, str]]:
-        return [{"method": "dm[x]", "ours (s)": "0.5"}, {"method": "iid-dm", "ours (s)": "0.7"}]
+    def tables(self) -> dict[str, list[dict[str, str]]]:
+        rows = [{"work": "distill dm[x]", "ours": "0.5"}, {"work": "distill iid-dm", "ours": "0.7"}]
+        return {"seconds": rows, "rates": rows}
 
     def notes(self) -> list[str]:
         return ["measured [here]"]
 
     def to_json(self) -> str:
-        return '{"comparisons": []}'
+        return "[]"
+
+    def append(self, path: Path, command: str) -> None:
+        path.write_text(command)
 
 
 def test_bench_is_wired(iid: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -964,11 +968,14 @@ def test_bench_is_wired(iid: Run, monkeypatch: pytest.MonkeyPatch) -> None:
 
     asked = []
     monkeypatch.setattr(bench, "measure", lambda **given: asked.append(given) or FakeReport())
+    monkeypatch.setattr(bench, "scaling", lambda **given: asked.append({"quick": "scaling"} | given) or FakeReport())
     shown = iid("bench", "--quick", "--device", "cpu")
     assert shown.status == 0 and "dm[x]" in shown.out and "0.7" in shown.out and "measured [here]" in shown.out
-    assert json.loads(iid("bench", "--json").out) == {"comparisons": []}
+    assert json.loads(iid("bench", "--json", "--results", "b c.csv").out) == []
+    assert Path("b c.csv").read_text() == "iid bench --json --results 'b c.csv'"
+    assert iid("bench", "--scaling").status == 0
     assert [(given["quick"], given["device"], given["progress"]) for given in asked] == [
-        (True, "cpu", False), (False, "auto", False),
+        (True, "cpu", False), (False, "auto", False), ("scaling", "auto", False),
     ]  # fmt: skip
 
     def differ(**given: object) -> None:
@@ -976,6 +983,9 @@ def test_bench_is_wired(iid: Run, monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(bench, "measure", differ)
     assert_one_line(iid("bench"), "failed: dm: losses differ by 1e-1", status=1)
+    Path("other.csv").write_text("dataset,method,accuracy\n")
+    assert_one_line(iid("bench", "--results", "other.csv"), "other.csv is not a table of results")
+    assert_one_line(iid("bench", "--quick", "--scaling"), "--quick and --scaling are two measurements")
 
 
 def test_sweep_says_what_failed(iid: Run, monkeypatch: pytest.MonkeyPatch) -> None:

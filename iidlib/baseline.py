@@ -1,0 +1,120 @@
+"""The fixed baseline that ratios are taken against: an iteration as a loop over classes, in plain eager PyTorch.
+
+It stays as it is, so that ratios mean the same from release to release: the classes one after the other, each with an
+eager float32 forward pass of its real and of its synthetic images through plain convolution, ``group_norm``, ReLU and
+average pooling in PyTorch's default memory format, as in the released code of DM and IID. It is a kind baseline: the
+real side keeps no graph, covariance and class centralization are vectorised, all classes share one backward pass, and
+it has the same threads.
+"""
+
+import copy
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from iidlib import augment
+from iidlib.accelerate import precision
+from iidlib.distillation import Distillation
+from iidlib.networks import Network
+from iidlib.streams import stream
+
+__all__ = ["PerClassLoop"]
+
+
+def _group_norm_relu_pool(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    x = F.group_norm(x, len(weight), weight, bias, eps)
+    # ReLU in place, as in the released networks
+    return F.avg_pool2d(F.relu(x, inplace=True), 2)
+
+
+def _plain(network: Network) -> Network:
+    """A copy in PyTorch's default memory format, whose blocks are plain eager calls."""
+    twin = copy.deepcopy(network).to(memory_format=torch.contiguous_format)
+    for module in twin.modules():
+        if hasattr(module, "kernel"):
+            module.kernel = _group_norm_relu_pool  # type: ignore[assignment]
+            module.winograd = None  # type: ignore[assignment]
+    return twin
+
+
+def _covariance(fmap: Tensor) -> Tensor:
+    """Local covariance of one class, [N, K, P] -> [K, K]; see ``losses.local_covariance``."""
+    centred = (fmap - fmap.mean(0)).transpose(0, 1).flatten(1)
+    return centred @ centred.T / len(fmap)
+
+
+class PerClassLoop:
+    """The baseline: one iteration as a loop over classes, in eager float32.
+
+    It reads the draws, matching networks and trained networks of a run, and leaves the run's images as they are.
+
+    Attributes:
+        images: the synthetic images, float32 [C*ipc, K, H, W]; a leaf that requires gradient.
+    """
+
+    def __init__(self, run: Distillation) -> None:
+        """Takes up a run's settings and a copy of its images.
+
+        Raises:
+            ValueError: for a term that the loop does not have, or class centralization in another form than released.
+        """
+        match = run.config.match
+        if not {"mean"} <= run.terms.keys() <= {"mean", "cm", "cc"}:
+            raise ValueError(f"the loop over classes has the terms mean, cm and cc, got {', '.join(run.terms)}")
+        if "cc" in run.terms and (match.cc_scaling, match.cc_form) != ("released", "linear"):
+            raise ValueError(
+                "the loop over classes centralizes as released (match.cc_scaling=released, match.cc_form=linear), "
+                f"got {match.cc_scaling} and {match.cc_form}"
+            )
+        self._run = run
+        self._experts = {id(network): _plain(network) for network in (run.pool.networks if run.pool else ())}
+        self.images = run.images.detach().clone(memory_format=torch.contiguous_format).requires_grad_()
+        self._optimiser = torch.optim.SGD([self.images], lr=run.config.syn.lr, momentum=run.config.syn.momentum)
+
+    def losses(self, iteration: int) -> dict[str, Tensor]:
+        """The weighted terms of the objective at an iteration, each summed over classes; scalars with gradient."""
+        run, config = self._run, self._run.config
+        drawn = run.real.sample(config.match.batch_real, stream(config.seed, iteration, "real batch"))
+        network = _plain(run.source.draw(iteration))
+        expert = self._expert(iteration)
+        draws = None
+        if run.augmentation != "none":
+            draws = augment.sample(
+                run.augmentation, run.real.num_classes, stream(config.seed, iteration, "augmentation")
+            )
+        total = dict.fromkeys(run.terms, self.images.new_zeros(()))
+        for label in range(run.real.num_classes):
+            real = run.real.images_of(drawn.index[drawn.group == label])
+            syn = self.images[run.group == label]
+            if draws is not None:
+                own = augment.Draws(draws.op[[label]], draws.u[[label]])
+                real = augment.apply(real, own, torch.zeros(len(real), dtype=torch.int64))
+                syn = augment.apply(syn, own, torch.zeros(len(syn), dtype=torch.int64))
+            with torch.no_grad():
+                real_map = network.feature_map(real)
+                real_mean = network.head(real_map).mean(0)
+            syn_map = network.feature_map(syn)
+            total["mean"] = total["mean"] + (real_mean - network.head(syn_map).mean(0)).square().sum()
+            if "cm" in total:
+                gap = _covariance(real_map.flatten(2)) - _covariance(syn_map.flatten(2))
+                total["cm"] = total["cm"] + config.match.cm * gap.square().sum()
+            if "cc" in total:
+                assert expert is not None, "the run needs its pool"
+                features = expert.embed(syn)
+                total["cc"] = total["cc"] + config.match.cc * (features - features.mean(0)).square().sum()
+        return total
+
+    def step(self, iteration: int) -> None:
+        """One update of the images, with one backward pass for all classes."""
+        with precision(self.images.device, "fp32"):
+            loss = torch.stack(list(self.losses(iteration).values())).sum()
+            self._optimiser.zero_grad()
+            loss.backward()
+        self._optimiser.step()
+
+    def _expert(self, iteration: int) -> Network | None:
+        run = self._run
+        if run.pool is None:
+            return None
+        return self._experts[id(run.pool.sample(stream(run.config.seed, iteration, "expert")))]
