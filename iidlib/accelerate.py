@@ -1,9 +1,9 @@
 """Hardware: which device, which precision, compiled kernels, memory chunks. The one place that knows about it.
 
-What pays on a CPU (ConvNet-3, forward): instance norm, ReLU and average pooling compiled into one loop, the
-channels-last memory format, chunks of images that stay in the cache, freed memory that is kept for the next chunk, and
-Winograd's algorithm for the passes without gradient. Without a C++ compiler the same functions run uncompiled, and the
-convolutions directly: only slower.
+What pays on a CPU: for passes without gradient, C++ kernels that keep a block of a ConvNet in the cache
+(`iidlib.kernels`); for passes with one, instance norm, ReLU and average pooling compiled into one loop; for both, the
+channels-last memory format, chunks of images that stay in the cache, and freed memory that is kept for the next chunk.
+Without a C++ compiler the same functions run uncompiled: only slower.
 """
 
 import contextlib
@@ -16,12 +16,10 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
-from iidlib import winograd
+from iidlib.kernels import FusedBlock
 
 __all__ = [
     "CPU_CHUNK",
-    "WinogradBlock",
-    "block_chunk",
     "compiler_available",
     "default_chunk",
     "device_name",
@@ -36,12 +34,6 @@ __all__ = [
 
 CPU_CHUNK = 32
 """Images a chunk on a CPU: small enough that a layer's activations stay in the cache."""
-
-CPU_OUTPUT_BYTES = 4 << 20
-"""Output of one convolution that a CPU's cache is taken to hold."""
-
-WINOGRAD_CHANNELS = 128
-"""Channels, in and out, from which Winograd's algorithm gains on a CPU; with 64 it takes as long as the convolution."""
 
 log = logging.getLogger("iidlib")
 
@@ -190,47 +182,6 @@ def _compiled_norm_relu_pool() -> _Compiled:
     return _Compiled(norm_relu_pool)
 
 
-def _image_norm_relu_pool(rows: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    """Winograd's last step, and what follows a convolution, in one loop."""
-    pooled = norm_relu_pool(winograd.output_image(rows).permute(0, 3, 1, 2), weight, bias, eps)
-    return pooled.contiguous(memory_format=torch.channels_last)
-
-
-@functools.cache
-def _compiled_winograd() -> tuple[_Compiled, ...]:
-    """The four transforms of Winograd's algorithm, made once a process."""
-    steps = (winograd.input_rows, winograd.input_tiles, winograd.output_rows, _image_norm_relu_pool)
-    return tuple(_Compiled(step) for step in steps)
-
-
-class WinogradBlock:
-    """Convolution, instance norm, ReLU and pooling of one block, for forward passes without gradient on a CPU.
-
-    The convolution's bias is left out, since the norm takes it away again.
-    """
-
-    def __init__(self) -> None:
-        self._weight = winograd.TransformedWeight()
-
-    @staticmethod
-    def pays(x: Tensor, weight: Tensor) -> bool:
-        """Whether a block with these inputs [B, K, H, W] and weights [K_out, K, 3, 3] may go this way, and gains."""
-        return (
-            x.device.type == "cpu"
-            and not (torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad))
-            and min(weight.shape[:2]) >= WINOGRAD_CHANNELS
-            and x.shape[2] % winograd.TILE == 0 == x.shape[3] - x.shape[2]
-            and not any(step.broken for step in _compiled_winograd())
-        )
-
-    def __call__(self, x: Tensor, weight: Tensor, norm_weight: Tensor, norm_bias: Tensor, eps: float) -> Tensor:
-        """[B, K, H, H] to [B, K_out, H/2, H/2], in channels-last format."""
-        input_rows, input_tiles, output_rows, image_norm_relu_pool = _compiled_winograd()
-        tiles = input_tiles(input_rows(x.permute(0, 2, 3, 1)))
-        products = winograd.products(tiles, self._weight(weight))
-        return image_norm_relu_pool(output_rows(products), norm_weight, norm_bias, eps)
-
-
 @functools.cache
 def _keep_freed_memory() -> None:
     """Lets this process keep freed blocks of up to 32 MiB for its next allocation, where the C library is glibc.
@@ -268,23 +219,13 @@ def prepare(network: nn.Module, *, compile: str = "auto") -> nn.Module:
         for module in network.modules():
             if getattr(module, "kernel", None) is norm_relu_pool:
                 module.kernel = _compiled_norm_relu_pool()  # type: ignore[assignment]
-                module.winograd = WinogradBlock()  # type: ignore[assignment]
+                module.fused = FusedBlock()  # type: ignore[assignment]
     return network
 
 
 def default_chunk(device: torch.device) -> int:
     """Images a chunk where none is asked for: CPU_CHUNK on a CPU, 0 (all at once) elsewhere."""
     return CPU_CHUNK if device.type == "cpu" else 0
-
-
-def block_chunk(x: Tensor, weight: Tensor) -> int:
-    """Images at a time whose outputs of one convolution [b, K_out, H, W] stay in a CPU's second-level cache.
-
-    0, all at once, where the whole is at most twice that, since each chunk has a price too, and off the CPU.
-    """
-    one = weight.shape[0] * x.shape[2] * x.shape[3] * x.element_size()
-    chunk = max(1, CPU_OUTPUT_BYTES // one)
-    return chunk if x.device.type == "cpu" and len(x) * one > 2 * CPU_OUTPUT_BYTES else 0
 
 
 def in_chunks(function: Callable[[Tensor], Tensor], images: Tensor, size: int) -> Tensor:

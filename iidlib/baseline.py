@@ -34,7 +34,7 @@ def _plain(network: Network) -> Network:
     for module in twin.modules():
         if hasattr(module, "kernel"):
             module.kernel = _group_norm_relu_pool  # type: ignore[assignment]
-            module.winograd = None  # type: ignore[assignment]
+            module.fused = None  # type: ignore[assignment]
     return twin
 
 

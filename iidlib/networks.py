@@ -29,6 +29,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from iidlib import accelerate
+from iidlib.kernels import FusedBlock
 
 __all__ = ["NETWORKS", "Network", "build_network", "draw_parameters_"]
 
@@ -87,7 +88,7 @@ class ConvBlock(nn.Module):
     """3x3 convolution, instance norm, ReLU, 2x2 average pooling: [B, K_in, H, H] -> [B, K, H/2, H/2].
 
     What follows the convolution is one function, ``kernel(x, weight, bias, eps)``, so that a compiled form can take its
-    place; ``norm`` only holds its parameters. ``winograd``, where set, does the whole block where it pays to.
+    place; ``norm`` only holds its parameters. ``fused``, where set, does the whole block in passes without gradient.
     """
 
     def __init__(self, channels: int, width: int) -> None:
@@ -95,16 +96,11 @@ class ConvBlock(nn.Module):
         self.conv = nn.Conv2d(channels, width, 3, padding=1)
         self.norm = nn.GroupNorm(width, width)
         self.kernel = accelerate.norm_relu_pool
-        self.winograd: accelerate.WinogradBlock | None = None
+        self.fused: FusedBlock | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.winograd is not None and self.winograd.pays(x, self.conv.weight):
-            return self.winograd(x, self.conv.weight, self.norm.weight, self.norm.bias, self.norm.eps)
-        if self.winograd is not None and not torch.is_grad_enabled():
-            return accelerate.in_chunks(self._direct, x, accelerate.block_chunk(x, self.conv.weight))
-        return self._direct(x)
-
-    def _direct(self, x: Tensor) -> Tensor:
+        if self.fused is not None and self.fused.fits(x, self.conv.weight):
+            return self.fused(x, self.conv.weight, self.norm.weight, self.norm.bias, self.norm.eps)
         return self.kernel(self.conv(x), self.norm.weight, self.norm.bias, self.norm.eps)
 
 

@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from iidlib import accelerate
 from iidlib.accelerate import (
     CPU_CHUNK,
-    block_chunk,
     compiler_available,
     default_chunk,
     device_name,
@@ -371,12 +370,3 @@ def test_chunks_of_a_network_and_their_gradient():
 def test_the_chunk_that_suits_a_device():
     assert default_chunk(torch.device("cpu")) == CPU_CHUNK == 32
     assert default_chunk(torch.device("cuda")) == 0
-
-
-def test_a_block_takes_as_many_images_as_the_cache_holds():
-    weight, images = torch.zeros(128, 3, 3, 3), torch.zeros(1, 3, 32, 32)
-    one = 128 * 32 * 32 * 4
-    assert block_chunk(images.expand(32, -1, -1, -1), weight) == accelerate.CPU_OUTPUT_BYTES // one
-    assert block_chunk(images.expand(2 * accelerate.CPU_OUTPUT_BYTES // one, -1, -1, -1), weight) == 0
-    assert block_chunk(torch.zeros(3, 3, 512, 512), weight) == 1, "an image larger than the cache goes alone"
-    assert block_chunk(images.expand(32, -1, -1, -1).to("meta"), weight) == 0
