@@ -29,7 +29,7 @@ demo: install ## distil the embedded images and compare with random real images 
 	@rm -rf $(DEMO) && mkdir -p $(DEMO)
 	$(BIN)/papermill book/01_quickstart.ipynb $(DEMO)/01_quickstart.ipynb --kernel python3 \
 	  -p scale tour -p out "$(CURDIR)/$(DEMO)"
-	$(BIN)/jupyter nbconvert --log-level WARN --to html $(DEMO)/01_quickstart.ipynb
+	$(BIN)/jupyter nbconvert --log-level WARN --to html --template classic $(DEMO)/01_quickstart.ipynb
 	@echo "Report: $(DEMO)/01_quickstart.html; the runs lie beside it."
 	@echo
 	@cat $(DEMO)/summary.txt
