@@ -182,7 +182,8 @@ def test_console_script_leads_to_the_command_line() -> None:
 def test_version_is_the_same_everywhere() -> None:
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf8"))
     changes = re.findall(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(encoding="utf8"), flags=re.MULTILINE)
-    assert iidlib.__version__ == PROJECT["version"] == citation["version"] == changes[0]
+    released = [name for name in changes if name != "Unreleased"]
+    assert iidlib.__version__ == PROJECT["version"] == citation["version"] == released[0]
 
 
 def test_licence_is_mit() -> None:
