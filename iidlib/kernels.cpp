@@ -1,8 +1,9 @@
-// One block of a ConvNet on a CPU, forward only: 3x3 convolution, instance norm, ReLU, 2x2 average pooling.
+// One block of a ConvNet on a CPU: 3x3 convolution, instance norm, ReLU, 2x2 average pooling, and its gradients.
 //
 // A block's convolution is many times larger than what comes out after pooling. Here it never leaves the cache: a few
-// channels of one image are convolved, normalised and pooled before the next ones. Images are [H][W][K] (channels-last),
-// float32. The convolution's bias is left out, since the norm takes it away again.
+// channels of one image are convolved, normalised and pooled before the next ones; the backward pass computes them once
+// more instead of reading them back. Images are [H][W][K] (channels-last), float32. The convolution's bias is left out,
+// since the norm takes it away again.
 //
 // Two convolutions: a direct one for images of few channels, and Winograd's F(4x4, 3x3) (Lavin and Gray, CVPR 2016),
 // which multiplies four times less, for many channels. Weights come packed, channels out in blocks of `block()`.
@@ -10,6 +11,12 @@
 #include <algorithm>
 #include <cstring>
 #include <memory>
+
+#ifdef _OPENMP
+extern "C" int omp_get_thread_num();
+#else
+static int omp_get_thread_num() { return 0; }
+#endif
 
 #if defined(__AVX512F__)
 constexpr long L = 16;
@@ -36,29 +43,41 @@ static inline vec relu(vec v) { return v < vec{} ? vec{} : v; }  // NaN stays Na
 
 using Buffer = std::unique_ptr<float[]>;
 
-// Instance norm, affine, ReLU and pooling of L channels: map [side][side][stride] -> out [side/2][side/2][channels].
-static void norm_relu_pool(const float* map, long side, long stride, const float* weight, const float* bias, float eps,
-                           float* out, long channels) {
+struct Norm {  // z * scale + shift is the normalised, affine value; (z - mean) * inverse the normalised one
+    vec mean, inverse, scale, shift;
+};
+
+// Mean and variance in two passes over L channels of a map [side][side][stride].
+static Norm norm_of(const float* map, long side, long stride, const float* weight, const float* bias, float eps) {
     const float count = float(side * side);
+    Norm norm;
     vec total{};
     for (long y = 0; y < side; y++) {
         vec row{};
         for (long x = 0; x < side; x++) row += load(map + (y * side + x) * stride);
         total += row;
     }
-    const vec mean = total / splat(count);
+    norm.mean = total / splat(count);
     total = vec{};
     for (long y = 0; y < side; y++) {
         vec row{};
         for (long x = 0; x < side; x++) {
-            const vec d = load(map + (y * side + x) * stride) - mean;
+            const vec d = load(map + (y * side + x) * stride) - norm.mean;
             row += d * d;
         }
         total += row;
     }
-    vec scale, gain = load(weight);
-    for (long i = 0; i < L; i++) scale[i] = gain[i] / __builtin_sqrtf(total[i] / count + eps);
-    const vec shift = load(bias) - mean * scale;
+    for (long i = 0; i < L; i++) norm.inverse[i] = 1.0f / __builtin_sqrtf(total[i] / count + eps);
+    norm.scale = norm.inverse * load(weight);
+    norm.shift = load(bias) - norm.mean * norm.scale;
+    return norm;
+}
+
+// Norm, ReLU and pooling of L channels: map [side][side][stride] -> out [side/2][side/2][channels].
+static void norm_relu_pool(const float* map, long side, long stride, const float* weight, const float* bias, float eps,
+                           float* out, long channels) {
+    const Norm norm = norm_of(map, side, stride, weight, bias, eps);
+    const vec scale = norm.scale, shift = norm.shift;
     for (long y = 0; y < side / 2; y++)
         for (long x = 0; x < side / 2; x++) {
             const float* p = map + (2 * y * side + 2 * x) * stride;
@@ -69,21 +88,57 @@ static void norm_relu_pool(const float* map, long side, long stride, const float
         }
 }
 
-// ROWS x depth times depth x BLOCK; `a` has rows `stride` apart, `b` is packed, `c` has rows BLOCK apart.
-static inline void product(const float* a, long stride, const float* b, long depth, float* c) {
+// The gradient on the map, in its place, from that on `out`, and those on the norm's weight and bias.
+static void norm_relu_pool_backward(float* map, long side, long stride, const float* weight, const float* bias,
+                                    float eps, const float* grad, long channels, float* grad_weight,
+                                    float* grad_bias) {
+    const Norm norm = norm_of(map, side, stride, weight, bias, eps);
+    const auto gradient = [&](vec z, long y, long x) {  // before ReLU
+        const vec g = load(grad + (y / 2 * (side / 2) + x / 2) * channels) * splat(0.25f);
+        return z * norm.scale + norm.shift > vec{} ? g : vec{};
+    };
+    vec sum{}, product{};
+    for (long y = 0; y < side; y++) {
+        vec row{}, row_product{};
+        for (long x = 0; x < side; x++) {
+            const vec z = load(map + (y * side + x) * stride), g = gradient(z, y, x);
+            row += g;
+            row_product += g * ((z - norm.mean) * norm.inverse);
+        }
+        sum += row;
+        product += row_product;
+    }
+    store(grad_bias, sum);
+    store(grad_weight, product);
+    const float count = float(side * side);
+    const vec mean = sum / splat(count), slope = product / splat(count);
+    for (long y = 0; y < side; y++)
+        for (long x = 0; x < side; x++) {
+            float* p = map + (y * side + x) * stride;
+            const vec z = load(p), normalised = (z - norm.mean) * norm.inverse;
+            store(p, norm.scale * (gradient(z, y, x) - mean - normalised * slope));
+        }
+}
+
+// c (+)= a b, ROWS x depth times depth x BLOCK: a[r][k] lies at a + r * a_row + k * a_depth, rows of b are b_row apart,
+// rows of c are c_row apart.
+template <bool ADD>
+static inline void product(const float* a, long a_row, long a_depth, const float* b, long b_row, long depth, float* c,
+                           long c_row) {
     vec sum[ROWS][2] = {};
     for (long k = 0; k < depth; k++) {
-        const vec b0 = load(b + k * BLOCK), b1 = load(b + k * BLOCK + L);
+        const vec b0 = load(b + k * b_row), b1 = load(b + k * b_row + L);
 #pragma GCC unroll 8
         for (long r = 0; r < ROWS; r++) {
-            const vec x = splat(a[r * stride + k]);
+            const vec x = splat(a[r * a_row + k * a_depth]);
             sum[r][0] += x * b0;
             sum[r][1] += x * b1;
         }
     }
     for (long r = 0; r < ROWS; r++) {
-        store(c + r * BLOCK, sum[r][0]);
-        store(c + r * BLOCK + L, sum[r][1]);
+        float* p = c + r * c_row;
+        store(p, ADD ? load(p) + sum[r][0] : sum[r][0]);
+        store(p + L, ADD ? load(p + L) + sum[r][1] : sum[r][1]);
     }
 }
 
@@ -164,83 +219,331 @@ static inline void transform_output(const float* in, long stride, float* map, lo
     }
 }
 
+// Transposes of the two lines above, for gradients.
+static inline void input_line_backward(const vec v[6], vec d[6]) {
+    const vec sum = v[1] + v[2], gap = v[1] - v[2], far_sum = v[3] + v[4], far_gap = v[3] - v[4];
+    d[0] = 4.0f * v[0];
+    d[1] = 4.0f * v[5] - 4.0f * gap - 2.0f * far_gap;
+    d[2] = -5.0f * v[0] - 4.0f * sum - far_sum;
+    d[3] = gap + 2.0f * far_gap - 5.0f * v[5];
+    d[4] = v[0] + sum + far_sum;
+    d[5] = v[5];
+}
+
+static inline void output_line_backward(const vec o[4], vec m[6]) {
+    const vec even = o[0] + o[2], odd = o[1] + o[3];
+    const vec far_even = o[0] + 4.0f * o[2], far_odd = 2.0f * o[1] + 8.0f * o[3];
+    m[0] = o[0];
+    m[1] = even + odd;
+    m[2] = even - odd;
+    m[3] = far_even + far_odd;
+    m[4] = far_even - far_odd;
+    m[5] = o[3];
+}
+
+// The gradient on one tile of a map [side][side][L], to its 36 positions.
+static inline void transform_output_backward(const float* map, long side, long y0, long x0, float* out, long stride) {
+    vec half[6][4];
+    for (long j = 0; j < 4; j++) {
+        vec o[4], m[6];
+        for (long i = 0; i < 4; i++) o[i] = load(map + ((y0 + i) * side + x0 + j) * L);
+        output_line_backward(o, m);
+        for (long i = 0; i < 6; i++) half[i][j] = m[i];
+    }
+    for (long i = 0; i < 6; i++) {
+        vec m[6];
+        output_line_backward(half[i], m);
+        for (long j = 0; j < 6; j++) store(out + (6 * i + j) * stride, m[j]);
+    }
+}
+
+// The gradient on 36 positions, added to an image [side][side][channels] where the tile overlaps it.
+static inline void transform_input_backward(const float* in, long stride, float* image, long side, long channels,
+                                            long y0, long x0) {
+    vec half[6][6];
+    for (long j = 0; j < 6; j++) {
+        vec v[6], d[6];
+        for (long i = 0; i < 6; i++) v[i] = load(in + (6 * i + j) * stride);
+        input_line_backward(v, d);
+        for (long i = 0; i < 6; i++) half[i][j] = d[i];
+    }
+    for (long i = 0; i < 6; i++) {
+        vec d[6];
+        input_line_backward(half[i], d);
+        for (long j = 0; j < 6; j++) {
+            const long y = y0 + i, x = x0 + j;
+            if (y < 0 || y >= side || x < 0 || x >= side) continue;
+            float* p = image + (y * side + x) * channels;
+            store(p, load(p) + d[j]);
+        }
+    }
+}
+
+struct Shape {
+    long count, side, channels_in, channels_out;
+};
+
+// Directly convolves BLOCK channels of a padded image [channels_in][side+2][side+2] into a map [side][side][BLOCK].
+static void convolve(const float* padded, const Shape& s, const float* weight, float* map) {
+    const long line = s.side + 2, plane = line * line;
+    for (long y = 0; y < s.side; y++) {
+        const float* row = padded + y * line;
+        float* target = map + y * s.side * BLOCK;
+        long x = 0;
+        for (; x + 8 <= s.side; x += 8)
+            pixels<8>(row + x, s.channels_in, plane, line, weight, target + x * BLOCK);
+        for (; x < s.side; x += 2) pixels<2>(row + x, s.channels_in, plane, line, weight, target + x * BLOCK);
+    }
+}
+
+// How many images go together through Winograd's algorithm: enough for long matrix products, few enough for the cache,
+// and for every thread to have some.
+static long images_together(const Shape& s, int threads) {
+    const long tiles = (s.side / 4) * (s.side / 4);
+    return std::max(1l, std::min(TILES / tiles, (s.count + threads - 1) / threads));
+}
+
+// Images in Winograd's form, and a block of their convolution.
+struct Transformed {
+    const Shape s;
+    const long across, tiles, most, in_stride, product_stride;  // strides from position to position
+    long rows = 0;                                              // tiles in use
+    Buffer in, products;
+
+    // Whole ROWS, the last ones unused, so that a tile's values do not depend on how many there are; and a line of
+    // padding, so that the positions of a tile do not fall on the same lines of the cache.
+    Transformed(const Shape& shape, long images)
+        : s(shape),
+          across(s.side / 4),
+          tiles(across * across),
+          most((images * tiles + ROWS - 1) / ROWS * ROWS),
+          in_stride(most * s.channels_in + 16),
+          product_stride(most * BLOCK + 16),
+          in(new float[POSITIONS * in_stride]()),
+          products(new float[POSITIONS * product_stride]()) {}
+
+    void take(const float* images, long number) {
+        rows = number * tiles;
+        for (long t = 0; t < rows; t++) {
+            const float* image = images + t / tiles * s.side * s.side * s.channels_in;
+            for (long k = 0; k < s.channels_in; k += L)
+                transform_input(image + k, s.side, s.channels_in, t % tiles / across * 4 - 1, t % across * 4 - 1,
+                                in.get() + t * s.channels_in + k, in_stride);
+        }
+    }
+
+    // weight [36][channels_in][BLOCK]
+    void multiply(const float* weight) {
+        for (long p = 0; p < POSITIONS; p++)
+            for (long r = 0; r < rows; r += ROWS)
+                product<false>(in.get() + p * in_stride + r * s.channels_in, s.channels_in, 1,
+                               weight + p * s.channels_in * BLOCK, BLOCK, s.channels_in,
+                               products.get() + p * product_stride + r * BLOCK, BLOCK);
+    }
+
+    // L channels, from v on, of an image's convolution, to a map [side][side][L].
+    void convolution(long image, long v, float* map) const {
+        for (long t = 0; t < tiles; t++)
+            transform_output(products.get() + (image * tiles + t) * BLOCK + v, product_stride, map, s.side,
+                             t / across * 4, t % across * 4);
+    }
+};
+
 extern "C" long block() { return BLOCK; }
 
+struct Strides {
+    long image, channel, row, column;
+};
+
+static void pad(const float* image, const Strides& by, const Shape& s, float* padded) {
+    const long line = s.side + 2, plane = line * line;
+    for (long k = 0; k < s.channels_in; k++)
+        for (long y = 0; y < s.side; y++)
+            for (long x = 0; x < s.side; x++)
+                padded[k * plane + (y + 1) * line + x + 1] = image[k * by.channel + y * by.row + x * by.column];
+}
+
 // images [count][side][side][channels_in], by strides in floats; weight [channels_out/BLOCK][channels_in*9][BLOCK].
-extern "C" void direct_block(const float* images, long count, long side, long channels_in, long stride_image,
-                             long stride_channel, long stride_row, long stride_column, const float* weight,
-                             long channels_out, const float* norm_weight, const float* norm_bias, float eps, float* out,
-                             int threads) {
-    const long line = side + 2, plane = line * line;
+extern "C" void direct_forward(const float* images, const Strides* by, const Shape* shape, const float* weight,
+                               const float* norm_weight, const float* norm_bias, float eps, float* out, int threads) {
+    const Shape s = *shape;
+    const long pooled = (s.side / 2) * (s.side / 2) * s.channels_out;
 #pragma omp parallel num_threads(threads)
     {
-        Buffer padded(new float[channels_in * plane]()), map(new float[side * side * BLOCK]);
-#pragma omp for
-        for (long n = 0; n < count; n++) {
-            for (long k = 0; k < channels_in; k++)
-                for (long y = 0; y < side; y++)
-                    for (long x = 0; x < side; x++)
-                        padded[k * plane + (y + 1) * line + x + 1] =
-                            images[n * stride_image + k * stride_channel + y * stride_row + x * stride_column];
-            float* pooled = out + n * (side / 2) * (side / 2) * channels_out;
-            for (long c = 0; c < channels_out; c += BLOCK) {
-                const float* w = weight + c * channels_in * 9;
-                for (long y = 0; y < side; y++) {
-                    const float* row = padded.get() + y * line;
-                    float* target = map.get() + y * side * BLOCK;
-                    long x = 0;
-                    for (; x + 8 <= side; x += 8) pixels<8>(row + x, channels_in, plane, line, w, target + x * BLOCK);
-                    for (; x < side; x += 2) pixels<2>(row + x, channels_in, plane, line, w, target + x * BLOCK);
-                }
+        Buffer padded(new float[s.channels_in * (s.side + 2) * (s.side + 2)]());
+        Buffer map(new float[s.side * s.side * BLOCK]);
+#pragma omp for schedule(static)
+        for (long n = 0; n < s.count; n++) {
+            pad(images + n * by->image, *by, s, padded.get());
+            for (long c = 0; c < s.channels_out; c += BLOCK) {
+                convolve(padded.get(), s, weight + c * s.channels_in * 9, map.get());
                 for (long v = 0; v < BLOCK; v += L)
-                    norm_relu_pool(map.get() + v, side, BLOCK, norm_weight + c + v, norm_bias + c + v, eps,
-                                   pooled + c + v, channels_out);
+                    norm_relu_pool(map.get() + v, s.side, BLOCK, norm_weight + c + v, norm_bias + c + v, eps,
+                                   out + n * pooled + c + v, s.channels_out);
             }
         }
     }
 }
 
-// images [count][side][side][channels_in]; weight [channels_out/BLOCK][36][channels_in][BLOCK], transformed.
-extern "C" void winograd_block(const float* images, long count, long side, long channels_in, const float* weight,
-                               long channels_out, const float* norm_weight, const float* norm_bias, float eps, float* out,
-                               int threads) {
-    const long across = side / 4, tiles = across * across;
-    // images: enough for long matrix products, few enough for the cache, and for every thread to have some
-    const long together = std::max(1l, std::min(TILES / tiles, (count + threads - 1) / threads));
-    // whole ROWS, the last ones unused, so that a tile's values do not depend on how many there are
-    const long most = (together * tiles + ROWS - 1) / ROWS * ROWS, groups = (count + together - 1) / together;
-    // a line of padding, so that the positions of a tile do not fall on the same lines of the cache
-    const long in_stride = most * channels_in + 16, out_stride = most * BLOCK + 16;
+// Gradients from that on the output, grad [count][side/2][side/2][channels_out]: on the norm's weight and bias, an image
+// apart, [count][channels_out]; where not null, on the images, [count][channels_in][side][side], and on the weights, a
+// thread apart, as packed, added. `transposed` is [channels_out/BLOCK][taps/BLOCK][BLOCK][BLOCK], the weights with taps
+// = channels_in * 9, filled with zeros to whole blocks, in the last place.
+extern "C" void direct_backward(const float* images, const Strides* by, const Shape* shape, const float* weight,
+                                const float* transposed, const float* norm_weight, const float* norm_bias, float eps,
+                                const float* grad, float* grad_norm_weight, float* grad_norm_bias, float* grad_images,
+                                float* grad_weight, int threads) {
+    const Shape s = *shape;
+    const long line = s.side + 2, plane = line * line, area = s.side * s.side, pooled = area / 4 * s.channels_out;
+    const long taps = s.channels_in * 9, columns = (taps + BLOCK - 1) / BLOCK * BLOCK;
+    const long pixel_rows = (area + ROWS - 1) / ROWS * ROWS;
 #pragma omp parallel num_threads(threads)
     {
-        Buffer in(new float[POSITIONS * in_stride]()), products(new float[POSITIONS * out_stride]);
-        Buffer map(new float[side * side * L]);
-#pragma omp for
-        for (long g = 0; g < groups; g++) {
-            const long first = g * together, last = std::min(count, first + together), rows = (last - first) * tiles;
-            for (long t = 0; t < rows; t++) {
-                const float* image = images + (first + t / tiles) * side * side * channels_in;
-                const long y0 = t % tiles / across * 4 - 1, x0 = t % across * 4 - 1;
-                for (long k = 0; k < channels_in; k += L)
-                    transform_input(image + k, side, channels_in, y0, x0, in.get() + t * channels_in + k, in_stride);
-            }
-            for (long c = 0; c < channels_out; c += BLOCK) {
-                for (long p = 0; p < POSITIONS; p++) {
-                    const float* a = in.get() + p * in_stride;
-                    const float* b = weight + (c * POSITIONS + p * BLOCK) * channels_in;
-                    float* target = products.get() + p * out_stride;
-                    for (long r = 0; r < rows; r += ROWS)
-                        product(a + r * channels_in, channels_in, b, channels_in, target + r * BLOCK);
+        Buffer padded(new float[s.channels_in * plane]()), map(new float[pixel_rows * BLOCK]());
+        Buffer patches(new float[grad_images ? pixel_rows * columns : 1]);
+#pragma omp for schedule(static)
+        for (long n = 0; n < s.count; n++) {
+            pad(images + n * by->image, *by, s, padded.get());
+            if (grad_images) std::fill_n(patches.get(), pixel_rows * columns, 0.0f);
+            for (long c = 0; c < s.channels_out; c += BLOCK) {
+                convolve(padded.get(), s, weight + c * taps, map.get());
+                for (long v = 0; v < BLOCK; v += L)
+                    norm_relu_pool_backward(map.get() + v, s.side, BLOCK, norm_weight + c + v, norm_bias + c + v, eps,
+                                            grad + n * pooled + c + v, s.channels_out,
+                                            grad_norm_weight + n * s.channels_out + c + v,
+                                            grad_norm_bias + n * s.channels_out + c + v);
+                if (grad_images)
+                    for (long j = 0; j < columns; j += BLOCK)
+                        for (long r = 0; r < pixel_rows; r += ROWS)
+                            product<true>(map.get() + r * BLOCK, BLOCK, 1, transposed + (c * columns + j * BLOCK),
+                                          BLOCK, BLOCK, patches.get() + r * columns + j, columns);
+                if (grad_weight) {
+                    float* own = grad_weight + (omp_get_thread_num() * s.channels_out + c) * taps;
+                    for (long k = 0; k < s.channels_in; k++) {
+                        vec sum[9][2] = {};
+                        for (long y = 0; y < s.side; y++)
+                            for (long x = 0; x < s.side; x++) {
+                                const float* p = padded.get() + k * plane + y * line + x;
+                                const float* m = map.get() + (y * s.side + x) * BLOCK;
+                                const vec m0 = load(m), m1 = load(m + L);
+#pragma GCC unroll 9
+                                for (long t = 0; t < 9; t++) {
+                                    const vec value = splat(p[t / 3 * line + t % 3]);
+                                    sum[t][0] += value * m0;
+                                    sum[t][1] += value * m1;
+                                }
+                            }
+                        for (long t = 0; t < 9; t++) {
+                            float* p = own + (k * 9 + t) * BLOCK;
+                            store(p, load(p) + sum[t][0]);
+                            store(p + L, load(p + L) + sum[t][1]);
+                        }
+                    }
                 }
-                for (long n = first; n < last; n++)
+            }
+            if (!grad_images) continue;
+            float* target = grad_images + n * s.channels_in * area;
+            for (long k = 0; k < s.channels_in; k++)
+                for (long y = 0; y < s.side; y++)
+                    for (long x = 0; x < s.side; x++) {
+                        float sum = 0;
+                        for (long i = 0; i < 3; i++)
+                            for (long j = 0; j < 3; j++) {
+                                const long py = y + 1 - i, px = x + 1 - j;  // the output that saw it through this tap
+                                if (py < 0 || py >= s.side || px < 0 || px >= s.side) continue;
+                                sum += patches[(py * s.side + px) * columns + k * 9 + i * 3 + j];
+                            }
+                        target[k * area + y * s.side + x] = sum;
+                    }
+        }
+    }
+}
+
+// images [count][side][side][channels_in]; weight [channels_out/BLOCK][36][channels_in][BLOCK], transformed.
+extern "C" void winograd_forward(const float* images, const Shape* shape, const float* weight, const float* norm_weight,
+                                 const float* norm_bias, float eps, float* out, int threads) {
+    const Shape s = *shape;
+    const long together = images_together(s, threads), image = s.side * s.side * s.channels_in;
+    const long pooled = (s.side / 2) * (s.side / 2) * s.channels_out;
+#pragma omp parallel num_threads(threads)
+    {
+        Transformed group(s, together);
+        Buffer map(new float[s.side * s.side * L]);
+#pragma omp for schedule(static)
+        for (long first = 0; first < s.count; first += together) {
+            const long number = std::min(together, s.count - first);
+            group.take(images + first * image, number);
+            for (long c = 0; c < s.channels_out; c += BLOCK) {
+                group.multiply(weight + c * POSITIONS * s.channels_in);
+                for (long n = 0; n < number; n++)
                     for (long v = 0; v < BLOCK; v += L) {
-                        for (long t = 0; t < tiles; t++)
-                            transform_output(products.get() + ((n - first) * tiles + t) * BLOCK + v, out_stride,
-                                             map.get(), side, t / across * 4, t % across * 4);
-                        norm_relu_pool(map.get(), side, L, norm_weight + c + v, norm_bias + c + v, eps,
-                                       out + n * (side / 2) * (side / 2) * channels_out + c + v, channels_out);
+                        group.convolution(n, v, map.get());
+                        norm_relu_pool(map.get(), s.side, L, norm_weight + c + v, norm_bias + c + v, eps,
+                                       out + (first + n) * pooled + c + v, s.channels_out);
                     }
             }
+        }
+    }
+}
+
+// Gradients as those of `direct_backward`: on the images [count][side][side][channels_in], on the transformed weights
+// [36][channels_in][channels_out], a thread apart, added. `transposed` is [channels_in/BLOCK][36][channels_out][BLOCK].
+extern "C" void winograd_backward(const float* images, const Shape* shape, const float* weight, const float* transposed,
+                                  const float* norm_weight, const float* norm_bias, float eps, const float* grad,
+                                  float* grad_norm_weight, float* grad_norm_bias, float* grad_images,
+                                  float* grad_weight, int threads) {
+    const Shape s = *shape;
+    const long together = images_together(s, threads), image = s.side * s.side * s.channels_in;
+    const long pooled = (s.side / 2) * (s.side / 2) * s.channels_out;
+#pragma omp parallel num_threads(threads)
+    {
+        Transformed group(s, together);
+        const long tiles = group.tiles, across = group.across, stride = group.most * s.channels_out + 16;
+        Buffer map(new float[s.side * s.side * L]), outer(new float[POSITIONS * stride]());
+#pragma omp for schedule(static)
+        for (long first = 0; first < s.count; first += together) {
+            const long number = std::min(together, s.count - first), rows = number * tiles;
+            group.take(images + first * image, number);
+            for (long c = 0; c < s.channels_out; c += BLOCK) {
+                group.multiply(weight + c * POSITIONS * s.channels_in);
+                for (long n = 0; n < number; n++)
+                    for (long v = 0; v < BLOCK; v += L) {
+                        const long at = (first + n) * s.channels_out + c + v;
+                        group.convolution(n, v, map.get());
+                        norm_relu_pool_backward(map.get(), s.side, L, norm_weight + c + v, norm_bias + c + v, eps,
+                                                grad + (first + n) * pooled + c + v, s.channels_out,
+                                                grad_norm_weight + at, grad_norm_bias + at);
+                        for (long t = 0; t < tiles; t++)
+                            transform_output_backward(map.get(), s.side, t / across * 4, t % across * 4,
+                                                      outer.get() + (n * tiles + t) * s.channels_out + c + v, stride);
+                    }
+            }
+            if (grad_images) {
+                float* target = grad_images + first * image;
+                std::fill_n(target, number * image, 0.0f);
+                for (long k = 0; k < s.channels_in; k += BLOCK) {
+                    for (long p = 0; p < POSITIONS; p++)
+                        for (long r = 0; r < rows; r += ROWS)
+                            product<false>(outer.get() + p * stride + r * s.channels_out, s.channels_out, 1,
+                                           transposed + (k * POSITIONS + p * BLOCK) * s.channels_out, BLOCK,
+                                           s.channels_out, group.products.get() + p * group.product_stride + r * BLOCK,
+                                           BLOCK);
+                    for (long t = 0; t < rows; t++)
+                        for (long v = 0; v < BLOCK; v += L)
+                            transform_input_backward(group.products.get() + t * BLOCK + v, group.product_stride,
+                                                     target + t / tiles * image + k + v, s.side, s.channels_in,
+                                                     t % tiles / across * 4 - 1, t % across * 4 - 1);
+                }
+            }
+            if (grad_weight)
+                for (long p = 0; p < POSITIONS; p++)
+                    for (long k = 0; k < s.channels_in; k += ROWS)
+                        for (long c = 0; c < s.channels_out; c += BLOCK)
+                            product<true>(group.in.get() + p * group.in_stride + k, 1, s.channels_in,
+                                          outer.get() + p * stride + c, s.channels_out, rows,
+                                          grad_weight + ((omp_get_thread_num() * POSITIONS + p) * s.channels_in + k) *
+                                                            s.channels_out + c,
+                                          s.channels_out);
         }
     }
 }

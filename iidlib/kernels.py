@@ -1,17 +1,19 @@
-"""C++ kernels of a ConvNet's block for forward passes without gradient on a CPU: convolution to pooling in the cache.
+"""C++ kernels of a ConvNet's block on a CPU, with their gradients: convolution to pooling in the cache.
 
 ``kernels.cpp`` holds them, and says how they work. They are built by torch's own compiler settings at their first use,
-in about a second, and kept on disk; where that fails, nothing is lost but speed.
+in about two seconds, and kept on disk; where that fails, nothing is lost but speed.
 """
 
 import ctypes
 import functools
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 __all__ = ["FusedBlock", "library"]
 
@@ -44,8 +46,8 @@ def library() -> Any:
         # contraction into fused multiply-adds, which torch turns off, is half of the speed
         built = CppCodeCache.load(source, extra_flags=("-ffp-contract=fast",))
         built.block.restype = ctypes.c_long
-        for function in (built.direct_block, built.winograd_block):
-            function.restype = None
+        for name in ("direct_forward", "direct_backward", "winograd_forward", "winograd_backward"):
+            getattr(built, name).restype = None
         return built
     except Exception as error:  # a private function of torch, a compiler and a linker: whatever goes wrong, go on
         reason = (str(error).splitlines() or [type(error).__name__])[0]
@@ -53,29 +55,157 @@ def library() -> Any:
         return None
 
 
-def _direct_weight(weight: Tensor, block: int) -> Tensor:
-    """[K_out, K_in, 3, 3] as [K_out/block, K_in*9, block]."""
-    return weight.reshape(len(weight) // block, block, -1).transpose(1, 2).contiguous()
+def _columns(weight: Tensor, block: int) -> Tensor:
+    """[..., M, N] as [N/block, ..., M, block], N filled up with zeros to whole blocks."""
+    missing = -weight.shape[-1] % block
+    filled = torch.nn.functional.pad(weight, (0, missing)) if missing else weight
+    return filled.unflatten(-1, (-1, block)).movedim(-2, 0).contiguous()
 
 
-def _winograd_weight(weight: Tensor, block: int) -> Tensor:
-    """[K_out, K_in, 3, 3], transformed, as [K_out/block, 36, K_in, block]."""
+def _transform(weight: Tensor) -> Tensor:
+    """Weights [K_out, K_in, 3, 3] in Winograd's form, [36, K_in, K_out]."""
     g = weight.new_tensor(_WEIGHT)
-    transformed = torch.einsum("ak,oikl,bl->oabi", g, weight, g)
-    return transformed.reshape(len(weight) // block, block, 36, -1).permute(0, 2, 3, 1).contiguous()
+    return torch.einsum("ak,oikl,bl->abio", g, weight, g).flatten(0, 1)
+
+
+def _transform_backward(grad: Tensor) -> Tensor:
+    """The gradient on weights from that on their Winograd form, [36, K_in, K_out]."""
+    g = grad.new_tensor(_WEIGHT)
+    return torch.einsum("ak,abio,bl->oikl", g, grad.unflatten(0, (6, 6)), g)
+
+
+class _Packed:
+    """The weights of a block [K_out, K_in, 3, 3], in the orders that the kernels read."""
+
+    def __init__(self, weight: Tensor, block: int) -> None:
+        self.direct = weight.shape[1] <= FEW_CHANNELS
+        self._block = block
+        # one matrix [K_in*9, K_out], or 36 [K_in, K_out]
+        self._matrix = weight.flatten(1).t() if self.direct else _transform(weight)
+        self.forward = _columns(self._matrix, block)
+
+    @functools.cached_property
+    def backward(self) -> Tensor:
+        """For the gradient on images."""
+        columns = _columns(self._matrix.mT, self._block)
+        if not self.direct:
+            return columns
+        # [taps/block, K_out, block] as [K_out/block, taps/block, block, block]
+        return columns.unflatten(1, (-1, self._block)).transpose(0, 1).contiguous()
+
+    def empty_gradient(self, threads: int) -> Tensor:
+        """Zeros for each thread's gradient on the packed weights."""
+        shape = self.forward.shape if self.direct else self._matrix.shape
+        return torch.zeros(threads, *shape)
+
+    def gradient(self, packed: Tensor) -> Tensor:
+        """The gradient on the weights, [K_out, K_in, 3, 3], from each thread's."""
+        total = packed.sum(0)
+        if not self.direct:
+            return _transform_backward(total)
+        return total.transpose(1, 2).flatten(0, 1).unflatten(1, (-1, 3, 3))
+
+
+def _call(function: Any, *arguments: Tensor | Sequence[int] | float | None) -> None:
+    """Calls a kernel, tensors by address and sizes as an array; the number of threads comes last."""
+    given: list[Any] = []
+    for argument in arguments:
+        if isinstance(argument, Tensor):
+            given.append(ctypes.c_void_p(argument.data_ptr()))
+        elif isinstance(argument, float):
+            given.append(ctypes.c_float(argument))
+        elif argument is None:
+            given.append(ctypes.c_void_p(None))
+        else:
+            given.append((ctypes.c_long * len(argument))(*argument))
+    function(*given, ctypes.c_int(torch.get_num_threads()))
+
+
+def _sizes(x: Tensor, weight: Tensor, packed: _Packed) -> list[Sequence[int]]:
+    shape = (len(x), x.shape[2], x.shape[1], len(weight))
+    return [x.stride(), shape] if packed.direct else [shape]
+
+
+def _forward(x: Tensor, weight: Tensor, norm_weight: Tensor, norm_bias: Tensor, eps: float, packed: _Packed) -> Tensor:
+    side = x.shape[2] // 2
+    out = torch.empty((len(x), len(weight), side, side), memory_format=torch.channels_last)
+    kernels = library()
+    function = kernels.direct_forward if packed.direct else kernels.winograd_forward
+    _call(function, x, *_sizes(x, weight, packed), packed.forward, norm_weight, norm_bias, eps, out)
+    return out
+
+
+class _Differentiable(torch.autograd.Function):
+    """The block with gradients on all its inputs."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        norm_weight: Tensor,
+        norm_bias: Tensor,
+        eps: float,
+        packed: _Packed,
+    ) -> Tensor:
+        ctx.save_for_backward(x, weight, bias, norm_weight, norm_bias)
+        ctx.eps, ctx.packed = eps, packed
+        return _forward(x, weight, norm_weight, norm_bias, eps, packed)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, bias, norm_weight, norm_bias = ctx.saved_tensors
+        packed: _Packed = ctx.packed
+        kernels = library()
+        grad = grad.contiguous(memory_format=torch.channels_last)
+        own_norm = torch.empty(2, len(x), len(weight))
+        grad_x = grad_weight = None
+        if ctx.needs_input_grad[0]:
+            # the direct kernel writes a plane a channel
+            layout = torch.contiguous_format if packed.direct else torch.channels_last
+            grad_x = torch.empty(x.shape, memory_format=layout)
+        if ctx.needs_input_grad[1]:
+            grad_weight = packed.empty_gradient(torch.get_num_threads())
+        _call(
+            kernels.direct_backward if packed.direct else kernels.winograd_backward,
+            x,
+            *_sizes(x, weight, packed),
+            packed.forward,
+            packed.backward if grad_x is not None else None,
+            norm_weight,
+            norm_bias,
+            ctx.eps,
+            grad,
+            own_norm[0],
+            own_norm[1],
+            grad_x,
+            grad_weight,
+        )
+        return (
+            grad_x,
+            None if grad_weight is None else packed.gradient(grad_weight),
+            torch.zeros_like(bias) if ctx.needs_input_grad[2] else None,  # the norm takes the bias away
+            own_norm[0].sum(0) if ctx.needs_input_grad[3] else None,
+            own_norm[1].sum(0) if ctx.needs_input_grad[4] else None,
+            None,
+            None,
+        )
 
 
 class FusedBlock:
-    """3x3 convolution, instance norm, ReLU and 2x2 average pooling of one block, without gradient.
+    """3x3 convolution, instance norm, ReLU and 2x2 average pooling of one block, and its gradients.
 
     Equal to the operations one after the other up to rounding, 2e-6 of the norm; the values of an image depend neither
     on the others of the batch nor on the number of threads. The convolution's bias is left out, since the norm takes it
-    away again. Packed weights are kept, and made anew when the weights have changed.
+    away again; its gradient is zero. Gradients of gradients are not to be had. Packed weights are kept, and made anew
+    when the weights have changed.
     """
 
     def __init__(self) -> None:
         self._of: tuple[Tensor, int, int] | None = None
-        self._packed: Tensor | None = None
+        self._packed: _Packed | None = None
 
     @staticmethod
     def fits(x: Tensor, weight: Tensor) -> bool:
@@ -84,7 +214,6 @@ class FusedBlock:
             x.device.type != "cpu"
             or x.dtype != torch.float32
             or weight.dtype != torch.float32
-            or (torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad))
             or torch._C._functorch.is_functorch_wrapped_tensor(x)
             or torch._C._functorch.is_functorch_wrapped_tensor(weight)
             or weight.is_inference()
@@ -95,37 +224,38 @@ class FusedBlock:
             return False
         block, side = kernels.block(), x.shape[2]
         direct = x.shape[1] <= FEW_CHANNELS and side % 2 == 0
-        winograd = x.shape[1] % (block // 2) == 0 and side % TILE == 0
+        winograd = x.shape[1] % block == 0 and side % TILE == 0
         return (direct or winograd) and weight.shape[0] % block == 0 and x.shape[3] == side > 0 < len(x)
 
-    def __call__(self, x: Tensor, weight: Tensor, norm_weight: Tensor, norm_bias: Tensor, eps: float) -> Tensor:
-        """[B, K, H, H] to [B, K_out, H/2, H/2] in channels-last format; only for what `fits`."""
-        kernels = library()
-        batch, channels, side, _ = x.shape
-        direct = channels <= FEW_CHANNELS
-        packed = self._pack(weight, direct, kernels.block())
-        x = x.detach() if direct else x.detach().contiguous(memory_format=torch.channels_last)
-        norm_weight, norm_bias = norm_weight.detach().contiguous(), norm_bias.detach().contiguous()
-        out = torch.empty((batch, len(weight), side // 2, side // 2), memory_format=torch.channels_last)
-        sizes = [batch, side, channels, *(x.stride() if direct else ())]
-        (kernels.direct_block if direct else kernels.winograd_block)(
-            ctypes.c_void_p(x.data_ptr()),
-            *map(ctypes.c_long, sizes),
-            ctypes.c_void_p(packed.data_ptr()),
-            ctypes.c_long(len(weight)),
-            ctypes.c_void_p(norm_weight.data_ptr()),
-            ctypes.c_void_p(norm_bias.data_ptr()),
-            ctypes.c_float(eps),
-            ctypes.c_void_p(out.data_ptr()),
-            ctypes.c_int(torch.get_num_threads()),
-        )
-        return out
+    def __call__(
+        self, x: Tensor, weight: Tensor, bias: Tensor | None, norm_weight: Tensor, norm_bias: Tensor, eps: float
+    ) -> Tensor:
+        """[B, K, H, H] to [B, K_out, H/2, H/2] in channels-last format; only for what `fits`.
 
-    def _pack(self, weight: Tensor, direct: bool, block: int) -> Tensor:
+        Args:
+            x: the images or maps.
+            weight: of the convolution, [K_out, K, 3, 3].
+            bias: of the convolution, [K_out], or None; without effect.
+            norm_weight: [K_out].
+            norm_bias: [K_out].
+            eps: added to the variance.
+        """
+        packed = self._pack(weight)
+        if not packed.direct:
+            x = x.contiguous(memory_format=torch.channels_last)
+        inputs = (x, weight, bias, norm_weight, norm_bias)
+        if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs if tensor is not None):
+            return _Differentiable.apply(*inputs, eps, packed)
+        return _forward(x, weight, norm_weight, norm_bias, eps, packed)
+
+    def _pack(self, weight: Tensor) -> _Packed:
         known = self._of
-        if known is None or known[0] is not weight or known[1:] != (weight.data_ptr(), weight._version):
-            pack = _direct_weight if direct else _winograd_weight
-            self._packed = pack(weight.detach(), block)
+        if self._packed is None or known is None or known[0] is not weight:
+            fresh = True
+        else:
+            fresh = known[1:] != (weight.data_ptr(), weight._version)
+        if fresh:
+            self._packed = _Packed(weight.detach(), library().block())
             self._of = weight, weight.data_ptr(), weight._version
         assert self._packed is not None
         return self._packed

@@ -88,7 +88,7 @@ class ConvBlock(nn.Module):
     """3x3 convolution, instance norm, ReLU, 2x2 average pooling: [B, K_in, H, H] -> [B, K, H/2, H/2].
 
     What follows the convolution is one function, ``kernel(x, weight, bias, eps)``, so that a compiled form can take its
-    place; ``norm`` only holds its parameters. ``fused``, where set, does the whole block in passes without gradient.
+    place; ``norm`` only holds its parameters. ``fused``, where set, does the whole block if it fits.
     """
 
     def __init__(self, channels: int, width: int) -> None:
@@ -100,7 +100,7 @@ class ConvBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.fused is not None and self.fused.fits(x, self.conv.weight):
-            return self.fused(x, self.conv.weight, self.norm.weight, self.norm.bias, self.norm.eps)
+            return self.fused(x, self.conv.weight, self.conv.bias, self.norm.weight, self.norm.bias, self.norm.eps)
         return self.kernel(self.conv(x), self.norm.weight, self.norm.bias, self.norm.eps)
 
 

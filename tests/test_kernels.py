@@ -27,14 +27,17 @@ def draw(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def parameters(channels: int, width: int) -> tuple[Tensor, Tensor, Tensor]:
-    return draw(width, channels, 3, 3, seed=1), 1 + 0.1 * draw(width, seed=2), draw(width, seed=3)
+def parameters(channels: int, width: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    weight = draw(width, channels, 3, 3, seed=1) / (9 * channels) ** 0.5
+    return weight, draw(width, seed=4), 1 + 0.1 * draw(width, seed=2), draw(width, seed=3)
 
 
-def operations(x: Tensor, weight: Tensor, norm_weight: Tensor, norm_bias: Tensor, eps: float = 1e-5) -> Tensor:
+def operations(
+    x: Tensor, weight: Tensor, bias: Tensor, norm_weight: Tensor, norm_bias: Tensor, eps: float = 1e-5
+) -> Tensor:
     """The block in float64, one operation after the other."""
-    x, weight, norm_weight, norm_bias = (tensor.double() for tensor in (x, weight, norm_weight, norm_bias))
-    x = F.group_norm(F.conv2d(x, weight, padding=1), len(weight), norm_weight, norm_bias, eps)
+    x, weight, bias, norm_weight, norm_bias = (t.double() for t in (x, weight, bias, norm_weight, norm_bias))
+    x = F.group_norm(F.conv2d(x, weight, bias, padding=1), len(weight), norm_weight, norm_bias, eps)
     return F.avg_pool2d(F.relu(x), 2)
 
 
@@ -57,7 +60,7 @@ def test_direct_convolution_of_few_channels(batch: int, channels: int, half: int
 
 @given(batch=st.integers(1, 40), inputs=st.integers(1, 3), tiles=st.integers(1, 5), blocks=st.integers(1, 2))
 def test_winograd_for_many_channels(batch: int, inputs: int, tiles: int, blocks: int) -> None:
-    channels = inputs * block() // 2
+    channels = inputs * block()
     batch = min(batch, 80 // tiles**2 + 1)
     x, own = draw(batch, channels, 4 * tiles, 4 * tiles), parameters(channels, blocks * block())
     for images in (x, x.contiguous(memory_format=torch.channels_last), x.transpose(2, 3)):
@@ -77,7 +80,7 @@ def test_a_large_mean_does_not_cost_the_variance_its_digits() -> None:
     """Sums of squares would lose them: the mean is a thousand times the deviation."""
     x, own = 1000 + draw(2, 3, 32, 32), parameters(3, block())
     own[0].sub_(own[0].mean((2, 3), keepdim=True)).add_(0.1)
-    plain = norm_relu_pool(F.conv2d(x, own[0], padding=1), *own[1:])
+    plain = norm_relu_pool(F.conv2d(x, own[0], own[1], padding=1), *own[2:])
     expected = operations(x, *own)
     assert difference(FusedBlock()(x, *own, 1e-5), expected) < 3 * difference(plain, expected)
 
@@ -107,8 +110,8 @@ def test_what_is_not_finite_is_not_hidden(channels: int, value: float) -> None:
 
 def test_weights_are_packed_again_only_when_they_have_changed(monkeypatch: pytest.MonkeyPatch) -> None:
     packed: list[Tensor] = []
-    original = kernels._winograd_weight
-    monkeypatch.setattr(kernels, "_winograd_weight", lambda *given: packed.append(given[0]) or original(*given))
+    original = kernels._transform
+    monkeypatch.setattr(kernels, "_transform", lambda given: packed.append(given) or original(given))
     fused, x, (weight, *norm) = FusedBlock(), draw(1, 64, 4, 4), parameters(64, block())
     for _ in range(2):
         fused(x, weight, *norm, 1e-5)
@@ -139,11 +142,6 @@ def test_when_it_fits(shape: tuple[int, ...], width: float, fits: bool) -> None:
     assert not FusedBlock.fits(torch.zeros(shape), weight.double())
     assert not FusedBlock.fits(torch.zeros(shape).double(), weight)
     assert not FusedBlock.fits(torch.zeros(shape, device="meta"), weight)
-    if fits:
-        assert not FusedBlock.fits(torch.zeros(shape).requires_grad_(), weight)
-        assert not FusedBlock.fits(torch.zeros(shape), weight.requires_grad_())
-        with torch.no_grad():
-            assert FusedBlock.fits(torch.zeros(shape), weight)
 
 
 def test_it_stays_out_of_functions_that_are_transformed() -> None:
@@ -199,14 +197,86 @@ def test_new_weights_in_place_are_used(network) -> None:
     assert difference(after, plain) < 1e-5 < difference(after, before)
 
 
-def test_where_a_gradient_is_wanted_it_stays_out_of_the_way(network, monkeypatch) -> None:
-    calls = spied(monkeypatch)
-    network.requires_grad_(False)
-    images = draw(2, 3, 8, 8)
-    network.feature_map(images.requires_grad_()).sum().backward()
-    assert images.grad is not None and not calls
-    network.requires_grad_(True).feature_map(images.detach())
-    assert not calls
+# Gradients
+
+
+def no_kink(x: Tensor, *own: Tensor) -> bool:
+    """Whether every activation before ReLU is so far from zero that rounding moves none to the other side."""
+    weight, _, norm_weight, norm_bias = (tensor.double() for tensor in own)
+    before = F.group_norm(F.conv2d(x.double(), weight, padding=1), len(weight), norm_weight, norm_bias)
+    return float(before.abs().min()) > 1e-5
+
+
+def smooth(batch: int, channels: int, side: int, width: int) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Images and parameters without an activation at a kink."""
+    own = parameters(channels, width)
+    for seed in range(10, 100):
+        x = draw(batch, channels, side, side, seed=seed)
+        if no_kink(x, *own):
+            return x, own
+    raise AssertionError("every draw has an activation at a kink")
+
+
+@pytest.mark.parametrize(
+    ("batch", "channels", "side"), [(3, 3, 8), (2, 1, 6), (5, 4, 2), (1, 32, 4), (3, 32, 8), (2, 64, 12), (17, 64, 4)]
+)
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_gradients_on_everything(batch: int, channels: int, side: int, layout: torch.memory_format) -> None:
+    x, own = smooth(batch, channels, side, 2 * block())
+    inputs = [t.clone().requires_grad_() for t in (x.contiguous(memory_format=layout), *own)]
+    twins = [t.double().requires_grad_() for t in (x, *own)]
+    if not FusedBlock.fits(*inputs[:2]):
+        pytest.skip(f"{channels} channels in are no multiple of this processor's {block()}")
+    found, expected = FusedBlock()(*inputs, 1e-5), operations(*twins)
+    assert difference(found.detach(), expected.detach()) < 1e-5
+    cotangent = draw(*found.shape, seed=7)
+    gradients = torch.autograd.grad(found, inputs, cotangent, retain_graph=True)
+    references = torch.autograd.grad(expected, twins, cotangent.double())
+    again = torch.autograd.grad(found, inputs, cotangent)  # a graph may be walked twice
+    for name, mine, second, theirs in zip(
+        "x weight bias gain shift".split(), gradients, again, references, strict=True
+    ):
+        assert torch.equal(mine, second), name
+        if name == "bias":
+            assert not mine.any() and theirs.abs().max() < 1e-12
+        else:
+            assert difference(mine, theirs) < 1e-4, name
+
+
+@pytest.mark.parametrize("channels", [3, 64])
+@pytest.mark.parametrize("wanted", [(0,), (1,), (3,), (0, 4), (1, 2, 3, 4)])
+def test_gradients_on_some(channels: int, wanted: tuple[int, ...]) -> None:
+    x, own = smooth(2, channels, 4, block())
+    whole = [t.clone().requires_grad_() for t in (x, *own)]
+    expected = torch.autograd.grad(FusedBlock()(*whole, 1e-5).square().sum(), whole)
+    some = [t.clone().requires_grad_(number in wanted) for number, t in enumerate((x, *own))]
+    FusedBlock()(*some, 1e-5).square().sum().backward()
+    for number, tensor in enumerate(some):
+        assert (tensor.grad is not None) == (number in wanted)
+        assert tensor.grad is None or torch.equal(tensor.grad, expected[number])
+
+
+def test_a_network_learns_as_it_does_without(network) -> None:
+    plain = copy.deepcopy(network)
+    for module in plain.trunk:
+        module.kernel, module.fused = norm_relu_pool, None
+    images, labels = draw(20, 3, 8, 8), torch.arange(20) % 10
+    start = [p.detach().clone() for p in plain.parameters()]
+    for one in (network, plain):
+        sgd = torch.optim.SGD(one.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
+        for _ in range(5):
+            sgd.zero_grad()
+            F.cross_entropy(one(images), labels).backward()
+            sgd.step()
+    for before, mine, theirs in zip(start, network.parameters(), plain.parameters(), strict=True):
+        assert float((mine - theirs).norm()) < 1e-2 * float((theirs - before).norm()) + 1e-7
+
+
+def test_gradients_of_gradients_are_refused() -> None:
+    x, own = draw(1, 3, 4, 4).requires_grad_(), parameters(3, block())
+    (gradient,) = torch.autograd.grad(FusedBlock()(x, *own, 1e-5).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()
 
 
 # Where it fails
