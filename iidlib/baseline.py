@@ -57,7 +57,8 @@ class PerClassLoop:
         """Takes up a run's settings and a copy of its images.
 
         Raises:
-            ValueError: for a term that the loop does not have, or class centralization in another form than released.
+            ValueError: for a term that the loop does not have, class centralization in another form than released,
+                or cached statistics.
         """
         match = run.config.match
         if not {"mean"} <= run.terms.keys() <= {"mean", "cm", "cc"}:
@@ -67,6 +68,8 @@ class PerClassLoop:
                 "the loop over classes centralizes as released (match.cc_scaling=released, match.cc_form=linear), "
                 f"got {match.cc_scaling} and {match.cc_form}"
             )
+        if match.statistics != "fresh":
+            raise ValueError(f"the loop over classes draws afresh (match.statistics=fresh), got {match.statistics}")
         self._run = run
         self._experts = {id(network): _plain(network) for network in (run.pool.networks if run.pool else ())}
         self.images = run.images.detach().clone(memory_format=torch.contiguous_format).requires_grad_()

@@ -61,6 +61,11 @@ class MatchConfig:
     """Real images a class and iteration; classes with fewer give all they have."""
     augmentation: str = "auto"
     """DSA operations joined by ``_``, ``none``, or ``auto`` for the data set's own."""
+    statistics: Literal["fresh", "cached"] = "fresh"
+    """``fresh``: a network, an augmentation and real images drawn at every iteration, the method; ``cached``: a fixed
+    number of networks and augmentations with the statistics of all real images under them, see `iidlib.statistics`."""
+    cached_pairs: int = 50
+    """How many networks and augmentations there are with ``statistics=cached``."""
     cm: float = 0.01
     """Weight of covariance matching."""
     cc: float = 0.05
@@ -237,7 +242,8 @@ scaled by the scatter of real images, because a weight tuned for ResNet18 featur
 """
 
 _POSITIVE = {
-    "ipc", "iterations", "match.width", "match.batch_real", "match.cc_real", "syn.lr", "pool.width", "pool.count",
+    "ipc", "iterations", "match.width", "match.batch_real", "match.cached_pairs", "match.cc_real", "syn.lr",
+    "pool.width", "pool.count",
     "pool.epochs", "pool.lr", "pool.batch", "eval.width", "eval.num_eval", "eval.epochs", "eval.lr", "eval.batch",
     "checkpoint.every",
 }  # fmt: skip

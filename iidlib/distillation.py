@@ -8,6 +8,7 @@ classes is the same as the official loop over classes, one at a time.
 """
 
 import contextlib
+import logging
 import shutil
 import signal
 import threading
@@ -29,12 +30,15 @@ from iidlib.config import InputError, RunConfig, suggest
 from iidlib.data import Dataset, load_dataset
 from iidlib.extractors import Pool, RandomNetworks, trained_pool
 from iidlib.runs import RunFolder
+from iidlib.statistics import CachedStatistics
 from iidlib.streams import stream
 from iidlib.synthetic import SyntheticSet
 from iidlib.terms import TERMS, StepBatch, Term
 from iidlib.training import resolve_augmentation
 
 __all__ = ["METHODS", "DistillResult", "Distillation", "Method", "Stopped", "distill", "pool_bar"]
+
+log = logging.getLogger("iidlib")
 
 LOG_EVERY = 10
 """Iterations between logged ones; the last is logged too."""
@@ -87,6 +91,7 @@ class Distillation:
         terms: the terms in use, by name.
         source: draws the matching network.
         pool: trained networks, where a term needs them.
+        statistics: of the real images, where the run keeps them.
         augmentation: DSA operations, or ``none``.
     """
 
@@ -112,6 +117,9 @@ class Distillation:
         self.source = method.source(config, dataset, device)
         self._chunk = config.compute.chunk or default_chunk(device)
         self.pool: Pool | None = None
+        self.statistics: CachedStatistics | None = None
+        if config.match.statistics == "cached":
+            self.statistics = CachedStatistics(config.match.cached_pairs, config.seed)
         self._optimiser = torch.optim.SGD([self.images], lr=config.syn.lr, momentum=config.syn.momentum)
 
     def make_pool(self, on_epoch: Callable[[int, int], None] | None = None) -> None:
@@ -316,8 +324,7 @@ def distill(
     with _signals_noted() as noted, bar:
         show()
         while done < config.iterations:
-            log = done % LOG_EVERY == 0 or done == config.iterations - 1
-            row = run.step(done, log=log)
+            row = run.step(done, log=done % LOG_EVERY == 0 or done == config.iterations - 1)
             if row:
                 rows.append({"iteration": done, "seconds": seconds_before + time.perf_counter() - begun} | row)
                 bar.set_postfix({name: f"{value:.3g}" for name, value in row.items() if name.startswith("loss")})
@@ -337,6 +344,11 @@ def distill(
     synthetic = run.synthetic(done)
     if folder:
         synthetic.save(folder.synthetic)
+    if run.statistics is not None:
+        log.info(
+            "statistics of %d pairs cached: %.1f s, %.0f MiB",
+            min(run.statistics.pairs, config.iterations), run.statistics.seconds, run.statistics.mebibytes,
+        )  # fmt: skip
     if noted:  # within the last iteration
         raise Stopped(noted[0], done, folder.path if folder else None)
     return DistillResult(synthetic, pd.DataFrame(rows), time.perf_counter() - begun, run.pool, config)

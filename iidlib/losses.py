@@ -13,7 +13,16 @@ with Distribution Matching", WACV 2023.
 import torch
 from torch import Tensor
 
-__all__ = ["class_centralization", "covariance_matching", "local_covariance", "mean_matching", "squared_distances"]
+__all__ = [
+    "class_centralization",
+    "class_mean",
+    "covariance_matching",
+    "covariance_matching_to",
+    "local_covariance",
+    "mean_matching",
+    "mean_matching_to",
+    "squared_distances",
+]
 
 
 def _require(name: str, x: Tensor, axes: str, mask: Tensor | None = None) -> None:
@@ -35,6 +44,12 @@ def _require_alike(real: Tensor, syn: Tensor, axes: str) -> None:
             f"real and syn must agree in every axis of [{', '.join(axes)}] but the second, "
             f"got {tuple(real.shape)} and {tuple(syn.shape)}"
         )
+
+
+def _require_statistic(name: str, x: Tensor, shape: tuple[int, ...]) -> None:
+    """Raises ValueError unless `x` has the shape that the synthetic side asks for."""
+    if x.shape != shape:
+        raise ValueError(f"{name} must have shape {shape} beside these synthetic images, got {tuple(x.shape)}")
 
 
 def _counts(x: Tensor, mask: Tensor | None) -> Tensor:
@@ -64,6 +79,23 @@ def _centred(x: Tensor, mask: Tensor | None) -> Tensor:
     return torch.where(mask.reshape(mask.shape + (1,) * (x.ndim - 2)), centred, 0)
 
 
+def class_mean(features: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Mean feature vectors of the classes.
+
+    Args:
+        features: [C, N, D].
+        mask: true where `features` holds an image, [C, N]; None means everywhere.
+
+    Returns:
+        [C, D].
+
+    Raises:
+        ValueError: on a wrong shape, or a class without images.
+    """
+    _require("features", features, "CND", mask)
+    return _mean(features, mask)
+
+
 def mean_matching(real: Tensor, syn: Tensor, real_mask: Tensor | None = None, syn_mask: Tensor | None = None) -> Tensor:
     r"""Squared distance between the mean features of real and synthetic images (DM).
 
@@ -86,7 +118,14 @@ def mean_matching(real: Tensor, syn: Tensor, real_mask: Tensor | None = None, sy
     _require("real", real, "CND", real_mask)
     _require("syn", syn, "CnD", syn_mask)
     _require_alike(real, syn, "CND")
-    return (_mean(real, real_mask) - _mean(syn, syn_mask)).square().sum(1)
+    return mean_matching_to(class_mean(real, real_mask), syn, syn_mask)
+
+
+def mean_matching_to(real_mean: Tensor, syn: Tensor, syn_mask: Tensor | None = None) -> Tensor:
+    """`mean_matching` where the mean features of the real images, [C, D], are known."""
+    _require("syn", syn, "CnD", syn_mask)
+    _require_statistic("real_mean", real_mean, (syn.shape[0], syn.shape[2]))
+    return (real_mean - _mean(syn, syn_mask)).square().sum(1)
 
 
 def local_covariance(fmap: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -135,7 +174,14 @@ def covariance_matching(
     _require("real", real, "CNKP", real_mask)
     _require("syn", syn, "CnKP", syn_mask)
     _require_alike(real, syn, "CNKP")
-    return (local_covariance(real, real_mask) - local_covariance(syn, syn_mask)).square().sum((1, 2))
+    return covariance_matching_to(local_covariance(real, real_mask), syn, syn_mask)
+
+
+def covariance_matching_to(real_covariance: Tensor, syn: Tensor, syn_mask: Tensor | None = None) -> Tensor:
+    """`covariance_matching` where the local covariances of the real images, [C, K, K], are known."""
+    _require("syn", syn, "CnKP", syn_mask)
+    _require_statistic("real_covariance", real_covariance, (syn.shape[0], syn.shape[2], syn.shape[2]))
+    return (real_covariance - local_covariance(syn, syn_mask)).square().sum((1, 2))
 
 
 def squared_distances(features: Tensor, mask: Tensor | None = None) -> Tensor:

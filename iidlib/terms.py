@@ -17,6 +17,7 @@ from iidlib.config import RunConfig
 from iidlib.data import RealSet
 from iidlib.extractors import Pool, RandomNetworks
 from iidlib.networks import Network
+from iidlib.statistics import CachedStatistics, ClassStatistics, measure_classes
 from iidlib.streams import stream
 
 __all__ = ["TERMS", "Run", "StepBatch", "Term"]
@@ -32,6 +33,7 @@ class Run(Protocol):
     augmentation: str
     source: RandomNetworks
     pool: Pool | None
+    statistics: CachedStatistics | None
 
     def forward(self, function: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
         """Applies a network's function to a batch, in chunks that fit the device."""
@@ -54,16 +56,32 @@ class StepBatch:
     """
 
     def __init__(self, run: Run, iteration: int) -> None:
-        self._run, self._iteration = run, iteration
-        config, real = run.config, run.real
-        drawn = real.sample(config.match.batch_real, stream(config.seed, iteration, "real batch"))
-        self._real_counts = drawn.counts
-        self._real_images = real.images_of(drawn.index)
-        self._syn_images = run.images
-        if run.augmentation != "none":
-            draws = augment.sample(run.augmentation, real.num_classes, stream(config.seed, iteration, "augmentation"))
-            self._real_images = augment.apply(self._real_images, draws, drawn.group)
-            self._syn_images = augment.apply(self._syn_images, draws, run.group)
+        self._run = run
+        # the iteration whose draws these are; with cached statistics the same few come again
+        self._draw = iteration if run.statistics is None else run.statistics.pair(iteration)
+
+    @cached_property
+    def _augmentation(self) -> augment.Draws | None:
+        run = self._run
+        if run.augmentation == "none":
+            return None
+        return augment.sample(
+            run.augmentation, run.real.num_classes, stream(self.config.seed, self._draw, "augmentation")
+        )
+
+    def _augmented(self, images: Tensor, group: Tensor) -> Tensor:
+        return images if self._augmentation is None else augment.apply(images, self._augmentation, group)
+
+    @cached_property
+    def _real(self) -> tuple[Tensor, Tensor]:
+        """Augmented real images sorted by class, and how many each class has."""
+        real, config = self._run.real, self.config
+        drawn = real.sample(config.match.batch_real, stream(config.seed, self._draw, "real batch"))
+        return self._augmented(real.images_of(drawn.index), drawn.group), drawn.counts
+
+    @cached_property
+    def _syn_images(self) -> Tensor:
+        return self._augmented(self._run.images, self._run.group)
 
     @property
     def config(self) -> RunConfig:
@@ -73,19 +91,20 @@ class StepBatch:
     @cached_property
     def network(self) -> Network:
         """The iteration's matching network."""
-        return self._run.source.draw(self._iteration)
+        return self._run.source.draw(self._draw)
 
     @cached_property
     def expert(self) -> Network:
         """The iteration's trained network, drawn from the pool."""
         assert self._run.pool is not None, "a term that reads `expert` must set needs_pool"
-        return self._run.pool.sample(stream(self.config.seed, self._iteration, "expert"))
+        return self._run.pool.sample(stream(self.config.seed, self._draw, "expert"))
 
     @cached_property
     def _real_maps(self) -> tuple[Tensor, Tensor | None]:
+        images, counts = self._real
         with torch.no_grad():
-            maps = self._run.forward(self.network.feature_map, self._real_images)
-        return _stack_classes(maps, self._real_counts)
+            maps = self._run.forward(self.network.feature_map, images)
+        return _stack_classes(maps, counts)
 
     @property
     def real_mask(self) -> Tensor | None:
@@ -96,6 +115,32 @@ class StepBatch:
     def real_fmap(self) -> Tensor:
         """Feature maps of the real images, [C, N, K, P], without gradient."""
         return self._real_maps[0].flatten(3)
+
+    @cached_property
+    def _cached(self) -> ClassStatistics | None:
+        """Statistics of all real images, where the run keeps them."""
+        run = self._run
+        if run.statistics is None:
+            return None
+
+        def augmented(images: Tensor, label: int) -> Tensor:
+            return self._augmented(images, torch.full((len(images),), label))
+
+        return run.statistics.of(self._draw, lambda: measure_classes(run.real, self.network, augmented, run.forward))
+
+    @cached_property
+    def real_mean(self) -> Tensor:
+        """Mean features of the real images, [C, D], without gradient."""
+        if self._cached is not None:
+            return self._cached.mean
+        return losses.class_mean(self.real_features, self.real_mask)
+
+    @cached_property
+    def real_covariance(self) -> Tensor:
+        """Local covariances of the real images, [C, K, K], without gradient."""
+        if self._cached is not None:
+            return self._cached.covariance
+        return losses.local_covariance(self.real_fmap, self.real_mask)
 
     @cached_property
     def _syn_maps(self) -> Tensor:
@@ -131,12 +176,28 @@ class StepBatch:
         Returns:
             [C, N, D] with N at most `per_class`, and the mask [C, N] or None.
         """
-        counts = self._real_counts.clamp(max=per_class)
-        starts = self._real_counts.cumsum(0) - self._real_counts
+        images, drawn = self._real
+        counts = drawn.clamp(max=per_class)
+        starts = drawn.cumsum(0) - drawn
         index = torch.cat([start + torch.arange(count) for start, count in zip(starts, counts.tolist(), strict=True)])
         with torch.no_grad():
-            features = self._run.forward(self.expert.embed, self._real_images[index.to(self._real_images.device)])
+            features = self._run.forward(self.expert.embed, images[index.to(images.device)])
         return _stack_classes(features, counts)
+
+    @cached_property
+    def expert_real_scatter(self) -> Tensor:
+        """Mean squared distance of real images to the centre of their class under the trained network, [C].
+
+        Of the first ``match.cc_real`` real images of each class; without gradient.
+        """
+
+        def measured() -> Tensor:
+            features, mask = self.expert_real_features(self.config.match.cc_real)
+            counts = features.shape[1] if mask is None else mask.sum(1)
+            return losses.squared_distances(features, mask).sum(1) / counts
+
+        statistics = self._run.statistics
+        return measured() if statistics is None else statistics.scatter(self._draw, measured)
 
 
 @dataclass(frozen=True)
@@ -154,11 +215,11 @@ class Term:
 
 
 def _mean_term(batch: StepBatch) -> Tensor:
-    return losses.mean_matching(batch.real_features, batch.syn_features, batch.real_mask)
+    return losses.mean_matching_to(batch.real_mean, batch.syn_features)
 
 
 def _cm_term(batch: StepBatch) -> Tensor:
-    return losses.covariance_matching(batch.real_fmap, batch.syn_fmap, batch.real_mask)
+    return losses.covariance_matching_to(batch.real_covariance, batch.syn_fmap)
 
 
 def _cc_term(batch: StepBatch) -> Tensor:
@@ -168,9 +229,7 @@ def _cc_term(batch: StepBatch) -> Tensor:
         return total
     if match.cc_scaling == "per_image":
         return total * (10 / features.shape[1])
-    real, mask = batch.expert_real_features(match.cc_real)
-    counts = mask.sum(1) if mask is not None else real.shape[1]
-    scatter = losses.squared_distances(real, mask).sum(1) / counts
+    scatter = batch.expert_real_scatter
     # a class of one real image has no scatter to compare with; it asks for nothing
     return torch.where(scatter > 0, total / features.shape[1] / scatter.clamp_min(torch.finfo(scatter.dtype).tiny), 0)
 

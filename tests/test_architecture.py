@@ -34,8 +34,11 @@ ALLOWED = (
     | {"training": BASE | MATERIAL}  # what pools and evaluation share
     | {name: BASE | MATERIAL | {"training"} for name in MIDDLE}
     | {name: BASE | MATERIAL | MIDDLE | {"training"} | ABOVE for name in ABOVE}
-    | {"terms": BASE | MATERIAL | MIDDLE}  # what a step reads; the loop stands above it
-    | {"distillation": BASE | MATERIAL | MIDDLE | {"terms", "training"}}  # evaluation comes in as a callback
+    | {"statistics": BASE | MATERIAL}  # of real images, kept for a run
+    | {"terms": BASE | MATERIAL | MIDDLE | {"statistics"}}  # what a step reads; the loop stands above it
+    | {
+        "distillation": BASE | MATERIAL | MIDDLE | {"statistics", "terms", "training"}
+    }  # evaluation comes in as a callback
     | {name: BASE | MATERIAL | MIDDLE | ABOVE | TOP | {"ceilings", "training"} for name in TOP}
     | {"cli": BASE | MATERIAL | MIDDLE | ABOVE | TOP | {"plots", "training"}}
 )
