@@ -1,10 +1,10 @@
-"""The fixed baseline that ratios are taken against: an iteration as a loop over classes, in plain eager PyTorch.
+"""The fixed baselines that ratios are taken against: a loop over classes, and a training loop, in plain eager PyTorch.
 
-It stays as it is, so that ratios mean the same from release to release: the classes one after the other, each with an
-eager float32 forward pass of its real and of its synthetic images through plain convolution, ``group_norm``, ReLU and
-average pooling in PyTorch's default memory format, as in the released code of DM and IID. It is a kind baseline: the
-real side keeps no graph, covariance and class centralization are vectorised, all classes share one backward pass, and
-it has the same threads.
+They stay as they are, so that ratios mean the same from release to release. A step takes the classes one after the
+other, each with an eager float32 forward pass of its real and of its synthetic images through plain convolution,
+``group_norm``, ReLU and average pooling in PyTorch's default memory format, as in the released code of DM and IID. It
+is a kind baseline: the real side keeps no graph, covariance and class centralization are vectorised, all classes share
+one backward pass, and it has the same threads.
 """
 
 import copy
@@ -15,11 +15,13 @@ from torch import Tensor
 
 from iidlib import augment
 from iidlib.accelerate import precision
+from iidlib.config import EvalProtocol
 from iidlib.distillation import Distillation
 from iidlib.networks import Network
 from iidlib.streams import stream
+from iidlib.training import MOMENTUM, WEIGHT_DECAY
 
-__all__ = ["PerClassLoop"]
+__all__ = ["PerClassLoop", "PlainTraining"]
 
 
 def _group_norm_relu_pool(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
@@ -121,3 +123,42 @@ class PerClassLoop:
         if run.pool is None:
             return None
         return self._experts[id(run.pool.sample(stream(run.config.seed, iteration, "expert")))]
+
+
+class PlainTraining:
+    """The baseline of evaluation: a network trained on a set in eager float32 and PyTorch's default memory format.
+
+    It draws what ``training.fit`` draws, and starts from a copy of the network.
+
+    Attributes:
+        network: the copy, as trained so far.
+    """
+
+    def __init__(self, network: Network, images: Tensor, labels: Tensor, protocol: EvalProtocol, strategy: str) -> None:
+        """Takes up the set and a copy of the network.
+
+        Args:
+            network: where to start.
+            images: normalised, [B, K, H, H].
+            labels: int64 [B].
+            protocol: gives batch and learning rate.
+            strategy: DSA operations.
+        """
+        self.network = _plain(network).train()
+        self._images, self._labels, self._strategy = images.contiguous(), labels, strategy
+        self._batch = protocol.batch
+        self._optimiser = torch.optim.SGD(
+            self.network.parameters(), lr=protocol.lr, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY
+        )
+
+    def epoch(self, seed: int) -> None:
+        """One pass over the set with the draws of a seed."""
+        draws = stream(seed, 0, "training")
+        for index in torch.randperm(len(self._labels), generator=draws).split(self._batch):
+            drawn = augment.sample(self._strategy, len(index), draws, shared_op=True)
+            images = augment.apply(self._images[index.to(self._images.device)], drawn)
+            with precision(images.device, "fp32"):
+                loss = F.cross_entropy(self.network(images), self._labels[index.to(images.device)])
+                self._optimiser.zero_grad()
+                loss.backward()
+            self._optimiser.step()

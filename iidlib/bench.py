@@ -27,16 +27,18 @@ from iidlib.accelerate import (
     precision,
     reset_peak_memory,
 )
-from iidlib.baseline import PerClassLoop
+from iidlib.baseline import PerClassLoop, PlainTraining
 from iidlib.ceilings import copy_rate, count_bytes, count_flops, matrix_product_rate, seconds_of
 from iidlib.config import InputError, RunConfig, preset, suggest
 from iidlib.data import Dataset, DatasetSpec, RealSet, load_dataset
 from iidlib.distillation import METHODS, Distillation
+from iidlib.evaluation import random_real
 from iidlib.extractors import Pool, frozen, network_for
-from iidlib.networks import NETWORKS
+from iidlib.networks import NETWORKS, Network
 from iidlib.results import append_rows
 from iidlib.runs import environment
 from iidlib.streams import stream
+from iidlib.training import fit
 
 __all__ = [
     "AXES",
@@ -47,6 +49,7 @@ __all__ = [
     "LossesDiffer",
     "Timing",
     "compare",
+    "compare_training",
     "measure",
     "random_pool",
     "scaling",
@@ -134,7 +137,7 @@ class Timing:
     """One piece of work, timed on both sides."""
 
     what: str
-    """``distill``: an iteration; ``evaluate``: a network trained and tested."""
+    """``distill``: an iteration; ``evaluate``: a pass over the set, of the 1001 that train a network."""
     method: str
     """The method, or the network that is trained."""
     classes: int
@@ -157,7 +160,7 @@ class Timing:
     peak_memory_mib: float
     """Of the library's repetitions."""
     differences: dict[str, float]
-    """How far the two sides' results are apart: relative ``loss`` and ``gradient``."""
+    """How far the two sides' results are apart, relative: ``loss`` and ``gradient``, or ``weights`` after a pass."""
 
     @property
     def baseline_seconds(self) -> float:
@@ -195,7 +198,7 @@ class Timing:
                 "baseline_gbytes": self.gbyte / self.baseline_seconds,
                 "peak_memory_mib": self.peak_memory_mib,
             }
-            | {f"{name}_difference": value for name, value in self.differences.items()}
+            | {f"{name}_difference": self.differences.get(name) for name in ("loss", "gradient", "weights")}
         )
 
 
@@ -285,11 +288,12 @@ class BenchReport:
             f"{self.network} of width {first.width}, where a row says nothing else",
             f"device: {self.device}, {self.precision}, kernels {'compiled' if self.compiled else 'not compiled'}, "
             f"torch {self.environment['torch']}",
-            "loop: each class one eager fp32 forward pass, one backward pass an iteration, the same draws; medians of "
-            f"{len(first.our_times)} interleaved repetitions; first: compilation included",
+            "distill: an iteration; loop: each class one eager fp32 forward pass, one backward pass, the same draws",
+            "evaluate: a pass over the set, of the 1001 that train a network; loop: eager fp32, the same draws",
+            f"medians of {len(first.our_times)} interleaved repetitions; first: compilation included",
             f"floor: counted convolutions and matrix products at {self.ceiling_gflops:.4g} GFLOP/s, the machine's "
             f"matrix product; its copy moves {self.ceiling_gbytes:.3g} GB/s",
-            "differs: loss, gradient, relative to the loop's",
+            "differs: loss, gradient, or weights after a pass, relative to the loop's",
         ]
         if any(t.method in ("dm-cc", "iid-dm") for t in self.timings):
             lines.append(f"class centralization on a {self.pool_network} with random weights, enough for times")
@@ -306,6 +310,11 @@ def _relative(ours: Tensor, theirs: Tensor) -> float:
     """||ours - theirs|| / ||theirs||; 0 where both are zero."""
     gap, size = float((ours - theirs).norm()), float(theirs.norm())
     return gap / size if size > 0 else gap
+
+
+def _weights(network: Network) -> Tensor:
+    """All parameters in a row, a copy."""
+    return torch.cat([parameter.detach().reshape(-1) for parameter in network.parameters()])
 
 
 def compare(
@@ -382,6 +391,94 @@ def compare(
     )
 
 
+def compare_training(
+    config: RunConfig,
+    dataset: Dataset,
+    *,
+    ceiling_gflops: float,
+    rounds: int = _ROUNDS,
+    on_iteration: Callable[[], object] | None = None,
+) -> Timing:
+    """Checks that evaluation and its plain loop train a network alike, and times a pass of both, in turns.
+
+    Args:
+        config: gives the protocol and the images a class.
+        dataset: real images of it stand for the distilled set.
+        ceiling_gflops: the machine's matrix product, from which the floor follows.
+        rounds: timed passes of each side.
+        on_iteration: called after each pass of a side, the first ones included.
+
+    Raises:
+        LossesDiffer: if the weights after a pass differ by more than ``GRADIENT_TOLERANCE``, relative to their change.
+    """
+    device, protocol, done = dataset.train.device, config.eval, on_iteration or (lambda: None)
+    ours = config.compute.precision if device.type == "cuda" else "fp32"
+    chosen = random_real(dataset.train, config.ipc, config.seed)
+    images = chosen.images.contiguous(memory_format=torch.channels_last)
+    strategy = dataset.spec.augmentation
+    network = network_for(
+        protocol.networks[0],
+        dataset.spec,
+        width=protocol.width,
+        device=device,
+        generator=stream(config.seed, 0, "network", device),
+        compile=config.compute.compile,
+    )
+    start = _weights(network)
+    loop = PlainTraining(network, images, chosen.labels, protocol, strategy)
+
+    def engine(seed: int) -> None:
+        with precision(device, ours):
+            fit(
+                network,
+                lambda index: images[index],
+                chosen.labels,
+                epochs=1,
+                lr=protocol.lr,
+                batch=protocol.batch,
+                seed=seed,
+                augmentation=strategy,
+            )
+        done()
+
+    def plain(seed: int) -> None:
+        loop.epoch(seed)
+        done()
+
+    flops: list[int] = []
+    moved = count_bytes(lambda: flops.append(count_flops(lambda: plain(0))))
+    reset_peak_memory(device)
+    first_seconds = seconds_of(lambda: engine(0), device)
+    peak = peak_memory_mib(device)
+    theirs = _weights(loop.network) - start
+    apart = _relative(_weights(network) - start, theirs)
+    if not apart <= GRADIENT_TOLERANCE[ours]:
+        raise LossesDiffer(
+            f"training {network.name}: after a pass the weights of the loop and ours differ by {apart:.1e} of their "
+            f"change (at most {GRADIENT_TOLERANCE[ours]:.0e} is rounding)"
+        )
+    times = [
+        (seconds_of(partial(plain, number), device), seconds_of(partial(engine, number), device))
+        for number in range(1, rounds + 1)
+    ]
+    return Timing(
+        what="evaluate",
+        method=network.name,
+        classes=dataset.train.num_classes,
+        ipc=config.ipc,
+        batch_real=0,
+        width=protocol.width,
+        baseline_times=tuple(first for first, _ in times),
+        our_times=tuple(second for _, second in times),
+        first_seconds=first_seconds,
+        gflop=flops[0] / 1e9,
+        gbyte=moved / 1e9,
+        ceiling_gflops=ceiling_gflops,
+        peak_memory_mib=peak,
+        differences={"weights": apart},
+    )
+
+
 @dataclass(frozen=True)
 class _Bench:
     """The machine that a report is about, its ceilings measured."""
@@ -407,6 +504,11 @@ class _Bench:
             run.pool = random_pool(config, run.real.spec, self.device)
         return compare(run, ceiling_gflops=self.ceiling_gflops, rounds=rounds, on_iteration=on_iteration)
 
+    def evaluate(self, config: RunConfig, classes: int, rounds: int, on_iteration: Callable[[], object]) -> Timing:
+        dataset = timing_dataset(classes, config.ipc, device=self.device)
+        ceiling = self.ceiling_gflops
+        return compare_training(config, dataset, ceiling_gflops=ceiling, rounds=rounds, on_iteration=on_iteration)
+
     def report(self, timings: Sequence[Timing], config: RunConfig) -> BenchReport:
         return BenchReport(
             timings=tuple(timings),
@@ -431,7 +533,7 @@ def measure(
     changes: Mapping[str, Any] | None = None,
     progress: bool = False,
 ) -> BenchReport:
-    """Times methods at the paper's shapes, on images of cifar10-mini at 10 images a class.
+    """Times methods and evaluation at the paper's shapes, on images of cifar10-mini at 10 images a class.
 
     Args:
         methods: names of ``distillation.METHODS``.
@@ -452,7 +554,8 @@ def measure(
         raise InputError(f"a measurement needs a method and at least one round, got {list(methods)} and {rounds}")
     settings = {"pool.network": pool_network or ("convnet3" if quick else "resnet18")} | dict(changes or {})
     configs = [preset(method, scale="paper", changes=settings) for method in methods]
-    return _timed(configs, [_QUICK_CLASSES if quick else _CLASSES] * len(configs), rounds, device, progress)
+    classes = [_QUICK_CLASSES if quick else _CLASSES] * len(configs)
+    return _timed(configs, classes, rounds, device, progress, evaluate=True)
 
 
 def scaling(
@@ -501,7 +604,12 @@ def scaling(
 
 
 def _timed(
-    configs: Sequence[RunConfig], classes: Sequence[int], rounds: int, device: str, progress: bool
+    configs: Sequence[RunConfig],
+    classes: Sequence[int],
+    rounds: int,
+    device: str,
+    progress: bool,
+    evaluate: bool = False,
 ) -> BenchReport:
     for config in configs:  # before anything is timed
         if config.method not in METHODS:
@@ -511,8 +619,11 @@ def _timed(
                 raise InputError(f"unknown network {name!r}{suggest(name, NETWORKS)}")
     bench = _Bench.on(device, configs[0].compute.precision)
     timings = []
-    with tqdm(total=len(configs) * 2 * (rounds + 1), unit="it", disable=not progress) as bar:
+    with tqdm(total=(len(configs) + evaluate) * 2 * (rounds + 1), unit="it", disable=not progress) as bar:
         for config, count in zip(configs, classes, strict=True):
             bar.set_description(config.method)
             timings.append(bench.distill(config, count, rounds, bar.update))
+        if evaluate:
+            bar.set_description("evaluation")
+            timings.append(bench.evaluate(configs[0], _CLASSES, rounds, bar.update))
     return bench.report(timings, configs[0])

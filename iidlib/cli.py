@@ -276,7 +276,8 @@ def distill(
     if method not in METHODS:
         raise InputError(f"unknown method {method!r}{suggest(method, METHODS)}")
     own = {"seed": seed} | ({} if iterations is None else {"iterations": iterations})
-    config = preset(method, dataset, ipc, scale, own | _changes(changes))
+    given = _changes(changes)
+    config = preset(method, dataset, ipc, scale, own | given)
     _check_names(config)
     if results is not None:
         if not evaluate:
@@ -292,7 +293,7 @@ def distill(
         typer.echo(f"left out, as a class has one image only: {' and '.join(left_out)}")
     stamp = _stamp(ctx)
     with _kept(folder.path, _command(ctx, "--resume", *([] if out else ["--out", str(folder.path)]))):
-        facts = stamp | {"iterations": config.iterations}
+        facts = stamp | {"iterations": config.iterations, "settings": " ".join(f"{k}={v}" for k, v in given.items())}
         if resume and folder.finished:
             metrics, synthetic = RunFolder.reopen(folder.path, config).metrics(), SyntheticSet.load(folder.path)
             typer.echo(f"the run in {folder.path} is finished; its set stays as it is")

@@ -18,13 +18,13 @@ __all__ = ["RESULT_COLUMNS", "append_results", "append_rows", "check_results", "
 RESULT_COLUMNS = (
     "dataset", "method", "ipc", "scale", "network", "seed", "evaluation_seed", "accuracy", "protocol", "iterations",
     "seconds_per_iteration", "peak_memory_mib", "device", "torch", "iidlib", "commit", "date", "command",
-    "networks_seed", "epochs", "images", "seconds", "pool_accuracies",
+    "networks_seed", "epochs", "images", "seconds", "pool_accuracies", "settings",
 )  # fmt: skip
 """What a row says; what does not apply is empty.
 
 ``scale`` and ``seed`` are the distillation's (or of the choice of real images), ``protocol`` says how the set was
 evaluated; ``networks_seed`` with the network's number ``evaluation_seed`` names the draws of the evaluation, which took
-``seconds``. Accuracies are in percent.
+``seconds``. ``settings`` are those that were given beside the scale's. Accuracies are in percent.
 """
 
 _NEEDED = ("dataset", "method", "accuracy")

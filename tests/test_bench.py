@@ -45,6 +45,21 @@ def test_other_gradients_are_an_error_where_losses_agree(dataset: Dataset) -> No
         bench.compare(run, ceiling_gflops=100, rounds=1)
 
 
+def test_training_is_the_plain_one_or_an_error(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = preset("dm", ipc=3, scale="paper", changes={"eval.width": 4, "eval.batch": 4, "compute.compile": "off"})
+    calls: list[None] = []
+    found = bench.compare_training(
+        config, dataset, ceiling_gflops=100, rounds=2, on_iteration=lambda: calls.append(None)
+    )
+    assert len(calls) == 2 * (1 + 2) and len(found.our_times) == 2
+    assert (found.what, found.method, found.classes, found.ipc) == ("evaluate", "convnet3", 3, 3)
+    assert 0 < found.differences["weights"] < 1e-4 or found.differences["weights"] == 0
+    assert found.gflop > 0
+    monkeypatch.setattr(bench, "fit", lambda network, *given, **named: network)
+    with pytest.raises(bench.LossesDiffer, match=r"weights of the loop and ours differ by 1\.0e\+00 of their change"):
+        bench.compare_training(config, dataset, ceiling_gflops=100, rounds=1)
+
+
 def test_comparison_counts_every_iteration(dataset: Dataset) -> None:
     calls: list[None] = []
     run = run_of("dm", dataset)
@@ -75,7 +90,7 @@ def test_timing_dataset_has_the_sizes_asked_for_and_real_images(classes: int, pe
     assert len(made.test) == 100 * min(classes, 10)
 
 
-TINY = {"match.width": 4, "match.batch_real": 4, "pool.width": 4, "compute.compile": "off"}
+TINY = {"match.width": 4, "match.batch_real": 4, "pool.width": 4, "eval.width": 4, "compute.compile": "off"}
 
 
 @pytest.fixture(scope="module")
@@ -85,13 +100,16 @@ def report() -> bench.BenchReport:
 
 def test_report_has_a_row_a_method(report: bench.BenchReport) -> None:
     rows = report.rows()
-    assert [(row["what"], row["method"]) for row in rows] == [("distill", "dm"), ("distill", "iid-dm")]
+    named = [(row["what"], row["method"]) for row in rows]
+    assert named == [("distill", "dm"), ("distill", "iid-dm"), ("evaluate", "convnet3")]
     assert len({tuple(row) for row in rows}) == 1, "all rows have the same columns"
     for row in rows:
-        assert (row["classes"], row["ipc"], row["batch_real"], row["width"]) == (2, 10, 4, 4)
+        sizes = (10, 10, 0, 4) if row["what"] == "evaluate" else (2, 10, 4, 4)
+        assert (row["classes"], row["ipc"], row["batch_real"], row["width"]) == sizes
         assert row["compiled"] is False and row["torch"] == torch.__version__ and row["pool_network"] == "convnet3"
         assert row["gflop"] > 0 and row["gbyte"] > 0 and row["first_seconds"] > 0 and row["peak_memory_mib"] > 0
-        assert row["loss_difference"] <= bench.LOSS_TOLERANCE["fp32"]
+        assert (row["loss_difference"] or 0) <= bench.LOSS_TOLERANCE["fp32"]
+        assert (row["weights_difference"] is None) == (row["what"] == "distill")
 
 
 def test_ratio_and_rates_follow_from_the_seconds(report: bench.BenchReport) -> None:
@@ -131,8 +149,8 @@ def test_rows_are_added_to_a_file_that_holds_such_rows_only(report: bench.BenchR
         report.append(path, "iid bench --quick")
     with path.open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert [row["method"] for row in rows] == ["dm", "iid-dm"] * 2
-    assert float(rows[0]["ratio"]) == report.timings[0].ratio and rows[3]["command"] == "iid bench --quick"
+    assert [row["method"] for row in rows] == ["dm", "iid-dm", "convnet3"] * 2
+    assert float(rows[0]["ratio"]) == report.timings[0].ratio and rows[5]["command"] == "iid bench --quick"
     other = tmp_path / "other.csv"
     other.write_text("dataset,method,accuracy\nshapes,dm,50\n")
     with pytest.raises(InputError, match="no column 'what'"):
@@ -153,7 +171,7 @@ def test_scaling_varies_one_size_at_a_time() -> None:
     axes = {"ipc": (1, 10), "width": (2, 128), "classes": (1, 10), "batch_real": (2, 256)}
     asked: list[tuple[int, ...]] = []
 
-    def noted(configs, classes, *more):
+    def noted(configs, classes, *more, **named):
         asked.extend(
             (config.ipc, count, config.match.batch_real, config.match.width)
             for config, count in zip(configs, classes, strict=True)
