@@ -21,7 +21,7 @@ from iidlib.networks import Network
 from iidlib.streams import stream
 from iidlib.training import MOMENTUM, WEIGHT_DECAY
 
-__all__ = ["PerClassLoop", "PlainTraining"]
+__all__ = ["PerClassLoop", "PlainTraining", "plain_twin"]
 
 
 def _group_norm_relu_pool(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
@@ -30,7 +30,7 @@ def _group_norm_relu_pool(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -
     return F.avg_pool2d(F.relu(x, inplace=True), 2)
 
 
-def _plain(network: Network) -> Network:
+def plain_twin(network: Network) -> Network:
     """A copy in PyTorch's default memory format, whose blocks are plain eager calls."""
     twin = copy.deepcopy(network).to(memory_format=torch.contiguous_format)
     for module in twin.modules():
@@ -73,7 +73,7 @@ class PerClassLoop:
         if match.statistics != "fresh":
             raise ValueError(f"the loop over classes draws afresh (match.statistics=fresh), got {match.statistics}")
         self._run = run
-        self._experts = {id(network): _plain(network) for network in (run.pool.networks if run.pool else ())}
+        self._experts = {id(network): plain_twin(network) for network in (run.pool.networks if run.pool else ())}
         self.images = run.images.detach().clone(memory_format=torch.contiguous_format).requires_grad_()
         self._optimiser = torch.optim.SGD([self.images], lr=run.config.syn.lr, momentum=run.config.syn.momentum)
 
@@ -81,7 +81,7 @@ class PerClassLoop:
         """The weighted terms of the objective at an iteration, each summed over classes; scalars with gradient."""
         run, config = self._run, self._run.config
         drawn = run.real.sample(config.match.batch_real, stream(config.seed, iteration, "real batch"))
-        network = _plain(run.source.draw(iteration))
+        network = plain_twin(run.source.draw(iteration))
         expert = self._expert(iteration)
         draws = None
         if run.augmentation != "none":
@@ -144,7 +144,7 @@ class PlainTraining:
             protocol: gives batch and learning rate.
             strategy: DSA operations.
         """
-        self.network = _plain(network).train()
+        self.network = plain_twin(network).train()
         self._images, self._labels, self._strategy = images.contiguous(), labels, strategy
         self._batch = protocol.batch
         self._optimiser = torch.optim.SGD(

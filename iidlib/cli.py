@@ -293,7 +293,9 @@ def distill(
         typer.echo(f"left out, as a class has one image only: {' and '.join(left_out)}")
     stamp = _stamp(ctx)
     with _kept(folder.path, _command(ctx, "--resume", *([] if out else ["--out", str(folder.path)]))):
-        facts = stamp | {"iterations": config.iterations, "settings": " ".join(f"{k}={v}" for k, v in given.items())}
+        facts = stamp | {"iterations": config.iterations}
+        if given:
+            facts["settings"] = " ".join(f"{key}={value}" for key, value in given.items())
         if resume and folder.finished:
             metrics, synthetic = RunFolder.reopen(folder.path, config).metrics(), SyntheticSet.load(folder.path)
             typer.echo(f"the run in {folder.path} is finished; its set stays as it is")
@@ -483,6 +485,7 @@ def bench(
     """Time the library against the per-class loop and the machine's best, with the same losses, in one run."""
     from iidlib import bench as benchmark
     from iidlib.results import check_results
+    from iidlib.timing import LossesDiffer
 
     if quick and scaling:
         raise InputError("--quick and --scaling are two measurements; give one of them")
@@ -495,7 +498,7 @@ def bench(
                 report = benchmark.scaling(device=device, progress=progress)
             else:
                 report = benchmark.measure(quick=quick, device=device, progress=progress)
-    except benchmark.LossesDiffer as error:
+    except LossesDiffer as error:
         raise _Failed(f"failed: {error}") from error
     if results:
         report.append(results, _command(ctx))

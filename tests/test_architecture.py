@@ -22,7 +22,7 @@ BASE = (LEAVES | {"accelerate"}) - {"plots"}
 MATERIAL = {"data", "networks", "runs"}
 MIDDLE = {"extractors", "interchange", "results", "synthetic"}
 ABOVE = {"analysis", "continual", "distillation", "evaluation", "terms"}
-TOP = {"baseline", "bench", "experiments", "sweep"}
+TOP = {"baseline", "bench", "experiments", "ladder", "sweep", "timing"}
 
 ALLOWED = (
     {name: set() for name in LEAVES}

@@ -85,7 +85,7 @@ def test_loop_updates_its_own_images_as_the_library_does(dataset: Dataset) -> No
 
 def test_loop_runs_plain_eager_calls_in_the_default_format(dataset: Dataset) -> None:
     network = network_for("convnet3", dataset.spec, width=8, device=torch.device("cpu"), compile="off")
-    plain = baseline._plain(network)
+    plain = baseline.plain_twin(network)
     assert all(p.is_contiguous() for p in plain.parameters())
     kernels = {module.kernel for module in plain.modules() if hasattr(module, "kernel")}
     assert kernels == {baseline._group_norm_relu_pool}

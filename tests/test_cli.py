@@ -965,6 +965,7 @@ class FakeReport:
 
 def test_bench_is_wired(iid: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     from iidlib import bench
+    from iidlib.timing import LossesDiffer
 
     asked = []
     monkeypatch.setattr(bench, "measure", lambda **given: asked.append(given) or FakeReport())
@@ -979,7 +980,7 @@ def test_bench_is_wired(iid: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     ]  # fmt: skip
 
     def differ(**given: object) -> None:
-        raise bench.LossesDiffer("dm: losses differ by 1e-1")
+        raise LossesDiffer("dm: losses differ by 1e-1")
 
     monkeypatch.setattr(bench, "measure", differ)
     assert_one_line(iid("bench"), "failed: dm: losses differ by 1e-1", status=1)
