@@ -32,7 +32,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["OPERATIONS", "Draws", "apply", "parse_strategy", "sample"]
+__all__ = ["OPERATIONS", "Draws", "apply", "apply_everywhere", "parse_strategy", "sample"]
 
 OPERATIONS = ("color", "crop", "cutout", "flip", "scale", "rotate")
 """Names of the operations, in the order of ``Draws.op``."""
@@ -159,6 +159,29 @@ def apply(images: Tensor, draws: Draws, group: Tensor | None = None) -> Tensor:
         done = [_TRANSFORMS[i](parts[i], uniforms[i]).contiguous(memory_format=keep) for i in present]
         out = _take(torch.cat(done), order_and_inverse[1])
     return out.to(images.dtype).contiguous(memory_format=keep)
+
+
+def apply_everywhere(images: Tensor, op: Tensor, u: Tensor, operations: Sequence[str] = OPERATIONS) -> Tensor:
+    """The same as `apply`, with shapes that do not depend on the draws and no wait for the device.
+
+    Every operation transforms every image, and each image takes the one that was drawn for it: more arithmetic, but a
+    sequence of kernels that can be recorded once and replayed (a CUDA graph).
+
+    Args:
+        images: [B, K, H, H], float32 or float64, normalised.
+        op: int64 [B], indices into ``OPERATIONS``, on the images' device.
+        u: [B, 3], on the images' device.
+        operations: those that can be drawn.
+
+    Returns:
+        [B, K, H, H] in the images' memory format.
+    """
+    keep = torch.channels_last if _is_channels_last(images) else torch.contiguous_format
+    out, u = images, u.to(images.dtype)
+    for name in operations:
+        index = OPERATIONS.index(name)
+        out = torch.where((op == index)[:, None, None, None], _TRANSFORMS[index](images, u), out)
+    return out.contiguous(memory_format=keep)
 
 
 def _check(images: Tensor, draws: Draws, group: Tensor | None) -> None:

@@ -137,7 +137,8 @@ class BenchReport:
 
     def tables(self) -> dict[str, list[dict[str, str]]]:
         """The rows as text under short headings, by the title of the table."""
-        work = [(t, {"work": f"{t.what} {t.method}"} | _sizes(t, self.timings)) for t in self.timings]
+        same = len({(t.what, t.method) for t in self.timings}) == 1
+        work = [(t, ({} if same else {"work": f"{t.what} {t.method}"}) | _sizes(t, self.timings)) for t in self.timings]
         return {
             "seconds": [
                 head
@@ -187,7 +188,7 @@ class BenchReport:
 def _sizes(timing: Timing, others: Sequence[Timing]) -> dict[str, str]:
     """The sizes in which the timings of a report differ."""
     vary = [name for name in AXES if len({getattr(other, name) for other in others if other.batch_real}) > 1]
-    return {name: f"{getattr(timing, name)}" for name in vary}
+    return {name.removeprefix("batch_"): f"{getattr(timing, name)}" for name in vary}
 
 
 @dataclass(frozen=True)

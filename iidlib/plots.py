@@ -24,12 +24,14 @@ from PIL import Image
 __all__ = [
     "accuracy_bars",
     "colours",
+    "cost_curves",
     "covariance_heatmaps",
     "distance_distribution",
     "image_grid",
     "loss_curves",
     "panels",
     "show",
+    "time_ladder",
 ]
 
 DPI = 100
@@ -48,6 +50,8 @@ _PALETTE = sns.color_palette("colorblind").as_hex()
 _FIXED = {
     "real": "#6b6b6b",
     "random": "#6b6b6b",
+    "loop": "#6b6b6b",
+    "ours": _PALETTE[0],
     "dm": _PALETTE[0],
     "dm-cm": _PALETTE[2],
     "dm-cc": _PALETTE[4],
@@ -263,6 +267,60 @@ def distance_distribution(distances: pd.DataFrame, *, unit: str, ax: Axes | None
         sns.move_legend(ax, "lower right", title="")
         sns.despine(ax=ax)
     return ax
+
+
+def time_ladder(rungs: pd.DataFrame, *, unit: str, ax: Axes | None = None) -> Axes:
+    """Times of the same work, one acceleration more in each row, and how many times faster than the first.
+
+    Args:
+        rungs: a row a rung, from the top, with columns rung, time and total (times faster than the first).
+        unit: of the time.
+        ax: where to draw.
+    """
+    with _style():
+        ax = ax or panels(height=0.9 + 0.36 * len(rungs))[0]
+        sns.barplot(rungs, x="time", y="rung", color=_FIXED["dm"], alpha=0.75, ax=ax)
+        for place, (time, total) in enumerate(zip(rungs["time"], rungs["total"], strict=True)):
+            ax.annotate(f" {total:.1f}x", (time, place), va="center", fontsize=9)
+        ax.set(xlabel=unit, ylabel="", xlim=(0, 1.12 * rungs["time"].max()))
+        sns.despine(ax=ax)
+    return ax
+
+
+def cost_curves(costs: pd.DataFrame, *, axes: Mapping[str, str]) -> list[Axes]:
+    """Seconds an iteration as the work grows: a panel a size, a line a side, on logarithmic axes.
+
+    Args:
+        costs: a row a size and side, with columns axis, size, side and seconds.
+        axes: what to write below a panel, by the name of its axis.
+
+    Returns:
+        The axes of the panels, in the order of `axes`.
+    """
+    sides = list(dict.fromkeys(costs["side"]))
+    with _style():
+        drawn = panels(len(axes), height=2.6, width=WIDTH)
+        for ax, (name, label) in zip(drawn, axes.items(), strict=True):
+            own = costs[costs["axis"] == name]
+            sns.lineplot(
+                own, x="size", y="seconds", hue="side", style="side", markers=True, dashes=False,
+                palette=colours(sides), legend=name == next(iter(axes)), ax=ax,
+            )  # fmt: skip
+            ticks = sorted(own["size"].unique())
+            ax.set(xscale="log", yscale="log", xlabel=label, ylabel="", ylim=_limits(costs["seconds"]))
+            ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+            ax.minorticks_off()
+            if ax is not drawn[0]:
+                ax.set_yticklabels([])
+            sns.despine(ax=ax)
+        drawn[0].set_ylabel("seconds an iteration")
+        drawn[0].legend(title="")
+    return drawn
+
+
+def _limits(values: pd.Series) -> tuple[float, float]:
+    """A range for a logarithmic axis that holds all values."""
+    return 0.7 * float(values.min()), 1.4 * float(values.max())
 
 
 def show(figure: Figure | Axes | Sequence[Axes], alt: str) -> None:

@@ -13,7 +13,15 @@ import pandas as pd
 from iidlib.config import InputError
 from iidlib.runs import atomic_write
 
-__all__ = ["RESULT_COLUMNS", "append_results", "append_rows", "check_results", "check_writable", "read_results"]
+__all__ = [
+    "RESULT_COLUMNS",
+    "append_results",
+    "append_rows",
+    "check_results",
+    "check_writable",
+    "read_results",
+    "results_dir",
+]
 
 RESULT_COLUMNS = (
     "dataset", "method", "ipc", "scale", "network", "seed", "evaluation_seed", "accuracy", "protocol", "iterations",
@@ -28,6 +36,20 @@ evaluated; ``networks_seed`` with the network's number ``evaluation_seed`` names
 """
 
 _NEEDED = ("dataset", "method", "accuracy")
+
+
+def results_dir() -> Path:
+    """The folder of measured numbers that comes with a checkout, ``data/results``.
+
+    Raises:
+        InputError: where the package was installed without it.
+    """
+    folder = Path(__file__).resolve().parents[1] / "data" / "results"
+    if not folder.is_dir():
+        raise InputError(
+            f"no folder {folder}: measured results come with a checkout of the repository, not with a wheel"
+        )
+    return folder
 
 
 def check_writable(path: Path, option: str = "--out") -> None:

@@ -170,18 +170,23 @@ class StepBatch:
         features = self._run.forward(self.expert.embed, self._syn_images)
         return features.unflatten(0, (self._run.real.num_classes, -1))
 
+    def _first_real(self, per_class: int) -> tuple[Tensor, Tensor]:
+        """The first augmented real images of each class, sorted by class, and how many each class has of them."""
+        images, drawn = self._real
+        counts = drawn.clamp(max=per_class)
+        starts = drawn.cumsum(0) - drawn
+        index = torch.cat([start + torch.arange(count) for start, count in zip(starts, counts.tolist(), strict=True)])
+        return images[index.to(images.device)], counts
+
     def expert_real_features(self, per_class: int) -> tuple[Tensor, Tensor | None]:
         """Features of the first real images of each class under the trained network, without gradient.
 
         Returns:
             [C, N, D] with N at most `per_class`, and the mask [C, N] or None.
         """
-        images, drawn = self._real
-        counts = drawn.clamp(max=per_class)
-        starts = drawn.cumsum(0) - drawn
-        index = torch.cat([start + torch.arange(count) for start, count in zip(starts, counts.tolist(), strict=True)])
+        images, counts = self._first_real(per_class)
         with torch.no_grad():
-            features = self._run.forward(self.expert.embed, images[index.to(images.device)])
+            features = self._run.forward(self.expert.embed, images)
         return _stack_classes(features, counts)
 
     @cached_property

@@ -52,11 +52,27 @@ def metrics() -> pd.DataFrame:
     )
 
 
+def rungs() -> pd.DataFrame:
+    return pd.DataFrame({"rung": ["plain", "all at once", "fused"], "time": [1.2, 0.9, 0.2], "total": [1, 1.3, 6]})
+
+
+def costs() -> pd.DataFrame:
+    rows = [
+        {"axis": axis, "size": size, "side": side, "seconds": size / 10 / factor}
+        for axis, sizes in (("ipc", (1, 10, 50)), ("width", (32, 64)))
+        for size in sizes
+        for side, factor in (("loop", 1), ("ours", 5))
+    ]
+    return pd.DataFrame(rows)
+
+
 FIGURES = {
     "bars": lambda: plots.accuracy_bars(scores(), chance=10),
     "bars of two networks": lambda: plots.accuracy_bars(scores(("convnet3", "alexnet"))),
     "losses": lambda: plots.loss_curves(metrics()),
     "distances": lambda: plots.distance_distribution(pd.concat([far("real", 1), far("dm", 0.9)]), unit="distance (1)"),
+    "ladder": lambda: plots.time_ladder(rungs(), unit="seconds"),
+    "costs": lambda: plots.cost_curves(costs(), axes={"ipc": "images a class", "width": "width"})[0],
     "covariances": lambda: plots.covariance_heatmaps({"dm": np.eye(8), "dm-cm": np.eye(8) / 2}, unit="gap (units²)")[0],
 }
 
@@ -306,3 +322,23 @@ def test_outside_of_a_notebook_a_finding_counts_once(shown: list[tuple[dict, dic
     plots.show(figure, FINDING)
     with pytest.raises(ValueError, match="that of another figure"):
         plots.show(figure, FINDING)
+
+
+# time_ladder, cost_curves
+
+
+def test_a_ladder_says_how_much_faster_each_rung_is() -> None:
+    ax = plots.time_ladder(rungs(), unit="seconds")
+    assert [round(bar.get_width(), 6) for bar in ax.patches] == [1.2, 0.9, 0.2]
+    assert [text.get_text().strip() for text in ax.texts] == ["1.0x", "1.3x", "6.0x"]
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["plain", "all at once", "fused"]
+
+
+def test_costs_have_a_panel_a_size_on_one_scale() -> None:
+    drawn = plots.cost_curves(costs(), axes={"ipc": "images a class", "width": "width"})
+    assert [ax.get_xlabel() for ax in drawn] == ["images a class", "width"]
+    assert drawn[0].get_ylim() == drawn[1].get_ylim() and drawn[0].get_yscale() == drawn[0].get_xscale() == "log"
+    assert [label.get_text() for label in drawn[0].get_xticklabels()] == ["1", "10", "50"]
+    assert {text.get_text() for text in drawn[0].get_legend().get_texts()} == {"loop", "ours"}
+    lines = [line for line in drawn[1].get_lines() if len(line.get_xdata())]
+    assert sorted(float(line.get_ydata()[-1]) for line in lines) == [1.28, 6.4]

@@ -1,0 +1,247 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     notebook_metadata_filter: -jupytext.text_representation.jupytext_version
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Speed
+#
+# Distillation is a small network on small images, some thousand times over.
+# The arithmetic of an iteration takes a GPU a millisecond and a laptop a second; released code takes many times that.
+# Here you count what an iteration must do, measure what this machine can do, and switch on one acceleration after another, each with the same result.
+#
+# **What you will learn**
+#
+# 1. where the operations of an iteration are, and which floor follows for its time;
+# 2. what each acceleration brings on a CPU, and why it does not change the result;
+# 3. how the cost grows with images, classes, batch and width;
+# 4. which departure from the method buys still more time, and at what price.
+#
+# | prerequisite | | note |
+# | --- | --- | --- |
+# | {doc}`02_distribution_matching` | necessary | the iteration that is timed |
+# | {doc}`05_covariance_matching` | helpful | the method of the tables |
+#
+# | scale | hardware | minutes |
+# | --- | --- | --- |
+# | `ci` | 2 CPU cores | below 1 |
+# | `tour` | 2 CPU cores | below 1 |
+# | `paper` | 2 CPU cores | about 1 |
+
+# %% tags=["parameters"]
+scale = "tour"
+classes = 2  # timed at once; an iteration of CIFAR-10 has ten
+repeats = 3
+
+# %%
+import pandas as pd
+import torch
+
+from iidlib import plots
+from iidlib.bench import timing_dataset
+from iidlib.ceilings import copy_rate, count_flops, matrix_product_rate
+from iidlib.config import preset
+from iidlib.extractors import frozen
+from iidlib.ladder import forward_ladder
+from iidlib.networks import build_network
+from iidlib.results import results_dir
+
+# %% [markdown]
+# ## What an iteration must do
+#
+# At the published settings, an iteration on CIFAR-10 at IPC 10 sends 2,560 real and 100 synthetic images through a ConvNet-3 of width 128 {cite:p}`zhao2023dm`, and with class centralization the synthetic ones through a ResNet18 as well {cite:p}`deng2024iid`.
+# Real images need a forward pass alone; synthetic ones a backward pass too, as far as their pixels, since the weights are frozen.
+#
+# The library counts convolutions and matrix products; a multiplication with its addition counts as two operations.
+
+
+# %%
+def megaflop(name, backward):
+    """Operations of one image through a network's features, in millions."""
+    network = frozen(build_network(name))
+    image = torch.zeros(1, 3, 32, 32, requires_grad=backward)
+
+    def work():
+        features = network.embed(image)
+        if backward:
+            features.sum().backward()
+
+    return count_flops(work) / 1e6
+
+
+# %%
+parts = {
+    "real, ConvNet-3": 2560 * megaflop("convnet3", backward=False),
+    "synthetic, ConvNet-3": 100 * megaflop("convnet3", backward=True),
+    "synthetic, ResNet18": 100 * megaflop("resnet18", backward=True),
+}
+table = pd.DataFrame({"GFLOP": pd.Series(parts) / 1e3})
+table["share (%)"] = 100 * table["GFLOP"] / table["GFLOP"].sum()
+table.round(1)
+
+# %% [markdown]
+# DM spends 93 % of its operations on real images, whose features are averaged and forgotten.
+# That is where an acceleration must look; class centralization on a ResNet18 costs nearly as much again, although it sees a hundred images only.
+#
+# ## What this machine can do
+#
+# No program runs faster than its operations at the machine's best rate.
+# A large matrix product is a fair measure of that rate, a large copy one of memory.
+
+# %% tags=["nbval-ignore-output"]
+cpu = torch.device("cpu")
+rate, copied = matrix_product_rate(cpu), copy_rate(cpu)
+floor = table["GFLOP"].iloc[:2].sum() / rate
+print(f"{rate:.0f} GFLOP/s and {copied:.0f} GB/s with {torch.get_num_threads()} threads")
+print(f"floor of a DM iteration: {floor:.2f} s")
+
+# %% [markdown]
+# The floor holds for the operations as counted.
+# An algorithm that needs fewer of them goes below it, and you will meet one.
+#
+# ## One acceleration after another
+#
+# The ladder times the forward pass of real images, at the published width.
+# Every rung must give the feature maps of the first one up to rounding, or the call fails.
+
+# %%
+data = timing_dataset(classes, 256 if scale != "ci" else 32)
+network = frozen(build_network("convnet3"))
+images = data.train.images_of(data.train.class_index.flatten())
+images = images.unflatten(0, (classes, -1))
+
+# %% tags=["nbval-ignore-output"]
+rungs = forward_ladder(network, images, repeats=repeats)
+rungs["ms an image"] = 1e3 * rungs["seconds"] / images.shape[:2].numel()
+rungs.round({"seconds": 3, "gain": 2, "total": 2, "ms an image": 3})
+
+# %%
+assert rungs["seconds"].gt(0).all() and rungs["total"].iloc[0] == 1
+if scale != "ci" and "a block in one kernel" in set(rungs["rung"]):
+    assert rungs["total"].iloc[-1] > 2
+
+# %% tags=["nbval-ignore-output"]
+bars = plots.time_ladder(rungs.assign(time=rungs["ms an image"]), unit="milliseconds an image")
+finding = f"the last of {len(rungs)} rungs is {rungs['total'].iloc[-1]:.1f} times faster"
+plots.show(bars, f"Time of an image, an acceleration more in each row: {finding}.")
+
+# %% [markdown]
+# - *All classes at once.*
+#   The norms of these networks act on each image by itself, so one batch gives what a loop over classes gives.
+#   On a CPU, where 256 images are a large batch already, it gains little by itself; on a GPU, where small kernels wait for their launch, it is the largest step of all.
+# - *Channels last.*
+#   With the channels of a pixel side by side in memory, a convolution reads vectors.
+# - *Chunks.*
+#   The maps of 2,560 images fill 1.3 GB and go through memory at each operation; those of 32 images stay near the processor.
+# - *Norm, ReLU and pool compiled.*
+#   Three passes over the largest maps become one loop, made by `torch.compile`.
+# - *A block in one kernel.*
+#   A block shrinks an image's maps sixteenfold at its end, so that what lies between never needs to leave the cache: a few channels are convolved, normalised, pooled, and forgotten.
+#   For layers with many channels the convolution is Winograd's {cite:p}`lavin2016winograd`, which multiplies four times less than counted above; this is how an iteration gets below its floor.
+#
+# ## Exact, or nearly
+#
+# None of this changes the method.
+# Float32 is kept, sums run in another order, and the results agree to a few millionths.
+# `iid bench` checks the losses and the gradients of every method against a loop over classes in the run that takes the times, and fails where they differ by more than rounding.
+# These are rows that it measured, with the machine they come from:
+
+# %%
+bench = pd.read_csv(results_dir() / "bench.csv")
+columns = ["what", "method", "baseline_seconds", "seconds", "ratio", "floor_fraction"]
+bench[columns].round(2)
+
+# %%
+first = bench.iloc[0]
+print(f"{first['device']}, torch {first['torch']}, {first['ceiling_gflops']:.0f} GFLOP/s")
+
+# %% [markdown]
+# `distill` is an iteration, `evaluate` a pass over a distilled set of 100 images, of the 1,001 that train a network.
+# A floor fraction of 1 would be a machine at its best with the operations as counted; above 1 there are fewer operations.
+#
+# ## How the cost grows
+#
+# `iid bench --scaling` varies one size at a time about the published shapes, for `dm-cm`.
+
+# %%
+scaling = pd.read_csv(results_dir() / "bench-scaling.csv")
+sizes = {
+    "ipc": "images a class",
+    "classes": "classes",
+    "batch_real": "real images",
+    "width": "width",
+}
+middle = {"ipc": 10, "classes": 10, "batch_real": 256, "width": 128}
+sides = {"loop": "baseline_seconds", "ours": "seconds"}
+rows = []
+for axis in sizes:
+    others = [name for name in sizes if name != axis]
+    own = scaling[(scaling[others] == [middle[name] for name in others]).all(axis=1)]
+    for side, column in sides.items():
+        part = own.assign(axis=axis, side=side, size=own[axis], seconds=own[column])
+        rows.append(part[["axis", "side", "size", "seconds"]])
+costs = pd.concat(rows)
+
+# %%
+panels = plots.cost_curves(costs, axes=sizes)
+fastest, slowest = scaling["ratio"].max(), scaling["ratio"].min()
+finding = f"ours is {slowest:.1f} to {fastest:.1f} times faster at every size"
+plots.show(panels, f"Seconds an iteration as the work grows: {finding}.")
+
+# %% [markdown]
+# Classes and real images cost in proportion, width with its square.
+# Synthetic images cost little until there are as many as a tenth of the real ones.
+#
+# ## Departing from the method
+#
+# What remains is the real forward pass, and only a change of the method removes it.
+# With `--set match.statistics=cached` a run keeps a fixed number of networks and augmentations, and the statistics of *all* real images under each; an iteration then touches synthetic images alone.
+# The images see less variety for it; the module `iidlib.statistics` says what is kept, and the setting is off by default.
+#
+# ## Exercises
+#
+# ```{admonition} Exercise 1
+# What is the floor of an iteration of DM on CIFAR-100 at IPC 10, on this machine?
+# ```
+
+# %% tags=["hide-cell", "nbval-ignore-output"]
+real, syn = (megaflop("convnet3", backward=backward) for backward in (False, True))
+work = 100 * (256 * real + 10 * syn) / 1e3
+print(f"{work:.0f} GFLOP, {work / rate:.1f} s at {rate:.0f} GFLOP/s")
+
+# %% [markdown]
+# ```{admonition} Exercise 2
+# At how many images a class does the synthetic side of DM have as many operations as the real side?
+# And with class centralization on a ResNet18?
+# ```
+
+# %% tags=["hide-cell"]
+resnet = megaflop("resnet18", backward=True)
+print(f"DM: {256 * real / syn:.0f} images a class")
+print(f"with ResNet18: {256 * real / (syn + resnet):.0f} images a class")
+
+# %% [markdown]
+# ## Summary
+#
+# Nearly all operations of DM are a forward pass of real images, which needs no gradient.
+# Batching, memory layout, chunks that fit the cache and fused blocks make it several times faster than a loop over classes, with the same result; Winograd's algorithm needs fewer multiplications still.
+# A change of the method, the cached statistics, removes the pass altogether, and is off unless you ask for it.
+#
+# ## What's next
+#
+# `iid bench` gives the tables of this chapter for your machine, `iid bench --quick` in less than a minute.
+# {doc}`02_distribution_matching` has the loss that all this computes.
+#
+# ## References
+#
+# {cite:t}`zhao2023dm` and {cite:t}`deng2024iid` set the shapes; {cite:t}`lavin2016winograd` give the fast convolution.

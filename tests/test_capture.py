@@ -1,0 +1,144 @@
+"""iidlib.capture: a step on fixed buffers is the plain step; where it cannot be had, the plain step goes on."""
+
+import logging
+
+import pytest
+import torch
+
+from iidlib import augment, capture
+from iidlib.capture import CapturedStep, captured_step
+from iidlib.distillation import Distillation
+from iidlib.streams import stream
+from tests.test_distillation import ALL, CC_FORMS, begun, difference, pictures, settings
+
+EVEN = (8, 8, 8, 8)
+
+
+def on_buffers(run: Distillation) -> CapturedStep:
+    return CapturedStep(run, run.terms, run._optimiser)
+
+
+@pytest.mark.parametrize("method", ALL)
+@pytest.mark.parametrize("form", [CC_FORMS[0], CC_FORMS[2]], ids=str)
+def test_a_step_on_buffers_is_the_plain_step(method, form):
+    plain, buffered = (begun(settings(method, **form), pictures(EVEN)) for _ in range(2))
+    start = plain.images.detach().clone()
+    step = on_buffers(buffered)
+    for iteration in range(4):
+        plain.step(iteration)
+        step.step(iteration)
+    assert difference(buffered.images.detach() - start, plain.images.detach().double() - start) < 1e-4
+
+
+def test_without_augmentation_too():
+    plain, buffered = (begun(settings("dm", match__augmentation="none"), pictures(EVEN)) for _ in range(2))
+    step = on_buffers(buffered)
+    for iteration in range(2):
+        plain.step(iteration)
+        step.step(iteration)
+    assert difference(buffered.images.detach(), plain.images.detach().double()) < 1e-6
+
+
+def test_buffers_stay_where_they_are():
+    """A recording replays addresses."""
+    run = begun(settings("iid-dm"), pictures(EVEN))
+    step = on_buffers(run)
+
+    def places() -> list[int]:
+        held = [step.real, step._op, step._u, run.images, *step.network.parameters(), *step.expert.parameters()]
+        return [tensor.data_ptr() for tensor in held]
+
+    before = places()
+    for iteration in range(3):
+        step.step(iteration)
+    assert places() == before
+
+
+def test_a_comparison_leaves_everything_as_it_was():
+    run = begun(settings("iid-dm"), pictures(EVEN))
+    step = on_buffers(run)
+    step.step(0)
+    images, momentum = (tensor.detach().clone() for tensor in step._tensors())
+    assert step.differs(1) == 0  # without a recording both are the same step
+    assert torch.equal(run.images, images) and torch.equal(step._tensors()[1], momentum)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_operations_on_every_image_are_those_on_their_own(layout):
+    images = torch.randn(36, 3, 8, 8, dtype=torch.float64).contiguous(memory_format=layout)
+    draws = augment.sample(augment.OPERATIONS, 36, stream(0, 0, "draws"))
+    assert len(draws.op.unique()) == 6
+    mine, theirs = images.clone().requires_grad_(), images.clone().requires_grad_()
+    found = augment.apply_everywhere(mine, draws.op, draws.u)
+    expected = augment.apply(theirs, draws)
+    assert difference(found.detach(), expected.detach()) < 1e-12
+    assert found.is_contiguous(memory_format=layout)
+    cotangent = torch.randn_like(images)
+    gradients = [torch.autograd.grad(out, x, cotangent)[0] for out, x in ((found, mine), (expected, theirs))]
+    assert difference(*gradients) < 1e-12
+
+
+@pytest.mark.parametrize(
+    ("per_class", "changes", "message"),
+    [((8, 5), {}, "unequal size"), ((8, 8), {"match__statistics": "cached"}, "cached statistics")],
+)
+def test_what_has_no_fixed_shapes(per_class, changes, message):
+    with pytest.raises(ValueError, match=message):
+        on_buffers(begun(settings("dm", **changes), pictures(per_class)))
+
+
+def test_on_a_cpu_there_is_none():
+    run = begun(settings("dm"), pictures(EVEN))
+    assert captured_step(run, run.terms, run._optimiser) is None
+
+
+class OnCuda:
+    """A run that says it is on a GPU."""
+
+    def __init__(self, run: Distillation) -> None:
+        self._run = run
+
+    def __getattr__(self, name: str):
+        return getattr(self._run, name)
+
+    @property
+    def images(self):
+        class Images:
+            device = torch.device("cuda")
+
+        return Images()
+
+
+def test_a_recording_that_fails_is_said_once_and_given_up(monkeypatch, caplog):
+    def failing(*given):
+        raise RuntimeError("operation not permitted when stream is capturing\nmore")
+
+    monkeypatch.setattr(capture, "CapturedStep", failing)
+    caplog.set_level(logging.WARNING, "iidlib")
+    run = begun(settings("dm"), pictures(EVEN))
+    assert captured_step(OnCuda(run), run.terms, run._optimiser) is None
+    (record,) = caplog.records
+    assert record.message == (
+        "no CUDA graph of the step (operation not permitted when stream is capturing); "
+        "going on with single kernels, slower"
+    )
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("method", ALL)
+def test_a_recording_is_the_plain_step_on_a_gpu(method):
+    from iidlib.data import Dataset
+
+    data = pictures(EVEN)
+    moved = Dataset(data.name, data.train.to("cuda"), data.test.to("cuda"), data.spec)
+    plain, recorded = (begun(settings(method, compute__precision="fp32"), moved) for _ in range(2))
+    for run in (plain, recorded):
+        for network in run.pool.networks if run.pool else ():
+            network.cuda()
+    step = captured_step(recorded, recorded.terms, recorded._optimiser)
+    assert step is not None
+    for iteration in range(4):
+        plain.step(iteration)
+        step.step(iteration)
+    assert difference(recorded.images.detach().cpu(), plain.images.detach().cpu().double()) < 1e-4
