@@ -5,9 +5,14 @@ other, each with an eager float32 forward pass of its real and of its synthetic 
 ``group_norm``, ReLU and average pooling in PyTorch's default memory format, as in the released code of DM and IID. It
 is a kind baseline: the real side keeps no graph, covariance and class centralization are vectorised, all classes share
 one backward pass, and it has the same threads.
+
+For IDM, whose released code takes an optimiser step after each class, so does the loop; it trains a queue of its own, of
+such plain networks. Kind here, too: synthetic images go through a network once for features and logits, and no
+gradients of the network's weights are computed that nobody uses.
 """
 
 import copy
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
@@ -17,8 +22,10 @@ from iidlib import augment
 from iidlib.accelerate import precision
 from iidlib.config import EvalProtocol
 from iidlib.distillation import Distillation
+from iidlib.network_queue import NetworkQueue
 from iidlib.networks import Network
 from iidlib.streams import stream
+from iidlib.synthetic import expand
 from iidlib.training import MOMENTUM, WEIGHT_DECAY
 
 __all__ = ["PerClassLoop", "PlainTraining", "plain_twin"]
@@ -63,8 +70,8 @@ class PerClassLoop:
                 or cached statistics.
         """
         match = run.config.match
-        if not {"mean"} <= run.terms.keys() <= {"mean", "cm", "cc"}:
-            raise ValueError(f"the loop over classes has the terms mean, cm and cc, got {', '.join(run.terms)}")
+        if not {"mean"} <= run.terms.keys() <= {"mean", "ce", "cm", "cc"}:
+            raise ValueError(f"the loop over classes has the terms mean, ce, cm and cc, got {', '.join(run.terms)}")
         if "cc" in run.terms and (match.cc_scaling, match.cc_form) != ("released", "linear"):
             raise ValueError(
                 "the loop over classes centralizes as released (match.cc_scaling=released, match.cc_form=linear), "
@@ -73,25 +80,33 @@ class PerClassLoop:
         if match.statistics != "fresh":
             raise ValueError(f"the loop over classes draws afresh (match.statistics=fresh), got {match.statistics}")
         self._run = run
+        self._queue = run.source.twin(plain_twin) if isinstance(run.source, NetworkQueue) else None
         self._experts = {id(network): plain_twin(network) for network in (run.pool.networks if run.pool else ())}
         self.images = run.images.detach().clone(memory_format=torch.contiguous_format).requires_grad_()
         self._optimiser = torch.optim.SGD([self.images], lr=run.config.syn.lr, momentum=run.config.syn.momentum)
 
     def losses(self, iteration: int) -> dict[str, Tensor]:
         """The weighted terms of the objective at an iteration, each summed over classes; scalars with gradient."""
+        total = dict.fromkeys(self._run.terms, self.images.new_zeros(()))
+        for terms in self._classes(iteration):
+            for name, value in terms.items():
+                total[name] = total[name] + value
+        return total
+
+    def _classes(self, iteration: int) -> Iterator[dict[str, Tensor]]:
+        """The terms of one class after the other, each from the images as they are at its turn."""
         run, config = self._run, self._run.config
         drawn = run.real.sample(config.match.batch_real, stream(config.seed, iteration, "real batch"))
-        network = plain_twin(run.source.draw(iteration))
+        network = plain_twin(run.source.draw(iteration)) if self._queue is None else self._queue.draw(iteration)
         expert = self._expert(iteration)
         draws = None
         if run.augmentation != "none":
             draws = augment.sample(
                 run.augmentation, run.real.num_classes, stream(config.seed, iteration, "augmentation")
             )
-        total = dict.fromkeys(run.terms, self.images.new_zeros(()))
         for label in range(run.real.num_classes):
             real = run.real.images_of(drawn.index[drawn.group == label])
-            syn = self.images[run.group == label]
+            syn = expand(self.images[run.group == label], config.syn.factor)
             if draws is not None:
                 own = augment.Draws(draws.op[[label]], draws.u[[label]])
                 real = augment.apply(real, own, torch.zeros(len(real), dtype=torch.int64))
@@ -100,23 +115,32 @@ class PerClassLoop:
                 real_map = network.feature_map(real)
                 real_mean = network.head(real_map).mean(0)
             syn_map = network.feature_map(syn)
-            total["mean"] = total["mean"] + (real_mean - network.head(syn_map).mean(0)).square().sum()
-            if "cm" in total:
+            syn_features = network.head(syn_map)
+            terms = {"mean": (real_mean - syn_features.mean(0)).square().sum()}
+            if "ce" in run.terms:
+                assert self._queue is not None, "the run needs its queue"
+                cost = F.cross_entropy(network.classifier(syn_features), syn.new_full((len(syn),), label).long())
+                terms["ce"] = config.match.ce * self._queue.accuracy * cost
+            if "cm" in run.terms:
                 gap = _covariance(real_map.flatten(2)) - _covariance(syn_map.flatten(2))
-                total["cm"] = total["cm"] + config.match.cm * gap.square().sum()
-            if "cc" in total:
+                terms["cm"] = config.match.cm * gap.square().sum()
+            if "cc" in run.terms:
                 assert expert is not None, "the run needs its pool"
                 features = expert.embed(syn)
-                total["cc"] = total["cc"] + config.match.cc * (features - features.mean(0)).square().sum()
-        return total
+                terms["cc"] = config.match.cc * (features - features.mean(0)).square().sum()
+            yield terms
 
     def step(self, iteration: int) -> None:
-        """One update of the images, with one backward pass for all classes."""
+        """One update of the images, with one backward pass for all classes; with a queue, as IDM, one for each."""
         with precision(self.images.device, "fp32"):
-            loss = torch.stack(list(self.losses(iteration).values())).sum()
-            self._optimiser.zero_grad()
-            loss.backward()
-        self._optimiser.step()
+            parts = self._classes(iteration) if self._queue is not None else [self.losses(iteration)]
+            for terms in parts:
+                loss = torch.stack(list(terms.values())).sum()
+                self._optimiser.zero_grad()
+                loss.backward()
+                self._optimiser.step()
+            if self._queue is not None:
+                self._queue.advance(iteration)
 
     def _expert(self, iteration: int) -> Network | None:
         run = self._run

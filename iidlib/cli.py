@@ -162,10 +162,25 @@ def _kept(folder: Path | None = None, again: str = "") -> Iterator[None]:
         raise _Failed(told(f"failed: {' '.join(str(error).split())}", f"go on with: {again}")) from error
 
 
-def _protocol_text(protocol: EvalProtocol, label: str) -> str:
+def _protocol_text(protocol: EvalProtocol, label: str, factor: int = 1) -> str:
     name = "whole set" if label == "whole" else "dm"
     text = f"{name}, {protocol.epochs} epochs, batch {protocol.batch}, lr {protocol.lr:g}, width {protocol.width}"
+    if factor > 1:
+        text += f", each image expanded to {factor**2}"
     return text if protocol.augmentation == "auto" else f"{text}, augmentation {protocol.augmentation}"
+
+
+def _baselines(train: "RealSet", ipc: int, seed: int, factor: int) -> "dict[str, SyntheticSet]":
+    """What stands beside a set: random real images, and such mosaics of them where the set consists of mosaics."""
+    from iidlib.evaluation import random_real
+
+    found = {"random": random_real(train, ipc, seed)}
+    if factor > 1:
+        try:
+            found["random-mosaic"] = random_real(train, ipc, seed, factor)
+        except InputError as error:  # the set itself may have begun otherwise
+            typer.echo(f"random-mosaic is left out: {error}")
+    return found
 
 
 def _scores(
@@ -206,7 +221,7 @@ def _scores(
         "ipc": config.ipc,
         "scale": config.scale,
         "seed": config.seed,
-        "protocol": _protocol_text(protocol, label),
+        "protocol": _protocol_text(protocol, label, getattr(images, "factor", 1)),
         "peak_memory_mib": round(peak_memory_mib(device)),
         "device": device_name(device),
         "networks_seed": networks_seed,
@@ -245,7 +260,7 @@ def _options(
 @app.command()
 def distill(
     ctx: typer.Context,
-    method: Annotated[str, typer.Argument(help="dm, dm-cc, dm-cm or iid-dm.")],
+    method: Annotated[str, typer.Argument(help="dm, dm-cc, dm-cm, iid-dm, or the same with idm.")],
     dataset: DatasetName = "cifar10-mini",
     ipc: Annotated[int, typer.Option("--ipc", help="Synthetic images a class.")] = 10,
     scale: Annotated[str, typer.Option("--scale", help="ci, tour, laptop or paper.")] = "tour",
@@ -267,11 +282,10 @@ def distill(
 
     from iidlib.distillation import METHODS
     from iidlib.distillation import distill as run
-    from iidlib.evaluation import random_real
+    from iidlib.presets import published
     from iidlib.results import append_results, check_results
     from iidlib.runs import RunFolder
     from iidlib.synthetic import SyntheticSet
-    from iidlib.terms import TERMS
 
     if method not in METHODS:
         raise InputError(f"unknown method {method!r}{suggest(method, METHODS)}")
@@ -288,8 +302,8 @@ def distill(
     typer.echo(
         f"{method} on {dataset}, IPC {ipc}: {config.iterations} iterations, scale {scale}, {loaded.train.device}"
     )
-    left_out = [name for name in METHODS[method].terms if ipc == 1 and TERMS[name].needs_pairs]
-    if left_out:
+    in_use = METHODS[method].terms_in_use(config)
+    if left_out := [name for name in METHODS[method].terms if name not in in_use]:
         typer.echo(f"left out, as a class has one image only: {' and '.join(left_out)}")
     stamp = _stamp(ctx)
     with _kept(folder.path, _command(ctx, "--resume", *([] if out else ["--out", str(folder.path)]))):
@@ -306,18 +320,33 @@ def distill(
             if result.pool:
                 facts["pool_accuracies"] = " ".join(f"{value:.2f}" for value in result.pool.accuracies)
         synthetic.save_png(folder.path / "synthetic.png")
+        if synthetic.factor > 1:
+            synthetic.expanded().save_png(folder.path / "synthetic-expanded.png")
+        if "queue_networks" in metrics:
+            queue = metrics.iloc[-1]
+            typer.echo(
+                f"queue: {queue['queue_networks']:.0f} networks of at most {config.queue.size}, "
+                f"{queue['queue_mib']:.1f} MiB, {queue['queue_accuracy']:.0f} % on their training images"
+            )
         if not evaluate:
             return
         if len(metrics):
             facts["seconds_per_iteration"] = metrics["seconds"].iloc[-1] / config.iterations
         scores = _scores(synthetic, loaded, config, method, seed, facts)
         if baseline:
-            chosen = random_real(loaded.train, ipc, seed)
-            beside = _scores(chosen, loaded, config, "random", seed, stamp | {"iterations": 0})
-            scores = pd.concat([beside, scores], ignore_index=True)
+            sets = _baselines(loaded.train, ipc, seed, synthetic.factor)
+            beside = [
+                _scores(chosen, loaded, config, name, seed, stamp | {"iterations": 0}) for name, chosen in sets.items()
+            ]
+            scores = pd.concat([*beside, scores], ignore_index=True)
         folder.write_scores(scores)
         note = "last iterate, mean ± std over networks, one distillation"
-        _show(scores, f"{dataset}, IPC {ipc}, scale {scale}", note, _protocol_text(config.eval, method))
+        _show(
+            scores, f"{dataset}, IPC {ipc}, scale {scale}", note, _protocol_text(config.eval, method, synthetic.factor)
+        )
+        row = published(method, dataset, ipc)
+        if row and scale == "paper" and method in row.accuracy:
+            typer.echo(f"published: {row.accuracy[method]} % ({row.quoted_from}); settings: {row.origin}")
         if results is not None:
             append_results(results, scores)
 
@@ -325,7 +354,9 @@ def distill(
 @app.command()
 def evaluate(
     ctx: typer.Context,
-    path: Annotated[str, typer.Argument(help="A run's folder or a synthetic set; or the word random, or whole.")],
+    path: Annotated[
+        str, typer.Argument(help="A run's folder or a synthetic set; or the word random, random-mosaic or whole.")
+    ],
     dataset: Annotated[str | None, typer.Option("--dataset", help="Else the one the set was made for.")] = None,
     networks: Annotated[str | None, typer.Option("--networks", help="Such as convnet3,alexnet.")] = None,
     num_eval: Annotated[int | None, typer.Option("--num-eval", help="Networks of each architecture.")] = None,
@@ -358,7 +389,7 @@ def evaluate(
             raise InputError(f"{out} exists already; nothing was overwritten: give another --out")
     if results is not None:
         check_results(results)
-    synthetic = None if path in ("random", "whole") else SyntheticSet.load(path)
+    synthetic = None if path in ("random", "random-mosaic", "whole") else SyntheticSet.load(path)
     origin = synthetic.provenance if synthetic else {}
     if synthetic and ipc not in (None, synthetic.ipc):
         raise InputError(f"--ipc goes with random; the set in {path} has {synthetic.ipc} images a class")
@@ -387,15 +418,22 @@ def evaluate(
         size = int(loaded.train.counts.max())
     # a set keeps the scale at which it was distilled; how it is evaluated, its protocol says
     config = dataclasses.replace(config, scale=made_at, ipc=size)
-    images = loaded.train if path == "whole" else synthetic or random_real(loaded.train, size, own_seed)
+    images = synthetic or loaded.train
+    if synthetic is None and path != "whole":
+        images = random_real(loaded.train, size, own_seed, config.syn.factor)
+        label = images.provenance["method"]
     facts = _stamp(ctx)
     with _kept():
         scores = _scores(images, loaded, config, label, networks_seed, facts | {"iterations": iterations})
-        if baseline and synthetic and label != "random":
-            chosen_real = random_real(loaded.train, size, own_seed)
-            beside = _scores(chosen_real, loaded, config, "random", networks_seed, facts | {"iterations": 0})
-            scores = pd.concat([beside, scores], ignore_index=True)
-        _show(scores, f"tested on {name}", "mean ± std over networks", _protocol_text(config.eval, label))
+        if baseline and synthetic and label not in ("random", "random-mosaic"):
+            sets = _baselines(loaded.train, size, own_seed, synthetic.factor)
+            beside = [
+                _scores(one, loaded, config, kind, networks_seed, facts | {"iterations": 0})
+                for kind, one in sets.items()
+            ]
+            scores = pd.concat([*beside, scores], ignore_index=True)
+        protocol_text = _protocol_text(config.eval, label, getattr(images, "factor", 1))
+        _show(scores, f"tested on {name}", "mean ± std over networks", protocol_text)
         if kept is not None and as_planned and not (kept.path / "scores.json").exists():
             kept.write_scores(scores)
         if out is not None:

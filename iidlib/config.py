@@ -14,6 +14,8 @@ from typing import Any, Literal
 
 import yaml
 
+from iidlib import presets
+
 __all__ = [
     "SCALES",
     "CheckpointConfig",
@@ -22,6 +24,7 @@ __all__ = [
     "InputError",
     "MatchConfig",
     "PoolConfig",
+    "QueueConfig",
     "RunConfig",
     "SynConfig",
     "fingerprint",
@@ -79,6 +82,8 @@ class MatchConfig:
     """Scale of the exponent (exp form)."""
     cc_beta: float = 0.0
     """What an image may cost before it is pulled (exp form)."""
+    ce: float = 0.5
+    """Weight of IDM's cross-entropy, times the matching network's accuracy in percent."""
     cc_real: int = 64
     """Real images a class that ``cc_scaling=relative`` measures the scatter on, at most ``batch_real``."""
 
@@ -87,8 +92,12 @@ class MatchConfig:
 class SynConfig:
     """The synthetic images and their optimiser (``syn.*``)."""
 
-    init: Literal["real", "noise"] = "real"
-    """Start from random real images of the class, or from normal noise."""
+    init: Literal["real", "crops", "noise"] = "real"
+    """Start from random real images of the class, or from normal noise. With a factor, ``real`` makes every tile of
+    another image, downscaled, and ``crops`` cuts the tiles from one image at its full size."""
+    factor: int = 1
+    """Each image is a mosaic of factor x factor tiles, which are enlarged before they are used, see
+    `synthetic.expand`."""
     lr: float = 1.0
     """Learning rate of SGD on the pixels."""
     momentum: float = 0.5
@@ -115,6 +124,31 @@ class PoolConfig:
     """Of the pool's own draws: runs with other seeds share one pool, as they share the data."""
     path: str = ""
     """A pool saved before; empty means the cache, trained when absent."""
+
+
+@dataclass(frozen=True)
+class QueueConfig:
+    """IDM's queue of networks in training (``queue.*``), see `iidlib.network_queue`."""
+
+    size: int = 100
+    """Networks at most; then the oldest leaves when a fresh one comes."""
+    start: int = 3
+    """Networks before the first iteration."""
+    every: int = 30
+    """Iterations between fresh networks; the first comes at once."""
+    train: int = 2
+    """Networks trained in an iteration; while there are fewer, all."""
+    steps: int = 10
+    """Training steps that each of them takes."""
+    batch: int = 256
+    """Real images a step, from all classes."""
+    lr: float = 0.01
+    """Learning rate, constant, SGD with momentum 0.9 and weight decay 5e-4."""
+    meter_reset: Literal["interval", "evaluations"] = "interval"
+    """When the accuracy meters start anew: every ``meter_interval`` iterations, or where IID's released script
+    evaluates (before iterations 2000, 5000, 10000 and 20000)."""
+    meter_interval: int = 100
+    """Iterations between resets with ``meter_reset=interval``."""
 
 
 @dataclass(frozen=True)
@@ -181,6 +215,7 @@ class RunConfig:
     match: MatchConfig = field(default_factory=MatchConfig)
     syn: SynConfig = field(default_factory=SynConfig)
     pool: PoolConfig = field(default_factory=PoolConfig)
+    queue: QueueConfig = field(default_factory=QueueConfig)
     eval: EvalProtocol = field(default_factory=EvalProtocol)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     compute: ComputeConfig = field(default_factory=ComputeConfig)
@@ -245,10 +280,12 @@ _POSITIVE = {
     "ipc", "iterations", "match.width", "match.batch_real", "match.cached_pairs", "match.cc_real", "syn.lr",
     "pool.width", "pool.count",
     "pool.epochs", "pool.lr", "pool.batch", "eval.width", "eval.num_eval", "eval.epochs", "eval.lr", "eval.batch",
-    "checkpoint.every",
+    "checkpoint.every", "syn.factor", "queue.size", "queue.start", "queue.every", "queue.train", "queue.steps",
+    "queue.batch", "queue.lr", "queue.meter_interval",
 }  # fmt: skip
 _NOT_NEGATIVE = {
-    "seed", "pool.seed", "match.cm", "match.cc", "match.cc_alpha", "match.cc_beta", "syn.momentum", "compute.chunk",
+    "seed", "pool.seed", "match.cm", "match.cc", "match.ce", "match.cc_alpha", "match.cc_beta", "syn.momentum",
+    "compute.chunk",
 }  # fmt: skip
 
 
@@ -384,7 +421,8 @@ def preset(
     if scale not in SCALES:
         raise InputError(f"unknown scale {scale!r}{suggest(scale, SCALES)}")
     named = {"method": method, "dataset": dataset, "ipc": ipc, "scale": scale}
-    return override(RunConfig(), named | SCALES[scale] | dict(changes or {}))
+    own = presets.differences(method, dataset, ipc, scale)
+    return override(RunConfig(), named | presets.common(method) | SCALES[scale] | own | dict(changes or {}))
 
 
 def to_yaml(config: RunConfig) -> str:

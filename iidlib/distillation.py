@@ -1,7 +1,8 @@
 """The loop: one step of a method, and the run around it with checkpoints and resume.
 
-A method is a row of ``METHODS``: the terms of its objective and where its features come from. The loop knows neither
-names nor weights; a new term joins by a row of ``terms.TERMS``, a new method by a row of ``METHODS``.
+A method is a row of ``METHODS``: the terms of its objective, where its features come from, and how the images follow
+the gradient. The loop knows neither names nor weights; a new term joins by a row of ``terms.TERMS``, a new method by a
+row of ``METHODS``.
 
 All classes go through one batched forward pass: the norms of the networks act on each image by itself, so the sum over
 classes is the same as the official loop over classes, one at a time.
@@ -28,13 +29,16 @@ from iidlib import config as configuration
 from iidlib.accelerate import default_chunk, in_chunks, pick_device, precision
 from iidlib.config import InputError, RunConfig, suggest
 from iidlib.data import Dataset, load_dataset
-from iidlib.extractors import Pool, RandomNetworks, trained_pool
+from iidlib.extractors import NetworkSource, Pool, RandomNetworks, network_for, trained_pool
+from iidlib.network_queue import NetworkQueue
+from iidlib.networks import Network
 from iidlib.runs import RunFolder
 from iidlib.statistics import CachedStatistics
 from iidlib.streams import stream
 from iidlib.synthetic import SyntheticSet
 from iidlib.terms import TERMS, StepBatch, Term
 from iidlib.training import resolve_augmentation
+from iidlib.updaters import UpdaterFactory, class_sweep, joint
 
 __all__ = ["METHODS", "DistillResult", "Distillation", "Method", "Stopped", "distill", "pool_bar"]
 
@@ -44,13 +48,8 @@ LOG_EVERY = 10
 """Iterations between logged ones; the last is logged too."""
 
 
-def _random_networks(config: RunConfig, dataset: Dataset, device: torch.device) -> RandomNetworks:
+def _random_networks(config: RunConfig, dataset: Dataset, device: torch.device) -> NetworkSource:
     match = config.match
-    if match.network.endswith("-bn"):
-        raise InputError(
-            f"match.network must look at each image by itself; {match.network!r} has batch norm, through which the "
-            "classes of a batch would see each other"
-        )
     return RandomNetworks(
         match.network,
         dataset.spec,
@@ -61,14 +60,42 @@ def _random_networks(config: RunConfig, dataset: Dataset, device: torch.device) 
     )
 
 
+def _network_queue(config: RunConfig, dataset: Dataset, device: torch.device) -> NetworkSource:
+    match = config.match
+    if match.statistics == "cached":
+        raise InputError(
+            f"match.statistics=cached keeps what fixed networks see; those of {config.method} are in training, "
+            "leave it at fresh"
+        )
+
+    def build(generator: torch.Generator) -> Network:
+        return network_for(
+            match.network,
+            dataset.spec,
+            width=match.width,
+            device=device,
+            generator=generator,
+            compile=config.compute.compile,
+        )
+
+    return NetworkQueue(build, dataset.train, config.queue, config.seed)
+
+
 @dataclass(frozen=True)
 class Method:
     """A row of the table of methods."""
 
     terms: tuple[str, ...]
     """Names out of ``TERMS``; the objective is their weighted sum."""
-    source: Callable[[RunConfig, Dataset, torch.device], RandomNetworks] = _random_networks
+    source: Callable[[RunConfig, Dataset, torch.device], NetworkSource] = _random_networks
     """Makes what draws the matching network of an iteration."""
+    updater: UpdaterFactory = joint
+    """Makes what moves the images along the gradient."""
+
+    def terms_in_use(self, config: RunConfig) -> dict[str, Term]:
+        """The terms by name, without those that would be zero for want of a second image in each class."""
+        pairs = config.ipc * config.syn.factor**2 > 1
+        return {name: TERMS[name] for name in self.terms if pairs or not TERMS[name].needs_pairs}
 
 
 METHODS: dict[str, Method] = {
@@ -76,6 +103,10 @@ METHODS: dict[str, Method] = {
     "dm-cc": Method(("mean", "cc")),
     "dm-cm": Method(("mean", "cm")),
     "iid-dm": Method(("mean", "cm", "cc")),
+    "idm": Method(("mean", "ce"), _network_queue, class_sweep),
+    "idm-cc": Method(("mean", "ce", "cc"), _network_queue, class_sweep),
+    "idm-cm": Method(("mean", "ce", "cm"), _network_queue, class_sweep),
+    "iid-idm": Method(("mean", "ce", "cm", "cc"), _network_queue, class_sweep),
 }
 """The methods by name."""
 
@@ -86,10 +117,12 @@ class Distillation:
     Attributes:
         config: the settings.
         real: the training images.
-        images: the synthetic images, float32 [C*ipc, K, H, W], normalised; a leaf that requires gradient.
-        group: class of each synthetic image, on the CPU.
+        images: the synthetic images as they are stored, float32 [C*ipc, K, H, W], normalised; a leaf that requires
+            gradient.
+        group: class of each of them, on the CPU.
         terms: the terms in use, by name.
         source: draws the matching network.
+        updater: moves the images.
         pool: trained networks, where a term needs them.
         statistics: of the real images, where the run keeps them.
         augmentation: DSA operations, or ``none``.
@@ -107,20 +140,25 @@ class Distillation:
         device = self.real.device
         method = METHODS[config.method]
         self.augmentation = resolve_augmentation(config.match.augmentation, dataset.spec.augmentation)
-        start = SyntheticSet.from_real(self.real, config.ipc, stream(config.seed, 0, "initial images"), config.syn.init)
+        if config.match.network.endswith("-bn"):
+            raise InputError(
+                f"match.network must look at each image by itself; {config.match.network!r} has batch norm, through "
+                "which the classes of a batch would see each other"
+            )
+        start = SyntheticSet.from_real(
+            self.real, config.ipc, stream(config.seed, 0, "initial images"), config.syn.init, config.syn.factor
+        )
         self.group = start.labels.cpu()
         self.images = start.images.requires_grad_()
         self._labels = start.labels
-        self.terms: dict[str, Term] = {
-            name: TERMS[name] for name in method.terms if config.ipc > 1 or not TERMS[name].needs_pairs
-        }
+        self.terms = method.terms_in_use(config)
         self.source = method.source(config, dataset, device)
         self._chunk = config.compute.chunk or default_chunk(device)
         self.pool: Pool | None = None
         self.statistics: CachedStatistics | None = None
         if config.match.statistics == "cached":
             self.statistics = CachedStatistics(config.match.cached_pairs, config.seed)
-        self._optimiser = torch.optim.SGD([self.images], lr=config.syn.lr, momentum=config.syn.momentum)
+        self.updater = method.updater(self.images, config.syn, self.real.num_classes)
 
     def make_pool(self, on_epoch: Callable[[int, int], None] | None = None) -> None:
         """Loads the trained networks, or trains and keeps them, if a term of the method needs them.
@@ -154,7 +192,8 @@ class Distillation:
             log: compute what is logged (waits for the device, and takes a backward pass more for each term).
 
         Returns:
-            With `log`: ``loss``, ``loss_<term>`` (weighted) and ``grad_<term>`` (norm of its gradient on the images).
+            With `log`: ``loss``, ``loss_<term>`` (weighted) and ``grad_<term>`` (norm of its gradient on the images),
+            and what the source of networks has to say.
 
         Raises:
             FloatingPointError: with `log`, if a term is not finite; the images are left as they were.
@@ -163,10 +202,10 @@ class Distillation:
             parts = self.losses(iteration)
             row: dict[str, float] = {}
             if log:
-                row = self._describe(parts, iteration)
-            self._optimiser.zero_grad()
-            torch.stack(list(parts.values())).sum().backward()
-        self._optimiser.step()
+                row = self._describe(parts, iteration) | self.source.facts()
+            (gradient,) = torch.autograd.grad(torch.stack(list(parts.values())).sum(), self.images)
+            self.updater.step(gradient)
+            self.source.advance(iteration)
         return row
 
     def _describe(self, parts: Mapping[str, Tensor], iteration: int) -> dict[str, float]:
@@ -195,19 +234,16 @@ class Distillation:
             "pool": self.pool.fingerprint if self.pool else "",
             "version": __version__,
         }
-        return SyntheticSet(self.images.detach().clone(), self._labels, self.real.spec, provenance)
+        return SyntheticSet(self.updater.settled(), self._labels, self.real.spec, provenance, self.config.syn.factor)
 
     def state(self) -> dict[str, Tensor]:
         """What a checkpoint holds; draws are functions of seed and iteration and need no history."""
-        momentum = self._optimiser.state[self.images].get("momentum_buffer")
-        return {"images": self.images} | ({} if momentum is None else {"momentum": momentum})
+        return self.updater.state() | self.source.state()
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Takes up a checkpoint's state."""
-        with torch.no_grad():
-            self.images.copy_(state["images"])
-        if "momentum" in state:
-            self._optimiser.state[self.images]["momentum_buffer"] = state["momentum"].to(self.images.device).clone()
+        self.updater.restore(state)
+        self.source.restore(state)
 
     def facts(self) -> dict[str, Any]:
         """What must be the same when a checkpoint is taken up again."""
@@ -260,7 +296,8 @@ class DistillResult:
 
     Attributes:
         synthetic: the set after the last iteration.
-        metrics: the logged iterations: iteration, seconds, loss, ``loss_<term>``, ``grad_<term>``.
+        metrics: the logged iterations: iteration, seconds, loss, ``loss_<term>``, ``grad_<term>``, and with a queue
+            of networks their number, memory and accuracy.
         seconds: of the iterations of this call, the pool's training not counted.
         pool: the trained networks, where the method used them.
         config: the settings.

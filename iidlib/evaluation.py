@@ -28,16 +28,18 @@ __all__ = [
 WHOLE_SET_EPOCHS = 60
 
 
-def random_real(train: RealSet, ipc: int, seed: int = 0) -> SyntheticSet:
+def random_real(train: RealSet, ipc: int, seed: int = 0, factor: int = 1) -> SyntheticSet:
     """The baseline of every table: random real images, the same number a class, under the same protocol.
 
-    The images are those that a distillation with this seed starts from.
+    With a factor, each is a mosaic of downscaled real images: what belongs beside a set distilled in that form. The
+    images are those that a distillation with this seed and factor starts from.
 
     Raises:
-        InputError: if ipc is below 1 or above the size of the smallest class.
+        InputError: if ipc is below 1, or a class has too few images, or the factor does not fit.
     """
-    chosen = SyntheticSet.from_real(train, ipc, stream(seed, 0, "initial images"))
-    chosen.provenance |= {"method": "random", "seed": str(seed), "data": train.fingerprint}
+    chosen = SyntheticSet.from_real(train, ipc, stream(seed, 0, "initial images"), factor=factor)
+    name = "random" if factor == 1 else "random-mosaic"
+    chosen.provenance |= {"method": name, "seed": str(seed), "data": train.fingerprint}
     return chosen
 
 
@@ -62,7 +64,7 @@ def evaluate(
     """Trains fresh networks on a set and tests each once, after its last pass, on the data set's test images.
 
     Args:
-        images: a distilled set, a selection of real images, or the whole training set.
+        images: a distilled set, a selection of real images, or the whole training set. Mosaics are expanded first.
         dataset: gives the test images and the device.
         protocol: how networks are trained; the paper's when not given.
         seed: of the networks' weights, orders and augmentation; network i of an architecture has its own draws.
@@ -72,7 +74,7 @@ def evaluate(
 
     Returns:
         One row for each trained network, with the columns network, evaluation_seed, accuracy (percent), epochs, images
-        and seconds.
+        (as many as are stored) and seconds.
 
     Raises:
         InputError: for images that do not fit the data set, or an unknown network or augmentation.
@@ -90,6 +92,9 @@ def evaluate(
             f"the set was made for {images.spec.name}, whose images or classes are not those of {spec.name}"
         )
     augmentation = resolve_augmentation(protocol.augmentation, spec.augmentation)
+    stored = len(images.images)
+    if isinstance(images, SyntheticSet):
+        images = images.expanded()
     labels = images.labels.to(device)
     images_of = _lookup(images, device)
     rows: list[dict[str, object]] = []
@@ -124,7 +129,7 @@ def evaluate(
                     "evaluation_seed": number,
                     "accuracy": reached,
                     "epochs": protocol.epochs,
-                    "images": len(labels),
+                    "images": stored,
                     "seconds": time.perf_counter() - begun,
                 }
             )

@@ -1,8 +1,11 @@
-"""Where features come from: fresh random ConvNets (DM), and pools of trained networks (class centralization)."""
+"""Where features come from: fresh random ConvNets (DM), and pools of trained networks (class centralization).
+
+IDM's queue of networks in training is in `iidlib.network_queue`.
+"""
 
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -11,6 +14,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as from_bytes
 from safetensors.torch import save as to_bytes
+from torch import Tensor
 
 from iidlib.accelerate import prepare
 from iidlib.config import InputError, PoolConfig, suggest
@@ -20,7 +24,16 @@ from iidlib.runs import atomic_write, cache_dir
 from iidlib.streams import stream
 from iidlib.training import accuracy, fit
 
-__all__ = ["Pool", "RandomNetworks", "frozen", "network_for", "pool_fingerprint", "required_accuracy", "trained_pool"]
+__all__ = [
+    "NetworkSource",
+    "Pool",
+    "RandomNetworks",
+    "frozen",
+    "network_for",
+    "pool_fingerprint",
+    "required_accuracy",
+    "trained_pool",
+]
 
 log = logging.getLogger("iidlib")
 
@@ -69,7 +82,34 @@ def network_for(
     return network
 
 
-class RandomNetworks:
+class NetworkSource:
+    """What draws the matching network of each iteration; one without a history is all in its `draw`."""
+
+    def draw(self, iteration: int) -> Network:
+        """The iteration's network, frozen; the same if it is asked for again before `advance`."""
+        raise NotImplementedError
+
+    @property
+    def accuracy(self) -> Tensor | float:
+        """Of the network drawn last, on what it was trained on, in percent; 0 for one that is not trained."""
+        return 0.0
+
+    def advance(self, iteration: int) -> None:
+        """Called once an iteration, after the update of the images."""
+
+    def facts(self) -> dict[str, float]:
+        """What is logged beside the losses."""
+        return {}
+
+    def state(self) -> dict[str, Tensor]:
+        """What a checkpoint must hold for the iterations that follow."""
+        return {}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Takes up what `state` gave."""
+
+
+class RandomNetworks(NetworkSource):
     """DM's feature source: at every iteration a network with new random weights.
 
     One network is built and its weights are drawn again in place, on its device, as a function of seed and iteration.

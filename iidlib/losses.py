@@ -11,10 +11,12 @@ with Distribution Matching", WACV 2023.
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 __all__ = [
     "class_centralization",
+    "class_cross_entropy",
     "class_mean",
     "covariance_matching",
     "covariance_matching_to",
@@ -240,3 +242,26 @@ def class_centralization(
         cost = (torch.exp(alpha * distances) - beta).clamp_min(0)
         return (cost if mask is None else torch.where(mask, cost, 0)).sum(1)
     raise ValueError(f"form must be 'linear' or 'exp', got {form!r}")
+
+
+def class_cross_entropy(logits: Tensor) -> Tensor:
+    """Mean cross-entropy of each class's images with their own class as the label.
+
+    IDM's class-aware distribution regularisation (Zhao et al., CVPR 2023), before its weight: there the accuracy of
+    the network that gives the logits is part of the weight, so that an untrained one has no say.
+
+    Args:
+        logits: of synthetic images sorted by class, [C, n, C].
+
+    Returns:
+        One value a class, [C], in nats.
+
+    Raises:
+        ValueError: on a wrong shape, or a class without images.
+    """
+    _require("logits", logits, "CnC")
+    if logits.shape[0] != logits.shape[2]:
+        raise ValueError(f"logits must have one value a class in their last axis, got {tuple(logits.shape)}")
+    own = torch.arange(len(logits), device=logits.device)[:, None].expand(logits.shape[:2])
+    costs = F.cross_entropy(logits.flatten(0, 1), own.flatten(), reduction="none")
+    return costs.view(logits.shape[:2]).mean(1)

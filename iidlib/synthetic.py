@@ -1,4 +1,8 @@
-"""The synthetic set: the images being learned, their labels and where they come from; saved without pickle."""
+"""The synthetic set: the images being learned, their labels and where they come from; saved without pickle.
+
+With a partition factor f (IDM, Zhao et al., CVPR 2023) a stored image is a mosaic of f x f smaller ones, and what a
+network sees are these, each enlarged to full size: as many numbers stored, f^2 times as many images to learn from.
+"""
 
 import hashlib
 import io
@@ -8,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
@@ -18,9 +23,47 @@ from iidlib.config import InputError
 from iidlib.data import DatasetSpec, RealSet, denormalize
 from iidlib.runs import atomic_write
 
-__all__ = ["SyntheticSet"]
+__all__ = ["SyntheticSet", "expand"]
 
 FORMAT = "iidlib.synthetic/1"
+
+
+def expand(images: Tensor, factor: int) -> Tensor:
+    """Cuts each image into factor x factor tiles and enlarges each tile to the image's size; differentiable.
+
+    Bilinear, ``align_corners=False``, as in the released code of IDM. There the tiles of one place follow those of
+    another; here the tiles of an image stay together, row by row, so that images sorted by class stay sorted.
+
+    Args:
+        images: floating point [B, K, H, W].
+        factor: tiles along a side; 1 gives the images as they are.
+
+    Returns:
+        [B * factor^2, K, H, W].
+
+    Raises:
+        InputError: if the factor does not divide the image's sides.
+    """
+    if factor == 1:
+        return images
+    height, width = images.shape[2:]
+    if factor < 1 or height % factor or width % factor:
+        raise InputError(
+            f"syn.factor must divide the side of the images, {height}, into whole tiles, got {factor}; "
+            f"it can be {', '.join(str(f) for f in range(1, height + 1) if height % f == 0)}"
+        )
+    rows = images.unflatten(2, (factor, height // factor)).unflatten(4, (factor, width // factor))
+    tiles = rows.permute(0, 2, 4, 1, 3, 5).flatten(0, 2)
+    return F.interpolate(tiles, size=(height, width), mode="bilinear", align_corners=False)
+
+
+def _mosaics(images: Tensor, factor: int) -> Tensor:
+    """Each factor^2 images in a row, downscaled by averaging, as the tiles of one image: the reverse of `expand`.
+
+    With factor 2 averaging is what the released code's bilinear downscaling computes.
+    """
+    tiles = F.avg_pool2d(images, factor).unflatten(0, (-1, factor, factor))
+    return tiles.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
 
 
 def _digest(images: Tensor, labels: Tensor) -> str:
@@ -51,12 +94,14 @@ class SyntheticSet:
         labels: long [C*ipc]: 0 ... 0, 1 ... 1, and so on.
         spec: the data set that they stand for.
         provenance: method, seed, iterations, config hash, library version and so on, as text.
+        factor: tiles along a side of an image, see `expand`; 1 for images that are shown as they are.
     """
 
     images: Tensor
     labels: Tensor
     spec: DatasetSpec
     provenance: dict[str, str] = field(default_factory=dict)
+    factor: int = 1
 
     def __post_init__(self) -> None:
         classes, size = len(self.spec.classes), self.spec.image_size
@@ -68,11 +113,19 @@ class SyntheticSet:
             )
         if not torch.equal(self.labels.cpu(), torch.arange(classes).repeat_interleave(len(self.images) // classes)):
             raise InputError(f"labels of a synthetic set must be sorted by class, {self.ipc} images each")
+        expand(self.images[:1].detach(), self.factor)  # refuses a factor that does not fit
 
     @property
     def ipc(self) -> int:
-        """Images a class."""
+        """Images stored a class; a network sees factor^2 times as many."""
         return len(self.images) // len(self.spec.classes)
+
+    def expanded(self) -> "SyntheticSet":
+        """The images that a network is trained on, factor^2 for each stored one; the set itself where that is one."""
+        if self.factor == 1:
+            return self
+        labels = self.labels.repeat_interleave(self.factor**2)
+        return SyntheticSet(expand(self.images.detach(), self.factor), labels, self.spec, dict(self.provenance))
 
     def by_class(self) -> Tensor:
         """The images with a class axis, [C, ipc, channels, H, W]; a view."""
@@ -90,34 +143,48 @@ class SyntheticSet:
         atomic_write(Path(path), buffer.getvalue())
 
     @classmethod
-    def from_real(cls, real: RealSet, ipc: int, generator: torch.Generator, init: str = "real") -> "SyntheticSet":
+    def from_real(
+        cls, real: RealSet, ipc: int, generator: torch.Generator, init: str = "real", factor: int = 1
+    ) -> "SyntheticSet":
         """A starting point: random real images of each class, without replacement, or normal noise.
 
         Args:
             real: the training images.
-            ipc: images a class.
-            generator: on the CPU; the same draw on every device.
-            init: ``"real"`` or ``"noise"``.
+            ipc: images stored a class.
+            generator: on the CPU; the same draw on every device, and the same first images for every factor.
+            init: ``"real"``: with a factor above 1 each tile is another real image, downscaled; ``"crops"``: whole
+                real images, whose tiles are then crops (what the released IDM script for TinyImageNet does);
+                ``"noise"``.
+            factor: tiles along a side of an image.
 
         Raises:
-            InputError: if ipc is below 1 or above the size of the smallest class, or init is unknown.
+            InputError: if ipc is below 1, if it takes more images than the smallest class has, if the factor does not
+                divide the image's side, or if init is unknown.
         """
-        smallest = int(real.counts.min())
+        if init not in ("real", "crops", "noise"):
+            raise InputError(f"syn.init must be real, crops or noise, got {init!r}")
+        size, smallest = real.spec.image_size, int(real.counts.min())
+        name = real.spec.classes[int(real.counts.argmin())]
+        expand(torch.empty(1, real.spec.channels, size, size), factor)  # refuses a factor that does not fit
         if not 1 <= ipc <= smallest:
-            name = real.spec.classes[int(real.counts.argmin())]
             raise InputError(
                 f"ipc must be 1 to {smallest}, the training images of class {name!r} in {real.spec.name}, not {ipc}"
             )
-        if init == "real":
-            images = real.images_of(real.sample(ipc, generator).index)
-        elif init == "noise":
-            size = real.spec.image_size
+        taken = ipc * factor**2 if init == "real" else ipc
+        if taken > smallest:
+            raise InputError(
+                f"ipc {ipc} with syn.factor {factor} takes {taken} real images a class, but class {name!r} in "
+                f"{real.spec.name} has {smallest}; lower ipc to {smallest // factor**2} or less, or syn.factor"
+            )
+        if init == "noise":
             images = torch.randn((real.num_classes * ipc, real.spec.channels, size, size), generator=generator)
             images = images.to(real.device)
         else:
-            raise InputError(f"syn.init must be real or noise, got {init!r}")
+            images = real.images_of(real.sample(taken, generator).index)
+            if taken > ipc:
+                images = _mosaics(images, factor)
         labels = torch.arange(real.num_classes, device=real.device).repeat_interleave(ipc)
-        return cls(images, labels, real.spec, {"init": init})
+        return cls(images, labels, real.spec, {"init": init}, factor)
 
     def save(self, path: str | Path) -> None:
         """Writes a safetensors file (images float32, labels; metadata as text), whole or not at all."""
@@ -131,7 +198,7 @@ class SyntheticSet:
             "std": json.dumps(list(self.spec.std)),
             "augmentation": self.spec.augmentation,
             "ipc": str(self.ipc),
-            "factor": "1",
+            "factor": str(self.factor),
         }
         tensors = {"images": self.images.detach().float().cpu().contiguous(), "labels": self.labels.cpu()}
         metadata["sha256"] = _digest(**tensors)
@@ -160,8 +227,7 @@ class SyntheticSet:
                 if metadata.get("format") != FORMAT:
                     raise InputError(f"{path} is not a synthetic set of this library (its metadata lack {FORMAT!r})")
                 images, labels = file.get_tensor("images"), file.get_tensor("labels")
-            if metadata["factor"] != "1":
-                raise InputError(f"{path} has partition factor {metadata['factor']!r}; this version reads factor 1")
+            factor = int(metadata["factor"])
             if images.dtype != torch.float32 or labels.dtype != torch.int64 or not len(images):
                 raise ValueError(f"images {images.dtype} {tuple(images.shape)}, labels {labels.dtype}")
             digest = _digest(images, labels)
@@ -192,6 +258,6 @@ class SyntheticSet:
         if not bool(torch.isfinite(images).all()):
             raise InputError(f"{path} is damaged: its images hold values that are not finite; distil or copy it again")
         try:
-            return cls(images, labels, spec, provenance)
+            return cls(images, labels, spec, provenance, factor)
         except InputError as error:
             raise InputError(f"{path} is damaged: {error}") from None

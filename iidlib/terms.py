@@ -15,10 +15,11 @@ from torch import Tensor
 from iidlib import augment, losses
 from iidlib.config import RunConfig
 from iidlib.data import RealSet
-from iidlib.extractors import Pool, RandomNetworks
+from iidlib.extractors import NetworkSource, Pool
 from iidlib.networks import Network
 from iidlib.statistics import CachedStatistics, ClassStatistics, measure_classes
 from iidlib.streams import stream
+from iidlib.synthetic import expand
 
 __all__ = ["TERMS", "Run", "StepBatch", "Term"]
 
@@ -31,7 +32,7 @@ class Run(Protocol):
     images: Tensor
     group: Tensor
     augmentation: str
-    source: RandomNetworks
+    source: NetworkSource
     pool: Pool | None
     statistics: CachedStatistics | None
 
@@ -52,7 +53,8 @@ def _stack_classes(features: Tensor, counts: Tensor) -> tuple[Tensor, Tensor | N
 class StepBatch:
     """What the terms of one iteration may use; each feature is computed once, when first asked for.
 
-    Axis letters: C classes, N real and n synthetic images a class, K channels, P positions, D dimensions.
+    Axis letters: C classes, N real and n synthetic images a class (expanded ones, where a stored image is a mosaic),
+    K channels, P positions, D dimensions.
     """
 
     def __init__(self, run: Run, iteration: int) -> None:
@@ -81,7 +83,8 @@ class StepBatch:
 
     @cached_property
     def _syn_images(self) -> Tensor:
-        return self._augmented(self._run.images, self._run.group)
+        factor = self.config.syn.factor
+        return self._augmented(expand(self._run.images, factor), self._run.group.repeat_interleave(factor**2))
 
     @property
     def config(self) -> RunConfig:
@@ -164,6 +167,17 @@ class StepBatch:
         """Feature vectors of the synthetic images, [C, n, D]."""
         return self.network.head(self._syn_maps.flatten(0, 1)).unflatten(0, self._syn_maps.shape[:2])
 
+    @property
+    def syn_logits(self) -> Tensor:
+        """Logits of the synthetic images under the matching network, [C, n, C]."""
+        return self.network.classifier(self.syn_features)
+
+    @property
+    def accuracy(self) -> Tensor | float:
+        """Of the matching network on what it was trained on, in percent; 0 where it is not trained."""
+        _ = self.network  # drawn
+        return self._run.source.accuracy
+
     @cached_property
     def expert_syn_features(self) -> Tensor:
         """Feature vectors of the synthetic images under the trained network, [C, n, D]."""
@@ -214,7 +228,8 @@ class Term:
     weight: Callable[[RunConfig], float]
     """Its weight under given settings."""
     needs_pairs: bool = False
-    """It relates images of a class to each other, so it is zero, and left out, with one synthetic image a class."""
+    """It relates images of a class to each other, so it is zero, and left out, with one synthetic image a class
+    (mosaics of several tiles are several)."""
     needs_pool: bool = False
     """It reads a trained network (``StepBatch.expert``)."""
 
@@ -239,9 +254,14 @@ def _cc_term(batch: StepBatch) -> Tensor:
     return torch.where(scatter > 0, total / features.shape[1] / scatter.clamp_min(torch.finfo(scatter.dtype).tiny), 0)
 
 
+def _ce_term(batch: StepBatch) -> Tensor:
+    return batch.accuracy * losses.class_cross_entropy(batch.syn_logits)
+
+
 TERMS: dict[str, Term] = {
     "mean": Term(_mean_term, weight=lambda config: 1.0),
     "cm": Term(_cm_term, weight=lambda config: config.match.cm, needs_pairs=True),
     "cc": Term(_cc_term, weight=lambda config: config.match.cc, needs_pairs=True, needs_pool=True),
+    "ce": Term(_ce_term, weight=lambda config: config.match.ce),
 }
 """The terms of the objectives, by the name under which they are logged."""

@@ -65,6 +65,11 @@ def class_centralization(features: Tensor, form: str = "linear", alpha: float = 
     return total
 
 
+def class_cross_entropy(logits: Tensor, label: int) -> Tensor:
+    """[n, C] to one value."""
+    return cross_entropy(logits, torch.full((len(logits),), label))
+
+
 # Their gradients by hand, with respect to the synthetic side
 
 
@@ -152,6 +157,29 @@ def resnet18(p: Parameters, image: Tensor) -> Tensor:
     return average_pool(x, 4).flatten()
 
 
+# Mosaics
+
+
+def enlarge(tile: Tensor, side: int) -> Tensor:
+    """Bilinear, pixel centres at half-integers, the border repeated: [K, h, h] to [K, side, side]."""
+    small = tile.shape[-1]
+    weights = torch.zeros(side, small, dtype=tile.dtype)
+    for i in range(side):
+        place = max(0.0, (i + 0.5) * small / side - 0.5)
+        below = min(int(place), small - 1)
+        weights[i, below] += 1 - (place - below)
+        weights[i, min(below + 1, small - 1)] += place - below
+    return weights @ tile @ weights.T
+
+
+def expand(image: Tensor, factor: int) -> list[Tensor]:
+    """The tiles of one mosaic [K, H, H], row by row, each enlarged to [K, H, H]."""
+    side = image.shape[-1]
+    small = side // factor
+    starts = [(i * small, j * small) for i in range(factor) for j in range(factor)]
+    return [enlarge(image[:, y : y + small, x : x + small], side) for y, x in starts]
+
+
 # A step
 
 
@@ -167,6 +195,9 @@ class ClassBatch:
     """The DSA operation that both sides share; None for none."""
     u: list[float]
     """Its parameters."""
+    factor: int = 1
+    """Each of `syn` is a mosaic of factor x factor tiles."""
+    label: int = 0
 
 
 def augmented(images: Tensor, batch: ClassBatch) -> list[Tensor]:
@@ -175,15 +206,27 @@ def augmented(images: Tensor, batch: ClassBatch) -> list[Tensor]:
     return [reference_augment.augment_one(image, batch.operation, batch.u) for image in images]
 
 
+@dataclass
+class Classifier:
+    """The last layer of the matching network, and what IDM's meter says of the network."""
+
+    weight: Tensor
+    bias: Tensor
+    accuracy: float
+    """In percent."""
+
+
 def terms_of_class(
     names: Sequence[str],
     match: MatchConfig,
     batch: ClassBatch,
     feature_map: Callable[[Tensor], Tensor],
     expert: Callable[[Tensor], Tensor] | None,
+    classifier: Classifier | None,
 ) -> dict[str, Tensor]:
     """The weighted terms of one class, one image through the networks at a time."""
-    real, syn = augmented(batch.real, batch), augmented(batch.syn, batch)
+    tiles = [tile for mosaic in batch.syn for tile in expand(mosaic, batch.factor)]
+    real, syn = augmented(batch.real, batch), augmented(torch.stack(tiles), batch)
     real_maps = torch.stack([feature_map(image) for image in real]).detach()
     syn_maps = torch.stack([feature_map(image) for image in syn])
     values = {}
@@ -192,6 +235,9 @@ def terms_of_class(
             values[name] = mean_matching(real_maps.flatten(1), syn_maps.flatten(1))
         elif name == "cm":
             values[name] = match.cm * covariance_matching(real_maps, syn_maps)
+        elif name == "ce":
+            logits = torch.stack([classifier.weight @ x.flatten() + classifier.bias for x in syn_maps])
+            values[name] = match.ce * classifier.accuracy * class_cross_entropy(logits, batch.label)
         elif name == "cc":
             features = torch.stack([expert(image) for image in syn])
             value = class_centralization(features, match.cc_form, match.cc_alpha, match.cc_beta)
@@ -213,13 +259,14 @@ def step(
     classes: Sequence[ClassBatch],
     feature_map: Callable[[Tensor], Tensor],
     expert: Callable[[Tensor], Tensor] | None = None,
+    classifier: Classifier | None = None,
 ) -> dict[str, tuple[float, Tensor]]:
     """Every term's value, summed over classes, and its gradient on the synthetic images, [C * n, K, H, H]."""
     values = dict.fromkeys(names, 0.0)
     gradients: dict[str, list[Tensor]] = {name: [] for name in names}
     for batch in classes:
         batch.syn = batch.syn.detach().requires_grad_()
-        for name, value in terms_of_class(names, match, batch, feature_map, expert).items():
+        for name, value in terms_of_class(names, match, batch, feature_map, expert, classifier).items():
             values[name] += float(value.detach())
             gradients[name].append(torch.autograd.grad(value, batch.syn, retain_graph=True, materialize_grads=True)[0])
     return {name: (values[name], torch.cat(gradients[name])) for name in names}
@@ -232,6 +279,36 @@ def sgd(x: Tensor, velocity: Tensor, gradient: Tensor, lr: float, momentum: floa
     """One update: the images (or a parameter) and the velocity after it."""
     velocity = momentum * velocity + gradient
     return x - lr * velocity, velocity
+
+
+def class_sweep(
+    x: Tensor, velocity: Tensor, gradient_of: Callable[[int, Tensor], Tensor], lr: float, momentum: float
+) -> tuple[Tensor, Tensor]:
+    """IDM's update: a step of SGD on all images [C, n, ...] after the gradient of each class, one after the other.
+
+    ``gradient_of(c, images)`` sees the images of class c as they are at its turn; the others' gradient is zero.
+    """
+    for c in range(len(x)):
+        gradient = torch.zeros_like(x)
+        gradient[c] = gradient_of(c, x[c])
+        x, velocity = sgd(x, velocity, gradient, lr, momentum)
+    return x, velocity
+
+
+def train_step(
+    p: Parameters, momenta: Parameters, images: Tensor, labels: Tensor, lr: float
+) -> tuple[dict[str, Tensor], dict[str, Tensor], int]:
+    """A step of SGD (momentum 0.9, weight decay 5e-4) of a ConvNet; its hits on the batch before it."""
+    leaves = {name: tensor.detach().requires_grad_() for name, tensor in p.items()}
+    rows = [leaves["classifier.weight"] @ convnet(leaves, image).flatten() for image in images]
+    logits = torch.stack([row + leaves["classifier.bias"] for row in rows])
+    gradients = torch.autograd.grad(cross_entropy(logits, labels), list(leaves.values()))
+    after, velocities = {}, {}
+    for (name, leaf), gradient in zip(leaves.items(), gradients, strict=True):
+        decayed = gradient + 5e-4 * leaf.detach()
+        after[name], velocities[name] = sgd(leaf.detach(), momenta[name], decayed, lr, 0.9)
+    hits = sum(int(row.argmax()) == label for row, label in zip(logits, labels.tolist(), strict=True))
+    return after, velocities, hits
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:

@@ -17,8 +17,8 @@ PACKAGE = Path(iidlib.__file__).parent
 MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")
 
 # What a module may import of the package. Leaves import nothing; plots is for chapters and the command line alone.
-LEAVES = {"augment", "config", "losses", "kernels", "plots", "streams"}
-BASE = (LEAVES | {"accelerate"}) - {"plots"}
+LEAVES = {"augment", "losses", "kernels", "plots", "presets", "streams"}
+BASE = (LEAVES | {"accelerate", "config"}) - {"plots", "presets"}
 MATERIAL = {"data", "networks", "runs"}
 MIDDLE = {"extractors", "interchange", "results", "synthetic"}
 ABOVE = {"analysis", "continual", "distillation", "evaluation", "terms"}
@@ -26,6 +26,7 @@ TOP = {"baseline", "bench", "experiments", "ladder", "sweep", "timing"}
 
 ALLOWED = (
     {name: set() for name in LEAVES}
+    | {"config": {"presets"}}  # what single methods change, a table
     | {"accelerate": {"kernels"}}  # which alone decides when they are used
     | {"ceilings": {"accelerate"}}  # what bench divides by
     | {"sources": BASE}  # the files behind `data`
@@ -35,12 +36,14 @@ ALLOWED = (
     | {name: BASE | MATERIAL | {"training"} for name in MIDDLE}
     | {name: BASE | MATERIAL | MIDDLE | {"training"} | ABOVE for name in ABOVE}
     | {"statistics": BASE | MATERIAL}  # of real images, kept for a run
+    | {"network_queue": BASE | MATERIAL | {"extractors", "training"}}  # IDM's source of features, beside DM's
+    | {"updaters": BASE}
     | {"terms": BASE | MATERIAL | MIDDLE | {"statistics"}}  # what a step reads; the loop stands above it
     | {
-        "distillation": BASE | MATERIAL | MIDDLE | {"statistics", "terms", "training"}
+        "distillation": BASE | MATERIAL | MIDDLE | {"network_queue", "statistics", "terms", "training", "updaters"}
     }  # evaluation comes in as a callback
-    | {name: BASE | MATERIAL | MIDDLE | ABOVE | TOP | {"ceilings", "training"} for name in TOP}
-    | {"cli": BASE | MATERIAL | MIDDLE | ABOVE | TOP | {"plots", "training"}}
+    | {name: BASE | MATERIAL | MIDDLE | ABOVE | TOP | {"ceilings", "network_queue", "training"} for name in TOP}
+    | {"cli": BASE | MATERIAL | MIDDLE | ABOVE | TOP | {"plots", "presets", "training"}}
 )
 
 # Only chapters and sweeps of chapters need these; a GPU machine runs the library without them.

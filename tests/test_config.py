@@ -39,6 +39,7 @@ ZERO_ALLOWED = {
     "compute.chunk",
     "match.cm",
     "match.cc",
+    "match.ce",
     "match.cc_alpha",
     "match.cc_beta",
     "syn.momentum",
@@ -168,7 +169,7 @@ def test_the_given_settings_stay_as_they_are():
         ({"seed": -1}, "seed must not be negative, got -1"),
         ({"syn.lr": 0}, "syn.lr must be above 0, got 0.0"),
         ({"syn.momentum": 1}, "syn.momentum must be below 1, got 1.0"),
-        ({"syn.init": "zeros"}, "syn.init must be one of real, noise, got 'zeros'"),
+        ({"syn.init": "zeros"}, "syn.init must be one of real, crops, noise, got 'zeros'"),
         ({"match.cc_scaling": "rel"}, "match.cc_scaling must be one of released, per_image, relative, got 'rel'"),
         ({"compute.precision": True}, "compute.precision must be one of fp32, tf32, got True"),
         ({"eval.networks": ""}, "eval.networks must be names separated by commas, got ''"),
@@ -331,5 +332,7 @@ def test_the_bounds_name_settings_that_exist():
 
 
 def test_every_setting_has_a_place_in_the_design():
-    assert {key.split(".")[0] for key in ALL if "." in key} == {"match", "syn", "pool", "eval", "checkpoint", "compute"}
+    assert {key.split(".")[0] for key in ALL if "." in key} == {
+        "match", "syn", "pool", "queue", "eval", "checkpoint", "compute"
+    }  # fmt: skip
     assert issubclass(InputError, ValueError)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from iidlib import distillation, evaluate
@@ -23,6 +24,7 @@ from iidlib.config import InputError, RunConfig, fingerprint, override, preset
 from iidlib.data import Dataset, shapes
 from iidlib.distillation import METHODS, Distillation, Method, Stopped, distill
 from iidlib.extractors import Pool, RandomNetworks, frozen
+from iidlib.network_queue import NetworkQueue
 from iidlib.networks import build_network
 from iidlib.runs import RunFolder
 from iidlib.streams import stream
@@ -31,6 +33,7 @@ from iidlib.terms import TERMS, Term
 from tests import reference
 
 ALL = ("dm", "dm-cc", "dm-cm", "iid-dm")
+ON_IDM = ("idm", "idm-cc", "idm-cm", "iid-idm")
 DOUBLE, SINGLE = 1e-10, 1e-4
 """Norm-wise agreement asked for in float64 and in float32."""
 
@@ -54,6 +57,8 @@ def settings(method: str, ipc: int = 3, **changes: object) -> RunConfig:
         "pool.batch": 8,
         "pool.epochs": 4,
         "pool.lr": 0.05,
+        "queue.batch": 8,
+        "queue.lr": 0.05,
         "compute.chunk": 0,
     }
     return preset(
@@ -81,11 +86,16 @@ def begun(config: RunConfig, dataset: Dataset, *, double: bool = False, expert: 
         run.pool = experts(dataset, expert)
     if double:
         run.images.data = run.images.data.double()
-        run.source.draw(0).double()
+        if isinstance(run.source, NetworkQueue):
+            run.source = run.source.twin(lambda network: network.double())
+        else:
+            run.source.draw(0).double()
         for network in run.pool.networks if run.pool else ():
             network.double()
         run.real = copy.copy(run.real)  # the set is shared by tests
         run.real.images_of = lambda index: dataset.train.images_of(index).double()
+        if isinstance(run.source, NetworkQueue):
+            run.source._real = run.real
         assert run.images.is_leaf and run.images.requires_grad and run.images.dtype == torch.float64
     return run
 
@@ -105,10 +115,14 @@ def expected(run: Distillation, iteration: int) -> dict[str, tuple[float, Tensor
             run.images[run.group == c].detach().double(),
             None if run.augmentation == "none" else OPERATIONS[int(draws.op[c])],
             draws.u[c].tolist(),
+            config.syn.factor,
+            c,
         )
         for c in range(real.num_classes)
     ]
-    feature_map = functools.partial(reference.convnet, double_parameters(run.source.draw(iteration)))
+    own = double_parameters(run.source.draw(iteration))
+    feature_map = functools.partial(reference.convnet, own)
+    classifier = reference.Classifier(own["classifier.weight"], own["classifier.bias"], float(run.source.accuracy))
     expert = None
     if run.pool is not None:
         number = int(torch.randint(len(run.pool.networks), (), generator=stream(config.seed, iteration, "expert")))
@@ -117,7 +131,7 @@ def expected(run: Distillation, iteration: int) -> dict[str, tuple[float, Tensor
             expert = functools.partial(reference.resnet18, parameters)
         else:
             expert = lambda image: reference.convnet(parameters, image).flatten()  # noqa: E731
-    return reference.step(tuple(run.terms), config.match, classes, feature_map, expert)
+    return reference.step(tuple(run.terms), config.match, classes, feature_map, expert, classifier)
 
 
 def measured(run: Distillation, iteration: int) -> dict[str, tuple[float, Tensor]]:
@@ -174,6 +188,74 @@ def test_a_compiled_step_is_the_loop_over_classes(method):
         pytest.skip("no C++ compiler that torch finds")
     run = begun(settings(method, compute__compile="on", compute__chunk=5), pictures())
     assert_step_is_the_loop(run, 0, SINGLE)
+
+
+def trained(run: Distillation, iteration: int) -> Distillation:
+    """The run with a queue as it is after some iterations, which leave the images as they are."""
+    for number in range(iteration):
+        run.source.draw(number)
+        run.source.advance(number)
+    return run
+
+
+@pytest.mark.parametrize("method", ON_IDM)
+@pytest.mark.parametrize("factor", [1, 2, 4])
+def test_a_step_on_mosaics_with_the_queue_is_the_loop_over_classes(method, factor):
+    config = settings(method, 1 if factor == 4 else 2, syn__factor=factor, queue__train=4)
+    for double, tolerance in ((True, DOUBLE), (False, SINGLE)):
+        run = trained(begun(config, pictures((19, 17, 22, 18)), double=double), 3)
+        assert run.source.draw(3) and float(run.source.accuracy) > 0
+        assert_step_is_the_loop(run, 3, tolerance)
+
+
+def test_a_compiled_step_on_idm_is_the_loop_over_classes():
+    if not compiler_available():
+        pytest.skip("no C++ compiler that torch finds")
+    config = settings("iid-idm", 2, queue__train=4, compute__compile="on", compute__chunk=5)
+    assert_step_is_the_loop(trained(begun(config, pictures((19, 17, 22, 18))), 3), 3, SINGLE)
+
+
+@pytest.mark.parametrize(("double", "tolerance"), [(True, DOUBLE), (False, SINGLE)])
+@pytest.mark.parametrize("method", ["idm", "iid-idm"])
+def test_updates_on_idm_are_a_step_a_class_and_the_queue_moves_on(method, double, tolerance):
+    """Against the sequence of steps, with the gradient of each class taken where its images are at its turn."""
+    config, dataset = settings(method, 2, syn__lr=0.7, queue__train=3, match__batch_real=4), pictures((9, 9, 9, 9))
+    run, twin = begun(config, dataset, double=double), begun(config, dataset, double=True)
+    x = twin.images.detach().clone().unflatten(0, (4, 2))
+    velocity = torch.zeros_like(x)
+
+    def gradient_of(c: int, images: Tensor) -> Tensor:
+        twin.images.data[2 * c : 2 * c + 2] = images
+        return sum(part for _, part in expected(twin, iteration).values())[2 * c : 2 * c + 2]
+
+    for iteration in range(3):
+        run.step(iteration, log=iteration == 1)
+        x, velocity = reference.class_sweep(x, velocity, gradient_of, config.syn.lr, config.syn.momentum)
+        twin.source.advance(iteration)
+        assert difference(run.synthetic(iteration).images, x.flatten(0, 1)) <= 10 * tolerance
+        assert not torch.equal(run.images.detach(), run.synthetic(iteration).images)
+
+
+def test_synthetic_images_go_through_the_matching_network_once_for_features_and_logits():
+    run = trained(begun(settings("iid-idm", 2, queue__train=4), pictures((19, 17, 22, 18))), 3)
+    sizes: list[int] = []
+    run.source.draw(3).trunk.register_forward_hook(lambda module, images, output: sizes.append(len(images[0])))
+    run.losses(3)
+    assert sorted(sizes) == [4 * 6, 4 * 2 * 4]
+
+
+@pytest.mark.parametrize("method", ON_IDM)
+def test_one_mosaic_a_class_is_several_images(method):
+    mosaics = Distillation(settings(method, 1), pictures())
+    assert tuple(mosaics.terms) == METHODS[method].terms and mosaics.images.shape[0] == 4
+    assert set(Distillation(settings(method, 1, syn__factor=1), pictures()).terms) == {"mean", "ce"}
+
+
+def test_the_queue_is_logged():
+    metrics = distill(settings("idm", 1, iterations=11), pictures()).metrics
+    assert metrics["queue_networks"].tolist() == [4, 4] and (metrics["queue_mib"] > 0).all()
+    assert metrics["queue_accuracy"][0] == 0 < metrics["queue_accuracy"][1] <= 100
+    assert "queue_networks" not in distill(settings("dm", 1), pictures()).metrics
 
 
 def test_a_step_is_the_loop_under_every_augmentation_and_none():
@@ -480,7 +562,7 @@ def of(config: RunConfig, **arguments: object) -> Tensor:
     return distill(config, pictures(40), **arguments).synthetic.images
 
 
-@pytest.mark.parametrize("method", ["dm", "iid-dm"])
+@pytest.mark.parametrize("method", ["dm", "iid-dm", "iid-idm"])
 def test_a_seed_repeats_bit_for_bit_and_another_differs(method):
     config = settings(method)
     first = of(config)
@@ -574,7 +656,7 @@ def log_all(monkeypatch):
     monkeypatch.setattr(distillation, "LOG_EVERY", 1)
 
 
-@pytest.mark.parametrize("method", ["dm", "iid-dm"])
+@pytest.mark.parametrize("method", ["dm", "iid-dm", "iid-idm"])
 @pytest.mark.parametrize(("end", "saved"), [(2, 0), (7, 6), (8, 6)])
 def test_a_run_that_crashed_goes_on_and_equals_the_unbroken_one(method, end, saved, tmp_path, log_all):
     config, dataset = settings(method, **LONG), pictures(40)
@@ -600,6 +682,21 @@ def test_a_run_that_crashed_goes_on_and_equals_the_unbroken_one(method, end, sav
     assert resumed.metrics["seconds"].is_monotonic_increasing
     assert torch.equal(SyntheticSet.load(tmp_path / "broken").images, whole.synthetic.images)
     assert SyntheticSet.load(tmp_path / "broken").provenance == whole.synthetic.provenance
+
+
+def test_the_queue_is_part_of_a_checkpoint(tmp_path):
+    config = settings("idm", 1, **LONG)
+    with pytest.raises(Crash):
+        distill(config, pictures(), out=tmp_path / "run", **stop_at(7, crash))
+    path = tmp_path / "run" / "checkpoints" / "0000006.safetensors"
+    state, _ = RunFolder(tmp_path / "run").load_checkpoint()
+    assert state["queue.numbers"].tolist() == [2, 3, 4, 5] and state["queue.meters"].any()
+    assert state["queue.momenta"].any() and state["queue.weights"].shape == state["queue.momenta"].shape
+    # without the weights that it was given, another result
+    state["queue.weights"] = state["queue.weights"].flip(0)
+    path.write_bytes(to_bytes(state))
+    resumed = distill(config, pictures(), out=tmp_path / "run", resume=True)
+    assert not torch.equal(resumed.synthetic.images, distill(config, pictures()).synthetic.images)
 
 
 def test_momentum_is_part_of_a_checkpoint(tmp_path):
@@ -763,6 +860,10 @@ def test_a_process_that_is_interrupted_keeps_its_run(tmp_path):
         ({"match__network": "convnet3-bn"}, "'convnet3-bn' has batch norm"),
         ({"match__augmentation": "color_crops"}, "'crops'.*did you mean 'crop'"),
         ({"syn__init": "noise", "ipc": 10_000}, "ipc must be 1 to 7"),
+        ({"syn__factor": 3}, r"syn.factor must divide the side of the images, 16, .* got 3"),
+        ({"method": "idm", "ipc": 2}, r"ipc 2 with syn.factor 2 takes 8 real images a class, .* has 7; lower ipc to 1"),
+        ({"method": "idm", "ipc": 1, "queue__size": 1}, "queue.size, 1, must be at least queue.start, 3"),
+        ({"method": "idm", "ipc": 1, "match__statistics": "cached"}, "those of idm are in training, leave it at fresh"),
     ],
 )
 def test_settings_that_do_not_fit_are_one_line(changes, message, tmp_path):

@@ -17,7 +17,8 @@ from iidlib import synthetic
 from iidlib.config import InputError
 from iidlib.data import Dataset, DatasetSpec, shapes
 from iidlib.streams import stream
-from iidlib.synthetic import SyntheticSet
+from iidlib.synthetic import SyntheticSet, expand
+from tests import reference
 
 
 @pytest.fixture(scope="module")
@@ -74,8 +75,118 @@ def test_images_a_class_within_what_the_smallest_class_has(pictures, ipc, init):
 
 
 def test_an_unknown_start_is_refused(pictures):
-    with pytest.raises(InputError, match=r"syn\.init must be real or noise, got 'zeros'"):
+    with pytest.raises(InputError, match=r"syn\.init must be real, crops or noise, got 'zeros'"):
         SyntheticSet.from_real(pictures.train, 1, stream(0, 0, "x"), "zeros")
+
+
+# Mosaics
+
+
+def normal(*shape: int, double: bool = True) -> Tensor:
+    drawn = torch.randn(shape, dtype=torch.float64, generator=stream(0, 0, "mosaic"))
+    return drawn if double else drawn.float()
+
+
+@pytest.mark.parametrize(("factor", "side"), [(1, 8), (2, 8), (3, 12), (4, 8), (8, 8)])
+@pytest.mark.parametrize(("double", "tolerance"), [(True, 1e-10), (False, 1e-4)])
+def test_expanding_cuts_and_enlarges_tile_by_tile(factor, side, double, tolerance):
+    images = normal(3, 2, side, side, double=double)
+    expected = torch.stack([tile for image in images.double() for tile in reference.expand(image, factor)])
+    found = expand(images, factor)
+    assert found.shape == (3 * factor**2, 2, side, side) and found.dtype == images.dtype
+    assert float((found.double() - expected).norm()) <= tolerance * float(expected.norm())
+
+
+def test_tiles_stay_with_their_image_and_have_its_order():
+    images = torch.zeros(2, 1, 4, 4)
+    images[0, 0, :2, 2:], images[1, 0, 2:, :2] = 5, 7  # above right, below left
+    assert expand(images, 2)[:, 0, 0, 0].tolist() == [0, 5, 0, 0, 0, 0, 7, 0]
+    assert torch.equal(expand(images, 2)[1], torch.full((1, 4, 4), 5.0))
+
+
+def test_gradients_go_through_an_expansion():
+    images = normal(2, 1, 4, 4).requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: expand(x, 2), (images,))
+    assert torch.autograd.gradcheck(lambda x: expand(x, 4), (images,))
+
+
+@pytest.mark.parametrize("factor", [0, -2, 3, 5, 16])
+def test_a_factor_that_does_not_divide_the_image_is_refused_in_one_line(factor, pictures):
+    message = rf"syn\.factor must divide the side of the images, 8, .* got {factor}; it can be 1, 2, 4, 8$"
+    for make in (
+        lambda: expand(torch.zeros(1, 3, 8, 8), factor),
+        lambda: SyntheticSet.from_real(pictures.train, 1, stream(0, 0, "x"), factor=factor),
+        lambda: SyntheticSet(torch.zeros(3, 3, 8, 8), torch.arange(3), pictures.spec, {}, factor),
+    ):
+        with pytest.raises(InputError, match=message):
+            make()
+
+
+@pytest.mark.parametrize("factor", [2, 4])
+def test_a_mosaic_is_made_of_different_downscaled_images_of_its_class(factor):
+    real = shapes(3, 20, 8).train
+    made = SyntheticSet.from_real(real, 1, stream(0, 0, "x"), factor=factor)
+    drawn = real.sample(factor**2, stream(0, 0, "x")).index
+    small = 8 // factor
+    assert made.images.shape == (3, 3, 8, 8) and made.ipc == 1 and made.factor == factor
+    assert len(set(drawn.tolist())) == 3 * factor**2
+    for c, image in enumerate(made.images):
+        for place in range(factor**2):
+            y, x = divmod(place, factor)
+            tile = image[:, y * small : (y + 1) * small, x * small : (x + 1) * small]
+            whole = real.images_of(drawn[c * factor**2 + place][None])[0]
+            assert torch.allclose(tile, reference.average_pool(whole, factor), atol=1e-6)
+            assert real.labels[drawn[c * factor**2 + place]] == c
+
+
+def test_averaging_is_the_bilinear_downscaling_of_the_released_code(pictures):
+    real = shapes(2, 8, 8).train
+    made = SyntheticSet.from_real(real, 2, stream(0, 0, "x"), factor=2).images
+    drawn = real.images_of(real.sample(8, stream(0, 0, "x")).index)
+    half = torch.nn.functional.interpolate(drawn, scale_factor=0.5, mode="bilinear", align_corners=False)
+    assert torch.allclose(made[0, :, :4, :4], half[0], atol=1e-6)
+    assert torch.allclose(made[3, :, 4:, 4:], half[15], atol=1e-6)
+
+
+def test_crops_are_whole_images(pictures):
+    whole = SyntheticSet.from_real(pictures.train, 3, stream(0, 0, "x"))
+    crops = SyntheticSet.from_real(pictures.train, 3, stream(0, 0, "x"), "crops", 2)
+    assert torch.equal(crops.images, whole.images) and crops.factor == 2
+    noise = SyntheticSet.from_real(pictures.train, 3, stream(0, 0, "x"), "noise", 2)
+    assert noise.images.shape == (9, 3, 8, 8) and noise.factor == 2
+
+
+def test_a_mosaic_that_takes_more_images_than_a_class_has_is_refused_in_one_line(pictures):
+    message = (
+        rf"ipc 2 with syn\.factor 2 takes 8 real images a class, but class '{pictures.spec.classes[1]}' in shapes "
+        r"has 4; lower ipc to 1 or less, or syn\.factor"
+    )
+    with pytest.raises(InputError, match=message):
+        SyntheticSet.from_real(pictures.train, 2, stream(0, 0, "x"), factor=2)
+    assert SyntheticSet.from_real(pictures.train, 1, stream(0, 0, "x"), factor=2).ipc == 1
+
+
+def test_an_expanded_set_is_sorted_by_class_and_stores_nothing_more(chosen):
+    mosaic = SyntheticSet(chosen.images, chosen.labels, chosen.spec, chosen.provenance, 2)
+    assert mosaic.ipc == 2 and chosen.expanded() is chosen
+    seen = mosaic.expanded()
+    assert (seen.ipc, seen.factor, seen.provenance) == (8, 1, chosen.provenance)
+    assert torch.equal(seen.images, expand(chosen.images, 2))
+    assert seen.labels.tolist() == [0] * 8 + [1] * 8 + [2] * 8
+    seen.provenance["more"] = "text"
+    assert "more" not in mosaic.provenance
+
+
+def test_the_factor_is_kept_in_the_file(chosen, tmp_path):
+    mosaic = SyntheticSet(chosen.images, chosen.labels, chosen.spec, chosen.provenance, 2)
+    mosaic.save(tmp_path / "set")
+    read = SyntheticSet.load(tmp_path / "set")
+    assert read.factor == 2 and torch.equal(read.images, mosaic.images)
+    assert torch.equal(read.expanded().images, mosaic.expanded().images)
+    mosaic.save_png(tmp_path / "stored.png")
+    mosaic.expanded().save_png(tmp_path / "expanded.png")
+    with Image.open(tmp_path / "stored.png") as stored, Image.open(tmp_path / "expanded.png") as seen:
+        assert stored.size == (2 * 10 + 2, 3 * 10 + 2) and seen.size == (8 * 10 + 2, 3 * 10 + 2)
 
 
 # What a set is
@@ -262,7 +373,7 @@ def rewrite(path: Path, tensors: Mapping[str, Tensor | None], metadata: Mapping[
         ),
         ("format", "iidlib.synthetic/2"),
         ("format", None),
-        ("factor", "2"),
+        ("factor", "3"),
         ("classes", "[]"),
         ("classes", '"abc"'),
         ("classes", '["a", "b"]'),

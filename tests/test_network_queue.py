@@ -1,0 +1,238 @@
+"""iidlib.network_queue: who is in the queue when, what training does to whom, meters, and a state that goes on."""
+
+import functools
+
+import pytest
+import torch
+from torch import Tensor
+
+from iidlib.config import InputError, QueueConfig
+from iidlib.data import Dataset, shapes
+from iidlib.extractors import network_for
+from iidlib.network_queue import RELEASED_EVALUATIONS, NetworkQueue
+from iidlib.streams import stream
+from tests import reference
+
+SMALL = {"size": 5, "start": 2, "every": 3, "train": 2, "steps": 2, "batch": 6, "lr": 0.05}
+
+
+@functools.cache
+def pictures() -> Dataset:
+    return shapes(3, [5, 9, 12], 8, seed=1)
+
+
+def queue(seed: int = 0, double: bool = False, width: int = 4, **changes: object) -> NetworkQueue:
+    def build(generator: torch.Generator):
+        network = network_for(
+            "convnet2", pictures().spec, width=width, device=torch.device("cpu"), generator=generator, compile="off"
+        )
+        return network.double() if double else network
+
+    made = NetworkQueue(build, pictures().train, QueueConfig(**SMALL | changes), seed)
+    if double:
+        images_of = made._real.images_of
+        made._real = shapes(3, [5, 9, 12], 8, seed=1).train
+        made._real.images_of = lambda index: images_of(index).double()
+    return made
+
+
+def numbers(made: NetworkQueue) -> list[int]:
+    return [member.number for member in made._members]
+
+
+def weights(made: NetworkQueue) -> dict[int, Tensor]:
+    return {m.number: torch.cat([p.detach().flatten() for p in m.network.parameters()]) for m in made._members}
+
+
+# Who is in it
+
+
+def test_it_starts_with_some_grows_by_one_and_lets_the_oldest_go():
+    made, seen = queue(), []
+    for iteration in range(13):
+        made.draw(iteration)
+        seen.append(numbers(made))
+        made.advance(iteration)
+    assert seen[0] == seen[2] == [0, 1, 2]
+    assert seen[3] == [0, 1, 2, 3] and seen[6] == seen[8] == [0, 1, 2, 3, 4]
+    assert seen[9] == [1, 2, 3, 4, 5] and seen[12] == [2, 3, 4, 5, 6]
+    assert max(map(len, seen)) == len(made) == 5
+
+
+def test_the_paper_s_numbers():
+    """Three at the start, a fresh one every 30 iterations, full at iteration 2880."""
+    made = queue(size=100, start=3, every=30)
+    made.draw(0)
+    assert len(made) == 4
+    made.draw(2879)
+    assert len(made) == 99
+    made.draw(2880)
+    assert len(made) == 100 and numbers(made)[0] == 0
+    made.draw(19_999)
+    assert len(made) == 100 and numbers(made)[-1] == 3 + 19_999 // 30 == 669
+
+
+def test_asking_again_changes_nothing():
+    made = queue()
+    first = made.draw(0)
+    assert made.draw(0) is first and numbers(made) == [0, 1, 2]
+
+
+def test_networks_are_drawn_uniformly_and_as_a_function_of_the_seed():
+    made, other, again = queue(), queue(seed=1), queue()
+    drawn = [[q.draw(i) and q._drawn.number for i in range(3)] for q in (made, other, again)]
+    assert drawn[0] == drawn[2]
+    many = queue(every=1000)
+    counts = torch.bincount(torch.tensor([many.draw(i) and many._drawn.number for i in range(300)]), minlength=3)
+    assert counts.min() > 70
+    assert not torch.equal(weights(made)[0], weights(other)[0]) and torch.equal(weights(made)[0], weights(again)[0])
+    assert not torch.equal(weights(made)[0], weights(made)[1])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"size": 1, "start": 1},
+            r"queue\.size, 1, must be at least queue\.train, 2; raise the one or",
+        ),
+        ({"size": 4, "start": 5}, r"queue\.size, 4, must be at least queue\.start, 5"),
+        ({"train": 6}, r"queue\.size, 5, must be at least queue\.train, 6"),
+    ],
+)
+def test_a_queue_that_is_too_small_is_refused(changes, message):
+    with pytest.raises(InputError, match=message):
+        queue(**changes)
+
+
+# Training
+
+
+def test_only_the_chosen_are_trained_and_they_are_frozen_again():
+    made, trained = queue(), set()
+    for iteration in range(6):
+        made.draw(iteration)
+        before = weights(made)
+        made.advance(iteration)
+        changed = {n for n, w in weights(made).items() if not torch.equal(w, before[n])}
+        assert len(changed) == 2
+        trained |= changed
+    assert len(trained) > 2
+    assert not any(p.requires_grad or p.grad is not None for m in made._members for p in m.network.parameters())
+
+
+def test_a_queue_with_fewer_networks_than_are_trained_trains_all():
+    made = queue(start=1, train=3)
+    made.draw(0)
+    before = weights(made)
+    made.advance(0)
+    assert [torch.equal(w, before[n]) for n, w in weights(made).items()] == [False, False]
+
+
+@pytest.mark.parametrize(("double", "tolerance"), [(True, 1e-10), (False, 1e-4)])
+def test_training_is_the_reference_one_image_at_a_time(double, tolerance):
+    made, twin = queue(double=double), queue(double=True)
+    twin.draw(0)
+    expected = {
+        m.number: (
+            {name: p.double() for name, p in m.network.state_dict().items()},
+            {name: torch.zeros_like(p) for name, p in m.network.state_dict().items()},
+            [0, 0],
+        )
+        for m in twin._members
+    }
+    real = pictures().train
+    for iteration in range(3):
+        made.draw(iteration)
+        order = torch.randperm(3, generator=stream(0, iteration, "queue train"))
+        for number in order[:2].tolist():
+            draws = stream(0, iteration, f"queue batches of {number}")
+            p, v, meter = expected[number]
+            for _ in range(2):
+                index = torch.randperm(len(real), generator=draws)[:6]
+                images = real.images_of(index).double()
+                p, v, hits = reference.train_step(p, v, images, real.labels[index], 0.05)
+                meter[0] += hits
+                meter[1] += 6
+            expected[number] = p, v, meter
+        made.advance(iteration)
+    assert sum(meter[1] for *_, meter in expected.values()) == 3 * 2 * 2 * 6
+    for member in made._members:
+        p, v, meter = expected[member.number]
+        for (name, _), (mine, velocity) in zip(member.network.named_parameters(), member.tensors(), strict=True):
+            assert float((mine.detach() - p[name]).norm()) <= tolerance * float(p[name].norm()), name
+            assert float((velocity - v[name]).norm()) <= 10 * tolerance * max(1.0, float(v[name].norm())), name
+        assert member.meter.tolist() == meter
+
+
+def test_a_queue_learns():
+    made = queue(steps=40, batch=16, start=1, every=1000, width=8)
+    for iteration in range(3):
+        made.draw(iteration)
+        made.advance(iteration)
+    assert made.facts()["queue_accuracy"] > 60
+
+
+# Meters
+
+
+def meters(made: NetworkQueue) -> int:
+    return sum(int(member.meter[1]) for member in made._members)
+
+
+def test_the_accuracy_is_of_the_network_drawn_and_zero_before_it_was_trained():
+    made = queue()
+    made.draw(0)
+    assert float(made.accuracy) == 0
+    made._drawn.meter.copy_(torch.tensor([3, 4]))
+    assert float(made.accuracy) == 75
+    assert made.facts()["queue_accuracy"] == 75, "of those that have counted"
+
+
+def test_meters_are_reset_at_their_interval():
+    made, counted = queue(every=1000, meter_interval=4), []
+    for iteration in range(9):
+        made.draw(iteration)
+        made.advance(iteration)
+        counted.append(meters(made))
+    each = 2 * 2 * 6
+    assert counted == [each, 2 * each, 3 * each, 0, each, 2 * each, 3 * each, 0, each]
+
+
+def test_meters_are_reset_where_the_released_script_evaluates_if_asked_for():
+    made = queue(every=10_000, meter_reset="evaluations", meter_interval=1)
+    for iteration in (0, 1998, 1999, 2000, 4999):
+        made.draw(iteration)
+        made.advance(iteration)
+        assert (meters(made) == 0) == (iteration + 1 in RELEASED_EVALUATIONS), iteration
+
+
+# State
+
+
+def test_a_restored_queue_goes_on_as_it_would_have():
+    def go(made: NetworkQueue, iterations: range) -> NetworkQueue:
+        for iteration in iterations:
+            made.draw(iteration)
+            made.advance(iteration)
+        return made
+
+    for end in (0, 1, 4, 10):
+        whole, half, other = go(queue(), range(end + 5)), go(queue(), range(end)), queue()
+        other.restore({name: tensor.clone() for name, tensor in half.state().items()})
+        go(other, range(end, end + 5))
+        assert numbers(other) == numbers(whole)
+        for name, tensor in whole.state().items():
+            assert torch.equal(other.state()[name], tensor), (end, name)
+
+
+def test_memory_is_bounded_and_reported():
+    made = queue(every=1)
+    for iteration in range(12):
+        made.draw(iteration)
+        one = sum(p.nbytes for p in made._members[0].network.parameters())
+        assert made.mebibytes == pytest.approx(2 * len(made) * one / 2**20)
+    assert made.facts()["queue_networks"] == 5
+    assert made.facts()["queue_mib"] == pytest.approx(10 * one / 2**20)
+    state = made.state()
+    assert state["queue.weights"].nbytes + state["queue.momenta"].nbytes == 10 * one

@@ -1,0 +1,69 @@
+"""iidlib.presets: the published rows of IDM, as the commands have them, and what smaller scales change."""
+
+import pytest
+
+from iidlib.config import SCALES, preset, settings
+from iidlib.distillation import METHODS
+from iidlib.presets import IDM, IDM_SCALES, PUBLISHED, common, differences, published
+
+# ce_weight, batch_real, net_generate_interval, model_train_steps of command.txt; SVHN by a fork's command
+COMMANDS = {
+    ("cifar10", 1): (0.5, 5000, 5, 10),
+    ("cifar10", 10): (0.5, 256, 30, 10),
+    ("cifar10", 50): (0.1, 256, 30, 10),
+    ("cifar100", 1): (0.5, 5000, 5, 10),
+    ("cifar100", 10): (0.1, 256, 30, 50),
+    ("cifar100", 50): (0.1, 256, 30, 10),
+    ("tinyimagenet", 1): (0.5, 256, 30, 10),
+    ("tinyimagenet", 10): (0.5, 256, 30, 10),
+    ("tinyimagenet", 50): (0.8, 256, 30, 50),
+    ("svhn", 1): (0.5, 5000, 5, 10),
+    ("svhn", 10): (0.5, 256, 30, 10),
+    ("svhn", 50): (0.1, 256, 30, 10),
+}
+
+
+@pytest.mark.parametrize("method", IDM)
+@pytest.mark.parametrize(("dataset", "ipc"), COMMANDS)
+def test_the_paper_s_settings_are_those_of_the_commands(method, dataset, ipc):
+    config = preset(method, dataset, ipc, "paper")
+    found = (config.match.ce, config.match.batch_real, config.queue.every, config.queue.steps)
+    assert found == COMMANDS[dataset, ipc]
+    assert (config.syn.factor, config.syn.lr, config.syn.momentum, config.syn.init) == (2, 0.2, 0.5, "real")
+    assert (config.match.cm, config.match.cc, config.match.cc_scaling) == (0.03, 0.01, "released")
+    queue = config.queue
+    assert (queue.size, queue.start, queue.train, queue.batch, queue.lr) == (100, 3, 2, 256, 0.01)
+    assert (queue.meter_reset, queue.meter_interval) == ("interval", 100)
+    assert (config.iterations, config.eval.epochs, config.match.width) == (20_000, 1001, 128)
+    assert config.match.network == ("convnet4" if dataset == "tinyimagenet" else "convnet3")
+
+
+def test_every_row_says_where_it_is_from():
+    assert set(PUBLISHED) == set(COMMANDS)
+    for row in PUBLISHED.values():
+        assert row.origin and row.quoted_from and row.accuracy and set(row.accuracy) <= set(IDM)
+        assert all(5 < value < 100 for value in row.accuracy.values())
+        assert set(row.changes) <= set(settings())
+    assert published("iid-idm", "cifar10", 10).accuracy == {"idm": 58.6, "iid-idm": 59.9}
+    assert published("dm", "cifar10", 10) is None and published("idm", "cifar10", 7) is None
+
+
+def test_the_methods_are_those_of_the_table():
+    assert set(IDM) == {name for name, method in METHODS.items() if "ce" in method.terms}
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_a_method_without_a_row_is_changed_by_nothing(scale):
+    for method in ("dm", "iid-dm", "random", "unknown"):
+        assert common(method) == {} == differences(method, "cifar10", 10, scale)
+    assert preset("random-mosaic", scale=scale).syn.factor == 2
+
+
+@pytest.mark.parametrize("scale", [scale for scale in SCALES if scale != "paper"])
+def test_smaller_scales_keep_the_form_and_change_what_their_row_says(scale):
+    config = preset("iid-idm", "cifar10", 10, scale)
+    assert config.syn.factor == 2 and config.match.cc_scaling == "relative"
+    for key, expected in IDM_SCALES[scale].items():
+        group, name = key.split(".")
+        assert getattr(getattr(config, group), name) == expected
+    assert preset("iid-idm", "cifar10", 10, scale, {"syn.factor": 1}).syn.factor == 1
