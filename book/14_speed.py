@@ -50,7 +50,6 @@ import torch
 from iidlib import plots
 from iidlib.bench import timing_dataset
 from iidlib.ceilings import copy_rate, count_flops, matrix_product_rate
-from iidlib.config import preset
 from iidlib.extractors import frozen
 from iidlib.ladder import forward_ladder
 from iidlib.networks import build_network

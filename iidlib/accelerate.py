@@ -223,9 +223,23 @@ def prepare(network: nn.Module, *, compile: str = "auto") -> nn.Module:
     return network
 
 
-def default_chunk(device: torch.device) -> int:
-    """Images a chunk where none is asked for: CPU_CHUNK on a CPU, 0 (all at once) elsewhere."""
-    return CPU_CHUNK if device.type == "cpu" else 0
+def default_chunk(device: torch.device, image_bytes: int = 0) -> int:
+    """Images a chunk where none is asked for.
+
+    Args:
+        device: where the images go through a network.
+        image_bytes: what an image's maps take there at their largest, 0 if unknown.
+
+    Returns:
+        CPU_CHUNK on a CPU; on CUDA as many as fit into half of the memory that is free now, rounded down to a power of
+        two so that runs on like machines agree, and 0 (all at once) where `image_bytes` is unknown; 0 elsewhere.
+    """
+    if device.type == "cpu":
+        return CPU_CHUNK
+    if device.type != "cuda" or image_bytes <= 0:
+        return 0
+    free, _ = torch.cuda.mem_get_info(device)
+    return 1 << max(0, (free // 2 // image_bytes).bit_length() - 1)
 
 
 def in_chunks(function: Callable[[Tensor], Tensor], images: Tensor, size: int) -> Tensor:

@@ -6,8 +6,8 @@ other, each with an eager float32 forward pass of its real and of its synthetic 
 is a kind baseline: the real side keeps no graph, covariance and class centralization are vectorised, all classes share
 one backward pass, and it has the same threads.
 
-For IDM, whose released code takes an optimiser step after each class, so does the loop; it trains a queue of its own, of
-such plain networks. Kind here, too: synthetic images go through a network once for features and logits, and no
+For IDM, whose released code takes an optimiser step after each class, so does the loop; it trains a queue of its own,
+of such plain networks. Kind here, too: synthetic images go through a network once for features and logits, and no
 gradients of the network's weights are computed that nobody uses.
 """
 

@@ -17,9 +17,11 @@ import torch
 from torch import Tensor
 
 from iidlib import augment
+from iidlib.extractors import RandomNetworks
 from iidlib.networks import Network
 from iidlib.streams import stream
 from iidlib.terms import Run, StepBatch, Term
+from iidlib.updaters import Updater
 
 __all__ = ["CapturedStep", "captured_step"]
 
@@ -37,20 +39,20 @@ class _BufferedBatch(StepBatch):
         self._buffers = buffers
 
     @property
-    def network(self) -> Network:  # type: ignore[override]
+    def network(self) -> Network:
         return self._buffers.network
 
     @property
-    def expert(self) -> Network:  # type: ignore[override]
+    def expert(self) -> Network:
         assert self._buffers.expert is not None, "a term that reads `expert` must set needs_pool"
         return self._buffers.expert
 
     @property
-    def _real(self) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+    def _real(self) -> tuple[Tensor, Tensor]:
         return self._buffers.real, self._buffers.counts
 
     @property
-    def _syn_images(self) -> Tensor:  # type: ignore[override]
+    def _syn_images(self) -> Tensor:
         return self._buffers.augmented(self._run.images)
 
     def _first_real(self, per_class: int) -> tuple[Tensor, Tensor]:
@@ -68,7 +70,7 @@ class CapturedStep:
         expert: a network that takes the weights of the iteration's trained one; None without a pool.
     """
 
-    def __init__(self, run: Run, terms: Mapping[str, Term], optimiser: torch.optim.Optimizer) -> None:
+    def __init__(self, run: Run, terms: Mapping[str, Term], updater: Updater) -> None:
         """Makes the buffers.
 
         Raises:
@@ -79,7 +81,9 @@ class CapturedStep:
             raise ValueError("classes of unequal size have no fixed shapes")
         if run.statistics is not None:
             raise ValueError("cached statistics have no real images to load")
-        self._run, self._terms, self._optimiser = run, terms, optimiser
+        if not isinstance(run.source, RandomNetworks):
+            raise ValueError("networks in training are not at one address")
+        self._run, self._terms, self._updater = run, terms, updater
         device = run.images.device
         self.counts = drawn.counts
         self.network = run.source.draw(0)
@@ -130,8 +134,8 @@ class CapturedStep:
         batch = _BufferedBatch(self._run, self)
         config = self._run.config
         losses = [term.weight(config) * term.loss(batch).sum() for term in self._terms.values()]
-        (self._run.images.grad,) = torch.autograd.grad(torch.stack(losses).sum(), self._run.images)
-        self._optimiser.step()
+        (gradient,) = torch.autograd.grad(torch.stack(losses).sum(), self._run.images)
+        self._updater.step(gradient)
 
     def record(self) -> None:
         """Records `compute` as a CUDA graph; images and momentum stay as they are."""
@@ -157,15 +161,14 @@ class CapturedStep:
             self.compute()
 
     def _state(self) -> list[Tensor]:
-        images = self._run.images
-        if "momentum_buffer" not in self._optimiser.state[images]:
+        if self._updater.velocity is None:
             # made by the first step otherwise, at another address in a recording; of zeros it changes no update
-            self._optimiser.state[images]["momentum_buffer"] = torch.zeros_like(images)
+            self._updater.velocity = torch.zeros_like(self._run.images)
         return [tensor.detach().clone() for tensor in self._tensors()]
 
     def _tensors(self) -> list[Tensor]:
-        images = self._run.images
-        return [images, self._optimiser.state[images]["momentum_buffer"]]
+        assert self._updater.velocity is not None
+        return [self._run.images, self._updater.velocity]
 
     @torch.no_grad()
     def _restore(self, state: list[Tensor]) -> None:
@@ -187,12 +190,12 @@ class CapturedStep:
         return float((updates[0] - updates[1]).norm() / updates[1].norm())
 
 
-def captured_step(run: Run, terms: Mapping[str, Term], optimiser: torch.optim.Optimizer) -> CapturedStep | None:
+def captured_step(run: Run, terms: Mapping[str, Term], updater: Updater) -> CapturedStep | None:
     """A recorded step of a run on a GPU, checked against the plain one; None, said once, where it cannot be had."""
     if run.images.device.type != "cuda":
         return None
     try:
-        step = CapturedStep(run, terms, optimiser)
+        step = CapturedStep(run, terms, updater)
         step.load(0)
         step.record()
         apart = step.differs(0)

@@ -198,6 +198,8 @@ class ComputeConfig:
     """Compiled kernels: where a compiler is found, always, or never."""
     chunk: int = 0
     """Most images in one forward pass; 0 lets the device decide."""
+    graph: Literal["auto", "off"] = "auto"
+    """Record the step as a CUDA graph, where there is a GPU and the step's shapes are fixed."""
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ from tqdm import tqdm
 from iidlib import __version__
 from iidlib import config as configuration
 from iidlib.accelerate import default_chunk, in_chunks, pick_device, precision
+from iidlib.capture import CapturedStep, captured_step
 from iidlib.config import InputError, RunConfig, suggest
 from iidlib.data import Dataset, load_dataset
 from iidlib.extractors import NetworkSource, Pool, RandomNetworks, network_for, trained_pool
@@ -126,6 +127,7 @@ class Distillation:
         pool: trained networks, where a term needs them.
         statistics: of the real images, where the run keeps them.
         augmentation: DSA operations, or ``none``.
+        chunk: most images in one forward pass, 0 for all at once.
     """
 
     def __init__(self, config: RunConfig, dataset: Dataset) -> None:
@@ -153,12 +155,15 @@ class Distillation:
         self._labels = start.labels
         self.terms = method.terms_in_use(config)
         self.source = method.source(config, dataset, device)
-        self._chunk = config.compute.chunk or default_chunk(device)
+        # the first block's maps: convolved, normalised, pooled, and what a backward pass keeps of them
+        image_bytes = 4 * 4 * config.match.width * dataset.spec.image_size**2
+        self.chunk = config.compute.chunk or default_chunk(device, image_bytes)
         self.pool: Pool | None = None
         self.statistics: CachedStatistics | None = None
         if config.match.statistics == "cached":
             self.statistics = CachedStatistics(config.match.cached_pairs, config.seed)
         self.updater = method.updater(self.images, config.syn, self.real.num_classes)
+        self._recorded: CapturedStep | None = None
 
     def make_pool(self, on_epoch: Callable[[int, int], None] | None = None) -> None:
         """Loads the trained networks, or trains and keeps them, if a term of the method needs them.
@@ -175,9 +180,15 @@ class Distillation:
                 on_epoch=on_epoch,
             )
 
+    def record(self) -> None:
+        """Records the step as a CUDA graph where the settings ask for it and it can be had."""
+        if self.config.compute.graph == "auto":
+            with precision(self.images.device, self.config.compute.precision):
+                self._recorded = captured_step(self, self.terms, self.updater)
+
     def forward(self, function: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
         """Applies a network's function to a batch, in chunks that fit the device."""
-        return in_chunks(function, images.contiguous(memory_format=torch.channels_last), self._chunk)
+        return in_chunks(function, images.contiguous(memory_format=torch.channels_last), self.chunk)
 
     def losses(self, iteration: int) -> dict[str, Tensor]:
         """The weighted terms of the objective at an iteration, each summed over classes; scalars with gradient."""
@@ -199,6 +210,9 @@ class Distillation:
             FloatingPointError: with `log`, if a term is not finite; the images are left as they were.
         """
         with precision(self.images.device, self.config.compute.precision):
+            if self._recorded is not None and not log:
+                self._recorded.step(iteration)
+                return {}
             parts = self.losses(iteration)
             row: dict[str, float] = {}
             if log:
@@ -350,6 +364,7 @@ def distill(
             shutil.rmtree(folder.path)  # made a moment ago and empty but for the settings
         raise
     done = _take_up(run, folder) if folder and resume else 0
+    run.record()
     rows: list[dict[str, Any]] = folder.metric_rows() if folder else []
     begun, seconds_before = time.perf_counter(), float(rows[-1]["seconds"]) if rows else 0.0
     bar = tqdm(total=config.iterations, initial=done, desc=config.method, unit="it", disable=not progress)
@@ -375,7 +390,7 @@ def distill(
                 if not bool(torch.isfinite(run.images).all()):
                     raise FloatingPointError(f"the images are not finite after {done} iterations; lower syn.lr")
                 if folder:
-                    folder.save_checkpoint(done, run.state(), run.facts())
+                    folder.save_checkpoint(done, run.state(), run.facts() | {"chunk": run.chunk})
             if noted and done < config.iterations:
                 raise Stopped(noted[0], done, folder.path if folder else None)
     synthetic = run.synthetic(done)
@@ -429,6 +444,7 @@ def _take_up(run: Distillation, folder: RunFolder) -> int:
     for name, value in run.facts().items():
         if facts.get(name) != value:
             raise InputError(f"the run at {folder.path} was begun with other {name} ({facts.get(name)}, now {value})")
+    run.chunk = int(facts.get("chunk", run.chunk))  # what memory was free then decides, so that rounding is the same
     run.restore(state)
     folder.rewind_metrics(facts["iteration"])
     return int(facts["iteration"])

@@ -370,3 +370,12 @@ def test_chunks_of_a_network_and_their_gradient():
 def test_the_chunk_that_suits_a_device():
     assert default_chunk(torch.device("cpu")) == CPU_CHUNK == 32
     assert default_chunk(torch.device("cuda")) == 0
+
+
+def test_on_a_gpu_free_memory_decides(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (16 << 30, 24 << 30))
+    image = 4 * 4 * 128 * 32 * 32
+    assert default_chunk(torch.device("cuda"), image) == 4096
+    assert default_chunk(torch.device("cuda"), 3 * image) == 1024
+    assert default_chunk(torch.device("cuda"), 1 << 50) == 1
+    assert default_chunk(torch.device("cpu"), image) == CPU_CHUNK

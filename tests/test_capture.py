@@ -9,16 +9,17 @@ from iidlib import augment, capture
 from iidlib.capture import CapturedStep, captured_step
 from iidlib.distillation import Distillation
 from iidlib.streams import stream
-from tests.test_distillation import ALL, CC_FORMS, begun, difference, pictures, settings
+from tests.test_distillation import CC_FORMS, begun, difference, pictures, settings
 
 EVEN = (8, 8, 8, 8)
+DM = ("dm", "dm-cc", "dm-cm", "iid-dm")
 
 
 def on_buffers(run: Distillation) -> CapturedStep:
-    return CapturedStep(run, run.terms, run._optimiser)
+    return CapturedStep(run, run.terms, run.updater)
 
 
-@pytest.mark.parametrize("method", ALL)
+@pytest.mark.parametrize("method", DM)
 @pytest.mark.parametrize("form", [CC_FORMS[0], CC_FORMS[2]], ids=str)
 def test_a_step_on_buffers_is_the_plain_step(method, form):
     plain, buffered = (begun(settings(method, **form), pictures(EVEN)) for _ in range(2))
@@ -85,11 +86,13 @@ def test_operations_on_every_image_are_those_on_their_own(layout):
 def test_what_has_no_fixed_shapes(per_class, changes, message):
     with pytest.raises(ValueError, match=message):
         on_buffers(begun(settings("dm", **changes), pictures(per_class)))
+    with pytest.raises(ValueError, match="networks in training"):
+        on_buffers(begun(settings("idm", 1), pictures(EVEN)))
 
 
 def test_on_a_cpu_there_is_none():
     run = begun(settings("dm"), pictures(EVEN))
-    assert captured_step(run, run.terms, run._optimiser) is None
+    assert captured_step(run, run.terms, run.updater) is None
 
 
 class OnCuda:
@@ -116,7 +119,7 @@ def test_a_recording_that_fails_is_said_once_and_given_up(monkeypatch, caplog):
     monkeypatch.setattr(capture, "CapturedStep", failing)
     caplog.set_level(logging.WARNING, "iidlib")
     run = begun(settings("dm"), pictures(EVEN))
-    assert captured_step(OnCuda(run), run.terms, run._optimiser) is None
+    assert captured_step(OnCuda(run), run.terms, run.updater) is None
     (record,) = caplog.records
     assert record.message == (
         "no CUDA graph of the step (operation not permitted when stream is capturing); "
@@ -126,7 +129,7 @@ def test_a_recording_that_fails_is_said_once_and_given_up(monkeypatch, caplog):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("method", ALL)
+@pytest.mark.parametrize("method", DM)
 def test_a_recording_is_the_plain_step_on_a_gpu(method):
     from iidlib.data import Dataset
 
@@ -136,7 +139,7 @@ def test_a_recording_is_the_plain_step_on_a_gpu(method):
     for run in (plain, recorded):
         for network in run.pool.networks if run.pool else ():
             network.cuda()
-    step = captured_step(recorded, recorded.terms, recorded._optimiser)
+    step = captured_step(recorded, recorded.terms, recorded.updater)
     assert step is not None
     for iteration in range(4):
         plain.step(iteration)

@@ -699,6 +699,18 @@ def test_the_queue_is_part_of_a_checkpoint(tmp_path):
     assert not torch.equal(resumed.synthetic.images, distill(config, pictures()).synthetic.images)
 
 
+def test_a_chunk_chosen_from_free_memory_is_that_of_the_whole_run(tmp_path, monkeypatch):
+    config, dataset = settings("dm", **LONG), pictures()
+    monkeypatch.setattr(distillation, "default_chunk", lambda device, image_bytes: 5)
+    whole = distill(config, dataset)
+    with pytest.raises(Crash):
+        distill(config, dataset, out=tmp_path / "run", **stop_at(7, crash))
+    monkeypatch.setattr(distillation, "default_chunk", lambda device, image_bytes: 9)
+    assert torch.equal(
+        distill(config, dataset, out=tmp_path / "run", resume=True).synthetic.images, whole.synthetic.images
+    )
+
+
 def test_momentum_is_part_of_a_checkpoint(tmp_path):
     config = settings("dm", **LONG, syn__momentum=0.9)
     with pytest.raises(Crash):
