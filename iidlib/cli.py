@@ -158,7 +158,13 @@ def _kept(folder: Path | None = None, again: str = "") -> Iterator[None]:
         raise
     except FloatingPointError as error:
         raise _Failed(told(f"failed: {error}", "begin anew with another --out")) from error
-    except (OSError, torch.OutOfMemoryError) as error:
+    except torch.OutOfMemoryError as error:
+        what = f"failed: out of memory ({' '.join(str(error).split())[:120]})"
+        lower = (
+            "it needs less with a smaller --set compute.chunk= (images in one pass), match.batch_real= or eval.batch="
+        )
+        raise _Failed(told(f"{what}; {lower}", "begin anew with another --out")) from error
+    except OSError as error:
         raise _Failed(told(f"failed: {' '.join(str(error).split())}", f"go on with: {again}")) from error
 
 

@@ -717,6 +717,21 @@ def test_numbers_that_are_not_finite(iid: Run, monkeypatch: pytest.MonkeyPatch) 
     assert Path("run/checkpoints/0000008.safetensors").is_file() and not Path("run/synthetic.safetensors").exists()
 
 
+def test_too_little_memory_says_what_to_lower(iid: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    def fail() -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 13.00 GiB\nand more")
+
+    at_iteration(8, fail, monkeypatch)
+    ended = iid(*LONGER)
+    assert ended.status == 1
+    first, second = ended.err.splitlines()
+    assert first.startswith("iid: failed: out of memory (CUDA out of memory. Tried to allocate 13.00 GiB and more); ")
+    assert "smaller --set compute.chunk=" in first and first.endswith("what was done is kept in run")
+    assert second == "begin anew with another --out"
+
+
 def test_a_full_disk(iid: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail() -> None:
         raise OSError(28, "No space left on device")
