@@ -139,8 +139,12 @@ class PerClassLoop:
                 self._optimiser.zero_grad()
                 loss.backward()
                 self._optimiser.step()
-            if self._queue is not None:
-                self._queue.advance(iteration)
+            self.advance(iteration)
+
+    def advance(self, iteration: int) -> None:
+        """Trains the loop's own queue, where it has one."""
+        if self._queue is not None:
+            self._queue.advance(iteration)
 
     def _expert(self, iteration: int) -> Network | None:
         run = self._run

@@ -36,7 +36,7 @@ AXES: dict[str, tuple[int, ...]] = {
 NEEDED = ("what", "method", "seconds")
 """Columns by which a CSV file is known to hold such rows."""
 
-_METHODS = ("dm", "dm-cm", "iid-dm")
+_METHODS = ("dm", "dm-cm", "iid-dm", "idm", "iid-idm")
 _ROUNDS, _QUICK_ROUNDS = 3, 2
 _CLASSES, _QUICK_CLASSES = 10, 2
 
@@ -180,7 +180,7 @@ class BenchReport:
             f"matrix product; its copy moves {self.ceiling_gbytes:.3g} GB/s",
             "differs: loss, gradient, or weights after a pass, relative to the loop's",
         ]
-        if any(t.method in ("dm-cc", "iid-dm") for t in self.timings):
+        if any("cc" in METHODS[t.method].terms for t in self.timings if t.method in METHODS):
             lines.append(f"class centralization on a {self.pool_network} with random weights, enough for times")
         return lines
 
@@ -210,7 +210,7 @@ class _Bench:
         return cls(device, precision, matrix_product_rate(device, precision), copy_rate(device))
 
     def distill(self, config: RunConfig, classes: int, rounds: int, on_iteration: Callable[[], object]) -> Timing:
-        per_class = max(config.match.batch_real, config.ipc)
+        per_class = max(config.match.batch_real, config.ipc * config.syn.factor**2)
         run = Distillation(config, timing_dataset(classes, per_class, device=self.device))
         if any(term.needs_pool for term in run.terms.values()):
             run.pool = random_pool(config, run.real.spec, self.device)

@@ -219,8 +219,12 @@ class Distillation:
                 row = self._describe(parts, iteration) | self.source.facts()
             (gradient,) = torch.autograd.grad(torch.stack(list(parts.values())).sum(), self.images)
             self.updater.step(gradient)
-            self.source.advance(iteration)
+            self.advance(iteration)
         return row
+
+    def advance(self, iteration: int) -> None:
+        """What follows an update of the images: the source of networks goes on to the next iteration."""
+        self.source.advance(iteration)
 
     def _describe(self, parts: Mapping[str, Tensor], iteration: int) -> dict[str, float]:
         values = {name: float(part.detach()) for name, part in parts.items()}

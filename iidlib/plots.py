@@ -30,6 +30,7 @@ __all__ = [
     "image_grid",
     "loss_curves",
     "panels",
+    "queue_curves",
     "show",
     "time_ladder",
 ]
@@ -56,8 +57,11 @@ _FIXED = {
     "dm-cm": _PALETTE[2],
     "dm-cc": _PALETTE[4],
     "iid-dm": _PALETTE[1],
+    "random-mosaic": "#a8a8a8",
+    "idm": _PALETTE[9],
+    "iid-idm": _PALETTE[3],
 }
-_SPARE = [_PALETTE[i] for i in (3, 8, 5, 9)]
+_SPARE = [_PALETTE[i] for i in (8, 5, 6)]
 
 _shown: dict[str, tuple[str, int]] = {}
 
@@ -223,6 +227,28 @@ def loss_curves(
             ax.legend()
         sns.despine(ax=ax)
     return ax
+
+
+def queue_curves(metrics: pd.DataFrame, *, chance: float, axes: Sequence[Axes] | None = None) -> list[Axes]:
+    """IDM's queue over the iterations: how many networks it holds, and what they reach on their training images.
+
+    Args:
+        metrics: logged iterations, with the columns iteration, queue_networks and queue_accuracy (percent).
+        chance: accuracy of guessing, in percent, drawn as a dotted line.
+        axes: where to draw, two of them.
+
+    Returns:
+        The axes of the number and of the accuracy.
+    """
+    axes = list(axes or panels(2, height=2.6))
+    kinds = (("queue_networks", "networks in the queue"), ("queue_accuracy", "accuracy by the meters (%)"))
+    with _style():
+        for ax, (column, label) in zip(axes, kinds, strict=True):
+            ax.plot(metrics["iteration"], metrics[column], color=_FIXED["idm"], linewidth=2, drawstyle="steps-post")
+            ax.set(xlabel="iteration", ylabel=label, ylim=(0, None))
+            sns.despine(ax=ax)
+        axes[1].axhline(chance, color="black", linewidth=1, linestyle=":")
+    return axes
 
 
 def covariance_heatmaps(matrices: Mapping[str, Any], *, unit: str) -> list[Axes]:

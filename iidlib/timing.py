@@ -160,6 +160,7 @@ def compare(
         with precision(device, name):
             losses = side.losses(0)
             sides.append((losses, torch.autograd.grad(torch.stack(list(losses.values())).sum(), side.images)[0]))
+            side.advance(0)
         done()
 
     flops: list[int] = []

@@ -216,6 +216,34 @@ def test_random_images_are_those_that_the_run_starts_from(iid: Run) -> None:
     assert scores["random"] == scores["dm"]
 
 
+def test_mosaics_stand_beside_random_images_and_random_mosaics(iid: Run) -> None:
+    ended = iid("distill", "iid-idm", *TINY, "--out", "run", "--results", "results.csv")
+    assert ended.status == 0 and ended.err == "", ended.err
+    assert re.search(r"queue: 4 networks of at most 4, \d+\.\d MiB, \d+ % on their training images", ended.out)
+    scores = rows(Path("run/scores.json"))
+    assert list(scores["method"]) == ["random"] * 2 + ["random-mosaic"] * 2 + ["iid-idm"] * 2
+    assert set(scores["images"]) == {8}, "as many are stored"
+    assert ["expanded to 4" in text for text in scores["protocol"]] == [False] * 2 + [True] * 4
+    with Image.open("run/synthetic.png") as stored, Image.open("run/synthetic-expanded.png") as seen:
+        assert stored.height == seen.height and seen.width > 3 * stored.width
+    again = iid("evaluate", "run", "--out", "again.json")
+    assert again.status == 0 and rows(Path("again.json"))["accuracy"].tolist() == scores["accuracy"].tolist()
+    alone = iid("evaluate", "random-mosaic", *TINY, "--out", "mosaic.json")
+    assert alone.status == 0 and set(rows(Path("mosaic.json"))["method"]) == {"random-mosaic"}
+    mosaics = scores[scores["method"] == "random-mosaic"]["accuracy"].tolist()
+    assert rows(Path("mosaic.json"))["accuracy"].tolist() == mosaics
+
+
+def test_random_mosaics_are_left_out_where_a_class_has_too_few_images(iid: Run) -> None:
+    arguments = ["distill", "idm", "--dataset", "shapes", "--scale", "ci", "--ipc", "11", "--out", "run"]
+    assert_one_line(
+        iid(*arguments), "ipc 11 with syn.factor 2 takes 44 real images a class, .* has 40; lower ipc to 10"
+    )
+    ended = iid(*arguments, "--set", "syn.init=crops")
+    assert ended.status == 0 and "random-mosaic is left out: ipc 11 with syn.factor 2 takes 44" in ended.out
+    assert set(rows(Path("run/scores.json"))["method"]) == {"random", "idm"}
+
+
 def test_terms_that_need_two_images_are_said_to_be_left_out(iid: Run) -> None:
     common = ["--dataset", "shapes", "--scale", "ci", "--no-evaluate"]
     assert "left out, as a class has one image only: cm and cc" in iid("distill", "iid-dm", *common, "--ipc", "1").out
@@ -497,7 +525,8 @@ DAMAGES: dict[str, Callable[[bytes], bytes]] = {
     "classes": lambda content: changed(content, classes='["a", "b"'),
     "classes number": lambda content: changed(content, classes="3"),
     "fewer classes": lambda content: changed(content, classes='["a", "b", "c"]'),
-    "factor": lambda content: changed(content, factor="2"),
+    "factor": lambda content: changed(content, factor="3"),
+    "factor no number": lambda content: changed(content, factor="two"),
     "provenance": lambda content: changed(content, provenance="[1]"),
     "seed": lambda content: changed(content, provenance='{"method": "dm", "seed": "x"}'),
     "iterations": lambda content: changed(content, provenance='{"method": "dm", "iterations": "many"}'),

@@ -319,3 +319,29 @@ def test_the_specification_is_compared_in_full():
     """A field added to DatasetSpec: does it tell images or classes apart?"""
     compared = {"classes", "image_size", "channels", "mean", "std"}
     assert {field.name for field in dataclasses.fields(DatasetSpec)} == compared | {"name", "augmentation"}
+
+
+# Mosaics
+
+
+def test_mosaics_are_judged_by_the_images_that_they_expand_to(tmp_path, networks):
+    dataset = shapes(3, 20, 16)
+    mosaics = random_real(dataset.train, 2, 1, factor=2)
+    mosaics.save(tmp_path / "synthetic.safetensors")
+    scores = [judge(one, dataset) for one in (mosaics, SyntheticSet.load(tmp_path), mosaics.expanded())]
+    assert scores[0]["images"].tolist() == [6, 6] and scores[2]["images"].tolist() == [24, 24]
+    for other in scores[1:]:
+        assert other["accuracy"].tolist() == scores[0]["accuracy"].tolist()
+    for i in (0, 1):
+        assert same(networks[i], networks[i + 2]) and same(networks[i], networks[i + 4])
+    judge(random_real(dataset.train, 2, 1), dataset)
+    assert not same(networks[0], networks[6])
+
+
+def test_random_mosaics_are_those_that_a_distillation_starts_from():
+    dataset = shapes(3, 20, 16)
+    chosen = random_real(dataset.train, 2, 5, factor=2)
+    run = Distillation(preset("idm", "shapes", 2, "ci", {"seed": 5}), dataset)
+    assert torch.equal(run.images.detach(), chosen.images) and chosen.factor == 2
+    assert chosen.provenance["method"] == "random-mosaic"
+    assert random_real(dataset.train, 2, 5).provenance["method"] == "random"

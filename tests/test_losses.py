@@ -10,6 +10,7 @@ from torch import Tensor
 
 from iidlib.losses import (
     class_centralization,
+    class_cross_entropy,
     covariance_matching,
     local_covariance,
     mean_matching,
@@ -75,6 +76,32 @@ def test_class_centralization_is_its_equation(settings):
     assert near(class_centralization(features, **settings), expected)
     distances = torch.stack([torch.stack(reference.squared_distances(f)) for f in features])
     assert near(squared_distances(features), distances)
+
+
+@given(st.integers(0, 2**32))
+def test_class_cross_entropy_is_its_equation(seed):
+    logits = torch.randn(4, 3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)) * 5
+    for each, tolerance in ((logits, 1e-10), (logits.float(), 1e-4)):
+        found = class_cross_entropy(each)
+        expected = torch.stack([reference.class_cross_entropy(own, c) for c, own in enumerate(logits)])
+        assert found.shape == (4,) and found.dtype == each.dtype
+        assert float((found.double() - expected).norm()) <= tolerance * float(expected.norm())
+
+
+def test_class_cross_entropy_by_hand_and_its_gradient():
+    assert class_cross_entropy(torch.zeros(3, 2, 3)).tolist() == pytest.approx([math.log(3)] * 3)
+    sure = 100.0 * torch.eye(3)[:, None].expand(3, 2, 3)
+    assert class_cross_entropy(sure).tolist() == pytest.approx([0] * 3, abs=1e-6)
+    logits = torch.randn(3, 2, 3, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(class_cross_entropy, (logits,))
+    (gradient,) = torch.autograd.grad(class_cross_entropy(logits)[1], logits)
+    assert not gradient[0].any() and not gradient[2].any() and gradient[1].any(), "classes do not see each other"
+
+
+@pytest.mark.parametrize("shape", [(3, 2), (3, 2, 4), (3, 0, 3)])
+def test_logits_of_a_wrong_shape_are_named(shape):
+    with pytest.raises(ValueError, match=r"logits must .* got"):
+        class_cross_entropy(torch.zeros(shape))
 
 
 def test_values_by_hand():

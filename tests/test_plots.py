@@ -70,6 +70,9 @@ FIGURES = {
     "bars": lambda: plots.accuracy_bars(scores(), chance=10),
     "bars of two networks": lambda: plots.accuracy_bars(scores(("convnet3", "alexnet"))),
     "losses": lambda: plots.loss_curves(metrics()),
+    "queue": lambda: plots.queue_curves(
+        pd.DataFrame({"iteration": [0, 10], "queue_networks": [4, 5], "queue_accuracy": [0.0, 35.0]}), chance=10
+    )[1],
     "distances": lambda: plots.distance_distribution(pd.concat([far("real", 1), far("dm", 0.9)]), unit="distance (1)"),
     "ladder": lambda: plots.time_ladder(rungs(), unit="seconds"),
     "costs": lambda: plots.cost_curves(costs(), axes={"ipc": "images a class", "width": "width"})[0],
@@ -107,6 +110,8 @@ def test_axes_that_are_given_are_used(name: str) -> None:
 
 def test_colours_are_those_of_the_book_and_told_apart() -> None:
     found = plots.colours(["real", "dm", "dm-cc", "dm-cm", "iid-dm", "another", "yet another"])
+    on_idm = plots.colours(["random", "random-mosaic", "dm", "idm", "idm-cc", "idm-cm", "iid-idm"])
+    assert len(set(on_idm.values())) == len(on_idm)
     assert len(set(found.values())) == len(found)
     assert plots.colours(["dm"])["dm"] == plots.colours(["another", "dm"])["dm"]
     # every two also differ in lightness or hue under the most common colour blindness (deuteranopia, Viénot 1999)

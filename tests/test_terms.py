@@ -13,6 +13,7 @@ from iidlib.distillation import Distillation
 from iidlib.extractors import Pool, frozen
 from iidlib.networks import build_network
 from iidlib.streams import stream
+from iidlib.synthetic import expand
 from iidlib.terms import TERMS, StepBatch
 
 
@@ -165,12 +166,29 @@ def test_an_image_has_the_features_that_it_has_in_any_batch():
     assert torch.allclose(StepBatch(small, 0).real_fmap[0, :3], StepBatch(large, 0).real_fmap[0, :3], atol=1e-6)
 
 
+def test_logits_are_those_of_the_features_that_are_matched():
+    run = begun(pictures(9, 7, 12, 8))
+    batch = StepBatch(run, 0)
+    assert batch.syn_logits.shape == (4, 3, 4)
+    assert torch.equal(batch.syn_logits, batch.network.classifier(batch.syn_features))
+    assert batch.accuracy == 0 and not term("ce", run).any(), "a random network has no say"
+
+
+def test_mosaics_are_expanded_before_they_are_augmented():
+    plain = begun(pictures(9, 9, 9), ipc=8, match__augmentation="cutout")
+    mosaics = begun(pictures(9, 9, 9), ipc=2, match__augmentation="cutout", syn__factor=2, syn__init="crops")
+    with torch.no_grad():
+        plain.images.copy_(expand(mosaics.images, 2))
+    assert torch.allclose(StepBatch(mosaics, 0).syn_fmap, StepBatch(plain, 0).syn_fmap, atol=1e-6)
+    assert StepBatch(mosaics, 0).syn_fmap.shape[:2] == (3, 8)
+
+
 # Weights and scalings
 
 
 def test_weights_are_those_of_the_settings():
     config = settings(match__cm=0.3, match__cc=0.7)
-    assert [TERMS[name].weight(config) for name in ("mean", "cm", "cc")] == [1.0, 0.3, 0.7]
+    assert [TERMS[name].weight(config) for name in ("mean", "cm", "cc", "ce")] == [1.0, 0.3, 0.7, 0.5]
     assert [name for name in TERMS if TERMS[name].needs_pool] == ["cc"]
     assert [name for name in TERMS if TERMS[name].needs_pairs] == ["cm", "cc"]
 
