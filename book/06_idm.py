@@ -196,14 +196,14 @@ for c in range(3):
     velocity = m * velocity
     velocity[c] += gradients[c]
     pixels = pixels - rate * velocity
-print("step by step:", [f"{x:.3f}" for x in pixels])
+print("step by step:", *(f"{x:.3f}" for x in pixels))
 
 # %%
 updater = class_sweep(torch.zeros(3, 1, 1, 1), SynConfig(lr=rate, momentum=m), 3)
 updater.step(gradients.view(3, 1, 1, 1))
 at_once = updater.settled().flatten()
 torch.testing.assert_close(at_once, pixels)
-print("all at once: ", [f"{x:.3f}" for x in at_once])
+print("all at once: ", *(f"{x:.3f}" for x in at_once))
 
 # %% [markdown]
 # With it, all classes go through the networks in one batch, as in DM, and nothing of the published update is lost.

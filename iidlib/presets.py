@@ -70,7 +70,7 @@ None has been run on a GPU by us yet, so that their minutes are not known.
 """
 
 IDM_SCALES: dict[str, dict[str, Any]] = {
-    "laptop": {"queue.every": 30},
+    "laptop": {"queue.every": 60, "queue.steps": 5, "queue.batch": 64, "queue.lr": 0.03},
     "tour": {"queue.every": 10, "queue.batch": 64, "queue.lr": 0.03},
     "ci": {"queue.size": 4, "queue.every": 2, "queue.steps": 2, "queue.batch": 16},
 }

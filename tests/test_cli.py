@@ -31,7 +31,8 @@ from safetensors.torch import save as to_bytes
 
 import iidlib
 from iidlib import cli, data, distillation, evaluation, extractors
-from iidlib.config import fingerprint, from_yaml, preset
+from iidlib.config import SCALES, fingerprint, from_yaml, preset
+from iidlib.presets import IDM_SCALES, PUBLISHED, Row
 from iidlib.results import RESULT_COLUMNS, append_results
 
 # Seconds of an iteration and of a network are what they are; all else of two equal runs is equal.
@@ -232,6 +233,16 @@ def test_mosaics_stand_beside_random_images_and_random_mosaics(iid: Run) -> None
     assert alone.status == 0 and set(rows(Path("mosaic.json"))["method"]) == {"random-mosaic"}
     mosaics = scores[scores["method"] == "random-mosaic"]["accuracy"].tolist()
     assert rows(Path("mosaic.json"))["accuracy"].tolist() == mosaics
+
+
+def test_published_accuracy_is_said_with_its_source_at_the_scale_of_the_paper_only(iid: Run, monkeypatch) -> None:
+    small = {key: value for key, value in SCALES["ci"].items() if key != "match.cc_scaling"} | IDM_SCALES["ci"]
+    row = Row(small, "somebody's command", {"idm": 12.5}, "a table")
+    monkeypatch.setitem(PUBLISHED, ("shapes", 2), row)
+    said = "published: 12.5 % (a table); settings: somebody's command"
+    arguments = ["distill", "idm", "--dataset", "shapes", "--ipc", "2"]
+    assert said in iid(*arguments, "--scale", "paper", "--out", "paper").out
+    assert "published" not in iid(*arguments, "--scale", "ci", "--out", "ci").out
 
 
 def test_random_mosaics_are_left_out_where_a_class_has_too_few_images(iid: Run) -> None:

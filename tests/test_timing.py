@@ -63,3 +63,21 @@ def test_comparison_counts_every_iteration(dataset: Dataset) -> None:
     assert len(found.baseline_times) == len(found.our_times) == 2
     assert found.differences["loss"] < 1e-4 and found.differences["gradient"] < 1e-4
     assert not torch.equal(run.images, start)
+
+
+def test_a_comparison_on_idm_trains_a_queue_on_either_side_and_counts_it() -> None:
+    dataset = shapes(num_classes=3, per_class=12, seed=1)
+    changes = SMALL | {"queue.batch": 8, "queue.steps": 2, "queue.train": 4}
+    found = {
+        steps: timing.compare(
+            Distillation(preset("idm", ipc=2, scale="paper", changes=changes | {"queue.steps": steps}), dataset),
+            ceiling_gflops=100,
+            rounds=2,
+        )
+        for steps in (1, 3)
+    }
+    assert all(value < 1e-4 for one in found.values() for value in one.differences.values())
+    assert found[3].gflop > 1.5 * found[1].gflop, "the queue's training is part of the work"
+    run = Distillation(preset("idm", ipc=2, scale="paper", changes=changes), dataset)
+    timing.compare(run, ceiling_gflops=100, rounds=1)
+    assert run.source.facts()["queue_accuracy"] > 0
