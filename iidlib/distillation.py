@@ -360,6 +360,20 @@ def distill(
         dataset = load_dataset(config.dataset, device=pick_device(device))
     run = Distillation(config, dataset)
     folder = _open(config, out, resume)
+    with folder.lock() if folder else contextlib.nullcontext():
+        return _distill(run, folder, resume, on_iteration, iterations_to_show, progress)
+
+
+def _distill(
+    run: Distillation,
+    folder: RunFolder | None,
+    resume: bool,
+    on_iteration: Callable[[int, SyntheticSet], None] | None,
+    iterations_to_show: tuple[int, ...],
+    progress: bool,
+) -> DistillResult:
+    """The run around the loop, in a folder that no other process works in."""
+    config = run.config
     try:
         with pool_bar(config, progress) as on_pool_epoch:
             run.make_pool(on_pool_epoch)

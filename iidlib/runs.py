@@ -5,14 +5,17 @@ grows, a line at a time.
 """
 
 import contextlib
+import fcntl
+import hashlib
 import importlib.metadata
 import json
+import logging
 import os
 import platform
 import re
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -30,6 +33,8 @@ from iidlib.config import InputError, RunConfig
 __all__ = ["RunFolder", "atomic_write", "cache_dir", "environment", "runs_frame"]
 
 KEPT_CHECKPOINTS = 2
+
+log = logging.getLogger("iidlib")
 
 
 def atomic_write(path: Path, content: bytes | str) -> None:
@@ -199,8 +204,10 @@ class RunFolder:
         """
         path = self.path / "checkpoints" / f"{iteration:07d}.safetensors"
         state = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        atomic_write(path, to_bytes(state))
-        atomic_write(path.with_suffix(".json"), json.dumps({"iteration": iteration, **facts}, indent=2) + "\n")
+        content, known = to_bytes(state), {"iteration": iteration, **facts}
+        atomic_write(path, content)
+        known["sha256"] = _digest(content, known)
+        atomic_write(path.with_suffix(".json"), json.dumps(known, indent=2) + "\n")
         for old in self._checkpoints()[:-KEPT_CHECKPOINTS]:
             old.with_suffix(".json").unlink(missing_ok=True)
             old.unlink()
@@ -213,25 +220,64 @@ class RunFolder:
         return sorted(names, key=lambda path: int(path.stem))
 
     def load_checkpoint(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        """The newest checkpoint's tensors and facts; None where the run has none.
+        """Tensors and facts of the newest checkpoint that is whole; None where the run has none.
+
+        A damaged one, recognised by its checksum, is passed over with a warning.
 
         Raises:
-            InputError: if the newest checkpoint is damaged.
+            InputError: if there are checkpoints, and none is whole.
         """
         checkpoints = self._checkpoints()
-        if not checkpoints:
-            return None
-        path = checkpoints[-1]
-        try:
-            return from_bytes(path.read_bytes()), json.loads(path.with_suffix(".json").read_text())
-        except (SafetensorError, ValueError, OSError) as error:
-            raise InputError(
-                f"checkpoint {path} is damaged ({error}); remove it to go on from the one before"
-            ) from None
+        for path in reversed(checkpoints):
+            try:
+                content, known = path.read_bytes(), json.loads(path.with_suffix(".json").read_text())
+                if known.pop("sha256") != _digest(content, known):
+                    raise ValueError("its checksum is another")
+                return from_bytes(content), known
+            except (SafetensorError, ValueError, KeyError, AttributeError, TypeError, RecursionError, OSError) as error:
+                reason = " ".join(str(error).split())[:200]
+                log.warning("checkpoint %s is damaged (%s) and passed over", path, reason)
+        if checkpoints:
+            raise InputError(f"no checkpoint in {self.path / 'checkpoints'} is whole; begin anew with another --out")
+        return None
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Keeps other processes from working in the folder, for as long as the block or this process lasts.
+
+        Raises:
+            InputError: if another process works there; it is named.
+        """
+        path = self.path / ".lock"
+        with path.open("a+", encoding="utf-8") as file:  # appending, so that a failed attempt leaves the holder's name
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.seek(0)
+                holder = file.read(200).strip() or "another process"
+                raise InputError(f"{self.path} is in use by {holder}; wait for it, or give another --out") from None
+            except OSError:  # a file system without locks
+                path.unlink(missing_ok=True)
+                yield
+                return
+            file.truncate(0)  # a process that died has left its name
+            file.write(f"process {os.getpid()} on {platform.node()}\n")
+            file.flush()
+            try:
+                yield
+            finally:
+                path.unlink(missing_ok=True)
 
     def write_scores(self, frame: pd.DataFrame) -> None:
         """Writes ``scores.json``: one record for each evaluated network."""
         atomic_write(self.path / "scores.json", frame.to_json(orient="records", indent=2) + "\n")
+
+
+def _digest(content: bytes, facts: Mapping[str, Any]) -> str:
+    """SHA-256 of a checkpoint's tensors and facts together."""
+    digest = hashlib.sha256(content)
+    digest.update(json.dumps(facts, sort_keys=True).encode())
+    return digest.hexdigest()
 
 
 def _lines(config: RunConfig, prefix: str = "") -> list[str]:

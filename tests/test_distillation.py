@@ -14,7 +14,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from iidlib import distillation, evaluate
@@ -688,13 +687,13 @@ def test_the_queue_is_part_of_a_checkpoint(tmp_path):
     config = settings("idm", 1, **LONG)
     with pytest.raises(Crash):
         distill(config, pictures(), out=tmp_path / "run", **stop_at(7, crash))
-    path = tmp_path / "run" / "checkpoints" / "0000006.safetensors"
-    state, _ = RunFolder(tmp_path / "run").load_checkpoint()
+    folder = RunFolder(tmp_path / "run")
+    state, facts = folder.load_checkpoint()
     assert state["queue.numbers"].tolist() == [2, 3, 4, 5] and state["queue.meters"].any()
     assert state["queue.momenta"].any() and state["queue.weights"].shape == state["queue.momenta"].shape
     # without the weights that it was given, another result
     state["queue.weights"] = state["queue.weights"].flip(0)
-    path.write_bytes(to_bytes(state))
+    folder.save_checkpoint(facts.pop("iteration"), state, facts)
     resumed = distill(config, pictures(), out=tmp_path / "run", resume=True)
     assert not torch.equal(resumed.synthetic.images, distill(config, pictures()).synthetic.images)
 
@@ -774,17 +773,26 @@ def test_what_cannot_be_resumed(tmp_path):
     assert not (tmp_path / "nowhere").exists()
 
 
-def test_a_damaged_checkpoint_is_named(tmp_path):
+def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(tmp_path, caplog):
     config = settings("dm", **LONG)
     with pytest.raises(Crash):
         distill(config, pictures(), out=tmp_path / "run", **stop_at(7, crash))
     newest = tmp_path / "run" / "checkpoints" / "0000006.safetensors"
     newest.write_bytes(newest.read_bytes()[:100])
-    with pytest.raises(InputError, match=r"0000006.safetensors is damaged .* remove it to go on from the one before"):
-        distill(config, pictures(), out=tmp_path / "run", resume=True)
-    newest.unlink()
     resumed = distill(config, pictures(), out=tmp_path / "run", resume=True)
+    assert "0000006.safetensors is damaged" in caplog.text
     assert torch.equal(resumed.synthetic.images, distill(config, pictures()).synthetic.images)
+
+
+def test_two_runs_in_one_folder_are_refused(tmp_path):
+    config = settings("dm", **LONG)
+
+    def second() -> None:
+        with pytest.raises(InputError, match="is in use by process"):
+            distill(config, pictures(), out=tmp_path / "run", resume=True)
+
+    first = distill(config, pictures(), out=tmp_path / "run", **stop_at(5, second))
+    assert torch.equal(first.synthetic.images, distill(config, pictures()).synthetic.images)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

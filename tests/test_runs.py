@@ -2,8 +2,10 @@
 
 import json
 import os
+import random
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pandas as pd
@@ -293,19 +295,91 @@ def test_other_files_among_the_checkpoints_are_left_alone(folder):
 
 
 @pytest.mark.parametrize("ending", ["safetensors", "json"])
-@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe\x00"])
-def test_a_damaged_checkpoint_is_one_line(folder, ending, content):
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"{}", b"\xff\xfe\x00", b"[" * 100_000])
+def test_a_damaged_checkpoint_is_passed_over(folder, ending, content, caplog):
     folder.save_checkpoint(1, TENSORS, {})
     folder.save_checkpoint(2, TENSORS, {})
-    damaged = folder.path / "checkpoints" / f"0000002.{ending}"
-    damaged.write_bytes(content)
-    with pytest.raises(
-        InputError, match=r"0000002.safetensors is damaged .* remove it to go on from the one before"
-    ) as caught:
-        folder.load_checkpoint()
-    one_line(caught)
-    (folder.path / "checkpoints" / "0000002.safetensors").unlink()
+    for number, left in ((2, 1), (1, None)):
+        (folder.path / "checkpoints" / f"{number:07d}.{ending}").write_bytes(content)
+        if left is None:
+            with pytest.raises(InputError, match=r"no checkpoint in .* is whole; begin anew") as caught:
+                folder.load_checkpoint()
+            one_line(caught)
+        else:
+            assert folder.load_checkpoint()[1]["iteration"] == left
+            (record,) = caplog.records
+            assert "0000002.safetensors is damaged" in record.message and "\n" not in record.message
+
+
+def test_no_flipped_bit_is_taken_for_a_checkpoint(folder):
+    """200 places over both files: the checkpoint before comes back, never something wrong."""
+    folder.save_checkpoint(1, TENSORS, {"data": "abc"})
+    newest = folder.save_checkpoint(2, {name: x + 1 for name, x in TENSORS.items()}, {"data": "abc"})
+    whole = {path: path.read_bytes() for path in (newest, newest.with_suffix(".json"))}
+    draw = random.Random(0)
+    for number in range(200):
+        path = list(whole)[number % 2]
+        damaged = bytearray(whole[path])
+        damaged[draw.randrange(len(damaged))] ^= 1 << draw.randrange(8)
+        path.write_bytes(damaged)
+        state, facts = folder.load_checkpoint()
+        if path.suffix == ".json" and facts["iteration"] == 2:  # white space flipped to other white space
+            assert facts == {"iteration": 2, "data": "abc"}
+            assert json.loads(damaged) == json.loads(whole[path])
+        else:
+            assert facts == {"iteration": 1, "data": "abc"}
+            assert all(torch.equal(state[name], TENSORS[name]) for name in TENSORS)
+        path.write_bytes(whole[path])
+    assert folder.load_checkpoint()[1]["iteration"] == 2
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.9, 0.999])
+def test_a_truncated_checkpoint_is_passed_over(folder, share):
+    folder.save_checkpoint(1, TENSORS, {})
+    newest = folder.save_checkpoint(2, TENSORS, {})
+    newest.write_bytes(newest.read_bytes()[: int(share * newest.stat().st_size)])
     assert folder.load_checkpoint()[1]["iteration"] == 1
+
+
+# One process at a time
+
+
+def test_a_folder_in_use_is_refused_and_its_holder_named(folder):
+    with folder.lock():
+        with pytest.raises(InputError, match=rf"is in use by process {os.getpid()} on .+; wait for it") as caught:
+            with RunFolder(folder.path).lock():
+                pass
+        one_line(caught)
+        with pytest.raises(InputError, match=f"is in use by process {os.getpid()}"):
+            with RunFolder(folder.path).lock():
+                pass
+    with folder.lock():
+        pass
+    assert not (folder.path / ".lock").exists()
+
+
+def test_the_lock_of_a_process_that_died_is_taken_over(folder):
+    code = f"""
+        import os
+        from iidlib.runs import RunFolder
+        with RunFolder({str(folder.path)!r}).lock():
+            print("held", flush=True)
+            os.kill(os.getpid(), 9)
+    """
+    died = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=60)
+    assert died.stdout == "held\n" and died.returncode == -9
+    assert (folder.path / ".lock").read_text().startswith("process ")
+    with folder.lock():
+        assert (folder.path / ".lock").read_text().startswith(f"process {os.getpid()} on ")
+
+
+def test_without_locks_in_the_file_system_it_goes_on(folder, monkeypatch):
+    def unsupported(*given: object) -> None:
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr(runs.fcntl, "flock", unsupported)
+    with folder.lock():
+        assert not (folder.path / ".lock").exists()
 
 
 # All runs
