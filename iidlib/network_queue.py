@@ -109,7 +109,11 @@ class NetworkQueue(NetworkSource):
         return 100 * hits / images.clamp_min(1)
 
     def advance(self, iteration: int) -> None:
-        """Trains the iteration's networks, in place, and resets the meters where it is time."""
+        """Trains the iteration's networks, in place, and resets the meters where it is time.
+
+        One network after the other: two at once (``torch.func.vmap``, grouped convolutions) take 7 times as long at
+        width 32 and batch 64 on two CPU cores, 14 times at width 128 and batch 256.
+        """
         settings = self._settings
         for member in self._chosen(iteration):
             draws = stream(self._seed, iteration, f"queue batches of {member.number}")

@@ -21,14 +21,14 @@ def pictures() -> Dataset:
     return shapes(3, [5, 9, 12], 8, seed=1)
 
 
-def queue(seed: int = 0, double: bool = False, width: int = 4, **changes: object) -> NetworkQueue:
+def queue(seed: int = 0, double: bool = False, width: int = 4, device: str = "cpu", **changes: object) -> NetworkQueue:
     def build(generator: torch.Generator):
         network = network_for(
-            "convnet2", pictures().spec, width=width, device=torch.device("cpu"), generator=generator, compile="off"
+            "convnet2", pictures().spec, width=width, device=torch.device(device), generator=generator, compile="off"
         )
         return network.double() if double else network
 
-    made = NetworkQueue(build, pictures().train, QueueConfig(**SMALL | changes), seed)
+    made = NetworkQueue(build, pictures().train.to(device), QueueConfig(**SMALL | changes), seed)
     if double:
         images_of = made._real.images_of
         made._real = shapes(3, [5, 9, 12], 8, seed=1).train
@@ -236,3 +236,17 @@ def test_memory_is_bounded_and_reported():
     assert made.facts()["queue_mib"] == pytest.approx(10 * one / 2**20)
     state = made.state()
     assert state["queue.weights"].nbytes + state["queue.momenta"].nbytes == 10 * one
+
+
+@pytest.mark.gpu
+def test_training_on_a_gpu_is_that_on_the_cpu() -> None:
+    here, there = queue(), queue(device="cuda")
+    here.draw(0)
+    there.restore(here.state())
+    for made in (here, there):
+        for iteration in range(2):
+            made.draw(iteration)
+            made.advance(iteration)
+    assert numbers(there) == numbers(here) and made.state()["queue.meters"].is_cuda
+    for number, expected in weights(here).items():
+        assert float((weights(there)[number].cpu() - expected).norm() / expected.norm()) < 1e-4
