@@ -20,6 +20,7 @@ from iidlib import augment
 from iidlib.extractors import RandomNetworks
 from iidlib.networks import Network
 from iidlib.streams import stream
+from iidlib.synthetic import expand
 from iidlib.terms import Run, StepBatch, Term
 from iidlib.updaters import Updater
 
@@ -53,7 +54,7 @@ class _BufferedBatch(StepBatch):
 
     @property
     def _syn_images(self) -> Tensor:
-        return self._buffers.augmented(self._run.images)
+        return self._buffers.augmented(expand(self._run.images, self.config.syn.factor))
 
     def _first_real(self, per_class: int) -> tuple[Tensor, Tensor]:
         counts = self._buffers.counts.clamp(max=per_class)
@@ -92,7 +93,7 @@ class CapturedStep:
             self.expert = copy.deepcopy(run.pool.networks[0])
             if any(network.name != self.expert.name for network in run.pool.networks):
                 raise ValueError("a pool of several architectures has no fixed shapes")
-        self._group = run.group.to(device)
+        self._group = run.group.repeat_interleave(run.config.syn.factor**2).to(device)
         self._op = torch.zeros(run.real.num_classes, dtype=torch.int64, device=device)
         self._u = torch.zeros(run.real.num_classes, 3, device=device)
         self._operations = () if run.augmentation == "none" else augment.parse_strategy(run.augmentation)

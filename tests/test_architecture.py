@@ -39,7 +39,7 @@ ALLOWED = (
     | {"network_queue": BASE | MATERIAL | {"extractors", "training"}}  # IDM's source of features, beside DM's
     | {"updaters": BASE}
     | {"terms": BASE | MATERIAL | MIDDLE | {"statistics"}}  # what a step reads; the loop stands above it
-    | {"capture": BASE | MATERIAL | {"extractors", "terms", "updaters"}}  # a step on fixed buffers
+    | {"capture": BASE | MATERIAL | {"extractors", "synthetic", "terms", "updaters"}}  # a step on fixed buffers
     | {
         "distillation": BASE
         | MATERIAL

@@ -40,6 +40,17 @@ def test_without_augmentation_too():
     assert difference(buffered.images.detach(), plain.images.detach().double()) < 1e-6
 
 
+def test_mosaics_are_expanded():
+    changes = {"syn__factor": 2, "syn__init": "crops", "match__cm": 0.1}
+    plain, buffered = (begun(settings("dm-cm", 2, **changes), pictures(EVEN)) for _ in range(2))
+    start = plain.images.detach().clone()
+    step = on_buffers(buffered)
+    for iteration in range(3):
+        plain.step(iteration)
+        step.step(iteration)
+    assert difference(buffered.images.detach() - start, plain.images.detach().double() - start) < 1e-4
+
+
 def test_buffers_stay_where_they_are():
     """A recording replays addresses."""
     run = begun(settings("iid-dm"), pictures(EVEN))
