@@ -23,6 +23,7 @@ __all__ = [
     "compiler_available",
     "default_chunk",
     "device_name",
+    "half_maps",
     "in_chunks",
     "norm_relu_pool",
     "peak_memory_mib",
@@ -96,21 +97,32 @@ def reset_peak_memory(device: torch.device) -> None:
 
 @contextlib.contextmanager
 def precision(device: torch.device, name: str) -> Iterator[None]:
-    """Runs a block with a matrix-product precision on CUDA, and restores the setting afterwards.
+    """Runs a block with a precision of float32 matrix products on CUDA, and restores the setting afterwards.
 
     Args:
         device: where the block computes; anything but CUDA always computes in full float32.
-        name: ``"tf32"`` or ``"fp32"``.
+        name: ``"fp32"``; or ``"tf32"``, which rounds the factors to 10 bits, and which ``"bf16"`` takes here too.
     """
     if device.type != "cuda":
         yield
         return
     before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = name == "tf32"
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = name != "fp32"
     try:
         yield
     finally:
         torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+
+
+def half_maps(device: torch.device, name: str) -> contextlib.AbstractContextManager[object]:
+    """A block in which networks keep their maps in bfloat16, where the precision is ``"bf16"`` and the device CUDA.
+
+    Norms compute in float32 inside; what is computed from the features belongs outside.
+    """
+    if name != "bf16" or device.type != "cuda":
+        return contextlib.nullcontext()
+    # without the cache of cast weights, which a recorded step must not read
+    return torch.autocast("cuda", torch.bfloat16, cache_enabled=False)
 
 
 def norm_relu_pool(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5) -> Tensor:
@@ -125,14 +137,15 @@ def norm_relu_pool(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5) -
         eps: added to the variance.
 
     Returns:
-        [B, K, H // 2, W // 2], in x's memory format.
+        [B, K, H // 2, W // 2], in x's memory format and dtype; half precision is computed in float32.
     """
+    kept, x = x.dtype, x.to(torch.promote_types(x.dtype, torch.float32))
     # two passes: compiled, they are vectorised, and take half the time of var_mean's one
     mean = x.mean((2, 3), keepdim=True)
     variance = (x - mean).square().mean((2, 3), keepdim=True)
     scale = torch.rsqrt(variance + eps) * weight[:, None, None]
     shift = bias[:, None, None] - mean * scale
-    return torch.nn.functional.avg_pool2d(torch.relu(x * scale + shift), 2)
+    return torch.nn.functional.avg_pool2d(torch.relu(x * scale + shift), 2).to(kept)
 
 
 @functools.cache

@@ -27,7 +27,7 @@ from iidlib.updaters import Updater
 __all__ = ["CapturedStep", "captured_step"]
 
 TOLERANCE = 1e-2
-"""Largest norm-wise difference of an update by a recording from that of a plain step, in TF32."""
+"""Largest norm-wise difference of an update by a recording from the same computation without one."""
 
 log = logging.getLogger("iidlib")
 

@@ -78,12 +78,13 @@ def matrix_product_rate(device: torch.device, name: str = "fp32", *, size: int =
 
     Args:
         device: where to measure.
-        name: precision on CUDA, as in ``accelerate.precision``.
+        name: precision, as in ``compute.precision``.
         size: rows and columns; 0 for 2048 on a CPU and 8192 elsewhere.
         repeats: products, of which the fastest counts.
     """
     size = size or (2048 if device.type == "cpu" else 8192)
-    a, b = torch.ones(2, size, size, device=device).unbind()
+    kind = torch.bfloat16 if name == "bf16" else torch.float32
+    a, b = torch.ones(2, size, size, device=device, dtype=kind).unbind()
     out = torch.empty_like(a)
     with precision(device, name):
         best = min(seconds_of(lambda: torch.mm(a, b, out=out), device) for _ in range(repeats + 1))

@@ -218,7 +218,7 @@ def _scores(
             protocol=protocol,
             seed=networks_seed,
             compile=config.compute.compile,
-            tf32=config.compute.precision == "tf32",
+            tf32=config.compute.precision != "fp32",
             on_network=show,
         )
     same: dict[str, Any] = {

@@ -192,8 +192,8 @@ class CheckpointConfig:
 class ComputeConfig:
     """How the hardware is used (``compute.*``)."""
 
-    precision: Literal["fp32", "tf32"] = "tf32"
-    """Matrix products on CUDA; other devices always use float32."""
+    precision: Literal["fp32", "tf32", "bf16"] = "tf32"
+    """On CUDA: float32, matrix products in TF32, or a distillation's maps in bfloat16 as well; elsewhere float32."""
     compile: Literal["auto", "on", "off"] = "auto"
     """Compiled kernels: where a compiler is found, always, or never."""
     chunk: int = 0

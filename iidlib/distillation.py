@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from iidlib import __version__
 from iidlib import config as configuration
-from iidlib.accelerate import default_chunk, in_chunks, pick_device, precision
+from iidlib.accelerate import default_chunk, half_maps, in_chunks, pick_device, precision
 from iidlib.capture import CapturedStep, captured_step
 from iidlib.config import InputError, RunConfig, suggest
 from iidlib.data import Dataset, load_dataset
@@ -188,7 +188,9 @@ class Distillation:
 
     def forward(self, function: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
         """Applies a network's function to a batch, in chunks that fit the device."""
-        return in_chunks(function, images.contiguous(memory_format=torch.channels_last), self.chunk)
+        with half_maps(images.device, self.config.compute.precision):
+            out = in_chunks(function, images.contiguous(memory_format=torch.channels_last), self.chunk)
+        return out.to(images.dtype)  # what is computed from the features is computed in full
 
     def losses(self, iteration: int) -> dict[str, Tensor]:
         """The weighted terms of the objective at an iteration, each summed over classes; scalars with gradient."""

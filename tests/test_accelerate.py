@@ -107,7 +107,7 @@ def test_names_and_memory_for_the_record():
         assert peak == pytest.approx(int(line.split()[1]) / 1024, rel=0.05)
 
 
-@pytest.mark.parametrize(("name", "flag"), [("tf32", True), ("fp32", False)])
+@pytest.mark.parametrize(("name", "flag"), [("tf32", True), ("bf16", True), ("fp32", False)])
 def test_precision_is_set_on_cuda_alone_and_put_back(name, flag):
     def flags() -> tuple[bool, bool]:
         return torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
@@ -119,6 +119,24 @@ def test_precision_is_set_on_cuda_alone_and_put_back(name, flag):
         assert flags() == (flag, flag)
         raise KeyError
     assert flags() == before
+
+
+@pytest.mark.parametrize(
+    ("device", "name", "on"), [("cuda", "bf16", True), ("cuda", "tf32", False), ("cpu", "bf16", False)]
+)
+def test_maps_are_half_on_cuda_in_bf16_alone(device, name, on, monkeypatch):
+    asked = []
+    monkeypatch.setattr(torch, "autocast", lambda *given, **named: asked.append((given, named)))
+    accelerate.half_maps(torch.device(device), name)
+    assert asked == ([(("cuda", torch.bfloat16), {"cache_enabled": False})] if on else [])
+
+
+def test_norms_of_half_maps_are_computed_in_full():
+    x, (weight, bias) = draw(2, 4, 8, 8) + 30, draw(2, 4, seed=1)
+    found = norm_relu_pool(x.bfloat16(), weight.float(), bias.float())
+    assert found.dtype == torch.bfloat16
+    exact = norm_relu_pool(x.bfloat16().double(), weight, bias)  # of the rounded inputs
+    assert difference(found, exact) < 5e-3
 
 
 # The kernel

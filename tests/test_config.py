@@ -171,7 +171,7 @@ def test_the_given_settings_stay_as_they_are():
         ({"syn.momentum": 1}, "syn.momentum must be below 1, got 1.0"),
         ({"syn.init": "zeros"}, "syn.init must be one of real, crops, noise, got 'zeros'"),
         ({"match.cc_scaling": "rel"}, "match.cc_scaling must be one of released, per_image, relative, got 'rel'"),
-        ({"compute.precision": True}, "compute.precision must be one of fp32, tf32, got True"),
+        ({"compute.precision": True}, "compute.precision must be one of fp32, tf32, bf16, got True"),
         ({"eval.networks": ""}, "eval.networks must be names separated by commas, got ''"),
         ({"eval.networks": "a,,b"}, "names separated by commas, got 'a,,b'"),
         ({"eval.networks": 5}, "names separated by commas, got 5"),
