@@ -327,13 +327,15 @@ def test_a_built_library_is_found_by_the_next_process(tmp_path: Path, monkeypatc
 def test_no_access_out_of_bounds_and_no_undefined_behaviour(processor: tuple[str, ...], tmp_path: Path) -> None:
     from torch._inductor.cpp_builder import get_cpp_compiler
 
+    if "-mavx2" in processor and "AVX" not in torch.backends.cpu.get_cpu_capability():
+        pytest.skip(f"this processor has no AVX2: {torch.backends.cpu.get_cpu_capability()}")
     here = Path(__file__).parent
     program = tmp_path / "sanitized"
     flags = ["-O1", "-std=c++20", "-fopenmp", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
     command = [get_cpp_compiler(), *flags, *processor, "-I", str(here.parent / "iidlib"), "-o", str(program)]
     built = subprocess.run([*command, str(here / "kernels_sanitized.cpp")], capture_output=True, text=True, timeout=300)
-    if built.returncode and ("unrecognized command" in built.stderr or "cannot find" in built.stderr):
-        pytest.skip(f"no sanitizers or no such processor: {built.stderr.splitlines()[-1]}")
+    if built.returncode and "cannot find" in built.stderr:
+        pytest.skip(f"no sanitizers: {built.stderr.splitlines()[-1]}")
     assert built.returncode == 0, built.stderr
     leaks = {"ASAN_OPTIONS": "detect_leaks=0"}  # of the OpenMP runtime
     done = subprocess.run([program], capture_output=True, text=True, env=os.environ | leaks, timeout=300)
