@@ -22,6 +22,7 @@ __all__ = [
     "CPU_CHUNK",
     "compiler_available",
     "default_chunk",
+    "default_together",
     "device_name",
     "half_maps",
     "in_chunks",
@@ -253,6 +254,18 @@ def default_chunk(device: torch.device, image_bytes: int = 0) -> int:
         return 0
     free, _ = torch.cuda.mem_get_info(device)
     return 1 << max(0, (free // 2 // image_bytes).bit_length() - 1)
+
+
+def default_together(device: torch.device) -> int:
+    """Networks trained at once where no number is asked for.
+
+    Args:
+        device: where they are trained.
+
+    Returns:
+        1 on a CPU, where a network by itself uses all cores; 20 on CUDA; 1 elsewhere.
+    """
+    return 20 if device.type == "cuda" else 1
 
 
 def in_chunks(function: Callable[[Tensor], Tensor], images: Tensor, size: int) -> Tensor:

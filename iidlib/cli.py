@@ -161,7 +161,8 @@ def _kept(folder: Path | None = None, again: str = "") -> Iterator[None]:
     except torch.OutOfMemoryError as error:
         what = f"failed: out of memory ({' '.join(str(error).split())[:120]})"
         lower = (
-            "it needs less with a smaller --set compute.chunk= (images in one pass), match.batch_real= or eval.batch="
+            "it needs less with a smaller --set compute.chunk= (images in one pass), compute.together= (networks at "
+            "once), match.batch_real= or eval.batch="
         )
         raise _Failed(told(f"{what}; {lower}", "begin anew with another --out")) from error
     except OSError as error:
@@ -219,6 +220,7 @@ def _scores(
             seed=networks_seed,
             compile=config.compute.compile,
             tf32=config.compute.precision != "fp32",
+            together=config.compute.together,
             on_network=show,
         )
     same: dict[str, Any] = {
@@ -463,7 +465,7 @@ def experts(
 ) -> None:
     """Train the pool of networks behind class centralization; a pool begun before is completed."""
     from iidlib.distillation import pool_bar
-    from iidlib.extractors import trained_pool
+    from iidlib.extractors import pool_members, trained_pool
     from iidlib.results import check_writable
 
     own = {"pool.network": network, "pool.count": count, "pool.epochs": epochs}
@@ -476,20 +478,27 @@ def experts(
     try:
         with _kept(out, _command(ctx)), pool_bar(config, sys.stderr.isatty()) as on_epoch:
             pool = trained_pool(
-                loaded, config.pool, device=loaded.train.device, compile=config.compute.compile, on_epoch=on_epoch
+                loaded,
+                config.pool,
+                device=loaded.train.device,
+                compile=config.compute.compile,
+                together=config.compute.together,
+                on_epoch=on_epoch,
             )
     finally:
         with contextlib.suppress(OSError):
             out.rmdir()  # goes only while nothing is in it
     table = Table(title=escape(f"{len(pool.networks)} {config.pool.network} in {out}"))
     table.add_column("network")
+    table.add_column("passes", justify="right")
     table.add_column("held-out accuracy (%)", justify="right")
-    for number, value in enumerate(pool.accuracies):
-        table.add_row(str(number), f"{value:.1f}")
+    for (number, passes), value in zip(pool_members(config.pool), pool.accuracies, strict=True):
+        table.add_row(str(number), str(passes), f"{value:.1f}")
     console.print(table)
     # a pool fits only those settings that it was trained with, and every scale has its own
     differing = dict.fromkeys([key for scale in SCALES.values() for key in scale] + list(given))
     named = {key: getattr(config.pool, key[5:]) for key in differing if key.startswith("pool.")}
+    named |= {key: ",".join(map(str, value)) for key, value in named.items() if isinstance(value, tuple)}
     settings_text = " ".join(f"--set {shlex.quote(f'{key}={value}')}" for key, value in named.items())
     typer.echo(f"use it with: {settings_text}")
 

@@ -116,6 +116,10 @@ class PoolConfig:
     """Networks in the pool; the official recipe trains 1000."""
     epochs: int = 40
     """Passes over the training set for each."""
+    epochs_kept: tuple[int, ...] = ()
+    """Passes after which a copy of each network joins the pool as a member of its own, beside that after the last."""
+    stored: Literal["fp16", "fp32"] = "fp16"
+    """Precision of the weights on disk, to which they are rounded before they are used; computing is in fp32."""
     lr: float = 0.01
     """Learning rate, constant, SGD with momentum 0.9 and weight decay 5e-4."""
     batch: int = 256
@@ -200,6 +204,9 @@ class ComputeConfig:
     """Most images in one forward pass; 0 lets the device decide."""
     graph: Literal["auto", "off"] = "auto"
     """Record the step as a CUDA graph, where there is a GPU and the step's shapes are fixed."""
+    together: int = 0
+    """Networks trained at once, of a pool or in evaluation; 0 lets the device decide, 1 is one after the other without
+    CUDA graphs. Changes rounding only."""
 
 
 @dataclass(frozen=True)
@@ -287,7 +294,7 @@ _POSITIVE = {
 }  # fmt: skip
 _NOT_NEGATIVE = {
     "seed", "pool.seed", "match.cm", "match.cc", "match.ce", "match.cc_alpha", "match.cc_beta", "syn.momentum",
-    "compute.chunk",
+    "compute.chunk", "compute.together",
 }  # fmt: skip
 
 
@@ -315,6 +322,11 @@ def _coerce(key: str, value: Any, hint: Any) -> Any:
         if isinstance(value, bool) and {"on", "off"} <= set(choices):
             return "on" if value else "off"
         raise InputError(f"{key} must be one of {', '.join(choices)}, got {value!r}")
+    if origin is tuple and int in typing.get_args(hint):
+        items = [item for item in value.split(",") if item.strip()] if isinstance(value, str) else value
+        if isinstance(items, bool) or not isinstance(items, list | tuple | int):
+            raise InputError(f"{key} must be whole numbers separated by commas, got {value!r}")
+        return tuple(_coerce(key, item, int) for item in (items if isinstance(items, list | tuple) else [items]))
     if origin is tuple:
         items = [item.strip() for item in value.split(",")] if isinstance(value, str) else value
         if (
@@ -355,6 +367,11 @@ def _validate(config: RunConfig) -> RunConfig:
             raise InputError(f"{key} must not be negative, got {flat[key]!r}")
     if config.syn.momentum >= 1:
         raise InputError(f"syn.momentum must be below 1, got {config.syn.momentum!r}")
+    kept, epochs = config.pool.epochs_kept, config.pool.epochs
+    if kept and not (min(kept) >= 1 and max(kept) <= epochs):
+        raise InputError(
+            f"pool.epochs_kept must lie in 1 to pool.epochs (now {epochs}), got {', '.join(map(str, kept))}"
+        )
     if config.match.cc_scaling == "relative" and config.match.cc_form != "linear":
         raise InputError(
             "match.cc_scaling=relative goes with match.cc_form=linear; the exp form has its own scale, alpha"

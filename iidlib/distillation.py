@@ -177,6 +177,7 @@ class Distillation:
                 self.config.pool,
                 device=self.real.device,
                 compile=self.config.compute.compile,
+                together=self.config.compute.together,
                 on_epoch=on_epoch,
             )
 

@@ -1,17 +1,20 @@
 """The claim: networks trained from scratch on a set, tested on real images; and the baselines beside it."""
 
 import dataclasses
+import itertools
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import pandas as pd
 import torch
 from torch import Tensor
 
-from iidlib.accelerate import precision
+from iidlib.accelerate import default_together, precision
 from iidlib.config import EvalProtocol, InputError
 from iidlib.data import Dataset, RealSet
 from iidlib.extractors import network_for
+from iidlib.stacked import fit_together
 from iidlib.streams import stream, stream_seed
 from iidlib.synthetic import SyntheticSet
 from iidlib.training import accuracy, fit, resolve_augmentation
@@ -59,6 +62,7 @@ def evaluate(
     seed: int = 0,
     compile: str = "auto",
     tf32: bool = True,
+    together: int = 0,
     on_network: Callable[[dict[str, object]], None] | None = None,
 ) -> pd.DataFrame:
     """Trains fresh networks on a set and tests each once, after its last pass, on the data set's test images.
@@ -70,11 +74,13 @@ def evaluate(
         seed: of the networks' weights, orders and augmentation; network i of an architecture has its own draws.
         compile: as in ``accelerate.prepare``.
         tf32: whether matrix products on CUDA may round to TF32.
+        together: networks of an architecture that are trained at once, 0 for the device's default; up to rounding, the
+            scores do not depend on it.
         on_network: called with each row as soon as it is there.
 
     Returns:
         One row for each trained network, with the columns network, evaluation_seed, accuracy (percent), epochs, images
-        (as many as are stored) and seconds.
+        (as many as are stored) and seconds (of networks trained at once, an equal share each).
 
     Raises:
         InputError: for images that do not fit the data set, or an unknown network or augmentation.
@@ -97,40 +103,46 @@ def evaluate(
         images = images.expanded()
     labels = images.labels.to(device)
     images_of = _lookup(images, device)
+    training: dict[str, Any] = {
+        "epochs": protocol.epochs,
+        "lr": protocol.lr,
+        "batch": protocol.batch,
+        "drop_after": protocol.last_epoch_before_drop,
+        "augmentation": augmentation,
+    }
+    together = together or default_together(device)
     rows: list[dict[str, object]] = []
-    for name in protocol.networks:
-        for number in range(protocol.num_eval):
-            begun = time.perf_counter()
-            own_seed = stream_seed(seed, number, f"evaluation of {name}")
-            with precision(device, "tf32" if tf32 else "fp32"):
-                network = network_for(
+    for name, first in itertools.product(protocol.networks, range(0, protocol.num_eval, together)):
+        numbers = range(first, min(first + together, protocol.num_eval))
+        begun = time.perf_counter()
+        seeds = [stream_seed(seed, number, f"evaluation of {name}") for number in numbers]
+        with precision(device, "tf32" if tf32 else "fp32"):
+            networks = [
+                network_for(
                     name,
                     spec,
                     width=protocol.width,
                     device=device,
-                    generator=stream(own_seed, 0, "network", device),
+                    generator=stream(own, 0, "network", device),
                     compile=compile,
                 )
-                fit(
-                    network,
-                    images_of,
-                    labels,
-                    epochs=protocol.epochs,
-                    lr=protocol.lr,
-                    batch=protocol.batch,
-                    seed=own_seed,
-                    drop_after=protocol.last_epoch_before_drop,
-                    augmentation=augmentation,
-                )
-                reached = accuracy(network, dataset.test)
+                for own in seeds
+            ]
+            if together == 1:
+                fit(networks[0], images_of, labels, seed=seeds[0], **training)
+            else:
+                fit_together(networks, images_of, labels, seeds=seeds, **training)
+            reached = [accuracy(network, dataset.test) for network in networks]
+        seconds = (time.perf_counter() - begun) / len(numbers)
+        for number, value in zip(numbers, reached, strict=True):
             rows.append(
                 {
                     "network": name,
                     "evaluation_seed": number,
-                    "accuracy": reached,
+                    "accuracy": value,
                     "epochs": protocol.epochs,
                     "images": stored,
-                    "seconds": time.perf_counter() - begun,
+                    "seconds": seconds,
                 }
             )
             if on_network is not None:

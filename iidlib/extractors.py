@@ -3,12 +3,14 @@
 IDM's queue of networks in training is in `iidlib.network_queue`.
 """
 
+import itertools
 import json
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -16,11 +18,12 @@ from safetensors.torch import load as from_bytes
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
-from iidlib.accelerate import prepare
+from iidlib.accelerate import default_together, prepare
 from iidlib.config import InputError, PoolConfig, suggest
 from iidlib.data import Dataset, DatasetSpec
 from iidlib.networks import NETWORKS, Network, build_network, draw_parameters_
 from iidlib.runs import atomic_write, cache_dir
+from iidlib.stacked import fit_together
 from iidlib.streams import stream
 from iidlib.training import accuracy, fit
 
@@ -31,6 +34,7 @@ __all__ = [
     "frozen",
     "network_for",
     "pool_fingerprint",
+    "pool_members",
     "required_accuracy",
     "trained_pool",
 ]
@@ -155,6 +159,11 @@ def pool_fingerprint(dataset: Dataset, config: PoolConfig) -> str:
     return sha256(json.dumps([dataset.train.fingerprint, facts], sort_keys=True).encode()).hexdigest()[:12]
 
 
+def pool_members(config: PoolConfig) -> list[tuple[int, int]]:
+    """Number of the network, and passes of its training, of every member of a pool in order."""
+    return list(itertools.product(range(config.count), _passes_kept(config)))
+
+
 def required_accuracy(num_classes: int) -> float:
     """The held-out accuracy, in percent, below which a network counts as untrained.
 
@@ -170,19 +179,24 @@ def trained_pool(
     *,
     device: torch.device,
     compile: str = "auto",
+    together: int = 0,
     on_epoch: Callable[[int, int], None] | None = None,
 ) -> Pool:
     """The pool that the settings ask for: loaded where it was kept, trained and kept where not.
 
-    Each network is trained without augmentation at a constant rate on all training images, as in the official code, and
-    written as soon as it is done, so that a pool interrupted half way goes on where it stopped. Held-out accuracy is
-    that on the test images; nothing is selected by it, it only tells a trained network from an untrained one.
+    Each network is trained without augmentation at a constant rate on all training images, as in the official code.
+    Copies of it after the passes ``config.epochs_kept`` and after the last one are members of the pool, rounded to the
+    precision ``config.stored`` in which they are kept, so that a pool is the same when it is trained and when it is
+    loaded. They are written as soon as their training is done, so that a pool interrupted half way goes on where it
+    stopped. Held-out accuracy is that on the test images; nothing is selected by it, it only tells a trained network
+    from an untrained one.
 
     Args:
         dataset: what the networks learn.
         config: architecture, number, epochs; ``config.path`` names a folder, else the cache is used.
         device: where the networks are trained and kept.
         compile: as in ``accelerate.prepare``.
+        together: networks trained at once, 0 for the device's default.
         on_epoch: called with the network's number and the pass that is done.
 
     Raises:
@@ -192,13 +206,9 @@ def trained_pool(
     fingerprint = pool_fingerprint(dataset, config)
     folder = Path(config.path).expanduser() if config.path else cache_dir() / "pools" / fingerprint
     known = _read_facts(folder, fingerprint, explicit=bool(config.path))
-    missing = sum(f"{number:04d}" not in known for number in range(config.count))
-    if missing:
-        log.info("training %d %s for class centralization", missing, config.network)
-    networks, accuracies = [], []
-    for number in range(config.count):
-        name = f"{number:04d}"
-        network = network_for(
+
+    def build(number: int) -> Network:
+        return network_for(
             config.network,
             dataset.spec,
             width=config.width,
@@ -206,42 +216,86 @@ def trained_pool(
             generator=stream(config.seed, number, "pool network", device),
             compile=compile,
         )
-        if name in known:
-            _load_weights(folder / f"{name}.safetensors", network)
-        else:
-            known[name] = _train(network, dataset, config, number, on_epoch)
-            _check_trained(config, dataset, number, known[name])
-            _keep(folder, name, network, fingerprint, known)
-            log.info("network %d of %d: %.1f %% on held-out images", number + 1, config.count, known[name])
-        _check_trained(config, dataset, number, known[name])
-        networks.append(frozen(network).eval())
-        accuracies.append(known[name])
-    return Pool(networks, accuracies, fingerprint)
+
+    members = {(number, passes): _file_name(config, number, passes) for number, passes in pool_members(config)}
+    missing = sorted({number for (number, _), name in members.items() if name not in known})
+    if missing:
+        log.info("training %d %s for class centralization", len(missing), config.network)
+    together = together or default_together(device)
+    for first in range(0, len(missing), together):
+        numbers = missing[first : first + together]
+        fresh = [build(number) for number in numbers]
+        for (number, passes), weights in _train(fresh, dataset, config, numbers, together, on_epoch).items():
+            network, name = build(number), members[number, passes]
+            network.load_state_dict(weights)
+            known[name] = accuracy(network, dataset.test)
+            _check_trained(config, dataset, number, passes, known[name])
+            _keep(folder, name, weights, config, fingerprint, known)
+            after = "" if passes == config.epochs else f" after {passes} of {config.epochs} passes"
+            log.info("network %d of %d%s: %.1f %% on held-out images", number + 1, config.count, after, known[name])
+    networks = []
+    for (number, passes), name in members.items():
+        _check_trained(config, dataset, number, passes, known[name])
+        networks.append(frozen(build(number)).eval())
+        _load_weights(folder / f"{name}.safetensors", networks[-1])
+    return Pool(networks, [known[name] for name in members.values()], fingerprint)
+
+
+def _passes_kept(config: PoolConfig) -> list[int]:
+    """After how many passes a network's copies are kept, ascending; the last pass is one of them."""
+    return sorted({*config.epochs_kept, config.epochs})
+
+
+def _file_name(config: PoolConfig, number: int, passes: int) -> str:
+    return f"{number:04d}" if passes == config.epochs else f"{number:04d}-after-{passes}"
 
 
 def _train(
-    network: Network, dataset: Dataset, config: PoolConfig, number: int, on_epoch: Callable[[int, int], None] | None
-) -> float:
-    train = dataset.train
-    fit(
-        network,
-        train.images_of,
-        train.labels,
-        epochs=config.epochs,
-        lr=config.lr,
-        batch=config.batch,
-        seed=config.seed + number,
-        on_epoch=None if on_epoch is None else lambda epoch: on_epoch(number, epoch),
-    )
-    return accuracy(network, dataset.test)
+    networks: list[Network],
+    dataset: Dataset,
+    config: PoolConfig,
+    numbers: list[int],
+    together: int,
+    on_epoch: Callable[[int, int], None] | None,
+) -> dict[tuple[int, int], dict[str, Tensor]]:
+    """Weights as they are stored, by the network's number and the passes of its training; one network after another."""
+    kept: dict[tuple[int, int], dict[str, Tensor]] = {}
+
+    def done(epoch: int) -> None:
+        for number, network in zip(numbers, networks, strict=True):
+            if epoch + 1 in _passes_kept(config):
+                kept[number, epoch + 1] = _rounded(network.state_dict(), config.stored)
+            if on_epoch is not None:
+                on_epoch(number, epoch)
+
+    train, seeds = dataset.train, [config.seed + number for number in numbers]
+    settings: dict[str, Any] = {"epochs": config.epochs, "lr": config.lr, "batch": config.batch, "on_epoch": done}
+    if together == 1:
+        fit(networks[0], train.images_of, train.labels, seed=seeds[0], **settings)
+    else:
+        fit_together(networks, train.images_of, train.labels, seeds=seeds, **settings)
+    return dict(sorted(kept.items()))
 
 
-def _check_trained(config: PoolConfig, dataset: Dataset, number: int, reached: float) -> None:
+def _rounded(weights: Mapping[str, Tensor], stored: str) -> dict[str, Tensor]:
+    """A copy on the CPU in the precision of the disk; numbers beyond fp16's range, and counters, stay as they are."""
+    copies = {name: tensor.detach().cpu().clone() for name, tensor in weights.items()}
+    if stored == "fp16":
+        for name, tensor in copies.items():
+            if tensor.is_floating_point() and bool((half := tensor.half()).isfinite().all()):
+                copies[name] = half
+    return copies
+
+
+def _check_trained(config: PoolConfig, dataset: Dataset, number: int, passes: int, reached: float) -> None:
     needed = required_accuracy(len(dataset.spec.classes))
     if reached < needed:
+        early = passes < config.epochs
+        remedy = "keep later passes" if early else f"raise pool.epochs (now {config.epochs})"
         raise InputError(
-            f"network {number} of the pool ({config.network}) reaches {reached:.1f} % on held-out images, below the "
-            f"{needed:.1f} % of a trained one; raise pool.epochs (now {config.epochs})"
+            f"network {number} of the pool ({config.network}) reaches {reached:.1f} % on held-out images"
+            f"{f' after {passes} passes (pool.epochs_kept)' if early else ''}, below the {needed:.1f} % of a trained "
+            f"one; {remedy}"
         )
 
 
@@ -266,13 +320,20 @@ def _read_facts(folder: Path, fingerprint: str, *, explicit: bool) -> dict[str, 
     return accuracies
 
 
-def _keep(folder: Path, name: str, network: Network, fingerprint: str, accuracies: dict[str, float]) -> None:
-    """Writes a network, then the list that says it is there."""
+def _keep(
+    folder: Path,
+    name: str,
+    weights: Mapping[str, Tensor],
+    config: PoolConfig,
+    fingerprint: str,
+    accuracies: dict[str, float],
+) -> None:
+    """Writes a member, then the list that says it is there."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        weights = {key: tensor.detach().cpu().contiguous() for key, tensor in network.state_dict().items()}
-        atomic_write(folder / f"{name}.safetensors", to_bytes(weights))
-        facts = {"fingerprint": fingerprint, "network": network.name, "accuracies": accuracies}
+        contiguous = {key: tensor.contiguous() for key, tensor in weights.items()}
+        atomic_write(folder / f"{name}.safetensors", to_bytes(contiguous))
+        facts = {"fingerprint": fingerprint, "network": config.network, "accuracies": accuracies}
         atomic_write(folder / "pool.json", json.dumps(facts, indent=2) + "\n")
     except OSError as error:
         raise InputError(

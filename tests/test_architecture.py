@@ -33,8 +33,9 @@ ALLOWED = (
     | {name: BASE for name in MATERIAL}
     | {"data": BASE | {"sources"}}
     | {"training": BASE | MATERIAL}  # what pools and evaluation share
-    | {name: BASE | MATERIAL | {"training"} for name in MIDDLE}
-    | {name: BASE | MATERIAL | MIDDLE | {"training"} | ABOVE for name in ABOVE}
+    | {"stacked": BASE | MATERIAL | {"training"}}  # many at once, in its place
+    | {name: BASE | MATERIAL | {"stacked", "training"} for name in MIDDLE}
+    | {name: BASE | MATERIAL | MIDDLE | {"stacked", "training"} | ABOVE for name in ABOVE}
     | {"statistics": BASE | MATERIAL}  # of real images, kept for a run
     | {"network_queue": BASE | MATERIAL | {"extractors", "training"}}  # IDM's source of features, beside DM's
     | {"updaters": BASE}

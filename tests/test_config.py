@@ -37,6 +37,7 @@ ZERO_ALLOWED = {
     "seed",
     "pool.seed",
     "compute.chunk",
+    "compute.together",
     "match.cm",
     "match.cc",
     "match.ce",
@@ -55,6 +56,8 @@ def values(key: str) -> st.SearchStrategy:
         return st.just("linear")  # exp does not go with every scaling; tested by itself
     if typing.get_origin(hint) is typing.Literal:
         return st.sampled_from(typing.get_args(hint))
+    if key == "pool.epochs_kept":
+        return st.sampled_from([(), (1,)])  # what goes with any number of epochs; others are tested by themselves
     if typing.get_origin(hint) is tuple:
         names = st.text("abcdefgh-0123", min_size=1, max_size=8)
         return st.lists(names, min_size=1, max_size=4).map(tuple)
@@ -127,6 +130,10 @@ def test_settings_are_overridden_together(data, keys):
         ("seed", str(2**62 + 1), 2**62 + 1),
         ("eval.networks", "convnet3, alexnet ,vgg11", ("convnet3", "alexnet", "vgg11")),
         ("eval.networks", ["convnet3"], ("convnet3",)),
+        ("pool.epochs_kept", "2, 5,10", (2, 5, 10)),
+        ("pool.epochs_kept", [2, "5"], (2, 5)),
+        ("pool.epochs_kept", 3, (3,)),
+        ("pool.epochs_kept", "", ()),
         ("compute.compile", False, "off"),
         ("compute.compile", True, "on"),
         ("pool.path", "", ""),
@@ -177,6 +184,10 @@ def test_the_given_settings_stay_as_they_are():
         ({"eval.networks": 5}, "names separated by commas, got 5"),
         ({"eval.networks": None}, "names separated by commas, got None"),
         ({"eval.networks": [1, 2]}, r"names separated by commas, got \[1, 2\]"),
+        ({"pool.epochs_kept": "2,x"}, "pool.epochs_kept must be a whole number, got 'x'"),
+        ({"pool.epochs_kept": True}, "pool.epochs_kept must be whole numbers separated by commas, got True"),
+        ({"pool.epochs_kept": (0, 2)}, r"pool.epochs_kept must lie in 1 to pool.epochs \(now \d+\), got 0, 2"),
+        ({"pool.epochs_kept": (2, 6), "pool.epochs": 5}, r"in 1 to pool.epochs \(now 5\), got 2, 6"),
         ({"dataset": False}, "dataset must be text, got False"),
         ({"scale": "papr"}, r"unknown scale 'papr'; did you mean 'paper'\?"),
         (

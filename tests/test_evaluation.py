@@ -158,6 +158,21 @@ def test_a_network_does_not_depend_on_how_many_others_are_judged(pictures, netwo
     assert len(ones) == 3
 
 
+def test_networks_judged_at_once_are_those_judged_one_by_one(pictures, networks, monkeypatch):
+    chosen = random_real(pictures.train, 3)
+    protocol = changed(num_eval=3, networks=("convnet2", "convnet3-bn"))
+    alone = judge(chosen, pictures, protocol)
+    monkeypatch.setattr(evaluation, "fit", None)
+    heard = []
+    at_once = judge(chosen, pictures, protocol, together=2, on_network=heard.append)
+    assert pd.DataFrame(heard).equals(at_once)
+    assert at_once.drop(columns=["accuracy", "seconds"]).equals(alone.drop(columns=["accuracy", "seconds"]))
+    assert ((at_once["accuracy"] - alone["accuracy"]).abs() <= 2.5).all()  # two images may sit on the fence
+    for mine, other in zip(networks[6:], networks[:6], strict=True):
+        for name, tensor in other.items():
+            assert (mine[name] - tensor).norm() <= 1e-3 * tensor.norm() + 1e-5, name
+
+
 def test_judging_leaves_the_set_and_the_global_generator_alone(pictures):
     chosen = random_real(pictures.train, 3)
     before, state = chosen.images.clone(), torch.get_rng_state()

@@ -6,6 +6,7 @@ import logging
 import shutil
 from collections import Counter
 from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from iidlib.extractors import (
     frozen,
     network_for,
     pool_fingerprint,
+    pool_members,
     required_accuracy,
     trained_pool,
 )
@@ -232,7 +234,10 @@ def test_training_is_said_once_with_what_it_reached(pictures, cache, caplog):
 def test_the_fingerprint_names_the_data_and_every_setting_that_shapes_a_network(pictures):
     mine = pool_fingerprint(pictures, SMALL)
     assert len(mine) == 12 and mine == pool_fingerprint(shapes(4, 40, 16), SMALL)
-    changed = {"network": "convnet1", "width": 7, "epochs": 4, "lr": 0.06, "batch": 9, "seed": 1}
+    changed = {
+        "network": "convnet1", "width": 7, "epochs": 4, "lr": 0.06, "batch": 9, "seed": 1, "epochs_kept": (1,),
+        "stored": "fp32",
+    }  # fmt: skip
     others = {pool_fingerprint(pictures, config(**{key: value})) for key, value in changed.items()}
     assert len(others) == len(changed) and mine not in others
     assert mine == pool_fingerprint(pictures, config(count=9, path="elsewhere"))
@@ -244,6 +249,102 @@ def test_other_settings_train_a_pool_of_their_own(pictures, cache):
     train(pictures, config(count=1))
     train(pictures, config(count=1, epochs=4))
     assert len(list((cache / "pools").iterdir())) == 2
+
+
+# Members from one training, and their precision
+
+
+def test_copies_after_chosen_passes_are_members(pictures, cache, monkeypatch, caplog):
+    caplog.set_level(logging.INFO, "iidlib")
+    settings = config(epochs=4, epochs_kept=(4, 2, 3), stored="fp32")
+    pool = train(pictures, settings)
+    members = [(number, passes) for number in range(2) for passes in (2, 3, 4)]
+    assert pool_members(settings) == members and len(pool.networks) == len(pool.accuracies) == 6
+    assert sorted(path.stem for path in folder_of(pictures, cache, settings).glob("*.safetensors")) == [
+        "0000", "0000-after-2", "0000-after-3", "0001", "0001-after-2", "0001-after-3"
+    ]  # fmt: skip
+    assert f"network 2 of 2 after 3 of 4 passes: {pool.accuracies[4]:.1f} % on held-out images" in caplog.messages
+    for (number, passes), network in zip(members, pool.networks, strict=True):
+        # a copy after so many passes is the network of a training that ends there
+        assert same(network, train(pictures, config(epochs=passes, stored="fp32")).networks[number])
+    monkeypatch.setattr(extractors, "fit", never)
+    loaded = train(pictures, settings)
+    assert loaded.accuracies == pool.accuracies
+    assert all(same(a, b) for a, b in zip(loaded.networks, pool.networks, strict=True))
+
+
+def test_a_training_that_lacks_a_member_is_done_again(pictures, cache):
+    settings = config(count=1, epochs_kept=(2,))
+    pool = train(pictures, settings)
+    path = folder_of(pictures, cache, settings) / "pool.json"
+    facts = json.loads(path.read_text())
+    del facts["accuracies"]["0000"]
+    path.write_text(json.dumps(facts))
+    assert (
+        train(pictures, settings).accuracies
+        == pool.accuracies
+        == list(json.loads(path.read_text())["accuracies"].values())
+    )
+
+
+def test_an_untrained_copy_is_refused_by_the_passes_it_had(pictures, cache):
+    with pytest.raises(InputError, match=r"after 1 passes \(pool.epochs_kept\), below the 50.0 %.*keep later passes"):
+        train(pictures, config(lr=1e-9, epochs_kept=(1,)))
+    assert not cache.exists()
+
+
+def test_half_precision_on_disk_changes_no_more_than_rounding(pictures, cache):
+    half, full = train(pictures), train(pictures, config(stored="fp32"))
+    images = pictures.test.images_of(torch.arange(len(pictures.test)))
+    for mine, exact in zip(half.networks, full.networks, strict=True):
+        for name, tensor in mine.state_dict().items():
+            assert tensor.dtype == torch.float32 and torch.equal(tensor, exact.state_dict()[name].half().float())
+        apart = (mine.embed(images) - exact.embed(images)).norm() / exact.embed(images).norm()
+        assert 0 < apart < 2e-3
+    for one, other in zip(half.accuracies, full.accuracies, strict=True):
+        assert abs(one - other) <= 2.5  # two of 80 images
+    sizes = [
+        (folder_of(pictures, cache, settings) / "0000.safetensors").stat().st_size
+        for settings in (SMALL, config(stored="fp32"))
+    ]
+    assert sizes[0] < 0.75 * sizes[1]
+
+
+def test_what_half_precision_cannot_hold_is_kept_in_full(pictures, cache):
+    weights = {"large": torch.tensor([1e6, 1.0]), "small": torch.tensor([0.1]), "count": torch.tensor(70000)}
+    rounded = extractors._rounded(weights, "fp16")
+    assert {name: tensor.dtype for name, tensor in rounded.items()} == {
+        "large": torch.float32, "small": torch.float16, "count": torch.int64
+    }  # fmt: skip
+    assert torch.equal(rounded["large"], weights["large"]) and rounded["count"] == 70000
+    pool = train(pictures, config(network="convnet3-bn", count=1, epochs=15))
+    buffers = dict(pool.networks[0].named_buffers())
+    assert any(name.endswith("running_var") and tensor.std() > 0 for name, tensor in buffers.items())
+
+
+def test_networks_trained_at_once_are_those_trained_alone(pictures, cache, monkeypatch):
+    settings = config(count=3, epochs_kept=(2,), stored="fp32")
+    alone = train(pictures, settings)
+    monkeypatch.setenv("IID_CACHE", str(cache) + "-2")
+    monkeypatch.setattr(extractors, "fit", never)
+    passes = []
+    at_once = train(pictures, settings, together=2, on_epoch=lambda number, epoch: passes.append((number, epoch)))
+    assert passes == [(n, e) for group in ((0, 1), (2,)) for e in range(3) for n in group]
+    for mine, other in zip(at_once.networks, alone.networks, strict=True):
+        for a, b in zip(mine.parameters(), other.parameters(), strict=True):
+            assert (a - b).norm() <= 1e-3 * b.norm() + 1e-6
+
+
+def test_a_pool_from_before_members_had_passes_and_precision_is_refused(pictures, cache, pool_folder):
+    """Its fingerprint named fewer settings; nobody takes it for one of today's."""
+    facts = {
+        key: value for key, value in vars(SMALL).items() if key in ("network", "width", "epochs", "lr", "batch", "seed")
+    }
+    old = sha256(json.dumps([pictures.train.fingerprint, facts], sort_keys=True).encode()).hexdigest()[:12]
+    path = pool_folder / "pool.json"
+    path.write_text(path.read_text().replace(pool_fingerprint(pictures, SMALL), old))
+    with pytest.raises(InputError, match="was trained with other data or settings"):
+        train(pictures)
 
 
 # A folder named in the settings

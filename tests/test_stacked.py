@@ -1,0 +1,214 @@
+"""iidlib.stacked: networks trained together are those that training one by one gives, whatever the form of a step."""
+
+import copy
+import logging
+
+import pytest
+import torch
+from torch import Tensor
+
+from iidlib import stacked
+from iidlib.accelerate import compiler_available, prepare
+from iidlib.augment import OPERATIONS
+from iidlib.networks import NETWORKS, Network, build_network
+from iidlib.stacked import fit_together
+from iidlib.streams import stream
+from iidlib.training import fit
+
+COUNT, CLASSES = 10, 3
+EVERYTHING = "_".join(OPERATIONS)
+FORMS = pytest.mark.parametrize("at_once", [True, False], ids=["at once", "in turn"])
+
+
+def network(number: int, name: str = "convnet2", size: int = 16, dtype: torch.dtype = torch.float64) -> Network:
+    width = 3 if name.startswith("convnet") else None
+    generator = stream(number, 0, "network")
+    return build_network(name, num_classes=CLASSES, image_size=size, width=width, generator=generator).to(dtype)
+
+
+def images(count: int = COUNT, size: int = 16, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
+    pictures = torch.randn(count, 3, size, size, dtype=dtype, generator=stream(0, 0, "images"))
+    return pictures, torch.arange(count) % CLASSES
+
+
+def together(
+    networks: list[Network], pictures: Tensor, labels: Tensor, at_once: bool, **changes: object
+) -> list[Network]:
+    settings = {"epochs": 6, "lr": 0.05, "batch": 4, "seeds": range(3, 3 + len(networks))} | changes
+    return fit_together(networks, lambda index: pictures[index], labels, at_once=at_once, **settings)
+
+
+def one_by_one(networks: list[Network], pictures: Tensor, labels: Tensor, **changes: object) -> list[Network]:
+    settings = {"epochs": 6, "lr": 0.05, "batch": 4} | changes
+    return [
+        fit(own, lambda index: pictures[index], labels, seed=3 + number, **settings)
+        for number, own in enumerate(networks)
+    ]
+
+
+def difference(a: Network, b: Network) -> float:
+    """Of all weights and running statistics, norm-wise."""
+    assert a.state_dict().keys() == b.state_dict().keys()
+    first, second = (torch.cat([t.flatten().double() for t in each.state_dict().values()]) for each in (a, b))
+    return float((first - second).norm() / second.norm())
+
+
+@FORMS
+@pytest.mark.parametrize(
+    ("drop_after", "strategy"),
+    [(None, "none"), (3, "none"), (3, EVERYTHING), (0, "color_flip"), (5, "crop"), (9, "none")],
+)
+def test_networks_trained_together_are_those_trained_alone(at_once, drop_after, strategy):
+    """Orders, the last smaller batch, augmentation, momentum, decay, and the drop with its new optimiser."""
+    start = [network(number) for number in range(3)]
+    settings = {"drop_after": drop_after, "augmentation": strategy}
+    found = together(copy.deepcopy(start), *images(), at_once, **settings)
+    for own, expected, before in zip(
+        found, one_by_one(copy.deepcopy(start), *images(), **settings), start, strict=True
+    ):
+        assert difference(own, expected) < 1e-10 and difference(before, expected) > 1e-2
+
+
+@FORMS
+@pytest.mark.parametrize("name", NETWORKS)
+def test_every_network_trains_together_its_running_statistics_included(at_once, name):
+    start = [network(number, name, 32) for number in range(2)]
+    settings = {"epochs": 1, "batch": 2, "lr": 0.01}
+    found = together(copy.deepcopy(start), *images(4, 32), at_once, **settings)
+    for own, expected, before in zip(
+        found, one_by_one(copy.deepcopy(start), *images(4, 32), **settings), start, strict=True
+    ):
+        assert difference(own, expected) < 1e-10 < difference(before, expected)
+        for key, tensor in expected.state_dict().items():
+            if key.endswith("num_batches_tracked"):
+                assert own.state_dict()[key] == tensor == 2
+
+
+@FORMS
+def test_a_network_does_not_depend_on_how_many_train_with_it(at_once):
+    settings = {"drop_after": 2, "augmentation": EVERYTHING}
+    (alone,) = together([network(1)], *images(), at_once, **settings, seeds=[8])
+    _, among, _ = together([network(0), network(1), network(2)], *images(), at_once, **settings, seeds=[3, 8, 5])
+    assert difference(among, alone) < 1e-12
+    (other,) = together([network(1)], *images(), at_once, **settings, seeds=[9])
+    assert difference(other, alone) > 1e-3
+
+
+@FORMS
+def test_networks_come_back_in_training_mode_and_hold_their_weights_after_each_pass(at_once):
+    networks = [network(0).eval(), network(1).eval()]
+    seen: list[tuple[int, list[Network]]] = []
+    before = torch.get_rng_state()
+    found = together(
+        networks, *images(), at_once, epochs=3, on_epoch=lambda epoch: seen.append((epoch, copy.deepcopy(networks)))
+    )
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(a is b and a.training for a, b in zip(found, networks, strict=True))
+    assert [epoch for epoch, _ in seen] == [0, 1, 2]
+    for epoch, then in seen:
+        expected = one_by_one([network(0), network(1)], *images(), epochs=epoch + 1)
+        assert all(difference(a, b) < 1e-10 for a, b in zip(then, expected, strict=True))
+
+
+@FORMS
+@pytest.mark.skipif(not compiler_available(), reason="no C++ compiler")
+def test_networks_with_compiled_kernels_train_together(at_once):
+    start = [network(number, dtype=torch.float32) for number in range(2)]
+    pictures, labels = images(dtype=torch.float32)
+    found = together([prepare(copy.deepcopy(own)) for own in start], pictures, labels, at_once, epochs=2)
+    for own, expected in zip(found, one_by_one(start, pictures, labels, epochs=2), strict=True):
+        assert difference(own, expected) < 1e-4
+
+
+def test_a_batch_larger_than_the_set_is_the_set():
+    (large,), (whole,) = (together([network(0)], *images(), True, batch=batch) for batch in (256, COUNT))
+    assert difference(large, whole) == 0
+
+
+@pytest.mark.parametrize(
+    ("networks", "seeds", "message"),
+    [
+        ([], [], "no networks"),
+        ([network(0)], [1, 2], "1 networks and 2 seeds"),
+        ([network(0), network(0, "convnet1")], [1, 2], "one architecture and one shape"),
+        ([network(0), network(0, size=32)], [1, 2], "one architecture and one shape"),
+    ],
+    ids=["none", "seeds", "architecture", "shape"],
+)
+def test_what_cannot_train_together_is_refused(networks, seeds, message):
+    with pytest.raises(ValueError, match=message):
+        fit_together(networks, lambda index: images()[0][index], images()[1], epochs=1, lr=0.1, batch=4, seeds=seeds)
+
+
+# Recording, with stand-ins for what needs a GPU
+
+
+class Replayed:
+    """Stands for a CUDA graph: does again what was recorded, or something else."""
+
+    def __init__(self, stack: stacked._Stack, batch: stacked._Batch, at_once: bool, wrong: bool) -> None:
+        self.at_once, self._wrong, self._stack, self._batch = at_once, wrong, stack, batch
+
+    def replay(self) -> None:
+        self._stack._update(self._batch, at_once=self.at_once)
+        if self._wrong:
+            next(iter(self._stack._parameters.values())).detach().add_(1)
+
+
+def recording(monkeypatch, *, broken=(), wrong=(), faster=True) -> tuple[list[Network], list[bool | None]]:
+    """Trains with recordings: which forms cannot be recorded, which do something else, which is faster."""
+    batches: list[stacked._Batch] = []
+    record = stacked._Stack._record
+
+    def recorded(self, batch, *, at_once, state):
+        self._update(batch, at_once=at_once)  # the warm-up moves the weights
+        if at_once in broken:
+            raise RuntimeError("an operation is not permitted\nwhile recording")
+        return Replayed(self, batch, at_once, at_once in wrong)
+
+    monkeypatch.setattr(stacked, "_records", lambda device: True)
+    monkeypatch.setattr(stacked._Stack, "_record", lambda self, batch: batches.append(batch) or record(self, batch))
+    monkeypatch.setattr(stacked._Stack, "_recorded", recorded)
+    monkeypatch.setattr(stacked._Stack, "_timed", lambda self, graph: 1.0 if graph.at_once == faster else 2.0)
+    pictures, labels = images()
+    settings = {"epochs": 3, "lr": 0.05, "batch": 4, "seeds": [3, 4], "augmentation": EVERYTHING, "drop_after": 1}
+    found = fit_together([network(0), network(1)], lambda index: pictures[index], labels, **settings)
+    return found, [None if batch.graph is None else batch.graph.at_once for batch in batches]
+
+
+@pytest.mark.parametrize(
+    ("how", "expected", "said"),
+    [
+        ({}, True, ""),
+        ({"faster": False}, False, ""),
+        ({"broken": (True,)}, False, ""),
+        ({"wrong": (True,)}, False, ""),
+        ({"wrong": (False,)}, True, ""),
+        ({"broken": (True,), "wrong": (False,)}, None, "at once: an operation is not permitted; in turn: its update"),
+    ],
+    ids=["at once is faster", "in turn is faster", "at once breaks", "at once is wrong", "in turn is wrong", "neither"],
+)
+def test_the_faster_recording_that_is_right_is_kept_and_training_stays_the_same(
+    how, expected, said, monkeypatch, caplog
+):
+    caplog.set_level(logging.WARNING, "iidlib")
+    found, used = recording(monkeypatch, **how)
+    assert used == [expected] * 2  # batches of 4, and the last one of 2
+    expected_networks = one_by_one([network(0), network(1)], *images(), epochs=3, drop_after=1, augmentation=EVERYTHING)
+    assert all(difference(a, b) < 1e-10 for a, b in zip(found, expected_networks, strict=True))
+    messages = [record.message for record in caplog.records]
+    assert len(messages) == (2 if said else 0)  # once for each size of a batch
+    assert all("no CUDA graph of training" in message and said in message for message in messages)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("at_once", [None, True, False])
+@pytest.mark.parametrize("name", ["convnet3", "convnet3-bn"])
+def test_recorded_training_on_a_gpu_is_the_plain_one(name, at_once, caplog):
+    pictures, labels = (tensor.cuda() for tensor in images(size=32, dtype=torch.float32))
+    start = [network(number, name, 32, torch.float32).cuda() for number in range(3)]
+    settings = {"epochs": 3, "drop_after": 1, "augmentation": EVERYTHING}
+    found = together([prepare(copy.deepcopy(own)) for own in start], pictures, labels, at_once, **settings)
+    assert not caplog.records
+    for own, expected in zip(found, one_by_one(start, pictures, labels, **settings), strict=True):
+        assert difference(own, expected) < 1e-2
