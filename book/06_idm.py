@@ -91,12 +91,13 @@ torch.testing.assert_close(expand(mosaic[None], 2), by_hand)
 print("expanded:", list(by_hand.shape))
 
 # %%
-shown = torch.cat([four, mosaic[None], by_hand])
+shown = denormalize(torch.cat([four, mosaic[None], by_hand]).cpu(), data.spec)
 names = ["four real", "and their mosaic", "expanded"]
 axes = plots.panels(3, height=2.2)
 for ax, part, name in zip(axes, shown.split([4, 1, 4]), names, strict=True):
-    plots.image_grid(denormalize(part.cpu(), data.spec), columns=2, title=name, ax=ax)
-plots.show(axes, "Four images in the room of one: blurred when expanded, but told apart.")
+    plots.image_grid(part, columns=2, title=name, ax=ax)
+finding = "blurred when expanded, but told apart"
+plots.show(axes, f"Four images in the room of one: {finding}.")
 
 # %% [markdown]
 # A set with factor two counts by what it *stores*: `ipc` mosaics a class, as many numbers as `ipc` images.
@@ -109,7 +110,8 @@ plots.show(axes, "Four images in the room of one: blurred when expanded, but tol
 def judged(images, label):
     """Accuracy of networks trained on a set, a row each."""
     config = preset("dm", dataset, ipc, scale, {"eval.num_eval": networks})
-    return evaluate(images, data, protocol=config.eval, seed=seed).assign(label=label)
+    scores = evaluate(images, data, protocol=config.eval, seed=seed)
+    return scores.assign(label=label)
 
 
 # %% tags=["nbval-ignore-output"]
@@ -118,7 +120,8 @@ rows.append(judged(random_real(train, ipc, seed, factor=2), "random-mosaic"))
 summarize(pd.concat(rows)).round(1)
 
 # %%
-assert all((row["images"] == classes * ipc).all() for row in rows), "the same storage"
+for row in rows:
+    assert (row["images"] == classes * ipc).all(), "the same storage"
 
 # %% [markdown]
 # ## A queue of networks in training
@@ -146,7 +149,7 @@ runs = {"dm": learned("dm"), "idm": learned("idm")}
 # %%
 queue = runs["idm"].metrics
 assert queue["queue_networks"].is_monotonic_increasing
-assert queue["queue_accuracy"].iloc[0] == 0, "nothing is trained before the first update"
+assert queue["queue_accuracy"].iloc[0] == 0, "trained before the first update"
 
 # %% tags=["nbval-ignore-output"]
 axes = plots.queue_curves(queue, chance=100 / classes)
@@ -228,14 +231,15 @@ for label, run in runs.items():
 scores = pd.concat(rows)
 bars = plots.accuracy_bars(scores, chance=100 / classes)
 mean = scores.groupby("label")["accuracy"].mean().to_dict()
-finding = ", ".join(f"{name} {mean[name]:.0f} %" for name in dict.fromkeys(scores["label"]))
+names = scores["label"].unique()
+finding = ", ".join(f"{name} {mean[name]:.0f} %" for name in names)
 plots.show(bars, f"Test accuracy at the same storage, {ipc} a class: {finding}.")
 
 # %%
 if scale != "ci":
     assert mean["random-mosaic"] > mean["random"]
-    assert mean["idm"] > mean["random-mosaic"] and mean["iid-idm"] > mean["random-mosaic"]
-    assert mean["idm"] > mean["dm"] and mean["iid-idm"] > mean["dm"]
+    for method in ("idm", "iid-idm"):
+        assert mean[method] > mean["random-mosaic"] and mean[method] > mean["dm"]
 
 # %% [markdown]
 # Three comparisons in the figure stand apart, and only the first two are large.
@@ -278,7 +282,8 @@ summarize(pd.concat([*rows[:2], finer])).round(1)
 # %% tags=["hide-cell"]
 for count, m in ((10, 0.5), (3, 0.9)):
     kept, reach = m**count, (1 - m**count) / (1 - m)
-    print(f"{count} classes, momentum {m}: keeps {kept:.3f} of v, moves {reach:.2f} r v")
+    does = f"keeps {kept:.3f} of v, moves {reach:.2f} r v"
+    print(f"{count} classes, momentum {m}: {does}")
 
 # %% [markdown]
 # ## Summary
