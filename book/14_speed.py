@@ -225,7 +225,6 @@ trade.round(1)
 # %% [markdown]
 # Fifty pairs lose nothing and save nothing in a run of this length, since a pair costs a pass over all images; ten halve the time and cost about a point.
 # With the same seconds, fresh draws did as well or better, so the setting is off by default.
-# It is there for those who distil one data set many times over, and for what they find out.
 #
 # ## Exercises
 #
