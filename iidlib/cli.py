@@ -23,7 +23,7 @@ from rich.table import Table
 from typer.core import TyperGroup
 
 from iidlib import __version__
-from iidlib.config import SCALES, EvalProtocol, InputError, RunConfig, preset, settings, suggest
+from iidlib.config import SCALES, EvalProtocol, InputError, PoolConfig, RunConfig, preset, settings, suggest
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -456,9 +456,9 @@ def experts(
     ctx: typer.Context,
     out: Annotated[Path, typer.Option("--out", help="Folder of the pool, made or completed.")],
     dataset: DatasetName = "cifar10-mini",
-    network: Annotated[str, typer.Option("--network", help="Architecture.")] = "resnet18",
-    count: Annotated[int, typer.Option("--count", help="Networks.")] = 20,
-    epochs: Annotated[int, typer.Option("--epochs", help="Passes over the training set.")] = 40,
+    network: Annotated[str, typer.Option("--network", help="Architecture.")] = PoolConfig().network,
+    count: Annotated[int, typer.Option("--count", help="Networks.")] = PoolConfig().count,
+    epochs: Annotated[int, typer.Option("--epochs", help="Passes over the training set.")] = PoolConfig().epochs,
     device: Device = "auto",
     data_root: DataRoot = None,
     changes: Changes = None,

@@ -33,8 +33,12 @@ from iidlib.training import MOMENTUM, WEIGHT_DECAY
 
 __all__ = ["fit_together"]
 
-TOLERANCE = 1e-2
-"""Largest norm-wise difference of a recorded update from a plain one, in TF32."""
+TOLERANCE = 1e-1
+"""Largest norm-wise difference of a recorded update from a plain one.
+
+In TF32, other kernels put some activations on the other side of the ReLU's kink, which changes a gradient by
+hundredths; a recording that reads the wrong buffers is off by its whole size.
+"""
 
 TIMED = 3
 """Replays by which the two forms are compared."""

@@ -180,6 +180,7 @@ def test_training_is_plain_sgd_on_all_training_images_without_augmentation(pictu
         asked.update(settings)
         assert torch.equal(labels, pictures.train.labels)
         assert torch.equal(images_of(torch.tensor([5])), pictures.train.images_of(torch.tensor([5])))
+        settings["on_epoch"](settings["epochs"] - 1)
 
     monkeypatch.setattr(extractors, "fit", fit)
     monkeypatch.setattr(extractors, "accuracy", lambda network, real: 99.0 if real is pictures.test else 0.0)

@@ -20,8 +20,10 @@ EVERYTHING = "_".join(OPERATIONS)
 FORMS = pytest.mark.parametrize("at_once", [True, False], ids=["at once", "in turn"])
 
 
-def network(number: int, name: str = "convnet2", size: int = 16, dtype: torch.dtype = torch.float64) -> Network:
-    width = 3 if name.startswith("convnet") else None
+def network(
+    number: int, name: str = "convnet2", size: int = 16, dtype: torch.dtype = torch.float64, width: int = 3
+) -> Network:
+    width = width if name.startswith("convnet") else None
     generator = stream(number, 0, "network")
     return build_network(name, num_classes=CLASSES, image_size=size, width=width, generator=generator).to(dtype)
 
@@ -113,7 +115,7 @@ def test_networks_come_back_in_training_mode_and_hold_their_weights_after_each_p
 @FORMS
 @pytest.mark.skipif(not compiler_available(), reason="no C++ compiler")
 def test_networks_with_compiled_kernels_train_together(at_once):
-    start = [network(number, dtype=torch.float32) for number in range(2)]
+    start = [network(number, dtype=torch.float32, width=16) for number in range(2)]
     pictures, labels = images(dtype=torch.float32)
     found = together([prepare(copy.deepcopy(own)) for own in start], pictures, labels, at_once, epochs=2)
     for own, expected in zip(found, one_by_one(start, pictures, labels, epochs=2), strict=True):
