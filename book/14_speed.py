@@ -223,7 +223,7 @@ trade = groups.agg(
 trade.round(1)
 
 # %% [markdown]
-# Fifty pairs lose nothing and save nothing in a run of this length, since a pair costs a pass over all images; ten halve the time and cost about a point.
+# Fifty pairs show no loss and save nothing in a run of this length, since a pair costs a pass over all images; ten halve the time and cost about a point.
 # With the same seconds, fresh draws did as well or better, so the setting is off by default.
 #
 # ## Exercises

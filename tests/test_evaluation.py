@@ -170,7 +170,7 @@ def test_networks_judged_at_once_are_those_judged_one_by_one(pictures, networks,
     assert ((at_once["accuracy"] - alone["accuracy"]).abs() <= 2.5).all()  # two images may sit on the fence
     for mine, other in zip(networks[6:], networks[:6], strict=True):
         for name, tensor in other.items():
-            assert (mine[name] - tensor).norm() <= 1e-3 * tensor.norm() + 1e-5, name
+            assert (mine[name].double() - tensor).norm() <= 1e-3 * tensor.double().norm() + 1e-5, name
 
 
 def test_judging_leaves_the_set_and_the_global_generator_alone(pictures):
