@@ -75,7 +75,12 @@ app.add_typer(data_app, name="data")
 
 console = Console()
 
-DatasetName = Annotated[str, typer.Option("--dataset", help="cifar10-mini, cifar10 or shapes.")]
+DatasetName = Annotated[
+    str,
+    typer.Option(
+        "--dataset", help="cifar10-mini, cifar10 or shapes; validation:NAME judges on held-out training images."
+    ),
+]
 DataRoot = Annotated[
     Path | None, typer.Option("--data-root", help="Folder that holds the data sets; else the one in IID_DATA.")
 ]
@@ -306,7 +311,7 @@ def distill(
             raise InputError("--results needs the evaluation; leave out --no-evaluate or --results")
         check_results(results)
     loaded = _load(dataset, data_root, device)
-    folder = RunFolder(out or Path("runs") / f"{method}-{dataset}-ipc{ipc}-{scale}-seed{seed}")
+    folder = RunFolder(out or Path("runs") / f"{method}-{dataset.replace(':', '-')}-ipc{ipc}-{scale}-seed{seed}")
     typer.echo(
         f"{method} on {dataset}, IPC {ipc}: {config.iterations} iterations, scale {scale}, {loaded.train.device}"
     )

@@ -6,7 +6,7 @@ spent moving images. Indices stay on the CPU, where the draws are made.
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -283,6 +283,17 @@ def _dataset(spec: DatasetSpec, train: Images, test: Images, device: torch.devic
     return Dataset(spec.name, RealSet(*train, spec).to(device), RealSet(*test, spec).to(device), spec)
 
 
+_VALIDATION = "validation:"
+
+
+def _held_out(dataset: Dataset) -> Dataset:
+    """Nine tenths of the training images, and the last tenth in place of the test images, which stay unseen."""
+    train, held_out = dataset.train.split(0.9, torch.Generator().manual_seed(0))
+    spec = replace(dataset.spec, name=_VALIDATION + dataset.name)
+    train, held_out = (RealSet(part.images, part.labels, spec) for part in (train, held_out))
+    return Dataset(spec.name, train, held_out, spec)
+
+
 def load_dataset(
     name: str = "cifar10-mini",
     *,
@@ -293,7 +304,9 @@ def load_dataset(
     """A data set by name, its files verified.
 
     Args:
-        name: ``cifar10-mini`` (comes with the library), ``cifar10`` (torchvision's files) or ``shapes``.
+        name: ``cifar10-mini`` (comes with the library), ``cifar10`` (torchvision's files) or ``shapes``; or one of them
+            after ``validation:``, which holds out a tenth of each class's training images, always the same ones, to
+            be judged on in place of the test images: settings are chosen on it.
         data_root: the folder that holds the data set's folder; the one in ``IID_DATA`` when not given. What comes with
             the library is found without either.
         device: where the images are put.
@@ -302,6 +315,9 @@ def load_dataset(
     Raises:
         InputError: for an unknown name, and for missing or damaged files: which, where looked, how to get them.
     """
+    if name.startswith(_VALIDATION):
+        whole = load_dataset(name.removeprefix(_VALIDATION), data_root=data_root, device=device, download=download)
+        return _held_out(whole)
     _known(name)
     if name == "shapes":
         drawn = shapes()

@@ -95,5 +95,5 @@ def differences(method: str, dataset: str, ipc: int, scale: str) -> dict[str, An
         return {}
     if scale != "paper":
         return dict(IDM_SCALES.get(scale, {}))
-    row = published(method, dataset, ipc)
+    row = published(method, dataset.removeprefix("validation:"), ipc)
     return dict(row.changes) if row else {}

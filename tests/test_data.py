@@ -12,6 +12,7 @@ import sys
 import threading
 import urllib.error
 import urllib.request
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -25,7 +26,7 @@ from PIL import Image
 from torchvision import datasets as torchvision_datasets
 from torchvision.transforms import functional
 
-from iidlib.config import InputError
+from iidlib.config import InputError, preset
 from iidlib.data import (
     Dataset,
     DatasetSpec,
@@ -568,3 +569,28 @@ def test_shapes_can_be_learned_but_not_from_one_pixel() -> None:
 
     centre = slice(136, 137)
     assert accuracy(slice(None)) > 30 and accuracy(centre) < 30
+
+
+class TestValidation:
+    def test_training_images_are_divided_class_by_class(self) -> None:
+        whole, tuned = load_dataset("shapes"), load_dataset("validation:shapes")
+        assert tuned.name == tuned.spec.name == "validation:shapes"
+        assert tuned.train.counts.tolist() == [36] * 4
+        assert tuned.test.counts.tolist() == [4] * 4
+        together = torch.cat([tuned.train.images, tuned.test.images]).flatten(1)
+        assert sorted(together.tolist()) == sorted(whole.train.images.flatten(1).tolist())
+
+    def test_is_the_same_division_every_time(self) -> None:
+        first, second = load_dataset("validation:shapes"), load_dataset("validation:shapes")
+        assert first.train.fingerprint == second.train.fingerprint
+        assert first.test.fingerprint == second.test.fingerprint
+
+    def test_an_unknown_set_is_named(self) -> None:
+        with pytest.raises(InputError, match="unknown data set 'cifar11'"):
+            load_dataset("validation:cifar11")
+
+    def test_settings_are_those_of_the_set_that_is_divided(self) -> None:
+        plain, tuned = (
+            preset("iid-idm", dataset=name, ipc=10, scale="paper") for name in ("cifar10", "validation:cifar10")
+        )
+        assert replace(tuned, dataset=plain.dataset) == plain
