@@ -31,6 +31,7 @@ __all__ = [
     "loss_curves",
     "panels",
     "queue_curves",
+    "setting_curve",
     "show",
     "time_ladder",
 ]
@@ -291,6 +292,39 @@ def distance_distribution(distances: pd.DataFrame, *, unit: str, ax: Axes | None
         sns.ecdfplot(distances, x="distance", hue="label", stat="percent", palette=colours(labels), linewidth=2, ax=ax)
         ax.set(xlabel=unit, ylabel="images within it (%)", ylim=(0, 101))
         sns.move_legend(ax, "lower right", title="")
+        sns.despine(ax=ax)
+    return ax
+
+
+def setting_curve(
+    scores: pd.DataFrame, *, setting: str, references: Mapping[str, float] | None = None, ax: Axes | None = None
+) -> Axes:
+    """Test accuracy as one setting changes: a point a distillation, a line through the means of each label.
+
+    Values lie at equal distances, because those of a sweep usually grow by factors and may begin with zero.
+
+    Args:
+        scores: a row a distillation, with columns label, value (of the setting) and accuracy (percent).
+        setting: what the horizontal axis says.
+        references: accuracies that the setting does not touch, by label, drawn as dotted lines.
+        ax: where to draw.
+    """
+    labels = list(dict.fromkeys(scores["label"]))
+    values = sorted(scores["value"].unique())
+    placed = scores.assign(place=scores["value"].map({value: place for place, value in enumerate(values)}))
+    palette = colours([*labels, *(references or {})])
+    with _style():
+        ax = ax or panels(height=3)[0]
+        common = {"data": placed, "x": "place", "y": "accuracy", "hue": "label", "palette": palette, "ax": ax}
+        sns.lineplot(**common, errorbar=None, linewidth=2, legend="auto" if len(labels) > 1 else False)
+        sns.scatterplot(**common, s=22, legend=False, zorder=3)
+        for label, accuracy in (references or {}).items():
+            ax.axhline(accuracy, color=palette[label], linewidth=1, linestyle=":")
+            ax.annotate(label, (1, accuracy), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=8)
+        ax.set_xticks(range(len(values)), [f"{value:g}" for value in values])
+        ax.set(xlabel=setting, ylabel="test accuracy (%)")
+        if len(labels) > 1:
+            ax.legend(title="")
         sns.despine(ax=ax)
     return ax
 

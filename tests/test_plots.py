@@ -347,3 +347,35 @@ def test_costs_have_a_panel_a_size_on_one_scale() -> None:
     assert {text.get_text() for text in drawn[0].get_legend().get_texts()} == {"loop", "ours"}
     lines = [line for line in drawn[1].get_lines() if len(line.get_xdata())]
     assert sorted(float(line.get_ydata()[-1]) for line in lines) == [1.28, 6.4]
+
+
+class TestSettingCurve:
+    def swept(self) -> pd.DataFrame:
+        rows = [
+            {"label": label, "value": value, "accuracy": base + step}
+            for label, base in (("dm-cc", 38.0), ("idm-cc", 41.0))
+            for value in (10.0, 0.0, 0.3)
+            for step in (-1, 0, 1)
+        ]
+        return pd.DataFrame(rows)
+
+    def test_lines_go_through_the_means_in_the_order_of_the_values(self) -> None:
+        ax = plots.setting_curve(self.swept(), setting="weight of class centralization")
+        for line, mean in zip(ax.lines[:2], (38.0, 41.0), strict=True):
+            np.testing.assert_allclose(line.get_xydata(), [[place, mean] for place in range(3)])
+        assert [tick.get_text() for tick in ax.get_xticklabels()] == ["0", "0.3", "10"]
+        assert sum(len(points.get_offsets()) for points in ax.collections) == 18
+
+    def test_axes_and_legend_say_what_is_shown(self) -> None:
+        ax = plots.setting_curve(self.swept(), setting="weight of class centralization")
+        assert (ax.get_xlabel(), ax.get_ylabel()) == ("weight of class centralization", "test accuracy (%)")
+        legend = ax.get_legend()
+        assert legend is not None and [text.get_text() for text in legend.get_texts()] == ["dm-cc", "idm-cc"]
+        one = self.swept().query("label == 'dm-cc'")
+        assert plots.setting_curve(one, setting="weight").get_legend() is None
+
+    def test_references_are_lines_across_in_their_own_colour(self) -> None:
+        ax = plots.setting_curve(self.swept(), setting="weight", references={"random": 28.5})
+        line = ax.lines[-1]
+        assert set(line.get_ydata()) == {28.5} and to_hex(line.get_color()) == plots.colours(["random"])["random"]
+        assert [text.get_text() for text in ax.texts] == ["random"]
