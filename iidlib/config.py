@@ -75,7 +75,8 @@ class MatchConfig:
     """Weight of class centralization."""
     cc_scaling: Literal["released", "per_image", "relative"] = "released"
     """``released``: the sum over images as published; ``per_image``: times 10/ipc, so equal to it at IPC 10;
-    ``relative``: the mean over images divided by that of real images under the same network and augmentation."""
+    ``relative``: the mean over images, with distances in units of that of real images under the same network and
+    augmentation (with the exp form choose ``cc_alpha`` near 1)."""
     cc_form: Literal["linear", "exp"] = "linear"
     """See ``losses.class_centralization``."""
     cc_alpha: float = 0.02
@@ -377,10 +378,6 @@ def _validate(config: RunConfig) -> RunConfig:
     if kept and not (min(kept) >= 1 and max(kept) <= epochs):
         raise InputError(
             f"pool.epochs_kept must lie in 1 to pool.epochs (now {epochs}), got {', '.join(map(str, kept))}"
-        )
-    if config.match.cc_scaling == "relative" and config.match.cc_form != "linear":
-        raise InputError(
-            "match.cc_scaling=relative goes with match.cc_form=linear; the exp form has its own scale, alpha"
         )
     if config.scale not in SCALES:
         raise InputError(f"unknown scale {config.scale!r}{suggest(config.scale, SCALES)}")

@@ -6,7 +6,7 @@ named in a row of ``distillation.METHODS``; the loop needs no change.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Protocol
 
 import torch
@@ -244,14 +244,15 @@ def _cm_term(batch: StepBatch) -> Tensor:
 
 def _cc_term(batch: StepBatch) -> Tensor:
     match, features = batch.config.match, batch.expert_syn_features
-    total = losses.class_centralization(features, form=match.cc_form, alpha=match.cc_alpha, beta=match.cc_beta)
+    measure = partial(losses.class_centralization, form=match.cc_form, alpha=match.cc_alpha, beta=match.cc_beta)
     if match.cc_scaling == "released":
-        return total
+        return measure(features)
     if match.cc_scaling == "per_image":
-        return total * (10 / features.shape[1])
+        return measure(features) * (10 / features.shape[1])
     scatter = batch.expert_real_scatter
-    # a class of one real image has no scatter to compare with; it asks for nothing
-    return torch.where(scatter > 0, total / features.shape[1] / scatter.clamp_min(torch.finfo(scatter.dtype).tiny), 0)
+    known = scatter > 0  # a class of one real image has no scatter to compare with; it asks for nothing
+    unit = torch.where(known, scatter, 1).sqrt()
+    return torch.where(known, measure(features / unit[:, None, None]) / features.shape[1], 0)
 
 
 def _ce_term(batch: StepBatch) -> Tensor:

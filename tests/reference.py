@@ -240,13 +240,12 @@ def terms_of_class(
             values[name] = match.ce * classifier.accuracy * class_cross_entropy(logits, batch.label)
         elif name == "cc":
             features = torch.stack([expert(image) for image in syn])
-            value = class_centralization(features, match.cc_form, match.cc_alpha, match.cc_beta)
-            if match.cc_scaling == "per_image":
-                value = value * 10 / len(syn)
-            elif match.cc_scaling == "relative":
+            unit = 1.0
+            if match.cc_scaling == "relative":
                 measured = torch.stack([expert(image) for image in real[: match.cc_real]]).detach()
-                scatter = float(mean_of(squared_distances(measured)))
-                value = value / len(syn) / scatter if len(measured) > 1 else 0 * value
+                unit = float(mean_of(squared_distances(measured))) if len(measured) > 1 else math.inf
+            value = class_centralization(features / math.sqrt(unit), match.cc_form, match.cc_alpha, match.cc_beta)
+            value = value * {"released": 1, "per_image": 10 / len(syn), "relative": 1 / len(syn)}[match.cc_scaling]
             values[name] = match.cc * value
         else:
             raise AssertionError(name)

@@ -193,10 +193,6 @@ def test_the_given_settings_stay_as_they_are():
         ({"pool.epochs_kept": (2, 6), "pool.epochs": 5}, r"in 1 to pool.epochs \(now 5\), got 2, 6"),
         ({"dataset": False}, "dataset must be text, got False"),
         ({"scale": "papr"}, r"unknown scale 'papr'; did you mean 'paper'\?"),
-        (
-            {"match.cc_scaling": "relative", "match.cc_form": "exp"},
-            "match.cc_scaling=relative goes with match.cc_form=linear",
-        ),
     ],
     ids=lambda item: str(item)[:40],
 )

@@ -165,6 +165,7 @@ CC_FORMS = [
     {"match__cc_scaling": "relative"},
     {"match__cc_form": "exp", "match__cc_alpha": 0.05},
     {"match__cc_form": "exp", "match__cc_alpha": 0.05, "match__cc_beta": 1.25, "match__cc_scaling": "per_image"},
+    {"match__cc_form": "exp", "match__cc_alpha": 1.0, "match__cc_beta": 1.5, "match__cc_scaling": "relative"},
 ]
 CASES = [("dm", {}), ("dm-cm", {}), *((method, form) for method in ("dm-cc", "iid-dm") for form in CC_FORMS)]
 
