@@ -22,6 +22,7 @@ from iidlib.training import accuracy, fit, resolve_augmentation
 __all__ = [
     "EvalProtocol",
     "evaluate",
+    "paired_gains",
     "paired_interval",
     "random_real",
     "summarize",
@@ -198,3 +199,25 @@ def paired_interval(first: Sequence[float], second: Sequence[float]) -> tuple[fl
     mean = float(differences.mean())
     half = float(t.ppf(0.975, len(first) - 1)) * float(differences.std()) / len(first) ** 0.5
     return mean, mean - half, mean + half
+
+
+def paired_gains(scores: pd.DataFrame, pairs: Sequence[tuple[str, str]], by: str = "method") -> pd.DataFrame:
+    """What one method is above another, over the distillation seeds that both have.
+
+    Args:
+        scores: rows of single networks, with columns seed and accuracy (percent), and one that names the method.
+        pairs: base and method.
+        by: the column that names the method.
+
+    Returns:
+        A row a pair, with columns base, method, seeds (how many both have) and, from three seeds on, mean, low and high
+        of `paired_interval`; otherwise these are empty.
+    """
+    table = scores.pivot_table(index="seed", columns=by, values="accuracy")
+    rows = []
+    for base, method in pairs:
+        both = table.reindex(columns=[base, method]).dropna()
+        known = len(both) >= 3
+        found = paired_interval(both[base].tolist(), both[method].tolist()) if known else (float("nan"),) * 3
+        rows.append((base, method, len(both), *found))
+    return pd.DataFrame(rows, columns=["base", "method", "seeds", "mean", "low", "high"])

@@ -16,7 +16,7 @@ from iidlib.augment import sample
 from iidlib.config import EvalProtocol, InputError, preset
 from iidlib.data import Dataset, DatasetSpec, RealSet, shapes
 from iidlib.distillation import Distillation
-from iidlib.evaluation import evaluate, paired_interval, random_real, summarize, whole_set_protocol
+from iidlib.evaluation import evaluate, paired_gains, paired_interval, random_real, summarize, whole_set_protocol
 from iidlib.networks import Network, build_network
 from iidlib.streams import stream, stream_seed
 from iidlib.synthetic import SyntheticSet
@@ -360,3 +360,27 @@ def test_random_mosaics_are_those_that_a_distillation_starts_from():
     assert torch.equal(run.images.detach(), chosen.images) and chosen.factor == 2
     assert chosen.provenance["method"] == "random-mosaic"
     assert random_real(dataset.train, 2, 5).provenance["method"] == "random"
+
+
+class TestPairedGains:
+    def scores(self) -> pd.DataFrame:
+        """Two networks for each of four seeds, of which the second method lacks one and the third all but two."""
+        rows = [
+            {"method": method, "seed": seed, "accuracy": 10 * seed + gain + network}
+            for method, gain, seeds in (("dm", 0, 4), ("dm-cm", 2, 3), ("iid-dm", 5, 2))
+            for seed in range(seeds)
+            for network in (-1, 1)
+        ]
+        return pd.DataFrame(rows)
+
+    def test_seeds_that_both_have_are_compared_by_the_mean_over_networks(self) -> None:
+        scores = self.scores()
+        scores.loc[scores["method"].eq("dm-cm") & scores["seed"].eq(2), "accuracy"] += 3
+        (row,) = paired_gains(scores, [("dm", "dm-cm")]).itertuples()
+        assert (row.base, row.method, row.seeds) == ("dm", "dm-cm", 3)
+        assert (row.mean, row.low, row.high) == pytest.approx(paired_interval([0, 10, 20], [2, 12, 25]))
+
+    def test_fewer_than_three_seeds_give_a_count_and_no_claim(self) -> None:
+        gains = paired_gains(self.scores(), [("dm", "iid-dm"), ("dm", "idm")])
+        assert gains["seeds"].tolist() == [2, 0]
+        assert gains[["mean", "low", "high"]].isna().all(axis=None)
