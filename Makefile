@@ -19,7 +19,7 @@ DEMO := runs/demo
 export JUPYTER_PREFER_ENV_PATH := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test book lab lint format sync install lock bench clean distclean
+.PHONY: help demo test book print lab lint format sync install lock bench clean distclean
 
 help: ## list these verbs
 	@echo "Usage: make VERB"
@@ -40,6 +40,14 @@ test: lint ## every check: ruff, mypy, unit tests, chapters, book
 book: install ## build the HTML book into _build/html, warnings as errors
 	$(BIN)/jb build book --config _config.yml --path-output . -W -n --keep-going
 	@echo "The book: $(CURDIR)/_build/html/index.html"
+
+print: install ## the whole book on one page, _build/singlehtml, and with Chromium installed as _build/book.pdf
+	$(BIN)/jb build book --config _config.yml --path-output . --builder singlehtml -n --keep-going
+	@chromium=$$(command -v chromium || command -v chromium-browser || command -v google-chrome) || { \
+	  echo "One page: $(CURDIR)/_build/singlehtml/intro.html (install Chromium for a PDF)"; exit 0; }; \
+	  "$$chromium" --headless --no-sandbox --virtual-time-budget=60000 --no-pdf-header-footer \
+	  --print-to-pdf="$(CURDIR)/_build/book.pdf" "file://$(CURDIR)/_build/singlehtml/intro.html" 2>/dev/null && \
+	  echo "The book: $(CURDIR)/_build/book.pdf"
 
 lab: install ## open the first chapter in JupyterLab (another: make lab CHAPTER=book/04_class_centralization.ipynb)
 	$(BIN)/jupyter lab $(CHAPTER)

@@ -3,6 +3,8 @@
 - A figure's alt text is part of its output: ``metadata["image/png"]["alt"]``, set by the code that displays it.
 - A string below an attribute is plain text; napoleon alone would read "kernels: compiled or not" as a type and its
   description.
+- Pages have buttons that lead to the repository, JupyterLab on Binder and Colab, as soon as ``_config.yml`` says where
+  the repository is; without an address there is nothing to lead to.
 - Fields described under ``Attributes:`` in a class docstring are not listed a second time without a text.
 """
 
@@ -13,6 +15,7 @@ from typing import Any
 from docutils import nodes
 from myst_nb.core.render import MimeData, NbElementRenderer
 from sphinx.application import Sphinx
+from sphinx.config import Config
 from sphinx.ext.napoleon import GoogleDocstring
 
 render_image = NbElementRenderer.render_image
@@ -52,9 +55,22 @@ def skip_described(app: Sphinx, what: str, name: str, obj: Any, skip: bool, opti
     return True if f":ivar {name}:" in described else None
 
 
+def buttons_where_there_is_an_address(app: Sphinx, config: Config) -> None:
+    """Turns the theme's buttons on by the one setting ``repository.url`` of ``_config.yml``."""
+    options = config.html_theme_options
+    if options.get("repository_url"):
+        options["use_repository_button"] = True
+        options["launch_buttons"] = {
+            "notebook_interface": "jupyterlab",
+            "binderhub_url": "https://mybinder.org",
+            "colab_url": "https://colab.research.google.com",
+        }
+
+
 def setup(app: Sphinx) -> dict[str, Any]:
     """Connects the handlers; napoleon's own runs at priority 500."""
     NbElementRenderer.render_image = render_image_with_alt
+    app.connect("config-inited", buttons_where_there_is_an_address)
     app.connect("autodoc-process-docstring", hide_from_napoleon, priority=400)
     app.connect("autodoc-process-docstring", give_back, priority=600)
     app.connect("autodoc-skip-member", skip_described)

@@ -16,9 +16,39 @@ from contents import toc_pages
 
 pytestmark = pytest.mark.book
 
+DESKTOP, PHONE = 1280, 400
+"""Pixels across a window."""
+
 SETTLED = """async () => {
     if (window.MathJax?.startup) await MathJax.startup.promise;
     await document.fonts.ready;
+}"""
+
+
+WIDER = """() => [...document.querySelectorAll("article *")].filter(e => !e.closest("mjx-container"))
+    .filter(e => e.getBoundingClientRect().right > document.documentElement.clientWidth + 1)
+    .map(e => e.tagName + " " + e.className + ": " + e.textContent.trim().slice(0, 40)).slice(0, 5)"""
+
+# WCAG's contrast of text on the nearest opaque background; 4.5 is what it asks of small text, 3 of large
+CONTRASTS = """() => {
+    const parts = colour => colour.match(/[\\d.]+/g).map(Number);
+    const channel = c => (c /= 255) <= 0.03928 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4;
+    const luminance = ([r, g, b]) => 0.2126 * channel(r) + 0.7152 * channel(g) + 0.0722 * channel(b);
+    const background = e => {
+        for (; e; e = e.parentElement) {
+            const colour = parts(getComputedStyle(e).backgroundColor);
+            if (colour.length < 4 || colour[3] === 1) return colour;
+        }
+        return [255, 255, 255];
+    };
+    const pale = [];
+    for (const e of document.querySelectorAll("article p, article li, article td, article th, article pre span")) {
+        if (!e.checkVisibility() || ![...e.childNodes].some(n => n.nodeType === 3 && n.data.trim())) continue;
+        const [a, b] = [parts(getComputedStyle(e).color), background(e)].map(luminance).sort((x, y) => y - x);
+        const ratio = (a + 0.05) / (b + 0.05);
+        if (ratio < 3) pale.push(e.textContent.trim().slice(0, 30) + " " + ratio.toFixed(1));
+    }
+    return pale;
 }"""
 
 
@@ -75,9 +105,12 @@ def visit(browser: Any, site: str) -> Iterator[Any]:
     page.on("console", lambda line: complaints.append(line.text) if line.type in ("error", "warning") else None)
     page.on("pageerror", lambda error: complaints.append(str(error)))
 
-    def opened(path: str, width: int = 1280) -> Any:
+    def opened(path: str, width: int = DESKTOP, theme: str = "light") -> Any:
         page.set_viewport_size({"width": width, "height": 900})
+        page.emulate_media(color_scheme="dark" if theme == "dark" else "light")
         page.goto(f"{site}/{path}")
+        if theme == "dark":  # what the theme's button does after two clicks
+            page.evaluate("() => { document.documentElement.dataset.theme = 'dark' }")
         page.evaluate(SETTLED)
         return page
 
@@ -99,11 +132,14 @@ def screenshots(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("width", [DESKTOP, PHONE])
 @pytest.mark.parametrize("name", toc_pages())
-def test_page_is_drawn(visit: Any, screenshots: Path, name: str) -> None:
-    page = visit(f"{name}.html")
+def test_page_is_drawn(visit: Any, screenshots: Path, name: str, width: int, theme: str) -> None:
+    page = visit(f"{name}.html", width, theme)
     page.wait_for_load_state("networkidle")  # scripts have had the time to ask for more
-    page.screenshot(path=screenshots / f"{name}.png", full_page=True, animations="disabled")
+    picture = screenshots / f"{name}-{width}-{theme}.png"
+    page.screenshot(path=picture, full_page=True, animations="disabled")
     assert page.locator("article h1").is_visible()
     broken = page.evaluate("() => [...document.images].filter(i => !i.naturalWidth).map(i => i.src)")
     assert not broken, f"images that do not show: {broken}"
@@ -115,7 +151,9 @@ def test_page_is_drawn(visit: Any, screenshots: Path, name: str) -> None:
     assert icons > 0, "no icon is drawn"
     assert page.locator("i.fa-solid, i.fas, i.fa-brands, i.far").count() == 0, "icons without a picture"
     overflow = page.evaluate("() => document.documentElement.scrollWidth - document.documentElement.clientWidth")
-    assert overflow <= 0, f"{name}.html is {overflow} pixels wider than the window"
+    assert overflow <= 0, f"{name}.html is {overflow} pixels wider than the window: {page.evaluate(WIDER)}"
+    pale = page.evaluate(CONTRASTS)
+    assert not pale, f"text that is hard to read on its background: {pale[:5]}"
 
 
 @pytest.mark.parametrize("name", toc_pages())
@@ -161,19 +199,36 @@ def test_search_finds_a_word(visit: Any) -> None:
         page.locator(f"#search-results a[href*='{found}']").first.wait_for(timeout=15_000)
 
 
-def test_a_narrow_window_fits(visit: Any, screenshots: Path) -> None:
-    page = visit("intro.html", width=400)
-    page.screenshot(path=screenshots / "intro_narrow.png", full_page=True, animations="disabled")
-    assert page.evaluate("() => document.documentElement.scrollWidth") <= 400
+def test_keyboard_alone_reaches_the_text_and_the_search(visit: Any) -> None:
+    page = visit("intro.html")
+    page.keyboard.press("Tab")
+    assert page.evaluate("() => document.activeElement.textContent.trim()") == "Skip to main content"
+    page.keyboard.press("Enter")
+    assert page.evaluate("() => location.hash") == "#main-content"
+    page.keyboard.press("Control+k")
+    assert page.evaluate("() => document.activeElement.type") == "search"
 
 
-def test_dark_theme_is_readable(visit: Any, screenshots: Path) -> None:
-    page = visit("notation.html")
-    page.evaluate("() => { document.documentElement.dataset.theme = 'dark' }")
-    page.screenshot(path=screenshots / "notation_dark.png", animations="disabled")
-    colours = page.evaluate(
-        """() => [getComputedStyle(document.body).backgroundColor,
-                 getComputedStyle(document.querySelector("article p")).color]"""
+def test_code_can_be_copied_and_hidden_cells_opened(visit: Any) -> None:
+    page = visit("04_class_centralization.html")
+    cells = page.locator("div.cell_input div.highlight")
+    assert page.locator("div.cell_input button.copybtn").count() == cells.count() > 10
+    folded = page.locator("div.cell.tag_hide-cell details").first
+    assert not folded.locator("pre").first.is_visible()
+    folded.locator("summary").focus()
+    page.keyboard.press("Enter")
+    assert folded.locator("pre").first.is_visible()
+
+
+def test_paper_shows_the_text_alone_with_solutions_open(visit: Any, screenshots: Path) -> None:
+    page = visit("04_class_centralization.html")
+    page.emulate_media(media="print")
+    page.screenshot(path=screenshots / "print.png", full_page=True, animations="disabled")
+    for gone in (".bd-sidebar-primary", ".bd-header-article", ".prev-next-footer", "button.copybtn"):
+        assert not page.locator(gone).first.is_visible(), gone
+    solution = page.locator("div.cell.tag_hide-cell details pre").first
+    assert solution.bounding_box()["height"] > 10
+    wide = page.evaluate(
+        "() => [...document.querySelectorAll('article pre')].filter(e => e.scrollWidth > e.clientWidth + 1).length"
     )
-    background, text = (sum(int(c) for c in re.findall(r"\d+", colour)[:3]) / 3 for colour in colours)
-    assert text - background > 100, colours
+    assert wide == 0, "code that paper would cut off"

@@ -1,10 +1,12 @@
 """The built book, as files: pages, figures and their alt text, API names, links, nothing fetched from elsewhere."""
 
-import importlib
+import importlib.util
 import json
 import pkgutil
 import re
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import nbformat
@@ -169,3 +171,21 @@ def test_search_index_knows_the_subject(html: Path, name: str) -> None:
     text = (html / "searchindex.js").read_text(encoding="utf8")
     index = json.loads(text[text.index("(") + 1 : text.rindex(")")])
     assert any(term.startswith(name) for term in index["terms"])
+
+
+def test_buttons_lead_to_the_repository_once_it_has_an_address() -> None:
+    spec = importlib.util.spec_from_file_location("iid_book", BOOK / "_ext" / "iid_book.py")
+    assert spec is not None and spec.loader is not None
+    extension = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(extension)
+
+    def options(**given: Any) -> dict[str, Any]:
+        config = SimpleNamespace(html_theme_options=given)
+        extension.buttons_where_there_is_an_address(None, config)
+        return config.html_theme_options
+
+    assert options(repository_url="", path_to_docs="book") == {"repository_url": "", "path_to_docs": "book"}
+    found = options(repository_url="https://github.com/someone/iid-book")
+    assert found["use_repository_button"]
+    assert found["launch_buttons"]["notebook_interface"] == "jupyterlab"
+    assert {"binderhub_url", "colab_url"} <= found["launch_buttons"].keys()
