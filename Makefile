@@ -19,11 +19,11 @@ DEMO := runs/demo
 export JUPYTER_PREFER_ENV_PATH := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test book print lab lint format sync install lock bench clean distclean
+.PHONY: help demo test test-long book print lab lint format sync install lock bench clean distclean
 
 help: ## list these verbs
 	@echo "Usage: make VERB"
-	@awk 'BEGIN {FS = ":.*## "} /^[a-z]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' Makefile
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' Makefile
 
 demo: install ## distil the embedded images and compare with random real images (minutes on two cores)
 	@rm -rf $(DEMO) && mkdir -p $(DEMO)
@@ -36,6 +36,9 @@ demo: install ## distil the embedded images and compare with random real images 
 
 test: lint ## every check: ruff, mypy, unit tests, chapters, book
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+test-long: install ## the long forms: many kills, many bad inputs (half an hour), with their counts at the end
+	$(BIN)/python -m pytest -q -m long -n auto --maxprocesses 4 --dist load
 
 book: install ## build the HTML book into _build/html, warnings as errors
 	$(BIN)/jb build book --config _config.yml --path-output . -W -n --keep-going

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
+from iidlib import kernels
 from iidlib.kernels import FusedBlock
 
 __all__ = [
@@ -23,15 +24,18 @@ __all__ = [
     "compiler_available",
     "default_chunk",
     "default_together",
+    "device_kind",
     "device_name",
     "half_maps",
     "in_chunks",
+    "kernels_in_use",
     "norm_relu_pool",
     "peak_memory_mib",
     "pick_device",
     "precision",
     "prepare",
     "reset_peak_memory",
+    "threads",
 ]
 
 CPU_CHUNK = 32
@@ -74,6 +78,30 @@ def device_name(device: torch.device) -> str:
     if device.type == "cpu":
         return f"cpu ({torch.get_num_threads()} threads)"
     return device.type
+
+
+def device_kind(device: torch.device) -> str:
+    """What of a device decides how numbers are rounded: a CPU's vector instructions, a GPU's name."""
+    return f"cpu ({torch.backends.cpu.get_cpu_capability()})" if device.type == "cpu" else device_name(device)
+
+
+def kernels_in_use(device: torch.device, compile: str) -> bool:
+    """Whether blocks go through compiled kernels with this setting, on this machine.
+
+    Builds the kernels where that has not been done yet.
+    """
+    return device.type == "cpu" and compile != "off" and kernels.library() is not None
+
+
+@contextlib.contextmanager
+def threads(count: int | None) -> Iterator[None]:
+    """Computes a block with a number of CPU threads, and restores it afterwards; None leaves it alone."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def peak_memory_mib(device: torch.device) -> float:

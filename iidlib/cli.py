@@ -282,6 +282,9 @@ def distill(
     device: Device = "auto",
     out: Annotated[Path | None, typer.Option("--out", help="The run's folder; else one below runs/.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
+    allow_drift: Annotated[
+        bool, typer.Option("--allow-drift", help="Resume under other versions, device or kernels too; it is recorded.")
+    ] = False,
     data_root: DataRoot = None,
     changes: Changes = None,
     evaluate: Annotated[
@@ -327,7 +330,8 @@ def distill(
             metrics, synthetic = RunFolder.reopen(folder.path, config).metrics(), SyntheticSet.load(folder.path)
             typer.echo(f"the run in {folder.path} is finished; its set stays as it is")
         else:
-            result = run(config, loaded, out=folder.path, resume=resume, progress=sys.stderr.isatty())
+            bar = sys.stderr.isatty()
+            result = run(config, loaded, out=folder.path, resume=resume, allow_drift=allow_drift, progress=bar)
             metrics, synthetic = result.metrics, result.synthetic
             typer.echo(f"distilled in {result.seconds:.0f} s; images: {folder.path / 'synthetic.png'}")
             if result.pool:

@@ -197,6 +197,8 @@ class CheckpointConfig:
 
     every: int = 1000
     """Iterations between checkpoints."""
+    seconds: float = 600.0
+    """Seconds after which one is written in any case; 0 for never."""
 
 
 @dataclass(frozen=True)
@@ -301,7 +303,7 @@ _POSITIVE = {
 }  # fmt: skip
 _NOT_NEGATIVE = {
     "seed", "pool.seed", "match.cm", "match.cc", "match.ce", "match.cc_alpha", "match.cc_beta", "syn.momentum",
-    "compute.chunk", "compute.together",
+    "compute.chunk", "compute.together", "checkpoint.seconds",
 }  # fmt: skip
 
 

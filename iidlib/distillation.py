@@ -26,8 +26,9 @@ from tqdm import tqdm
 
 from iidlib import __version__
 from iidlib import config as configuration
-from iidlib.accelerate import default_chunk, half_maps, in_chunks, pick_device, precision
+from iidlib.accelerate import default_chunk, half_maps, in_chunks, pick_device, precision, threads
 from iidlib.capture import CapturedStep, captured_step
+from iidlib.checkpoints import Checkpoints, conditions, drift
 from iidlib.config import InputError, RunConfig, suggest
 from iidlib.data import Dataset, load_dataset
 from iidlib.extractors import NetworkSource, Pool, RandomNetworks, network_for, trained_pool
@@ -128,6 +129,7 @@ class Distillation:
         statistics: of the real images, where the run keeps them.
         augmentation: DSA operations, or ``none``.
         chunk: most images in one forward pass, 0 for all at once.
+        drifted: whether the run went on under other conditions than it was begun under.
     """
 
     def __init__(self, config: RunConfig, dataset: Dataset) -> None:
@@ -163,6 +165,7 @@ class Distillation:
         if config.match.statistics == "cached":
             self.statistics = CachedStatistics(config.match.cached_pairs, config.seed)
         self.updater = method.updater(self.images, config.syn, self.real.num_classes)
+        self.drifted = False
         self._recorded: CapturedStep | None = None
 
     def make_pool(self, on_epoch: Callable[[int, int], None] | None = None) -> None:
@@ -210,7 +213,8 @@ class Distillation:
             and what the source of networks has to say.
 
         Raises:
-            FloatingPointError: with `log`, if a term is not finite; the images are left as they were.
+            FloatingPointError: if a term is not finite (on a GPU seen with `log` only); the images are left as
+                they were.
         """
         with precision(self.images.device, self.config.compute.precision):
             if self._recorded is not None and not log:
@@ -218,8 +222,10 @@ class Distillation:
                 return {}
             parts = self.losses(iteration)
             row: dict[str, float] = {}
+            if log or self.images.device.type == "cpu":  # elsewhere a look would wait for the device
+                self._check(parts, iteration)
             if log:
-                row = self._describe(parts, iteration) | self.source.facts()
+                row = self._describe(parts) | self.source.facts()
             (gradient,) = torch.autograd.grad(torch.stack(list(parts.values())).sum(), self.images)
             self.updater.step(gradient)
             self.advance(iteration)
@@ -229,13 +235,19 @@ class Distillation:
         """What follows an update of the images: the source of networks goes on to the next iteration."""
         self.source.advance(iteration)
 
-    def _describe(self, parts: Mapping[str, Tensor], iteration: int) -> dict[str, float]:
-        values = {name: float(part.detach()) for name, part in parts.items()}
-        for name, value in values.items():
-            if not torch.isfinite(torch.tensor(value)):
+    def _check(self, parts: Mapping[str, Tensor], iteration: int) -> None:
+        """Stops where a term is not finite, before the images follow it."""
+        for name, part in parts.items():
+            if not bool(part.detach().isfinite()):
+                at = f"at iteration {iteration}"
+                if not bool(torch.isfinite(self.images).all()):
+                    at = f"before iteration {iteration}, and so are the images"
                 raise FloatingPointError(
-                    f"the term {name!r} is {value} at iteration {iteration}; lower its weight or syn.lr"
+                    f"the term {name!r} is {float(part.detach())} {at}; lower its weight or syn.lr"
                 )
+
+    def _describe(self, parts: Mapping[str, Tensor]) -> dict[str, float]:
+        values = {name: float(part.detach()) for name, part in parts.items()}
         norms = {
             f"grad_{name}": float(torch.autograd.grad(part, self.images, retain_graph=True)[0].norm())
             for name, part in parts.items()
@@ -254,7 +266,7 @@ class Distillation:
             "data": self.real.fingerprint,
             "pool": self.pool.fingerprint if self.pool else "",
             "version": __version__,
-        }
+        } | ({"drift": "see environment.json"} if self.drifted else {})
         return SyntheticSet(self.updater.settled(), self._labels, self.real.spec, provenance, self.config.syn.factor)
 
     def state(self) -> dict[str, Tensor]:
@@ -337,6 +349,7 @@ def distill(
     *,
     out: str | Path | None = None,
     resume: bool = False,
+    allow_drift: bool = False,
     device: str = "auto",
     on_iteration: Callable[[int, SyntheticSet], None] | None = None,
     iterations_to_show: tuple[int, ...] = (),
@@ -348,7 +361,10 @@ def distill(
         config: the settings, see ``config.preset``.
         dataset: what is distilled; loaded by ``config.dataset`` when not given.
         out: the run's folder, made here; nothing is kept without it.
-        resume: go on with the run in `out` from its newest checkpoint.
+        resume: go on with the run in `out` from its newest checkpoint. On a CPU the outcome is that of an unbroken run
+            bit for bit, as long as the conditions are those that it was begun under.
+        allow_drift: go on even where conditions have changed (versions, device, compiled kernels), which is then said
+            in ``environment.json`` and in the set's provenance.
         device: as in ``accelerate.pick_device``; used when the data set is loaded here.
         on_iteration: called with the number of updates done and a copy of the set, at `iterations_to_show`.
         iterations_to_show: numbers of updates, 0 for the start.
@@ -363,38 +379,47 @@ def distill(
         dataset = load_dataset(config.dataset, device=pick_device(device))
     run = Distillation(config, dataset)
     folder = _open(config, out, resume)
-    with folder.lock() if folder else contextlib.nullcontext():
-        return _distill(run, folder, resume, on_iteration, iterations_to_show, progress)
+    with contextlib.ExitStack() as held:
+        held.enter_context(folder.lock() if folder else contextlib.nullcontext())
+        if folder and resume:
+            folder.remove_unfinished()
+        saved = Checkpoints(folder.checkpoints).load() if folder and resume else None
+        if folder and saved:
+            held.enter_context(threads(_conditions_kept(run, folder, saved[1], allow_drift)))
+        try:
+            with pool_bar(config, progress) as on_pool_epoch:
+                run.make_pool(on_pool_epoch)
+        except InputError:
+            if folder and not resume:
+                shutil.rmtree(folder.path)  # made a moment ago and empty but for the settings
+            raise
+        done = _take_up(run, folder, saved) if folder and resume else 0
+        return _distill(run, folder, done, on_iteration, iterations_to_show, progress)
 
 
 def _distill(
     run: Distillation,
     folder: RunFolder | None,
-    resume: bool,
+    done: int,
     on_iteration: Callable[[int, SyntheticSet], None] | None,
     iterations_to_show: tuple[int, ...],
     progress: bool,
 ) -> DistillResult:
-    """The run around the loop, in a folder that no other process works in."""
+    """The loop and what surrounds it, after `done` iterations, in a folder that no other process works in."""
     config = run.config
-    try:
-        with pool_bar(config, progress) as on_pool_epoch:
-            run.make_pool(on_pool_epoch)
-    except InputError:
-        if folder and not resume:
-            shutil.rmtree(folder.path)  # made a moment ago and empty but for the settings
-        raise
-    done = _take_up(run, folder) if folder and resume else 0
+    facts = run.facts() | {"chunk": run.chunk, "drifted": run.drifted}
+    facts["conditions"] = conditions(run.real.device, config.compute.compile)
     run.record()
     rows: list[dict[str, Any]] = folder.metric_rows() if folder else []
-    begun, seconds_before = time.perf_counter(), float(rows[-1]["seconds"]) if rows else 0.0
+    begun = saved_at = time.perf_counter()
+    seconds_before = float(rows[-1]["seconds"]) if rows else 0.0
     bar = tqdm(total=config.iterations, initial=done, desc=config.method, unit="it", disable=not progress)
 
     def show() -> None:
         if on_iteration is not None and done in iterations_to_show:
             on_iteration(done, run.synthetic(done))
 
-    with _signals_noted() as noted, bar:
+    with _signals_noted() as noted, bar, _last_good_named(folder):
         show()
         while done < config.iterations:
             row = run.step(done, log=done % LOG_EVERY == 0 or done == config.iterations - 1)
@@ -406,12 +431,14 @@ def _distill(
             done += 1
             bar.update()
             show()
-            if noted or done % config.checkpoint.every == 0 or done == config.iterations:
+            waited = 0 < config.checkpoint.seconds <= time.perf_counter() - saved_at
+            if noted or waited or done % config.checkpoint.every == 0 or done == config.iterations:
                 # between logged iterations nothing else looks; the checkpoints before are still good
                 if not bool(torch.isfinite(run.images).all()):
                     raise FloatingPointError(f"the images are not finite after {done} iterations; lower syn.lr")
                 if folder:
-                    folder.save_checkpoint(done, run.state(), run.facts() | {"chunk": run.chunk})
+                    Checkpoints(folder.checkpoints).save(done, run.state(), facts)
+                saved_at = time.perf_counter()
             if noted and done < config.iterations:
                 raise Stopped(noted[0], done, folder.path if folder else None)
     synthetic = run.synthetic(done)
@@ -425,6 +452,17 @@ def _distill(
     if noted:  # within the last iteration
         raise Stopped(noted[0], done, folder.path if folder else None)
     return DistillResult(synthetic, pd.DataFrame(rows), time.perf_counter() - begun, run.pool, config)
+
+
+@contextlib.contextmanager
+def _last_good_named(folder: RunFolder | None) -> Iterator[None]:
+    """Within the block, what is not finite is told with the checkpoint that is still good."""
+    try:
+        yield
+    except FloatingPointError as error:
+        good = Checkpoints(folder.checkpoints).paths() if folder else []
+        last = f"the last good checkpoint is {good[-1]}" if good else "there is no checkpoint yet"
+        raise FloatingPointError(f"{error}; {last}") from None
 
 
 @contextlib.contextmanager
@@ -455,9 +493,28 @@ def _open(config: RunConfig, out: str | Path | None, resume: bool) -> RunFolder 
     return RunFolder.reopen(out, config) if resume else RunFolder.create(out, config)
 
 
-def _take_up(run: Distillation, folder: RunFolder) -> int:
-    """Gives `run` the state of the folder's newest checkpoint; returns the iterations already done."""
-    saved = folder.load_checkpoint()
+def _conditions_kept(run: Distillation, folder: RunFolder, facts: Mapping[str, Any], allow_drift: bool) -> int | None:
+    """Compares the conditions with those that the run was begun under; returns its number of threads.
+
+    Raises:
+        InputError: if they have changed and that is not allowed.
+    """
+    begun = facts.get("conditions", {})
+    changed = drift(begun, conditions(run.real.device, run.config.compute.compile))
+    if changed and not allow_drift:
+        text = ", ".join(f"{name} was {was} and is {now}" for name, (was, now) in changed.items())
+        raise InputError(
+            f"the run at {folder.path} was begun under other conditions ({text}), so that its numbers would be others "
+            "than those of an unbroken run; restore them, or accept that with --allow-drift"
+        )
+    if changed:
+        folder.note("drift", {"iteration": facts["iteration"]} | changed)
+        run.drifted = True
+    return begun.get("threads")
+
+
+def _take_up(run: Distillation, folder: RunFolder, saved: tuple[dict[str, Tensor], dict[str, Any]] | None) -> int:
+    """Gives `run` the state of a checkpoint; returns the iterations already done."""
     if saved is None:
         folder.rewind_metrics(0)
         return 0
@@ -466,6 +523,9 @@ def _take_up(run: Distillation, folder: RunFolder) -> int:
         if facts.get(name) != value:
             raise InputError(f"the run at {folder.path} was begun with other {name} ({facts.get(name)}, now {value})")
     run.chunk = int(facts.get("chunk", run.chunk))  # what memory was free then decides, so that rounding is the same
+    run.drifted = run.drifted or bool(facts.get("drifted"))
     run.restore(state)
-    folder.rewind_metrics(facts["iteration"])
-    return int(facts["iteration"])
+    done = int(facts["iteration"])
+    log.info("going on after %d iterations, from %s", done, Checkpoints(folder.checkpoints).path(done))
+    folder.rewind_metrics(done)
+    return done

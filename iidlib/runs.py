@@ -1,4 +1,4 @@
-"""A run's folder on disk: settings, metrics, checkpoints, results and the environment that made them.
+"""A run's folder on disk: settings, metrics, results and the environment that made them.
 
 Every file is written whole or not at all (a temporary file, flushed to disk, then renamed); only ``metrics.jsonl``
 grows, a line at a time.
@@ -6,10 +6,8 @@ grows, a line at a time.
 
 import contextlib
 import fcntl
-import hashlib
 import importlib.metadata
 import json
-import logging
 import os
 import platform
 import re
@@ -22,19 +20,11 @@ from typing import Any
 
 import pandas as pd
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load as from_bytes
-from safetensors.torch import save as to_bytes
-from torch import Tensor
 
 from iidlib import config as configuration
 from iidlib.config import InputError, RunConfig
 
 __all__ = ["RunFolder", "atomic_write", "cache_dir", "environment", "runs_frame"]
-
-KEPT_CHECKPOINTS = 2
-
-log = logging.getLogger("iidlib")
 
 
 def atomic_write(path: Path, content: bytes | str) -> None:
@@ -128,11 +118,12 @@ class RunFolder:
         """
         folder = cls(path)
         try:
-            if folder.path.exists() and (not folder.path.is_dir() or any(folder.path.iterdir())):
+            if folder.path.exists() and (not folder.path.is_dir() or folder._holds_something()):
                 raise InputError(
                     f"{path} exists already; nothing was overwritten: give another --out, or --resume to go on with it"
                 )
-            (folder.path / "checkpoints").mkdir(parents=True)
+            folder.path.mkdir(parents=True, exist_ok=True)
+            folder.remove_unfinished()
             atomic_write(folder.path / "config.yaml", configuration.to_yaml(config))
             atomic_write(folder.path / "environment.json", json.dumps(environment(), indent=2) + "\n")
         except OSError as error:
@@ -158,6 +149,27 @@ class RunFolder:
                 f"the run at {path} was begun with {key}={theirs[key]}, not {mine[key]}; resume it as it was"
             )
         return folder
+
+    def _holds_something(self) -> bool:
+        """Whether there is more than what a process that was killed while it wrote the settings has left."""
+        return any(not re.fullmatch(r"\.config\.yaml\.\d+", path.name) for path in self.path.iterdir())
+
+    def remove_unfinished(self) -> None:
+        """Removes the temporary files of processes that were killed while writing; of use to whoever holds the lock."""
+        for path in [*self.path.glob(".*"), *self.checkpoints.glob(".*")]:
+            if re.fullmatch(r"\..+\.\d+", path.name):
+                path.unlink(missing_ok=True)
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where its checkpoints are, see `iidlib.checkpoints`."""
+        return self.path / "checkpoints"
+
+    def note(self, name: str, value: Any) -> None:
+        """Adds to a list in ``environment.json``, which says under what conditions the run was made."""
+        path = self.path / "environment.json"
+        known = json.loads(path.read_text()) if path.is_file() else {}
+        atomic_write(path, json.dumps(known | {name: [*known.get(name, []), value]}, indent=2) + "\n")
 
     def config(self) -> RunConfig:
         """The run's settings.
@@ -194,53 +206,6 @@ class RunFolder:
         rows = [row for row in self.metric_rows() if row["iteration"] < iteration]
         atomic_write(self.path / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
 
-    def save_checkpoint(self, iteration: int, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> Path:
-        """Writes ``checkpoints/<iteration>.safetensors`` and its ``.json``, and keeps the last two.
-
-        Args:
-            iteration: iterations done.
-            tensors: the state.
-            facts: what must still hold when the run goes on, as JSON values.
-        """
-        path = self.path / "checkpoints" / f"{iteration:07d}.safetensors"
-        state = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        content, known = to_bytes(state), {"iteration": iteration, **facts}
-        atomic_write(path, content)
-        known["sha256"] = _digest(content, known)
-        atomic_write(path.with_suffix(".json"), json.dumps(known, indent=2) + "\n")
-        for old in self._checkpoints()[:-KEPT_CHECKPOINTS]:
-            old.with_suffix(".json").unlink(missing_ok=True)
-            old.unlink()
-        return path
-
-    def _checkpoints(self) -> list[Path]:
-        """Checkpoints whose both files are there, oldest first."""
-        found = (self.path / "checkpoints").glob("*.safetensors")
-        names = [path for path in found if re.fullmatch(r"\d+", path.stem) and path.with_suffix(".json").is_file()]
-        return sorted(names, key=lambda path: int(path.stem))
-
-    def load_checkpoint(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        """Tensors and facts of the newest checkpoint that is whole; None where the run has none.
-
-        A damaged one, recognised by its checksum, is passed over with a warning.
-
-        Raises:
-            InputError: if there are checkpoints, and none is whole.
-        """
-        checkpoints = self._checkpoints()
-        for path in reversed(checkpoints):
-            try:
-                content, known = path.read_bytes(), json.loads(path.with_suffix(".json").read_text())
-                if known.pop("sha256") != _digest(content, known):
-                    raise ValueError("its checksum is another")
-                return from_bytes(content), known
-            except (SafetensorError, ValueError, KeyError, AttributeError, TypeError, RecursionError, OSError) as error:
-                reason = " ".join(str(error).split())[:200]
-                log.warning("checkpoint %s is damaged (%s) and passed over", path, reason)
-        if checkpoints:
-            raise InputError(f"no checkpoint in {self.path / 'checkpoints'} is whole; begin anew with another --out")
-        return None
-
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
         """Keeps other processes from working in the folder, for as long as the block or this process lasts.
@@ -271,13 +236,6 @@ class RunFolder:
     def write_scores(self, frame: pd.DataFrame) -> None:
         """Writes ``scores.json``: one record for each evaluated network."""
         atomic_write(self.path / "scores.json", frame.to_json(orient="records", indent=2) + "\n")
-
-
-def _digest(content: bytes, facts: Mapping[str, Any]) -> str:
-    """SHA-256 of a checkpoint's tensors and facts together."""
-    digest = hashlib.sha256(content)
-    digest.update(json.dumps(facts, sort_keys=True).encode())
-    return digest.hexdigest()
 
 
 def _lines(config: RunConfig, prefix: str = "") -> list[str]:

@@ -66,6 +66,14 @@ def _mosaics(images: Tensor, factor: int) -> Tensor:
     return tiles.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
 
 
+def _in_order(content: bytes) -> bytes:
+    """A safetensors file with its header in order; the format's own writer shuffles the metadata."""
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.dumps(json.loads(content[8:end]), sort_keys=True, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)  # the tensors begin at a multiple of eight
+    return len(header).to_bytes(8, "little") + header + content[end:]
+
+
 def _digest(images: Tensor, labels: Tensor) -> str:
     """SHA-256 of the bytes of both, by which a flipped bit is found."""
     digest = hashlib.sha256(images.cpu().numpy().tobytes())
@@ -187,7 +195,10 @@ class SyntheticSet:
         return cls(images, labels, real.spec, {"init": init}, factor)
 
     def save(self, path: str | Path) -> None:
-        """Writes a safetensors file (images float32, labels; metadata as text), whole or not at all."""
+        """Writes a safetensors file (images float32, labels; metadata as text), whole or not at all.
+
+        Equal sets give equal files, byte for byte.
+        """
         metadata = {
             "format": FORMAT,
             "dataset": self.spec.name,
@@ -202,8 +213,8 @@ class SyntheticSet:
         }
         tensors = {"images": self.images.detach().float().cpu().contiguous(), "labels": self.labels.cpu()}
         metadata["sha256"] = _digest(**tensors)
-        content = to_bytes(tensors, {"provenance": json.dumps(self.provenance), **metadata})
-        atomic_write(Path(path), content)
+        metadata["provenance"] = json.dumps(self.provenance)
+        atomic_write(Path(path), _in_order(to_bytes(tensors, metadata)))
 
     @classmethod
     def load(cls, path: str | Path, device: torch.device | str = "cpu") -> "SyntheticSet":

@@ -39,13 +39,14 @@ ALLOWED = (
     | {"statistics": BASE | MATERIAL}  # of real images, kept for a run
     | {"network_queue": BASE | MATERIAL | {"extractors", "training"}}  # IDM's source of features, beside DM's
     | {"updaters": BASE}
+    | {"checkpoints": BASE | {"runs"}}
     | {"terms": BASE | MATERIAL | MIDDLE | {"statistics"}}  # what a step reads; the loop stands above it
     | {"capture": BASE | MATERIAL | {"extractors", "synthetic", "terms", "updaters"}}  # a step on fixed buffers
     | {
         "distillation": BASE
         | MATERIAL
         | MIDDLE
-        | {"capture", "network_queue", "statistics", "terms", "training", "updaters"}
+        | {"capture", "checkpoints", "network_queue", "statistics", "terms", "training", "updaters"}
     }  # evaluation comes in as a callback
     | {name: BASE | MATERIAL | MIDDLE | ABOVE | TOP | {"ceilings", "network_queue", "training"} for name in TOP}
     | {"cli": BASE | MATERIAL | MIDDLE | ABOVE | TOP | {"plots", "presets", "training"}}

@@ -41,6 +41,7 @@ ZERO_ALLOWED = {
     "pool.seed",
     "compute.chunk",
     "compute.together",
+    "checkpoint.seconds",
     "match.cm",
     "match.cc",
     "match.ce",

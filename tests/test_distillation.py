@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import itertools
 import json
 import os
 import signal
@@ -16,9 +17,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from iidlib import distillation, evaluate
-from iidlib.accelerate import compiler_available
+from iidlib import checkpoints, distillation, evaluate
+from iidlib.accelerate import compiler_available, threads
 from iidlib.augment import OPERATIONS, sample
+from iidlib.checkpoints import Checkpoints
 from iidlib.config import InputError, RunConfig, fingerprint, override, preset
 from iidlib.data import Dataset, shapes
 from iidlib.distillation import METHODS, Distillation, Method, Stopped, distill
@@ -494,8 +496,8 @@ def test_an_exponential_that_overflows_is_named_before_anything_is_learned(tmp_p
     assert not RunFolder(tmp_path / "run").finished
 
 
-def test_what_is_kept_is_finite(tmp_path, monkeypatch):
-    """Between two logged iterations, nothing but a checkpoint looks at the images."""
+def test_the_iteration_the_term_and_the_last_good_checkpoint_are_named(tmp_path, monkeypatch):
+    """Not only where something is logged: on a CPU every iteration is looked at."""
     steps = []
 
     def breaks(batch) -> Tensor:
@@ -504,10 +506,27 @@ def test_what_is_kept_is_finite(tmp_path, monkeypatch):
 
     monkeypatch.setitem(TERMS, "breaks", Term(breaks, weight=lambda config: 1.0))
     monkeypatch.setitem(METHODS, "mine", Method(("mean", "breaks")))
-    with pytest.raises(FloatingPointError, match=r"the images are not finite after 6 iterations; lower syn\.lr"):
-        distill(settings("mine", iterations=30, checkpoint__every=3), pictures(), out=tmp_path / "run")
-    state, facts = RunFolder(tmp_path / "run").load_checkpoint()
+    folder = tmp_path / "run"
+    message = r"'breaks' is nan at iteration 4; .* last good checkpoint is .*0000003\.safetensors$"
+    with pytest.raises(FloatingPointError, match=message):
+        distill(settings("mine", iterations=30, checkpoint__every=3), pictures(), out=folder)
+    state, facts = Checkpoints(folder / "checkpoints").load()
     assert facts["iteration"] == 3 and state["images"].isfinite().all()
+
+
+def test_images_that_are_not_finite_are_not_kept(tmp_path, monkeypatch):
+    """On a GPU only logged iterations are looked at; what an update broke since then is seen before it is kept."""
+    advance = Distillation.advance
+
+    def breaking(run: Distillation, iteration: int) -> None:
+        advance(run, iteration)
+        if iteration == 5:
+            run.images.data.fill_(float("inf"))
+
+    monkeypatch.setattr(Distillation, "advance", breaking)
+    with pytest.raises(FloatingPointError, match=r"not finite after 6 iterations; lower syn\.lr; .*0000003"):
+        distill(settings("dm", iterations=30, checkpoint__every=3), pictures(), out=tmp_path / "run")
+    assert Checkpoints(tmp_path / "run" / "checkpoints").load()[1]["iteration"] == 3
 
 
 # Terms and methods of one's own
@@ -689,12 +708,12 @@ def test_the_queue_is_part_of_a_checkpoint(tmp_path):
     with pytest.raises(Crash):
         distill(config, pictures(), out=tmp_path / "run", **stop_at(7, crash))
     folder = RunFolder(tmp_path / "run")
-    state, facts = folder.load_checkpoint()
+    state, facts = Checkpoints(folder.checkpoints).load()
     assert state["queue.numbers"].tolist() == [2, 3, 4, 5] and state["queue.meters"].any()
     assert state["queue.momenta"].any() and state["queue.weights"].shape == state["queue.momenta"].shape
     # without the weights that it was given, another result
     state["queue.weights"] = state["queue.weights"].flip(0)
-    folder.save_checkpoint(facts.pop("iteration"), state, facts)
+    Checkpoints(folder.checkpoints).save(facts.pop("iteration"), state, facts)
     resumed = distill(config, pictures(), out=tmp_path / "run", resume=True)
     assert not torch.equal(resumed.synthetic.images, distill(config, pictures()).synthetic.images)
 
@@ -711,11 +730,76 @@ def test_a_chunk_chosen_from_free_memory_is_that_of_the_whole_run(tmp_path, monk
     )
 
 
+def test_a_checkpoint_is_written_after_so_many_seconds(tmp_path, monkeypatch):
+    """Every iteration takes 4 s by this clock, so that 10 s have passed after 3 of them."""
+    clock = itertools.count(step=2)
+    monkeypatch.setattr(distillation.time, "perf_counter", lambda: next(clock))
+    saved = []
+    save = Checkpoints.save
+    monkeypatch.setattr(Checkpoints, "save", lambda self, done, *rest: (saved.append(done), save(self, done, *rest)))
+    config = settings("dm", iterations=9, checkpoint__every=1000, checkpoint__seconds=10.0)
+    distill(config, pictures(), out=tmp_path / "run")
+    assert saved[-1] == 9 and 2 <= len(saved) <= 5 and saved == sorted(set(saved))
+    saved.clear()
+    distill(override(config, {"checkpoint.seconds": 0.0}), pictures(), out=tmp_path / "other")
+    assert saved == [9]
+
+
+def test_a_run_goes_on_with_the_threads_that_it_was_begun_with(tmp_path, monkeypatch):
+    before = torch.get_num_threads()
+    config = settings("dm", **LONG)
+    with threads(1), pytest.raises(Crash):
+        distill(config, pictures(), out=tmp_path / "run", **stop_at(7, crash))
+    used = []
+    step = Distillation.step
+    monkeypatch.setattr(
+        Distillation, "step", lambda run, *a, **k: (used.append(torch.get_num_threads()), step(run, *a, **k))[1]
+    )
+    with threads(2):
+        distill(config, pictures(), out=tmp_path / "run", resume=True)
+        assert torch.get_num_threads() == 2
+    assert set(used) == {1} and torch.get_num_threads() == before
+
+
+@pytest.mark.parametrize("name", ["torch", "iidlib", "device", "kernels"])
+def test_other_conditions_are_refused_or_recorded(name, tmp_path, monkeypatch):
+    config = settings("dm", **LONG)
+    with pytest.raises(Crash):
+        distill(config, pictures(), out=tmp_path / "run", **stop_at(7, crash))
+    now = checkpoints.conditions(torch.device("cpu"), "off") | {name: "another"}
+    monkeypatch.setattr(distillation, "conditions", lambda *rest: now)
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    with pytest.raises(
+        InputError, match=rf"other conditions \({name} was .+ and is another\).*--allow-drift"
+    ) as caught:
+        distill(config, pictures(), out=tmp_path / "run", resume=True)
+    assert "\n" not in str(caught.value)
+    assert before == {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+
+    result = distill(config, pictures(), out=tmp_path / "run", resume=True, allow_drift=True)
+    assert result.synthetic.provenance["drift"] == "see environment.json"
+    noted = json.loads((tmp_path / "run" / "environment.json").read_text())["drift"]
+    assert noted[0]["iteration"] == 6 and noted[0][name][1] == "another" and len(noted) == 1
+
+
+def test_a_drift_is_remembered_when_the_run_is_stopped_again(tmp_path, monkeypatch):
+    config = settings("dm", **LONG)
+    with pytest.raises(Crash):
+        distill(config, pictures(), out=tmp_path / "run", **stop_at(4, crash))
+    now = checkpoints.conditions(torch.device("cpu"), "off") | {"torch": "another"}
+    monkeypatch.setattr(distillation, "conditions", lambda *rest: now)
+    with pytest.raises(Crash):
+        distill(config, pictures(), out=tmp_path / "run", resume=True, allow_drift=True, **stop_at(10, crash))
+    result = distill(config, pictures(), out=tmp_path / "run", resume=True)  # as it was begun to go on
+    assert "drift" in result.synthetic.provenance
+    assert "drift" not in distill(config, pictures()).synthetic.provenance
+
+
 def test_momentum_is_part_of_a_checkpoint(tmp_path):
     config = settings("dm", **LONG, syn__momentum=0.9)
     with pytest.raises(Crash):
         distill(config, pictures(), out=tmp_path / "run", **stop_at(7, crash))
-    state, facts = RunFolder(tmp_path / "run").load_checkpoint()
+    state, facts = Checkpoints(tmp_path / "run" / "checkpoints").load()
     assert facts["iteration"] == 6 and set(state) == {"images", "momentum"} and state["momentum"].any()
     plain = settings("dm", **LONG, syn__momentum=0.0)
     whole = distill(plain, pictures(), out=tmp_path / "plain")
@@ -805,7 +889,7 @@ def test_a_signal_ends_the_run_after_its_iteration_with_a_checkpoint(number, tmp
     assert caught.value.folder == tmp_path / "run"
     assert signal.getsignal(number) is before
     assert [row["iteration"] for row in rows(tmp_path / "run")] == [0, 1, 2, 3]
-    assert RunFolder(tmp_path / "run").load_checkpoint()[1]["iteration"] == 4
+    assert Checkpoints(tmp_path / "run" / "checkpoints").load()[1]["iteration"] == 4
     resumed = distill(config, pictures(), out=tmp_path / "run", resume=True)
     assert torch.equal(resumed.synthetic.images, distill(config, pictures()).synthetic.images)
 
@@ -861,7 +945,7 @@ def test_a_process_that_is_interrupted_keeps_its_run(tmp_path):
     assert other.returncode == 0, errors
     iteration, number, *_ = output.split()
     assert int(number) == signal.SIGINT and f"kept in {tmp_path / 'run'}" in output
-    state, facts = RunFolder(tmp_path / "run").load_checkpoint()
+    state, facts = Checkpoints(tmp_path / "run" / "checkpoints").load()
     assert facts["iteration"] == int(iteration) >= 5
     assert not RunFolder(tmp_path / "run").finished
     config = settings("iid-dm", iterations=int(iteration))

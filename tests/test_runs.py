@@ -2,7 +2,6 @@
 
 import json
 import os
-import random
 import subprocess
 import sys
 import textwrap
@@ -17,7 +16,6 @@ from iidlib.config import InputError, preset
 from iidlib.runs import RunFolder, atomic_write, cache_dir, environment, runs_frame
 
 CONFIG = preset("dm", "shapes", 3, "ci")
-TENSORS = {"images": torch.arange(6.0).view(2, 3), "momentum": torch.ones(2, 3)}
 
 
 @pytest.fixture
@@ -235,110 +233,6 @@ def test_a_line_that_was_cut_off_is_dropped(folder):
     folder.rewind_metrics(10)
     folder.append_metrics({"iteration": 10})
     assert [row["iteration"] for row in folder.metric_rows()] == [0, 10]
-
-
-# Checkpoints
-
-
-def test_the_newest_checkpoint_comes_back(folder):
-    assert folder.load_checkpoint() is None
-    for iteration in (5, 20, 100):
-        folder.save_checkpoint(
-            iteration, {name: x + iteration for name, x in TENSORS.items()}, {"data": "abc", "pool": ""}
-        )
-    state, facts = folder.load_checkpoint()
-    assert facts == {"iteration": 100, "data": "abc", "pool": ""}
-    assert set(state) == set(TENSORS) and all(torch.equal(state[name], TENSORS[name] + 100) for name in state)
-
-
-def test_two_checkpoints_are_kept_by_number_and_not_by_name(folder):
-    for iteration in (2, 9, 10, 9_999_999, 10_000_000):
-        path = folder.save_checkpoint(iteration, TENSORS, {})
-        assert path.is_file()
-    left = sorted(path.name for path in (folder.path / "checkpoints").iterdir())
-    assert left == sorted(f"{k:07d}.{ending}" for k in (9_999_999, 10_000_000) for ending in ("safetensors", "json"))
-    assert folder.load_checkpoint()[1]["iteration"] == 10_000_000
-
-
-def test_tensors_of_any_layout_that_are_being_learned_are_saved_as_they_are(folder):
-    images = torch.randn(2, 3, 4, 4, requires_grad=True)
-    folder.save_checkpoint(
-        1, {"images": images, "other": images.detach().contiguous(memory_format=torch.channels_last)}, {}
-    )
-    state, _ = folder.load_checkpoint()
-    assert torch.equal(state["images"], images) and torch.equal(state["other"], images)
-    assert not state["images"].requires_grad
-
-
-def test_a_checkpoint_half_written_is_not_one(folder, monkeypatch):
-    folder.save_checkpoint(1, TENSORS, {})
-    write = runs.atomic_write
-
-    def stop_before_json(path: Path, content: bytes | str) -> None:
-        if path.suffix == ".json":
-            raise KeyboardInterrupt
-        write(path, content)
-
-    monkeypatch.setattr(runs, "atomic_write", stop_before_json)
-    with pytest.raises(KeyboardInterrupt):
-        folder.save_checkpoint(2, TENSORS, {})
-    assert folder.load_checkpoint()[1]["iteration"] == 1
-
-
-def test_other_files_among_the_checkpoints_are_left_alone(folder):
-    (folder.path / "checkpoints" / "notes.safetensors").write_text("mine")
-    (folder.path / "checkpoints" / "notes.json").write_text("mine")
-    for iteration in (1, 2, 3):
-        folder.save_checkpoint(iteration, TENSORS, {})
-    assert folder.load_checkpoint()[1]["iteration"] == 3
-    assert (folder.path / "checkpoints" / "notes.safetensors").read_text() == "mine"
-
-
-@pytest.mark.parametrize("ending", ["safetensors", "json"])
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"{}", b"\xff\xfe\x00", b"[" * 100_000])
-def test_a_damaged_checkpoint_is_passed_over(folder, ending, content, caplog):
-    folder.save_checkpoint(1, TENSORS, {})
-    folder.save_checkpoint(2, TENSORS, {})
-    for number, left in ((2, 1), (1, None)):
-        (folder.path / "checkpoints" / f"{number:07d}.{ending}").write_bytes(content)
-        if left is None:
-            with pytest.raises(InputError, match=r"no checkpoint in .* is whole; begin anew") as caught:
-                folder.load_checkpoint()
-            one_line(caught)
-        else:
-            assert folder.load_checkpoint()[1]["iteration"] == left
-            (record,) = caplog.records
-            assert "0000002.safetensors is damaged" in record.message and "\n" not in record.message
-
-
-def test_no_flipped_bit_is_taken_for_a_checkpoint(folder):
-    """200 places over both files: the checkpoint before comes back, never something wrong."""
-    folder.save_checkpoint(1, TENSORS, {"data": "abc"})
-    newest = folder.save_checkpoint(2, {name: x + 1 for name, x in TENSORS.items()}, {"data": "abc"})
-    whole = {path: path.read_bytes() for path in (newest, newest.with_suffix(".json"))}
-    draw = random.Random(0)
-    for number in range(200):
-        path = list(whole)[number % 2]
-        damaged = bytearray(whole[path])
-        damaged[draw.randrange(len(damaged))] ^= 1 << draw.randrange(8)
-        path.write_bytes(damaged)
-        state, facts = folder.load_checkpoint()
-        if path.suffix == ".json" and facts["iteration"] == 2:  # white space flipped to other white space
-            assert facts == {"iteration": 2, "data": "abc"}
-            assert json.loads(damaged) == json.loads(whole[path])
-        else:
-            assert facts == {"iteration": 1, "data": "abc"}
-            assert all(torch.equal(state[name], TENSORS[name]) for name in TENSORS)
-        path.write_bytes(whole[path])
-    assert folder.load_checkpoint()[1]["iteration"] == 2
-
-
-@pytest.mark.parametrize("share", [0.0, 0.3, 0.9, 0.999])
-def test_a_truncated_checkpoint_is_passed_over(folder, share):
-    folder.save_checkpoint(1, TENSORS, {})
-    newest = folder.save_checkpoint(2, TENSORS, {})
-    newest.write_bytes(newest.read_bytes()[: int(share * newest.stat().st_size)])
-    assert folder.load_checkpoint()[1]["iteration"] == 1
 
 
 # One process at a time
