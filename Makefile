@@ -19,7 +19,7 @@ DEMO := runs/demo
 export JUPYTER_PREFER_ENV_PATH := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long book print lab lint format sync install lock bench clean distclean
+.PHONY: help demo test test-long book print lab lint format sync install lock audit licences bench clean distclean
 
 help: ## list these verbs
 	@echo "Usage: make VERB"
@@ -104,6 +104,12 @@ lock: ## compile .ci/requirements.lock anew from pyproject.toml (needs uv; UPGRA
 	  echo "error: '$(UV)' not found: install uv (for example: pipx install uv), or name it with UV=" >&2; exit 1; }
 	$(UV) pip compile pyproject.toml --extra book --extra dev --universal --generate-hashes --python-version 3.11 \
 	  --no-header $(if $(UPGRADE),--upgrade) --output-file .ci/requirements.lock --quiet
+
+audit: ## look the locked packages up in PyPI's list of known vulnerabilities (needs uv and the network)
+	$(UV) tool run pip-audit --strict --disable-pip --require-hashes --requirement .ci/requirements.lock
+
+licences: install ## write the licences that the locked packages declare to .ci/licences.csv
+	$(BIN)/python .ci/licences.py
 
 bench: install ## seconds an iteration: ours against the per-class loop (BENCH_ARGS=--quick for a short one)
 	$(BIN)/iid bench $(BENCH_ARGS)

@@ -6,10 +6,12 @@ A preset is a row of differences from the paper's settings, so that what a scale
 import dataclasses
 import difflib
 import hashlib
+import os
 import types
 import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import yaml
@@ -29,16 +31,52 @@ __all__ = [
     "SynConfig",
     "fingerprint",
     "from_yaml",
+    "load_yaml",
     "override",
     "preset",
     "settings",
     "suggest",
     "to_yaml",
+    "user_path",
 ]
 
 
 class InputError(ValueError):
-    """Wrong input from a user; its text is one clear line that says what is wrong and what to do."""
+    """Wrong input from a user; its text is one clear line that says what is wrong and what to do.
+
+    What the user gave may be part of it, so that line breaks are taken out and the middle of a very long line is left
+    out.
+    """
+
+    def __init__(self, message: str) -> None:
+        line = " ".join(message.splitlines())
+        super().__init__(line if len(line) <= 1000 else f"{line[:600]} ... {line[-390:]}")
+
+
+class _NoAliases(yaml.SafeLoader):
+    """Reads plain data only: no objects, and no aliases, with which a few lines stand for gigabytes."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError(f"aliases such as *{self.peek_event().anchor} are not read")
+        return super().compose_node(parent, index)
+
+
+def user_path(path: str | os.PathLike[str]) -> Path:
+    """A path that a user gave; ``~`` and ``~name`` are resolved where there is such a user, and left alone elsewhere."""
+    return Path(os.path.expanduser(path))  # noqa: PTH111, which raises where there is no such user
+
+
+def load_yaml(text: str) -> Any:
+    """Plain data from YAML text: mappings, lists, texts, numbers, dates.
+
+    Raises:
+        ValueError: if it is not YAML, or more than plain data, or nested without end.
+    """
+    try:
+        return yaml.load(text, _NoAliases)  # a safe loader
+    except (yaml.YAMLError, RecursionError) as error:
+        raise ValueError(" ".join(str(error).split())) from None
 
 
 def suggest(value: str, choices: Iterable[str]) -> str:
@@ -467,9 +505,9 @@ def from_yaml(text: str) -> RunConfig:
         InputError: for text that is not YAML, an unknown setting, or a wrong value.
     """
     try:
-        loaded = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise InputError(f"the config is not YAML: {' '.join(str(error).split())}") from None
+        loaded = load_yaml(text)
+    except ValueError as error:
+        raise InputError(f"the config is not YAML: {error}") from None
     if not isinstance(loaded, dict):
         raise InputError(f"the config must be a YAML mapping of settings, got {type(loaded).__name__}")
     groups = {entry.name for entry in dataclasses.fields(RunConfig) if f"{entry.name}" not in settings()}

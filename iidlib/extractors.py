@@ -19,7 +19,7 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from iidlib.accelerate import default_together, prepare
-from iidlib.config import InputError, PoolConfig, suggest
+from iidlib.config import InputError, PoolConfig, suggest, user_path
 from iidlib.data import Dataset, DatasetSpec
 from iidlib.networks import NETWORKS, Network, build_network, draw_parameters_
 from iidlib.runs import atomic_write, cache_dir
@@ -204,7 +204,7 @@ def trained_pool(
             file, or a folder that holds a pool of other data or settings.
     """
     fingerprint = pool_fingerprint(dataset, config)
-    folder = Path(config.path).expanduser() if config.path else cache_dir() / "pools" / fingerprint
+    folder = user_path(config.path) if config.path else cache_dir() / "pools" / fingerprint
     known = _read_facts(folder, fingerprint, explicit=bool(config.path))
 
     def build(number: int) -> Network:
@@ -310,7 +310,7 @@ def _read_facts(folder: Path, fingerprint: str, *, explicit: bool) -> dict[str, 
         facts = json.loads(path.read_text())
         accuracies = {str(name): float(value) for name, value in facts["accuracies"].items()}
         found = facts["fingerprint"]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError, OSError) as error:
         raise InputError(f"{path} is damaged ({error}); remove the folder and the pool is trained again") from None
     if found != fingerprint:
         raise InputError(

@@ -22,7 +22,7 @@ import pandas as pd
 import torch
 
 from iidlib import config as configuration
-from iidlib.config import InputError, RunConfig
+from iidlib.config import InputError, RunConfig, user_path
 
 __all__ = ["RunFolder", "atomic_write", "cache_dir", "environment", "runs_frame"]
 
@@ -43,7 +43,7 @@ def atomic_write(path: Path, content: bytes | str) -> None:
 def cache_dir() -> Path:
     """Where pools are kept: ``IID_CACHE``, or ``iidlib`` in the user's cache folder."""
     if os.environ.get("IID_CACHE"):
-        return Path(os.environ["IID_CACHE"]).expanduser()
+        return user_path(os.environ["IID_CACHE"])
     if sys.platform == "darwin":
         return Path.home() / "Library" / "Caches" / "iidlib"
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "iidlib"
@@ -194,11 +194,14 @@ class RunFolder:
         return pd.DataFrame(self.metric_rows())
 
     def metric_rows(self) -> list[dict[str, Any]]:
-        """The logged iterations as they were written, up to a line that a crash cut short."""
+        """The logged iterations as they were written, up to a line that a crash cut short, or damage made another."""
         path, rows = self.path / "metrics.jsonl", []
-        with contextlib.suppress(FileNotFoundError, json.JSONDecodeError):
-            for line in path.read_text().splitlines():
-                rows.append(json.loads(line))
+        with contextlib.suppress(FileNotFoundError, ValueError, RecursionError):
+            for line in path.read_bytes().splitlines():
+                row = json.loads(line)
+                if not isinstance(row, dict) or not isinstance(row.get("iteration"), int):
+                    break
+                rows.append(row)
         return rows
 
     def rewind_metrics(self, iteration: int) -> None:
@@ -255,6 +258,9 @@ def runs_frame(root: str | Path) -> pd.DataFrame:
     Args:
         root: searched for folders that hold ``config.yaml`` and ``scores.json``.
 
+    Raises:
+        InputError: for a file among them that is damaged.
+
     Returns:
         Columns run, dataset, method, ipc, scale, seed, iterations, and those of the scores; empty without runs.
     """
@@ -264,7 +270,14 @@ def runs_frame(root: str | Path) -> pd.DataFrame:
         if not (folder.path / "config.yaml").is_file():
             continue
         config = folder.config()
-        frame = pd.DataFrame(json.loads(scores.read_text()))
+        try:
+            records = json.loads(scores.read_bytes())
+            if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
+                raise ValueError("it is not a list of records")
+            frame = pd.DataFrame(records)
+        except (OSError, ValueError, RecursionError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise InputError(f"{scores} is damaged ({reason}); evaluate the run again") from None
         names = ("dataset", "method", "ipc", "scale", "seed", "iterations")
         for position, name in enumerate(names):
             if name not in frame:

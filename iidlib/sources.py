@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from iidlib.config import InputError
+from iidlib.config import InputError, user_path
 
 __all__ = ["SHAPES", "SOURCES", "FileCheck", "Images", "PathLike", "Source", "data_dir", "draw_shapes", "from_mosaic"]
 
@@ -147,7 +147,7 @@ def _places(folder: str, data_root: PathLike | None, embedded: bool) -> list[Pat
     """Where a folder of data may be, first the place to prefer."""
     # an IID_DATA set to nothing counts as not set
     named = data_root or os.environ.get("IID_DATA")
-    roots = [Path(named).expanduser().absolute()] if named else []
+    roots = [user_path(named).absolute()] if named else []
     if embedded:
         # beside pyproject.toml: in an installation the package's parent is site-packages, whose "data" is not ours
         if (_PACKAGE.parent / "pyproject.toml").is_file():

@@ -30,7 +30,7 @@ import pandas as pd
 import yaml
 from tqdm import tqdm
 
-from iidlib.config import InputError, suggest
+from iidlib.config import InputError, load_yaml, suggest, user_path
 from iidlib.runs import atomic_write
 
 __all__ = ["Sweep", "check_parameters", "load_grid", "run_sweep"]
@@ -53,7 +53,7 @@ def check_parameters(notebook: str | Path, parameters: Mapping[str, Any]) -> dic
         InputError: if the notebook is missing or declares none, or `parameters` has one that it does not declare.
     """
     notebook = Path(notebook)
-    if not notebook.is_file():
+    if not os.path.isfile(notebook):  # noqa: PTH113, which also takes names that no file can have
         raise InputError(f"no notebook at {notebook}")
     try:
         from papermill import inspect_notebook
@@ -80,11 +80,11 @@ def load_grid(path: str | Path) -> Sweep:
     """
     path = Path(path)
     try:
-        grid = yaml.safe_load(path.read_text())
+        grid = load_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"cannot read the grid {path}: {error.strerror or error}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"the grid {path} is not YAML: {' '.join(str(error).split())}") from None
+    except ValueError as error:
+        raise InputError(f"the grid {path} is not YAML: {error}") from None
     known = ("notebook", "product", "zip", "fixed")
     if not isinstance(grid, dict) or not isinstance(grid.get("notebook"), str):
         raise InputError(f"the grid {path} must be a mapping with a notebook and a product or zip of parameters")
@@ -114,7 +114,7 @@ def load_grid(path: str | Path) -> Sweep:
         raise InputError(f"the lists of zip in the grid {path} must be of one length, got {sorted(lengths)}")
     rows = itertools.product(*axes.values()) if kind == "product" else zip(*axes.values(), strict=True)
     points = tuple(fixed | dict(zip(axes, row, strict=True)) for row in rows)
-    notebook = path.parent / Path(grid["notebook"]).expanduser()
+    notebook = path.parent / user_path(grid["notebook"])
     check_parameters(notebook, points[0])
     return Sweep(notebook, points)
 

@@ -1,7 +1,10 @@
 """Settings shared by all tests: no window, no surprise in the user's folders, few threads, skips that give a reason."""
 
+import importlib.util
 import os
+import shutil
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -40,3 +43,37 @@ def _has_whole_data() -> bool:
     from iidlib.sources import SOURCES
 
     return SOURCES["cifar10"].find() is not None
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """What the long tests counted: kills survived, inputs tried."""
+    counted = [report for report in terminalreporter.getreports("passed") if report.user_properties]
+    if counted:
+        terminalreporter.section("counts")
+    for report in counted:
+        for name, counts in report.user_properties:
+            told = ", ".join(f"{count} {what}" for what, count in sorted(counts.items()))
+            terminalreporter.line(f"{report.nodeid.split('::')[-1]}: {name}: {told}")
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """Headless Chromium; without one the tests are skipped, or fail where IID_REQUIRE_BROWSER is set."""
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    missing = []
+    if chromium is None:
+        missing.append("no chromium on the PATH (Debian: apt-get install chromium)")
+    if importlib.util.find_spec("playwright") is None:
+        missing.append("no package playwright (pip install -e '.[dev]')")
+    if missing and os.environ.get("IID_REQUIRE_BROWSER") == "1":
+        pytest.fail(f"IID_REQUIRE_BROWSER=1, but {' and '.join(missing)}", pytrace=False)
+    if missing:
+        pytest.skip(" and ".join(missing))
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        # nothing but this machine has an address: what a page asks for elsewhere fails, as it would offline
+        arguments = ["--no-sandbox", "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"]
+        running = playwright.chromium.launch(executable_path=chromium, args=arguments)
+        yield running
+        running.close()

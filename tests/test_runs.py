@@ -128,7 +128,7 @@ def test_the_commit_has_a_mark_where_the_checkout_was_changed(tmp_path, monkeypa
 
 
 def test_a_new_folder_has_the_settings_and_the_environment(folder):
-    assert sorted(path.name for path in folder.path.iterdir()) == ["checkpoints", "config.yaml", "environment.json"]
+    assert sorted(path.name for path in folder.path.iterdir()) == ["config.yaml", "environment.json"]
     assert folder.config() == CONFIG and not folder.finished
     assert json.loads((folder.path / "environment.json").read_text())["torch"] == torch.__version__
     folder.synthetic.write_bytes(b"")
@@ -139,6 +139,27 @@ def test_folders_above_are_made_and_an_empty_one_is_taken(tmp_path):
     RunFolder.create(tmp_path / "a" / "b", CONFIG)
     (tmp_path / "empty").mkdir()
     assert RunFolder.create(str(tmp_path / "empty"), CONFIG).config() == CONFIG
+
+
+def test_what_a_process_left_that_was_killed_while_writing_is_not_in_the_way(tmp_path):
+    left = tmp_path / "run" / ".config.yaml.4711"
+    left.parent.mkdir()
+    left.write_text("method: d")
+    folder = RunFolder.create(tmp_path / "run", CONFIG)
+    assert folder.config() == CONFIG and not left.exists()
+    (folder.path / ".synthetic.safetensors.99").write_bytes(b"half")
+    (folder.path / ".mine").write_text("a file of the user's")
+    folder.checkpoints.mkdir()
+    (folder.checkpoints / ".0000005.safetensors.99").write_bytes(b"half")
+    folder.remove_unfinished()
+    assert sorted(path.name for path in folder.path.rglob(".*")) == [".mine"]
+
+
+def test_notes_add_to_the_environment(folder):
+    folder.note("drift", {"torch": ["1", "2"]})
+    folder.note("drift", {"torch": ["2", "3"]})
+    noted = json.loads((folder.path / "environment.json").read_text())
+    assert [entry["torch"][1] for entry in noted["drift"]] == ["2", "3"] and noted["torch"] == torch.__version__
 
 
 def test_what_exists_is_never_overwritten(folder, tmp_path):

@@ -1,10 +1,8 @@
 """The built book in a browser without a network: no request leaves a page, equations, icons and search work."""
 
 import functools
-import importlib.util
 import os
 import re
-import shutil
 import threading
 from collections.abc import Iterator
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -66,29 +64,6 @@ def site(html: Path) -> Iterator[str]:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}"
         server.shutdown()
-
-
-@pytest.fixture(scope="session")
-def browser() -> Iterator[Any]:
-    """Headless Chromium; without one the tests are skipped, or fail where IID_REQUIRE_BROWSER is set."""
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    missing = []
-    if chromium is None:
-        missing.append("no chromium on the PATH (Debian: apt-get install chromium)")
-    if importlib.util.find_spec("playwright") is None:
-        missing.append("no package playwright (pip install -e '.[dev]')")
-    if missing and os.environ.get("IID_REQUIRE_BROWSER") == "1":
-        pytest.fail(f"IID_REQUIRE_BROWSER=1, but {' and '.join(missing)}", pytrace=False)
-    if missing:
-        pytest.skip(" and ".join(missing))
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        # nothing but this machine has an address: what a page asks for elsewhere fails, as it would offline
-        arguments = ["--no-sandbox", "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"]
-        running = playwright.chromium.launch(executable_path=chromium, args=arguments)
-        yield running
-        running.close()
 
 
 @pytest.fixture

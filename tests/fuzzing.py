@@ -1,0 +1,244 @@
+"""Every reader of what comes from outside, and a mutator that damages its input: one fuzzer for all of them.
+
+A reader joins by a row of ``READERS``: good input, and what reads it. Its contract is the same everywhere. It gives a
+result or raises `InputError` with one line, soon; no other exception, no hang, no file written.
+"""
+
+import json
+import random
+import re
+import shutil
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import nbformat
+import torch
+
+from iidlib import config as configuration
+from iidlib.checkpoints import Checkpoints
+from iidlib.config import InputError, preset
+from iidlib.data import load_dataset, shapes
+from iidlib.extractors import trained_pool
+from iidlib.results import read_results
+from iidlib.runs import RunFolder, runs_frame
+from iidlib.streams import stream
+from iidlib.sweep import check_parameters, load_grid
+from iidlib.synthetic import SyntheticSet
+
+SECONDS = 20.0
+"""A case that takes longer hangs."""
+
+NASTY = [
+    b"", b"null", b"true", b"-1", b"0", b"1e999", b"NaN", b"-Infinity", b"9" * 400, b"[]", b"{}", b'""', b'"\\u0000"',
+    b"[" * 2000, b'{"a":' * 2000, b"\x00", b"\xff\xfe", b"\xed\xa0\x80", "\u202e\U0001f4a9".encode(), b"../../x",
+    b"<script>alert(1)</script>", b"!!python/object/apply:os.system ['touch MARKER']", b"&a [*a, *a]", b"%s%n", b"\r\n",
+    b"__class__", b"'" * 50, b"1" + b"0" * 30, b"0x7fffffffffffffff", b"1-2-3", b"2001-12-14t21:59:43.10-05:00",
+]  # fmt: skip
+"""Pieces that broke a reader somewhere, once."""
+
+
+def mutated(good: bytes, draw: random.Random) -> bytes:
+    """Good input after one to four damages: bits, cuts, repetitions, and nasty pieces in the place of a token."""
+    data = bytearray(good)
+    for _ in range(draw.choice([1, 1, 1, 2, 4])):
+        kind = draw.randrange(7)
+        a, b = sorted(draw.randrange(len(data) + 1) for _ in range(2))
+        if kind == 0 and data:
+            data[draw.randrange(len(data))] ^= 1 << draw.randrange(8)
+        elif kind == 1:
+            del data[a:]
+        elif kind == 2:
+            del data[a : min(b, a + 40)]
+        elif kind == 3:
+            data[a:a] = data[a : min(b, a + 200)]
+        elif kind == 4:
+            data[a:a] = draw.choice(NASTY)
+        elif kind == 5:
+            data[a:a] = draw.randbytes(draw.randrange(1, 9))
+        elif tokens := list(re.finditer(rb"[^\s,:{}\[\]\"=]+", bytes(data))):
+            token = draw.choice(tokens)
+            data[token.start() : token.end()] = draw.choice(NASTY)
+    return bytes(data)
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A reader under test."""
+
+    good: Callable[[Path], Path]
+    """Makes a folder with good input, and says which file is damaged."""
+    read: Callable[[Path], object]
+    """Reads the folder."""
+
+
+def _text(name: str, content: str) -> Callable[[Path], Path]:
+    def make(folder: Path) -> Path:
+        (folder / name).write_text(content)
+        return folder / name
+
+    return make
+
+
+def _notebook(folder: Path) -> Path:
+    cell = nbformat.v4.new_code_cell("scale = 'ci'\nseed = 0", metadata={"tags": ["parameters"]})
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell], metadata=kernel), folder / "n.ipynb")
+    return folder / "n.ipynb"
+
+
+def _grid(folder: Path) -> Path:
+    _notebook(folder)
+    return _text("g.yaml", "notebook: n.ipynb\nproduct:\n  seed: [0, 1]\nfixed:\n  scale: ci\n")(folder)
+
+
+def _synthetic(folder: Path) -> Path:
+    chosen = SyntheticSet.from_real(shapes(2, 6, 8).train, 2, stream(0, 0, "initial images"))
+    chosen.save(folder / "s.safetensors")
+    return folder / "s.safetensors"
+
+
+_POOL = preset("dm-cc", "shapes", 2, "ci", {"pool.width": 4, "pool.epochs": 12, "pool.count": 1}).pool
+_SMALL = shapes(2, 20, 16)
+
+
+def _read_pool(folder: Path) -> object:
+    from dataclasses import replace
+
+    options = {"device": torch.device("cpu"), "compile": "off"}
+    return trained_pool(_SMALL, replace(_POOL, path=str(folder)), **options)
+
+
+def _pool(name: str) -> Callable[[Path], Path]:
+    def make(folder: Path) -> Path:
+        _read_pool(folder)
+        return folder / name
+
+    return make
+
+
+def _run(name: str) -> Callable[[Path], Path]:
+    def make(folder: Path) -> Path:
+        run = RunFolder.create(folder / "run", preset("dm", "shapes", 2, "ci"))
+        for iteration in (0, 10):
+            run.append_metrics({"iteration": iteration, "seconds": 1.5, "loss": 2.0})
+        (run.path / "scores.json").write_text(json.dumps([{"label": "dm", "network": "convnet3", "accuracy": 30.5}]))
+        return run.path / name
+
+    return make
+
+
+def _checkpoint(ending: str) -> Callable[[Path], Path]:
+    def make(folder: Path) -> Path:
+        for number in (1, 2):
+            path = Checkpoints(folder).save(number, {"images": torch.ones(2, 3)}, {"data": "abc", "chunk": 4})
+        return path.with_suffix(ending)
+
+    return make
+
+
+def _rewound(folder: Path) -> object:
+    run = RunFolder(folder / "run")
+    run.rewind_metrics(10)
+    return run.metrics()
+
+
+def _mini(folder: Path) -> Path:
+    from iidlib.data import data_dir
+
+    target = folder / "cifar10-mini"
+    target.mkdir()
+    for source in data_dir().rglob("*"):
+        if source.is_file():  # links, because a case needs the files and not copies of them
+            (target / source.relative_to(data_dir())).parent.mkdir(exist_ok=True)
+            (target / source.relative_to(data_dir())).symlink_to(source)
+    manifest = target / "manifest.json"
+    content = manifest.read_bytes()
+    manifest.unlink()
+    manifest.write_bytes(content)
+    return manifest
+
+
+def _settings_given(folder: Path) -> object:
+    from iidlib.cli import _changes
+
+    given = (folder / "set").read_text("utf8", errors="surrogateescape").split("\n")
+    return preset("dm", "shapes", 2, "ci", _changes(given))
+
+
+READERS: dict[str, Reader] = {
+    "config": Reader(
+        _text("config.yaml", configuration.to_yaml(preset("iid-idm", "cifar10", 10, "paper"))),
+        lambda folder: configuration.from_yaml((folder / "config.yaml").read_text("utf8", errors="replace")),
+    ),
+    "run config": Reader(_run("config.yaml"), lambda folder: RunFolder(folder / "run").config()),
+    "--set": Reader(_text("set", "match.cm=0.02\nsyn.lr=1\neval.networks=convnet3,alexnet"), _settings_given),
+    "grid": Reader(_grid, lambda folder: load_grid(folder / "g.yaml")),
+    "notebook": Reader(_notebook, lambda folder: check_parameters(folder / "n.ipynb", {"seed": 1})),
+    "synthetic set": Reader(_synthetic, lambda folder: SyntheticSet.load(folder / "s.safetensors")),
+    "pool list": Reader(_pool("pool.json"), _read_pool),
+    "pool weights": Reader(_pool("0000.safetensors"), _read_pool),
+    "checkpoint": Reader(_checkpoint(".safetensors"), lambda folder: Checkpoints(folder).load()),
+    "checkpoint facts": Reader(_checkpoint(".json"), lambda folder: Checkpoints(folder).load()),
+    "metrics": Reader(_run("metrics.jsonl"), _rewound),
+    "scores": Reader(_run("scores.json"), runs_frame),
+    "results": Reader(
+        _text("r.csv", "dataset,method,accuracy,settings\ncifar10,dm,45.5,\ncifar10,dm-cm,46,match.cm=1\n"),
+        lambda folder: read_results(folder / "r.csv"),
+    ),
+    "manifest": Reader(_mini, lambda folder: load_dataset("cifar10-mini", data_root=folder)),
+}
+
+
+def _snapshot(folder: Path) -> dict[str, tuple[int, int]]:
+    found = (path for path in folder.rglob("*") if path.is_file())
+    return {str(path): (path.stat().st_mtime_ns, path.stat().st_size) for path in found}
+
+
+def attack(name: str, place: Path, cases: int, seed: int = 0) -> Counter[str]:
+    """Damages a reader's input again and again; returns how often it was read and refused.
+
+    Raises:
+        AssertionError: where the contract is broken; the input stays in `place`.
+    """
+    reader, draw, counts = READERS[name], random.Random(f"{name} {seed}"), Counter[str]()
+    place.mkdir(parents=True, exist_ok=True)
+    victim = reader.good(place)
+    good = victim.read_bytes()
+    reader.read(place)  # what is good is read
+    # metrics: what a resumed run computes again is dropped; pool list: what it no longer lists is trained
+    writes = name in ("metrics", "pool list")
+    for data in _cases(good, draw, cases):
+        victim.write_bytes(data)
+        before, begun = _snapshot(place), time.monotonic()
+        try:
+            reader.read(place)
+            counts["read"] += 1
+        except InputError as error:
+            assert "\n" not in str(error) and str(error).strip(), f"not one line: {str(error)!r}"
+            assert len(str(error)) < 2000, f"a message of {len(str(error))} characters"
+            counts["refused"] += 1
+        except RecursionError as error:
+            raise AssertionError(f"{name} recursed on {data[:200]!r}") from error
+        except Exception as error:
+            raise AssertionError(f"{name} raised {type(error).__name__}: {error} on {data[:300]!r}") from error
+        assert time.monotonic() - begun < SECONDS, f"{name} took too long for {data[:200]!r}"
+        assert writes or _snapshot(place) == before, f"{name} wrote something for {data[:200]!r}"
+        assert not list(Path.cwd().glob("MARKER*")), "code in the input was executed"
+    shutil.rmtree(place)
+    return counts
+
+
+def _cases(good: bytes, draw: random.Random, count: int) -> Iterator[bytes]:
+    yield from (b"", b"\x00" * 64, draw.randbytes(256), b"\xef\xbb\xbf" + good, good * 2)
+    yield BOMB
+    for _ in range(count):
+        yield mutated(good, draw)
+
+
+BOMB = b"a: &a [x,x,x,x,x,x,x,x,x]\n" + b"".join(
+    b"%c: &%c [%s]\n" % (c, c, b",".join([b"*%c" % (c - 1)] * 9)) for c in range(ord("b"), ord("k"))
+)
+"""YAML whose aliases stand for a thousand million values once they are written out."""
