@@ -9,6 +9,7 @@ overwritten), 130 and 143 stopped by SIGINT and SIGTERM.
 import contextlib
 import io
 import logging
+import re
 import shlex
 import signal
 import sys
@@ -314,7 +315,8 @@ def distill(
             raise InputError("--results needs the evaluation; leave out --no-evaluate or --results")
         check_results(results)
     loaded = _load(dataset, data_root, device)
-    folder = RunFolder(out or Path("runs") / f"{method}-{dataset.replace(':', '-')}-ipc{ipc}-{scale}-seed{seed}")
+    named = re.sub(r"[^\w.-]+", "-", dataset)  # a folder's path is part of a name, and no folders
+    folder = RunFolder(out or Path("runs") / f"{method}-{named}-ipc{ipc}-{scale}-seed{seed}")
     typer.echo(
         f"{method} on {dataset}, IPC {ipc}: {config.iterations} iterations, scale {scale}, {loaded.train.device}"
     )
@@ -616,6 +618,8 @@ def data_check(
     from iidlib.data import check
 
     report = check(name, data_root)
+    for problem in report.problems:
+        typer.echo(problem)
     for file in report.files:
         typer.echo(f"{file.state:8} {file.path} {file.detail}".rstrip())
     if not report.ok:

@@ -63,7 +63,7 @@ class _NoAliases(yaml.SafeLoader):
 
 
 def user_path(path: str | os.PathLike[str]) -> Path:
-    """A path that a user gave; ``~`` and ``~name`` are resolved where there is such a user, and left alone elsewhere."""
+    """A path that a user gave; ``~`` and ``~name`` are resolved where there is such a user, else left alone."""
     return Path(os.path.expanduser(path))  # noqa: PTH111, which raises where there is no such user
 
 

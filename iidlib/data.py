@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from iidlib.config import InputError, suggest
+from iidlib.folders import read_folder
 from iidlib.sources import SHAPES, SOURCES, FileCheck, Images, PathLike, data_dir, draw_shapes
 
 __all__ = [
@@ -67,7 +68,23 @@ def _cifar10_spec(name: str) -> DatasetSpec:
     )
 
 
-_SPECS = {name: _cifar10_spec(name) for name in ("cifar10-mini", "cifar10")}
+_SPECS = {name: _cifar10_spec(name) for name in ("cifar10-mini", "cifar10")} | {
+    # CIFAR-100's own constants, which DM's code has, IDM's not; class names come with the files
+    "cifar100": DatasetSpec("cifar100", (), 32, 3, (0.5071, 0.4866, 0.4409), (0.2673, 0.2564, 0.2762), _ALL_OPERATIONS),
+    "svhn": DatasetSpec(
+        "svhn",
+        tuple("0123456789"),
+        32,
+        3,
+        (0.4377, 0.4438, 0.4728),
+        (0.1980, 0.2010, 0.1970),
+        "color_crop_cutout_scale_rotate",  # a mirrored digit is another sign
+    ),
+    "tinyimagenet": DatasetSpec(
+        "tinyimagenet", (), 64, 3, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), _ALL_OPERATIONS
+    ),
+}
+"""What is known of a data set without reading it; class names of the larger sets come with their files."""
 
 
 def _channel_constants(spec: DatasetSpec, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -304,9 +321,10 @@ def load_dataset(
     """A data set by name, its files verified.
 
     Args:
-        name: ``cifar10-mini`` (comes with the library), ``cifar10`` (torchvision's files) or ``shapes``; or one of them
-            after ``validation:``, which holds out a tenth of each class's training images, always the same ones, to
-            be judged on in place of the test images: settings are chosen on it.
+        name: ``cifar10-mini`` (comes with the library), ``cifar10``, ``cifar100``, ``svhn`` (torchvision's files),
+            ``tinyimagenet`` (the original folder), ``shapes`` (drawn), or ``folder:PATH`` (see `iidlib.folders`); or
+            one of them after ``validation:``, which holds out a tenth of each class's training images, always the same
+            ones, to be judged on in place of the test images: settings are chosen on it.
         data_root: the folder that holds the data set's folder; the one in ``IID_DATA`` when not given. What comes with
             the library is found without either.
         device: where the images are put.
@@ -318,12 +336,33 @@ def load_dataset(
     if name.startswith(_VALIDATION):
         whole = load_dataset(name.removeprefix(_VALIDATION), data_root=data_root, device=device, download=download)
         return _held_out(whole)
+    if name.startswith("folder:"):
+        return _of_folder(name, device)
     _known(name)
     if name == "shapes":
         drawn = shapes()
         return Dataset(name, drawn.train.to(device), drawn.test.to(device), drawn.spec)
-    train, test = SOURCES[name].load(data_root, download=download)
-    return _dataset(_SPECS[name], train, test, device)
+    source, spec = SOURCES[name], _SPECS[name]
+    train, test = source.load(data_root, download=download)
+    if source.classes:
+        spec = replace(spec, classes=source.classes(source.locate(data_root)))
+    return _dataset(spec, train, test, device)
+
+
+def _of_folder(name: str, device: torch.device | str) -> Dataset:
+    """A folder's images, with the mean and deviation of its own training pixels."""
+    found = read_folder(name)
+    pixels = found.train[0].transpose(0, 1).flatten(1).double() / 255
+    spec = DatasetSpec(
+        name=name,
+        classes=found.classes,
+        image_size=found.train[0].shape[-1],
+        channels=3,
+        mean=tuple(round(float(value), 4) for value in pixels.mean(1)),
+        std=tuple(round(max(float(value), 1 / 255), 4) for value in pixels.std(1, correction=0)),
+        augmentation=_ALL_OPERATIONS,
+    )
+    return _dataset(spec, found.train, found.test, device)
 
 
 def _known(name: str) -> None:
@@ -366,11 +405,13 @@ class CheckReport:
     files: tuple[FileCheck, ...]
     get: str
     """How to get what is missing or damaged."""
+    problems: tuple[str, ...] = ()
+    """What is missing or too much, in words, where there are no checksums."""
 
     @property
     def ok(self) -> bool:
         """Whether every file is there and whole."""
-        return all(file.state == "ok" for file in self.files)
+        return not self.problems and all(file.state == "ok" for file in self.files)
 
 
 def check(name: str, data_root: PathLike | None = None) -> CheckReport:
@@ -384,4 +425,5 @@ def check(name: str, data_root: PathLike | None = None) -> CheckReport:
         return CheckReport(name, None, (), "comes with iidlib")
     source = SOURCES[name]
     folder = source.locate(data_root)
-    return CheckReport(name, folder, tuple(source.check(folder)), source.get)
+    told = source.problems(folder) if source.problems else []
+    return CheckReport(name, folder, tuple(source.check(folder)), source.get, tuple(told))

@@ -9,6 +9,7 @@ import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -18,6 +19,16 @@ from PIL import Image
 from torch import Tensor
 
 from iidlib.config import InputError, user_path
+from iidlib.tinyimagenet import classes_of, fetch_tinyimagenet, problems, read_tinyimagenet
+from iidlib.torchvision_sets import (
+    cifar_checksums,
+    cifar_classes,
+    fetch_cifar,
+    fetch_svhn,
+    read_cifar,
+    read_svhn,
+    svhn_checksums,
+)
 
 __all__ = ["SHAPES", "SOURCES", "FileCheck", "Images", "PathLike", "Source", "data_dir", "draw_shapes", "from_mosaic"]
 
@@ -62,7 +73,11 @@ class Source:
     read: Callable[[Path], tuple[Images, Images]]
     """Training and test images from a folder whose files are known to be whole."""
     download: Callable[[Path], None] | None = None
-    """Puts the folder into a data root, unless it is there and whole."""
+    """Puts the folder into a data root."""
+    classes: Callable[[Path], tuple[str, ...]] | None = None
+    """Class names, where the files tell them."""
+    problems: Callable[[Path], list[str]] | None = None
+    """What is missing or too much, in words, where no checksums are published."""
 
     def find(self, data_root: PathLike | None = None) -> Path | None:
         """The folder, in the first place that has it, or None; places as for `data_dir`."""
@@ -95,15 +110,25 @@ class Source:
         Raises:
             InputError: when the folder is in none of the places, a file is missing or damaged, or the download fails.
         """
-        if download and self.download:
+        if download and self.download and not self._whole(data_root):
             self._fetch(self.download, data_root)
         folder = self.locate(data_root)
+        if self.problems and (told := self.problems(folder)):
+            more = f" and {len(told) - 4} more" if len(told) > 4 else ""
+            get = self.get.replace("DIR", str(folder.parent))
+            raise InputError(f"{self.name}: {folder} is not whole: {'; '.join(told[:4])}{more}. {get}")
         for file in self.check(folder):
             if file.state != "ok":
                 state = "is missing" if file.state == "missing" else f"is damaged ({file.detail})"
                 get = self.get.replace("DIR", str(folder.parent))
                 raise InputError(f"{self.name}: {file.path} {state}; remove {folder} and {get}")
         return self.read(folder)
+
+    def _whole(self, data_root: PathLike | None) -> bool:
+        folder = self.find(data_root)
+        if folder is None or (self.problems and self.problems(folder)):
+            return False
+        return all(file.state == "ok" for file in self.check(folder))
 
     def _places(self, data_root: PathLike | None) -> list[Path]:
         return _places(self.folder, data_root, self.embedded)
@@ -115,8 +140,7 @@ class Source:
         root = places[0].parent
         try:
             download(root)
-        # no network is an OSError; torchvision raises RuntimeError when what arrived has another checksum
-        except (OSError, RuntimeError) as error:
+        except OSError as error:  # no network, no room, no right to write
             reason = " ".join(str(error).split())
             raise InputError(
                 f"{self.name} could not be downloaded to {root} ({reason}); check the network and that the folder can "
@@ -210,30 +234,6 @@ def _read_mini(folder: Path) -> tuple[Images, Images]:
     return split("train"), split("test")
 
 
-def _cifar10_checksums(folder: Path) -> dict[str, str]:
-    from torchvision.datasets import CIFAR10  # imported where it is used: it takes seconds
-
-    files = [*CIFAR10.train_list, *CIFAR10.test_list, [CIFAR10.meta["filename"], CIFAR10.meta["md5"]]]
-    return {name: f"md5:{md5}" for name, md5 in files}
-
-
-def _read_cifar10(folder: Path) -> tuple[Images, Images]:
-    from torchvision.datasets import CIFAR10
-
-    def split(train: bool) -> Images:
-        part = CIFAR10(folder.parent, train=train)
-        # torchvision holds a view with channels last of the channels-first arrays in the files; this takes it back
-        return torch.from_numpy(part.data.transpose(0, 3, 1, 2)).contiguous(), torch.tensor(part.targets)
-
-    return split(train=True), split(train=False)
-
-
-def _download_cifar10(root: Path) -> None:
-    from torchvision.datasets import CIFAR10
-
-    CIFAR10(root, train=False, download=True)
-
-
 SHAPES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "disc": lambda u, v: u * u + v * v < 1,
     "square": lambda u, v: torch.maximum(u.abs(), v.abs()) < 0.85,
@@ -278,10 +278,12 @@ def draw_shapes(counts: Sequence[int], image_size: int, generator: torch.Generat
     return (image.clamp(0, 1) * 255).round().to(torch.uint8), labels
 
 
-_CIFAR10_GET = (
-    "fetch it (170 MB) with: iid data fetch cifar10 --data-root DIR (or name with --data-root or IID_DATA the folder "
-    "that holds cifar-10-batches-py)"
-)
+def _get(name: str, size: str, folder: str) -> str:
+    return (
+        f"fetch it ({size}) with: iid data fetch {name} --data-root DIR (or name with --data-root or IID_DATA the "
+        f"folder that holds {folder})"
+    )
+
 
 SOURCES: dict[str, Source] = {
     source.name: source
@@ -300,10 +302,44 @@ SOURCES: dict[str, Source] = {
             folder="cifar-10-batches-py",
             images=(50_000, 10_000),
             embedded=False,
-            get=_CIFAR10_GET,
-            checksums=_cifar10_checksums,
-            read=_read_cifar10,
-            download=_download_cifar10,
+            get=_get("cifar10", "170 MB", "cifar-10-batches-py"),
+            checksums=lambda folder: cifar_checksums("CIFAR10"),
+            read=partial(read_cifar, "CIFAR10"),
+            download=partial(fetch_cifar, "CIFAR10"),
+        ),
+        Source(
+            name="cifar100",
+            folder="cifar-100-python",
+            images=(50_000, 10_000),
+            embedded=False,
+            get=_get("cifar100", "169 MB", "cifar-100-python"),
+            checksums=lambda folder: cifar_checksums("CIFAR100"),
+            read=partial(read_cifar, "CIFAR100"),
+            download=partial(fetch_cifar, "CIFAR100"),
+            classes=partial(cifar_classes, "CIFAR100"),
+        ),
+        Source(
+            name="svhn",
+            folder="svhn",
+            images=(73_257, 26_032),
+            embedded=False,
+            get=_get("svhn", "246 MB", "svhn with train_32x32.mat and test_32x32.mat"),
+            checksums=lambda folder: svhn_checksums(),
+            read=read_svhn,
+            download=fetch_svhn,
+        ),
+        Source(
+            name="tinyimagenet",
+            folder="tiny-imagenet-200",
+            images=(100_000, 10_000),
+            embedded=False,
+            get=_get("tinyimagenet", "248 MB", "tiny-imagenet-200")
+            + "; part of it is a data set of its own as folder:PATH?size=64",
+            checksums=lambda folder: {},
+            read=read_tinyimagenet,
+            download=fetch_tinyimagenet,
+            classes=classes_of,
+            problems=problems,
         ),
     )
 }

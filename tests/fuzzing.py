@@ -16,12 +16,15 @@ from pathlib import Path
 
 import nbformat
 import torch
+from PIL import Image
 
 from iidlib import config as configuration
+from iidlib import tinyimagenet
 from iidlib.checkpoints import Checkpoints
 from iidlib.config import InputError, preset
 from iidlib.data import load_dataset, shapes
 from iidlib.extractors import trained_pool
+from iidlib.folders import parse_folder
 from iidlib.results import read_results
 from iidlib.runs import RunFolder, runs_frame
 from iidlib.streams import stream
@@ -168,6 +171,47 @@ def _settings_given(folder: Path) -> object:
     return preset("dm", "shapes", 2, "ci", _changes(given))
 
 
+def _image(ending: str) -> Callable[[Path], Path]:
+    def make(folder: Path) -> Path:
+        draw = torch.Generator().manual_seed(0)
+        for name in ("a", "b"):
+            (folder / name).mkdir()
+            for number in range(2):
+                pixels = torch.randint(0, 256, (20, 24, 3), dtype=torch.uint8, generator=draw).numpy()
+                Image.fromarray(pixels).save(folder / name / f"{number}.{ending}")
+        return folder / "a" / f"0.{ending}"
+
+    return make
+
+
+def _tiny(name: str) -> Callable[[Path], Path]:
+    def make(folder: Path) -> Path:
+        root = folder / "tiny-imagenet-200"
+        places = [root / "train" / f"n{c}" / "images" / f"n{c}_{i}.JPEG" for c in range(2) for i in range(2)]
+        for path in [*places, *(root / "val" / "images" / f"val_{i}.JPEG" for i in range(2))]:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (64, 64), "red").save(path)
+        (root / "words.txt").write_text("n0\tgoldfish, Carassius auratus\nn1\tsalamander\n")
+        (root / "val" / "val_annotations.txt").write_text(
+            "val_0.JPEG\tn1\t0\t0\t62\t62\nval_1.JPEG\tn0\t0\t0\t62\t62\n"
+        )
+        return root / name
+
+    return make
+
+
+def _read_tiny(folder: Path) -> object:
+    root = folder / "tiny-imagenet-200"
+    told = tinyimagenet.problems(root, tinyimagenet.Layout(classes=2, train=2, test=1))
+    if any("test images" in line for line in told):  # as the loader does: what is not whole is not read
+        raise InputError("; ".join(told)[:900])
+    return tinyimagenet.read_tinyimagenet(root), tinyimagenet.classes_of(root)
+
+
+def _folder_named(folder: Path) -> object:
+    return parse_folder("folder:" + (folder / "name").read_text("utf8", errors="replace"))
+
+
 READERS: dict[str, Reader] = {
     "config": Reader(
         _text("config.yaml", configuration.to_yaml(preset("iid-idm", "cifar10", 10, "paper"))),
@@ -188,6 +232,14 @@ READERS: dict[str, Reader] = {
         _text("r.csv", "dataset,method,accuracy,settings\ncifar10,dm,45.5,\ncifar10,dm-cm,46,match.cm=1\n"),
         lambda folder: read_results(folder / "r.csv"),
     ),
+    "png": Reader(_image("png"), lambda folder: load_dataset(f"folder:{folder}?size=16")),
+    "jpeg": Reader(_image("jpg"), lambda folder: load_dataset(f"folder:{folder}?size=16")),
+    "gif": Reader(_image("gif"), lambda folder: load_dataset(f"folder:{folder}?size=16")),
+    "tiff": Reader(_image("tif"), lambda folder: load_dataset(f"folder:{folder}?size=16")),
+    "webp": Reader(_image("webp"), lambda folder: load_dataset(f"folder:{folder}?size=16")),
+    "annotations": Reader(_tiny("val/val_annotations.txt"), _read_tiny),
+    "words": Reader(_tiny("words.txt"), _read_tiny),
+    "folder name": Reader(_text("name", "my/images?size=64&test=0.2"), _folder_named),
     "manifest": Reader(_mini, lambda folder: load_dataset("cifar10-mini", data_root=folder)),
 }
 

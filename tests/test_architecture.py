@@ -29,9 +29,12 @@ ALLOWED = (
     | {"config": {"presets"}}  # what single methods change, a table
     | {"accelerate": {"kernels"}}  # which alone decides when they are used
     | {"ceilings": {"accelerate"}}  # what bench divides by
-    | {"sources": BASE}  # the files behind `data`
+    | {"download": BASE, "torchvision_sets": BASE | {"download"}}
+    | {"image_files": BASE | {"runs"}, "folders": BASE | {"image_files"}}
+    | {"tinyimagenet": BASE | {"download", "image_files"}}
+    | {"sources": BASE | {"tinyimagenet", "torchvision_sets"}}  # the files behind `data`
     | {name: BASE for name in MATERIAL}
-    | {"data": BASE | {"sources"}}
+    | {"data": BASE | {"folders", "sources"}}
     | {"training": BASE | MATERIAL}  # what pools and evaluation share
     | {"stacked": BASE | MATERIAL | {"training"}}  # many at once, in its place
     | {name: BASE | MATERIAL | {"stacked", "training"} for name in MIDDLE}

@@ -198,7 +198,7 @@ def test_data_dir_says_where_it_looked(tmp_path: Path) -> None:
 
 def test_the_list_of_data_sets(tmp_path: Path, mini: Dataset) -> None:
     rows = {row.name: row for row in datasets(tmp_path)}
-    assert list(rows) == ["cifar10-mini", "cifar10", "shapes"]
+    assert list(rows) == ["cifar10-mini", "cifar10", "cifar100", "svhn", "tinyimagenet", "shapes"]
     assert rows["cifar10-mini"].found == str(MINI) and rows["cifar10"].found is None
     assert (rows["cifar10-mini"].train_images, rows["cifar10-mini"].test_images) == (len(mini.train), len(mini.test))
     assert "iid data fetch cifar10" in rows["cifar10"].get
