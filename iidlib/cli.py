@@ -374,14 +374,15 @@ def distill(
 def evaluate(
     ctx: typer.Context,
     path: Annotated[
-        str, typer.Argument(help="A run's folder or a synthetic set; or the word random, random-mosaic or whole.")
+        str,
+        typer.Argument(help="A run's folder or set; or random, random-mosaic, herding, k-center or whole."),
     ],
     dataset: Annotated[str | None, typer.Option("--dataset", help="Else the one the set was made for.")] = None,
     networks: Annotated[str | None, typer.Option("--networks", help="Such as convnet3,alexnet.")] = None,
     num_eval: Annotated[int | None, typer.Option("--num-eval", help="Networks of each architecture.")] = None,
     epochs: Annotated[int | None, typer.Option("--epochs", help="Passes over the set; 1001 in the paper.")] = None,
     scale: Annotated[str | None, typer.Option("--scale", help="Protocol to start from; else the set's own.")] = None,
-    ipc: Annotated[int | None, typer.Option("--ipc", help="Images a class, for random; else 10.")] = None,
+    ipc: Annotated[int | None, typer.Option("--ipc", help="Images a class, for chosen images; else 10.")] = None,
     seed: Annotated[
         int | None, typer.Option("--seed", help="Of the networks, and of the choice of random images; else the set's.")
     ] = None,
@@ -397,7 +398,9 @@ def evaluate(
 
     import pandas as pd
 
+    from iidlib.baselines import CHOICES, choose
     from iidlib.evaluation import random_real, whole_set_protocol
+    from iidlib.extractors import trained_pool
     from iidlib.results import append_results, check_results, check_writable
     from iidlib.runs import RunFolder, atomic_write
     from iidlib.synthetic import SyntheticSet
@@ -408,10 +411,10 @@ def evaluate(
             raise InputError(f"{out} exists already; nothing was overwritten: give another --out")
     if results is not None:
         check_results(results)
-    synthetic = None if path in ("random", "random-mosaic", "whole") else SyntheticSet.load(path)
+    synthetic = None if path in ("random", "random-mosaic", "whole", *CHOICES) else SyntheticSet.load(path)
     origin = synthetic.provenance if synthetic else {}
     if synthetic and ipc not in (None, synthetic.ipc):
-        raise InputError(f"--ipc goes with random; the set in {path} has {synthetic.ipc} images a class")
+        raise InputError(f"--ipc goes with chosen images; the set in {path} has {synthetic.ipc} images a class")
     name = dataset or (synthetic.spec.name if synthetic else "cifar10-mini")
     label = path if synthetic is None else origin.get("method", "unknown")
     try:
@@ -438,11 +441,16 @@ def evaluate(
     # a set keeps the scale at which it was distilled; how it is evaluated, its protocol says
     config = dataclasses.replace(config, scale=made_at, ipc=size)
     images = synthetic or loaded.train
-    if synthetic is None and path != "whole":
-        images = random_real(loaded.train, size, own_seed, config.syn.factor)
-        label = images.provenance["method"]
     facts = _stamp(ctx)
     with _kept():
+        if path in CHOICES:
+            one = dataclasses.replace(config.pool, count=1)  # features of a network trained on the whole set
+            pool = trained_pool(loaded, one, device=loaded.train.device, compile=config.compute.compile)
+            images = choose(path, loaded.train, size, pool.networks[0])
+            facts["pool_accuracies"] = f"{pool.accuracies[0]:.2f}"
+        elif synthetic is None and path != "whole":
+            images = random_real(loaded.train, size, own_seed, config.syn.factor)
+            label = images.provenance["method"]
         scores = _scores(images, loaded, config, label, networks_seed, facts | {"iterations": iterations})
         if baseline and synthetic and label not in ("random", "random-mosaic"):
             sets = _baselines(loaded.train, size, own_seed, synthetic.factor)
@@ -512,6 +520,85 @@ def experts(
     named |= {key: ",".join(map(str, value)) for key, value in named.items() if isinstance(value, tuple)}
     settings_text = " ".join(f"--set {shlex.quote(f'{key}={value}')}" for key, value in named.items())
     typer.echo(f"use it with: {settings_text}")
+
+
+_SECONDS = {"s": 1, "m": 60, "h": 3600}
+
+
+def _seconds(text: str) -> float:
+    """A length of time such as ``8h``, ``30m`` or ``90s``."""
+    number, unit = text.strip()[:-1], text.strip()[-1:]
+    try:
+        value = float(number) * _SECONDS[unit]
+    except (ValueError, KeyError):
+        raise InputError(f"--budget takes a time such as 8h, 30m or 90s, got {text!r}") from None
+    if not 0 < value < float("inf"):
+        raise InputError(f"--budget must be above zero, got {text!r}")
+    return value
+
+
+def _cells(name: str, title: str, only: str, folder: Path | None) -> None:
+    """Shows each cell of an experiment: published, measured, missing."""
+    from iidlib.experiments import table
+
+    cells = table(name, folder)
+    shown = Table(title=escape(f"{name}: {title}"))
+    for column in ("cell", "published (%)", "paper scale", "laptop", "tour", "source"):
+        left = column in ("cell", "source")
+        shown.add_column(column, justify="left" if left else "right", no_wrap=column == "cell")
+    for row in cells.to_dict("records"):
+        parts = [row["dataset"], f"ipc{row['ipc']}" if row["ipc"] else "all", row["method"]]
+        parts += [row["network"]] if row["network"] not in ("convnet3", "convnet4") else []
+        cell = "/".join([*parts, *row["settings"].split()])
+        if not cell.startswith(only):
+            continue
+        ours = []
+        for scale, absent in (("paper", "missing"), ("laptop", ""), ("tour", "")):
+            seeds, spread = row[f"{scale}_seeds"], f" ± {row[f'{scale}_std']:.1f}"
+            text = f"{row[f'{scale}_mean']:.1f}{spread if seeds > 1 else ''} ({seeds})"
+            ours.append(text if seeds else absent)
+        published = "" if row["source"] == "not found" else f"{row['published']:.1f}"
+        shown.add_row(escape(cell), published, *ours, escape(row["source"]))
+    console.print(shown)
+
+
+@app.command()
+def reproduce(
+    name: Annotated[str | None, typer.Argument(help="main, ablation, architectures, ...; see --list.")] = None,
+    show: Annotated[bool, typer.Option("--list", help="Show the cells: published, measured, missing.")] = False,
+    only: Annotated[str, typer.Option("--only", help="Cells that begin so, such as cifar10/ipc10.")] = "",
+    scale: Annotated[str, typer.Option("--scale", help="tour, laptop or paper.")] = "tour",
+    seeds: Annotated[int, typer.Option("--seeds", min=1, help="Distillations of each cell.")] = 3,
+    budget: Annotated[str | None, typer.Option("--budget", help="Stop cleanly after it, such as 8h or 30m.")] = None,
+    device: Device = "auto",
+    folder: Annotated[
+        Path | None, typer.Option("--results", help="Folder of the results; else the checkout's own.")
+    ] = None,
+    runs: Annotated[Path, typer.Option("--runs", help="Folder of the runs.")] = Path("runs/reproduce"),
+) -> None:
+    """Show the paper's cells, or run those that are missing, the most telling first."""
+    import math
+
+    from iidlib.experiments import EXPERIMENTS, jobs
+    from iidlib.experiments import reproduce as run
+
+    if name is not None and name not in EXPERIMENTS:
+        raise InputError(f"unknown experiment {name!r}{suggest(name, EXPERIMENTS)}")
+    if scale not in SCALES:
+        raise InputError(f"unknown scale {scale!r}{suggest(scale, SCALES)}")
+    if show or name is None:
+        for each in [name] if name else EXPERIMENTS:
+            _cells(each, EXPERIMENTS[each].title, only, folder)
+        typer.echo(
+            "ours: mean ± std over distillation seeds (how many), by scale; a cell of the paper is filled at scale "
+            "paper only"
+        )
+        return
+    seconds = _seconds(budget) if budget else math.inf
+    todo = jobs(name, scale=scale, seeds=seeds, only=only, folder=folder, runs=runs, device=device)
+    typer.echo(f"{name} at scale {scale}: {len(todo)} runs are missing")
+    done = run(todo, budget=seconds, say=typer.echo)
+    typer.echo(f"{done} of {len(todo)} done")
 
 
 @app.command()

@@ -322,3 +322,32 @@ def t_quantile_975(degrees: int) -> float:
     assert degrees == 2
     p = 0.975
     return (2 * p - 1) / math.sqrt(2 * p * (1 - p))
+
+
+# Real images chosen instead of learned
+
+
+def herding(features: Tensor, count: int) -> list[int]:
+    """Each next image is tried with those chosen; the one that leaves their mean nearest to the class's is taken."""
+    target, chosen = mean_of(list(features)), []
+    for _ in range(count):
+        tried = {}
+        for candidate in range(len(features)):
+            if candidate not in chosen:
+                mean = mean_of([features[i] for i in [*chosen, candidate]])
+                tried[candidate] = float(((mean - target) ** 2).sum())
+        chosen.append(min(tried, key=tried.__getitem__))
+    return chosen
+
+
+def k_center(features: Tensor, count: int) -> list[int]:
+    """Each next image is the one whose nearest chosen image is farthest; the first is nearest to the class's mean."""
+    target = mean_of(list(features))
+    chosen = [min(range(len(features)), key=lambda i: float(((features[i] - target) ** 2).sum()))]
+    while len(chosen) < count:
+        far = {}
+        for candidate in range(len(features)):
+            if candidate not in chosen:
+                far[candidate] = min(float(((features[candidate] - features[i]) ** 2).sum()) for i in chosen)
+        chosen.append(max(far, key=far.__getitem__))
+    return chosen

@@ -21,7 +21,7 @@ LEAVES = {"augment", "losses", "kernels", "plots", "presets", "streams"}
 BASE = (LEAVES | {"accelerate", "config"}) - {"plots", "presets"}
 MATERIAL = {"data", "networks", "runs"}
 MIDDLE = {"extractors", "interchange", "results", "synthetic"}
-ABOVE = {"analysis", "continual", "distillation", "evaluation", "terms"}
+ABOVE = {"analysis", "baselines", "continual", "distillation", "evaluation", "terms"}
 TOP = {"baseline", "bench", "experiments", "ladder", "sweep", "timing"}
 
 ALLOWED = (
@@ -41,7 +41,7 @@ ALLOWED = (
     | {name: BASE | MATERIAL | MIDDLE | {"stacked", "training"} | ABOVE for name in ABOVE}
     | {"statistics": BASE | MATERIAL}  # of real images, kept for a run
     | {"network_queue": BASE | MATERIAL | {"extractors", "training"}}  # IDM's source of features, beside DM's
-    | {"updaters": BASE}
+    | {"updaters": BASE, "published": set()}
     | {"checkpoints": BASE | {"runs"}}
     | {"terms": BASE | MATERIAL | MIDDLE | {"statistics"}}  # what a step reads; the loop stands above it
     | {"capture": BASE | MATERIAL | {"extractors", "synthetic", "terms", "updaters"}}  # a step on fixed buffers
