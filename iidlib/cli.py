@@ -300,6 +300,7 @@ def distill(
     from iidlib.distillation import METHODS
     from iidlib.distillation import distill as run
     from iidlib.presets import published
+    from iidlib.published import published_value
     from iidlib.results import append_results, check_results
     from iidlib.runs import RunFolder
     from iidlib.synthetic import SyntheticSet
@@ -363,9 +364,10 @@ def distill(
         _show(
             scores, f"{dataset}, IPC {ipc}, scale {scale}", note, _protocol_text(config.eval, method, synthetic.factor)
         )
-        row = published(method, dataset, ipc)
-        if row and scale == "paper" and method in row.accuracy:
-            typer.echo(f"published: {row.accuracy[method]} % ({row.quoted_from}); settings: {row.origin}")
+        printed, row = published_value(dataset, method, ipc), published(method, dataset, ipc)
+        if printed and scale == "paper":
+            origin = f"; settings: {row.origin}" if row else ""
+            typer.echo(f"published: {printed.value} % ({printed.source}){origin}")
         if results is not None:
             append_results(results, scores)
 
@@ -543,9 +545,9 @@ def _cells(name: str, title: str, only: str, folder: Path | None) -> None:
 
     cells = table(name, folder)
     shown = Table(title=escape(f"{name}: {title}"))
-    for column in ("cell", "published (%)", "paper scale", "laptop", "tour", "source"):
+    for column in ("cell", "published", "paper", "laptop", "tour", "source"):
         left = column in ("cell", "source")
-        shown.add_column(column, justify="left" if left else "right", no_wrap=column == "cell")
+        shown.add_column(column, justify="left" if left else "right", no_wrap=column != "source")
     for row in cells.to_dict("records"):
         parts = [row["dataset"], f"ipc{row['ipc']}" if row["ipc"] else "all", row["method"]]
         parts += [row["network"]] if row["network"] not in ("convnet3", "convnet4") else []
@@ -557,8 +559,9 @@ def _cells(name: str, title: str, only: str, folder: Path | None) -> None:
             seeds, spread = row[f"{scale}_seeds"], f" ± {row[f'{scale}_std']:.1f}"
             text = f"{row[f'{scale}_mean']:.1f}{spread if seeds > 1 else ''} ({seeds})"
             ours.append(text if seeds else absent)
-        published = "" if row["source"] == "not found" else f"{row['published']:.1f}"
-        shown.add_row(escape(cell), published, *ours, escape(row["source"]))
+        known = row["source"] != "not found"
+        published, source = (f"{row['published']:.1f}", row["source"]) if known else ("not found", "")
+        shown.add_row(escape(cell), published, *ours, escape(source))
     console.print(shown)
 
 
@@ -590,8 +593,8 @@ def reproduce(
         for each in [name] if name else EXPERIMENTS:
             _cells(each, EXPERIMENTS[each].title, only, folder)
         typer.echo(
-            "ours: mean ± std over distillation seeds (how many), by scale; a cell of the paper is filled at scale "
-            "paper only"
+            "accuracy in percent; ours: mean ± std over distillation seeds (how many), by scale; a cell of the paper "
+            "is filled at scale paper only"
         )
         return
     seconds = _seconds(budget) if budget else math.inf

@@ -6,7 +6,7 @@ or IDM by what they stand next to. What was not found in print is not in this ta
 
 from dataclasses import dataclass
 
-__all__ = ["PUBLISHED", "Published", "published_value"]
+__all__ = ["ACCURACIES", "Published", "published_value"]
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ def _row(dataset: str, method: str, source: str, *values: float | None) -> dict[
     return {(dataset, method, ipc): Published(value, source) for ipc, value in pairs if value is not None}
 
 
-PUBLISHED: dict[tuple[str, str, int], Published] = (
+ACCURACIES: dict[tuple[str, str, int], Published] = (
     _row("cifar10", "random", _NCFM, 14.4, 26.0, 43.4)
     | _row("cifar10", "herding", _NCFM, 21.5, 31.6, 40.4)
     | _row("cifar10", "k-center", _BACON, 21.5, 14.7, 27.0)
@@ -66,4 +66,4 @@ PUBLISHED: dict[tuple[str, str, int], Published] = (
 
 def published_value(dataset: str, method: str, ipc: int) -> Published | None:
     """The published accuracy of a cell, or None where none was found."""
-    return PUBLISHED.get((dataset, method, ipc))
+    return ACCURACIES.get((dataset, method, ipc))

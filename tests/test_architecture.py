@@ -51,8 +51,11 @@ ALLOWED = (
         | MIDDLE
         | {"capture", "checkpoints", "network_queue", "statistics", "terms", "training", "updaters"}
     }  # evaluation comes in as a callback
-    | {name: BASE | MATERIAL | MIDDLE | ABOVE | TOP | {"ceilings", "network_queue", "training"} for name in TOP}
-    | {"cli": BASE | MATERIAL | MIDDLE | ABOVE | TOP | {"plots", "presets", "training"}}
+    | {
+        name: BASE | MATERIAL | MIDDLE | ABOVE | TOP | {"ceilings", "network_queue", "published", "training"}
+        for name in TOP
+    }
+    | {"cli": BASE | MATERIAL | MIDDLE | ABOVE | TOP | {"plots", "presets", "published", "training"}}
 )
 
 # Only chapters and sweeps of chapters need these; a GPU machine runs the library without them.

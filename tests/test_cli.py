@@ -33,6 +33,7 @@ import iidlib
 from iidlib import cli, data, distillation, evaluation, extractors
 from iidlib.config import SCALES, fingerprint, from_yaml, preset
 from iidlib.presets import IDM_SCALES, PUBLISHED, Row
+from iidlib.published import ACCURACIES, Published
 from iidlib.results import RESULT_COLUMNS, append_results
 
 # Seconds of an iteration and of a network are what they are; all else of two equal runs is equal.
@@ -228,8 +229,8 @@ def test_mosaics_stand_beside_random_images_and_random_mosaics(iid: Run) -> None
 
 def test_published_accuracy_is_said_with_its_source_at_the_scale_of_the_paper_only(iid: Run, monkeypatch) -> None:
     small = {key: value for key, value in SCALES["ci"].items() if key != "match.cc_scaling"} | IDM_SCALES["ci"]
-    row = Row(small, "somebody's command", {"idm": 12.5}, "a table")
-    monkeypatch.setitem(PUBLISHED, ("shapes", 2), row)
+    monkeypatch.setitem(PUBLISHED, ("shapes", 2), Row(small, "somebody's command"))
+    monkeypatch.setitem(ACCURACIES, ("shapes", "idm", 2), Published(12.5, "a table"))
     said = "published: 12.5 % (a table); settings: somebody's command"
     arguments = ["distill", "idm", "--dataset", "shapes", "--ipc", "2"]
     assert said in iid(*arguments, "--scale", "paper", "--out", "paper").out

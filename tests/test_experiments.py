@@ -11,20 +11,20 @@ from iidlib import experiments
 from iidlib.cli import _seconds, main
 from iidlib.config import InputError
 from iidlib.experiments import EXPERIMENTS, Cell, Experiment, jobs, measured, reproduce, table
-from iidlib.published import PUBLISHED
+from iidlib.published import ACCURACIES
 
 ALL = [(name, cell) for name, experiment in EXPERIMENTS.items() for cell in experiment.cells]
 
 
 def test_every_published_number_has_its_source_and_stands_in_the_main_table() -> None:
     cells = {(cell.dataset, cell.method, cell.ipc) for cell in EXPERIMENTS["main"].cells}
-    assert set(PUBLISHED) <= cells
-    assert all(0 < found.value < 100 and found.source for found in PUBLISHED.values())
+    assert set(ACCURACIES) <= cells
+    assert all(0 < found.value < 100 and found.source for found in ACCURACIES.values())
 
 
 def test_numbers_that_were_not_found_are_not_there() -> None:
     for missing in (("cifar10", "iid-dm", 1), ("svhn", "iid-idm", 10), ("tinyimagenet", "iid-idm", 10)):
-        assert missing not in PUBLISHED
+        assert missing not in ACCURACIES
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
