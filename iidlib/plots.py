@@ -23,6 +23,7 @@ from PIL import Image
 
 __all__ = [
     "accuracy_bars",
+    "cell_points",
     "colours",
     "cost_curves",
     "covariance_heatmaps",
@@ -292,6 +293,38 @@ def distance_distribution(distances: pd.DataFrame, *, unit: str, ax: Axes | None
         sns.ecdfplot(distances, x="distance", hue="label", stat="percent", palette=colours(labels), linewidth=2, ax=ax)
         ax.set(xlabel=unit, ylabel="images within it (%)", ylim=(0, 101))
         sns.move_legend(ax, "lower right", title="")
+        sns.despine(ax=ax)
+    return ax
+
+
+def cell_points(cells: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
+    """Accuracies of the same cells from several places: a line a cell, a point a series.
+
+    Args:
+        cells: a row a point, with columns label (of the cell), series and accuracy (percent). The series ``published``
+            is drawn as open rings, since it was not measured here.
+        ax: where to draw.
+    """
+    labels, series = (list(dict.fromkeys(cells[name])) for name in ("label", "series"))
+    with _style():
+        ax = ax or panels(height=0.9 + 0.26 * len(labels))[0]
+        for name, colour in zip(series, [_PALETTE[0], _PALETTE[1], _PALETTE[2], _PALETTE[4]], strict=False):
+            own = cells[cells["series"] == name]
+            ring = name == "published"
+            ax.scatter(
+                own["accuracy"],
+                own["label"].map(labels.index),
+                s=42,
+                facecolors="none" if ring else colour,
+                edgecolors="#404040" if ring else colour,
+                label=name,
+                zorder=3,
+            )
+        ax.set_yticks(range(len(labels)), labels)
+        ax.set(xlabel="test accuracy (%)", ylabel="", xlim=(0, None))
+        ax.invert_yaxis()
+        ax.grid(axis="y", linewidth=0.5)
+        ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=len(series))  # above, where no point can be
         sns.despine(ax=ax)
     return ax
 

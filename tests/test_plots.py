@@ -379,3 +379,20 @@ class TestSettingCurve:
         line = ax.lines[-1]
         assert set(line.get_ydata()) == {28.5} and to_hex(line.get_color()) == plots.colours(["random"])["random"]
         assert [text.get_text() for text in ax.texts] == ["random"]
+
+
+class TestCellPoints:
+    def cells(self) -> pd.DataFrame:
+        rows = [("dm, IPC 1", "published", 26.0), ("dm, IPC 1", "ours", 24.0), ("idm, IPC 1", "ours", 42.0)]
+        return pd.DataFrame(rows, columns=["label", "series", "accuracy"])
+
+    def test_a_point_a_value_in_the_order_of_the_cells(self) -> None:
+        ax = plots.cell_points(self.cells())
+        assert [tick.get_text() for tick in ax.get_yticklabels()] == ["dm, IPC 1", "idm, IPC 1"]
+        drawn = {points.get_label(): points.get_offsets().tolist() for points in ax.collections}
+        assert drawn == {"published": [[26.0, 0.0]], "ours": [[24.0, 0.0], [42.0, 1.0]]}
+        assert ax.get_ylim()[0] > ax.get_ylim()[1], "the first cell is at the top"
+
+    def test_what_was_not_measured_here_is_a_ring(self) -> None:
+        ring, dots = plots.cell_points(self.cells()).collections
+        assert not len(ring.get_facecolors()) and len(dots.get_facecolors())

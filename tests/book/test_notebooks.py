@@ -31,8 +31,8 @@ IGNORED = "nbval-ignore-output"
 # What trains, directly; a function of the chapter that calls one of these trains too.
 TRAINING = {"distill", "evaluate", "trained_pool"}
 
-MEASURING = {"14_speed"}
-"""Chapters that take times and train nothing, so that they have no data set and no images a class to choose."""
+MEASURING = {"07_results", "14_speed"}
+"""Chapters that take times or read what was measured, so that they train nothing and have no data set to choose."""
 
 
 def read(name: str) -> nbformat.NotebookNode:

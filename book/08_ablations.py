@@ -1,0 +1,286 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     notebook_metadata_filter: -jupytext.text_representation.jupytext_version
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Ablations
+#
+# A method with two new terms and three new numbers owes its readers an answer to a simple question: which of them matters, and how much?
+# The paper answers at its own scale {cite:p}`deng2024iid`.
+# Here you take the method apart at a scale where you can repeat every run yourself, and learn to tell an effect from the luck of a seed.
+#
+# **What you will learn**
+#
+# 1. to compare methods by paired differences, and why nothing else will do;
+# 2. what each term brings at the scales measured so far;
+# 3. how accuracy depends on the two weights, and why a flat curve is news too;
+# 4. what $\beta$ does once it is chosen from the distances that occur.
+#
+# | prerequisite | | note |
+# | --- | --- | --- |
+# | {doc}`04_class_centralization`, {doc}`05_covariance_matching` | necessary | the terms that are taken away here |
+# | {doc}`06_idm` | helpful | the other base |
+# | Student's t interval | helpful | three seeds are few |
+#
+# | scale | hardware | minutes |
+# | --- | --- | --- |
+# | `ci` | 2 CPU cores | below 1 |
+# | `tour` | 2 CPU cores | about 2 |
+# | `laptop` | 2 CPU cores | about 30 |
+# | `paper` | GPU | not measured yet |
+
+# %% tags=["parameters"]
+scale = "tour"
+dataset = "cifar10-mini"
+ipc = 10
+seed = 0
+share = 0.25  # of the scale's iterations; 1 for the whole experiment
+networks = 2  # judges of each set
+
+# %%
+import math
+import re
+
+import numpy as np
+import pandas as pd
+from scipy.stats import t
+
+from iidlib import distill, evaluate, load_dataset, losses, plots, preset
+from iidlib.accelerate import in_chunks, pick_device
+from iidlib.evaluation import paired_gains, paired_interval, random_real, summarize
+from iidlib.extractors import trained_pool
+from iidlib.results import results_dir
+
+# %% [markdown]
+# ## Take the terms away
+#
+# The objective is a sum, so that an ablation is four runs: mean matching {cite:p}`zhao2023dm` alone, with each term, and with both.
+# They share a seed, hence the initial images, every real batch, every network and every augmentation.
+# What differs afterwards is due to the terms, and to how small differences grow in a long optimisation.
+
+# %%
+data = load_dataset(dataset, device=pick_device())
+methods = ["dm", "dm-cc", "dm-cm", "iid-dm"]
+sets = {"random": random_real(data.train, ipc, seed)}
+for method in methods:
+    config = preset(method, dataset, ipc, scale, {"seed": seed})
+    part = max(1, int(share * config.iterations))
+    config = preset(method, dataset, ipc, scale, {"seed": seed, "iterations": part})
+    sets[method] = distill(config, data).synthetic
+
+# %%
+assert all(syn.images.isfinite().all() for syn in sets.values())
+assert len({syn.images.sum().item() for syn in sets.values()}) == len(sets)
+
+# %% tags=["nbval-ignore-output"]
+judges = preset("dm", dataset, ipc, scale, {"eval.num_eval": networks}).eval
+parts = [evaluate(s, data, protocol=judges).assign(label=n) for n, s in sets.items()]
+live = pd.concat(parts, ignore_index=True)
+summarize(live)[["label", "mean", "std"]].round(1)
+
+# %%
+assert len(live) == networks * len(sets)
+if scale != "ci":
+    accuracy = live.groupby("label")["accuracy"].mean()
+    assert accuracy[methods].min() > accuracy["random"]
+
+# %% tags=["nbval-ignore-output"]
+bars = plots.accuracy_bars(live, chance=100 / data.train.num_classes)
+means = live.groupby("label", sort=False)["accuracy"].mean()
+finding = ", ".join(f"{name} {value:.1f} %" for name, value in means.items())
+plots.show(bars, f"One distillation each, scale {scale}, seed {seed}: {finding}.")
+
+# %% [markdown]
+# All four stand far above random images, and near each other.
+# Look at the points: they are networks trained on *one* distilled set, so their spread is that of the judge.
+# How much another seed of the distillation would move a bar, the figure does not know.
+# A ranking read off it would be a ranking of luck.
+#
+# ## Pairs of runs
+#
+# The remedy is cheap to state: repeat with other seeds, and subtract within a seed, where most of the luck is the same on both sides.
+# With differences $\Delta_1, \dots, \Delta_m$ over $m$ seeds, the interval
+#
+# $$
+# \bar\Delta \pm t_{m-1,\,0.975} \, \frac{s_\Delta}{\sqrt m}
+# $$ (ablation-interval)
+#
+# holds the true difference in 95 of 100 such experiments, if differences are roughly normal.
+# By hand on numbers made up for the purpose, where the second method is better in every seed and the seeds lie far apart:
+
+# %%
+first, second = [44.0, 46.0, 48.0], [44.6, 46.4, 48.8]
+gain = pd.Series(second) - pd.Series(first)
+half = 4.303 * gain.std() / math.sqrt(3)  # 4.303 is t for two degrees of freedom
+print(f"paired: {gain.mean():.1f}, from {gain.mean() - half:.1f} to {gain.mean() + half:.1f}")
+mean, low, high = paired_interval(first, second)
+print(f"paired_interval: {mean:.1f}, from {low:.1f} to {high:.1f}")
+
+# %% [markdown]
+# The two methods overlap in their seeds, and yet one is better each time; pairing sees it.
+# Three seeds are few: $t$ is above four, and an interval a point wide is a good day.
+#
+# ## Each term, measured
+#
+# These are the rows measured so far, kept in `data/results`: whole CIFAR-10 at the scale `laptop`, and the embedded images at `tour`, ten images a class.
+# `seeds` counts the distillations that both methods of a pair have; below three there is nothing to say yet, and the line stays empty.
+
+# %%
+laptop = pd.read_csv(results_dir() / "laptop.csv")
+tour = pd.read_csv(results_dir() / "tour-ablation.csv")
+terms = [("dm", "dm-cc"), ("dm", "dm-cm"), ("dm", "iid-dm"), ("idm", "iid-idm")]
+tables = {}
+for name, table in {"laptop": laptop, "tour": tour}.items():
+    own = table[table["settings"].isna() & (table["ipc"] == 10)]
+    tables[name] = paired_gains(own, terms)
+pd.concat(tables).droplevel(1).round(1)
+
+# %% [markdown]
+# Read the intervals, not the means.
+# One that holds zero says that seeds of this number and runs of this size cannot tell the two methods apart.
+# It does not say that there is no effect, and least of all that there is none at the published scale, where a distillation has twenty thousand iterations and a pool of ResNet18s.
+#
+# ## The weights
+#
+# Perhaps the terms are weak because their weights are wrong.
+# So change them: each point below is a distillation of `dm` with one term, at a weight from far below the usual one to far above it.
+
+
+# %%
+def sweep(key, method):
+    """Rows of a sweep over one setting: label, value, accuracy, a row a distillation."""
+    one = tour[tour["settings"].str.fullmatch(rf"{re.escape(key)}=[\d.]+", na=False)]
+    one = one[one["method"] == method].assign(label=method)
+    one["value"] = one["settings"].str.split("=").str[1].astype(float)
+    keys = ["label", "value", "seed"]
+    return one.groupby(keys, as_index=False)["accuracy"].mean()
+
+
+plain = tour[(tour["method"] == "dm") & tour["settings"].isna()]
+reference = {"dm": plain["accuracy"].mean()}
+
+# %%
+axes = plots.panels(2, height=3)
+weights = {"match.cc": "dm-cc", "match.cm": "dm-cm"}
+best = []
+for ax, (key, method) in zip(axes, weights.items(), strict=True):
+    points = sweep(key, method)
+    plots.setting_curve(points, setting=f"{key} ({method})", references=reference, ax=ax)
+    means = points.groupby("value")["accuracy"].mean()
+    best.append(f"{method} is best at {means.idxmax():g} with {means.max():.1f} %")
+seeds = f"{plain['seed'].nunique()} seeds"
+plots.show(axes, f"Scale tour, {seeds}: {' and '.join(best)}; dm {reference['dm']:.1f} %.")
+
+# %% [markdown]
+# A curve with a hump says that the weight matters and where it should lie.
+# A fall at its right end says that beyond some strength the term takes over the objective: {doc}`04_class_centralization` shows what that looks like in the images.
+#
+# Beware of the best point of a sweep.
+# It is the largest of several noisy numbers, and on the test set at that, so it flatters.
+# A weight that is to be *used* is chosen on images that are held out from the training set.
+# `--dataset validation:cifar10` does that: a tenth of each class's training images judges, and the test images stay out of it.
+# This is how the weight of class centralization at scale `laptop` was chosen, on one seed:
+
+# %%
+held_out = pd.read_csv(results_dir() / "laptop-validation.csv")
+held_out["match.cc"] = held_out["settings"].str.split("=").str[1].astype(float)
+chosen = held_out.groupby("match.cc")["accuracy"].agg(["mean", "std"])
+chosen.round(1)
+
+# %% [markdown]
+# Here the hump is plain: the right weight is worth more than a point over none, and ten times as much costs several.
+# The weight that was used before, chosen by its share of the loss, was too small.
+#
+# ## Choosing $\beta$
+#
+# The other form of class centralization, {eq}`notation-cc` with an exponential, leaves an image alone until its cost passes $\beta$.
+# A value of $\beta$ means something only beside the distances that occur.
+# In units of the real images' scatter, under the trained networks, random images lie here:
+
+# %% tags=["nbval-ignore-output"]
+config = preset("dm-cc", dataset, ipc, scale, {"seed": seed})
+options = {"device": data.train.device, "compile": config.compute.compile}
+pool = trained_pool(data, config.pool, **options)
+units = []
+for network in pool.networks:
+    parts = []
+    for count in (100, ipc):
+        images = random_real(data.train, count, seed).images
+        flat = in_chunks(network.embed, images, 100).detach()
+        parts.append(losses.squared_distances(flat.unflatten(0, (-1, count))))
+    units.append((parts[1] / parts[0].mean(1, keepdim=True)).flatten())
+distance = pd.Series([float(value) for unit in units for value in unit])
+quantiles = distance.quantile([0.05, 0.2, 0.5, 0.8, 0.95])
+pd.DataFrame({"distance": quantiles, "beta": quantiles.map(math.exp)}).round(2)
+
+# %%
+assert distance.gt(0).all() and 0.4 < distance.median() < 1.6
+
+# %% [markdown]
+# With $\alpha = 1$ an image at one unit has the cost $e$.
+# A $\beta$ below the smallest line of the table pulls every image, as zero does; one at the median pulls the farther half; one above the last, almost none.
+# That is the range in which a sweep can show anything:
+
+# %%
+exp = tour[tour["settings"].str.contains("cc_form=exp", na=False)].copy()
+exp["value"] = exp["settings"].str.extract(r"cc_beta=([\d.]+)")[0].astype(float)
+exp = exp.assign(label="dm-cc").groupby(["label", "value", "seed"], as_index=False)["accuracy"].mean()
+curve = plots.setting_curve(exp, setting="match.cc_beta", references=reference)
+spread = exp.groupby("value")["accuracy"].mean()
+finding = f"means from {spread.min():.1f} to {spread.max():.1f} %, dm {reference['dm']:.1f} %"
+plots.show(curve, f"Accuracy over beta at scale tour: {finding}.")
+
+# %% [markdown]
+# The authors report that the form without $\beta$ does as well.
+# Whether these points agree is for the spread of the seeds to say.
+#
+# ## Exercises
+#
+# ```{admonition} Exercise 1
+# How many seeds would the pair of `dm` and `iid-dm` need at scale `laptop`, until an interval around its present mean would leave out zero?
+# Assume that the spread of the differences stays as it is.
+# ```
+
+# %% tags=["hide-cell"]
+own = laptop[laptop["settings"].isna() & (laptop["ipc"] == 10)]
+table = own.pivot_table(index="seed", columns="method", values="accuracy")
+difference = (table["iid-dm"] - table["dm"]).dropna()
+mean, spread = abs(difference.mean()), difference.std()
+needed = next(m for m in range(2, 10**6) if mean > t.ppf(0.975, m - 1) * spread / m**0.5)
+print(f"difference {mean:.2f}, spread {spread:.2f}: {needed} seeds")
+
+# %% [markdown]
+# ```{admonition} Exercise 2
+# Choose the best of six numbers that differ by nothing but noise. By how much does it exceed their common mean, in units of the noise?
+# ```
+
+# %% tags=["hide-cell"]
+draws = np.random.default_rng(0).normal(size=(100_000, 6))
+print(f"{draws.max(1).mean():.2f} standard deviations")
+
+# %% [markdown]
+# ## Summary
+#
+# An ablation is read by paired differences over seeds, and claims no order whose interval holds zero.
+# The measured rows tell for each term what may be said so far, and the curves over the weights tell how sharp the choice of a weight is.
+# A best point on the test set is no measurement.
+#
+# ## What's next
+#
+# {doc}`14_speed` is about doing all this in less time.
+#
+# ## References
+#
+# The terms and their published ablation are those of {cite:t}`deng2024iid`; the base methods those of {cite:t}`zhao2023dm` and {cite:t}`zhao2023idm`.
+# Comparing under one protocol is the demand of {cite:t}`cui2022dcbench`.
