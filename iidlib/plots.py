@@ -349,6 +349,8 @@ def setting_curve(
     with _style():
         ax = ax or panels(height=3)[0]
         common = {"data": placed, "x": "place", "y": "accuracy", "hue": "label", "palette": palette, "ax": ax}
+        if placed.empty:
+            raise ValueError("setting_curve needs rows, got none")
         sns.lineplot(**common, errorbar=None, linewidth=2, legend="auto" if len(labels) > 1 else False)
         sns.scatterplot(**common, s=22, legend=False, zorder=3)
         for label, accuracy in (references or {}).items():
