@@ -72,11 +72,13 @@ from iidlib.results import results_dir
 # %%
 data = load_dataset(dataset, device=pick_device())
 methods = ["dm", "dm-cc", "dm-cm", "iid-dm"]
+whole = preset("dm", dataset, ipc, scale).iterations
+length = {"seed": seed, "iterations": max(1, int(share * whole))}
+
+# %%
 sets = {"random": random_real(data.train, ipc, seed)}
 for method in methods:
-    config = preset(method, dataset, ipc, scale, {"seed": seed})
-    part = max(1, int(share * config.iterations))
-    config = preset(method, dataset, ipc, scale, {"seed": seed, "iterations": part})
+    config = preset(method, dataset, ipc, scale, length)
     sets[method] = distill(config, data).synthetic
 
 # %%
@@ -123,7 +125,8 @@ plots.show(bars, f"One distillation each, scale {scale}, seed {seed}: {finding}.
 first, second = [44.0, 46.0, 48.0], [44.6, 46.4, 48.8]
 gain = pd.Series(second) - pd.Series(first)
 half = 4.303 * gain.std() / math.sqrt(3)  # 4.303 is t for two degrees of freedom
-print(f"paired: {gain.mean():.1f}, from {gain.mean() - half:.1f} to {gain.mean() + half:.1f}")
+low, high = gain.mean() - half, gain.mean() + half
+print(f"paired: {gain.mean():.1f}, from {low:.1f} to {high:.1f}")
 mean, low, high = paired_interval(first, second)
 print(f"paired_interval: {mean:.1f}, from {low:.1f} to {high:.1f}")
 
@@ -134,15 +137,19 @@ print(f"paired_interval: {mean:.1f}, from {low:.1f} to {high:.1f}")
 # ## Each term, measured
 #
 # These are the rows measured so far, kept in `data/results`: whole CIFAR-10 at the scale `laptop`, and the embedded images at `tour`, ten images a class.
-# `seeds` counts the distillations that both methods of a pair have; below three there is nothing to say yet, and the line stays empty.
+# `seeds` counts the distillations that both methods of a pair have; below three there is nothing to say yet, and the line has no numbers.
 
 # %%
 laptop = pd.read_csv(results_dir() / "laptop.csv")
 tour = pd.read_csv(results_dir() / "tour-ablation.csv")
+usual = ["", "match.cc=0.3", "match.cm=0.01"]  # the weights of tour, written out
+own = {"laptop": laptop[laptop["settings"].isna()]}
+own["tour"] = tour[tour["settings"].fillna("").isin(usual)]
+
+# %%
 terms = [("dm", "dm-cc"), ("dm", "dm-cm"), ("dm", "iid-dm"), ("idm", "iid-idm")]
-usual = ["", "match.cc=0.3", "match.cm=0.01"]  # the weights of the scale tour, written out
-tables = {"laptop": laptop[laptop["settings"].isna()], "tour": tour[tour["settings"].fillna("").isin(usual)]}
-tables = {name: paired_gains(own[own["ipc"] == 10], terms) for name, own in tables.items()}
+ten = {name: table[table["ipc"] == 10] for name, table in own.items()}
+tables = {name: paired_gains(table, terms) for name, table in ten.items()}
 pd.concat(tables).droplevel(1).round(1)
 
 # %% [markdown]
@@ -158,7 +165,7 @@ pd.concat(tables).droplevel(1).round(1)
 
 # %%
 def sweep(key, method):
-    """Rows of a sweep over one setting: label, value, accuracy, a row a distillation."""
+    """Rows of a sweep over one setting: label, value, seed and accuracy."""
     one = tour[tour["settings"].str.fullmatch(rf"{re.escape(key)}=[\d.]+", na=False)]
     one = one[one["method"] == method].assign(label=method)
     one["value"] = one["settings"].str.split("=").str[1].astype(float)
@@ -166,6 +173,7 @@ def sweep(key, method):
     return one.groupby(keys, as_index=False)["accuracy"].mean()
 
 
+# %%
 plain = tour[(tour["method"] == "dm") & tour["settings"].isna()]
 reference = {"dm": plain["accuracy"].mean()}
 
@@ -175,11 +183,13 @@ weights = {"match.cc": "dm-cc", "match.cm": "dm-cm"}
 best = []
 for ax, (key, method) in zip(axes, weights.items(), strict=True):
     points = sweep(key, method)
-    plots.setting_curve(points, setting=f"{key} ({method})", references=reference, ax=ax)
+    shown = f"{key} ({method})"
+    plots.setting_curve(points, setting=shown, references=reference, ax=ax)
     means = points.groupby("value")["accuracy"].mean()
     best.append(f"{method} is best at {means.idxmax():g} with {means.max():.1f} %")
 seeds = f"{plain['seed'].nunique()} seeds"
-plots.show(axes, f"Scale tour, {seeds}: {' and '.join(best)}; dm {reference['dm']:.1f} %.")
+finding = f"{' and '.join(best)}; dm {reference['dm']:.1f} %"
+plots.show(axes, f"Scale tour, {seeds}: {finding}.")
 
 # %% [markdown]
 # A curve with a hump says that the weight matters and where it should lie.
@@ -211,15 +221,20 @@ chosen.round(1)
 config = preset("dm-cc", dataset, ipc, scale, {"seed": seed})
 options = {"device": data.train.device, "compile": config.compute.compile}
 pool = trained_pool(data, config.pool, **options)
-units = []
-for network in pool.networks:
-    parts = []
-    for count in (100, ipc):
-        images = random_real(data.train, count, seed).images
-        flat = in_chunks(network.embed, images, 100).detach()
-        parts.append(losses.squared_distances(flat.unflatten(0, (-1, count))))
-    units.append((parts[1] / parts[0].mean(1, keepdim=True)).flatten())
-distance = pd.Series([float(value) for unit in units for value in unit])
+assert len(pool.networks) == config.pool.count
+
+
+# %%
+def far(network, count):
+    """Squared distances of real images to the centre of their class, [C, n]."""
+    images = random_real(data.train, count, seed).images
+    features = in_chunks(network.embed, images, 100).detach()
+    return losses.squared_distances(features.unflatten(0, (-1, count)))
+
+
+# %% tags=["nbval-ignore-output"]
+units = [far(n, ipc) / far(n, 100).mean(1, keepdim=True) for n in pool.networks]
+distance = pd.Series([float(value) for unit in units for value in unit.flatten()])
 quantiles = distance.quantile([0.05, 0.2, 0.5, 0.8, 0.95])
 pd.DataFrame({"distance": quantiles, "beta": quantiles.map(math.exp)}).round(2)
 
@@ -232,13 +247,17 @@ assert distance.gt(0).all() and 0.4 < distance.median() < 1.6
 # That is the range in which a sweep can show anything:
 
 # %%
-exp = tour[tour["settings"].str.contains("cc_form=exp", na=False)].copy()
-exp["value"] = exp["settings"].str.extract(r"cc_beta=([\d.]+)")[0].astype(float)
-exp = exp.assign(label="dm-cc").groupby(["label", "value", "seed"], as_index=False)["accuracy"].mean()
+exp = tour[tour["settings"].str.contains("cc_form=exp", na=False)]
+beta = exp["settings"].str.extract(r"cc_beta=([\d.]+)")[0].astype(float)
+exp = exp.assign(label="dm-cc", value=beta)
+exp = exp.groupby(["label", "value", "seed"], as_index=False)["accuracy"].mean()
+same = plain[plain["seed"].isin(exp["seed"])]
+reference = {"dm": same["accuracy"].mean()}
 curve = plots.setting_curve(exp, setting="match.cc_beta", references=reference)
 spread = exp.groupby("value")["accuracy"].mean()
-finding = f"means from {spread.min():.1f} to {spread.max():.1f} %, dm {reference['dm']:.1f} %"
-plots.show(curve, f"Accuracy over beta at scale tour: {finding}.")
+finding = f"{spread.min():.1f} to {spread.max():.1f} %, dm {reference['dm']:.1f} %"
+seeds = f"{exp['seed'].nunique()} seed(s)"
+plots.show(curve, f"Accuracy over beta at scale tour, {seeds}: {finding}.")
 
 # %% [markdown]
 # The authors report that the form without $\beta$ does as well.
@@ -256,7 +275,8 @@ own = laptop[laptop["settings"].isna() & (laptop["ipc"] == 10)]
 table = own.pivot_table(index="seed", columns="method", values="accuracy")
 difference = (table["iid-dm"] - table["dm"]).dropna()
 mean, spread = abs(difference.mean()), difference.std()
-needed = next(m for m in range(2, 10**6) if mean > t.ppf(0.975, m - 1) * spread / m**0.5)
+sure = (m for m in range(2, 10**6) if mean > t.ppf(0.975, m - 1) * spread / m**0.5)
+needed = next(sure)
 print(f"difference {mean:.2f}, spread {spread:.2f}: {needed} seeds")
 
 # %% [markdown]
