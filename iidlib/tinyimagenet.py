@@ -15,7 +15,7 @@ from iidlib.config import InputError
 from iidlib.download import fetch, unpack
 from iidlib.image_files import decode_all
 
-__all__ = ["URL", "classes_of", "fetch_tinyimagenet", "problems", "read_tinyimagenet"]
+__all__ = ["URL", "Layout", "classes_of", "fetch_tinyimagenet", "problems", "read_tinyimagenet"]
 
 URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
 SIZE = 64

@@ -948,7 +948,7 @@ def test_whole_set_has_a_protocol_of_its_own(iid: Run, monkeypatch: pytest.Monke
 def test_a_set_is_tested_only_on_what_it_was_made_for(iid: Run, finished: Path) -> None:
     assert_one_line(iid("evaluate", finished, "--dataset", "cifar10-mini"), "the set was made for shapes")
     assert_one_line(
-        iid("evaluate", finished, "--ipc", "5"), "--ipc goes with random; the set in run has 2 images a class"
+        iid("evaluate", finished, "--ipc", "5"), "--ipc goes with chosen images; the set in run has 2 images a class"
     )
 
 

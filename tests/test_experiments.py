@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from iidlib import experiments
+from iidlib import cli, experiments
 from iidlib.cli import _seconds, main
 from iidlib.config import InputError
 from iidlib.experiments import EXPERIMENTS, Cell, Experiment, jobs, measured, reproduce, table
@@ -182,7 +182,10 @@ def test_a_job_that_fails_is_told_and_left_out(small: dict[str, str], tmp_path: 
     assert "failed with status 2, left out: cifar10/ipc10/dm, seed 0" in said
 
 
-def test_the_command_lists_and_refuses(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_the_command_lists_and_refuses(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cli.console, "width", 120)
     with pytest.raises(SystemExit) as ended:
         main(["reproduce", "ablation", "--list"])
     shown = capsys.readouterr().out
