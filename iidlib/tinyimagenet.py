@@ -17,6 +17,7 @@ from iidlib.image_files import decode_all
 
 __all__ = ["URL", "Layout", "classes_of", "fetch_tinyimagenet", "problems", "read_tinyimagenet"]
 
+#: Address of the archive, 237 MiB. The set's authors serve it by plain HTTP and publish no checksum.
 URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
 SIZE = 64
 
