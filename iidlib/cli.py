@@ -123,13 +123,13 @@ def _load(name: str, data_root: Path | None, device: str) -> "Dataset":
 def _check_names(config: RunConfig) -> None:
     """Names that are used only after a long distillation are checked before it."""
     from iidlib.networks import NETWORKS
-    from iidlib.training import resolve_augmentation
+    from iidlib.training import augmentation_stages, resolve_augmentation
 
     for name in (config.match.network, config.pool.network, *config.eval.networks):
         if name not in NETWORKS:
             raise InputError(f"unknown network {name!r}{suggest(name, NETWORKS)}")
-    for strategy in (config.match.augmentation, config.eval.augmentation):
-        resolve_augmentation(strategy, "none")
+    resolve_augmentation(config.match.augmentation, "none")
+    augmentation_stages("none" if config.eval.augmentation == "auto" else config.eval.augmentation)
 
 
 def _command(ctx: typer.Context, *more: str) -> str:
@@ -176,10 +176,14 @@ def _kept(folder: Path | None = None, again: str = "") -> Iterator[None]:
 
 
 def _protocol_text(protocol: EvalProtocol, label: str, factor: int = 1) -> str:
-    name = "whole set" if label == "whole" else "dm"
+    name = "whole set" if label == "whole" else protocol.name
+    if label == "whole" and protocol.name != "dm":
+        name += f" ({protocol.name})"
     text = f"{name}, {protocol.epochs} epochs, batch {protocol.batch}, lr {protocol.lr:g}, width {protocol.width}"
     if factor > 1:
         text += f", each image expanded to {factor**2}"
+    if protocol.name == "own":
+        text += f", CutMix {protocol.cutmix:g}, schedule {protocol.schedule}"
     return text if protocol.augmentation == "auto" else f"{text}, augmentation {protocol.augmentation}"
 
 
@@ -384,6 +388,9 @@ def evaluate(
     num_eval: Annotated[int | None, typer.Option("--num-eval", help="Networks of each architecture.")] = None,
     epochs: Annotated[int | None, typer.Option("--epochs", help="Passes over the set; 1001 in the paper.")] = None,
     scale: Annotated[str | None, typer.Option("--scale", help="Protocol to start from; else the set's own.")] = None,
+    protocol: Annotated[
+        str, typer.Option("--protocol", help="dm (DC, DM, IDM, IID) or idc (IDC, DREAM, DANCE: CutMix, 1500 passes).")
+    ] = "dm",
     ipc: Annotated[int | None, typer.Option("--ipc", help="Images a class, for chosen images; else 10.")] = None,
     seed: Annotated[
         int | None, typer.Option("--seed", help="Of the networks, and of the choice of random images; else the set's.")
@@ -403,6 +410,8 @@ def evaluate(
     from iidlib.baselines import CHOICES, choose
     from iidlib.evaluation import random_real, whole_set_protocol
     from iidlib.extractors import trained_pool
+    from iidlib.presets import PROTOCOLS
+    from iidlib.presets import protocol as protocol_changes
     from iidlib.results import append_results, check_results, check_writable
     from iidlib.runs import RunFolder, atomic_write
     from iidlib.synthetic import SyntheticSet
@@ -427,17 +436,20 @@ def evaluate(
         ) from None
     networks_seed = own_seed if seed is None else seed
 
+    if protocol not in PROTOCOLS:
+        raise InputError(f"unknown protocol {protocol!r}{suggest(protocol, PROTOCOLS)}")
     given = {"eval.networks": networks, "eval.num_eval": num_eval, "eval.epochs": epochs}
     chosen = {key: value for key, value in given.items() if value is not None} | _changes(changes)
     made_at = origin.get("scale", scale or "tour")
     size = synthetic.ipc if synthetic else 10 if ipc is None else ipc
-    config = preset(label, name, size, scale or made_at, {"seed": own_seed} | chosen)
+    loaded = _load(name, data_root, device)
+    family = {} if protocol == "dm" else protocol_changes(protocol, loaded.spec.augmentation, scale or made_at)
+    config = preset(label, name, size, scale or made_at, {"seed": own_seed} | family | chosen)
     if path == "whole" and "eval.epochs" not in chosen:
         config = dataclasses.replace(config, eval=whole_set_protocol(config.eval))
     _check_names(config)
     kept = RunFolder(path) if (Path(path) / "config.yaml").is_file() else None
     as_planned = kept is not None and kept.config().eval == config.eval
-    loaded = _load(name, data_root, device)
     if path == "whole":
         size = int(loaded.train.counts.max())
     # a set keeps the scale at which it was distilled; how it is evaluated, its protocol says
@@ -524,6 +536,80 @@ def experts(
     typer.echo(f"use it with: {settings_text}")
 
 
+@app.command()
+def continual(
+    ctx: typer.Context,
+    method: Annotated[str, typer.Argument(help="A distillation method; or random, random-mosaic, herding, k-center.")],
+    dataset: DatasetName = "cifar10-mini",
+    ipc: Annotated[int, typer.Option("--ipc", help="Images a class in the memory; 20 in the paper.")] = 20,
+    steps: Annotated[int, typer.Option("--steps", help="Steps in which the classes come.")] = 5,
+    order: Annotated[int | None, typer.Option("--order", help="Seed of the order of classes; else --seed.")] = None,
+    scale: Annotated[str, typer.Option("--scale", help="ci, tour, laptop or paper.")] = "tour",
+    seed: Annotated[int, typer.Option("--seed", help="Of every other draw.")] = 0,
+    device: Device = "auto",
+    out: Annotated[Path | None, typer.Option("--out", help="Folder of the steps' runs; else one below runs/.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the steps in --out.")] = False,
+    data_root: DataRoot = None,
+    changes: Changes = None,
+    results: Results = None,
+) -> None:
+    """Learn classes step by step from a memory of distilled images, and test on all classes seen."""
+    import pandas as pd
+
+    from iidlib.accelerate import device_name, peak_memory_mib
+    from iidlib.continual import class_order, class_steps, learn_in_steps
+    from iidlib.results import RESULT_COLUMNS, append_results, check_results
+
+    given = _changes(changes)
+    config = preset(method, dataset, ipc, scale, {"seed": seed} | given)
+    _check_names(config)
+    if results is not None:
+        check_results(results)
+    loaded = _load(dataset, data_root, device)
+    number = seed if order is None else order
+    class_steps(class_order(loaded.train.num_classes, number), steps)
+    named = re.sub(r"[^\w.-]+", "-", dataset)
+    folder = out or Path("runs") / f"continual-{method}-{named}-ipc{ipc}-{steps}steps-{scale}-seed{seed}-order{number}"
+    if folder.exists() and any(folder.iterdir()) and not resume:
+        raise InputError(f"{folder} holds something already; go on with it by --resume, or give another --out")
+    stamp, frames = _stamp(ctx), []
+
+    def told(rows: pd.DataFrame) -> None:
+        last = rows.iloc[-1]
+        mean, spread = rows["accuracy"].mean(), rows["accuracy"].std(ddof=0)
+        typer.echo(f"step {last['step']} of {steps}, {last['classes']} classes: {mean:.1f} ± {spread:.1f} %")
+        frames.append(rows)
+
+    with _kept(folder, _command(ctx, "--resume", *([] if out else ["--out", str(folder)]))):
+        learn_in_steps(
+            config, loaded, steps=steps, order=number, out=folder, progress=sys.stderr.isatty(), on_step=told
+        )
+        if results is not None:
+            distilled = config.syn.factor if method not in ("random", "herding", "k-center") else 1
+            same: dict[str, Any] = {
+                "dataset": dataset,
+                "method": method,
+                "ipc": ipc,
+                "scale": scale,
+                "seed": seed,
+                "protocol": _protocol_text(config.eval, method, distilled),
+                "iterations": config.iterations if method in _methods() else 0,
+                "device": device_name(loaded.train.device),
+                "peak_memory_mib": round(peak_memory_mib(loaded.train.device)),
+                "networks_seed": seed,
+            }
+            if given:
+                same["settings"] = " ".join(f"{key}={value}" for key, value in given.items())
+            rows = pd.concat(frames, ignore_index=True).assign(**same | stamp)
+            append_results(results, rows.reindex(columns=[*RESULT_COLUMNS, "step", "steps", "order", "classes"]))
+
+
+def _methods() -> Sequence[str]:
+    from iidlib.distillation import METHODS
+
+    return tuple(METHODS)
+
+
 _SECONDS = {"s": 1, "m": 60, "h": 3600}
 
 
@@ -547,10 +633,11 @@ def _cells(name: str, title: str, only: str, folder: Path | None) -> None:
     shown = Table(title=escape(f"{name}: {title}"))
     for column in ("cell", "published", "paper", "laptop", "tour", "source"):
         left = column in ("cell", "source")
-        shown.add_column(column, justify="left" if left else "right", no_wrap=column != "source")
+        shown.add_column(column, justify="left" if left else "right", no_wrap=not left, overflow="fold")
     for row in cells.to_dict("records"):
         parts = [row["dataset"], f"ipc{row['ipc']}" if row["ipc"] else "all", row["method"]]
         parts += [row["network"]] if row["network"] not in ("convnet3", "convnet4") else []
+        parts += [f"{row['steps']}steps"] if row["steps"] else []
         cell = "/".join([*parts, *row["settings"].split()])
         if not cell.startswith(only):
             continue

@@ -22,6 +22,7 @@ __all__ = [
     "SCALES",
     "CheckpointConfig",
     "ComputeConfig",
+    "Drop",
     "EvalProtocol",
     "InputError",
     "MatchConfig",
@@ -201,6 +202,18 @@ class QueueConfig:
 
 
 @dataclass(frozen=True)
+class Drop:
+    """A change of the learning rate in training."""
+
+    before: int
+    """Index (from 0) of the pass that is the first at the new rate."""
+    lr: float
+    """The new rate."""
+    restart: bool = False
+    """Whether the momentum starts from nothing."""
+
+
+@dataclass(frozen=True)
 class EvalProtocol:
     """How a set is judged (``eval.*``): networks trained on it from scratch and tested on real images.
 
@@ -221,12 +234,30 @@ class EvalProtocol:
     batch: int = 256
     """Images a step; the last, smaller batch of a pass is kept."""
     augmentation: str = "auto"
-    """DSA operations joined by ``_``, ``none``, or ``auto`` for the data set's own."""
+    """DSA operations joined by ``_``, of which one is drawn a batch; stages of such draws joined by ``>``; ``none``; or
+    ``auto`` for the data set's own."""
+    cutmix: float = 0.0
+    """Share of the batches that are mixed by CutMix, see `iidlib.cutmix`."""
+    schedule: Literal["restart", "milestones"] = "restart"
+    """How the learning rate falls: to a tenth half way **with a new optimiser**, whose momentum starts from nothing
+    (DC, DM, IDM, IID); or by a factor of 0.2 after two thirds and after five sixths of the passes (the IDC family)."""
 
     @property
-    def last_epoch_before_drop(self) -> int:
-        """Index (from 0) of the last pass at the first learning rate."""
-        return (self.epochs - 1) // 2 + 1
+    def drops(self) -> "tuple[Drop, ...]":
+        """Before which passes the learning rate changes."""
+        if self.schedule == "restart":
+            return (Drop((self.epochs - 1) // 2 + 2, self.lr / 10, restart=True),)
+        first, second = 2 * self.epochs // 3, 5 * self.epochs // 6
+        return (Drop(first, 0.2 * self.lr), Drop(second, 0.04 * self.lr))
+
+    @property
+    def name(self) -> str:
+        """``dm``, ``idc``, or ``own`` for another combination of what the two differ in."""
+        same = {
+            name: all(getattr(self, key.removeprefix("eval.")) == value for key, value in changes.items())
+            for name, changes in presets.PROTOCOLS.items()
+        }
+        return next((name for name, is_this in same.items() if is_this), "own")
 
 
 @dataclass(frozen=True)
@@ -341,7 +372,7 @@ _POSITIVE = {
 }  # fmt: skip
 _NOT_NEGATIVE = {
     "seed", "pool.seed", "match.cm", "match.cc", "match.ce", "match.cc_alpha", "match.cc_beta", "syn.momentum",
-    "compute.chunk", "compute.together", "checkpoint.seconds",
+    "compute.chunk", "compute.together", "checkpoint.seconds", "eval.cutmix",
 }  # fmt: skip
 
 
@@ -414,6 +445,8 @@ def _validate(config: RunConfig) -> RunConfig:
             raise InputError(f"{key} must not be negative, got {flat[key]!r}")
     if config.syn.momentum >= 1:
         raise InputError(f"syn.momentum must be below 1, got {config.syn.momentum!r}")
+    if config.eval.cutmix > 1:
+        raise InputError(f"eval.cutmix is a share of the batches, at most 1, got {config.eval.cutmix!r}")
     kept, epochs = config.pool.epochs_kept, config.pool.epochs
     if kept and not (min(kept) >= 1 and max(kept) <= epochs):
         raise InputError(

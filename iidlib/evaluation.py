@@ -17,7 +17,7 @@ from iidlib.extractors import network_for
 from iidlib.stacked import fit_together
 from iidlib.streams import stream, stream_seed
 from iidlib.synthetic import SyntheticSet
-from iidlib.training import accuracy, fit, resolve_augmentation
+from iidlib.training import accuracy, augmentation_stages, fit
 
 __all__ = [
     "EvalProtocol",
@@ -98,7 +98,8 @@ def evaluate(
         raise InputError(
             f"the set was made for {images.spec.name}, whose images or classes are not those of {spec.name}"
         )
-    augmentation = resolve_augmentation(protocol.augmentation, spec.augmentation)
+    augmentation = spec.augmentation if protocol.augmentation == "auto" else protocol.augmentation
+    augmentation_stages(augmentation)  # refuses what it does not know before anything is trained
     stored = len(images.images)
     if isinstance(images, SyntheticSet):
         images = images.expanded()
@@ -108,8 +109,9 @@ def evaluate(
         "epochs": protocol.epochs,
         "lr": protocol.lr,
         "batch": protocol.batch,
-        "drop_after": protocol.last_epoch_before_drop,
+        "drops": protocol.drops,
         "augmentation": augmentation,
+        "mixed": protocol.cutmix,
     }
     together = together or default_together(device)
     rows: list[dict[str, object]] = []

@@ -39,6 +39,9 @@ class Cell:
     """What the set is judged by."""
     settings: tuple[tuple[str, str], ...] = ()
     """What differs from the scale's own settings."""
+    steps: int = 0
+    """Of class-incremental learning: the accuracy is that after the last one, and a seed is also that of the order of
+    classes. 0 where all classes are distilled at once."""
 
     @property
     def name(self) -> str:
@@ -46,6 +49,7 @@ class Cell:
         parts = [self.dataset, f"ipc{self.ipc}" if self.ipc else "all", self.method]
         usual = "convnet4" if self.dataset == "tinyimagenet" else "convnet3"
         parts += [self.network] if self.network != usual else []
+        parts += [f"{self.steps}steps"] if self.steps else []
         return "/".join([*parts, *(f"{key}={value}" for key, value in self.settings)])
 
 
@@ -101,8 +105,20 @@ EXPERIMENTS: dict[str, Experiment] = {
         "Accuracy over the iterations of a distillation",
         tuple(cell for method in ("dm", "iid-dm") for cell in _sweep(method, "iterations", ("25%", "50%", "75%"))),
     ),
+    "tsne": Experiment(
+        "The sets that the t-SNE figure draws (chapter 09, which draws it)",
+        tuple(Cell("cifar10", method, 50) for method in ("iid-dm", "dm")),
+    ),
+    "continual": Experiment(
+        "Class-incremental learning from 20 images a class, after the last step",
+        tuple(
+            Cell("cifar100", method, 20, steps=steps)
+            for steps in (5, 10)
+            for method in ("iid-dm", "dm", "iid-idm", "idm", "random", "herding")
+        ),
+    ),
 }  # fmt: skip
-"""What can be run by name; t-SNE and continual learning are figures of chapters that are still to be written."""
+"""What can be run by name."""
 
 
 def _find(name: str) -> Experiment:
@@ -124,8 +140,8 @@ def _all_rows(folder: Path | None = None) -> pd.DataFrame:
     if not frames:
         return pd.DataFrame()
     rows = pd.concat(frames, ignore_index=True).fillna("")
-    for name in ("ipc", "seed", "accuracy", "iterations", "epochs", "evaluation_seed"):
-        rows[name] = pd.to_numeric(rows[name], errors="coerce")
+    for name in ("ipc", "seed", "accuracy", "iterations", "epochs", "evaluation_seed", "step", "steps"):
+        rows[name] = pd.to_numeric(rows[name], errors="coerce") if name in rows else math.nan
     if "settings" not in rows:
         rows["settings"] = ""
     return rows
@@ -176,12 +192,20 @@ def measured(cell: Cell, scale: str, rows: pd.DataFrame) -> pd.Series:
         & (rows["network"] == cell.network)
         & (rows["iterations"] == iterations)
         & (rows["epochs"] == epochs)
+        & rows["protocol"].map(_of_the_paper)
         & (rows["settings"].map(_in_order) == _in_order(wanted))
         & ((rows["ipc"] == cell.ipc) | (cell.ipc == 0))
+        & (rows["steps"].fillna(0) == cell.steps)
+        & (rows["step"].fillna(0) == cell.steps)
     ]
     # a set that is evaluated a second time with the same networks is not counted twice
     own = own.drop_duplicates(["seed", "evaluation_seed"])
     return own.groupby("seed")["accuracy"].mean()
+
+
+def _of_the_paper(protocol: str) -> bool:
+    """Rows of other protocols, such as the IDC family's, fill no cell of the paper."""
+    return protocol.split(",")[0] in ("dm", "whole set", "")
 
 
 def _in_order(settings: str) -> str:
@@ -189,7 +213,7 @@ def _in_order(settings: str) -> str:
 
 
 def _dataset_at(cell: Cell, scale: str) -> str:
-    return "cifar10-mini" if scale in ("tour", "ci") and cell.dataset == "cifar10" else cell.dataset
+    return "cifar10-mini" if scale in ("tour", "ci") and (cell.dataset == "cifar10" or cell.steps) else cell.dataset
 
 
 def table(name: str, folder: Path | None = None) -> pd.DataFrame:
@@ -200,17 +224,17 @@ def table(name: str, folder: Path | None = None) -> pd.DataFrame:
         folder: of the results; the checkout's own when not given.
 
     Returns:
-        Columns dataset, ipc, method, network, settings, published, source; and for each of the scales paper, laptop and
-        tour its mean, std (over distillation seeds, population) and seeds. What is missing is NaN, with 0 seeds. Two
-        columns after DD-Ranking say what needs no soft labels, at scale laptop: improvement over random images, and
-        the gap to the whole set under the same scale, where both were measured.
+        Columns dataset, ipc, method, network, settings, steps, published, source; and for each of the scales paper,
+        laptop and tour its mean, std (over distillation seeds, population) and seeds. What is missing is NaN, with 0
+        seeds. Two columns after DD-Ranking say what needs no soft labels, at scale laptop: improvement over random
+        images, and the gap to the whole set under the same scale, where both were measured.
 
     Raises:
         InputError: for an unknown experiment.
     """
     rows, found = _all_rows(folder), []
     for cell in _find(name).cells:
-        printed = None if cell.settings else published_value(cell.dataset, cell.method, cell.ipc)
+        printed = None if cell.settings or cell.steps else published_value(cell.dataset, cell.method, cell.ipc)
         if cell.network not in ("convnet3", "convnet4"):
             printed = None
         line: dict[str, Any] = {
@@ -219,6 +243,7 @@ def table(name: str, folder: Path | None = None) -> pd.DataFrame:
             "method": cell.method,
             "network": cell.network,
             "settings": " ".join(f"{key}={value}" for key, value in cell.settings),
+            "steps": cell.steps,
             "published": printed.value if printed else math.nan,
             "source": printed.source if printed else "not found",
         }
@@ -235,7 +260,7 @@ def table(name: str, folder: Path | None = None) -> pd.DataFrame:
 
 def _with_scores(cells: pd.DataFrame) -> pd.DataFrame:
     keys = ["dataset", "ipc"]
-    plain = cells[cells["settings"] == ""]
+    plain = cells[(cells["settings"] == "") & (cells["steps"] == 0)]
     random = plain[plain["method"] == "random"].drop_duplicates([*keys, "network"])
     base = cells[[*keys, "network"]].merge(random[[*keys, "network", "laptop_mean"]], "left", [*keys, "network"])
     whole = plain[plain["method"] == "whole"].drop_duplicates(["dataset", "network"])
@@ -250,7 +275,7 @@ def _with_scores(cells: pd.DataFrame) -> pd.DataFrame:
 
 def _runs_at(cell: Cell, scale: str) -> bool:
     """Smaller scales than ``laptop`` have the embedded images only."""
-    return scale in ("paper", "laptop") or cell.dataset == "cifar10"
+    return scale in ("paper", "laptop") or cell.dataset == "cifar10" or cell.steps == 5
 
 
 # --- what to run
@@ -320,6 +345,11 @@ def _command(cell: Cell, scale: str, seed: int, results: Path, runs: Path, devic
         str(results),
     ]
     common += [] if cell.network in ("convnet3", "convnet4") else ["--set", f"eval.networks={cell.network}"]
+    if cell.steps:
+        place = runs / f"{scale}-{cell.name.replace('/', '-')}-seed{seed}"
+        resume = ["--resume"] if place.is_dir() else []
+        steps = ["--ipc", str(cell.ipc), "--steps", str(cell.steps), "--out", str(place)]
+        return ("continual", cell.method, *common, *steps, *resume)
     if cell.method in BASELINES:
         size = [] if cell.method == "whole" else ["--ipc", str(cell.ipc)]
         return ("evaluate", cell.method, *size, *common)

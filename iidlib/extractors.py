@@ -167,10 +167,11 @@ def pool_members(config: PoolConfig) -> list[tuple[int, int]]:
 def required_accuracy(num_classes: int) -> float:
     """The held-out accuracy, in percent, below which a network counts as untrained.
 
-    Twice chance; where that is out of reach (two classes), half way from chance to perfect.
+    Twice chance; where that is out of reach, or nearly (two or three classes), a third of the way from chance to
+    perfect.
     """
     chance = 100 / num_classes
-    return min(2 * chance, (100 + chance) / 2)
+    return min(2 * chance, (100 + 2 * chance) / 3)
 
 
 def trained_pool(

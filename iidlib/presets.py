@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["IDM", "IDM_SCALES", "PUBLISHED", "Row", "common", "differences", "published"]
+__all__ = ["IDM", "IDM_SCALES", "PROTOCOLS", "PUBLISHED", "Row", "common", "differences", "protocol", "published"]
 
 IDM = ("idm", "idm-cc", "idm-cm", "iid-idm")
 """The methods on top of IDM."""
@@ -72,6 +72,40 @@ IDM_SCALES: dict[str, dict[str, Any]] = {
     "ci": {"queue.size": 4, "queue.every": 2, "queue.steps": 2, "queue.batch": 16},
 }
 """What IDM changes at the smaller scales, beside what the scale itself changes."""
+
+
+PROTOCOLS: dict[str, dict[str, Any]] = {
+    "dm": {"eval.cutmix": 0.0, "eval.schedule": "restart"},
+    "idc": {"eval.cutmix": 0.5, "eval.schedule": "milestones", "eval.batch": 64},
+}
+"""How sets are judged, by the family of methods that reports it; both on hard labels, and both count the last pass.
+
+``dm``: of DC, DSA, DM, IDM and IID, the default here. ``idc``: of IDC, DREAM, DSDM and DANCE (snu-mllab's
+``argument.py`` and ``train.py``; DANCE's and DSDM's 1500 passes in place of IDC's 1000): CutMix on half of the batches,
+smaller batches, another schedule, and an augmentation that always flips and changes colours. Numbers of one protocol do
+not stand beside those of the other.
+"""
+
+_IDC_EPOCHS = 1500
+
+
+def protocol(name: str, augmentation: str, scale: str) -> dict[str, Any]:
+    """What a protocol changes in the settings of a scale, which keeps its own number of passes below ``paper``.
+
+    Args:
+        name: one of ``PROTOCOLS``.
+        augmentation: the data set's own DSA operations. Under ``idc`` cutout is left out, because CutMix takes its
+            place; of the rest, flip and colour come always, and one of the others after them.
+        scale: ``paper`` sets the number of passes.
+    """
+    if name != "idc":
+        return dict(PROTOCOLS[name])
+    operations = augmentation.split("_")
+    always = [one for one in ("flip", "color") if one in operations]
+    drawn = [one for one in operations if one not in ("flip", "color", "cutout")]
+    stages = ">".join([*always, *(["_".join(drawn)] if drawn else [])])
+    own: dict[str, Any] = {"eval.augmentation": stages} | ({"eval.epochs": _IDC_EPOCHS} if scale == "paper" else {})
+    return PROTOCOLS[name] | own
 
 
 def common(method: str) -> dict[str, Any]:

@@ -25,11 +25,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.func import functional_call, vmap
 
-from iidlib import augment
+from iidlib import augment, cutmix
 from iidlib.accelerate import norm_relu_pool
+from iidlib.config import Drop
 from iidlib.networks import Network
 from iidlib.streams import stream
-from iidlib.training import MOMENTUM, WEIGHT_DECAY
+from iidlib.training import MOMENTUM, WEIGHT_DECAY, augmentation_stages
 
 __all__ = ["fit_together"]
 
@@ -55,8 +56,9 @@ def fit_together(
     lr: float,
     batch: int,
     seeds: Sequence[int],
-    drop_after: int | None = None,
+    drops: Sequence[Drop] = (),
     augmentation: str = "none",
+    mixed: float = 0.0,
     on_epoch: Callable[[int], None] | None = None,
     at_once: bool | None = None,
 ) -> list[Network]:
@@ -70,8 +72,9 @@ def fit_together(
         lr: learning rate.
         batch: images a step and network.
         seeds: of each network's orders and augmentation.
-        drop_after: as in `training.fit`.
+        drops: as in `training.fit`.
         augmentation: as in `training.fit`.
+        mixed: as in `training.fit`.
         on_epoch: called with the index of each pass that is done, when the networks hold its weights.
         at_once: the form of a step, see the module; None measures it on CUDA, and is *in turn* elsewhere.
 
@@ -81,12 +84,13 @@ def fit_together(
     Raises:
         ValueError: if there are not as many seeds as networks, or none, or the networks are not alike.
     """
-    training = _Stack(networks, images_of, labels, lr, augmentation, at_once)
+    training = _Stack(networks, images_of, labels, lr, augmentation, mixed, at_once)
     if len(seeds) != len(networks):
         raise ValueError(f"every network has its seed, got {len(networks)} networks and {len(seeds)} seeds")
     for epoch in range(epochs):
-        if drop_after is not None and epoch == drop_after + 1:
-            training.begin(lr / 10)
+        for drop in drops:
+            if drop.before == epoch:
+                training.begin(drop.lr, restart=drop.restart)
         draws = [stream(seed, epoch, "training") for seed in seeds]
         orders = torch.stack([torch.randperm(len(labels), generator=own) for own in draws])
         for index in orders.split(batch, dim=1):
@@ -101,11 +105,21 @@ def fit_together(
 class _Batch:
     """The buffers of a step with b images a network, and its recording, where there is one."""
 
-    def __init__(self, networks: int, size: int, device: torch.device) -> None:
+    def __init__(self, networks: int, size: int, stages: int, dtype: torch.dtype, device: torch.device) -> None:
         self.index = torch.zeros(networks, size, dtype=torch.int64, device=device)
-        self.op = torch.zeros(networks, size, dtype=torch.int64, device=device)
-        self.u = torch.zeros(networks, size, 3, device=device)
+        self.op = torch.zeros(stages, networks, size, dtype=torch.int64, device=device)
+        self.u = torch.zeros(stages, networks, size, 3, device=device)
+        self.partner = torch.zeros(networks, size, dtype=torch.int64, device=device)
+        self.box = torch.zeros(networks, 4, dtype=torch.int64, device=device)
+        self.share = torch.ones(networks, dtype=dtype, device=device)
         self.graph: torch.cuda.CUDAGraph | None = None
+
+    def of_network(self, number: int) -> "_Batch":
+        """What one network needs for its loss, as views."""
+        own = copy.copy(self)
+        own.index, own.partner = self.index[number : number + 1], self.partner[number : number + 1]
+        own.share = self.share[number : number + 1]
+        return own
 
 
 class _Stack:
@@ -118,6 +132,7 @@ class _Stack:
         labels: Tensor,
         lr: float,
         augmentation: str,
+        mixed: float,
         at_once: bool | None,
     ) -> None:
         if not networks:
@@ -137,7 +152,8 @@ class _Stack:
             for name, _ in networks[0].named_buffers()
         }
         self._images_of, self._labels, self._device = images_of, labels, labels.device
-        self._operations = () if augmentation == "none" else augment.parse_strategy(augmentation)
+        self._stages = [augment.parse_strategy(stage) for stage in augmentation_stages(augmentation)]
+        self._mixed, self._side = mixed, networks[0].image_size
         self._at_once = at_once
         self._batches: dict[int, _Batch] = {}
         weights = list(self._parameters.values())
@@ -146,20 +162,26 @@ class _Stack:
         self._rate = torch.zeros((), dtype=weights[0].dtype, device=self._device)
         self.begin(lr)
 
-    def begin(self, lr: float) -> None:
-        """A new optimiser at a rate: the momentum starts from nothing."""
+    def begin(self, lr: float, *, restart: bool = True) -> None:
+        """Goes on at a rate; with `restart` as a new optimiser, whose momentum starts from nothing."""
         self._rate.fill_(lr)
-        torch._foreach_zero_(self._velocity)
+        if restart:
+            torch._foreach_zero_(self._velocity)
 
     def step(self, index: Tensor, draws: Sequence[torch.Generator]) -> None:
         """One step of every network, on its images [K, b] under augmentation from its generator."""
         size = index.shape[1]
-        batch = self._batches.get(size) or _Batch(len(index), size, self._device)
+        batch = self._batches.get(size) or _Batch(len(index), size, len(self._stages), self._rate.dtype, self._device)
         self._load(batch.index, index)
-        if self._operations:
-            drawn = [augment.sample(self._operations, size, own, shared_op=True) for own in draws]
-            self._load(batch.op, torch.stack([one.op for one in drawn]))
-            self._load(batch.u, torch.stack([one.u for one in drawn]))
+        for stage, operations in enumerate(self._stages):
+            drawn = [augment.sample(operations, size, own, shared_op=True) for own in draws]
+            self._load(batch.op[stage], torch.stack([one.op for one in drawn]))
+            self._load(batch.u[stage], torch.stack([one.u for one in drawn]))
+        if self._mixed:
+            mixes = [cutmix.sample(size, self._side, self._mixed, own) for own in draws]
+            self._load(batch.partner, torch.stack([one.partner for one in mixes]))
+            self._load(batch.box, torch.stack([one.box for one in mixes]))
+            self._load(batch.share, torch.tensor([one.share for one in mixes]))
         if size not in self._batches:
             self._batches[size] = batch
             if _records(self._device):
@@ -187,9 +209,23 @@ class _Stack:
         """The augmented images of a step, [K, b, ...]."""
         networks, size = batch.index.shape
         images = self._images_of(batch.index.flatten())
-        if self._operations:
-            images = augment.apply_everywhere(images, batch.op.flatten(), batch.u.flatten(0, 1), self._operations)
+        for stage, operations in enumerate(self._stages):
+            op, u = batch.op[stage], batch.u[stage]
+            images = augment.apply_everywhere(images, op.flatten(), u.flatten(0, 1), operations)
+        if self._mixed:
+            own = zip(images.unflatten(0, (networks, size)), batch.partner, batch.box, strict=True)
+            images = torch.cat([cutmix.apply(*one) for one in own])
         return images.contiguous(memory_format=torch.channels_last).unflatten(0, (networks, size))
+
+    def _loss(self, logits: Tensor, batch: _Batch) -> Tensor:
+        """Mean cross-entropy of each network, [K], from logits [K, b, C]; mixed batches share it between two labels."""
+        labels = self._labels[batch.index]
+        loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view_as(labels).mean(1)
+        if not self._mixed:
+            return loss
+        partners = labels.gather(1, batch.partner).flatten()
+        other = F.cross_entropy(logits.flatten(0, 1), partners, reduction="none").view_as(labels).mean(1)
+        return batch.share * loss + (1 - batch.share) * other
 
     def _gradients_at_once(self, batch: _Batch) -> list[Tensor]:
         """Of each network's mean cross-entropy on its own weights, in one call for all networks."""
@@ -199,9 +235,7 @@ class _Stack:
 
         # batch norm's running statistics are stacked like the weights, and updated in place
         logits = vmap(logits_of)(self._parameters, self._buffers, self._images(batch))
-        labels = self._labels[batch.index]
-        loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum") / labels.shape[1]
-        return list(torch.autograd.grad(loss, list(self._parameters.values())))
+        return list(torch.autograd.grad(self._loss(logits, batch).sum(), list(self._parameters.values())))
 
     def _gradients_in_turn(self, batch: _Batch) -> list[Tensor]:
         """The same, network after network."""
@@ -210,7 +244,7 @@ class _Stack:
             parameters = {name: stack[k].detach().requires_grad_() for name, stack in self._parameters.items()}
             buffers = {name: stack[k] for name, stack in self._buffers.items()}
             logits = functional_call(self._network, (parameters, buffers), (images,))
-            loss = F.cross_entropy(logits, self._labels[batch.index[k]])
+            loss = self._loss(logits[None], batch.of_network(k)).squeeze(0)
             gradients.append(torch.autograd.grad(loss, list(parameters.values())))
         return [torch.stack(own) for own in zip(*gradients, strict=True)]
 

@@ -1,19 +1,19 @@
 """Training one network on labelled images, and its accuracy: what pools and evaluation share."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from iidlib import augment
+from iidlib import augment, cutmix
 from iidlib.accelerate import default_chunk, in_chunks
-from iidlib.config import InputError
+from iidlib.config import Drop, InputError
 from iidlib.data import RealSet
 from iidlib.networks import Network
 from iidlib.streams import stream
 
-__all__ = ["MOMENTUM", "WEIGHT_DECAY", "accuracy", "fit", "resolve_augmentation"]
+__all__ = ["MOMENTUM", "WEIGHT_DECAY", "accuracy", "augmentation_stages", "fit", "resolve_augmentation"]
 
 MOMENTUM = 0.9
 """Of every SGD that trains a network."""
@@ -37,6 +37,16 @@ def resolve_augmentation(setting: str, dataset_default: str) -> str:
     return strategy
 
 
+def augmentation_stages(strategy: str) -> tuple[str, ...]:
+    """The strategies of a training's augmentation, applied one after the other; none for ``none``.
+
+    Raises:
+        InputError: for an unknown operation.
+    """
+    stages = () if strategy == "none" else tuple(strategy.split(">"))
+    return tuple(resolve_augmentation(stage, "none") for stage in stages)
+
+
 def fit(
     network: Network,
     images_of: Callable[[Tensor], Tensor],
@@ -46,8 +56,9 @@ def fit(
     lr: float,
     batch: int,
     seed: int,
-    drop_after: int | None = None,
+    drops: Sequence[Drop] = (),
     augmentation: str = "none",
+    mixed: float = 0.0,
     on_epoch: Callable[[int], None] | None = None,
 ) -> Network:
     """Trains a network in place with SGD (momentum 0.9, weight decay 5e-4) and cross-entropy.
@@ -60,9 +71,10 @@ def fit(
         lr: learning rate.
         batch: images a step.
         seed: of the orders and the augmentation.
-        drop_after: index (from 0) of the pass after which the rate falls to a tenth **with a new optimiser**, so that
-            the momentum starts from nothing, as in the official protocol. None keeps the rate.
-        augmentation: DSA operations joined by ``_``, one drawn a batch with parameters for each image; or ``none``.
+        drops: before which passes the rate changes; with ``restart`` by a new optimiser, as in the official protocol.
+        augmentation: DSA operations joined by ``_``, one drawn a batch with parameters for each image; several such
+            stages joined by ``>``; or ``none``.
+        mixed: share of the batches that are mixed by CutMix, after the augmentation.
         on_epoch: called with the index of each pass that is done.
     """
 
@@ -70,18 +82,28 @@ def fit(
         return torch.optim.SGD(network.parameters(), lr=rate, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY)
 
     network.train()
-    sgd = optimiser(lr)
+    sgd, stages = optimiser(lr), augmentation_stages(augmentation)
     for epoch in range(epochs):
-        if drop_after is not None and epoch == drop_after + 1:
-            sgd = optimiser(lr / 10)
+        for drop in drops:
+            if drop.before == epoch and drop.restart:
+                sgd = optimiser(drop.lr)
+            elif drop.before == epoch:
+                sgd.param_groups[0]["lr"] = drop.lr
         draws = stream(seed, epoch, "training")
         for index in torch.randperm(len(labels), generator=draws).split(batch):
             index = index.to(labels.device)
             images = images_of(index)
-            if augmentation != "none":
-                images = augment.apply(images, augment.sample(augmentation, len(index), draws, shared_op=True))
+            for stage in stages:
+                images = augment.apply(images, augment.sample(stage, len(index), draws, shared_op=True))
+            mix = cutmix.sample(len(index), images.shape[-1], mixed, draws) if mixed else None
+            if mix is not None:
+                images = cutmix.apply(images, mix.partner.to(images.device), mix.box.to(images.device))
             images = images.contiguous(memory_format=torch.channels_last)
-            loss = F.cross_entropy(network(images), labels[index])
+            logits = network(images)
+            loss = F.cross_entropy(logits, labels[index])
+            if mix is not None:
+                other = F.cross_entropy(logits, labels[index[mix.partner.to(index.device)]])
+                loss = mix.share * loss + (1 - mix.share) * other
             sgd.zero_grad()
             loss.backward()
             sgd.step()

@@ -351,3 +351,45 @@ def k_center(features: Tensor, count: int) -> list[int]:
                 far[candidate] = min(float(((features[candidate] - features[i]) ** 2).sum()) for i in chosen)
         chosen.append(max(far, key=far.__getitem__))
     return chosen
+
+
+# Measures of sets on features
+
+
+def spread(features: Tensor) -> list[tuple[float, float]]:
+    """Of each class: mean squared distance to its centre; squared distance of the centre to the mean of centres."""
+    centres = [mean_of(list(own)) for own in features]
+    middle = mean_of(centres)
+    found = []
+    for own, centre in zip(features, centres, strict=True):
+        within = sum(float(((image - centre) ** 2).sum()) for image in own) / len(own)
+        found.append((within, float(((centre - middle) ** 2).sum())))
+    return found
+
+
+def covariance_gap(real: Tensor, syn: Tensor) -> list[float]:
+    """Of each class: root of the sum of squared differences of covariances, over that of the first's own squares."""
+    found = []
+    for own, other in zip(real, syn, strict=True):
+        first, second = local_covariance(own), local_covariance(other)
+        found.append(math.sqrt(float(((first - second) ** 2).sum()) / float((first**2).sum())))
+    return found
+
+
+def gaussian_mmd(real: Tensor, syn: Tensor) -> list[float]:
+    """Of each class: the mean kernel among real, plus that among synthetic images, less twice that between them."""
+    found = []
+    for own, other in zip(real, syn, strict=True):
+
+        def squared(a: Tensor, b: Tensor) -> float:
+            return float(((a - b) ** 2).sum())
+
+        pairs = sorted(squared(a, b) for i, a in enumerate(own) for j, b in enumerate(own) if i != j)
+        width = pairs[(len(pairs) - 1) // 2]
+
+        def mean(left: Tensor, right: Tensor, width: float = width) -> float:
+            kernels = [math.exp(-squared(a, b) / (2 * width)) for a in left for b in right]
+            return sum(kernels) / len(kernels)
+
+        found.append(mean(own, own) + mean(other, other) - 2 * mean(own, other))
+    return found

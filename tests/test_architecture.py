@@ -17,7 +17,7 @@ PACKAGE = Path(iidlib.__file__).parent
 MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")
 
 # What a module may import of the package. Leaves import nothing; plots is for chapters and the command line alone.
-LEAVES = {"augment", "losses", "kernels", "plots", "presets", "streams"}
+LEAVES = {"augment", "cutmix", "losses", "kernels", "plots", "presets", "streams"}
 BASE = (LEAVES | {"accelerate", "config"}) - {"plots", "presets"}
 MATERIAL = {"data", "networks", "runs"}
 MIDDLE = {"extractors", "interchange", "results", "synthetic"}

@@ -48,6 +48,7 @@ ZERO_ALLOWED = {
     "match.cc_alpha",
     "match.cc_beta",
     "syn.momentum",
+    "eval.cutmix",
 }
 
 
@@ -67,7 +68,7 @@ def values(key: str) -> st.SearchStrategy:
         return st.lists(names, min_size=1, max_size=4).map(tuple)
     if hint is str:
         return st.text("abcdefgh_-/.0123", max_size=12)
-    if key in BELOW_ONE:
+    if key in BELOW_ONE | {"eval.cutmix"}:
         return st.floats(0, 1, exclude_max=True)
     if hint is float:
         return NOT_NEGATIVE if key in ZERO_ALLOWED else POSITIVE

@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from iidlib import evaluation
+from iidlib import evaluation, presets
 from iidlib.augment import sample
-from iidlib.config import EvalProtocol, InputError, preset
+from iidlib.config import SCALES, Drop, EvalProtocol, InputError, override, preset
 from iidlib.data import Dataset, DatasetSpec, RealSet, shapes
 from iidlib.distillation import Distillation
 from iidlib.evaluation import evaluate, paired_gains, paired_interval, random_real, summarize, whole_set_protocol
@@ -69,7 +69,26 @@ def test_the_papers_protocol_is_the_default():
     ("epochs", "last"), [(1001, 501), (1000, 500), (300, 150), (301, 151), (4, 2), (3, 2), (2, 1), (1, 1)]
 )
 def test_the_last_pass_before_the_drop(epochs, last):
-    assert EvalProtocol(epochs=epochs).last_epoch_before_drop == last
+    (drop,) = EvalProtocol(epochs=epochs).drops
+    assert drop == Drop(last + 1, 0.001, restart=True)
+
+
+def test_the_idc_familys_protocol_by_name():
+    config = preset("random", "cifar10", 10, "paper")
+    assert config.eval.name == "dm"
+    given = presets.protocol("idc", "color_crop_cutout_flip_scale_rotate", "paper")
+    protocol = override(config, given).eval
+    assert (protocol.name, protocol.epochs, protocol.batch, protocol.cutmix) == ("idc", 1500, 64, 0.5)
+    assert protocol.augmentation == "flip>color>crop_scale_rotate"
+    assert protocol.drops == (Drop(1000, 0.2 * 0.01), Drop(1250, 0.04 * 0.01))
+    assert presets.protocol("dm", "flip", "paper") == presets.PROTOCOLS["dm"]
+    # digits are not mirrored, and smaller scales keep their own number of passes
+    smaller = presets.protocol("idc", "color_crop_cutout_scale_rotate", "laptop")
+    assert smaller["eval.augmentation"] == "color>crop_scale_rotate" and "eval.epochs" not in smaller
+    assert override(config, {"eval.cutmix": 0.3}).eval.name == "own"
+    with pytest.raises(InputError, match=r"eval\.cutmix is a share of the batches, at most 1, got 1\.5"):
+        override(config, {"eval.cutmix": 1.5})
+    assert all(preset("dm", "cifar10", 10, scale).eval.name == "dm" for scale in SCALES)
 
 
 def test_the_protocol_is_what_training_is_given(pictures, monkeypatch):
@@ -83,7 +102,8 @@ def test_the_protocol_is_what_training_is_given(pictures, monkeypatch):
     monkeypatch.setattr(evaluation, "fit", fit)
     chosen = random_real(pictures.train, 3)
     judge(chosen, pictures, changed(epochs=11, num_eval=2), seed=5)
-    shared = {"epochs": 11, "lr": 0.02, "batch": 8, "drop_after": 6, "augmentation": pictures.spec.augmentation}
+    shared = {"epochs": 11, "lr": 0.02, "batch": 8, "drops": (Drop(7, 0.002, restart=True),), "mixed": 0.0}
+    shared["augmentation"] = pictures.spec.augmentation
     assert asked == [shared | {"seed": stream_seed(5, number, "evaluation of convnet2")} for number in range(2)]
     asked.clear()
     judge(chosen, pictures, changed(augmentation="none", num_eval=1))

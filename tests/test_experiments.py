@@ -30,7 +30,7 @@ def test_numbers_that_were_not_found_are_not_there() -> None:
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_cells_have_names_of_their_own(name: str) -> None:
     names = [cell.name for cell in EXPERIMENTS[name].cells]
-    assert len(set(names)) == len(names) >= 4
+    assert len(set(names)) == len(names) >= 2
 
 
 @pytest.mark.parametrize("scale", ["tour", "laptop", "paper"])
@@ -55,7 +55,8 @@ def test_every_command_can_be_typed(name: str, scale: str, tmp_path: Path) -> No
 def rows(*found: dict[str, Any]) -> pd.DataFrame:
     usual = {
         "dataset": "cifar10", "method": "dm", "ipc": 10, "scale": "laptop", "network": "convnet3", "seed": 0,
-        "evaluation_seed": 0, "accuracy": 45.0, "iterations": 1200, "epochs": 400, "settings": "", "protocol": "dm",
+        "evaluation_seed": 0, "accuracy": 45.0, "iterations": 1200, "epochs": 400, "settings": "",
+        "protocol": "dm, 400 epochs", "step": float("nan"), "steps": float("nan"),
     }  # fmt: skip
     return pd.DataFrame([usual | row for row in found])
 
@@ -73,6 +74,7 @@ def test_a_seed_is_the_mean_over_its_networks() -> None:
     [
         {"dataset": "cifar100"}, {"method": "dm-cm"}, {"ipc": 50}, {"scale": "paper"}, {"network": "vgg11"},
         {"iterations": 600}, {"epochs": 1001}, {"settings": "match.cm=1"}, {"dataset": "validation:cifar10"},
+        {"protocol": "idc, 400 epochs"}, {"step": 5.0, "steps": 5.0},
     ],
     ids=str,
 )  # fmt: skip
@@ -167,8 +169,11 @@ def test_the_budget_stops_a_run_with_a_checkpoint(
     (job,) = jobs("long", scale="tour", seeds=1, folder=tmp_path, runs=tmp_path / "runs")
     endless = experiments.Job(job.cell, 0, (*job.command, "--iterations", "100000"))
     said: list[str] = []
-    assert reproduce([endless], budget=15.0, say=said.append, environment=small) == 0
-    assert said[-1] == "the budget is spent; the same command goes on from here"
+    for budget in (15.0, 60.0, 240.0):  # a loaded machine takes longer to begin
+        assert reproduce([endless], budget=budget, say=said.append, environment=small) == 0
+        assert said[-1] == "the budget is spent; the same command goes on from here"
+        if (tmp_path / "runs").is_dir():
+            break
     (run,) = (tmp_path / "runs").iterdir()
     assert list((run / "checkpoints").glob("*.safetensors")), "it was stopped between two iterations and kept"
     assert "--resume" in jobs("long", scale="tour", seeds=1, folder=tmp_path, runs=tmp_path / "runs")[0].command

@@ -10,6 +10,7 @@ from torch import Tensor
 from iidlib import stacked
 from iidlib.accelerate import compiler_available, prepare
 from iidlib.augment import OPERATIONS
+from iidlib.config import Drop
 from iidlib.networks import NETWORKS, Network, build_network
 from iidlib.stacked import fit_together
 from iidlib.streams import stream
@@ -48,6 +49,11 @@ def one_by_one(networks: list[Network], pictures: Tensor, labels: Tensor, **chan
     ]
 
 
+def drop_at(after: int | None) -> tuple[Drop, ...]:
+    """The official drop after the pass of an index."""
+    return () if after is None else (Drop(after + 1, 0.005, restart=True),)
+
+
 def difference(a: Network, b: Network) -> float:
     """Of all weights and running statistics, norm-wise."""
     assert a.state_dict().keys() == b.state_dict().keys()
@@ -63,12 +69,25 @@ def difference(a: Network, b: Network) -> float:
 def test_networks_trained_together_are_those_trained_alone(at_once, drop_after, strategy):
     """Orders, the last smaller batch, augmentation, momentum, decay, and the drop with its new optimiser."""
     start = [network(number) for number in range(3)]
-    settings = {"drop_after": drop_after, "augmentation": strategy}
+    settings = {"drops": drop_at(drop_after), "augmentation": strategy}
     found = together(copy.deepcopy(start), *images(), at_once, **settings)
     for own, expected, before in zip(
         found, one_by_one(copy.deepcopy(start), *images(), **settings), start, strict=True
     ):
         assert difference(own, expected) < 1e-10 and difference(before, expected) > 1e-2
+
+
+@FORMS
+def test_the_idc_familys_training_together_is_that_alone(at_once):
+    """Stages of augmentation, CutMix drawn for each network, rates that fall and leave the momentum as it is."""
+    start = [network(number) for number in range(3)]
+    drops = (Drop(3, 0.01), Drop(5, 0.002))
+    settings = {"drops": drops, "augmentation": "flip>color>crop_scale_rotate", "mixed": 0.5}
+    found = together(copy.deepcopy(start), *images(), at_once, **settings)
+    expected = one_by_one(copy.deepcopy(start), *images(), **settings)
+    plain = one_by_one(copy.deepcopy(start), *images(), **settings | {"mixed": 0.0})
+    for own, alone, unmixed in zip(found, expected, plain, strict=True):
+        assert difference(own, alone) < 1e-10 and difference(unmixed, alone) > 1e-2
 
 
 @FORMS
@@ -88,7 +107,7 @@ def test_every_network_trains_together_its_running_statistics_included(at_once, 
 
 @FORMS
 def test_a_network_does_not_depend_on_how_many_train_with_it(at_once):
-    settings = {"drop_after": 2, "augmentation": EVERYTHING}
+    settings = {"drops": drop_at(2), "augmentation": EVERYTHING}
     (alone,) = together([network(1)], *images(), at_once, **settings, seeds=[8])
     _, among, _ = together([network(0), network(1), network(2)], *images(), at_once, **settings, seeds=[3, 8, 5])
     assert difference(among, alone) < 1e-12
@@ -173,7 +192,7 @@ def recording(monkeypatch, *, broken=(), wrong=(), faster=True) -> tuple[list[Ne
     monkeypatch.setattr(stacked._Stack, "_recorded", recorded)
     monkeypatch.setattr(stacked._Stack, "_timed", lambda self, graph: 1.0 if graph.at_once == faster else 2.0)
     pictures, labels = images()
-    settings = {"epochs": 3, "lr": 0.05, "batch": 4, "seeds": [3, 4], "augmentation": EVERYTHING, "drop_after": 1}
+    settings = {"epochs": 3, "lr": 0.05, "batch": 4, "seeds": [3, 4], "augmentation": EVERYTHING, "drops": drop_at(1)}
     found = fit_together([network(0), network(1)], lambda index: pictures[index], labels, **settings)
     return found, [None if batch.graph is None else batch.graph.at_once for batch in batches]
 
@@ -196,7 +215,9 @@ def test_the_faster_recording_that_is_right_is_kept_and_training_stays_the_same(
     caplog.set_level(logging.WARNING, "iidlib")
     found, used = recording(monkeypatch, **how)
     assert used == [expected] * 2  # batches of 4, and the last one of 2
-    expected_networks = one_by_one([network(0), network(1)], *images(), epochs=3, drop_after=1, augmentation=EVERYTHING)
+    expected_networks = one_by_one(
+        [network(0), network(1)], *images(), epochs=3, drops=drop_at(1), augmentation=EVERYTHING
+    )
     assert all(difference(a, b) < 1e-10 for a, b in zip(found, expected_networks, strict=True))
     messages = [record.message for record in caplog.records]
     assert len(messages) == (2 if said else 0)  # once for each size of a batch
@@ -209,7 +230,7 @@ def test_the_faster_recording_that_is_right_is_kept_and_training_stays_the_same(
 def test_recorded_training_on_a_gpu_is_the_plain_one(name, at_once, caplog):
     pictures, labels = (tensor.cuda() for tensor in images(size=32, dtype=torch.float32))
     start = [network(number, name, 32, torch.float32).cuda() for number in range(3)]
-    settings = {"epochs": 3, "drop_after": 1, "augmentation": EVERYTHING}
+    settings = {"epochs": 3, "drops": drop_at(1), "augmentation": EVERYTHING}
     found = together([prepare(copy.deepcopy(own)) for own in start], pictures, labels, at_once, **settings)
     assert not caplog.records
     for own, expected in zip(found, one_by_one(start, pictures, labels, **settings), strict=True):

@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from iidlib import cutmix
 from iidlib.augment import OPERATIONS, sample
-from iidlib.config import InputError
+from iidlib.config import Drop, EvalProtocol, InputError
 from iidlib.data import RealSet, shapes
 from iidlib.networks import Network, build_network
 from iidlib.streams import stream
@@ -64,6 +65,11 @@ def trained(**changes: object) -> Network:
     return fit(network().double(), lambda index: pictures[index], labels, **settings)
 
 
+def drop_at(after: int | None) -> tuple[Drop, ...]:
+    """The official drop after the pass of an index."""
+    return () if after is None else (Drop(after + 1, 0.005, restart=True),)
+
+
 def difference(a: Network, b: Network) -> float:
     first, second = (torch.cat([p.detach().flatten() for p in each.parameters()]) for each in (a, b))
     return float((first - second).norm() / second.norm())
@@ -75,15 +81,54 @@ def difference(a: Network, b: Network) -> float:
 )
 def test_training_is_the_loop_written_by_hand(drop_after, strategy):
     expected = by_hand(network().double(), 6, 0.05, 4, 3, drop_after, strategy, reset=True)
-    assert difference(trained(drop_after=drop_after, augmentation=strategy), expected) < 1e-10
+    assert difference(trained(drops=drop_at(drop_after), augmentation=strategy), expected) < 1e-10
     assert difference(network().double(), expected) > 1e-2
 
 
 def test_the_drop_comes_with_a_new_optimiser():
     """Momentum that survived the drop would end elsewhere, which is what the equality above would then miss."""
-    found = trained(drop_after=3)
+    found = trained(drops=drop_at(3))
     assert difference(found, by_hand(network().double(), 6, 0.05, 4, 3, 3, "none", reset=False)) > 1e-4
-    assert difference(found, trained(drop_after=2)) > 1e-4 and difference(found, trained(drop_after=4)) > 1e-4
+    assert difference(found, trained(drops=drop_at(2))) > 1e-4 and difference(found, trained(drops=drop_at(4))) > 1e-4
+
+
+def test_the_idc_familys_training_is_the_loop_written_by_hand():
+    """Stages of augmentation, CutMix on some batches, and rates that fall without a new optimiser."""
+    protocol = EvalProtocol(epochs=6, lr=0.05, batch=4, cutmix=0.5, schedule="milestones")
+    assert [(drop.before, round(drop.lr, 6), drop.restart) for drop in protocol.drops] == [
+        (4, 0.01, False),
+        (5, 0.002, False),
+    ]
+    stages = ("flip", "color", "crop_scale_rotate")
+    found = trained(drops=protocol.drops, augmentation=">".join(stages), mixed=0.5)
+
+    pictures, labels = images()
+    expected, mixed = network().double(), []
+    velocity = [torch.zeros_like(p) for p in expected.parameters()]
+    for epoch in range(6):
+        lr = 0.05 if epoch < 4 else 0.01 if epoch < 5 else 0.002
+        draws = stream(3, epoch, "training")
+        for chosen in torch.randperm(COUNT, generator=draws).split(4):
+            seen = pictures[chosen]
+            for stage in stages:
+                seen = reference_augment.augment(seen, sample(stage, len(chosen), draws, shared_op=True))
+            mix = cutmix.sample(len(chosen), 16, 0.5, draws)
+            top, bottom, left, right = mix.box.tolist()
+            cut = seen.clone()
+            for own, partner in enumerate(mix.partner.tolist()):
+                cut[own, :, top:bottom, left:right] = seen[partner, :, top:bottom, left:right]
+            logits = expected(cut)
+            own, other = labels[chosen], labels[chosen[mix.partner]]
+            kept = 1 - (bottom - top) * (right - left) / 256
+            mixed.append(kept < 1)
+            loss = kept * reference.cross_entropy(logits, own) + (1 - kept) * reference.cross_entropy(logits, other)
+            gradients = torch.autograd.grad(loss, list(expected.parameters()))
+            with torch.no_grad():
+                for i, (parameter, gradient) in enumerate(zip(expected.parameters(), gradients, strict=True)):
+                    new, velocity[i] = reference.sgd(parameter, velocity[i], gradient + 5e-4 * parameter, lr, 0.9)
+                    parameter.copy_(new)
+    assert any(mixed) and not all(mixed)
+    assert difference(found, expected) < 1e-10
 
 
 def test_constants_are_the_protocols():
@@ -128,7 +173,7 @@ def test_augmentation_is_one_operation_a_batch_with_parameters_for_each_image():
 
 def test_a_seed_repeats_bit_for_bit_and_another_differs():
     before = torch.get_rng_state()
-    settings = {"augmentation": "_".join(OPERATIONS), "drop_after": 2}
+    settings = {"augmentation": "_".join(OPERATIONS), "drops": drop_at(2)}
     first = trained(**settings)
     assert torch.equal(torch.get_rng_state(), before)
     assert difference(trained(**settings), first) == 0

@@ -1,0 +1,53 @@
+"""iidlib.cutmix: rectangles from partners, drawn as often and as large as they should be."""
+
+import torch
+
+from iidlib import cutmix
+from iidlib.streams import stream
+
+SIDE = 16
+
+
+def test_a_rectangle_of_each_image_comes_from_its_partner():
+    images = torch.randn(5, 3, SIDE, SIDE, dtype=torch.float64, generator=stream(0, 0, "images"))
+    mix = cutmix.sample(5, SIDE, 1.0, stream(4, 0, "mix"))
+    top, bottom, left, right = mix.box.tolist()
+    assert 0 <= top < bottom <= SIDE and 0 <= left < right <= SIDE, "another seed shows more"
+    found = cutmix.apply(images, mix.partner, mix.box)
+    for own, partner in enumerate(mix.partner.tolist()):
+        for row in range(SIDE):
+            for column in range(SIDE):
+                inside = top <= row < bottom and left <= column < right
+                expected = images[partner if inside else own, :, row, column]
+                assert torch.equal(found[own, :, row, column], expected)
+    kept = sum(not (top <= r < bottom and left <= c < right) for r in range(SIDE) for c in range(SIDE))
+    assert mix.share == kept / SIDE**2
+
+
+def test_partners_are_a_permutation_and_boxes_lie_in_the_image():
+    draws = stream(0, 0, "mix")
+    shares = []
+    for _ in range(400):
+        mix = cutmix.sample(7, SIDE, 1.0, draws)
+        assert sorted(mix.partner.tolist()) == list(range(7))
+        top, bottom, left, right = mix.box.tolist()
+        assert 0 <= top <= bottom <= SIDE and 0 <= left <= right <= SIDE
+        shares.append(mix.share)
+    assert min(shares) < 0.4 and max(shares) > 0.95
+    # an area uniform in [0, 1], of which on average less than a half is left at the border
+    assert 0.6 < sum(shares) / len(shares) < 0.8
+
+
+def test_as_many_batches_are_mixed_as_asked_and_the_others_are_left_alone():
+    draws = stream(1, 0, "mix")
+    mixes = [cutmix.sample(3, SIDE, 0.25, draws) for _ in range(400)]
+    untouched = [mix for mix in mixes if mix.share == 1.0 and not mix.box.any()]
+    assert 270 < len(untouched) < 330
+    images = torch.randn(3, 1, SIDE, SIDE)
+    assert torch.equal(cutmix.apply(images, untouched[0].partner, untouched[0].box), images)
+    assert all(cutmix.sample(3, SIDE, 0.0, draws).share == 1.0 for _ in range(50))
+
+
+def test_a_seed_repeats():
+    one, two = (cutmix.sample(6, SIDE, 0.5, stream(3, 1, "mix")) for _ in range(2))
+    assert torch.equal(one.partner, two.partner) and torch.equal(one.box, two.box) and one.share == two.share
