@@ -23,6 +23,7 @@ from PIL import Image
 
 __all__ = [
     "accuracy_bars",
+    "accuracy_curves",
     "cell_points",
     "colours",
     "cost_curves",
@@ -30,7 +31,9 @@ __all__ = [
     "distance_distribution",
     "image_grid",
     "loss_curves",
+    "measure_strips",
     "panels",
+    "projection",
     "queue_curves",
     "setting_curve",
     "show",
@@ -362,6 +365,93 @@ def setting_curve(
             ax.legend(title="")
         sns.despine(ax=ax)
     return ax
+
+
+def accuracy_curves(
+    scores: pd.DataFrame, *, x: str, label: str, chance: pd.DataFrame | None = None, ax: Axes | None = None
+) -> Axes:
+    """Test accuracy along an axis of whole numbers, such as iterations or steps: a line through the means of each set.
+
+    Args:
+        scores: a row a network, with columns label, accuracy (percent) and `x`; every network is a small point.
+        x: the column of the horizontal axis.
+        label: what that axis says.
+        chance: accuracy of guessing, with columns accuracy and `x`, drawn dotted.
+        ax: where to draw.
+    """
+    labels = list(dict.fromkeys(scores["label"]))
+    palette = colours(labels)
+    with _style():
+        ax = ax or panels(height=3.2)[0]
+        common = {"data": scores, "x": x, "y": "accuracy", "hue": "label", "palette": palette, "ax": ax}
+        sns.lineplot(**common, errorbar=None, linewidth=2)
+        sns.scatterplot(**common, s=14, legend=False, zorder=3)
+        if chance is not None:
+            ax.plot(chance[x], chance["accuracy"], color="black", linewidth=1, linestyle=":")
+            ax.annotate(
+                "chance", (chance[x].iloc[-1], chance["accuracy"].iloc[-1]), ha="right", va="bottom", fontsize=8
+            )
+        ax.set(xlabel=label, ylabel="test accuracy (%)", xticks=sorted(scores[x].unique()))
+        ax.legend(title="")
+        sns.despine(ax=ax)
+    return ax
+
+
+def measure_strips(measures: pd.DataFrame, *, names: Mapping[str, str]) -> list[Axes]:
+    """Measures of sets side by side: a panel a measure, a line a set, a point a class and network, a bar at the mean.
+
+    Args:
+        measures: rows of ``analysis.compare``, with a column label.
+        names: what to write below each panel, by the measure's column.
+
+    Returns:
+        The axes of the panels, in order.
+    """
+    labels = list(dict.fromkeys(measures["label"]))
+    palette = colours(labels)
+    axes = panels(len(names), height=0.9 + 0.3 * len(labels))
+    with _style():
+        for ax, (column, text) in zip(axes, names.items(), strict=True):
+            common = {"data": measures, "x": column, "y": "label", "hue": "label", "palette": palette, "ax": ax}
+            sns.stripplot(**common, order=labels, size=3.5, alpha=0.55, jitter=0.18, legend=False)
+            means = measures.groupby("label")[column].mean()
+            heights = [labels.index(label) for label in means.index]
+            ax.scatter(means, heights, marker="|", s=320, linewidths=2, color="black", zorder=4)
+            ax.set(xlabel=text, ylabel="", xlim=(0, None))
+            if ax is not axes[0]:
+                ax.set_yticklabels([])
+            sns.despine(ax=ax)
+    return axes
+
+
+def projection(points: pd.DataFrame, *, classes: Sequence[str], behind: str = "real") -> list[Axes]:
+    """A projection of features in two dimensions: a panel a set, the set named `behind` in pale in each of them.
+
+    Args:
+        points: a row an image, with columns label, class (an index into `classes`), x and y.
+        classes: names, for the legend; colours are those of seaborn's palette for so many classes.
+        behind: the set that is drawn behind the others.
+
+    Returns:
+        The axes of the panels, in order.
+    """
+    palette = sns.color_palette("husl", len(classes)).as_hex()
+    labels = [label for label in dict.fromkeys(points["label"]) if label != behind]
+    axes = panels(len(labels), height=WIDTH / max(2, len(labels)) + 0.5)
+    ground = points[points["label"] == behind]
+    with _style():
+        for ax, label in zip(axes, labels, strict=True):
+            own = points[points["label"] == label]
+            ax.scatter(ground["x"], ground["y"], c=[palette[c] for c in ground["class"]], s=5, alpha=0.25, linewidths=0)
+            for number, name in enumerate(classes):
+                one = own[own["class"] == number]
+                ax.scatter(one["x"], one["y"], c=palette[number], s=34, marker="D", edgecolors="black", linewidths=0.6,
+                           label=name)  # fmt: skip
+            ax.set(title=label, xticks=[], yticks=[], xlabel="t-SNE 1 (no unit)")
+            sns.despine(ax=ax)
+        axes[0].set_ylabel("t-SNE 2 (no unit)")
+        axes[-1].legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8, handletextpad=0.1)
+    return axes
 
 
 def time_ladder(rungs: pd.DataFrame, *, unit: str, ax: Axes | None = None) -> Axes:
