@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -289,6 +289,17 @@ class Job:
     seed: int
     command: tuple[str, ...]
     """Arguments of ``iid``."""
+    before: tuple[str, ...] = ()
+    """What makes the set that the command judges, where it is judged by another network than usual."""
+    judged: Path | None = None
+    """That set; where it is there, nothing comes before."""
+
+    def commands(self) -> list[tuple[str, ...]]:
+        """What is left to run, as it is now."""
+        if self.judged is None or self.judged.is_file():
+            return [self.command]
+        resume = ("--resume",) if (self.judged.parent / "config.yaml").is_file() else ()
+        return [(*self.before, *resume), self.command]
 
     def __str__(self) -> str:
         return shlex.join(("iid", *self.command))
@@ -326,8 +337,21 @@ def jobs(
     for seed in range(seeds):
         for cell in cells:
             if seed not in measured(cell, scale, rows).index and not (cell.method == "whole" and seed > 0):
-                found.append(Job(cell, seed, _command(cell, scale, seed, target / f"{scale}.csv", runs, device)))
+                found.append(_job(cell, scale, seed, target / f"{scale}.csv", runs, device))
     return found
+
+
+def _job(cell: Cell, scale: str, seed: int, results: Path, runs: Path, device: str) -> Job:
+    usual = replace(cell, network="convnet4" if cell.dataset == "tinyimagenet" else "convnet3")
+    if cell == usual or cell.method in BASELINES or cell.steps:
+        return Job(cell, seed, _command(cell, scale, seed, results, runs, device))
+    # the same set for all networks: distilled once, by whichever cell comes first
+    made = _command(usual, scale, seed, results, runs, device)
+    place = Path(made[made.index("--out") + 1])
+    before = tuple(part for part in made if part not in ("--resume", "--results", str(results), "--no-baseline"))
+    judge = ["evaluate", str(place), "--networks", cell.network, "--no-baseline"]
+    judge += ["--scale", scale, "--device", device, "--results", str(results)]
+    return Job(cell, seed, tuple(judge), (*before, "--no-evaluate"), place / "synthetic.safetensors")
 
 
 def _command(cell: Cell, scale: str, seed: int, results: Path, runs: Path, device: str) -> tuple[str, ...]:
@@ -389,19 +413,21 @@ def reproduce(
         if left <= 0:
             say("the budget is spent")
             break
-        say(str(job))
-        process = subprocess.Popen([sys.executable, "-m", "iidlib.cli", *job.command], env=environment)
-        try:
-            process.wait(None if math.isinf(left) else left)
-        except (subprocess.TimeoutExpired, KeyboardInterrupt) as stop:
-            process.send_signal(signal.SIGTERM)
-            process.wait()
-            if isinstance(stop, KeyboardInterrupt):
-                raise
-            say("the budget is spent; the same command goes on from here")
-            break
-        if process.returncode:
-            say(f"failed with status {process.returncode}, left out: {job.cell.name}, seed {job.seed}")
-        else:
-            done += 1
+        status = 0
+        for command in job.commands():
+            say(shlex.join(("iid", *command)))
+            process = subprocess.Popen([sys.executable, "-m", "iidlib.cli", *command], env=environment)
+            try:
+                status = process.wait(None if math.isinf(until) else max(0.0, until - time.monotonic()))
+            except (subprocess.TimeoutExpired, KeyboardInterrupt) as stop:
+                process.send_signal(signal.SIGTERM)
+                process.wait()
+                if isinstance(stop, KeyboardInterrupt):
+                    raise
+                say("the budget is spent; the same command goes on from here")
+                return done
+            if status:
+                say(f"failed with status {status}, left out: {job.cell.name}, seed {job.seed}")
+                break
+        done += not status
     return done

@@ -24,6 +24,7 @@ from PIL import Image
 __all__ = [
     "accuracy_bars",
     "accuracy_curves",
+    "animate",
     "cell_points",
     "colours",
     "cost_curves",
@@ -521,13 +522,7 @@ def show(figure: Figure | Axes | Sequence[Axes], alt: str) -> None:
     Raises:
         ValueError: for alt text that is missing, too short to state a finding, or that of another figure.
     """
-    alt = " ".join(alt.split())
-    if len(alt) < SHORTEST_ALT or " " not in alt:
-        raise ValueError(f"alt text must state the finding in at least {SHORTEST_ALT} characters, got {alt!r}")
-    cell, execution = _place(sys._getframe(1).f_code.co_filename)
-    before = _shown.get(alt)
-    if before is not None and (before[0] != cell or before[1] == execution):
-        raise ValueError(f"this alt text is that of another figure already: {alt!r}; say what this one shows")
+    alt, place = _finding(alt, sys._getframe(1).f_code.co_filename)
     if not isinstance(figure, Figure):
         owner = (figure if isinstance(figure, Axes) else figure[0]).get_figure()
         assert isinstance(owner, Figure)
@@ -538,12 +533,62 @@ def show(figure: Figure | Axes | Sequence[Axes], alt: str) -> None:
     picture = _slimmed(picture)
     # a figure that came from pyplot would be displayed a second time at the end of the cell
     pyplot.close(figure)
+    _display(picture.getvalue(), alt, place)
 
+
+def animate(pictures: Mapping[str, Any], alt: str, *, columns: int, seconds: float = 0.7, rounds: int = 2) -> None:
+    """Displays images that change, as an animated PNG, with what they show in words.
+
+    It stops on its last picture after a few rounds, so that nothing moves beside the text for long. Where animation is
+    not supported, and in print, the first picture is seen.
+
+    Args:
+        pictures: what `image_grid` takes, of one shape, by the title of each moment, in order; two or more.
+        alt: the finding, as for `show`.
+        columns: images a row.
+        seconds: for each picture; the last one stays three times as long.
+        rounds: how often it is played.
+
+    Raises:
+        ValueError: for fewer than two pictures, what `image_grid` refuses, or alt text that `show` would refuse.
+    """
+    if len(pictures) < 2:
+        raise ValueError(f"an animation has two or more pictures, got {len(pictures)}")
+    alt, place = _finding(alt, sys._getframe(1).f_code.co_filename)
+    frames = []
+    for title, images in pictures.items():
+        drawn = io.BytesIO()
+        figure = image_grid(images, columns=columns, title=title).get_figure()
+        assert isinstance(figure, Figure)
+        with _style():
+            figure.savefig(drawn, format="png", dpi=DPI, facecolor="white")
+        frames.append(Image.open(_slimmed(drawn)))
+    moving, milliseconds = io.BytesIO(), [round(1000 * seconds)] * len(frames)
+    milliseconds[-1] *= 3
+    frames[0].save(
+        moving, format="png", save_all=True, append_images=frames[1:], duration=milliseconds, loop=rounds, optimize=True
+    )
+    _display(moving.getvalue(), alt, place)
+
+
+def _finding(alt: str, code: str) -> tuple[str, tuple[str, int]]:
+    """Alt text in one line, and the cell that shows it; refused where it says nothing, or is that of another figure."""
+    alt = " ".join(alt.split())
+    if len(alt) < SHORTEST_ALT or " " not in alt:
+        raise ValueError(f"alt text must state the finding in at least {SHORTEST_ALT} characters, got {alt!r}")
+    cell, execution = _place(code)
+    before = _shown.get(alt)
+    if before is not None and (before[0] != cell or before[1] == execution):
+        raise ValueError(f"this alt text is that of another figure already: {alt!r}; say what this one shows")
+    return alt, (cell, execution)
+
+
+def _display(png: bytes, alt: str, place: tuple[str, int]) -> None:
     from IPython.display import display  # only notebooks have it
 
-    content = {"image/png": base64.b64encode(picture.getvalue()).decode(), "text/plain": alt}
+    content = {"image/png": base64.b64encode(png).decode(), "text/plain": alt}
     display(content, raw=True, metadata={"image/png": {"alt": alt}})
-    _shown[alt] = (cell, execution)
+    _shown[alt] = place
 
 
 def _slimmed(picture: io.BytesIO) -> io.BytesIO:

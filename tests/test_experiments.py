@@ -161,6 +161,26 @@ def test_a_run_that_was_cut_goes_on_and_nothing_is_run_twice(small: dict[str, st
     assert jobs("small", **todo) == [] and accuracies(tmp_path) == accuracies(whole)
 
 
+def test_a_set_that_several_networks_judge_is_distilled_once(
+    small: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judges = Experiment("judges", tuple(Cell("cifar10", "dm", 1, name) for name in ("lenet", "convnet3", "mlp")))
+    monkeypatch.setitem(EXPERIMENTS, "judges", judges)
+    todo = {"scale": "ci", "seeds": 1, "folder": tmp_path, "runs": tmp_path / "runs"}
+    lenet, _, _ = jobs("judges", **todo)
+    assert [command[0] for command in lenet.commands()] == ["distill", "evaluate"]
+    said: list[str] = []
+    assert reproduce([lenet], say=said.append, environment=small) == 1
+    (run,) = (tmp_path / "runs").iterdir()
+    before = (run / "synthetic.safetensors").read_bytes()
+    assert reproduce(jobs("judges", **todo), say=said.append, environment=small) == 2
+    assert (run / "synthetic.safetensors").read_bytes() == before and len(list((tmp_path / "runs").iterdir())) == 1
+    assert [text.split()[1] for text in said] == ["distill", "evaluate", "distill", "evaluate"]
+    assert jobs("judges", **todo) == []
+    rows = experiments._all_rows(tmp_path)
+    assert rows.groupby("network").size().to_dict() == {"convnet3": 2, "lenet": 2, "mlp": 2}
+
+
 def test_the_budget_stops_a_run_with_a_checkpoint(
     small: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
