@@ -96,28 +96,32 @@ last = {method: kept[max(kept)] for method, kept in moments.items()}
 
 # %%
 assert all(sorted(kept) == points for kept in moments.values())
-start, end = ({m: kept[at].images for m, kept in moments.items()} for at in (points[0], points[-1]))
-assert torch.equal(start["dm"], start["iid-dm"]) and not torch.equal(end["dm"], end["iid-dm"])
+start = moments["dm"][0].images
+end = {method: one.images for method, one in last.items()}
+assert torch.equal(start, moments["iid-dm"][0].images)
+assert not torch.equal(end["dm"], end["iid-dm"])
 
 # %% [markdown]
 # ## What happens to the pixels
 #
-# Both runs start from the same real images, one row for each class here, and `iid-dm` moves them like this:
+# Both runs start from the same real images, and `iid-dm` moves them like this, here three classes, a row each:
 
 # %%
-few = 8
 pictures = {}
 for at, synthetic in moments["iid-dm"].items():
-    some = synthetic.by_class()[:, :few].flatten(0, 1)
+    some = synthetic.by_class()[:3].flatten(0, 1)  # the first three classes
     pictures[f"iid-dm after {at} iterations"] = denormalize(some, data.spec).cpu()
 
 # %% tags=["nbval-ignore-output"]
-moved = [(synthetic.images - start["dm"]).square().mean().sqrt() for synthetic in moments["iid-dm"].values()]
-half = next(at for at, far in zip(points, moved, strict=True) if far >= moved[-1] / 2)
-finding = f"of the distance that the pixels move in {points[-1]} iterations, half is done after {half}"
-plots.animate(pictures, f"Synthetic images over the iterations: {finding}.", columns=few)
+far = {at: (s.images - start).norm() for at, s in moments["iid-dm"].items()}
+half = next(at for at in points if far[at] >= far[points[-1]] / 2)
+finding = f"half of their way in {points[-1]} iterations is done after {half}"
+alt = f"Synthetic images over the iterations: {finding}."
+plots.animate(pictures, alt, columns=ipc)
 
 # %% [markdown]
+# (The picture moves twice and stops; run the cell to see it again.)
+#
 # The objects stay.
 # What is added looks like texture: high frequencies in saturated colours, which a network with 3x3 filters sees well and we see as noise.
 # Most of it comes early.
@@ -129,25 +133,23 @@ plots.animate(pictures, f"Synthetic images over the iterations: {finding}.", col
 # %%
 def added(images):
     """A change of pixels as a picture: grey is none."""
-    change = images - start["dm"]
+    change = images - start
     return (0.5 + change / (2 * change.abs().max())).cpu()
 
 
 # %%
-def one_a_class(images):
-    return images.unflatten(0, (-1, ipc))[:, 0]
-
-
-rows = {"start": denormalize(start["dm"], data.spec)}
+rows = {"start": denormalize(start, data.spec)}
 rows |= {method: denormalize(images, data.spec) for method, images in end.items()}
 rows |= {f"{method} - start": added(images) for method, images in end.items()}
 
 # %% tags=["nbval-ignore-output"]
-shown = torch.cat([one_a_class(images.cpu()) for images in rows.values()])
-grid = plots.image_grid(shown, columns=data.train.num_classes, row_labels=list(rows))
-changes = torch.stack([(images - start["dm"]).flatten() for images in end.values()])
-alike = torch.nn.functional.cosine_similarity(*changes, dim=0).item()
-plots.show(grid, f"One image of each class: the two methods' changes have a cosine of {alike:.2f}.")
+shown = torch.cat([images[::ipc].cpu() for images in rows.values()])
+columns = data.train.num_classes
+grid = plots.image_grid(shown, columns=columns, row_labels=list(rows))
+ways = [(images - start).flatten() for images in end.values()]
+alike = torch.cosine_similarity(*ways, dim=0).item()
+finding = f"the two methods' changes have a cosine of {alike:.2f}"
+plots.show(grid, f"One image of each class: {finding}.")
 
 # %% [markdown]
 # A cosine near one would mean that the terms of IID change little; near zero, that they lead elsewhere.
@@ -164,18 +166,13 @@ pool = trained_pool(data, config.pool, **options)
 assert len(pool.networks) == config.pool.count
 eye = pool.networks[0]
 
-
 # %%
-@torch.no_grad()
-def features(images):
-    """What the trained network sees, [B, D], of images sorted by class."""
-    return eye.head(class_maps(eye, images, data.train.num_classes).flatten(0, 1))
-
-
-# %%
-real = random_real(data.train, min(60, int(data.train.counts.min())), seed + 100)
-sets = {"real": real, **last}
-seen = {name: features(one.images) for name, one in sets.items()}
+few = min(60, int(data.train.counts.min()))
+sets = {"real": random_real(data.train, few, seed + 100), **last}
+seen = {}
+for name, one in sets.items():
+    own = class_maps(eye, one.images, data.train.num_classes)
+    seen[name] = eye.head(own.flatten(0, 1))
 labels = {name: one.labels for name, one in sets.items()}
 placed = project(seen, labels, seed=seed)
 
@@ -184,7 +181,8 @@ maps = plots.projection(placed, classes=data.spec.classes)
 centre = placed[placed["label"] != "real"].groupby(["label", "class"])[["x", "y"]]
 scatter = centre.std().groupby("label").mean().mean(axis=1)
 finding = ", ".join(f"{name} {value:.1f}" for name, value in scatter.items())
-plots.show(maps, f"t-SNE of real (dots) and synthetic images (diamonds); scatter of a class: {finding}.")
+what = "t-SNE of real images (dots) and synthetic ones (diamonds)"
+plots.show(maps, f"{what}; scatter of a class: {finding}.")
 
 # %% [markdown]
 # Read this with care.
@@ -208,7 +206,8 @@ plots.show(maps, f"t-SNE of real (dots) and synthetic images (diamonds); scatter
 # %% tags=["nbval-ignore-output"]
 beside = {"random": random_real(data.train, ipc, seed), **last}
 trained = compare(beside, data.train, pool.networks, seed=seed)
-trained.groupby("label", sort=False)[["within", "between", "gap", "gaussian"]].mean().round(3)
+columns = ["within", "between", "gap", "gaussian"]
+trained.groupby("label", sort=False)[columns].mean().round(3)
 
 # %%
 mean = trained.groupby("label")[["within", "gap", "gaussian"]].mean()
@@ -217,11 +216,12 @@ if scale != "ci":
     assert mean["within"]["iid-dm"] < mean["within"]["dm"]
 
 # %% tags=["nbval-ignore-output"]
-names = {"within": "within (feature units²)", "gap": "gap (no unit)", "gaussian": "MMD² (no unit)"}
+names = {"within": "within (feature units²)", "gap": "gap (no unit)"}
+names["gaussian"] = "MMD² (no unit)"
 strips = plots.measure_strips(trained, names=names)
 change = 1 - mean["within"]["iid-dm"] / mean["within"]["dm"]
-finding = f"images of a class lie {100 * change:.0f} % closer with iid-dm than with dm"
-plots.show(strips, f"Under the trained networks, {finding}.")
+finding = f"{100 * change:.0f} % closer with iid-dm than with dm"
+plots.show(strips, f"Under the trained networks, images of a class lie {finding}.")
 
 # %% [markdown]
 # The term does what it says under the networks that it was given.
@@ -230,13 +230,10 @@ plots.show(strips, f"Under the trained networks, {finding}.")
 
 # %% tags=["nbval-ignore-output"]
 width = config.match.width
-source = RandomNetworks("convnet3", data.spec, width=width, seed=1000 + seed, **options)
-parts = [compare(beside, data.train, [source.draw(k)], seed=seed).assign(network=k) for k in range(3)]
+source = RandomNetworks("convnet3", data.spec, width=width, seed=1000, **options)
+parts = [compare(beside, data.train, [source.draw(k)], seed=seed) for k in range(3)]
 strange = pd.concat(parts, ignore_index=True)
-strange.groupby("label", sort=False)[["within", "between", "gap", "gaussian"]].mean().round(3)
-
-# %%
-assert set(strange["network"]) == {0, 1, 2} and strange.notna().all().all()
+strange.groupby("label", sort=False)[columns].mean().round(3)
 
 # %% [markdown]
 # Compare the two tables line by line.
@@ -250,8 +247,9 @@ assert set(strange["network"]) == {0, 1, 2} and strange.notna().all().all()
 # %% tags=["nbval-ignore-output"]
 curve = plots.accuracy_curves(watched, x="iteration", label="iteration")
 heights = watched.groupby(["label", "iteration"])["accuracy"].mean()
-first = ", ".join(f"{m} {heights[m, points[0]]:.1f} to {heights[m, points[-1]]:.1f} %" for m in moments)
-plots.show(curve, f"Accuracy from the first to the last iteration, scale {scale}: {first}.")
+ends = heights.loc[:, [points[0], points[-1]]].unstack().round(1)
+finding = ", ".join(f"{m} {a} to {b} %" for m, a, b in ends.itertuples())
+plots.show(curve, f"From the first to the last iteration, {finding}.")
 
 # %%
 assert len(watched) == 2 * len(moments) * len(points)
@@ -273,7 +271,8 @@ noise = torch.randn(200, 64, generator=torch.Generator().manual_seed(0))
 coin = torch.arange(200) % 2
 laid = project({"noise": noise}, {"noise": coin}).groupby("class")[["x", "y"]]
 apart = laid.mean().diff().iloc[-1].pow(2).sum() ** 0.5
-print(f"centres apart by {apart / laid.std().mean().mean():.1f} of a standard deviation")
+ratio = apart / laid.std().mean().mean()
+print(f"centres apart by {ratio:.1f} of a standard deviation")
 
 # %% [markdown]
 # ```{admonition} Exercise 2
@@ -283,7 +282,8 @@ print(f"centres apart by {apart / laid.std().mean().mean():.1f} of a standard de
 # %% tags=["hide-cell", "nbval-ignore-output"]
 only = last["dm"].by_class().mean(1, keepdim=True).expand(-1, ipc, -1, -1, -1)
 collapsed = dataclasses.replace(last["dm"], images=only.flatten(0, 1).contiguous())
-found = compare({"dm": last["dm"], "identical": collapsed}, data.train, pool.networks)
+both = {"dm": last["dm"], "identical": collapsed}
+found = compare(both, data.train, pool.networks)
 found = found.groupby("label", sort=False)[["within", "gap", "gaussian"]].mean()
 assert math.isclose(found["gap"]["identical"], 1, abs_tol=1e-3)
 found.round(3)

@@ -29,6 +29,7 @@ __all__ = [
     "datasets",
     "denormalize",
     "load_dataset",
+    "normalize",
     "shapes",
 ]
 
@@ -105,6 +106,15 @@ def denormalize(images: Tensor, spec: DatasetSpec) -> Tensor:
     """
     mean, std = _channel_constants(spec, images.device, images.dtype)
     return (images * std + mean).clamp(0, 1)
+
+
+def normalize(images: Tensor, spec: DatasetSpec) -> Tensor:
+    """``(x / 255 - mean) / std``, as every network here sees images: uint8 [..., K, H, W] to float32 of that shape."""
+    return _scaled(images, *_channel_constants(spec, images.device, torch.float32))
+
+
+def _scaled(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    return images.float().div_(255).sub_(mean).div_(std)
 
 
 @dataclass(frozen=True)
@@ -194,7 +204,7 @@ class RealSet:
         """
         if images.dtype != torch.uint8:
             raise ValueError(f"normalize takes uint8 images (0 to 255), got {_describe(images)}")
-        return images.float().div_(255).sub_(self._mean).div_(self._std)
+        return _scaled(images, self._mean, self._std)
 
     def images_of(self, index: Tensor) -> Tensor:
         """Images by index int64 [B] (on any device), normalised: float32 [B, K, H, W]."""

@@ -425,13 +425,20 @@ def measure_strips(measures: pd.DataFrame, *, names: Mapping[str, str]) -> list[
     return axes
 
 
-def projection(points: pd.DataFrame, *, classes: Sequence[str], behind: str = "real") -> list[Axes]:
-    """A projection of features in two dimensions: a panel a set, the set named `behind` in pale in each of them.
+def projection(
+    points: pd.DataFrame,
+    *,
+    classes: Sequence[str],
+    behind: str = "real",
+    names: tuple[str, str] = ("t-SNE 1 (no unit)", "t-SNE 2 (no unit)"),
+) -> list[Axes]:
+    """Points in two dimensions: a panel a set, the set named `behind` in pale in each of them.
 
     Args:
         points: a row an image, with columns label, class (an index into `classes`), x and y.
         classes: names, for the legend; colours are those of seaborn's palette for so many classes.
         behind: the set that is drawn behind the others.
+        names: what the two axes say.
 
     Returns:
         The axes of the panels, in order.
@@ -443,14 +450,14 @@ def projection(points: pd.DataFrame, *, classes: Sequence[str], behind: str = "r
     with _style():
         for ax, label in zip(axes, labels, strict=True):
             own = points[points["label"] == label]
-            ax.scatter(ground["x"], ground["y"], c=[palette[c] for c in ground["class"]], s=5, alpha=0.25, linewidths=0)
+            ax.scatter(ground["x"], ground["y"], c=[palette[c] for c in ground["class"]], s=8, alpha=0.4, linewidths=0)
             for number, name in enumerate(classes):
                 one = own[own["class"] == number]
                 ax.scatter(one["x"], one["y"], c=palette[number], s=34, marker="D", edgecolors="black", linewidths=0.6,
                            label=name)  # fmt: skip
-            ax.set(title=label, xticks=[], yticks=[], xlabel="t-SNE 1 (no unit)")
+            ax.set(title=label, xticks=[], yticks=[], xlabel=names[0])
             sns.despine(ax=ax)
-        axes[0].set_ylabel("t-SNE 2 (no unit)")
+        axes[0].set_ylabel(names[1])
         axes[-1].legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8, handletextpad=0.1)
     return axes
 

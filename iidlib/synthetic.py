@@ -20,7 +20,7 @@ from torch import Tensor
 from torchvision.utils import make_grid
 
 from iidlib.config import InputError
-from iidlib.data import DatasetSpec, RealSet, denormalize
+from iidlib.data import DatasetSpec, RealSet, denormalize, normalize
 from iidlib.runs import atomic_write
 
 __all__ = ["SyntheticSet", "expand"]
@@ -194,10 +194,15 @@ class SyntheticSet:
         labels = torch.arange(real.num_classes, device=real.device).repeat_interleave(ipc)
         return cls(images, labels, real.spec, {"init": init}, factor)
 
-    def save(self, path: str | Path) -> None:
+    def save(self, path: str | Path, *, eight_bits: bool = False) -> None:
         """Writes a safetensors file (images float32, labels; metadata as text), whole or not at all.
 
         Equal sets give equal files, byte for byte.
+
+        Args:
+            path: the file.
+            eight_bits: store the images as `to_uint8` gives them, in a quarter of the bytes. What lies outside of an
+                image's range is clipped, so that such a set is another one, to be evaluated by itself.
         """
         metadata = {
             "format": FORMAT,
@@ -211,7 +216,10 @@ class SyntheticSet:
             "ipc": str(self.ipc),
             "factor": str(self.factor),
         }
-        tensors = {"images": self.images.detach().float().cpu().contiguous(), "labels": self.labels.cpu()}
+        stored = self.to_uint8() if eight_bits else self.images.detach().float()
+        tensors = {"images": stored.cpu().contiguous(), "labels": self.labels.cpu()}
+        if eight_bits:
+            metadata["stored"] = "uint8"
         metadata["sha256"] = _digest(**tensors)
         metadata["provenance"] = json.dumps(self.provenance)
         atomic_write(Path(path), _in_order(to_bytes(tensors, metadata)))
@@ -239,7 +247,8 @@ class SyntheticSet:
                     raise InputError(f"{path} is not a synthetic set of this library (its metadata lack {FORMAT!r})")
                 images, labels = file.get_tensor("images"), file.get_tensor("labels")
             factor = int(metadata["factor"])
-            if images.dtype != torch.float32 or labels.dtype != torch.int64 or not len(images):
+            expected = torch.uint8 if metadata.get("stored") == "uint8" else torch.float32
+            if images.dtype != expected or labels.dtype != torch.int64 or not len(images):
                 raise ValueError(f"images {images.dtype} {tuple(images.shape)}, labels {labels.dtype}")
             digest = _digest(images, labels)
             if metadata.get("sha256", digest) != digest:
@@ -266,6 +275,8 @@ class SyntheticSet:
             raise InputError(
                 f"{path} is damaged and cannot be read ({' '.join(str(error).split())}); distil or copy it again"
             ) from None
+        if images.dtype == torch.uint8:
+            images = normalize(images, spec)
         if not bool(torch.isfinite(images).all()):
             raise InputError(f"{path} is damaged: its images hold values that are not finite; distil or copy it again")
         try:

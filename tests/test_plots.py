@@ -396,3 +396,69 @@ class TestCellPoints:
     def test_what_was_not_measured_here_is_a_ring(self) -> None:
         ring, dots = plots.cell_points(self.cells()).collections
         assert not len(ring.get_facecolors()) and len(dots.get_facecolors())
+
+
+def measured(labels: list[str]) -> pd.DataFrame:
+    rows = [
+        {"label": label, "network": n, "class": c, "within": 10 + i + (c == "dog"), "gap": 0.1 * (i + 1)}
+        for i, label in enumerate(labels)
+        for n in range(2)
+        for c in ("cat", "dog")
+    ]
+    return pd.DataFrame(rows)
+
+
+def test_measures_have_a_panel_each_and_a_bar_at_the_mean() -> None:
+    axes = plots.measure_strips(measured(["real", "dm"]), names={"within": "within (units²)", "gap": "gap (no unit)"})
+    assert [ax.get_xlabel() for ax in axes] == ["within (units²)", "gap (no unit)"]
+    bars = axes[0].collections[-1].get_offsets()
+    assert np.allclose(bars, [(11.5, 1), (10.5, 0)]) or np.allclose(bars, [(10.5, 0), (11.5, 1)])
+
+
+def test_accuracies_along_an_axis_have_lines_through_means_and_a_point_a_network() -> None:
+    rows = [
+        {"label": label, "step": step, "accuracy": 50.0 + i + network - step}
+        for i, label in enumerate(("dm", "random"))
+        for step in (1, 2, 5)
+        for network in (0, 2)
+    ]
+    guess = pd.DataFrame({"step": [1, 2, 5], "accuracy": [50.0, 25.0, 10.0]})
+    ax = plots.accuracy_curves(pd.DataFrame(rows), x="step", label="step", chance=guess)
+    drawn = [tuple(np.round(line.get_ydata(), 6)) for line in ax.lines]
+    assert (50, 49, 46) in drawn and (51, 50, 47) in drawn and (50, 25, 10) in drawn
+    assert list(ax.get_xticks()) == [1, 2, 5] and ax.get_ylabel() == "test accuracy (%)"
+    assert {text.get_text() for text in ax.get_legend().get_texts()} == {"dm", "random"}
+
+
+def test_a_projection_has_a_panel_a_set_with_the_real_one_behind() -> None:
+    rows = [
+        {"label": label, "class": c, "x": float(i), "y": float(c)}
+        for label in ("real", "dm", "iid-dm")
+        for c in range(2)
+        for i in range(3)
+    ]
+    axes = plots.projection(pd.DataFrame(rows), classes=["cat", "dog"])
+    assert [ax.get_title(loc="left") for ax in axes] == ["dm", "iid-dm"]
+    behind, *front = axes[0].collections
+    assert len(behind.get_offsets()) == 6 and [len(one.get_offsets()) for one in front] == [3, 3]
+    assert [text.get_text() for text in axes[-1].get_legend().get_texts()] == ["cat", "dog"]
+    named = plots.projection(pd.DataFrame(rows), classes=["cat", "dog"], names=("length", "width"))
+    assert (named[0].get_xlabel(), named[0].get_ylabel()) == ("length", "width")
+
+
+def test_an_animation_plays_every_picture_and_stops(shown: list[tuple[dict, dict]]) -> None:
+    pictures = {f"after {k}": np.full((16, 3, 32, 32), 40 * k, np.uint8) for k in range(4)}
+    plots.animate(pictures, "four pictures become brighter", columns=4, seconds=0.5, rounds=3)
+    ((content, metadata),) = shown
+    moving = Image.open(io.BytesIO(base64.b64decode(content["image/png"])))
+    assert moving.n_frames == 4 and moving.info["loop"] == 3 and moving.info["duration"] == 500
+    assert metadata["image/png"]["alt"] == "four pictures become brighter"
+    levels = []
+    for k in range(4):
+        moving.seek(k)
+        levels.append(np.asarray(moving.convert("L")).min())
+    assert moving.info["duration"] == 1500 and len(set(levels)) >= 3
+    with pytest.raises(ValueError, match="two or more pictures, got 1"):
+        plots.animate({"one": pictures["after 0"]}, "one picture does not move", columns=4)
+    with pytest.raises(ValueError, match="at least"):
+        plots.animate(pictures, "short", columns=4)

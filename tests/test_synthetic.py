@@ -264,6 +264,20 @@ def test_a_set_comes_back_as_it_was(chosen, tmp_path):
         assert loaded.spec == chosen.spec and loaded.provenance == chosen.provenance
 
 
+def test_a_set_in_eight_bits_is_what_is_seen(chosen, tmp_path):
+    bright = SyntheticSet(chosen.images * 3, chosen.labels, chosen.spec, dict(chosen.provenance), chosen.factor)
+    bright.save(tmp_path / "small", eight_bits=True)
+    bright.save(tmp_path / "whole")
+    back = SyntheticSet.load(tmp_path / "small")
+    assert back.images.dtype == torch.float32 and torch.equal(back.to_uint8(), bright.to_uint8())
+    assert (back.images - bright.images).abs().max() > 0.5, "what lies outside of the range is clipped"
+    assert back.spec == bright.spec and back.provenance == bright.provenance
+    saved = (tmp_path / "whole").stat().st_size - (tmp_path / "small").stat().st_size
+    assert abs(saved - bright.images.numel() * 3) < 64, "a quarter of the bytes, but for the header"
+    back.save(tmp_path / "again", eight_bits=True)
+    assert (tmp_path / "again").read_bytes() == (tmp_path / "small").read_bytes()
+
+
 def test_images_in_another_layout_or_being_learned_are_saved_alike(chosen, tmp_path):
     images = chosen.images
     chosen.images = images.contiguous(memory_format=torch.channels_last).requires_grad_()

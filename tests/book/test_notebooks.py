@@ -29,7 +29,7 @@ from iidlib.sweep import check_parameters
 IGNORED = "nbval-ignore-output"
 
 # What trains, directly; a function of the chapter that calls one of these trains too.
-TRAINING = {"distill", "evaluate", "trained_pool"}
+TRAINING = {"distill", "evaluate", "learn_in_steps", "progress", "trained_pool"}
 
 MEASURING = {"07_results", "14_speed"}
 """Chapters that take times or read what was measured, so that they train nothing and have no data set to choose."""

@@ -1,0 +1,290 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     notebook_metadata_filter: -jupytext.text_representation.jupytext_version
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Two shortcomings, measured
+#
+# Mean matching asks one question of a synthetic set: is its centre where the real one is?
+# A great many sets answer it equally well, and they are not equally good to learn from.
+# This chapter shows what the question leaves open, first in a world of two dimensions where everything can be seen, then on real images where it has to be measured.
+# The two terms of IID {cite:p}`deng2024iid`, which the next two chapters build, are answers to what you find here.
+#
+# **What you will learn**
+#
+# 1. to build sets with equal means that teach very different things;
+# 2. why the gradient of mean matching moves a class as a rigid body;
+# 3. to measure the scatter of a distilled class, and to say large or small beside what;
+# 4. to measure an error of covariance, and the part of it that is mere smallness of a sample.
+#
+# | prerequisite | | note |
+# | --- | --- | --- |
+# | {doc}`02_distribution_matching` | necessary | the loss whose blind spots these are |
+# | covariance of two variables | necessary | |
+# | nearest-neighbour classification | helpful | the judge of the small world |
+#
+# | scale | hardware | minutes |
+# | --- | --- | --- |
+# | `ci` | 2 CPU cores | below 1 |
+# | `tour` | 2 CPU cores | about 1 |
+# | `laptop`, `paper` | CPU, GPU | not measured yet |
+
+# %% tags=["parameters"]
+scale = "tour"
+dataset = "cifar10-mini"
+ipc = 10
+seed = 0
+
+# %%
+import pandas as pd
+import torch
+
+from iidlib import distill, load_dataset, losses, plots, preset
+from iidlib.accelerate import pick_device
+from iidlib.analysis import class_maps, compare
+from iidlib.evaluation import random_real
+from iidlib.extractors import RandomNetworks, trained_pool
+
+# %% [markdown]
+# ## A world of two dimensions
+#
+# Three classes, long and narrow, side by side.
+# A point *is* its feature here, so that the features of {eq}`notation-dm` are the points themselves.
+
+# %%
+draws = torch.Generator().manual_seed(0)
+shape = torch.tensor([[2.0, 0.0], [0.0, 0.25]])  # wide in x, narrow in y
+middles = torch.tensor([[0.0, -1.2], [0.0, 0.0], [0.0, 1.2]])
+real = middles[:, None] + torch.randn(3, 300, 2, generator=draws) @ shape
+real_mean = losses.class_mean(real)
+
+# %% [markdown]
+# Five synthetic points a class, in three arrangements: *along* the class, *across* it, and all at one *point*.
+# Each is shifted so that its mean is that of the real class, exactly.
+
+# %%
+line = torch.linspace(-2, 2, 5)[:, None]
+forms = {
+    "along": line * torch.tensor([1.5, 0.0]),
+    "across": line * torch.tensor([0.0, 1.5]),
+    "point": line * 0,
+}
+sets = {name: real_mean[:, None] + form for name, form in forms.items()}
+
+# %%
+for name, syn in sets.items():
+    print(f"{name:>6}: mean matching {losses.mean_matching(real, syn).sum():.6f}")
+
+# %% [markdown]
+# For mean matching the three are one and the same.
+# A learner is of another opinion.
+# The simplest one, which gives a new point the class of its nearest neighbour, is tested on fresh points:
+
+
+# %%
+def accuracy(syn):
+    """Of nearest-neighbour classification on fresh points, in percent."""
+    test = middles[:, None] + torch.randn(3, 300, 2, generator=draws) @ shape
+    nearest = torch.cdist(test.flatten(0, 1), syn.flatten(0, 1)).argmin(1)
+    right = nearest // syn.shape[1] == torch.arange(3).repeat_interleave(300)
+    return 100 * float(right.float().mean())
+
+
+learned = {name: accuracy(syn) for name, syn in sets.items()}
+print(", ".join(f"{name} {value:.0f} %" for name, value in learned.items()))
+
+# %%
+assert learned["along"] > 95 and learned["across"] < 80
+
+
+# %%
+def points(named):
+    """Points of sets [3, n, 2] as rows for a figure."""
+    frames = []
+    for name, one in named.items():
+        frame = pd.DataFrame(one.flatten(0, 1).tolist(), columns=["x", "y"])
+        frame["class"] = [c for c in range(3) for _ in range(one.shape[1])]
+        frames.append(frame.assign(label=name))
+    return pd.concat(frames, ignore_index=True)
+
+
+# %%
+axes_of = {"classes": ["low", "middle", "high"], "names": ("x", "y")}
+drawn = plots.projection(points({"real": real, **sets}), **axes_of)
+finding = ", ".join(f"{name} {value:.0f} %" for name, value in learned.items())
+plots.show(drawn, f"Three sets with equal means teach a neighbour: {finding}.")
+
+# %% [markdown]
+# The first shortcoming is in the middle panel: the points of a class lie so far from each other that they run into the other classes.
+# Nothing in the loss draws them together.
+# The second is the difference between the left panel and the other two: the class is long in one direction and narrow in the other, and only one of the sets knows.
+# Nothing in the loss compares shapes.
+# IID calls them the *inter-sample* and the *inter-feature* relation {cite:p}`deng2024iid`.
+#
+# ## A class moves as a rigid body
+#
+# Could the optimisation find a good arrangement all the same, by luck?
+# The gradient of {eq}`notation-dm` with respect to one synthetic feature is $\frac{2}{n}(\bar z_{syn} - \bar z_{real})$, which does not depend on *which* image it is.
+# All features of a class get the same push.
+# So we start from scattered points off their place and follow the gradient; then we do the same with each term of IID added.
+
+# %%
+start = real_mean[:, None] + torch.randn(3, 5, 2, generator=draws) + 0.8
+
+
+def descend(cc, cm, steps=400):
+    """Points [3, 5, 2] that gradient descent on the objective leads to."""
+    syn = start.clone().requires_grad_()
+    for _ in range(steps):
+        loss = losses.mean_matching(real, syn)
+        loss = loss + cc * losses.class_centralization(syn)
+        gap = losses.covariance_matching(real[..., None], syn[..., None])
+        (gradient,) = torch.autograd.grad((loss + cm * gap).sum(), syn)
+        syn = (syn - 0.05 * gradient).detach().requires_grad_()
+    return syn.detach()
+
+
+weights = {"dm": (0, 0), "dm-cc": (0.02, 0), "dm-cm": (0, 0.2)}
+weights["iid-dm"] = (0.02, 0.2)
+ends = {name: descend(*pair) for name, pair in weights.items()}
+
+# %%
+moved = (ends["dm"] - start).std(1).max()
+narrow = ends["dm-cc"].std(1).mean() / start.std(1).mean()
+form = ends["dm-cm"].var(1, correction=0)[:, 0] / real.var(1, correction=0)[:, 0]
+print(f"dm: largest change of a class's scatter {moved:.3f}")
+print(f"dm-cc: scatter falls to {narrow:.2f} of what it was")
+print(f"dm-cm: variance along x over the real one {form.mean():.2f}")
+
+# %%
+drawn = plots.projection(points({"real": real, **ends}), **axes_of)
+wide = ", ".join(f"{name} {accuracy(syn):.0f} %" for name, syn in ends.items())
+plots.show(drawn, f"The same start under three objectives; neighbours learn {wide}.")
+
+# %% [markdown]
+# Mean matching alone carries the points over without changing how they lie to each other, whatever that was.
+# Class centralization draws them together: they no longer run into other classes, and the class loses its length; with enough steps they would all lie on one point.
+# Covariance matching gives them the length of the class, and says nothing about which image goes where.
+# The two pull in different directions; which mixture is best is not a matter of principle, and {doc}`08_ablations` measures it.
+#
+# In real images features are not free points.
+# They come from pixels through a network that changes at every iteration, and images *can* change their relative place.
+# They are merely not asked to.
+#
+# ## On real images: scatter
+#
+# So we ask how they do.
+# A DM set {cite:p}`zhao2023dm`, ten images a class, beside ten random real ones, seen through trained networks:
+
+# %%
+data = load_dataset(dataset, device=pick_device())
+config = preset("dm", dataset, ipc, scale, {"seed": seed})
+result = distill(config, data)
+pictures = {"random": random_real(data.train, ipc, seed), "dm": result.synthetic}
+
+# %%
+assert result.synthetic.images.isfinite().all()
+assert "loss_mean" in result.metrics
+
+# %% tags=["nbval-ignore-output"]
+device = {"device": data.train.device, "compile": config.compute.compile}
+pool = trained_pool(data, preset("iid-dm", dataset, ipc, scale).pool, **device)
+seen = compare(pictures, data.train, pool.networks, seed=seed)
+assert set(seen["label"]) == {"real", "random", "dm"}
+seen.groupby("label", sort=False)[["within", "between", "ratio"]].mean().round(2)
+
+# %% [markdown]
+# *within* is the mean squared distance to the centre of the class, *between* that of the centres to each other.
+# The line `real` has a hundred images a class; with ten, distances to a centre that is itself made of the ten come out a tenth smaller, which the line `random` shows.
+# So `dm` is to be compared with `random`, not with `real`.
+
+# %% tags=["nbval-ignore-output"]
+eye, classes, rows = pool.networks[0], data.train.num_classes, []
+for name, one in pictures.items():
+    maps = class_maps(eye, one.images, classes)
+    features = eye.head(maps.flatten(0, 1)).unflatten(0, (classes, -1))
+    far = losses.squared_distances(features).flatten().tolist()
+    rows.append(pd.DataFrame({"label": name, "distance": far}))
+distances = pd.concat(rows, ignore_index=True)
+unit = "squared distance to the centre of the class (feature units²)"
+curve = plots.distance_distribution(distances, unit=unit)
+middle = distances.groupby("label")["distance"].median()
+finding = f"median {middle['dm']:.0f} for dm, {middle['random']:.0f} for random"
+plots.show(curve, f"Squared distances to the centre: {finding}.")
+
+# %% [markdown]
+# After hundreds of updates that lead the class's mean to where it belongs, the images of a class lie as far from each other as ten random ones do, or farther.
+# That is the rigid body of the second section, in 2048 dimensions and through a network.
+#
+# ## On real images: covariance
+#
+# The second measure is the distance of the local covariances of the set and of real images, over the size of the real one.
+# A set of ten images has an error even if its images are perfect, because ten are few.
+# Random real images say how large that part is, and more of them how it shrinks:
+
+# %% tags=["nbval-ignore-output"]
+width = config.match.width
+source = RandomNetworks("convnet3", data.spec, width=width, seed=99, **device)
+counts = [n for n in (5, 10, 20, 40) if n <= int(data.train.counts.min()) // 4]
+beside = {f"{n} random": random_real(data.train, n, seed + n) for n in counts}
+beside["dm"] = result.synthetic
+errors = compare(beside, data.train, [source.draw(0)], seed=seed)
+gap = errors.groupby("label", sort=False)["gap"].mean()
+gap.round(3).to_frame()
+
+# %%
+assert gap["real"] < gap[f"{counts[-1]} random"] < gap[f"{counts[0]} random"]
+
+# %% [markdown]
+# Find the line of `dm` among those of random images: to how many random images do its ten amount, as far as shape is concerned?
+# Its error is what covariance matching has to work with; the line `real`, a second draw of a hundred, is what no set can be expected to beat by much.
+#
+# ## Exercises
+#
+# ```{admonition} Exercise 1
+# In the small world, let the middle class be as long in $y$ as the others are in $x$. Is *along* still the best of the three arrangements?
+# ```
+
+# %% tags=["hide-cell"]
+turned = shape.flip(1) * torch.tensor([0.125, 8.0])
+fresh = middles[1] + torch.randn(300, 2, generator=draws) @ turned
+nearest = torch.cdist(fresh, sets["along"].flatten(0, 1)).argmin(1) // 5
+share = (nearest == 1).float().mean()
+print(f"the middle class is recognised in {100 * share:.0f} %")
+
+# %% [markdown]
+# ```{admonition} Exercise 2
+# Show that mean matching is blind to any change of the set that keeps its mean: mirror every synthetic point at the centre of its class.
+# ```
+
+# %% tags=["hide-cell"]
+mirrored = 2 * start.mean(1, keepdim=True) - start
+before, after = (losses.mean_matching(real, one).sum() for one in (start, mirrored))
+print(f"difference {abs(before - after):.6f}")
+
+# %% [markdown]
+# ## Summary
+#
+# Equal means leave open how far the images of a class lie from each other and how their features vary together, and both decide what a learner makes of them.
+# The gradient of mean matching pushes all features of a class alike, so that it does not take care of either by itself.
+# On real images both are measurable, beside random real images of the same number.
+#
+# ## What's next
+#
+# {doc}`04_class_centralization` draws the images of a class together, {doc}`05_covariance_matching` matches their shape.
+#
+# ## References
+#
+# The two relations are those of {cite:t}`deng2024iid`; the loss that leaves them open is that of {cite:t}`zhao2023dm`.
+# Matching whole distributions instead is the road of {cite:t}`wang2025ncfm`, with the statistics of {cite:t}`gretton2012mmd` in its background.
