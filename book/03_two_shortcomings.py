@@ -72,6 +72,8 @@ real_mean = losses.class_mean(real)
 # %% [markdown]
 # Five synthetic points a class, in three arrangements: *along* the class, *across* it, and all at one *point*.
 # Each is shifted so that its mean is that of the real class, exactly.
+# Think of a distillation that has come to its end: the loss is zero, and no gradient is left to change anything.
+# All three are such ends.
 
 # %%
 line = torch.linspace(-2, 2, 5)[:, None]
@@ -88,6 +90,7 @@ for name, syn in sets.items():
 
 # %% [markdown]
 # For mean matching the three are one and the same.
+# It could not tell them apart with more iterations, more real images or a better optimiser, because there is nothing in the loss that depends on the difference.
 # A learner is of another opinion.
 # The simplest one, which gives a new point the class of its nearest neighbour, is tested on fresh points:
 
@@ -132,12 +135,19 @@ plots.show(drawn, f"Three sets with equal means teach a neighbour: {finding}.")
 # Nothing in the loss compares shapes.
 # IID calls them the *inter-sample* and the *inter-feature* relation {cite:p}`deng2024iid`.
 #
+# The right panel deserves a second look.
+# One point repeated five times is as compact as a class can be, and still loses to the points along the class, because it says nothing about where the class ends.
+# Compactness is a remedy against running into the neighbours, and a poison when taken too far.
+#
 # ## A class moves as a rigid body
 #
 # Could the optimisation find a good arrangement all the same, by luck?
 # The gradient of {eq}`notation-dm` with respect to one synthetic feature is $\frac{2}{n}(\bar z_{syn} - \bar z_{real})$, which does not depend on *which* image it is.
 # All features of a class get the same push.
+# A loss that pushes all points alike cannot sort them, draw them in or spread them out.
+#
 # So we start from scattered points off their place and follow the gradient; then we do the same with each term of IID added.
+# The functions are those of the library; a point is a feature for class centralization, and a map with two channels and one position for covariance matching.
 
 # %%
 start = real_mean[:, None] + torch.randn(3, 5, 2, generator=draws) + 0.8
@@ -177,6 +187,9 @@ plots.show(drawn, f"The same start under three objectives; neighbours learn {wid
 # Class centralization draws them together: they no longer run into other classes, and the class loses its length; with enough steps they would all lie on one point.
 # Covariance matching gives them the length of the class, and says nothing about which image goes where.
 # The two pull in different directions; which mixture is best is not a matter of principle, and {doc}`08_ablations` measures it.
+#
+# Note what the judge says of the last panel, where both terms act at once: the points are spread along the class and kept out of the neighbours' way.
+# This little world is built so that both shortcomings hurt; do not expect the same gains where classes overlap and features are many.
 #
 # In real images features are not free points.
 # They come from pixels through a network that changes at every iteration, and images *can* change their relative place.
@@ -224,8 +237,9 @@ finding = f"median {middle['dm']:.0f} for dm, {middle['random']:.0f} for random"
 plots.show(curve, f"Squared distances to the centre: {finding}.")
 
 # %% [markdown]
+# The curve of `dm` lies to the right of the other, over most of its length.
 # After hundreds of updates that lead the class's mean to where it belongs, the images of a class lie as far from each other as ten random ones do, or farther.
-# That is the rigid body of the second section, in 2048 dimensions and through a network.
+# That is the rigid body of the second section, in hundreds of dimensions and through a network.
 #
 # ## On real images: covariance
 #
@@ -247,6 +261,9 @@ gap.round(3).to_frame()
 assert gap["real"] < gap[f"{counts[-1]} random"] < gap[f"{counts[0]} random"]
 
 # %% [markdown]
+# This is the reason why no table in this book shows a measure of a distilled set alone.
+# An error of a third sounds bad, and is what ten faultless images have.
+#
 # Find the line of `dm` among those of random images: to how many random images do its ten amount, as far as shape is concerned?
 # Its error is what covariance matching has to work with; the line `real`, a second draw of a hundred, is what no set can be expected to beat by much.
 #

@@ -117,14 +117,8 @@ print("covariance [K, K]:", list(by_hand.shape), f" trace {by_hand.trace():.1f}"
 # The library does all classes in one matrix product each.
 # Note the two conventions of the released code that it keeps: the sum over images is divided by $N$, not $N-1$, and the sum over positions is not divided at all.
 #
-# The loss of a class is the squared Frobenius distance of two such matrices, and equal sets have none:
-
-# %%
-other = maps(published, random_real(train, 10, seed + 1).images)
-print(f"a set with itself: {losses.covariance_matching(ten, ten).sum():.1f}")
-print(f"two random sets: {losses.covariance_matching(ten, other).sum():.0f}")
-
-# %% [markdown]
+# The loss of a class is the squared Frobenius distance of two such matrices, and equal sets have none.
+#
 # ## What few images can know
 #
 # Centring takes away one image, so $n$ images leave a rank of at most $P(n-1)$.
@@ -150,9 +144,8 @@ pd.DataFrame(rows, index=columns).T.rename_axis("n")
 
 # %%
 network = narrow.draw(0)
-full = losses.local_covariance(maps(network, everything)).diagonal(0, 1, 2).sum()
-
-# %%
+many = maps(network, everything)
+full = losses.local_covariance(many).diagonal(0, 1, 2).sum()
 rows = {}
 for n in (2, 5, 10, 50):
     some = [maps(network, random_real(train, n, 10 + i).images) for i in range(4)]
@@ -162,6 +155,33 @@ for n in (2, 5, 10, 50):
 pd.DataFrame(rows).T.rename_axis("n").round(2)
 
 # %% [markdown]
+# What is left of a covariance as a whole, when only $n$ images speak for it?
+# Its relative error says so, $\| \Sigma_n - \Sigma \|_F / \| \Sigma \|_F$, once for the local covariance and once for that of whole features, which are maps with a single position:
+
+# %%
+errors = []
+kinds = {"local": lambda f: f, "whole features": lambda f: f.flatten(2).unsqueeze(3)}
+for n in (5, 10, 20, 50, 100):
+    some = maps(network, random_real(train, n, 30 + n).images)
+    for label, form in kinds.items():
+        few, true = (losses.local_covariance(form(one)) for one in (some, many))
+        error = (few - true).norm(dim=(1, 2)) / true.norm(dim=(1, 2))
+        errors.append({"n": n, "label": label, "error": float(error.mean())})
+noise = pd.DataFrame(errors)
+
+# %% tags=["nbval-ignore-output"]
+curve = plots.error_curves(noise, x="images a class", unit="relative error")
+ten_of = noise[noise["n"] == 10].set_index("label")["error"].round(2)
+finding = ", ".join(f"{label} {value}" for label, value in ten_of.items())
+plots.show(curve, f"Relative error of the covariance of ten images: {finding}.")
+
+# %% [markdown]
+# Both fall with the root of $n$; the local one starts far lower, because every image brings as many observations as it has positions.
+# At ten images a class, what the whole features' covariance would match is mostly noise.
+#
+# The price is small.
+# One matrix product of $K \times NP$ numbers for each class is well below a hundredth of what the network's forward pass costs, which the term shares with mean matching.
+#
 # So a set of ten real images, as dispersed as the class they come from, *looks* a tenth too narrow.
 # In expectation the term asks synthetic images to spread a little more than real ones would, where class centralization asks them to come together.
 # The two terms of IID pull against each other here, and only a measurement says where they come to rest.
@@ -203,8 +223,7 @@ def compare(syn, real):
 
 # %%
 sets = {"random": random_real(train, ipc, seed).images}
-for name, result in runs.items():
-    sets[name] = result.synthetic.images
+sets |= {name: result.synthetic.images for name, result in runs.items()}
 
 # %% tags=["nbval-ignore-output"]
 rows = []
@@ -234,10 +253,8 @@ if (scale, ipc) == ("tour", 10):
 # Entry by entry, for the first class under the last of these networks, synthetic minus real:
 
 # %%
-pictures = {}
-for name in runs:
-    syn = losses.local_covariance(maps(network, sets[name]))
-    pictures[name] = (syn - real)[0].cpu()
+seen = {name: losses.local_covariance(maps(network, sets[name])) for name in runs}
+pictures = {name: (own - real)[0].cpu() for name, own in seen.items()}
 
 # %% tags=["nbval-ignore-output"]
 unit = "difference (feature units²)"
@@ -282,7 +299,7 @@ print(f"covariance matching {losses.covariance_matching(ten, half).sum():.0f}")
 #
 # ## What's next
 #
-# `iid-dm` uses both terms at once, and {doc}`01_quickstart` judges it by the accuracy that it leads to.
+# {doc}`06_idm` puts both terms on another base, IDM; {doc}`08_ablations` measures what each of them brings.
 # The {doc}`notation` page has all equations side by side.
 #
 # ## References

@@ -297,7 +297,7 @@ print(f"{draws.max(1).mean():.2f} standard deviations")
 #
 # ## What's next
 #
-# {doc}`14_speed` is about doing all this in less time.
+# {doc}`09_visualisations` looks at the sets themselves.
 #
 # ## References
 #

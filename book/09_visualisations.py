@@ -64,6 +64,9 @@ from iidlib.extractors import RandomNetworks, trained_pool
 # ## Two distillations, watched
 #
 # `progress` runs a distillation and calls a function of ours at chosen moments.
+# The usual way to make such figures is to keep a checkpoint every so often, and to come back to them later with another script, in the hope that it normalises as the first one did.
+# Here the same code that distils also looks.
+#
 # Looking does not disturb the run: every draw is a function of the seed and the iteration, so that a run that is looked at ends where one that is not looked at ends.
 # At each moment we keep a copy of the set and train a few networks on it.
 
@@ -123,6 +126,9 @@ plots.animate(pictures, alt, columns=ipc)
 # (The picture moves twice and stops; run the cell to see it again.)
 #
 # The objects stay.
+# If you expected prototypes, an average dog and an average ship, look again: each image remains that of one particular dog.
+# A run that starts from real images has no reason to leave them, since they are near a solution from the first iteration on.
+#
 # What is added looks like texture: high frequencies in saturated colours, which a network with 3x3 filters sees well and we see as noise.
 # Most of it comes early.
 #
@@ -152,6 +158,8 @@ finding = f"the two methods' changes have a cosine of {alike:.2f}"
 plots.show(grid, f"One image of each class: {finding}.")
 
 # %% [markdown]
+# The lower two rows show what a difference of eyes and numbers can be: the images above them look alike to us, and what was added to them is structured, follows the outlines of the object, and reaches into the background.
+#
 # A cosine near one would mean that the terms of IID change little; near zero, that they lead elsewhere.
 # What it does *not* say is which of the two sets teaches more.
 #
@@ -185,6 +193,9 @@ what = "t-SNE of real images (dots) and synthetic ones (diamonds)"
 plots.show(maps, f"{what}; scatter of a class: {finding}.")
 
 # %% [markdown]
+# The real images are the same in both panels, as pale dots; one projection was made of all of them together, so that places in the panels may be compared.
+# Two separate projections could not be: each would have its own directions.
+#
 # Read this with care.
 # Classes that the network tells apart are islands; those that it confuses share one.
 # Diamonds that gather say that the images of a class are close *for this network*; how close, the plane does not say, because t-SNE stretches dense regions and squeezes thin ones.
@@ -202,6 +213,10 @@ plots.show(maps, f"{what}; scatter of a class: {finding}.")
 #
 # The line `real` is a second draw of real images.
 # It says what each measure gives where there is nothing to find.
+#
+# The three numbers answer different questions, and a set may do well in one and badly in another.
+# A set of copies has no spread within its classes at all; a set of random real images has all the spread of the real ones and nothing wrong with it but its size.
+# Only together, and beside these two extremes, do they describe a set.
 
 # %% tags=["nbval-ignore-output"]
 beside = {"random": random_real(data.train, ipc, seed), **last}
@@ -224,6 +239,9 @@ finding = f"{100 * change:.0f} % closer with iid-dm than with dm"
 plots.show(strips, f"Under the trained networks, images of a class lie {finding}.")
 
 # %% [markdown]
+# Points are single classes under single networks, bars their means.
+# Look at the widths of the clouds before the distance of the bars: classes differ from each other more than methods do.
+#
 # The term does what it says under the networks that it was given.
 # Does it also hold under networks that no run has met?
 # Random ConvNets {cite:p}`gidaris2018convnet` of another seed are such strangers:
@@ -257,6 +275,9 @@ if scale != "ci":
     assert all(heights[m, points[-1]] > heights[m, points[0]] for m in moments)
 
 # %% [markdown]
+# Most of the way is made in the first half, and the end is still rising: at the published scale a run has a hundred times as many iterations.
+# Where two curves cross, or run within each other's points, the figure has nothing to say about which method is better; {doc}`08_ablations` has the seeds for that.
+#
 # The iteration with the highest point is not a result.
 # It was chosen by the test set, and the next seed will put it elsewhere; what is reported is the last one.
 #

@@ -76,7 +76,8 @@ from iidlib.networks import build_network
 data = load_dataset(dataset, device=pick_device())
 size = {"num_classes": data.train.num_classes, "image_size": data.spec.image_size}
 rows = {}
-for name in ("convnet3", "convnet3-bn", "mlp", "lenet", "alexnet", "vgg11", "resnet18"):
+known = ("convnet3", "convnet3-bn", "mlp", "lenet", "alexnet", "vgg11", "resnet18")
+for name in known:
     network = build_network(name, **size)
     rows[name] = [
         sum(p.numel() for p in network.parameters()) / 1e6,
@@ -90,6 +91,10 @@ pd.DataFrame(rows, index=columns).T
 # ## One set, several judges
 #
 # Two sets are distilled with the ConvNet {cite:p}`zhao2023dm,deng2024iid`, and random real images stand beside them.
+# It matters what is held fixed.
+# The images are those of the last iteration, the same for all judges; every judge is trained from scratch with weights of its own; test images, augmentation and number of steps are shared.
+# Nothing about a judge was known when the set was made.
+#
 # The protocol is that of the scale, with fewer passes, the same for every network: nobody tunes a learning rate for LeNet here, as nobody did for AlexNet in the published tables.
 
 # %%
@@ -134,6 +139,8 @@ finding = ", ".join(f"{name} {value:+.1f}" for name, value in gain.items())
 plots.show(bars, f"What iid-dm adds to random images, by judge: {finding}.")
 
 # %% [markdown]
+# Every bar is a mean over two trainings, whose points lie on it.
+#
 # Look at one colour first: from judge to judge it goes up and down by many points.
 # Now look at grey, the random images: it goes up and down as well, and in much the same way.
 # A weak judge is weak on every set, so that a low bar of LeNet is mostly a fact about LeNet after so few steps.
@@ -154,10 +161,16 @@ pd.concat(shown, axis=1).round(1)
 assert abs(beyond["random"]).max() == 0 and abs(drop.loc["convnet3"]).max() == 0
 
 # %% [markdown]
+# Take a row and read it from left to right.
+#
 # The *drop* is what tables of transfer usually show, and it mixes the set with the judge.
 # The *drop beyond random* takes the judge out: it is what the set owes to the architecture that it was distilled with.
 # The *gain over random* asks what a user asks: is the set worth its distillation for a network like mine?
 # A set that gains for every judge has learned about classes; one that gains for the ConvNet alone has learned about ConvNets.
+#
+# A case to beware of is a foreign judge that does *better* than the ConvNet in absolute terms.
+# It then looks as if the set transferred very well, with a negative drop; if the same judge does better on random images by even more, the set has in truth lost part of its advantage.
+# The second group of columns says so, where the first one hides it.
 #
 # ## Why it may fail
 #
@@ -175,6 +188,12 @@ print((spread.loc["dm"] > spread.loc["random"]).to_string())
 
 # %% [markdown]
 # Normalised real pixels have a spread of about one by construction; nothing bounds the synthetic ones, and the released code does not clip them.
+# Instance norm forgives this: whatever the scale of an image, it is normalised away in the first block.
+# A network without it sees inputs of a size that it was never meant for, and an MLP cannot even average them over a neighbourhood.
+#
+# There is a second reason, which no clipping cures.
+# The features that are matched are those of one depth and one width, and a set that is good for them is a solution of *that* problem.
+# Methods that match under several architectures at once, or whose matching networks are larger, pay for more transfer with more computing; {cite:t}`wang2025ncfm` and the authors that they quote report such tables.
 #
 # ## Published, measured, missing
 #
@@ -193,6 +212,8 @@ measured[columns].round(1)
 # %% [markdown]
 # `iid reproduce architectures --scale paper` fills the cells that are missing.
 # It distils each set once, and lets every network judge it.
+# Until then the figure of the paper stands here as published, and nothing of ours beside it.
+#
 # Larger judges cost more than the distillation does: a training step of ResNet18 takes eleven times the arithmetic of a ConvNet's.
 #
 # ## Exercises

@@ -72,6 +72,7 @@ from iidlib.networks import build_network
 #
 # If there are folders `train` and `test` (or `val`) with such folders in each, they are taken as they are; otherwise a fifth of every class is held out for testing, always the same images.
 # Sizes and formats may differ, classes may have different numbers of images.
+# Every file is opened and checked before anything is computed; one that is damaged is named, with all the others that are, in one message.
 #
 # For a chapter that runs everywhere we make such a folder, of three animals in different sizes and formats.
 # Set `folder` above to use your own.
@@ -108,6 +109,9 @@ grid = plots.image_grid(shown, columns=8, row_labels=spec.classes)
 plots.show(grid, f"Eight training images of each class, {size} pixels a side.")
 
 # %% [markdown]
+# Look at this grid before you do anything else.
+# If you cannot tell the classes apart at this size, a network will have a hard time, and so will every number that follows: choose a larger side.
+#
 # From the command line the same is one line, with the whole name in quotes:
 #
 # ```console
@@ -128,6 +132,9 @@ plots.show(grid, f"Eight training images of each class, {size} pixels a side.")
 # - **Balance.** A set has the same number of images for every class, whatever the folder has.
 #   That is a choice about the classes' weights, and the networks trained on it will not know the frequencies of your classes.
 #
+# Weights of the two terms were chosen for CIFAR-10.
+# For other images, hold out a part of the training images with `--dataset "validation:folder:PATH"` and choose there, not on the test images ({doc}`08_ablations` shows how).
+#
 # ## Distil and look
 
 # %%
@@ -146,6 +153,8 @@ grid = plots.image_grid(seen, columns=ipc, row_labels=spec.classes)
 plots.show(grid, f"The distilled set: {ipc} images of each class.")
 
 # %% [markdown]
+# With a small folder and a minute of time, the images still look like those they began as, with texture on top.
+#
 # What is learned are *normalised* pixels, and nothing keeps them within the range of an image.
 # `to_uint8` undoes the normalisation, clips and rounds; it is for eyes and for small files.
 # For training, take the floating-point images as they are.
@@ -203,6 +212,9 @@ assert right.float().mean() >= (0 if scale == "ci" else 1 / len(spec.classes))
 # The one thing to get right is the normalisation of the *test* images: the mean and deviation of the file, not those of another data set.
 # It is the most frequent mistake with distilled sets, and it costs many points without an error message.
 #
+# Augmentation is the other half of the matter.
+# The set was matched under random transforms, and a network that is trained on it should see such transforms as well; the script above has only a flip, and the library's protocol all six, which is part of the difference between its number and those below.
+#
 # ## Was it worth it?
 #
 # Three numbers answer that, under one protocol: random real images of the same number, the distilled set, and all real images.
@@ -230,6 +242,8 @@ plots.show(bars, f"Accuracy on the held-out images of the folder: {finding}.")
 # %% [markdown]
 # Between the first bar and the last lies everything that can be won by choosing or learning a few images.
 # If the first two are near each other, you may as well take random images; if all three are, your classes are easy.
+# The set of all images needs many times the steps of the small ones, and a place to keep them; whether the difference is worth that is what distillation asks.
+#
 # Repeat with other seeds before you believe a small difference ({doc}`08_ablations`).
 #
 # *Do not distil* to keep images private: synthetic images begin as real ones here and stay recognisable.

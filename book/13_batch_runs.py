@@ -63,6 +63,8 @@ from iidlib.sweep import check_parameters, load_grid, run_sweep
 # $ papermill book/01_quickstart.ipynb seed3.ipynb -p seeds "[3]" -p scale laptop
 # ```
 #
+# That the cell holds literals only is a rule with a reason: papermill puts its cell *behind* it, so that anything computed from a parameter in the same cell would still have the old value.
+#
 # What a chapter can be given, it says itself:
 
 # %%
@@ -102,6 +104,8 @@ sweep = load_grid(grid)
 pd.DataFrame(sweep.points)
 
 # %% [markdown]
+# A list inside a list, as for `seeds`, is one value: the chapter takes a list of seeds, and each point here has a list of one.
+#
 # Four points, each an execution of the whole chapter with a folder of its own.
 # From a terminal this is `iid sweep weights.yaml --workers 2`; from Python it is the same function.
 # Two workers are two notebooks at a time, and each is given its share of the cores: more would only get in each other's way.
@@ -129,13 +133,14 @@ assert {"random", "dm", "dm-cm"} <= set(table["label"])
 
 # %% [markdown]
 # The executed notebooks are there as well, one for each point, with all their figures.
+# They are reports that need no writing: the text explains the experiment, the first cell says what was asked, the figures show what came out.
 # When a number looks odd, open its notebook.
-# And every distillation has left its run, with settings, versions and the loss of each logged iteration:
+# And every distillation has left its run, with its settings, the versions it ran under and the loss of each logged iteration:
 
 # %% tags=["nbval-ignore-output"]
 runs = runs_frame(folder / "out")
 print(len(runs), "evaluated networks; some of what is known of each:")
-runs[["method", "ipc", "seed", "iterations", "torch", "accuracy"]].head(4)
+runs[["method", "ipc", "seed", "iterations", "network", "accuracy"]].head(4)
 
 # %%
 assert {"dm", "dm-cm"} == set(runs["method"]) and set(runs["ipc"]) == {1, 2}
@@ -144,6 +149,8 @@ assert {"dm", "dm-cm"} == set(runs["method"]) and set(runs["ipc"]) == {1, 2}
 # ## When something fails
 #
 # A point that fails does not take the others with it.
+# That sounds obvious and is what most shell scripts get wrong, in one of two ways: they stop at the first failure and waste the night, or they go on and leave no trace of it.
+#
 # Its row says so, its notebook stops at the cell that failed, and the sweep ends with a status that a script can see.
 # Say that one seed is no seed:
 
@@ -166,10 +173,13 @@ assert failed["status"].tolist() == ["failed"]
 # `iid reproduce` knows their cells, and which of them have rows; the rest it runs in the order of worth, every cell once before any cell twice.
 
 # %%
-titles = {name: one.title for name, one in experiments.EXPERIMENTS.items()}
-pd.Series(titles, name="what it is").to_frame()
+for name, one in experiments.EXPERIMENTS.items():
+    print(f"{name:14} {one.title}")
 
 # %% [markdown]
+# The order matters when time is short.
+# A single seed of every cell shows the shape of a table, and where it is worth looking closer; ten seeds of the first cell show nothing but the first cell.
+#
 # A job is a command that you could have typed.
 # These are the first of an experiment whose rows are not there yet, here asked for in an empty folder:
 
@@ -186,6 +196,9 @@ for job in todo[:3]:
 # ```console
 # $ iid reproduce ablation --scale laptop --seeds 3 --budget 8h
 # ```
+#
+# The budget is not a promise about the end of a cell.
+# What is cut is resumed, at the iteration where it stopped, so that nothing is lost however short the pieces are.
 #
 # So a night's worth of work needs nobody awake, and a machine that is lent for half an hour is used for half an hour.
 # Rows are appended to `data/results`, and a row that is there is never measured again.
@@ -213,6 +226,7 @@ plots.show(ax, f"Share of the cells that are measured: {finding}.")
 # ## More than one machine
 #
 # Points and cells do not depend on each other.
+# There is no server to set up and no queue to watch.
 # Give each machine its part (`--only cifar10/ipc10`, or a grid of its own) and a folder of results of its own, and put the tables together afterwards: rows carry everything that identifies them, and a row that is there twice counts once.
 #
 # ## Exercises

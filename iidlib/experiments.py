@@ -225,9 +225,9 @@ def table(name: str, folder: Path | None = None) -> pd.DataFrame:
 
     Returns:
         Columns dataset, ipc, method, network, settings, steps, published, source; and for each of the scales paper,
-        laptop and tour its mean, std (over distillation seeds, population) and seeds. What is missing is NaN, with 0
-        seeds. Two columns after DD-Ranking say what needs no soft labels, at scale laptop: improvement over random
-        images, and the gap to the whole set under the same scale, where both were measured.
+        laptop and tour its mean, std (over distillation seeds, population; of two or more) and seeds. What is missing
+        is NaN, with 0 seeds. Two columns after DD-Ranking say what needs no soft labels, at scale laptop: improvement
+        over random images, and the gap to the whole set under the same scale, where both were measured.
 
     Raises:
         InputError: for an unknown experiment.
@@ -251,7 +251,7 @@ def table(name: str, folder: Path | None = None) -> pd.DataFrame:
             values = measured(cell, scale, rows) if _runs_at(cell, scale) else pd.Series(dtype=float)
             line |= {
                 f"{scale}_mean": values.mean() if len(values) else math.nan,
-                f"{scale}_std": values.std(ddof=0) if len(values) else math.nan,
+                f"{scale}_std": values.std(ddof=0) if len(values) > 1 else math.nan,
                 f"{scale}_seeds": len(values),
             }
         found.append(line)

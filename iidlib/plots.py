@@ -30,6 +30,7 @@ __all__ = [
     "cost_curves",
     "covariance_heatmaps",
     "distance_distribution",
+    "error_curves",
     "image_grid",
     "loss_curves",
     "measure_strips",
@@ -447,6 +448,10 @@ def projection(
     labels = [label for label in dict.fromkeys(points["label"]) if label != behind]
     axes = panels(len(labels), height=WIDTH / max(2, len(labels)) + 0.5)
     ground = points[points["label"] == behind]
+    limits = {}
+    for side in ("x", "y"):
+        low, high = points[side].min(), points[side].max()
+        limits[f"{side}lim"] = (low - 0.04 * (high - low), high + 0.04 * (high - low))
     with _style():
         for ax, label in zip(axes, labels, strict=True):
             own = points[points["label"] == label]
@@ -455,11 +460,38 @@ def projection(
                 one = own[own["class"] == number]
                 ax.scatter(one["x"], one["y"], c=palette[number], s=34, marker="D", edgecolors="black", linewidths=0.6,
                            label=name)  # fmt: skip
-            ax.set(title=label, xticks=[], yticks=[], xlabel=names[0])
+            ax.set(title=label, xticks=[], yticks=[], xlabel=names[0], **limits)
             sns.despine(ax=ax)
         axes[0].set_ylabel(names[1])
         axes[-1].legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8, handletextpad=0.1)
     return axes
+
+
+def error_curves(errors: pd.DataFrame, *, x: str, unit: str, ax: Axes | None = None) -> Axes:
+    """Errors that fall as samples grow: a line a label, on logarithmic axes.
+
+    Args:
+        errors: a row a point, with columns n, error and label.
+        x: what the horizontal axis says.
+        unit: of the error.
+        ax: where to draw.
+    """
+    labels = list(dict.fromkeys(errors["label"]))
+    with _style():
+        ax = ax or panels(height=3)[0]
+        sns.lineplot(
+            errors, x="n", y="error", hue="label", style="label", markers=True, dashes=False,
+            palette=colours(labels), errorbar=None, ax=ax,
+        )  # fmt: skip
+        ticks = sorted(errors["n"].unique())
+        ax.set(xscale="log", yscale="log", xlabel=x, ylabel=unit)
+        ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        ax.xaxis.minorticks_off()
+        for place in (ax.yaxis.set_major_formatter, ax.yaxis.set_minor_formatter):
+            place(LogFormatter(labelOnlyBase=False, minor_thresholds=(2, 0.5)))
+        ax.legend(title="")
+        sns.despine(ax=ax)
+    return ax
 
 
 def time_ladder(rungs: pd.DataFrame, *, unit: str, ax: Axes | None = None) -> Axes:

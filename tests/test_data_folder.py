@@ -1,0 +1,128 @@
+"""What is committed under data/: tables and pictures that are drawn from it are as they would be drawn now."""
+
+import csv
+import importlib.util
+import json
+import re
+from pathlib import Path
+from types import ModuleType
+
+import pandas as pd
+import pytest
+
+from iidlib.data import load_dataset
+from iidlib.results import RESULT_COLUMNS, results_dir
+from iidlib.synthetic import SyntheticSet
+
+ROOT = Path(__file__).parents[1]
+FOLDER = ROOT / "data" / "distilled"
+SETS = sorted(path.stem for path in FOLDER.glob("*.safetensors"))
+
+
+def script(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, ROOT / "data" / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+# Tables of results
+
+
+@pytest.mark.parametrize("page", ["book/intro.md", "README.md"])
+def test_the_table_of_results_is_that_of_the_rows(page: str) -> None:
+    text = (ROOT / page).read_text()
+    assert text == script("build_results_tables").with_table(text), "run python data/build_results_tables.py"
+    assert "IID on IDM" in text
+
+
+def test_the_table_says_what_is_missing_and_what_was_not_found() -> None:
+    table = script("build_results_tables").table()
+    mosaics = next(line for line in table.splitlines() if line.startswith("| random mosaics"))
+    assert mosaics.count("not found") == 2
+    assert re.search(r"\| DM \| \d+\.\d|missing \(?\d* *\|", table) or "| DM | missing" in table
+
+
+@pytest.mark.parametrize("path", sorted(results_dir().glob("*.csv")), ids=lambda path: path.name)
+def test_rows_name_no_folder_of_a_machine(path: Path) -> None:
+    assert not re.search(r"/(tmp|home|root|work|Users)/", path.read_text())
+
+
+@pytest.mark.parametrize("path", sorted(results_dir().glob("*.csv")), ids=lambda path: path.name)
+def test_accuracies_say_all_that_identifies_them(path: Path) -> None:
+    rows = pd.read_csv(path)
+    if "accuracy" not in rows:
+        return  # times, not accuracies
+    needed = ["dataset", "method", "ipc", "scale", "network", "seed", "evaluation_seed", "protocol", "command", "date"]
+    assert set(RESULT_COLUMNS) <= set(rows.columns) and rows[needed].notna().all().all()
+    assert rows["accuracy"].between(0, 100).all()
+    keys = ["dataset", "method", "ipc", "scale", "network", "seed", "evaluation_seed", "protocol", "settings"]
+    keys += ["iterations", *(name for name in ("step", "steps", "order") if name in rows)]
+    assert not rows.duplicated(keys).any(), rows[rows.duplicated(keys)][keys]
+
+
+# Distilled sets
+
+
+def test_there_are_distilled_sets_with_cards() -> None:
+    assert SETS and SETS == sorted(path.stem for path in FOLDER.glob("*.json"))
+    assert SETS == sorted(path.stem for path in FOLDER.glob("*.png"))
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_a_distilled_set_is_small_and_what_its_card_says(name: str) -> None:
+    path = FOLDER / f"{name}.safetensors"
+    assert path.stat().st_size < 3 * 2**20
+    stored, rows = SyntheticSet.load(path), json.loads((FOLDER / f"{name}.json").read_text())
+    own = [row for row in rows if not row["method"].startswith("random")]
+    assert {row["method"] for row in own} == {stored.provenance["method"]}
+    for row in rows:
+        assert (row["dataset"], row["ipc"], str(row["seed"])) == (
+            stored.spec.name,
+            stored.ipc,
+            stored.provenance["seed"],
+        )
+    assert {str(row["iterations"]) for row in own} == {stored.provenance["iterations"]}
+    assert {row["scale"] for row in own} == {stored.provenance["scale"]}
+    random = [row["accuracy"] for row in rows if row["method"] == "random"]
+    assert min(row["accuracy"] for row in own) > max(random)
+
+
+def test_the_page_of_cards_is_that_of_the_cards() -> None:
+    assert (FOLDER / "README.md").read_text() == script("build_distilled").page(), "run python data/build_distilled.py"
+
+
+def test_the_front_page_says_what_the_card_says() -> None:
+    from PIL import Image
+
+    assert (
+        Image.open(ROOT / "book" / "_static" / "front.png").text["Description"] == script("build_distilled").caption()
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SETS)
+def test_a_stored_set_teaches_more_than_random_images(name: str) -> None:
+    """Judged again, by a small network on the embedded test images: the stored file is whole and of use."""
+    from iidlib.config import EvalProtocol
+    from iidlib.evaluation import evaluate, random_real
+
+    mini = load_dataset("cifar10-mini")
+    stored = SyntheticSet.load(FOLDER / f"{name}.safetensors")
+    protocol = EvalProtocol(width=32, num_eval=1, epochs=60)
+    reached = [
+        evaluate(one, mini, protocol=protocol)["accuracy"].iloc[0]
+        for one in (stored, random_real(mini.train, stored.ipc))
+    ]
+    assert reached[0] > reached[1] + 2
+
+
+# Minutes
+
+
+def test_every_chapter_has_its_minutes() -> None:
+    with (results_dir() / "chapters.csv").open(newline="") as file:
+        rows = {row["chapter"]: row for row in csv.DictReader(file)}
+    assert set(rows) == {path.stem for path in (ROOT / "book").glob("[0-9][0-9]_*.py")}
+    assert all(0 < float(row["minutes"]) <= 5 for row in rows.values())
