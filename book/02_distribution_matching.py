@@ -64,6 +64,15 @@ from iidlib.streams import stream
 # Such a network has learned nothing, yet its features respond to edges, colours and textures at many places, and each new draw of its weights is a new family.
 # Since every iteration has another network, the images cannot settle on the weaknesses of one.
 #
+# Why not a trained network, which knows so much more about the images?
+# Because it knows it for a purpose: it has learned to ignore whatever does not tell the classes apart, and a set that agrees with the real one in what such a network sees may differ in all the rest.
+# Random filters ignore nothing in particular.
+# They are also free: a trained network costs an hour, a random one a few random numbers, and thousands of different ones are better company than one good one.
+#
+# Mind what the mean is taken over, too.
+# It is the mean of a *class*; the sets of two classes never meet in the loss, and whether they end up apart from each other is not asked.
+# If the real classes are apart, sets that agree with them in the mean are apart as well.
+#
 # One network gives a vector of features for each image; below, those of all training images, with a class axis.
 
 # %%
@@ -176,6 +185,9 @@ assert sum(found[-10:]) < sum(found[:10])
 print(f"loss {found[0]:.0f} in the first iteration, {found[-1]:.0f} in the last")
 
 # %% [markdown]
+# No label is used anywhere but to sort the images, no network is trained, and no second derivative is taken; compare that with methods that unroll a training to see where it leads {cite:p}`wang2018dd`.
+# An iteration costs one forward pass of real images, and a forward and a backward pass of a few synthetic ones.
+#
 # That is DM {cite:p}`zhao2023dm`, but for one thing.
 #
 # ## The same transform for both
@@ -230,6 +242,9 @@ plots.show(curve, f"The mean-matching loss goes {finding}, in jumps.")
 
 # %% [markdown]
 # The curve jumps because each iteration has its own network, real images and transforms.
+# Do not look for convergence in it: a network with large random weights has a large loss, and the next one a small one, whatever the images are like.
+# The thick line is a median over neighbours, and even it tells you less than the table below.
+#
 # To compare two sets, take networks that neither has met, and the mean over *all* training images:
 
 # %% tags=["nbval-ignore-output"]

@@ -66,6 +66,10 @@ from iidlib.extractors import RandomNetworks
 # Ten images then give 160 observations in 128 dimensions.
 # What is kept is how *channels* vary together at the same place, the *inter-feature* relation of the paper's title; what is given up is how one place goes with another.
 #
+# Why not channels *within* one image, over its positions, as style transfer does?
+# That would describe the texture of a single picture.
+# Here the mean map over the images is taken away first, so that what remains is how images of a class *differ* from one another, place by place: two channels that rise and fall together from image to image have a large entry, whatever their common level.
+#
 # We look at all training images through a random ConvNet {cite:p}`gidaris2018convnet`.
 
 # %%
@@ -248,6 +252,8 @@ if (scale, ipc) == ("tour", 10):
 # %% [markdown]
 # The first line is the expectation at work: random images are too narrow by $(n-1)/n$, and their factor above one says that the term would pull them apart.
 # DM alone widens them already, by what it adds to the pixels, so that little spreading is left to do.
+# Mean matching could not have asked for either of the two, as {doc}`03_two_shortcomings` shows.
+#
 # What the term changes is the *shape*: the gap falls, and falls further with more weight, at about the same spread.
 #
 # Entry by entry, for the first class under the last of these networks, synthetic minus real:
@@ -295,7 +301,7 @@ print(f"covariance matching {losses.covariance_matching(ten, half).sum():.0f}")
 #
 # Covariance matching compares how channels vary together, with the positions of the last feature map as observations.
 # From $n$ images the matrix has rank $P(n-1)$ at most and $(n-1)/n$ of its true size in expectation; from one image it is zero, so that the term is left out there.
-# The term closes part of a gap that mean matching leaves.
+# The term closes part of a gap that mean matching leaves, and how much of it was mere noise is known beforehand.
 #
 # ## What's next
 #

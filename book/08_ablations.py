@@ -132,6 +132,8 @@ print(f"paired_interval: {mean:.1f}, from {low:.1f} to {high:.1f}")
 
 # %% [markdown]
 # The two methods overlap in their seeds, and yet one is better each time; pairing sees it.
+# It can, because a seed is not an abstract label here: two runs with the same seed share their initial images and every draw on the way, so that an easy or an unlucky start moves both of them.
+# Where methods do not share their draws, or one of them draws more than the other, a pair is a pair in name only, and nothing is gained.
 # Three seeds are few: $t$ is above four, and an interval a point wide is a good day.
 #
 # ## Each term, measured
@@ -153,6 +155,8 @@ tables = {name: paired_gains(table, terms) for name, table in ten.items()}
 pd.concat(tables).droplevel(1).round(1)
 
 # %% [markdown]
+# A row is one method against another, not against the best; differences of differences, such as whether the two terms add up, need intervals of their own.
+#
 # Read the intervals, not the means.
 # One that holds zero says that seeds of this number and runs of this size cannot tell the two methods apart.
 # It does not say that there is no effect, and least of all that there is none at the published scale, where a distillation has twenty thousand iterations and a pool of ResNet18s.
@@ -188,10 +192,14 @@ for ax, (key, method) in zip(axes, weights.items(), strict=True):
     means = points.groupby("value")["accuracy"].mean()
     best.append(f"{method} is best at {means.idxmax():g} with {means.max():.1f} %")
 seeds = f"{plain['seed'].nunique()} seeds"
+plots.note(axes, tour)
 finding = f"{' and '.join(best)}; dm {reference['dm']:.1f} %"
 plots.show(axes, f"Scale tour, {seeds}: {finding}.")
 
 # %% [markdown]
+# Points are distillations, the line goes through their means, and the dotted line is `dm` without the term.
+# Values are spaced evenly, although they grow by factors, as one does with weights whose order of magnitude is the question.
+#
 # A curve with a hump says that the weight matters and where it should lie.
 # A fall at its right end says that beyond some strength the term takes over the objective: {doc}`04_class_centralization` shows what that looks like in the images.
 #
@@ -247,13 +255,14 @@ assert distance.gt(0).all() and 0.4 < distance.median() < 1.6
 # That is the range in which a sweep can show anything:
 
 # %%
-exp = tour[tour["settings"].str.contains("cc_form=exp", na=False)]
-beta = exp["settings"].str.extract(r"cc_beta=([\d.]+)")[0].astype(float)
-exp = exp.assign(label="dm-cc", value=beta)
+rows = tour[tour["settings"].str.contains("cc_form=exp", na=False)]
+beta = rows["settings"].str.extract(r"cc_beta=([\d.]+)")[0].astype(float)
+exp = rows.assign(label="dm-cc", value=beta)
 exp = exp.groupby(["label", "value", "seed"], as_index=False)["accuracy"].mean()
 same = plain[plain["seed"].isin(exp["seed"])]
 reference = {"dm": same["accuracy"].mean()}
 curve = plots.setting_curve(exp, setting="match.cc_beta", references=reference)
+plots.note(curve, rows)
 spread = exp.groupby("value")["accuracy"].mean()
 finding = f"{spread.min():.1f} to {spread.max():.1f} %, dm {reference['dm']:.1f} %"
 seeds = f"{exp['seed'].nunique()} seed(s)"

@@ -70,6 +70,9 @@ from iidlib.networks import build_network
 # - VGG11 {cite:p}`simonyan2015vgg` is deep and plain;
 # - ResNet18 {cite:p}`he2016resnet` has shortcuts and averages over positions at its end.
 #
+# What a network is good at when it has whole data sets to learn from says little here.
+# With ten images a class, depth and size are rather a burden: there is too little to train them with, and the order of architectures is often the reverse of the one you know.
+#
 # The large ones take minutes each on a CPU, so that the small ones judge here; set `judges` for the others.
 
 # %%
@@ -172,6 +175,9 @@ assert abs(beyond["random"]).max() == 0 and abs(drop.loc["convnet3"]).max() == 0
 # It then looks as if the set transferred very well, with a negative drop; if the same judge does better on random images by even more, the set has in truth lost part of its advantage.
 # The second group of columns says so, where the first one hides it.
 #
+# Two trainings of each judge are few, and LeNet's points lie far apart.
+# Before you claim an order of methods for a foreign judge, you need what {doc}`08_ablations` asks for: seeds of the distillation, in pairs.
+#
 # ## Why it may fail
 #
 # Matching features of random ConvNets rewards what such networks see: texture in small neighbourhoods, normalised image by image.
@@ -244,7 +250,7 @@ print(change.round(1).to_string())
 # %% [markdown]
 # ## Summary
 #
-# A set is judged by foreign networks beside random images under the same protocol.
+# A set is judged by foreign networks beside random images under the same protocol, all of them trained from scratch on the same last iterate.
 # What a judge loses on every set is its own affair; what it loses beyond that is the set's.
 # The gain over random, judge by judge, is the number a user needs.
 #

@@ -162,7 +162,8 @@ plots.show(grid, f"The distilled set: {ipc} images of each class.")
 # ## Use it without this library
 #
 # A set is a safetensors file: `images` in float32, `labels`, and in the metadata everything that is needed to use it, the mean and deviation first of all.
-# No class of ours has to be importable, and nothing in it can run code.
+# No class of ours has to be importable, and nothing in it can run code, as a pickle could.
+# Send it to someone who has never heard of this library, and it is of use.
 
 # %%
 path = place.parent / "animals.safetensors"

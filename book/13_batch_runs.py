@@ -48,7 +48,7 @@ from pathlib import Path
 import pandas as pd
 
 from iidlib import experiments, plots
-from iidlib.config import InputError
+from iidlib.inputs import InputError
 from iidlib.results import results_dir
 from iidlib.runs import runs_frame
 from iidlib.sweep import check_parameters, load_grid, run_sweep
@@ -87,6 +87,7 @@ except InputError as error:
 #
 # A grid is a file: the notebook, the parameters to vary, and those that stay.
 # `product` makes every combination; `zip` walks lists side by side.
+# The file is worth keeping beside its results: it is the shortest complete description of the experiment, and the command that repeats it is one line.
 
 # %%
 folder = Path(tempfile.mkdtemp())
@@ -191,6 +192,8 @@ for job in todo[:3]:
     print(" ", job)
 
 # %% [markdown]
+# They share their seeds across methods, so that what is run last can be compared in pairs with what was run first.
+#
 # With a budget the command stops cleanly when time is up: the run in progress writes a checkpoint, and the same command goes on from there.
 #
 # ```console
@@ -226,7 +229,7 @@ plots.show(ax, f"Share of the cells that are measured: {finding}.")
 # ## More than one machine
 #
 # Points and cells do not depend on each other.
-# There is no server to set up and no queue to watch.
+# There is no server to set up and no queue to watch, and a machine that falls out takes nothing with it.
 # Give each machine its part (`--only cifar10/ipc10`, or a grid of its own) and a folder of results of its own, and put the tables together afterwards: rows carry everything that identifies them, and a row that is there twice counts once.
 #
 # ## Exercises
@@ -263,7 +266,7 @@ print("each size has another seed: size and luck cannot be told apart")
 #
 # A chapter is a function of its parameters cell.
 # A grid executes it over their combinations, and the table that comes out says of every point what it was, whether it ended, and what it scored.
-# The paper's cells have names, and a command that fills what is missing within a budget.
+# The paper's cells have names, and a command that fills what is missing within a budget, one seed of every cell before a second of any.
 #
 # ## What's next
 #

@@ -89,6 +89,9 @@ table["share (%)"] = 100 * table["GFLOP"] / table["GFLOP"].sum()
 table.round(1)
 
 # %% [markdown]
+# Count before you measure.
+# A profile tells where the time goes in the program that you have; a count tells where it would go in the best one, and which parts are not worth your while.
+#
 # DM spends nearly all of its operations on real images, whose features are averaged and forgotten.
 # That is where an acceleration must look; class centralization on a ResNet18 costs nearly as much again, although it sees a hundred images only.
 #
@@ -106,6 +109,8 @@ print(f"{rate:.0f} GFLOP/s and {copied:.0f} GB/s with {threads} threads")
 print(f"floor of a DM iteration: {floor:.2f} s")
 
 # %% [markdown]
+# Both are measured here and now, because a machine that shares its cores, or has grown warm, is another machine.
+#
 # The floor holds for the operations as counted.
 # An algorithm that needs fewer of them goes below it, and you will meet one.
 #
@@ -240,6 +245,7 @@ own.groupby("settings")["accuracy"].agg(["mean", "std"]).round(1)
 
 # %% [markdown]
 # So the setting is off by default.
+# It is kept, and measured openly, because the trade may be another one elsewhere: with a few hundred real images, or where a network must be reached over a slow line.
 #
 # ## Exercises
 #
@@ -255,7 +261,7 @@ print(f"{work:.0f} GFLOP, {work / rate:.1f} s at {rate:.0f} GFLOP/s")
 # %% [markdown]
 # ```{admonition} Exercise 2
 # At how many images a class does the synthetic side of DM have as many operations as the real side?
-# And with class centralization on a ResNet18?
+# And with class centralization on a ResNet18, whose forward and backward passes the synthetic images alone must pay for?
 # ```
 
 # %% tags=["hide-cell"]

@@ -8,10 +8,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from iidlib.config import InputError, preset
+    from iidlib.config import preset
     from iidlib.data import load_dataset
     from iidlib.distillation import distill
     from iidlib.evaluation import evaluate
+    from iidlib.inputs import InputError
     from iidlib.synthetic import SyntheticSet
 
 __version__ = "0.1.0"
@@ -19,7 +20,7 @@ __version__ = "0.1.0"
 __all__ = ["InputError", "SyntheticSet", "__version__", "distill", "evaluate", "load_dataset", "preset"]
 
 _HOMES = {
-    "InputError": "config",
+    "InputError": "inputs",
     "SyntheticSet": "synthetic",
     "distill": "distillation",
     "evaluate": "evaluation",

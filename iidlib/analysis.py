@@ -15,9 +15,10 @@ from torch import Tensor
 
 from iidlib import losses
 from iidlib.accelerate import default_chunk, in_chunks
-from iidlib.config import InputError, RunConfig
+from iidlib.config import RunConfig
 from iidlib.data import Dataset, RealSet
 from iidlib.distillation import distill
+from iidlib.inputs import InputError
 from iidlib.networks import Network
 from iidlib.streams import stream
 from iidlib.synthetic import SyntheticSet

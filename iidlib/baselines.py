@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from iidlib.accelerate import in_chunks
-from iidlib.config import InputError
 from iidlib.data import RealSet
+from iidlib.inputs import InputError
 from iidlib.networks import Network
 from iidlib.synthetic import SyntheticSet
 

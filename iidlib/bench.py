@@ -13,10 +13,11 @@ from tqdm import tqdm
 
 from iidlib.accelerate import compiler_available, device_name, pick_device
 from iidlib.ceilings import copy_rate, matrix_product_rate
-from iidlib.config import InputError, RunConfig, preset, suggest
+from iidlib.config import RunConfig, preset
 from iidlib.data import Dataset, DatasetSpec, RealSet, load_dataset
 from iidlib.distillation import METHODS, Distillation
 from iidlib.extractors import Pool, frozen, network_for
+from iidlib.inputs import InputError, suggest
 from iidlib.networks import NETWORKS
 from iidlib.results import append_rows
 from iidlib.runs import environment

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from iidlib import __version__
 from iidlib.accelerate import device_kind, kernels_in_use
-from iidlib.config import InputError
+from iidlib.inputs import InputError
 from iidlib.runs import atomic_write
 
 __all__ = ["Checkpoints", "conditions", "drift"]

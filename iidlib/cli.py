@@ -24,7 +24,8 @@ from rich.table import Table
 from typer.core import TyperGroup
 
 from iidlib import __version__
-from iidlib.config import SCALES, EvalProtocol, InputError, PoolConfig, RunConfig, preset, settings, suggest
+from iidlib.config import SCALES, EvalProtocol, PoolConfig, RunConfig, preset, settings
+from iidlib.inputs import InputError, suggest
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -18,11 +18,12 @@ import pandas as pd
 import torch
 
 from iidlib.baselines import CHOICES, choose
-from iidlib.config import InputError, RunConfig, suggest
+from iidlib.config import RunConfig
 from iidlib.data import Dataset, RealSet
 from iidlib.distillation import METHODS, distill
 from iidlib.evaluation import evaluate, random_real
 from iidlib.extractors import trained_pool
+from iidlib.inputs import InputError, suggest
 from iidlib.runs import RunFolder
 from iidlib.synthetic import SyntheticSet
 

@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from iidlib.config import InputError, suggest
 from iidlib.folders import read_folder
+from iidlib.inputs import InputError, suggest
 from iidlib.sources import SHAPES, SOURCES, FileCheck, Images, PathLike, data_dir, draw_shapes
 
 __all__ = [

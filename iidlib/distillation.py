@@ -29,9 +29,10 @@ from iidlib import config as configuration
 from iidlib.accelerate import default_chunk, half_maps, in_chunks, pick_device, precision, threads
 from iidlib.capture import CapturedStep, captured_step
 from iidlib.checkpoints import Checkpoints, conditions, drift
-from iidlib.config import InputError, RunConfig, suggest
+from iidlib.config import RunConfig
 from iidlib.data import Dataset, load_dataset
 from iidlib.extractors import NetworkSource, Pool, RandomNetworks, network_for, trained_pool
+from iidlib.inputs import InputError, suggest
 from iidlib.network_queue import NetworkQueue
 from iidlib.networks import Network
 from iidlib.runs import RunFolder

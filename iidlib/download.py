@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from iidlib.config import InputError
+from iidlib.inputs import InputError
 
 __all__ = ["fetch", "unpack"]
 

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from iidlib.accelerate import default_together, precision
-from iidlib.config import EvalProtocol, InputError
+from iidlib.config import EvalProtocol
 from iidlib.data import Dataset, RealSet
 from iidlib.extractors import network_for
+from iidlib.inputs import InputError
 from iidlib.stacked import fit_together
 from iidlib.streams import stream, stream_seed
 from iidlib.synthetic import SyntheticSet

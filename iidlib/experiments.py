@@ -18,7 +18,8 @@ from typing import Any
 
 import pandas as pd
 
-from iidlib.config import InputError, preset, suggest
+from iidlib.config import preset
+from iidlib.inputs import InputError, suggest
 from iidlib.published import published_value
 from iidlib.results import read_results, results_dir
 

@@ -19,8 +19,9 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from iidlib.accelerate import default_together, prepare
-from iidlib.config import InputError, PoolConfig, suggest, user_path
+from iidlib.config import PoolConfig
 from iidlib.data import Dataset, DatasetSpec
+from iidlib.inputs import InputError, suggest, user_path
 from iidlib.networks import NETWORKS, Network, build_network, draw_parameters_
 from iidlib.runs import atomic_write, cache_dir
 from iidlib.stacked import fit_together

@@ -12,8 +12,8 @@ from urllib.parse import parse_qsl
 import torch
 from torch import Tensor
 
-from iidlib.config import InputError, user_path
 from iidlib.image_files import decode_all, image_paths, log
+from iidlib.inputs import InputError, user_path
 
 __all__ = ["FolderOptions", "FolderSet", "parse_folder", "read_folder"]
 

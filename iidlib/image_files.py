@@ -19,7 +19,7 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor
 from tqdm import tqdm
 
-from iidlib.config import InputError
+from iidlib.inputs import InputError
 from iidlib.runs import atomic_write, cache_dir
 
 __all__ = ["ENDINGS", "LARGEST", "decode", "decode_all", "image_paths"]

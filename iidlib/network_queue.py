@@ -18,9 +18,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from iidlib.config import InputError, QueueConfig
+from iidlib.config import QueueConfig
 from iidlib.data import RealSet
 from iidlib.extractors import NetworkSource, frozen
+from iidlib.inputs import InputError
 from iidlib.networks import Network
 from iidlib.streams import stream
 from iidlib.training import MOMENTUM, WEIGHT_DECAY

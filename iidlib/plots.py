@@ -34,6 +34,7 @@ __all__ = [
     "image_grid",
     "loss_curves",
     "measure_strips",
+    "note",
     "panels",
     "projection",
     "queue_curves",
@@ -68,7 +69,7 @@ _FIXED = {
     "idm": _PALETTE[9],
     "iid-idm": _PALETTE[3],
 }
-_SPARE = [_PALETTE[i] for i in (8, 5, 6)]
+_SPARE = [_PALETTE[5], "#3b3b8f", "#0b5d4b"]  # dark enough for a line, apart from the palette's own
 
 _shown: dict[str, tuple[str, int]] = {}
 
@@ -484,11 +485,13 @@ def error_curves(errors: pd.DataFrame, *, x: str, unit: str, ax: Axes | None = N
             palette=colours(labels), errorbar=None, ax=ax,
         )  # fmt: skip
         ticks = sorted(errors["n"].unique())
-        ax.set(xscale="log", yscale="log", xlabel=x, ylabel=unit)
+        low, high = _limits(errors["error"])
+        heights = [lead * 10.0**power for power in range(-6, 7) for lead in (1, 2, 5)]
+        heights = [height for height in heights if low <= height <= high]
+        ax.set(xscale="log", yscale="log", xlabel=x, ylabel=unit, ylim=(low, high))
         ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-        ax.xaxis.minorticks_off()
-        for place in (ax.yaxis.set_major_formatter, ax.yaxis.set_minor_formatter):
-            place(LogFormatter(labelOnlyBase=False, minor_thresholds=(2, 0.5)))
+        ax.set_yticks(heights, [f"{height:g}" for height in heights])
+        ax.minorticks_off()
         ax.legend(title="")
         sns.despine(ax=ax)
     return ax
@@ -541,6 +544,23 @@ def cost_curves(costs: pd.DataFrame, *, axes: Mapping[str, str]) -> list[Axes]:
         drawn[0].set_ylabel("seconds an iteration")
         drawn[0].legend(title="")
     return drawn
+
+
+def note(figure: Axes | Sequence[Axes], rows: pd.DataFrame) -> None:
+    """Writes below a figure what it was drawn from: scales, seeds and dates of measured rows.
+
+    Args:
+        figure: axes of the figure.
+        rows: of results, with columns scale, seed and date.
+    """
+    owner = (figure if isinstance(figure, Axes) else figure[0]).get_figure()
+    assert owner is not None
+    seeds = sorted({int(seed) for seed in rows["seed"]})
+    days = sorted({str(date)[:10] for date in rows["date"]})
+    when = days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}"
+    scales = " and ".join(dict.fromkeys(rows["scale"]))
+    text = f"scale {scales}; seeds {', '.join(map(str, seeds))}; measured {when}"
+    owner.text(0.99, -0.01, text, ha="right", va="top", fontsize=8, color="#595959")
 
 
 def _limits(values: pd.Series) -> tuple[float, float]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from iidlib.config import InputError
+from iidlib.inputs import InputError
 from iidlib.runs import atomic_write
 
 __all__ = [

@@ -22,7 +22,8 @@ import pandas as pd
 import torch
 
 from iidlib import config as configuration
-from iidlib.config import InputError, RunConfig, user_path
+from iidlib.config import RunConfig
+from iidlib.inputs import InputError, user_path
 
 __all__ = ["RunFolder", "atomic_write", "cache_dir", "environment", "runs_frame"]
 

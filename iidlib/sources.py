@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from iidlib.config import InputError, user_path
+from iidlib.inputs import InputError, user_path
 from iidlib.tinyimagenet import classes_of, fetch_tinyimagenet, problems, read_tinyimagenet
 from iidlib.torchvision_sets import (
     cifar_checksums,

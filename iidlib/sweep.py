@@ -30,7 +30,7 @@ import pandas as pd
 import yaml
 from tqdm import tqdm
 
-from iidlib.config import InputError, load_yaml, suggest, user_path
+from iidlib.inputs import InputError, load_yaml, suggest, user_path
 from iidlib.runs import atomic_write
 
 __all__ = ["Sweep", "check_parameters", "load_grid", "run_sweep"]

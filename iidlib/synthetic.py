@@ -19,8 +19,8 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor
 from torchvision.utils import make_grid
 
-from iidlib.config import InputError
 from iidlib.data import DatasetSpec, RealSet, denormalize, normalize
+from iidlib.inputs import InputError
 from iidlib.runs import atomic_write
 
 __all__ = ["SyntheticSet", "expand"]

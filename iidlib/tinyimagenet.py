@@ -11,9 +11,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from iidlib.config import InputError
 from iidlib.download import fetch, unpack
 from iidlib.image_files import decode_all
+from iidlib.inputs import InputError
 
 __all__ = ["URL", "Layout", "classes_of", "fetch_tinyimagenet", "problems", "read_tinyimagenet"]
 

@@ -8,8 +8,9 @@ from torch import Tensor
 
 from iidlib import augment, cutmix
 from iidlib.accelerate import default_chunk, in_chunks
-from iidlib.config import Drop, InputError
+from iidlib.config import Drop
 from iidlib.data import RealSet
+from iidlib.inputs import InputError
 from iidlib.networks import Network
 from iidlib.streams import stream
 

@@ -21,10 +21,11 @@ from PIL import Image
 from iidlib import config as configuration
 from iidlib import tinyimagenet
 from iidlib.checkpoints import Checkpoints
-from iidlib.config import InputError, preset
+from iidlib.config import preset
 from iidlib.data import load_dataset, shapes
 from iidlib.extractors import trained_pool
 from iidlib.folders import parse_folder
+from iidlib.inputs import InputError
 from iidlib.results import read_results
 from iidlib.runs import RunFolder, runs_frame
 from iidlib.streams import stream

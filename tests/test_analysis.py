@@ -7,10 +7,11 @@ import torch
 from hypothesis import given
 
 from iidlib import analysis
-from iidlib.config import InputError, preset
+from iidlib.config import preset
 from iidlib.data import Dataset, shapes
 from iidlib.distillation import distill
 from iidlib.evaluation import evaluate, random_real
+from iidlib.inputs import InputError
 from iidlib.networks import build_network
 from iidlib.streams import stream
 from iidlib.synthetic import SyntheticSet

@@ -17,7 +17,7 @@ PACKAGE = Path(iidlib.__file__).parent
 MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")
 
 # What a module may import of the package. Leaves import nothing; plots is for chapters and the command line alone.
-LEAVES = {"augment", "cutmix", "losses", "kernels", "plots", "presets", "streams"}
+LEAVES = {"augment", "cutmix", "inputs", "losses", "kernels", "plots", "presets", "streams"}
 BASE = (LEAVES | {"accelerate", "config"}) - {"plots", "presets"}
 MATERIAL = {"data", "networks", "runs"}
 MIDDLE = {"extractors", "interchange", "results", "synthetic"}
@@ -26,7 +26,7 @@ TOP = {"baseline", "bench", "experiments", "ladder", "sweep", "timing"}
 
 ALLOWED = (
     {name: set() for name in LEAVES}
-    | {"config": {"presets"}}  # what single methods change, a table
+    | {"config": {"inputs", "presets"}}  # what single methods change, a table
     | {"accelerate": {"kernels"}}  # which alone decides when they are used
     | {"ceilings": {"accelerate"}}  # what bench divides by
     | {"download": BASE, "torchvision_sets": BASE | {"download"}}

@@ -4,9 +4,10 @@ import pytest
 import torch
 
 from iidlib import baselines
-from iidlib.config import InputError, preset
+from iidlib.config import preset
 from iidlib.data import shapes
 from iidlib.extractors import trained_pool
+from iidlib.inputs import InputError
 from tests import reference
 
 

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from iidlib import bench
-from iidlib.config import InputError, preset
+from iidlib.config import preset
 from iidlib.data import Dataset, shapes
+from iidlib.inputs import InputError
 from iidlib.timing import LOSS_TOLERANCE
 
 SMALL = {"match.width": 8, "match.batch_real": 6, "pool.network": "convnet3", "pool.width": 8, "compute.compile": "off"}

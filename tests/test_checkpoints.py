@@ -9,7 +9,7 @@ import torch
 
 from iidlib import checkpoints as module
 from iidlib.checkpoints import Checkpoints, conditions, drift
-from iidlib.config import InputError
+from iidlib.inputs import InputError
 
 TENSORS = {"images": torch.arange(6.0).view(2, 3), "momentum": torch.ones(2, 3)}
 

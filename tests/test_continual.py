@@ -8,11 +8,12 @@ import torch
 
 from iidlib import cli, continual
 from iidlib.cli import main
-from iidlib.config import InputError, RunConfig, preset
+from iidlib.config import RunConfig, preset
 from iidlib.continual import class_order, class_steps, learn_in_steps, of_classes
 from iidlib.data import Dataset, shapes
 from iidlib.distillation import distill
 from iidlib.evaluation import evaluate, random_real
+from iidlib.inputs import InputError
 
 SMALL = {
     "iterations": 2,

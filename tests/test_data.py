@@ -26,7 +26,7 @@ from PIL import Image
 from torchvision import datasets as torchvision_datasets
 from torchvision.transforms import functional
 
-from iidlib.config import InputError, preset
+from iidlib.config import preset
 from iidlib.data import (
     Dataset,
     DatasetSpec,
@@ -38,6 +38,7 @@ from iidlib.data import (
     load_dataset,
     shapes,
 )
+from iidlib.inputs import InputError
 from iidlib.sources import from_mosaic
 
 ROOT = Path(__file__).parents[1]

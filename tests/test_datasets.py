@@ -19,11 +19,12 @@ from PIL import Image
 from scipy.io import savemat
 
 from iidlib import config, image_files, tinyimagenet
-from iidlib.config import InputError, preset
+from iidlib.config import preset
 from iidlib.data import check, datasets, load_dataset
 from iidlib.distillation import distill
 from iidlib.download import fetch, unpack
 from iidlib.image_files import decode
+from iidlib.inputs import InputError
 from iidlib.sources import SOURCES
 from iidlib.synthetic import SyntheticSet
 

@@ -21,10 +21,11 @@ from iidlib import checkpoints, distillation, evaluate
 from iidlib.accelerate import compiler_available, threads
 from iidlib.augment import OPERATIONS, sample
 from iidlib.checkpoints import Checkpoints
-from iidlib.config import InputError, RunConfig, fingerprint, override, preset
+from iidlib.config import RunConfig, fingerprint, override, preset
 from iidlib.data import Dataset, shapes
 from iidlib.distillation import METHODS, Distillation, Method, Stopped, distill
 from iidlib.extractors import Pool, RandomNetworks, frozen
+from iidlib.inputs import InputError
 from iidlib.network_queue import NetworkQueue
 from iidlib.networks import build_network
 from iidlib.runs import RunFolder

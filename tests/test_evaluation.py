@@ -13,10 +13,11 @@ from torch import Tensor
 
 from iidlib import evaluation, presets
 from iidlib.augment import sample
-from iidlib.config import SCALES, Drop, EvalProtocol, InputError, override, preset
+from iidlib.config import SCALES, Drop, EvalProtocol, override, preset
 from iidlib.data import Dataset, DatasetSpec, RealSet, shapes
 from iidlib.distillation import Distillation
 from iidlib.evaluation import evaluate, paired_gains, paired_interval, random_real, summarize, whole_set_protocol
+from iidlib.inputs import InputError
 from iidlib.networks import Network, build_network
 from iidlib.streams import stream, stream_seed
 from iidlib.synthetic import SyntheticSet

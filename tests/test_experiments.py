@@ -9,8 +9,8 @@ import pytest
 
 from iidlib import cli, experiments
 from iidlib.cli import _seconds, main
-from iidlib.config import InputError
 from iidlib.experiments import EXPERIMENTS, Cell, Experiment, jobs, measured, reproduce, table
+from iidlib.inputs import InputError
 from iidlib.published import ACCURACIES
 
 ALL = [(name, cell) for name, experiment in EXPERIMENTS.items() for cell in experiment.cells]

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from iidlib import extractors
-from iidlib.config import InputError, PoolConfig
+from iidlib.config import PoolConfig
 from iidlib.data import Dataset, shapes
 from iidlib.extractors import (
     Pool,
@@ -25,6 +25,7 @@ from iidlib.extractors import (
     required_accuracy,
     trained_pool,
 )
+from iidlib.inputs import InputError
 from iidlib.networks import NETWORKS, Network, build_network
 from iidlib.streams import stream
 from iidlib.training import accuracy

@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from iidlib.config import InputError, QueueConfig
+from iidlib.config import QueueConfig
 from iidlib.data import Dataset, shapes
 from iidlib.extractors import network_for
+from iidlib.inputs import InputError
 from iidlib.network_queue import RELEASED_EVALUATIONS, NetworkQueue
 from iidlib.streams import stream
 from tests import reference

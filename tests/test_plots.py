@@ -463,3 +463,30 @@ def test_an_animation_plays_every_picture_and_stops(shown: list[tuple[dict, dict
         plots.animate({"one": pictures["after 0"]}, "one picture does not move", columns=4)
     with pytest.raises(ValueError, match="at least"):
         plots.animate(pictures, "short", columns=4)
+
+
+def test_errors_are_drawn_on_logarithmic_axes_with_plain_numbers() -> None:
+    rows = [
+        {"label": label, "n": n, "error": size / n**0.5}
+        for label, size in (("local", 1), ("whole", 5))
+        for n in (5, 50)
+    ]
+    ax = plots.error_curves(pd.DataFrame(rows), x="images a class", unit="relative error")
+    assert (ax.get_xscale(), ax.get_yscale(), ax.get_xlabel()) == ("log", "log", "images a class")
+    assert [text.get_text() for text in ax.get_xticklabels()] == ["5", "50"]
+    assert [text.get_text() for text in ax.get_yticklabels()] == ["0.1", "0.2", "0.5", "1", "2"]
+    assert {text.get_text() for text in ax.get_legend().get_texts()} == {"local", "whole"}
+
+
+def test_a_figure_of_measured_rows_says_what_they_are() -> None:
+    rows = pd.DataFrame(
+        {"scale": ["laptop", "laptop", "tour"], "seed": [1, 0, 0],
+         "date": ["2026-11-22T15:24:07+00:00", "2026-11-20T01:00:00+00:00", "2026-11-25T09:00:00+00:00"]}
+    )  # fmt: skip
+    ax = plots.panels()[0]
+    plots.note(ax, rows)
+    (text,) = (text.get_text() for text in ax.get_figure().texts)
+    assert text == "scale laptop and tour; seeds 0, 1; measured 2026-11-20 to 2026-11-25"
+    axes = plots.panels(2)
+    plots.note(axes, rows[:1])
+    assert axes[0].get_figure().texts[0].get_text().endswith("measured 2026-11-22")

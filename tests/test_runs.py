@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from iidlib import runs
-from iidlib.config import InputError, preset
+from iidlib.config import preset
+from iidlib.inputs import InputError
 from iidlib.runs import RunFolder, atomic_write, cache_dir, environment, runs_frame
 
 CONFIG = preset("dm", "shapes", 3, "ci")

@@ -5,8 +5,9 @@ import torch
 
 from iidlib import losses
 from iidlib.baseline import PerClassLoop
-from iidlib.config import InputError, preset
+from iidlib.config import preset
 from iidlib.distillation import distill
+from iidlib.inputs import InputError
 from iidlib.statistics import CachedStatistics, ClassStatistics
 from tests.test_distillation import (
     ALL,

@@ -14,7 +14,7 @@ import yaml
 from nbformat.v4 import new_code_cell, new_notebook
 
 from iidlib import sweep
-from iidlib.config import InputError
+from iidlib.inputs import InputError
 from iidlib.sweep import Sweep, check_parameters, load_grid, run_sweep
 
 PARAMETERS = "ipc = 1\nseeds = [0]\nname = 'a'\nout = 'nowhere'"

@@ -14,8 +14,8 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from iidlib import synthetic
-from iidlib.config import InputError
 from iidlib.data import Dataset, DatasetSpec, shapes
+from iidlib.inputs import InputError
 from iidlib.streams import stream
 from iidlib.synthetic import SyntheticSet, expand
 from tests import reference

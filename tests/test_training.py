@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from iidlib import cutmix
 from iidlib.augment import OPERATIONS, sample
-from iidlib.config import Drop, EvalProtocol, InputError
+from iidlib.config import Drop, EvalProtocol
 from iidlib.data import RealSet, shapes
+from iidlib.inputs import InputError
 from iidlib.networks import Network, build_network
 from iidlib.streams import stream
 from iidlib.training import MOMENTUM, WEIGHT_DECAY, accuracy, fit, resolve_augmentation
