@@ -45,7 +45,7 @@ import pandas as pd
 
 from iidlib import experiments, plots
 from iidlib.evaluation import paired_gains
-from iidlib.results import results_dir
+from iidlib.results import measured, results_dir
 
 # %% [markdown]
 # ## A table with three kinds of numbers
@@ -107,18 +107,18 @@ part[listed].sort_values("ipc", kind="stable").reset_index(drop=True)
 # ## Published and ours, in one picture
 
 # %%
-measured = part[(part["laptop_seeds"] > 0) | (part["tour_seeds"] > 0)]
+filled = part[(part["laptop_seeds"] > 0) | (part["tour_seeds"] > 0)]
 names = {"published": "published", "laptop_mean": "ours, laptop"}
 names["tour_mean"] = "ours, tour"
-points = cells.loc[measured.index, ["ipc", "method", *names]].rename(columns=names)
+points = cells.loc[filled.index, ["ipc", "method", *names]].rename(columns=names)
 points = points.melt(["ipc", "method"], var_name="series", value_name="accuracy")
 points = points.dropna().sort_values(["ipc", "method"], kind="stable")
 points["label"] = points["method"] + ", IPC " + points["ipc"].astype(str)
 
 # %%
 axes = plots.cell_points(points)
-names = ("laptop.csv", "tour-idm.csv")
-plots.note(axes, pd.concat([pd.read_csv(results_dir() / name) for name in names]))
+sources = [measured("laptop", dataset=only), measured("tour-idm")]
+plots.note(axes, pd.concat(sources))
 ours = points[points["series"] == "ours, laptop"].set_index("label")["accuracy"]
 finding = f"{ours.idxmax()} is the highest of ours at laptop with {ours.max():.1f} %"
 plots.show(axes, f"Published accuracies and ours, cell by cell: {finding}.")
@@ -149,10 +149,12 @@ plots.show(axes, f"Published accuracies and ours, cell by cell: {finding}.")
 # Two methods are compared by the difference within a seed, and an order is claimed where the interval over seeds leaves out zero ({doc}`08_ablations` is about why).
 
 # %%
-rows = pd.read_csv(results_dir() / "laptop.csv")
-own = rows[rows["settings"].isna()]
+kind = {"dataset": "cifar10", "network": "convnet3", "settings": ""}
 pairs = [("random", "dm"), ("dm", "iid-dm"), ("dm", "idm"), ("idm", "iid-idm")]
-claims = {ipc: paired_gains(own[own["ipc"] == ipc], pairs) for ipc in (1, 10)}
+claims = {}
+for ipc in (1, 10):
+    rows = measured("laptop", ipc=ipc, **kind)
+    claims[ipc] = paired_gains(rows, pairs)
 pd.concat(claims, names=["ipc", ""]).droplevel(1).round(1)
 
 # %% [markdown]
@@ -163,9 +165,10 @@ pd.concat(claims, names=["ipc", ""]).droplevel(1).round(1)
 # At scale `tour` there are three seeds of IDM, with random mosaics beside them, which is what the form of the images brings alone:
 
 # %%
-tour = pd.read_csv(results_dir() / "tour-idm.csv")
 pairs = [("random-mosaic", "idm"), ("dm", "idm"), ("idm", "iid-idm")]
-claims = {ipc: paired_gains(tour[tour["ipc"] == ipc], pairs) for ipc in (1, 10)}
+claims = {}
+for ipc in (1, 10):
+    claims[ipc] = paired_gains(measured("tour-idm", ipc=ipc), pairs)
 pd.concat(claims, names=["ipc", ""]).droplevel(1).round(1)
 
 # %% [markdown]

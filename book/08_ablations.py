@@ -60,7 +60,7 @@ from iidlib import distill, evaluate, load_dataset, losses, plots, preset
 from iidlib.accelerate import in_chunks, pick_device
 from iidlib.evaluation import paired_gains, paired_interval, random_real, summarize
 from iidlib.extractors import trained_pool
-from iidlib.results import results_dir
+from iidlib.results import measured
 
 # %% [markdown]
 # ## Take the terms away
@@ -142,16 +142,16 @@ print(f"paired_interval: {mean:.1f}, from {low:.1f} to {high:.1f}")
 # `seeds` counts the distillations that both methods of a pair have; below three there is nothing to say yet, and the line has no numbers.
 
 # %%
-laptop = pd.read_csv(results_dir() / "laptop.csv")
-tour = pd.read_csv(results_dir() / "tour-ablation.csv")
+kind = {"ipc": 10, "network": "convnet3"}
+laptop = measured("laptop", dataset="cifar10", settings="", **kind)
+tour = measured("tour-ablation", **kind)
 usual = ["", "match.cc=0.3", "match.cm=0.01"]  # the weights of tour, written out
-own = {"laptop": laptop[laptop["settings"].isna()]}
-own["tour"] = tour[tour["settings"].fillna("").isin(usual)]
+own = {"laptop": laptop, "tour": tour[tour["settings"].isin(usual)]}
 
 # %%
-terms = [("dm", "dm-cc"), ("dm", "dm-cm"), ("dm", "iid-dm"), ("idm", "iid-idm")]
-ten = {name: table[table["ipc"] == 10] for name, table in own.items()}
-tables = {name: paired_gains(table, terms) for name, table in ten.items()}
+terms = [("dm", "dm-cc"), ("dm", "dm-cm"), ("dm", "iid-dm")]
+terms += [("idm", "idm-cc"), ("idm", "idm-cm"), ("idm", "iid-idm")]
+tables = {name: paired_gains(table, terms) for name, table in own.items()}
 pd.concat(tables).droplevel(1).round(1)
 
 # %% [markdown]
@@ -170,7 +170,7 @@ pd.concat(tables).droplevel(1).round(1)
 # %%
 def sweep(key, method):
     """Rows of a sweep over one setting: label, value, seed and accuracy."""
-    one = tour[tour["settings"].str.fullmatch(rf"{re.escape(key)}=[\d.]+", na=False)]
+    one = tour[tour["settings"].str.fullmatch(rf"{re.escape(key)}=[\d.]+")]
     one = one[one["method"] == method].assign(label=method)
     one["value"] = one["settings"].str.split("=").str[1].astype(float)
     keys = ["label", "value", "seed"]
@@ -178,7 +178,7 @@ def sweep(key, method):
 
 
 # %%
-plain = tour[(tour["method"] == "dm") & tour["settings"].isna()]
+plain = tour[(tour["method"] == "dm") & (tour["settings"] == "")]
 reference = {"dm": plain["accuracy"].mean()}
 
 # %%
@@ -210,7 +210,7 @@ plots.show(axes, f"Scale tour, {seeds}: {finding}.")
 # This is how the weight of class centralization at scale `laptop` was chosen, on one seed:
 
 # %%
-held_out = pd.read_csv(results_dir() / "laptop-validation.csv")
+held_out = measured("laptop-validation")
 held_out["match.cc"] = held_out["settings"].str.split("=").str[1].astype(float)
 chosen = held_out.groupby("match.cc")["accuracy"].agg(["mean", "std"])
 chosen.round(1)
@@ -255,7 +255,7 @@ assert distance.gt(0).all() and 0.4 < distance.median() < 1.6
 # That is the range in which a sweep can show anything:
 
 # %%
-rows = tour[tour["settings"].str.contains("cc_form=exp", na=False)]
+rows = tour[tour["settings"].str.contains("cc_form=exp")]
 beta = rows["settings"].str.extract(r"cc_beta=([\d.]+)")[0].astype(float)
 exp = rows.assign(label="dm-cc", value=beta)
 exp = exp.groupby(["label", "value", "seed"], as_index=False)["accuracy"].mean()
@@ -275,14 +275,13 @@ plots.show(curve, f"Accuracy over beta at scale tour, {seeds}: {finding}.")
 # ## Exercises
 #
 # ```{admonition} Exercise 1
-# How many seeds would the pair of `dm` and `iid-dm` need at scale `laptop`, until an interval around its present mean would leave out zero?
+# How many seeds would the pair of `dm` and `dm-cm` need at scale `laptop`, until an interval around its present mean would leave out zero?
 # Assume that the spread of the differences stays as it is.
 # ```
 
 # %% tags=["hide-cell"]
-own = laptop[laptop["settings"].isna() & (laptop["ipc"] == 10)]
-table = own.pivot_table(index="seed", columns="method", values="accuracy")
-difference = (table["iid-dm"] - table["dm"]).dropna()
+table = laptop.pivot_table(index="seed", columns="method", values="accuracy")
+difference = (table["dm-cm"] - table["dm"]).dropna()
 mean, spread = abs(difference.mean()), difference.std()
 sure = (m for m in range(2, 10**6) if mean > t.ppf(0.975, m - 1) * spread / m**0.5)
 needed = next(sure)

@@ -57,7 +57,7 @@ from iidlib import distill, evaluate, load_dataset, plots, preset
 from iidlib.accelerate import pick_device
 from iidlib.continual import class_order, class_steps, learn_in_steps, of_classes
 from iidlib.evaluation import paired_gains
-from iidlib.results import results_dir
+from iidlib.results import measured
 from iidlib.synthetic import SyntheticSet
 
 # %% [markdown]
@@ -189,7 +189,7 @@ pd.DataFrame(
 # These rows were measured with all iterations of scale `tour`, `ipc` of 20:
 
 # %%
-rows = pd.read_csv(results_dir() / "tour-continual.csv")
+rows = measured("tour-continual")
 end = rows[rows["step"] == rows["steps"]]
 orders = end.groupby("method", sort=False)["order"].nunique().rename("orders")
 means = end.groupby("method", sort=False)["accuracy"].mean().rename("last step")

@@ -53,7 +53,7 @@ from iidlib.ceilings import copy_rate, count_flops, matrix_product_rate
 from iidlib.extractors import frozen
 from iidlib.ladder import forward_ladder
 from iidlib.networks import build_network
-from iidlib.results import results_dir
+from iidlib.results import measured
 
 # %% [markdown]
 # ## What an iteration must do
@@ -164,7 +164,7 @@ plots.show(bars, f"Time of an image, an acceleration more in each row: {finding}
 # These are rows that it measured, with the machine they come from:
 
 # %%
-bench = pd.read_csv(results_dir() / "bench.csv")
+bench = measured("bench")
 columns = ["what", "method", "baseline_seconds", "seconds", "ratio"]
 bench[[*columns, "floor_fraction"]].round(2)
 
@@ -182,7 +182,7 @@ print(f"{first['device']}, torch {first['torch']}, {ceiling:.0f} GFLOP/s")
 # `iid bench --scaling` varies one size at a time about the published shapes, for `dm-cm`.
 
 # %%
-scaling = pd.read_csv(results_dir() / "bench-scaling.csv")
+scaling = measured("bench-scaling")
 sizes = {
     "ipc": "images a class",
     "classes": "classes",
@@ -218,7 +218,7 @@ plots.show(panels, f"Seconds an iteration as the work grows: {finding}.")
 # What that trades was measured at the scale `tour`, three seeds and three networks each:
 
 # %%
-cached = pd.read_csv(results_dir() / "tour-cached.csv")
+cached = measured("tour-cached")
 short = cached[cached["iterations"] == 200]
 kind = short["settings"].str.extract(r"statistics=(\w+)(?:.*pairs=(\d+))?")
 short = short.assign(
@@ -238,9 +238,9 @@ trade.round(1)
 # Ten pairs halve the time once more, and cost far more than they did at `tour`, on the one seed that was run:
 
 # %%
-laptop = pd.read_csv(results_dir() / "laptop.csv")
-own = laptop[(laptop["method"] == "dm") & (laptop["seed"] == 0)]
-own = own.assign(settings=own["settings"].fillna("fresh draws"))
+kind = {"dataset": "cifar10", "ipc": 10, "network": "convnet3"}
+own = measured("laptop", method="dm", seed=0, **kind)
+own["settings"] = own["settings"].replace("", "fresh draws")
 own.groupby("settings")["accuracy"].agg(["mean", "std"]).round(1)
 
 # %% [markdown]

@@ -1,7 +1,8 @@
 """Puts the set of a finished run into ``data/distilled``: in 8 bits, evaluated again as it is stored, with its card.
 
     python data/build_distilled.py RUN NAME [--data-root FOLDER]
-    python data/build_distilled.py    # only what is drawn from the sets: the page of cards, the front picture
+    python data/build_distilled.py          # only the page of cards
+    python data/build_distilled.py front    # also the picture of the book's first page; needs CIFAR-10
 
 A set is three files: ``NAME.safetensors``, ``NAME.png`` (as it is seen) and ``NAME.json``: a row for each network that
 was trained on it, and on as many random real images, at the run's scale. ``README.md`` shows the cards.
@@ -112,13 +113,13 @@ def front(options: list[str]) -> None:
 
 
 def main(arguments: list[str]) -> None:
-    """Adds a set where one is named, and writes the page; the set of the front page also draws its picture."""
-    if arguments:
+    """Adds a set where one is named, and writes the page; or draws the picture of the book's first page."""
+    if arguments[:1] == ["front"]:
+        front(arguments[1:])
+    elif arguments:
         run, name, *options = arguments
         add(Path(run), name, options)
     (FOLDER / "README.md").write_text(page())
-    if arguments and arguments[1] == FRONT:
-        front(arguments[2:])
 
 
 if __name__ == "__main__":

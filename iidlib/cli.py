@@ -15,9 +15,11 @@ import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from string import ascii_lowercase
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
+from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -631,10 +633,13 @@ def _cells(name: str, title: str, only: str, folder: Path | None) -> None:
     from iidlib.experiments import table
 
     cells = table(name, folder)
-    shown = Table(title=escape(f"{name}: {title}"))
-    for column in ("cell", "published", "paper", "laptop", "tour", "source"):
-        left = column in ("cell", "source")
-        shown.add_column(column, justify="left" if left else "right", no_wrap=not left, overflow="fold")
+    shown = Table(
+        title=escape(f"{name}: {title}"), box=box.SIMPLE, show_edge=False, pad_edge=False, caption_justify="left"
+    )
+    for column in ("cell", "published", "paper", "laptop", "tour"):
+        name_it = column == "cell"
+        shown.add_column(column, justify="left" if name_it else "right", no_wrap=not name_it, overflow="fold")
+    marks: dict[str, str] = {}
     for row in cells.to_dict("records"):
         parts = [row["dataset"], f"ipc{row['ipc']}" if row["ipc"] else "all", row["method"]]
         parts += [row["network"]] if row["network"] not in ("convnet3", "convnet4") else []
@@ -647,9 +652,12 @@ def _cells(name: str, title: str, only: str, folder: Path | None) -> None:
             seeds, spread = row[f"{scale}_seeds"], f" ± {row[f'{scale}_std']:.1f}"
             text = f"{row[f'{scale}_mean']:.1f}{spread if seeds > 1 else ''} ({seeds})"
             ours.append(text if seeds else absent)
-        known = row["source"] != "not found"
-        published, source = (f"{row['published']:.1f}", row["source"]) if known else ("not found", "")
-        shown.add_row(escape(cell), published, *ours, escape(source))
+        published = "not found"
+        if row["source"] != "not found":
+            mark = marks.setdefault(row["source"], ascii_lowercase[len(marks)])
+            published = f"{row['published']:.1f} {mark}"
+        shown.add_row(escape(cell), published, *ours)
+    shown.caption = escape("\n".join(f"{mark}: {source}" for source, mark in marks.items()))
     console.print(shown)
 
 
@@ -681,8 +689,8 @@ def reproduce(
         for each in [name] if name else EXPERIMENTS:
             _cells(each, EXPERIMENTS[each].title, only, folder)
         typer.echo(
-            "accuracy in percent; ours: mean ± std over distillation seeds (how many), by scale; a cell of the paper "
-            "is filled at scale paper only"
+            "Accuracy in percent; ours: mean ± std over distillation seeds (how many).\n"
+            "Only scale paper fills a cell of the paper; tour is measured on cifar10-mini."
         )
         return
     seconds = _seconds(budget) if budget else math.inf

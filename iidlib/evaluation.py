@@ -215,7 +215,14 @@ def paired_gains(scores: pd.DataFrame, pairs: Sequence[tuple[str, str]], by: str
     Returns:
         A row a pair, with columns base, method, seeds (how many both have) and, from three seeds on, mean, low and high
         of `paired_interval`; otherwise these are empty.
+
+    Raises:
+        ValueError: for rows of several data sets, sizes, scales or architectures, whose mean says nothing.
     """
+    for column in ("dataset", "ipc", "scale", "network"):
+        kinds = sorted(map(str, scores[column].unique())) if column in scores else []
+        if len(kinds) > 1:
+            raise ValueError(f"rows of one {column} are compared, got those of {', '.join(kinds)}")
     table = scores.pivot_table(index="seed", columns=by, values="accuracy")
     rows = []
     for base, method in pairs:

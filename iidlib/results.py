@@ -19,6 +19,7 @@ __all__ = [
     "append_rows",
     "check_results",
     "check_writable",
+    "measured",
     "read_results",
     "results_dir",
 ]
@@ -50,6 +51,30 @@ def results_dir() -> Path:
             f"no folder {folder}: measured results come with a checkout of the repository, not with a wheel"
         )
     return folder
+
+
+def measured(name: str, **only: object) -> pd.DataFrame:
+    """Rows of a table that comes with a checkout, those of one kind.
+
+    A table may hold several data sets, networks and sizes, and a mean over all of them means nothing.
+
+    Args:
+        name: the file in `results_dir`, without its ending.
+        **only: for each column, the value that a row must have.
+
+    Returns:
+        The rows in their order, numbers as numbers; settings of the scale's own are "".
+
+    Raises:
+        InputError: where the package was installed without its tables.
+        KeyError: for a column that the table lacks.
+    """
+    rows = pd.read_csv(results_dir() / f"{name}.csv")
+    if "settings" in rows:
+        rows["settings"] = rows["settings"].fillna("")
+    for column, value in only.items():
+        rows = rows[rows[column] == value]
+    return rows.reset_index(drop=True)
 
 
 def check_writable(path: Path, option: str = "--out") -> None:

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from iidlib.data import load_dataset
-from iidlib.results import RESULT_COLUMNS, results_dir
+from iidlib.results import RESULT_COLUMNS, measured, results_dir
 from iidlib.synthetic import SyntheticSet
 
 ROOT = Path(__file__).parents[1]
@@ -31,14 +31,14 @@ def script(name: str) -> ModuleType:
 
 
 @pytest.mark.parametrize("page", ["book/intro.md", "README.md"])
-def test_the_table_of_results_is_that_of_the_rows(page: str) -> None:
+def test_the_tables_of_results_are_those_of_the_rows(page: str) -> None:
     text = (ROOT / page).read_text()
-    assert text == script("build_results_tables").with_table(text), "run python data/build_results_tables.py"
-    assert "IID on IDM" in text
+    assert text == script("build_results_tables").with_tables(text), "run python data/build_results_tables.py"
+    assert len(re.findall(r"^\| IID on IDM \|", text, flags=re.M)) == text.count("build_results_tables.py) -->") > 0
 
 
 def test_the_table_says_what_is_missing_and_what_was_not_found() -> None:
-    table = script("build_results_tables").table()
+    table = script("build_results_tables").table("laptop")
     mosaics = next(line for line in table.splitlines() if line.startswith("| random mosaics"))
     assert mosaics.count("not found") == 2
     assert re.search(r"\| DM \| \d+\.\d|missing \(?\d* *\|", table) or "| DM | missing" in table
@@ -60,6 +60,20 @@ def test_accuracies_say_all_that_identifies_them(path: Path) -> None:
     keys = ["dataset", "method", "ipc", "scale", "network", "seed", "evaluation_seed", "protocol", "settings"]
     keys += ["iterations", *(name for name in ("step", "steps", "order") if name in rows)]
     assert not rows.duplicated(keys).any(), rows[rows.duplicated(keys)][keys]
+
+
+def test_rows_of_one_kind_are_those_that_a_reader_of_the_file_would_take(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "some.csv"
+    path.write_text("dataset,ipc,settings,accuracy\ncifar10,1,,40.5\ncifar10,10,,50\ncifar100,1,a=2,9\n")
+    monkeypatch.setattr("iidlib.results.results_dir", lambda: tmp_path)
+    assert measured("some")["settings"].tolist() == ["", "", "a=2"]
+    assert measured("some", dataset="cifar10", ipc=1)["accuracy"].tolist() == [40.5]
+    assert measured("some", ipc=1, settings="")["dataset"].tolist() == ["cifar10"]
+    assert measured("some", ipc=3).empty
+    with pytest.raises(KeyError, match="network"):
+        measured("some", network="convnet3")
 
 
 # Distilled sets

@@ -405,3 +405,11 @@ class TestPairedGains:
         gains = paired_gains(self.scores(), [("dm", "iid-dm"), ("dm", "idm")])
         assert gains["seeds"].tolist() == [2, 0]
         assert gains[["mean", "low", "high"]].isna().all(axis=None)
+
+    @pytest.mark.parametrize("column", ["dataset", "ipc", "scale", "network"])
+    def test_rows_of_several_kinds_are_refused(self, column: str) -> None:
+        scores = self.scores().assign(**{column: "one"})
+        assert len(paired_gains(scores, [("dm", "dm-cm")])) == 1
+        scores.loc[3, column] = "other"
+        with pytest.raises(ValueError, match=f"rows of one {column} are compared, got those of one, other"):
+            paired_gains(scores, [("dm", "dm-cm")])

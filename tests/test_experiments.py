@@ -1,6 +1,7 @@
 """The paper's cells: what counts as measured, what is run next, and a budget that cuts nothing in half."""
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -210,11 +211,14 @@ def test_a_job_that_fails_is_told_and_left_out(small: dict[str, str], tmp_path: 
 def test_the_command_lists_and_refuses(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cli.console, "width", 120)
+    monkeypatch.setattr(cli.console, "width", 80)
     with pytest.raises(SystemExit) as ended:
         main(["reproduce", "ablation", "--list"])
     shown = capsys.readouterr().out
     assert ended.value.code == 0 and "cifar10/ipc10/dm-cc" in shown and "missing" in shown and "not found" in shown
+    marks = set(re.findall(r"\d\d\.\d ([a-z]) ", shown))
+    assert marks and marks == set(re.findall(r"^ *([a-z]): \S", shown, flags=re.M)), "each mark has its source"
+    assert max(map(len, shown.splitlines())) <= 80
     for arguments, told in (
         (["reproduce", "table9"], "unknown experiment 'table9'"),
         (["reproduce", "main", "--budget", "soon"], "--budget takes a time"),
