@@ -152,7 +152,7 @@ own = {"laptop": laptop, "tour": tour[tour["settings"].isin(usual)]}
 terms = [("dm", "dm-cc"), ("dm", "dm-cm"), ("dm", "iid-dm")]
 terms += [("idm", "idm-cc"), ("idm", "idm-cm"), ("idm", "iid-idm")]
 tables = {name: paired_gains(table, terms) for name, table in own.items()}
-pd.concat(tables).droplevel(1).round(1)
+pd.concat(tables).droplevel(1).query("seeds > 0").round(1)
 
 # %% [markdown]
 # A row is one method against another, not against the best; differences of differences, such as whether the two terms add up, need intervals of their own.
