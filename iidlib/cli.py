@@ -410,7 +410,7 @@ def evaluate(
 
     import pandas as pd
 
-    from iidlib.baselines import CHOICES, choose
+    from iidlib.coresets import CHOICES, choose
     from iidlib.evaluation import random_real, whole_set_protocol
     from iidlib.extractors import trained_pool
     from iidlib.presets import PROTOCOLS

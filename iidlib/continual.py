@@ -17,8 +17,8 @@ import numpy as np
 import pandas as pd
 import torch
 
-from iidlib.baselines import CHOICES, choose
 from iidlib.config import RunConfig
+from iidlib.coresets import CHOICES, choose
 from iidlib.data import Dataset, RealSet
 from iidlib.distillation import METHODS, distill
 from iidlib.evaluation import evaluate, random_real

@@ -21,7 +21,7 @@ LEAVES = {"augment", "cutmix", "inputs", "losses", "kernels", "plots", "presets"
 BASE = (LEAVES | {"accelerate", "config"}) - {"plots", "presets"}
 MATERIAL = {"data", "networks", "runs"}
 MIDDLE = {"extractors", "interchange", "results", "synthetic"}
-ABOVE = {"analysis", "baselines", "continual", "distillation", "evaluation", "terms"}
+ABOVE = {"analysis", "coresets", "continual", "distillation", "evaluation", "terms"}
 TOP = {"baseline", "bench", "experiments", "ladder", "sweep", "timing"}
 
 ALLOWED = (
