@@ -48,6 +48,7 @@ steps = 5
 order = 0  # seed of the order of classes
 seed = 0
 share = 0.25  # of the scale's iterations; 1 for the whole experiment
+networks = 1  # judges after each step
 
 # %%
 import pandas as pd
@@ -92,6 +93,7 @@ for number, group in enumerate(groups, 1):
 # %%
 whole = preset("dm", dataset, ipc, scale).iterations
 length = {"seed": seed, "iterations": max(1, round(share * whole))}
+length["eval.num_eval"] = networks
 config = preset("dm", dataset, ipc, scale, length)
 parts = [of_classes(data, group) for group in groups[:2]]
 memory = [distill(config, part).synthetic for part in parts]
@@ -153,7 +155,7 @@ plots.show(curve, f"Accuracy on the classes seen so far; at the end {finding}.")
 # Part of the fall is nobody's fault: ten classes are harder than two, as the dotted line of chance reminds you.
 # What a memory can be blamed for is the distance between its line and that of another memory, step by step.
 #
-# This is one order of the classes, with a quarter of the iterations of its scale.
+# This is one order of the classes and one network after each step, with a quarter of the iterations of its scale.
 #
 # ## Where the future leaks
 #

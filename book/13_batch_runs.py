@@ -43,6 +43,7 @@ scale = "tour"  # of the cells that are listed; the batch itself is at scale ci
 
 # %%
 import tempfile
+import textwrap
 from pathlib import Path
 
 import pandas as pd
@@ -189,7 +190,7 @@ place = {"folder": Path("results"), "runs": Path("runs")}
 todo = experiments.jobs("ablation", scale=scale, seeds=3, **place)
 print(len(todo), "runs; the first three:")
 for job in todo[:3]:
-    print(" ", job)
+    print(textwrap.fill(str(job), 80, subsequent_indent="    "))
 
 # %% [markdown]
 # They share their seeds across methods, so that what is run last can be compared in pairs with what was run first.
