@@ -45,7 +45,8 @@ import pandas as pd
 
 from iidlib import experiments, plots
 from iidlib.evaluation import paired_gains
-from iidlib.results import measured, results_dir
+from iidlib.reproduce import jobs
+from iidlib.results import results_dir, rows_of
 
 # %% [markdown]
 # ## A table with three kinds of numbers
@@ -117,7 +118,7 @@ points["label"] = points["method"] + ", IPC " + points["ipc"].astype(str)
 
 # %%
 axes = plots.cell_points(points)
-sources = [measured("laptop", dataset=only), measured("tour-idm")]
+sources = [rows_of("laptop", dataset=only), rows_of("tour-idm")]
 plots.note(axes, pd.concat(sources))
 ours = points[points["series"] == "ours, laptop"].set_index("label")["accuracy"]
 finding = f"{ours.idxmax()} is the highest of ours at laptop with {ours.max():.1f} %"
@@ -153,7 +154,7 @@ kind = {"dataset": "cifar10", "network": "convnet3", "settings": ""}
 pairs = [("random", "dm"), ("dm", "iid-dm"), ("dm", "idm"), ("idm", "iid-idm")]
 claims = {}
 for ipc in (1, 10):
-    rows = measured("laptop", ipc=ipc, **kind)
+    rows = rows_of("laptop", ipc=ipc, **kind)
     claims[ipc] = paired_gains(rows, pairs)
 pd.concat(claims, names=["ipc", ""]).droplevel(1).round(1)
 
@@ -168,7 +169,7 @@ pd.concat(claims, names=["ipc", ""]).droplevel(1).round(1)
 pairs = [("random-mosaic", "idm"), ("dm", "idm"), ("idm", "iid-idm")]
 claims = {}
 for ipc in (1, 10):
-    claims[ipc] = paired_gains(measured("tour-idm", ipc=ipc), pairs)
+    claims[ipc] = paired_gains(rows_of("tour-idm", ipc=ipc), pairs)
 pd.concat(claims, names=["ipc", ""]).droplevel(1).round(1)
 
 # %% [markdown]
@@ -181,7 +182,7 @@ pd.concat(claims, names=["ipc", ""]).droplevel(1).round(1)
 # The runs that are missing come in an order: cells that say most first, and every cell once before any cell a second time.
 
 # %% tags=["nbval-ignore-output"]
-todo = experiments.jobs("main", scale="paper", seeds=1, only="cifar10/ipc10")
+todo = jobs("main", scale="paper", seeds=1, only="cifar10/ipc10")
 for job in todo[:2]:
     print(str(job).replace(str(results_dir()), "data/results"))
 

@@ -60,7 +60,7 @@ from iidlib import distill, evaluate, load_dataset, losses, plots, preset
 from iidlib.accelerate import in_chunks, pick_device
 from iidlib.evaluation import paired_gains, paired_interval, random_real, summarize
 from iidlib.extractors import trained_pool
-from iidlib.results import measured
+from iidlib.results import rows_of
 
 # %% [markdown]
 # ## Take the terms away
@@ -143,8 +143,8 @@ print(f"paired_interval: {mean:.1f}, from {low:.1f} to {high:.1f}")
 
 # %%
 kind = {"ipc": 10, "network": "convnet3"}
-laptop = measured("laptop", dataset="cifar10", settings="", **kind)
-tour = measured("tour-ablation", **kind)
+laptop = rows_of("laptop", dataset="cifar10", settings="", **kind)
+tour = rows_of("tour-ablation", **kind)
 usual = ["", "match.cc=0.3", "match.cm=0.01"]  # the weights of tour, written out
 own = {"laptop": laptop, "tour": tour[tour["settings"].isin(usual)]}
 
@@ -210,7 +210,7 @@ plots.show(axes, f"Scale tour, {seeds}: {finding}.")
 # This is how the weight of class centralization at scale `laptop` was chosen, on one seed:
 
 # %%
-held_out = measured("laptop-validation")
+held_out = rows_of("laptop-validation")
 held_out["match.cc"] = held_out["settings"].str.split("=").str[1].astype(float)
 chosen = held_out.groupby("match.cc")["accuracy"].agg(["mean", "std"])
 chosen.round(1)

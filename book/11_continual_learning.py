@@ -58,7 +58,7 @@ from iidlib import distill, evaluate, load_dataset, plots, preset
 from iidlib.accelerate import pick_device
 from iidlib.continual import class_order, class_steps, learn_in_steps, of_classes
 from iidlib.evaluation import paired_gains
-from iidlib.results import measured
+from iidlib.results import rows_of
 from iidlib.synthetic import SyntheticSet
 
 # %% [markdown]
@@ -191,7 +191,7 @@ pd.DataFrame(
 # These rows were measured with all iterations of scale `tour`, `ipc` of 20:
 
 # %%
-rows = measured("tour-continual")
+rows = rows_of("tour-continual")
 end = rows[rows["step"] == rows["steps"]]
 orders = end.groupby("method", sort=False)["order"].nunique().rename("orders")
 means = end.groupby("method", sort=False)["accuracy"].mean().rename("last step")

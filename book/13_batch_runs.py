@@ -50,6 +50,7 @@ import pandas as pd
 
 from iidlib import experiments, plots
 from iidlib.inputs import InputError
+from iidlib.reproduce import jobs
 from iidlib.results import results_dir
 from iidlib.runs import runs_frame
 from iidlib.sweep import check_parameters, load_grid, run_sweep
@@ -187,7 +188,7 @@ for name, one in experiments.EXPERIMENTS.items():
 
 # %%
 place = {"folder": Path("results"), "runs": Path("runs")}
-todo = experiments.jobs("ablation", scale=scale, seeds=3, **place)
+todo = jobs("ablation", scale=scale, seeds=3, **place)
 print(len(todo), "runs; the first three:")
 for job in todo[:3]:
     print(textwrap.fill(str(job), 80, subsequent_indent="    "))

@@ -53,7 +53,7 @@ from iidlib.ceilings import copy_rate, count_flops, matrix_product_rate
 from iidlib.extractors import frozen
 from iidlib.ladder import forward_ladder
 from iidlib.networks import build_network
-from iidlib.results import measured
+from iidlib.results import rows_of
 
 # %% [markdown]
 # ## What an iteration must do
@@ -164,7 +164,7 @@ plots.show(bars, f"Time of an image, an acceleration more in each row: {finding}
 # These are rows that it measured, with the machine they come from:
 
 # %%
-bench = measured("bench")
+bench = rows_of("bench")
 columns = ["what", "method", "baseline_seconds", "seconds", "ratio"]
 bench[[*columns, "floor_fraction"]].round(2)
 
@@ -182,7 +182,7 @@ print(f"{first['device']}, torch {first['torch']}, {ceiling:.0f} GFLOP/s")
 # `iid bench --scaling` varies one size at a time about the published shapes, for `dm-cm`.
 
 # %%
-scaling = measured("bench-scaling")
+scaling = rows_of("bench-scaling")
 sizes = {
     "ipc": "images a class",
     "classes": "classes",
@@ -218,7 +218,7 @@ plots.show(panels, f"Seconds an iteration as the work grows: {finding}.")
 # What that trades was measured at the scale `tour`, three seeds and three networks each:
 
 # %%
-cached = measured("tour-cached")
+cached = rows_of("tour-cached")
 short = cached[cached["iterations"] == 200]
 kind = short["settings"].str.extract(r"statistics=(\w+)(?:.*pairs=(\d+))?")
 short = short.assign(
@@ -239,7 +239,7 @@ trade.round(1)
 
 # %%
 kind = {"dataset": "cifar10", "ipc": 10, "network": "convnet3"}
-own = measured("laptop", method="dm", seed=0, **kind)
+own = rows_of("laptop", method="dm", seed=0, **kind)
 own["settings"] = own["settings"].replace("", "fresh draws")
 own.groupby("settings")["accuracy"].agg(["mean", "std"]).round(1)
 

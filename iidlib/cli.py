@@ -633,19 +633,14 @@ def _cells(name: str, title: str, only: str, folder: Path | None) -> None:
     from iidlib.experiments import table
 
     cells = table(name, folder)
-    shown = Table(
-        title=escape(f"{name}: {title}"), box=box.SIMPLE, show_edge=False, pad_edge=False, caption_justify="left"
-    )
+    shown = Table(title=escape(f"{name}: {title}"), box=box.SIMPLE, show_edge=False, pad_edge=False)
+    shown.caption_justify = "left"
     for column in ("cell", "published", "paper", "laptop", "tour"):
         name_it = column == "cell"
         shown.add_column(column, justify="left" if name_it else "right", no_wrap=not name_it, overflow="fold")
     marks: dict[str, str] = {}
     for row in cells.to_dict("records"):
-        parts = [row["dataset"], f"ipc{row['ipc']}" if row["ipc"] else "all", row["method"]]
-        parts += [row["network"]] if row["network"] not in ("convnet3", "convnet4") else []
-        parts += [f"{row['steps']}steps"] if row["steps"] else []
-        cell = "/".join([*parts, *row["settings"].split()])
-        if not cell.startswith(only):
+        if not row["cell"].startswith(only):
             continue
         ours = []
         for scale, absent in (("paper", "missing"), ("laptop", ""), ("tour", "")):
@@ -656,7 +651,7 @@ def _cells(name: str, title: str, only: str, folder: Path | None) -> None:
         if row["source"] != "not found":
             mark = marks.setdefault(row["source"], ascii_lowercase[len(marks)])
             published = f"{row['published']:.1f} {mark}"
-        shown.add_row(escape(cell), published, *ours)
+        shown.add_row(escape(row["cell"]), published, *ours)
     shown.caption = escape("\n".join(f"{mark}: {source}" for source, mark in marks.items()))
     console.print(shown)
 
@@ -678,8 +673,8 @@ def reproduce(
     """Show the paper's cells, or run those that are missing, the most telling first."""
     import math
 
-    from iidlib.experiments import EXPERIMENTS, jobs
-    from iidlib.experiments import reproduce as run
+    from iidlib.experiments import EXPERIMENTS
+    from iidlib.reproduce import jobs, run_jobs
 
     if name is not None and name not in EXPERIMENTS:
         raise InputError(f"unknown experiment {name!r}{suggest(name, EXPERIMENTS)}")
@@ -696,7 +691,7 @@ def reproduce(
     seconds = _seconds(budget) if budget else math.inf
     todo = jobs(name, scale=scale, seeds=seeds, only=only, folder=folder, runs=runs, device=device)
     typer.echo(f"{name} at scale {scale}: {len(todo)} runs are missing")
-    done = run(todo, budget=seconds, say=typer.echo)
+    done = run_jobs(todo, budget=seconds, say=typer.echo)
     typer.echo(f"{done} of {len(todo)} done")
 
 

@@ -19,9 +19,9 @@ __all__ = [
     "append_rows",
     "check_results",
     "check_writable",
-    "measured",
     "read_results",
     "results_dir",
+    "rows_of",
 ]
 
 RESULT_COLUMNS = (
@@ -53,7 +53,7 @@ def results_dir() -> Path:
     return folder
 
 
-def measured(name: str, **only: object) -> pd.DataFrame:
+def rows_of(name: str, **only: object) -> pd.DataFrame:
     """Rows of a table that comes with a checkout, those of one kind.
 
     A table may hold several data sets, networks and sizes, and a mean over all of them means nothing.

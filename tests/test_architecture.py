@@ -22,7 +22,7 @@ BASE = (LEAVES | {"accelerate", "config"}) - {"plots", "presets"}
 MATERIAL = {"data", "networks", "runs"}
 MIDDLE = {"extractors", "interchange", "results", "synthetic"}
 ABOVE = {"analysis", "coresets", "continual", "distillation", "evaluation", "terms"}
-TOP = {"baseline", "bench", "experiments", "ladder", "sweep", "timing"}
+TOP = {"baseline", "bench", "experiments", "ladder", "reproduce", "sweep", "timing"}
 
 ALLOWED = (
     {name: set() for name in LEAVES}

@@ -146,10 +146,10 @@ def test_the_command_learns_goes_on_and_keeps_rows(tmp_path: Path, monkeypatch, 
     assert iid(*given) == 2
     assert "go on with it by --resume" in capsys.readouterr().err
     assert iid(*given, "--resume") == 0
-    rows = experiments._all_rows(tmp_path / "r")
+    rows = experiments.all_rows(tmp_path / "r")
     assert len(rows) == 8 and rows["step"].tolist() == [1, 1, 2, 2] * 2
     cell = experiments.Cell("shapes", "dm", 2, steps=2)
-    monkeypatch.setattr(experiments, "_dataset_at", lambda cell, scale: "shapes")
+    monkeypatch.setattr(experiments.Cell, "dataset_at", lambda cell, scale: "shapes")
     last = rows[rows["step"] == 2].drop_duplicates("evaluation_seed")["accuracy"].mean()
     assert experiments.measured(cell, "ci", rows).to_dict() == {0: last}
     assert experiments.measured(experiments.Cell("shapes", "dm", 2), "ci", rows).empty

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from iidlib.data import load_dataset
-from iidlib.results import RESULT_COLUMNS, measured, results_dir
+from iidlib.results import RESULT_COLUMNS, results_dir, rows_of
 from iidlib.synthetic import SyntheticSet
 
 ROOT = Path(__file__).parents[1]
@@ -68,12 +68,12 @@ def test_rows_of_one_kind_are_those_that_a_reader_of_the_file_would_take(
     path = tmp_path / "some.csv"
     path.write_text("dataset,ipc,settings,accuracy\ncifar10,1,,40.5\ncifar10,10,,50\ncifar100,1,a=2,9\n")
     monkeypatch.setattr("iidlib.results.results_dir", lambda: tmp_path)
-    assert measured("some")["settings"].tolist() == ["", "", "a=2"]
-    assert measured("some", dataset="cifar10", ipc=1)["accuracy"].tolist() == [40.5]
-    assert measured("some", ipc=1, settings="")["dataset"].tolist() == ["cifar10"]
-    assert measured("some", ipc=3).empty
+    assert rows_of("some")["settings"].tolist() == ["", "", "a=2"]
+    assert rows_of("some", dataset="cifar10", ipc=1)["accuracy"].tolist() == [40.5]
+    assert rows_of("some", ipc=1, settings="")["dataset"].tolist() == ["cifar10"]
+    assert rows_of("some", ipc=3).empty
     with pytest.raises(KeyError, match="network"):
-        measured("some", network="convnet3")
+        rows_of("some", network="convnet3")
 
 
 # Distilled sets
