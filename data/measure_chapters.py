@@ -9,7 +9,6 @@ which the book's page "Environment and minutes" takes them. Run it on a machine 
 import csv
 import os
 import platform
-import resource
 import subprocess
 import sys
 import time
@@ -22,16 +21,18 @@ COLUMNS = ("chapter", "minutes", "peak MiB", "cores", "machine", "date")
 
 def measure(script: Path) -> dict[str, str]:
     """Executes a chapter and writes it beside its script; a row of the table."""
-    before, begun = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss, time.perf_counter()
+    begun = time.perf_counter()
     command = [sys.executable, "-m", "jupytext", "--quiet", "--to", "ipynb", "--execute", script.name]
-    subprocess.run([*command, "-o", f"{script.stem}.ipynb"], cwd=script.parent, check=True)
+    process = subprocess.Popen([*command, "-o", f"{script.stem}.ipynb"], cwd=script.parent)
+    _, status, used = os.wait4(process.pid, 0)  # what it used, and the kernel that it waited for
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise SystemExit(f"{script.name} failed, see above")
     minutes = (time.perf_counter() - begun) / 60
-    # the largest of all children so far: of this one only if it is larger than those before
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
     return {
         "chapter": script.stem,
         "minutes": f"{minutes:.1f}",
-        "peak MiB": f"{peak // 1024}" if peak > before else "",
+        "peak MiB": f"{used.ru_maxrss // 1024}",
         "cores": str(os.cpu_count()),
         "machine": platform.machine(),
         "date": time.strftime("%Y-%m-%d"),
@@ -48,10 +49,6 @@ def main(names: list[str]) -> None:
         with TABLE.open(newline="") as file:
             rows = {row["chapter"]: row for row in csv.DictReader(file)}
     for script in scripts:
-        # a process of its own, so that its peak is its own
-        if len(scripts) > 1:
-            subprocess.run([sys.executable, __file__, script.stem], check=True)
-            continue
         rows[script.stem] = measure(script)
         print(rows[script.stem], flush=True)
         with TABLE.open("w", newline="") as file:
