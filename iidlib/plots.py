@@ -361,7 +361,8 @@ def setting_curve(
         sns.scatterplot(**common, s=22, legend=False, zorder=3)
         for label, accuracy in (references or {}).items():
             ax.axhline(accuracy, color=palette[label], linewidth=1, linestyle=":")
-            ax.annotate(label, (1, accuracy), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=8)
+            # beyond the last value, where no point can lie
+            ax.annotate(label, (1.01, accuracy), xycoords=("axes fraction", "data"), va="center", fontsize=8)
         ax.set_xticks(range(len(values)), [f"{value:g}" for value in values])
         ax.set(xlabel=setting, ylabel="test accuracy (%)")
         if len(labels) > 1:
