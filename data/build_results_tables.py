@@ -7,12 +7,22 @@ import re
 import sys
 from pathlib import Path
 
+import pandas as pd
+
 from iidlib import experiments
+from iidlib.evaluation import paired_interval
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = (ROOT / "book" / "intro.md", ROOT / "README.md")
+PAIRS = {
+    "laptop": (
+        ("dm", "dm-cc"), ("dm", "dm-cm"), ("dm", "iid-dm"), ("dm", "idm"),
+        ("idm", "idm-cc"), ("idm", "idm-cm"), ("idm", "iid-idm"),
+    ),
+    "tour": (("random-mosaic", "dm"), ("dm", "idm"), ("random-mosaic", "idm"), ("idm", "iid-idm")),
+}  # fmt: skip
 PLACE = re.compile(
-    r"(<!-- results at (\w+): begin \(python data/build_results_tables.py\) -->\n).*?(\n<!-- end -->)", re.S
+    r"(<!-- (results|gains) at (\w+): begin \(python data/build_results_tables.py\) -->\n).*?(\n<!-- end -->)", re.S
 )
 METHODS = {
     "random": "random real images",
@@ -46,9 +56,31 @@ def table(scale: str) -> str:
     return "\n".join(lines)
 
 
+def gains(scale: str) -> str:
+    """Paired differences of methods at a scale, in points, with their intervals over seeds."""
+    rows = experiments.all_rows()
+    lines = ["| difference | IPC 1 | IPC 10 |", "| --- | --- | --- |"]
+    for base, method in PAIRS[scale]:
+        parts = []
+        for ipc in (1, 10):
+            of_both = [
+                experiments.measured(experiments.Cell("cifar10", one, ipc), scale, rows) for one in (base, method)
+            ]
+            pairs = pd.concat(of_both, axis=1).dropna()
+            text = f"missing ({len(pairs)} seeds of 3)"
+            if len(pairs) >= 3:
+                text = "{:.1f} ({:.1f} to {:.1f})".format(*paired_interval(*pairs.to_numpy().T.tolist()))
+            parts.append(text)
+        lines.append(f"| `{method}` over `{base}` | {' | '.join(parts)} |")
+    return "\n".join(lines)
+
+
+DRAWN = {"results": table, "gains": gains}
+
+
 def with_tables(page: str) -> str:
     """A page with its tables as they should be."""
-    return PLACE.sub(lambda place: f"{place[1]}\n{table(place[2])}\n{place[3]}", page)
+    return PLACE.sub(lambda place: f"{place[1]}\n{DRAWN[place[2]](place[3])}\n{place[4]}", page)
 
 
 if __name__ == "__main__":

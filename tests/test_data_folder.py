@@ -34,7 +34,8 @@ def script(name: str) -> ModuleType:
 def test_the_tables_of_results_are_those_of_the_rows(page: str) -> None:
     text = (ROOT / page).read_text()
     assert text == script("build_results_tables").with_tables(text), "run python data/build_results_tables.py"
-    assert len(re.findall(r"^\| IID on IDM \|", text, flags=re.M)) == text.count("build_results_tables.py) -->") > 0
+    assert len(re.findall(r"^\| IID on IDM \|", text, flags=re.M)) == text.count("<!-- results at ") > 0
+    assert len(re.findall(r"^\| `iid-idm` over `idm` \|", text, flags=re.M)) == text.count("<!-- gains at ")
 
 
 def test_the_table_says_what_is_missing_and_what_was_not_found() -> None:
