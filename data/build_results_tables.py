@@ -67,7 +67,7 @@ def gains(scale: str) -> str:
                 experiments.measured(experiments.Cell("cifar10", one, ipc), scale, rows) for one in (base, method)
             ]
             pairs = pd.concat(of_both, axis=1).dropna()
-            text = f"missing ({len(pairs)} seeds of 3)"
+            text = f"{len(pairs)} of 3 seeds" if len(pairs) else "missing"
             if len(pairs) >= 3:
                 text = "{:.1f} ({:.1f} to {:.1f})".format(*paired_interval(*pairs.to_numpy().T.tolist()))
             parts.append(text)
