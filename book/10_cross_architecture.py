@@ -83,7 +83,7 @@ known = ("convnet3", "convnet3-bn", "mlp", "lenet", "alexnet", "vgg11", "resnet1
 for name in known:
     network = build_network(name, **size)
     rows[name] = [
-        sum(p.numel() for p in network.parameters()) / 1e6,
+        round(sum(p.numel() for p in network.parameters()) / 1e6, 2),
         type(network.trunk[-1]).__name__,
         any("Norm" in type(m).__name__ for m in network.modules()),
     ]
