@@ -37,7 +37,7 @@
 # | scale | hardware | minutes |
 # | --- | --- | --- |
 # | `ci` | 2 CPU cores | below 1 |
-# | `tour` | 2 CPU cores | about 3 |
+# | `tour` | 2 CPU cores | 2 to 3 |
 # | `laptop`, `paper` | CPU, GPU | not measured yet |
 
 # %% tags=["parameters"]

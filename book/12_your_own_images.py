@@ -222,10 +222,9 @@ assert right.float().mean() >= (0 if scale == "ci" else 1 / len(spec.classes))
 
 # %% tags=["nbval-ignore-output"]
 sets = {"random": random_real(data.train, ipc, seed), method: synthetic}
-judged = {
-    label: evaluate(images, data, protocol=config.eval)
-    for label, images in sets.items()
-}
+judged = {}
+for label, images in sets.items():
+    judged[label] = evaluate(images, data, protocol=config.eval)
 whole = whole_set_protocol(config.eval)
 judged["all real images"] = evaluate(data.train, data, protocol=whole)
 

@@ -392,9 +392,8 @@ def accuracy_curves(
         sns.scatterplot(**common, s=14, legend=False, zorder=3)
         if chance is not None:
             ax.plot(chance[x], chance["accuracy"], color="black", linewidth=1, linestyle=":")
-            ax.annotate(
-                "chance", (chance[x].iloc[-1], chance["accuracy"].iloc[-1]), ha="right", va="bottom", fontsize=8
-            )
+            end = (chance[x].iloc[-1], chance["accuracy"].iloc[-1])
+            ax.annotate("chance", end, (0, 4), textcoords="offset points", ha="right", va="bottom", fontsize=8)
         ax.set(xlabel=label, ylabel="test accuracy (%)", xticks=sorted(scores[x].unique()))
         ax.legend(title="")
         sns.despine(ax=ax)
