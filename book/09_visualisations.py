@@ -114,6 +114,7 @@ pictures = {}
 for at, synthetic in moments["iid-dm"].items():
     some = synthetic.by_class()[:3].flatten(0, 1)  # the first three classes
     pictures[f"iid-dm after {at} iterations"] = denormalize(some, data.spec).cpu()
+print("rows:", ", ".join(data.spec.classes[:3]))
 
 # %% tags=["nbval-ignore-output"]
 far = {at: (s.images - start).norm() for at, s in moments["iid-dm"].items()}

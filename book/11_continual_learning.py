@@ -114,6 +114,7 @@ both = SyntheticSet(images, labels.to(images.device), known.spec)
 # %% tags=["nbval-ignore-output"]
 first = evaluate(memory[0], parts[0], protocol=config.eval, seed=seed)
 second = evaluate(both, known, protocol=config.eval, seed=seed)
+assert len(first) == len(second) == networks
 by_hand = [float(one["accuracy"].mean()) for one in (first, second)]
 print("accuracy after steps 1 and 2: {:.1f} and {:.1f} %".format(*by_hand))
 

@@ -186,12 +186,13 @@ for name, one in experiments.EXPERIMENTS.items():
 # A job is a command that you could have typed.
 # These are the first of an experiment whose rows are not there yet, here asked for in an empty folder:
 
-# %%
+# %% tags=["nbval-ignore-output"]
 place = {"folder": Path("results"), "runs": Path("runs")}
 todo = jobs("ablation", scale=scale, seeds=3, **place)
 print(len(todo), "runs; the first three:")
 for job in todo[:3]:
     print(textwrap.fill(str(job), 80, subsequent_indent="    "))
+assert all(job.command[0] == "distill" for job in todo)
 
 # %% [markdown]
 # They share their seeds across methods, so that what is run last can be compared in pairs with what was run first.

@@ -49,9 +49,9 @@ def spread(features: Tensor) -> pd.DataFrame:
         features: [C, N, D].
 
     Returns:
-        A row a class: class, within (mean squared distance of its images to their mean), between (squared distance of
-        its mean to the mean of all classes' means), ratio (within / between; small where classes are compact and far
-        apart).
+        A row a class, with columns class, within (mean squared distance of its images to their mean), between
+        (squared distance of its mean to the mean of all classes' means), ratio (within / between; small where
+        classes are compact and far apart).
 
     Raises:
         ValueError: for another shape.
@@ -70,8 +70,8 @@ def covariance_gap(real: Tensor, syn: Tensor) -> pd.DataFrame:
         syn: feature maps, [C, n, K, P].
 
     Returns:
-        A row a class: class, gap (Frobenius norm of the difference over that of the first: 0 where they agree, 1 for
-        a set without any variation).
+        A row a class, with columns class, gap (Frobenius norm of the difference over that of the first: 0 where
+        they agree, 1 for a set without any variation).
 
     Raises:
         ValueError: on shapes that do not fit.
@@ -96,7 +96,7 @@ def mmd(real: Tensor, syn: Tensor) -> pd.DataFrame:
         syn: features, [C, n, D].
 
     Returns:
-        A row a class: class, linear, gaussian.
+        A row a class, with columns class, linear, gaussian.
 
     Raises:
         ValueError: on shapes that do not fit, or a single real image.
@@ -134,10 +134,10 @@ def compare(
         seed: of their choice. They are not the images that a distillation with this seed starts from.
 
     Returns:
-        A row a network, label and class: network (its number), label, class (its name), within, between, ratio, gap,
-        linear, gaussian, as in `spread`, `covariance_gap` and `mmd`; the real images themselves are the label
-        ``real``, with a gap and discrepancies against a second, disjoint draw of as many real images, which says what
-        a measure gives when there is nothing to find.
+        A row a network, label and class, with columns network (its number), label, class (its name), within,
+        between, ratio, gap, linear, gaussian, as in `spread`, `covariance_gap` and `mmd`; the real images
+        themselves are the label ``real``, with a gap and discrepancies against a second, disjoint draw of as
+        many real images, which says what a measure gives when there is nothing to find.
 
     Raises:
         InputError: for fewer than four real images in a class.
@@ -180,7 +180,7 @@ def project(
         seed: of the algorithm.
 
     Returns:
-        A row an image: label, class (an integer), x, y (no unit).
+        A row an image, with columns label, class (an integer), x, y (no unit).
 
     Raises:
         ValueError: for fewer than five images in all, or labels that do not fit.

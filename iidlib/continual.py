@@ -88,8 +88,9 @@ def learn_in_steps(
         on_step: called with the rows of each step when it is done.
 
     Returns:
-        A row for each step and network: step (from 1), steps, order, classes (seen so far), network, evaluation_seed,
-        accuracy (percent, on the test images of the classes seen), epochs, images (in the memory), seconds.
+        A row for each step and network, with columns step (from 1), steps, order, classes (seen so far),
+        network, evaluation_seed, accuracy (percent, on the test images of the classes seen), epochs, images (in
+        the memory), seconds.
 
     Raises:
         InputError: for a number of steps that does not fit, an unknown method, or what ``distill`` refuses.
