@@ -70,7 +70,7 @@ def covariance_gap(real: Tensor, syn: Tensor) -> pd.DataFrame:
         syn: feature maps, [C, n, K, P].
 
     Returns:
-        A row a class, with columns class, gap (Frobenius norm of the difference over that of the first: 0 where
+        A row a class, with columns class, gap (Frobenius norm of the difference over that of the first; 0 where
         they agree, 1 for a set without any variation).
 
     Raises:
