@@ -4,13 +4,12 @@ python data/build_results_tables.py            # a test compares both with what 
 """
 
 import re
-import sys
 from pathlib import Path
 
 import pandas as pd
 
 from iidlib import experiments
-from iidlib.evaluation import paired_interval
+from iidlib.evaluation import paired_gains
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = (ROOT / "book" / "intro.md", ROOT / "README.md")
@@ -47,9 +46,7 @@ def table(scale: str) -> str:
         parts = []
         for ipc in (1, 10):
             row = cells.loc[method, ipc]
-            seeds = int(row[f"{scale}_seeds"])
-            spread = f" ± {row[f'{scale}_std']:.1f}" if seeds > 1 else ""
-            parts.append(f"{row[f'{scale}_mean']:.1f}{spread} ({seeds})" if seeds else "missing")
+            parts.append(experiments.mean_of(row, scale) or "missing")
             if beside:
                 parts.append("not found" if row["source"] == "not found" else f"{row['published']:.1f}")
         lines.append(f"| {name} | {' | '.join(parts)} |")
@@ -58,21 +55,24 @@ def table(scale: str) -> str:
 
 def gains(scale: str) -> str:
     """Paired differences of methods at a scale, in points, with their intervals over seeds."""
-    rows = experiments.all_rows()
+    rows, columns = experiments.all_rows(), []
+    for ipc in (1, 10):
+        cells = [
+            experiments.Cell("cifar10", method, ipc) for method in sorted({m for pair in PAIRS[scale] for m in pair})
+        ]
+        found = [experiments.measured(cell, scale, rows).reset_index().assign(method=cell.method) for cell in cells]
+        pairs = paired_gains(pd.concat(found, ignore_index=True), PAIRS[scale])
+        columns.append([claim(**pair) for pair in pairs.to_dict("records")])
     lines = ["| difference | IPC 1 | IPC 10 |", "| --- | --- | --- |"]
-    for base, method in PAIRS[scale]:
-        parts = []
-        for ipc in (1, 10):
-            of_both = [
-                experiments.measured(experiments.Cell("cifar10", one, ipc), scale, rows) for one in (base, method)
-            ]
-            pairs = pd.concat(of_both, axis=1).dropna()
-            text = f"{len(pairs)} of 3 seeds" if len(pairs) else "missing"
-            if len(pairs) >= 3:
-                text = "{:.1f} ({:.1f} to {:.1f})".format(*paired_interval(*pairs.to_numpy().T.tolist()))
-            parts.append(text)
-        lines.append(f"| `{method}` over `{base}` | {' | '.join(parts)} |")
+    for (base, method), *claims in zip(PAIRS[scale], *columns, strict=True):
+        lines.append(f"| `{method}` over `{base}` | {' | '.join(claims)} |")
     return "\n".join(lines)
+
+
+def claim(*, seeds: int, mean: float, low: float, high: float, **_: str) -> str:
+    """A paired difference as text."""
+    few = f"{seeds} of 3 seeds" if seeds else "missing"
+    return f"{mean:.1f} ({low:.1f} to {high:.1f})" if seeds >= 3 else few
 
 
 DRAWN = {"results": table, "gains": gains}
@@ -86,4 +86,3 @@ def with_tables(page: str) -> str:
 if __name__ == "__main__":
     for path in PAGES:
         path.write_text(with_tables(path.read_text()))
-    sys.exit()

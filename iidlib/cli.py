@@ -630,7 +630,7 @@ def _seconds(text: str) -> float:
 
 def _cells(name: str, title: str, only: str, folder: Path | None) -> None:
     """Shows each cell of an experiment: published, measured, missing."""
-    from iidlib.experiments import table
+    from iidlib.experiments import mean_of, table
 
     cells = table(name, folder)
     shown = Table(title=escape(f"{name}: {title}"), box=box.SIMPLE, show_edge=False, pad_edge=False)
@@ -642,11 +642,7 @@ def _cells(name: str, title: str, only: str, folder: Path | None) -> None:
     for row in cells.to_dict("records"):
         if not row["cell"].startswith(only):
             continue
-        ours = []
-        for scale, absent in (("paper", "missing"), ("laptop", ""), ("tour", "")):
-            seeds, spread = row[f"{scale}_seeds"], f" ± {row[f'{scale}_std']:.1f}"
-            text = f"{row[f'{scale}_mean']:.1f}{spread if seeds > 1 else ''} ({seeds})"
-            ours.append(text if seeds else absent)
+        ours = (mean_of(row, "paper") or "missing", mean_of(row, "laptop"), mean_of(row, "tour"))
         published = "not found"
         if row["source"] != "not found":
             mark = marks.setdefault(row["source"], ascii_lowercase[len(marks)])

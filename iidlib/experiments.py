@@ -6,8 +6,8 @@ data set, method, images a class, network and settings, at one scale. A cell of 
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,15 @@ from iidlib.inputs import InputError, suggest
 from iidlib.published import published_value
 from iidlib.results import read_results, results_dir
 
-__all__ = ["BASELINES", "EXPERIMENTS", "Cell", "Experiment", "all_rows", "find", "measured", "table"]
+__all__ = ["BASELINES", "EXPERIMENTS", "Cell", "Experiment", "all_rows", "find", "mean_of", "measured", "table"]
 
 BASELINES = ("random", "random-mosaic", "herding", "k-center", "whole")
 """Methods that choose real images instead of learning any."""
+
+
+def _usual_network(dataset: str) -> str:
+    """What sets of a data set are judged by in the paper's main table."""
+    return "convnet4" if dataset == "tinyimagenet" else "convnet3"
 
 
 @dataclass(frozen=True)
@@ -44,10 +49,14 @@ class Cell:
     def name(self) -> str:
         """``cifar10/ipc10/dm``, with the network and settings where they are not the usual ones."""
         parts = [self.dataset, f"ipc{self.ipc}" if self.ipc else "all", self.method]
-        usual = "convnet4" if self.dataset == "tinyimagenet" else "convnet3"
-        parts += [self.network] if self.network != usual else []
+        parts += [self.network] if self.network != self.usual.network else []
         parts += [f"{self.steps}steps"] if self.steps else []
         return "/".join([*parts, *(f"{key}={value}" for key, value in self.settings)])
+
+    @property
+    def usual(self) -> "Cell":
+        """The cell of the same set, judged by the usual network."""
+        return replace(self, network=_usual_network(self.dataset))
 
     def dataset_at(self, scale: str) -> str:
         """The data set that a run of it takes: the embedded images at the smallest scales."""
@@ -80,7 +89,7 @@ def _main() -> tuple[Cell, ...]:
     methods = ("dm", "iid-dm", "idm", "iid-idm", "random", "random-mosaic", "herding", "k-center")
     cells = []
     for dataset in ("cifar10", "cifar100", "svhn", "tinyimagenet"):
-        network = "convnet4" if dataset == "tinyimagenet" else "convnet3"
+        network = _usual_network(dataset)
         for ipc in (10, 50, 1):
             cells += [Cell(dataset, method, ipc, network) for method in methods]
         cells.append(Cell(dataset, "whole", 0, network))
@@ -249,9 +258,8 @@ def table(name: str, folder: Path | None = None) -> pd.DataFrame:
     """
     rows, found = all_rows(folder), []
     for cell in find(name).cells:
-        printed = None if cell.settings or cell.steps else published_value(cell.dataset, cell.method, cell.ipc)
-        if cell.network not in ("convnet3", "convnet4"):
-            printed = None
+        other = cell.settings or cell.steps or cell != cell.usual
+        printed = None if other else published_value(cell.dataset, cell.method, cell.ipc)
         line: dict[str, Any] = {
             "cell": cell.name,
             "dataset": cell.dataset,
@@ -272,6 +280,17 @@ def table(name: str, folder: Path | None = None) -> pd.DataFrame:
             }
         found.append(line)
     return _with_scores(pd.DataFrame(found))
+
+
+def mean_of(row: Mapping[Any, Any], scale: str) -> str:
+    """What was measured at a scale as text, ``46.0 ± 0.2 (3)``: mean, spread over seeds, how many; "" for nothing.
+
+    Args:
+        row: of `table`.
+        scale: ``paper``, ``laptop`` or ``tour``.
+    """
+    mean, std, seeds = (row[f"{scale}_{part}"] for part in ("mean", "std", "seeds"))
+    return f"{mean:.1f}{f' ± {std:.1f}' if seeds > 1 else ''} ({seeds})" if seeds else ""
 
 
 def _with_scores(cells: pd.DataFrame) -> pd.DataFrame:

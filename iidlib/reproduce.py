@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from iidlib.experiments import BASELINES, Cell, all_rows, find, measured
@@ -78,11 +78,10 @@ def jobs(
 
 
 def _job(cell: Cell, scale: str, seed: int, results: Path, runs: Path, device: str) -> Job:
-    usual = replace(cell, network="convnet4" if cell.dataset == "tinyimagenet" else "convnet3")
-    if cell == usual or cell.method in BASELINES or cell.steps:
+    if cell == cell.usual or cell.method in BASELINES or cell.steps:
         return Job(cell, seed, _command(cell, scale, seed, results, runs, device))
     # the same set for all networks: distilled once, by whichever cell comes first
-    made = _command(usual, scale, seed, results, runs, device)
+    made = _command(cell.usual, scale, seed, results, runs, device)
     place = Path(made[made.index("--out") + 1])
     before = tuple(part for part in made if part not in ("--resume", "--results", str(results), "--no-baseline"))
     judge = ["evaluate", str(place), "--networks", cell.network, "--no-baseline"]
@@ -92,19 +91,9 @@ def _job(cell: Cell, scale: str, seed: int, results: Path, runs: Path, device: s
 
 def _command(cell: Cell, scale: str, seed: int, results: Path, runs: Path, device: str) -> tuple[str, ...]:
     dataset = cell.dataset_at(scale)
-    common = [
-        "--dataset",
-        dataset,
-        "--scale",
-        scale,
-        "--seed",
-        str(seed),
-        "--device",
-        device,
-        "--results",
-        str(results),
-    ]
-    common += [] if cell.network in ("convnet3", "convnet4") else ["--set", f"eval.networks={cell.network}"]
+    common = ["--dataset", dataset, "--scale", scale, "--seed", str(seed), "--device", device]
+    common += ["--results", str(results)]
+    common += [] if cell == cell.usual else ["--set", f"eval.networks={cell.network}"]
     if cell.steps:
         place = runs / f"{scale}-{cell.name.replace('/', '-')}-seed{seed}"
         resume = ["--resume"] if place.is_dir() else []

@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from iidlib.experiments import EXPERIMENTS, Cell, measured, table
+from iidlib.experiments import EXPERIMENTS, Cell, mean_of, measured, table
 from iidlib.published import ACCURACIES
 from tests.result_rows import rows
 
@@ -73,6 +73,12 @@ def test_the_table_tells_published_measured_and_missing_apart(tmp_path: Path) ->
     assert dm["over_random"] == 16.0 and pd.isna(dm["below_whole"])
     mosaic = cells.loc[("cifar10", 10, "random-mosaic")]
     assert mosaic["source"] == "not found" and pd.isna(mosaic["published"])
+
+
+def test_a_mean_says_its_spread_and_seeds_where_there_are_some() -> None:
+    row = {"laptop_mean": 46.04, "laptop_std": 0.21, "laptop_seeds": 3, "tour_mean": 37.5, "tour_std": float("nan")}
+    row |= {"tour_seeds": 1, "paper_mean": float("nan"), "paper_std": float("nan"), "paper_seeds": 0}
+    assert [mean_of(row, scale) for scale in ("laptop", "tour", "paper")] == ["46.0 ± 0.2 (3)", "37.5 (1)", ""]
 
 
 def test_the_table_reads_what_is_in_the_checkout() -> None:
