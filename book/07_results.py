@@ -83,17 +83,10 @@ columns = ["paper_seeds", "laptop_seeds", "tour_seeds"]
 
 
 # %%
-def shown(row, name):
-    """One of our numbers as text: mean, spread over seeds, how many."""
-    mean, std, seeds = (row[f"{name}_{part}"] for part in ("mean", "std", "seeds"))
-    spread = f" ± {std:.1f}" if seeds > 1 else ""
-    return f"{mean:.1f}{spread} ({seeds})" if seeds else ""
-
-
-# %%
 part = cells[cells["dataset"] == only].copy()
 for name in ("paper", "laptop", "tour"):
-    part[name] = [shown(row, name) for row in part.to_dict("records")]
+    rows = part.to_dict("records")
+    part[name] = [experiments.mean_of(row, name) for row in rows]
 published = part["published"].map("{:.1f}".format)
 part["published"] = published.replace("nan", "not found")
 listed = ["ipc", "method", "published", "paper", "laptop", "tour"]

@@ -152,7 +152,7 @@ finding = ", ".join(f"{name} {value:.1f} %" for name, value in ends.items())
 plots.show(curve, f"Accuracy on the classes seen so far; at the end {finding}.")
 
 # %% [markdown]
-# All memories lose as classes come, and the distilled ones lie above the random one.
+# All memories lose as classes come, and at the end the distilled ones lie above the random one.
 # Part of the fall is nobody's fault: ten classes are harder than two, as the dotted line of chance reminds you.
 # What a memory can be blamed for is the distance between its line and that of another memory, step by step.
 #
