@@ -69,6 +69,8 @@ def jobs(
     if not cells:
         raise InputError(f"{name} has no cell {only!r} at scale {scale}; see iid reproduce {name} --list")
     target, rows = folder or results_dir(), all_rows(folder)
+    if target.is_absolute() and target.is_relative_to(Path.cwd()):
+        target = target.relative_to(Path.cwd())  # rows say their command, which holds on other machines too
     found: list[Job] = []
     for seed in range(seeds):
         for cell in cells:

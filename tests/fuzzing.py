@@ -166,10 +166,10 @@ def _mini(folder: Path) -> Path:
 
 
 def _settings_given(folder: Path) -> object:
-    from iidlib.cli import _changes
+    from iidlib.cli.frame import given_changes
 
     given = (folder / "set").read_text("utf8", errors="surrogateescape").split("\n")
-    return preset("dm", "shapes", 2, "ci", _changes(given))
+    return preset("dm", "shapes", 2, "ci", given_changes(given))
 
 
 def _image(ending: str) -> Callable[[Path], Path]:

@@ -14,7 +14,11 @@ import pytest
 import iidlib
 
 PACKAGE = Path(iidlib.__file__).parent
-MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")
+MODULES = sorted(
+    ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__")
+    for path in PACKAGE.rglob("*.py")
+    if path not in (PACKAGE / "__init__.py", PACKAGE / "cli" / "__main__.py")
+)
 
 # What a module may import of the package. Leaves import nothing; plots is for chapters and the command line alone.
 LEAVES = {"augment", "cutmix", "inputs", "losses", "kernels", "plots", "presets", "streams"}
@@ -55,7 +59,16 @@ ALLOWED = (
         name: BASE | MATERIAL | MIDDLE | ABOVE | TOP | {"ceilings", "network_queue", "published", "training"}
         for name in TOP
     }
-    | {"cli": BASE | MATERIAL | MIDDLE | ABOVE | TOP | {"plots", "presets", "published", "training"}}
+    | {
+        f"cli.{name}": BASE
+        | MATERIAL
+        | MIDDLE
+        | ABOVE
+        | TOP
+        | {"cli.frame", "cli.scores", "presets", "published", "training"}
+        for name in ("frame", "scores", "datasets", "sets", "studies")
+    }
+    | {"cli": {"cli.datasets", "cli.frame", "cli.sets", "cli.studies", "inputs"}}  # the commands, put together
 )
 
 # Only chapters and sweeps of chapters need these; a GPU machine runs the library without them.
@@ -66,7 +79,8 @@ NOTEBOOK_PACKAGES = (
 
 
 def parse(module: str) -> ast.Module:
-    return ast.parse((PACKAGE / f"{module}.py").read_text(encoding="utf8"))
+    path = PACKAGE.joinpath(*module.split("."))
+    return ast.parse((path / "__init__.py" if path.is_dir() else path.with_suffix(".py")).read_text(encoding="utf8"))
 
 
 def imports(tree: ast.Module) -> set[str]:
@@ -83,8 +97,10 @@ def imports(tree: ast.Module) -> set[str]:
                 source = f"iidlib.{source}".rstrip(".")
             if source == "iidlib":
                 found |= {alias.name for alias in node.names}
+            elif source == "iidlib.cli":
+                found |= {f"cli.{alias.name}" for alias in node.names}
             elif source.startswith("iidlib."):
-                found.add(source.split(".")[1])
+                found.add(source.removeprefix("iidlib."))
     return found - {"__version__"}
 
 
@@ -105,6 +121,8 @@ def public(module: str) -> list[str]:
         ("from . import data", {"data"}),
         ("from .data import RealSet", {"data"}),
         ("def f():\n    from iidlib.plots import grid", {"plots"}),
+        ("from iidlib.cli.frame import load", {"cli.frame"}),
+        ("from iidlib.cli import sets, studies", {"cli.sets", "cli.studies"}),
         ("from iidlib import __version__\nimport torch.data", set()),
         ("import iidlib", {"iidlib"}),
     ],

@@ -137,7 +137,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_wheel_holds_the_modules_and_the_embedded_images(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
-    modules = {f"iidlib/{path.name}" for path in (ROOT / "iidlib").glob("*.py")} | {"iidlib/kernels.cpp"}
+    modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "iidlib").rglob("*.py")} | {"iidlib/kernels.cpp"}
     mini = ROOT / "data" / "cifar10-mini"
     images = {f"iidlib/_data/cifar10-mini/{path.relative_to(mini)}" for path in mini.rglob("*") if path.is_file()}
     assert len(images) >= 3

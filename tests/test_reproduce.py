@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from iidlib import cli
-from iidlib.cli import _seconds, main
+from iidlib.cli import frame, main
+from iidlib.cli.studies import time_budget
 from iidlib.experiments import EXPERIMENTS, Cell, Experiment, all_rows
 from iidlib.inputs import InputError
 from iidlib.reproduce import Job, jobs, run_jobs
@@ -46,6 +46,16 @@ def test_what_is_missing_comes_in_the_order_of_worth(tmp_path: Path) -> None:
         jobs("main", scale="laptop", only="mnist", folder=tmp_path)
     with pytest.raises(InputError, match=r"unknown experiment 'ablatoin'; did you mean 'ablation'\?"):
         jobs("ablatoin", scale="laptop", folder=tmp_path)
+
+
+def test_a_command_holds_on_other_machines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows keep the command; a folder below the present one is named from there."""
+    monkeypatch.chdir(tmp_path)
+    inside, outside = (
+        jobs("main", scale="tour", seeds=1, folder=folder)[0].command
+        for folder in (tmp_path / "results", tmp_path.parent / "elsewhere")
+    )
+    assert "results/tour.csv" in inside and str(tmp_path.parent / "elsewhere" / "tour.csv") in outside
 
 
 SMALL = Experiment("small", (Cell("cifar10", "dm", 1), Cell("cifar10", "random", 1), Cell("cifar10", "iid-idm", 1)))
@@ -130,7 +140,7 @@ def test_a_job_that_fails_is_told_and_left_out(small: dict[str, str], tmp_path: 
 def test_the_command_lists_and_refuses(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cli.console, "width", 80)
+    monkeypatch.setattr(frame.console, "width", 80)
     with pytest.raises(SystemExit) as ended:
         main(["reproduce", "ablation", "--list"])
     shown = capsys.readouterr().out
@@ -138,6 +148,11 @@ def test_the_command_lists_and_refuses(
     marks = set(re.findall(r"\d\d\.\d ([a-z]) ", shown))
     assert marks and marks == set(re.findall(r"^ *([a-z]): \S", shown, flags=re.M)), "each mark has its source"
     assert max(map(len, shown.splitlines())) <= 80
+    with pytest.raises(SystemExit):
+        main(["reproduce", "beta", "--list"])
+    shown = capsys.readouterr().out
+    names = "".join(line.split()[0] for line in shown.splitlines() if re.match(r"cifar|  match", line))
+    assert names == "".join(cell.name for cell in EXPERIMENTS["beta"].cells), "folded behind slashes, and whole"
     for arguments, told in (
         (["reproduce", "table9"], "unknown experiment 'table9'"),
         (["reproduce", "main", "--budget", "soon"], "--budget takes a time"),
@@ -150,4 +165,4 @@ def test_the_command_lists_and_refuses(
 
 @pytest.mark.parametrize(("text", "seconds"), [("8h", 28800), ("30m", 1800), ("1.5m", 90), (" 5s ", 5)])
 def test_times(text: str, seconds: float) -> None:
-    assert _seconds(text) == seconds
+    assert time_budget(text) == seconds

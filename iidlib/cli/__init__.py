@@ -1,0 +1,122 @@
+"""The command line, ``iid``: thin commands over the functions of the library.
+
+Exit status: 0 done, 1 failed while running (with what is kept and how to go on), 2 wrong input (one line, nothing
+overwritten), 130 and 143 stopped by SIGINT and SIGTERM.
+"""
+
+# The library is imported inside the commands, so that `iid --help` answers at once.
+
+import io
+import logging
+import signal
+import sys
+from collections.abc import Sequence
+from typing import Annotated, Any, NoReturn
+
+import typer
+from typer.core import TyperGroup
+
+from iidlib import __version__
+from iidlib.cli import datasets, sets, studies
+from iidlib.cli.frame import Failed
+from iidlib.inputs import InputError
+
+__all__ = ["app", "main"]
+
+# click's base of all usage errors; newer typers carry a click of their own, so it is found through what they export
+_UsageError: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM, which ends a command as Ctrl-C does, with an exit status of its own."""
+
+    signal = signal.SIGTERM
+
+
+class _Commands(TyperGroup):
+    """The commands; a stop is told in the words of whoever was stopped."""
+
+    def invoke(self, ctx: Any) -> Any:
+        # here and not in `main`: newer typers make a silent exit of it before it gets there
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as stop:
+            typer.echo(str(stop) or "stopped", err=True)
+            raise typer.Exit(128 + getattr(stop, "signal", signal.SIGINT)) from None
+
+
+class _Log(logging.Handler):
+    """Messages on stderr, above a progress bar where there is one."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        from tqdm import tqdm
+
+        tqdm.write(self.format(record), file=sys.stderr)
+
+
+app = typer.Typer(cls=_Commands, add_completion=False, pretty_exceptions_enable=False)
+"""The commands, as Typer gathers them; `main` runs them."""
+app.command()(sets.distill)
+app.command()(sets.evaluate)
+app.command()(sets.experts)
+app.command()(studies.continual)
+app.command()(studies.reproduce)
+app.command()(studies.sweep)
+app.command()(studies.bench)
+data_app = typer.Typer(help="Data sets: what is known, fetch one, check its files.")
+data_app.command("list")(datasets.data_list)
+data_app.command("fetch")(datasets.data_fetch)
+data_app.command("check")(datasets.data_check)
+app.add_typer(data_app, name="data")
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"iidlib {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Dataset distillation by distribution matching, with class centralization and covariance matching."""
+
+
+def _terminate(number: int, frame: Any) -> None:
+    raise _Terminated
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the command line and exits with its status.
+
+    Args:
+        arguments: without the program's name; those of this process if not given.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a table is not lost for a sign that the terminal does not have
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[_Log()])
+    logging.getLogger("iidlib").setLevel(logging.INFO)
+    # the loop of a distillation, which ends its iteration first, has handlers of its own
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        status = app(args=given or ["--help"], prog_name="iid", obj=given, standalone_mode=False)
+    except InputError as error:
+        _end(2, str(error))
+    except _UsageError as error:
+        help_of = f" (see {error.ctx.command_path} --help)" if getattr(error, "ctx", None) else ""
+        _end(2, error.format_message() + help_of)
+    except Failed as error:
+        _end(1, *str(error).splitlines())
+    except OSError as error:
+        _end(1, f"failed: {error}")
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+def _end(status: int, message: str, *more: str) -> NoReturn:
+    """Ends with a line on stderr, and what goes below it."""
+    typer.echo("\n".join([f"iid: {' '.join(message.split())}", *more]), err=True)
+    sys.exit(status)

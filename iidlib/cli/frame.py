@@ -1,0 +1,142 @@
+"""What all commands share: their common options, how settings and data are read, how a stop or a failure is told."""
+
+import contextlib
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from iidlib.config import RunConfig, settings
+from iidlib.inputs import InputError, suggest
+
+if TYPE_CHECKING:
+    from iidlib.data import Dataset
+
+__all__ = [
+    "Baseline",
+    "Changes",
+    "DataRoot",
+    "DatasetName",
+    "Device",
+    "Failed",
+    "Results",
+    "check_names",
+    "console",
+    "given_changes",
+    "given_command",
+    "keeping",
+    "load",
+    "run_stamp",
+]
+
+
+class Failed(Exception):
+    """A failure while running that is no fault of the program; its text says what is kept and how to go on."""
+
+
+console = Console()
+
+DatasetName = Annotated[
+    str,
+    typer.Option(
+        "--dataset",
+        help="cifar10-mini, cifar10, cifar100, svhn, tinyimagenet, shapes or folder:PATH; validation:NAME judges on "
+        "held-out training images.",
+    ),
+]
+DataRoot = Annotated[
+    Path | None, typer.Option("--data-root", help="Folder that holds the data sets; else the one in IID_DATA.")
+]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.")]
+Changes = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting, such as match.cm=0.02.")
+]
+Baseline = Annotated[
+    bool, typer.Option("--baseline/--no-baseline", help="Put as many random real images beside the distilled set.")
+]
+Results = Annotated[Path | None, typer.Option("--results", help="CSV file to which the scores are added.")]
+
+
+def given_changes(given: list[str] | None) -> dict[str, str]:
+    """The settings of ``--set KEY=VALUE``; what they may hold, the preset checks."""
+    pairs: dict[str, str] = {}
+    for text in given or []:
+        key, equals, value = text.partition("=")
+        key = key.strip()
+        if not equals:
+            raise InputError(f"--set takes KEY=VALUE, got {text!r}")
+        if "." not in key and key in settings():
+            # a scale set here would be the name of settings that are not in use
+            raise InputError(f"{key} is not for --set; give it by itself (see iid distill --help)")
+        pairs[key] = value.strip()
+    return pairs
+
+
+def load(name: str, data_root: Path | None, device: str) -> "Dataset":
+    """The data set on the device that was asked for."""
+    from iidlib.accelerate import pick_device
+    from iidlib.data import load_dataset
+
+    try:
+        chosen = pick_device(device)
+    except ValueError as error:
+        raise InputError(str(error)) from None
+    return load_dataset(name, data_root=data_root, device=chosen)
+
+
+def check_names(config: RunConfig) -> None:
+    """Names that are used only after a long distillation are checked before it."""
+    from iidlib.networks import NETWORKS
+    from iidlib.training import augmentation_stages, resolve_augmentation
+
+    for name in (config.match.network, config.pool.network, *config.eval.networks):
+        if name not in NETWORKS:
+            raise InputError(f"unknown network {name!r}{suggest(name, NETWORKS)}")
+    resolve_augmentation(config.match.augmentation, "none")
+    augmentation_stages("none" if config.eval.augmentation == "auto" else config.eval.augmentation)
+
+
+def given_command(ctx: typer.Context, *more: str) -> str:
+    """The command as it was given, for the record; or with `more` behind its name, to go on with."""
+    name, *rest = ctx.obj
+    return shlex.join(["iid", name, *more, *(part for part in rest if part not in more)])
+
+
+def run_stamp(ctx: typer.Context) -> dict[str, Any]:
+    """The command and what it runs with; taken when it starts, as the code of a checkout may change meanwhile."""
+    from iidlib.runs import environment
+
+    known = environment()
+    return {"command": given_command(ctx)} | {name: known[name] for name in ("torch", "iidlib", "commit", "date")}
+
+
+@contextlib.contextmanager
+def keeping(folder: Path | None = None, again: str = "") -> Iterator[None]:
+    """Within the block, a stop or a failure from outside says what is kept in `folder` and how to go on."""
+    import torch
+
+    def told(what: str, go_on: str) -> str:
+        if folder is None or not folder.is_dir() or not any(folder.iterdir()):
+            return what
+        kept = "" if f"kept in {folder}" in what else f"; what was done is kept in {folder}"
+        return f"{what}{kept}\n{go_on}"
+
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        stop.args = (told(str(stop) or "stopped", f"go on with: {again}"),)
+        raise
+    except FloatingPointError as error:
+        raise Failed(told(f"failed: {error}", "begin anew with another --out")) from error
+    except torch.OutOfMemoryError as error:
+        what = f"failed: out of memory ({' '.join(str(error).split())[:120]})"
+        lower = (
+            "it needs less with a smaller --set compute.chunk= (images in one pass), compute.together= (networks at "
+            "once), match.batch_real= or eval.batch="
+        )
+        raise Failed(told(f"{what}; {lower}", "begin anew with another --out")) from error
+    except OSError as error:
+        raise Failed(told(f"failed: {' '.join(str(error).split())}", f"go on with: {again}")) from error
