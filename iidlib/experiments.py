@@ -6,14 +6,14 @@ data set, method, images a class, network and settings, at one scale. A cell of 
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from iidlib.config import preset
+from iidlib.config import RunConfig, override, preset
 from iidlib.inputs import InputError, suggest
 from iidlib.published import published_value
 from iidlib.results import read_results, results_dir
@@ -198,7 +198,8 @@ def _planned(cell: Cell, scale: str, dataset: str) -> tuple[int, int]:
 def measured(cell: Cell, scale: str, rows: pd.DataFrame) -> pd.Series:
     """Accuracy of each seed that was measured, the mean over its networks; empty where there is none.
 
-    Rows of other settings, another number of iterations or another protocol do not count.
+    Rows of other settings, another number of iterations or another protocol do not count; a setting that is written
+    out and is the scale's own makes no difference.
 
     Args:
         cell: what is looked for.
@@ -211,16 +212,24 @@ def measured(cell: Cell, scale: str, rows: pd.DataFrame) -> pd.Series:
     iterations, epochs = _planned(cell, scale, dataset)
     given = cell.changes(scale)
     given.pop("iterations", None)
-    wanted = " ".join(f"{key}={value}" for key, value in given.items())
+    usual = preset(cell.method, dataset, max(cell.ipc, 1), scale)
+
+    def unusual(pairs: Iterable[str]) -> frozenset[str]:
+        """Without those that say what the scale has anyway."""
+        return frozenset(pair for pair in pairs if _changed(usual, pair) != usual)
+
+    wanted = unusual(f"{key}={value}" for key, value in given.items())
+    rows = rows[(rows["dataset"] == dataset) & (rows["method"] == cell.method)]
+    if rows.empty:
+        return pd.Series(dtype=float)
+    same = [text for text in rows["settings"].unique() if unusual(text.split()) == wanted]
     own = rows[
-        (rows["dataset"] == dataset)
-        & (rows["method"] == cell.method)
+        rows["settings"].isin(same)
         & (rows["scale"] == scale)
         & (rows["network"] == cell.network)
         & (rows["iterations"] == iterations)
         & (rows["epochs"] == epochs)
         & rows["protocol"].map(_of_the_paper)
-        & (rows["settings"].map(_in_order) == _in_order(wanted))
         & ((rows["ipc"] == cell.ipc) | (cell.ipc == 0))
         & (rows["steps"].fillna(0) == cell.steps)
         & (rows["step"].fillna(0) == cell.steps)
@@ -235,8 +244,13 @@ def _of_the_paper(protocol: str) -> bool:
     return protocol.split(",")[0] in ("dm", "whole set", "")
 
 
-def _in_order(settings: str) -> str:
-    return " ".join(sorted(settings.split()))
+def _changed(config: RunConfig, pair: str) -> RunConfig | None:
+    """The settings with a change such as ``match.cc=1``; None where a table names what does not exist."""
+    key, _, value = pair.partition("=")
+    try:
+        return override(config, {key: value})
+    except InputError:
+        return None
 
 
 def table(name: str, folder: Path | None = None) -> pd.DataFrame:

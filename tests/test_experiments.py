@@ -6,6 +6,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from iidlib.config import preset
 from iidlib.experiments import EXPERIMENTS, Cell, mean_of, measured, table
 from iidlib.published import ACCURACIES
 from tests.result_rows import rows
@@ -60,6 +61,19 @@ def test_settings_count_in_any_order_and_iterations_are_a_share() -> None:
     assert measured(cell, "laptop", given).to_dict() == {0: 45.0}
     half = Cell("cifar10", "dm", 10, settings=(("iterations", "50%"),))
     assert measured(half, "laptop", rows({"iterations": 600})).to_dict() == {0: 45.0}
+
+
+def test_a_setting_that_is_the_scales_own_makes_no_difference() -> None:
+    """Else a point of a sweep at the usual weight would be measured twice."""
+    plain = Cell("cifar10", "dm-cc", 10)
+    written = Cell("cifar10", "dm-cc", 10, settings=(("match.cc", "1"),))
+    for scale, counts in (("laptop", True), ("tour", False)):  # where the weight is 1, and 0.3
+        own = {"method": "dm-cc", "scale": scale, "dataset": plain.dataset_at(scale)}
+        own |= {"iterations": preset(scale=scale).iterations, "epochs": preset(scale=scale).eval.epochs}
+        assert len(measured(plain, scale, rows(own | {"settings": "match.cc=1.0"}))) == counts
+        assert len(measured(written, scale, rows(own))) == counts
+    strange = rows({"method": "dm-cc", "settings": "match.dd=1"}, {"method": "dm-cc", "settings": "much"})
+    assert measured(plain, "laptop", strange).empty, "a table from elsewhere is no error"
 
 
 def test_the_table_tells_published_measured_and_missing_apart(tmp_path: Path) -> None:

@@ -138,7 +138,9 @@ def _cells(name: str, title: str, only: str, folder: Path | None) -> None:
     from iidlib.experiments import mean_of, table
 
     cells = table(name, folder)
-    shown = Table(title=escape(f"{name}: {title}"), box=box.SIMPLE, show_edge=False, padding=(0, 1, 0, 0), pad_edge=False)
+    shown = Table(
+        title=escape(f"{name}: {title}"), box=box.SIMPLE, show_edge=False, padding=(0, 1, 0, 0), pad_edge=False
+    )
     shown.caption_justify = "left"
     for column in ("cell", "published", "paper", "laptop", "tour"):
         name_it = column == "cell"
