@@ -113,7 +113,7 @@ plots.show(grid, "Random real images, a row a class: no two of a class look alik
 # Chapters {doc}`02_distribution_matching`, {doc}`04_class_centralization` and {doc}`05_covariance_matching` take them one at a time; here they are names.
 #
 # The settings of a scale are differences from the published ones.
-# `paper` changes nothing; `tour` takes a narrower network, fewer real images and fewer iterations, until two cores are enough.
+# `paper` changes one thing only, the pool of trained networks behind class centralization (two ResNet18s of 20 passes, not a thousand of 40; `pool.count` and `pool.epochs`); `tour` takes a narrower network, fewer real images and fewer iterations, until two cores are enough.
 # Any single setting can be changed by its name, as in `preset("dm", changes={"syn.lr": 0.5})`.
 
 # %% tags=["nbval-ignore-output"]
@@ -137,7 +137,7 @@ def run(name, seed):
 
 
 # %% [markdown]
-# At the scale `tour` each run takes some half a minute to a minute on two cores.
+# At the scale `tour` each run takes ten to thirty seconds on two cores.
 # The first use of IID also trains the two small networks that class centralization looks through; they are kept, so that it happens once.
 
 # %% tags=["nbval-ignore-output"]

@@ -67,7 +67,7 @@ from iidlib.streams import stream
 # Why not a trained network, which knows so much more about the images?
 # Because it knows it for a purpose: it has learned to ignore whatever does not tell the classes apart, and a set that agrees with the real one in what such a network sees may differ in all the rest.
 # Random filters ignore nothing in particular.
-# They are also free: a trained network costs an hour, a random one a few random numbers, and thousands of different ones are better company than one good one.
+# They are also free: a trained network costs seconds to an hour, a random one a few random numbers, and thousands of different ones are better company than one good one.
 #
 # Mind what the mean is taken over, too.
 # It is the mean of a *class*; the sets of two classes never meet in the loss, and whether they end up apart from each other is not asked.

@@ -177,7 +177,7 @@ assert scales["mean distance"].iloc[2] > 5 * scales["mean distance"].iloc[0]
 assert (scales["0.05 CC, n = 50"] > 4 * scales["0.05 CC, n = 10"]).all()
 
 # %% [markdown]
-# One number for the weight, and a term that is many times larger for a wider network, and five times larger for five times the images, while the mean-matching loss *falls* with their number.
+# One number for the weight, and a term that is many times larger for a wider network, and some five times larger for five times the images, while the mean-matching loss *falls* with their number.
 # A weight that suits the released ResNet18 features at ten images a class says nothing about other features or other numbers of images.
 #
 # `match.cc_scaling` offers three readings of the weight.
@@ -263,7 +263,7 @@ plots.show(curves, f"Mean squared distance to the class centre: {spread}.")
 # %% [markdown]
 # ## Too much of it
 #
-# A weight that is far too strong draws the images of a class into one.
+# A weight that is far too strong would draw the images of a class into one.
 # Pixels show it less than features do, so here is the number of *different* images that a class still holds, for the networks: if $\lambda_k$ are the eigenvalues of the covariance of its features, $(\sum \lambda_k)^2 / \sum \lambda_k^2$ counts the directions in which they vary.
 
 # %% tags=["nbval-ignore-output"]
@@ -277,6 +277,7 @@ pd.Series(counts, name=f"directions, of {ipc - 1}").round(2).to_frame()
 
 # %% [markdown]
 # A pull of equal strength in all directions leaves their number as it is and shortens them all; where it falls, images have become copies of each other.
+# Here it hardly falls: at ten times the weight the class is smaller and has as many directions.
 # {doc}`08_ablations` shows what accuracy makes of weights up to a hundred times the usual one.
 #
 # A word on what to compare with: the centre of $n$ images lies nearer to them than the true one, so that $n$ random real images show only $(n-1)/n$ of the scatter in expectation.

@@ -169,7 +169,7 @@ plots.show(axes, f"The queue fills with networks that learn; at the end: {findin
 # \mathcal{L}_{CE}^c = \lambda_{CE}\; a \;\frac1n \sum_{i=1}^{n} -\log p_c\big(\omega(S_{ci})\big),
 # $$ (idm-ce)
 #
-# with $a$ the accuracy of the matching network.
+# with $a$ the accuracy of the matching network, and $p_c$ the probability that it gives to class $c$.
 # An untrained network has no say, and at an accuracy of a half the factor $\lambda_{CE}\,a$ is 25 at the weight of `0.5`.
 # What share of the pull on the pixels that makes, a run tells by the size of each term's gradient:
 
@@ -190,7 +190,8 @@ queue[columns].iloc[[0, len(queue) // 2, -1]].round(1)
 # v \leftarrow m^C v + g, \qquad S \leftarrow S - r\,\frac{1-m^C}{1-m}\, v .
 # $$ (idm-sweep)
 #
-# Three classes of one pixel each, and gradients that are given, show it:
+# At the end of a sweep the class at position $p$, counted from zero, has coasted for $C - p$ steps only: its exponent is $C - p$ until then, and the rest follows when the next sweep begins.
+# Three classes of one pixel each, and gradients that are given, show the state at the end of a sweep:
 
 # %%
 gradients, rate, m = torch.tensor([1.0, -2.0, 0.5]), 0.2, 0.5

@@ -72,10 +72,8 @@ from iidlib.results import rows_of
 # %%
 data = load_dataset(dataset, device=pick_device())
 methods = ["dm", "dm-cc", "dm-cm", "iid-dm"]
-whole = preset("dm", dataset, ipc, scale).iterations
-length = {"seed": seed, "iterations": max(1, int(share * whole))}
-
-# %%
+updates = share * preset("dm", dataset, ipc, scale).iterations
+length = {"seed": seed, "iterations": max(1, int(updates))}
 sets = {"random": random_real(data.train, ipc, seed)}
 for method in methods:
     config = preset(method, dataset, ipc, scale, length)
@@ -92,14 +90,11 @@ live = pd.concat(parts, ignore_index=True)
 summarize(live)[["label", "mean", "std"]].round(1)
 
 # %%
-assert len(live) == networks * len(sets)
-if scale != "ci":
-    accuracy = live.groupby("label")["accuracy"].mean()
-    assert accuracy[methods].min() > accuracy["random"]
+means = live.groupby("label", sort=False)["accuracy"].mean()
+assert scale == "ci" or means[methods].min() > means["random"]
 
 # %% tags=["nbval-ignore-output"]
 bars = plots.accuracy_bars(live, chance=100 / data.train.num_classes)
-means = live.groupby("label", sort=False)["accuracy"].mean()
 finding = ", ".join(f"{name} {value:.1f} %" for name, value in means.items())
 plots.show(bars, f"One distillation each, scale {scale}, seed {seed}: {finding}.")
 
@@ -118,7 +113,7 @@ plots.show(bars, f"One distillation each, scale {scale}, seed {seed}: {finding}.
 # \bar\Delta \pm t_{m-1,\,0.975} \, \frac{s_\Delta}{\sqrt m}
 # $$ (ablation-interval)
 #
-# holds the true difference in 95 of 100 such experiments, if differences are roughly normal.
+# holds the true difference in 95 of 100 such experiments, if differences are roughly normal; $s_\Delta$ is their standard deviation, and $t_{m-1,\,0.975}$ the quantile of Student's distribution with $m - 1$ degrees of freedom.
 # By hand on numbers made up for the purpose, where the second method is better in every seed and the seeds lie far apart:
 
 # %%
@@ -144,27 +139,51 @@ print(f"paired_interval: {mean:.1f}, from {low:.1f} to {high:.1f}")
 # %%
 kind = {"ipc": 10, "network": "convnet3"}
 laptop = rows_of("laptop", dataset="cifar10", settings="", **kind)
-tour = rows_of("tour-ablation", **kind)
-usual = ["", "match.cc=0.3", "match.cm=0.01"]  # the weights of tour, written out
-own = {"laptop": laptop, "tour": tour[tour["settings"].isin(usual)]}
+own = {"laptop": laptop, "tour": rows_of("tour", settings="", **kind)}
+tour = rows_of("tour-ablation", **kind)  # other versions, and sweeps
 
 # %%
 terms = [("dm", "dm-cc"), ("dm", "dm-cm"), ("dm", "iid-dm")]
 terms += [("idm", "idm-cc"), ("idm", "idm-cm"), ("idm", "iid-idm")]
 tables = {name: paired_gains(table, terms) for name, table in own.items()}
-pd.concat(tables).droplevel(1).query("seeds > 0").round(1)
+found = tables["laptop"].set_index("method")
+assert found.loc["idm-cm", "low"] > 0 > found.loc["idm-cc", "low"]
+both = paired_gains(laptop, [("dm-cc", "iid-dm"), ("dm-cm", "iid-dm")])
+assert found["mean"]["dm-cc"] > found["mean"]["dm-cm"] and both["low"].min() > 0
+pd.concat(tables).droplevel(1).query("seeds > 0").round(2)
 
 # %% [markdown]
+# At `laptop` the two bases differ in which term helps.
+# On IDM covariance matching alone gains what both gain together, and class centralization nothing that three seeds could show; at `tour`, with five, neither does.
+# On DM it is class centralization that gains, as far as its interval allows, and both together are above either alone, whose intervals leave out zero as well.
+# A conjecture, not measured: IDM has a cross-entropy that asks for images which a trained network recognises, and so does already what class centralization would.
+#
 # A row is one method against another, not against the best; differences of differences, such as whether the two terms add up, need intervals of their own.
 #
 # Read the intervals, not the means.
 # One that holds zero says that seeds of this number and runs of this size cannot tell the two methods apart.
 # It does not say that there is no effect, and least of all that there is none at the published scale, where a distillation has twenty thousand iterations and a pool of ResNet18s.
 #
+# How far can an interval be trusted whose end only just misses zero?
+# Two pairs were measured twice at `tour`, with the same seeds, on other days, by other versions of the code and with other numbers of threads; sums in another order are enough to send two runs apart (`before` has the usual weights written out):
+
+# %%
+before = tour[tour["settings"].isin(["", "match.cc=0.3", "match.cm=0.01"])]
+again = own["tour"].query("seed < 3")
+pairs = [paired_gains(rows, terms[:2]) for rows in (before, again)]
+assert pairs[0]["low"][1] > 0 > pairs[1]["low"][1] and pairs[1]["low"][0] > 0
+pd.concat(pairs, keys=["before", "again"]).droplevel(1).round(2)
+
+# %% [markdown]
+# Class centralization gains the same both times.
+# The gain of covariance matching had an interval without zero, and is gone.
+# An interval of three seeds is made of three numbers, and its width is as much a matter of luck as its middle: the second time the same method has one six times as wide.
+# So take a claim that rests on three seeds, those at `laptop` above included, as a reason to measure more, and one whose bound lies a few hundredths from zero as none.
+#
 # ## The weights
 #
 # Perhaps the terms are weak because their weights are wrong.
-# So change them: each point below is a distillation of `dm` with one term, at a weight from far below the usual one to far above it.
+# So change them: each point below is a distillation of `dm` with one term, `match.cc` from the usual weight to a hundred times as much, `match.cm` from a tenth of it to ten times.
 
 
 # %%
@@ -173,8 +192,7 @@ def sweep(key, method):
     one = tour[tour["settings"].str.fullmatch(rf"{re.escape(key)}=[\d.]+")]
     one = one[one["method"] == method].assign(label=method)
     one["value"] = one["settings"].str.split("=").str[1].astype(float)
-    keys = ["label", "value", "seed"]
-    return one.groupby(keys, as_index=False)["accuracy"].mean()
+    return one.groupby(["label", "value", "seed"], as_index=False)["accuracy"].mean()
 
 
 # %%
@@ -185,8 +203,8 @@ weights = {"match.cc": "dm-cc", "match.cm": "dm-cm"}
 best = []
 for ax, (key, method) in zip(axes, weights.items(), strict=True):
     points = sweep(key, method)
-    shown = f"{key} ({method})"
-    plots.setting_curve(points, setting=shown, references=reference, ax=ax)
+    how = {"setting": f"{key} ({method})", "references": reference}
+    plots.setting_curve(points, **how, ax=ax)
     means = points.groupby("value")["accuracy"].mean()
     best.append(f"{method} is best at {means.idxmax():g} with {means.max():.1f} %")
 seeds = f"{plain['seed'].nunique()} seeds"
@@ -199,7 +217,7 @@ plots.show(axes, f"Scale tour, {seeds}: {finding}.")
 # Values are spaced evenly, although they grow by factors, as one does with weights whose order of magnitude is the question.
 #
 # A curve with a hump says that the weight matters and where it should lie.
-# A fall at its right end says that beyond some strength the term takes over the objective: {doc}`04_class_centralization` shows what that looks like in the images.
+# A fall at its right end says that beyond some strength the term takes over the objective: {doc}`04_class_centralization` shows at ten times the weight what it does to the distances.
 #
 # Beware of the best point of a sweep.
 # It is the largest of several noisy numbers, and on the test set at that, so it flatters.
@@ -210,12 +228,11 @@ plots.show(axes, f"Scale tour, {seeds}: {finding}.")
 # %%
 held_out = rows_of("laptop-validation")
 held_out["match.cc"] = held_out["settings"].str.split("=").str[1].astype(float)
-chosen = held_out.groupby("match.cc")["accuracy"].agg(["mean", "std"])
-chosen.round(1)
+held_out.groupby("match.cc")["accuracy"].agg(["mean", "std"]).round(1)
 
 # %% [markdown]
-# Here the hump is plain: the right weight is worth more than a point over none, and ten times as much costs several.
-# The weight that was used before, chosen by its share of the loss, was too small.
+# The rows are of `iid-dm`, the deviation is that of three networks.
+# On this one seed the hump is plain: the right weight is worth more than a point over none, and ten times as much costs several.
 #
 # ## Choosing $\beta$
 #
@@ -249,7 +266,7 @@ assert distance.gt(0).all() and 0.4 < distance.median() < 1.6
 
 # %% [markdown]
 # With $\alpha = 1$ an image at one unit has the cost $e$.
-# A $\beta$ below the smallest line of the table pulls every image, as zero does; one at the median pulls the farther half; one above the last, almost none.
+# A $\beta$ below the smallest line of the table pulls nearly every image, as zero does; one at the median pulls the farther half; one above the last, almost none.
 # That is the range in which a sweep can show anything:
 
 # %%
@@ -260,12 +277,11 @@ exp = exp.groupby(["label", "value", "seed"], as_index=False)["accuracy"].mean()
 means = exp.groupby("value")["accuracy"].mean()
 by_seed = exp.pivot(index="seed", columns="value", values="accuracy")
 assert len(by_seed) == 3 and (by_seed.diff(axis=1).iloc[:, 1:] < 0).all(axis=None)
-_, low, _ = paired_interval(by_seed[2.75].tolist(), by_seed[0].tolist())
-assert low < 0  # three seeds do not settle it
+ends = by_seed[2.75].tolist(), by_seed[0].tolist()
+assert paired_interval(*ends)[1] < 0, "three seeds do not settle it"
 
 # %%
-linear = sweep("match.cc", "dm-cc").query("value == 1")["accuracy"].mean()
-reference["linear"] = linear
+reference["linear"] = sweep("match.cc", "dm-cc").query("value == 1").accuracy.mean()
 curve = plots.setting_curve(exp, setting="match.cc_beta", references=reference)
 plots.note(curve, rows)
 finding = f"from {means.iloc[0]:.1f} % without a threshold"

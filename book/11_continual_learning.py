@@ -204,7 +204,7 @@ pairs = [("random", "dm"), ("random", "iid-dm"), ("random", "herding")]
 pairs += [("herding", "iid-dm"), ("dm", "iid-dm")]
 gains = paired_gains(end, pairs).set_index(["base", "method"])
 assert gains["low"]["herding", "iid-dm"] < 0 < gains["low"]["random", "herding"]
-gains.round(1)
+gains.round(2)
 
 # %%
 steps_of = rows.rename(columns={"method": "label"})

@@ -188,10 +188,11 @@ for name, one in experiments.EXPERIMENTS.items():
 
 # %% tags=["nbval-ignore-output"]
 place = {"folder": Path("results"), "runs": Path("runs")}
+kept_whole = {"subsequent_indent": "    ", "break_on_hyphens": False}
 todo = jobs("ablation", scale=scale, seeds=3, **place)
 print(len(todo), "runs; the first three:")
 for job in todo[:3]:
-    print(textwrap.fill(str(job), 80, subsequent_indent="    "))
+    print(textwrap.fill(str(job), 80, **kept_whole))
 assert all(job.command[0] == "distill" for job in todo)
 
 # %% [markdown]
@@ -216,17 +217,18 @@ rows = []
 for name in experiments.EXPERIMENTS:
     cells = experiments.table(name)
     for size in ("tour", "laptop", "paper"):
-        share = (cells[f"{size}_seeds"] > 0).mean()
-        rows.append({"label": name, "series": size, "accuracy": 100 * share})
+        done, count = (cells[f"{size}_seeds"] > 0).sum(), len(cells)
+        row = {"label": name, "series": size, "done": done, "cells": count}
+        rows.append(row | {"accuracy": 100 * done / count})
 measured = pd.DataFrame(rows)
 
 # %%
 ax = plots.cell_points(measured)
 ax.set(xlabel="cells with at least one seed (%)", xlim=(-3, 103))
-full = measured.pivot_table(index="series", values="accuracy").round(0)
-shares = full["accuracy"].items()
-finding = ", ".join(f"{size} {value:.0f} %" for size, value in shares)
-plots.show(ax, f"Share of the cells that are measured: {finding}.")
+full = measured.groupby("series")[["done", "cells"]].sum()
+counts = full.itertuples()
+finding = ", ".join(f"{size} {done} of {cells}" for size, done, cells in counts)
+plots.show(ax, f"Cells with at least one seed: {finding}.")
 
 # %% [markdown]
 # ## More than one machine

@@ -17,7 +17,7 @@
 # # Speed
 #
 # Distillation is a small network on small images, some thousand times over.
-# The arithmetic of an iteration takes a GPU a millisecond and a laptop a second; released code takes many times that.
+# The arithmetic of an iteration would take a large GPU some milliseconds, by its data sheet, and takes two laptop cores about a second.
 # Here you count what an iteration must do, measure what this machine can do, and switch on one acceleration after another, each with the same result.
 #
 # **What you will learn**
@@ -145,7 +145,7 @@ plots.show(bars, f"Time of an image, an acceleration more in each row: {finding}
 # %% [markdown]
 # - *All classes at once.*
 #   The norms of these networks act on each image by itself, so one batch gives what a loop over classes gives.
-#   On a CPU, where 256 images are a large batch already, it gains little by itself; on a GPU, where small kernels wait for their launch, it is the largest step of all.
+#   On a CPU, where 256 images are a large batch already, it gains little by itself; on a GPU, where small kernels wait for their launch, it should matter most, which has not been measured here.
 # - *Channels last.*
 #   With the channels of a pixel side by side in memory, a convolution reads vectors.
 # - *Chunks.*
@@ -159,7 +159,8 @@ plots.show(bars, f"Time of an image, an acceleration more in each row: {finding}
 # ## Exact, or nearly
 #
 # None of this changes the method.
-# Float32 is kept, sums run in another order, and the results agree to a few millionths.
+# Float32 is kept, sums run in another order, and the losses agree to a few millionths.
+# Gradients agree to a few thousandths at worst: rounding puts single activations on the other side of the ReLU's kink.
 # `iid bench` checks the losses and the gradients of every method against a loop over classes in the run that takes the times, and fails where they differ by more than rounding.
 # These are rows that it measured, with the machine they come from:
 
@@ -207,7 +208,8 @@ finding = f"ours is {slowest:.1f} to {fastest:.1f} times faster at every size"
 plots.show(panels, f"Seconds an iteration as the work grows: {finding}.")
 
 # %% [markdown]
-# Classes and real images cost in proportion, width with its square.
+# Classes and real images cost in proportion.
+# The operations grow with the square of the width, the time more slowly, because wide layers come nearer to the machine's best.
 # Synthetic images cost little until there are as many as a tenth of the real ones.
 #
 # ## Departing from the method
@@ -235,7 +237,7 @@ trade.round(1)
 # With the same seconds, fresh draws did as well or better.
 #
 # The whole CIFAR-10 at scale `laptop` has twelve times the images, so that a pair costs as much as thirty fresh iterations, and fifty pairs more than all of them.
-# Ten pairs halve the time once more, and cost far more than they did at `tour`, on the one seed that was run:
+# Ten pairs cost far more accuracy than they did at `tour`, on the one seed that was run:
 
 # %%
 kind = {"dataset": "cifar10", "ipc": 10, "network": "convnet3"}

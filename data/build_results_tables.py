@@ -6,10 +6,9 @@ python data/build_results_tables.py            # a test compares both with what 
 import re
 from pathlib import Path
 
-import pandas as pd
-
 from iidlib import experiments
 from iidlib.evaluation import paired_gains
+from iidlib.results import rows_of
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = (ROOT / "book" / "intro.md", ROOT / "README.md")
@@ -20,6 +19,7 @@ PAIRS = {
     ),
     "tour": (("random-mosaic", "dm"), ("dm", "idm"), ("random-mosaic", "idm"), ("idm", "iid-idm")),
 }  # fmt: skip
+TABLES = {("laptop", 1): "laptop", ("laptop", 10): "laptop", ("tour", 1): "tour-idm", ("tour", 10): "tour"}
 PLACE = re.compile(
     r"(<!-- (results|gains) at (\w+): begin \(python data/build_results_tables.py\) -->\n).*?(\n<!-- end -->)", re.S
 )
@@ -54,15 +54,15 @@ def table(scale: str) -> str:
 
 
 def gains(scale: str) -> str:
-    """Paired differences of methods at a scale, in points, with their intervals over seeds."""
-    rows, columns = experiments.all_rows(), []
+    """Paired differences of methods at a scale, in points, with their intervals over seeds.
+
+    Both sides of a pair come from one table, whose rows were measured by one version of the code.
+    """
+    columns = []
     for ipc in (1, 10):
-        cells = [
-            experiments.Cell("cifar10", method, ipc) for method in sorted({m for pair in PAIRS[scale] for m in pair})
-        ]
-        found = [experiments.measured(cell, scale, rows).reset_index().assign(method=cell.method) for cell in cells]
-        pairs = paired_gains(pd.concat(found, ignore_index=True), PAIRS[scale])
-        columns.append([claim(**pair) for pair in pairs.to_dict("records")])
+        dataset = experiments.Cell("cifar10", "dm", ipc).dataset_at(scale)
+        rows = rows_of(TABLES[scale, ipc], dataset=dataset, ipc=ipc, network="convnet3", settings="")
+        columns.append([claim(**pair) for pair in paired_gains(rows, PAIRS[scale]).to_dict("records")])
     lines = ["| difference | IPC 1 | IPC 10 |", "| --- | --- | --- |"]
     for (base, method), *claims in zip(PAIRS[scale], *columns, strict=True):
         lines.append(f"| `{method}` over `{base}` | {' | '.join(claims)} |")
@@ -72,7 +72,7 @@ def gains(scale: str) -> str:
 def claim(*, seeds: int, mean: float, low: float, high: float, **_: str) -> str:
     """A paired difference as text."""
     few = f"{seeds} of 3 seeds" if seeds else "missing"
-    return f"{mean:.1f} ({low:.1f} to {high:.1f})" if seeds >= 3 else few
+    return f"{mean:.2f} ({low:.2f} to {high:.2f})" if seeds >= 3 else few
 
 
 DRAWN = {"results": table, "gains": gains}

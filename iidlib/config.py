@@ -27,6 +27,7 @@ __all__ = [
     "QueueConfig",
     "RunConfig",
     "SynConfig",
+    "differing",
     "fingerprint",
     "from_yaml",
     "override",
@@ -411,6 +412,26 @@ def _flatten(config: Any, prefix: str = "") -> dict[str, Any]:
         else:
             flat[prefix + entry.name] = value
     return flat
+
+
+_OF_NO_SET = ("method", "dataset", "ipc", "scale", "seed", "iterations", "pool.path")
+"""Settings that have a place of their own in what is recorded of a set."""
+
+
+def differing(config: RunConfig) -> dict[str, str]:
+    """The settings of a distilled set that are not its scale's own, as texts that `override` reads.
+
+    Left out are those that are recorded by themselves (seed, iterations and so on), and what shapes no image: the
+    evaluation, checkpoints, chunks and compilation.
+    """
+    usual = _flatten(preset(config.method, config.dataset, config.ipc, config.scale))
+    return {
+        key: ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+        for key, value in _flatten(config).items()
+        if value != usual[key]
+        and key not in _OF_NO_SET
+        and (key == "compute.precision" or not key.startswith(("eval.", "checkpoint.", "compute.")))
+    }
 
 
 def override(config: RunConfig, changes: Mapping[str, Any]) -> RunConfig:

@@ -112,7 +112,7 @@ def learn_in_steps(
         known = of_classes(dataset, seen)
         images = torch.cat([one.images for one in memory])
         labels = torch.arange(len(seen), device=images.device).repeat_interleave(config.ipc)
-        whole = SyntheticSet(images, labels, known.spec, dict(memory[0].provenance), config.syn.factor)
+        whole = SyntheticSet(images, labels, known.spec, dict(memory[0].provenance), memory[0].factor)
         frame = evaluate(
             whole,
             known,

@@ -267,7 +267,11 @@ class Distillation:
             "data": self.real.fingerprint,
             "pool": self.pool.fingerprint if self.pool else "",
             "version": __version__,
-        } | ({"drift": "see environment.json"} if self.drifted else {})
+        }
+        if own := configuration.differing(self.config):
+            provenance["settings"] = " ".join(f"{key}={value}" for key, value in own.items())
+        if self.drifted:
+            provenance["drift"] = "see environment.json"
         return SyntheticSet(self.updater.settled(), self._labels, self.real.spec, provenance, self.config.syn.factor)
 
     def state(self) -> dict[str, Tensor]:
@@ -281,7 +285,8 @@ class Distillation:
 
     def facts(self) -> dict[str, Any]:
         """What must be the same when a checkpoint is taken up again."""
-        return {"data": self.real.fingerprint, "pool": self.pool.fingerprint if self.pool else ""}
+        facts = {"data": self.real.fingerprint, "pool": self.pool.fingerprint if self.pool else ""}
+        return facts | ({"pool weights": self.pool.digest} if self.pool else {})
 
 
 class Stopped(KeyboardInterrupt):
@@ -521,7 +526,7 @@ def _take_up(run: Distillation, folder: RunFolder, saved: tuple[dict[str, Tensor
         return 0
     state, facts = saved
     for name, value in run.facts().items():
-        if facts.get(name) != value:
+        if facts.get(name, value) != value:
             raise InputError(f"the run at {folder.path} was begun with other {name} ({facts.get(name)}, now {value})")
     run.chunk = int(facts.get("chunk", run.chunk))  # what memory was free then decides, so that rounding is the same
     run.drifted = run.drifted or bool(facts.get("drifted"))

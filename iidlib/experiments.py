@@ -16,9 +16,20 @@ import pandas as pd
 from iidlib.config import RunConfig, override, preset
 from iidlib.inputs import InputError, suggest
 from iidlib.published import published_value
-from iidlib.results import read_results, results_dir
+from iidlib.results import protocol_text, read_results, results_dir
 
-__all__ = ["BASELINES", "EXPERIMENTS", "Cell", "Experiment", "all_rows", "find", "mean_of", "measured", "table"]
+__all__ = [
+    "BASELINES",
+    "EXPERIMENTS",
+    "Cell",
+    "Experiment",
+    "all_rows",
+    "find",
+    "mean_of",
+    "measured",
+    "table",
+    "within",
+]
 
 BASELINES = ("random", "random-mosaic", "herding", "k-center", "whole")
 """Methods that choose real images instead of learning any."""
@@ -68,11 +79,17 @@ class Cell:
         return scale in ("paper", "laptop") or self.dataset == "cifar10" or self.steps == 5
 
     def changes(self, scale: str) -> dict[str, str]:
-        """Settings that a run of it is given beside the scale's, iterations as a number."""
+        """Settings that a run of it is given beside the scale's, iterations as a number.
+
+        Weights and thresholds of class centralization are in units of the real images' scatter at every scale, because
+        a grid in the units of one pool's features means nothing in those of another.
+        """
         given = dict(self.settings)
+        own = preset(self.method, self.dataset, max(self.ipc, 1), scale)
+        if any(key.startswith("match.cc") for key in given) and own.match.cc_scaling != "relative":
+            given["match.cc_scaling"] = "relative"
         if (share := given.get("iterations", "")).endswith("%"):
-            whole = preset(self.method, self.dataset, self.ipc, scale).iterations
-            given["iterations"] = str(round(whole * int(share[:-1]) / 100))
+            given["iterations"] = str(round(own.iterations * int(share[:-1]) / 100))
         return given
 
 
@@ -155,7 +172,17 @@ def find(name: str) -> Experiment:
     return EXPERIMENTS[name]
 
 
+def within(name: str, only: str) -> bool:
+    """Whether a cell's name begins with the parts of another: ``cifar10/ipc1`` has ``cifar10/ipc10`` not below it."""
+    return f"{name}/".startswith(f"{only.rstrip('/')}/" if only else "")
+
+
 # --- what has been measured
+
+
+_NUMBERS = (
+    "ipc", "seed", "accuracy", "iterations", "epochs", "networks_seed", "evaluation_seed", "step", "steps", "order",
+)  # fmt: skip
 
 
 def all_rows(folder: Path | None = None) -> pd.DataFrame:
@@ -165,8 +192,8 @@ def all_rows(folder: Path | None = None) -> pd.DataFrame:
         folder: of the results; the checkout's own when not given.
 
     Returns:
-        Texts as they stand in the files, and as numbers ipc, seed, accuracy, iterations, epochs, evaluation_seed, step
-        and steps.
+        Texts as they stand in the files, and as numbers ipc, seed, accuracy, iterations, epochs, networks_seed,
+        evaluation_seed, step, steps and order.
     """
     frames = []
     for path in sorted((folder or results_dir()).glob("*.csv")):
@@ -176,81 +203,72 @@ def all_rows(folder: Path | None = None) -> pd.DataFrame:
     if not frames:
         return pd.DataFrame()
     rows = pd.concat(frames, ignore_index=True).fillna("")
-    for name in ("ipc", "seed", "accuracy", "iterations", "epochs", "evaluation_seed", "step", "steps"):
+    for name in _NUMBERS:
         rows[name] = pd.to_numeric(rows[name], errors="coerce") if name in rows else math.nan
-    if "settings" not in rows:
-        rows["settings"] = ""
+    for name in ("settings", "date"):
+        if name not in rows:
+            rows[name] = ""
     return rows
-
-
-def _planned(cell: Cell, scale: str, dataset: str) -> tuple[int, int]:
-    """Iterations and epochs of evaluation that a row of the cell must have."""
-    if cell.method in BASELINES:
-        from iidlib.evaluation import whole_set_protocol
-
-        protocol = preset("random", dataset, max(cell.ipc, 1), scale).eval
-        return 0, (whole_set_protocol(protocol) if cell.method == "whole" else protocol).epochs
-    given = cell.changes(scale)
-    config = preset(cell.method, dataset, cell.ipc, scale, given)
-    return config.iterations, config.eval.epochs
 
 
 def measured(cell: Cell, scale: str, rows: pd.DataFrame) -> pd.Series:
     """Accuracy of each seed that was measured, the mean over its networks; empty where there is none.
 
-    Rows of other settings, another number of iterations or another protocol do not count; a setting that is written
-    out and is the scale's own makes no difference.
+    Rows of other settings, another number of iterations or another protocol do not count, nor a seed with fewer
+    networks than the protocol has. A setting that is written out and is the scale's own makes no difference. Where a
+    seed was measured again with the same networks, the newest row of each counts.
 
     Args:
         cell: what is looked for.
         scale: at which scale; at ``tour`` the data set is ``cifar10-mini``.
         rows: of results.
     """
+    from iidlib.evaluation import whole_set_protocol
+
+    dataset = cell.dataset_at(scale)
+    if not rows.empty:
+        rows = rows[(rows["dataset"] == dataset) & (rows["method"] == cell.method) & (rows["scale"] == scale)]
     if rows.empty:
         return pd.Series(dtype=float)
-    dataset = cell.dataset_at(scale)
-    iterations, epochs = _planned(cell, scale, dataset)
     given = cell.changes(scale)
-    given.pop("iterations", None)
     usual = preset(cell.method, dataset, max(cell.ipc, 1), scale)
+    planned = override(usual, given)
+    chosen = cell.method in BASELINES
+    protocol = whole_set_protocol(planned.eval) if cell.method == "whole" else planned.eval
+    tiles = 1 if chosen and cell.method != "random-mosaic" else planned.syn.factor
+    given.pop("iterations", None)
 
-    def unusual(pairs: Iterable[str]) -> frozenset[str]:
-        """Without those that say what the scale has anyway."""
-        return frozenset(pair for pair in pairs if _changed(usual, pair) != usual)
+    def unusual(pairs: Iterable[str]) -> set[RunConfig | str]:
+        """What each of them makes of the scale's settings, without those that say what it has anyway."""
+        return {_changed(usual, pair) for pair in pairs} - {usual}
 
     wanted = unusual(f"{key}={value}" for key, value in given.items())
-    rows = rows[(rows["dataset"] == dataset) & (rows["method"] == cell.method)]
-    if rows.empty:
-        return pd.Series(dtype=float)
     same = [text for text in rows["settings"].unique() if unusual(text.split()) == wanted]
     own = rows[
         rows["settings"].isin(same)
-        & (rows["scale"] == scale)
         & (rows["network"] == cell.network)
-        & (rows["iterations"] == iterations)
-        & (rows["epochs"] == epochs)
-        & rows["protocol"].map(_of_the_paper)
+        & (rows["iterations"] == (0 if chosen else planned.iterations))
+        & (rows["epochs"] == protocol.epochs)
+        & (rows["protocol"] == protocol_text(protocol, cell.method, tiles))
         & ((rows["ipc"] == cell.ipc) | (cell.ipc == 0))
         & (rows["steps"].fillna(0) == cell.steps)
         & (rows["step"].fillna(0) == cell.steps)
+        & ((rows["order"] == rows["seed"]) | (cell.steps == 0))
     ]
-    # a set that is evaluated a second time with the same networks is not counted twice
-    own = own.drop_duplicates(["seed", "evaluation_seed"])
-    return own.groupby("seed")["accuracy"].mean()
+    own = own.sort_values("date", kind="stable").drop_duplicates(
+        ["seed", "networks_seed", "evaluation_seed"], keep="last"
+    )
+    by_seed = own.groupby("seed")["accuracy"].agg(["mean", "size"])
+    return by_seed.loc[by_seed["size"] >= protocol.num_eval, "mean"].rename("accuracy")
 
 
-def _of_the_paper(protocol: str) -> bool:
-    """Rows of other protocols, such as the IDC family's, fill no cell of the paper."""
-    return protocol.split(",")[0] in ("dm", "whole set", "")
-
-
-def _changed(config: RunConfig, pair: str) -> RunConfig | None:
-    """The settings with a change such as ``match.cc=1``; None where a table names what does not exist."""
+def _changed(config: RunConfig, pair: str) -> RunConfig | str:
+    """The settings with a change such as ``match.cc=1``; itself where a table names what does not exist."""
     key, _, value = pair.partition("=")
     try:
         return override(config, {key: value})
     except InputError:
-        return None
+        return pair
 
 
 def table(name: str, folder: Path | None = None) -> pd.DataFrame:

@@ -143,11 +143,13 @@ class Pool:
         networks: frozen, at least one.
         accuracies: of each on held-out images, in percent.
         fingerprint: names the data and settings that they were trained with.
+        digest: twelve hex digits of the weights as they are stored; another machine, or other threads, train others.
     """
 
     networks: list[Network]
     accuracies: list[float]
     fingerprint: str
+    digest: str = ""
 
     def sample(self, generator: torch.Generator) -> Network:
         """One network, uniformly drawn; the generator is on the CPU."""
@@ -235,12 +237,12 @@ def trained_pool(
             _keep(folder, name, weights, config, fingerprint, known)
             after = "" if passes == config.epochs else f" after {passes} of {config.epochs} passes"
             log.info("network %d of %d%s: %.1f %% on held-out images", number + 1, config.count, after, known[name])
-    networks = []
+    networks, digest = [], sha256()
     for (number, passes), name in members.items():
         _check_trained(config, dataset, number, passes, known[name])
         networks.append(frozen(build(number)).eval())
-        _load_weights(folder / f"{name}.safetensors", networks[-1])
-    return Pool(networks, [known[name] for name in members.values()], fingerprint)
+        digest.update(_load_weights(folder / f"{name}.safetensors", networks[-1]))
+    return Pool(networks, [known[name] for name in members.values()], fingerprint, digest.hexdigest()[:12])
 
 
 def _passes_kept(config: PoolConfig) -> list[int]:
@@ -343,9 +345,12 @@ def _keep(
         ) from None
 
 
-def _load_weights(path: Path, network: Network) -> None:
+def _load_weights(path: Path, network: Network) -> bytes:
+    """Gives the network its weights; returns the file's content."""
     try:
-        network.load_state_dict(from_bytes(path.read_bytes()))
+        content = path.read_bytes()
+        network.load_state_dict(from_bytes(content))
     except (OSError, SafetensorError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"{path} is damaged ({reason}); remove its folder and the pool is trained again") from None
+    return content

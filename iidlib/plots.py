@@ -438,14 +438,14 @@ def projection(
 
     Args:
         points: a row an image, with columns label, class (an index into `classes`), x and y.
-        classes: names, for the legend; colours are those of seaborn's palette for so many classes.
+        classes: names, for the legend; colours are the colour-blind-safe ones for ten classes, more are hues.
         behind: the set that is drawn behind the others.
         names: what the two axes say.
 
     Returns:
         The axes of the panels, in order.
     """
-    palette = sns.color_palette("husl", len(classes)).as_hex()
+    palette = sns.color_palette("colorblind" if len(classes) <= len(_PALETTE) else "husl", len(classes)).as_hex()
     labels = [label for label in dict.fromkeys(points["label"]) if label != behind]
     axes = panels(len(labels), height=WIDTH / max(2, len(labels)) + 0.5)
     ground = points[points["label"] == behind]

@@ -9,12 +9,13 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
-from iidlib.experiments import BASELINES, Cell, all_rows, find, measured
+from iidlib.experiments import BASELINES, Cell, all_rows, find, measured, within
 from iidlib.inputs import InputError
 from iidlib.results import results_dir
 
-__all__ = ["Job", "jobs", "run_jobs"]
+__all__ = ["Job", "Outcome", "jobs", "run_jobs"]
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ def jobs(
         name: one of ``EXPERIMENTS``.
         scale: ``tour``, ``laptop`` or ``paper`` (``ci`` for tests).
         seeds: how many distillation seeds a cell should have.
-        only: cells whose name begins with it, such as ``cifar10/ipc10``.
+        only: cells whose name is it, or begins with its parts, such as ``cifar10/ipc10``.
         folder: of the results.
         runs: where the runs' folders go.
         device: as for ``iid distill``.
@@ -65,7 +66,7 @@ def jobs(
     Raises:
         InputError: for an unknown experiment, or where `only` leaves no cell.
     """
-    cells = [cell for cell in find(name).cells if cell.name.startswith(only) and cell.runs_at(scale)]
+    cells = [cell for cell in find(name).cells if within(cell.name, only) and cell.runs_at(scale)]
     if not cells:
         raise InputError(f"{name} has no cell {only!r} at scale {scale}; see iid reproduce {name} --list")
     target, rows = folder or results_dir(), all_rows(folder)
@@ -113,13 +114,20 @@ def _command(cell: Cell, scale: str, seed: int, results: Path, runs: Path, devic
     return ("distill", cell.method, *common, *out, *length, *changes, *resume)
 
 
+class Outcome(NamedTuple):
+    """How many jobs were finished, and how many failed."""
+
+    done: int
+    failed: int
+
+
 def run_jobs(
     todo: Iterable[Job],
     *,
     budget: float = math.inf,
     say: Callable[[str], None] = print,
     environment: Mapping[str, str] | None = None,
-) -> int:
+) -> Outcome:
     """Runs jobs one after the other, each in a process of its own, until the budget is spent.
 
     A run that the budget cuts is told to stop, writes a checkpoint, and is resumed by the next call. A job that fails
@@ -131,10 +139,8 @@ def run_jobs(
         say: told what is begun and what went wrong.
         environment: of the processes; this one's when not given.
 
-    Returns:
-        How many jobs were finished.
     """
-    until, done = time.monotonic() + budget, 0
+    until, done, failed = time.monotonic() + budget, 0, 0
     for job in todo:
         left = until - time.monotonic()
         if left <= 0:
@@ -143,7 +149,9 @@ def run_jobs(
         status = 0
         for command in job.commands():
             say(shlex.join(("iid", *command)))
-            process = subprocess.Popen([sys.executable, "-m", "iidlib.cli", *command], env=environment)
+            # a group of its own, so that Ctrl-C reaches it once, through us: at a second signal a run ends at once
+            call = [sys.executable, "-m", "iidlib.cli", *command]
+            process = subprocess.Popen(call, env=environment, process_group=0)
             try:
                 status = process.wait(None if math.isinf(until) else max(0.0, until - time.monotonic()))
             except (subprocess.TimeoutExpired, KeyboardInterrupt) as stop:
@@ -152,9 +160,10 @@ def run_jobs(
                 if isinstance(stop, KeyboardInterrupt):
                     raise
                 say("the budget is spent; the same command goes on from here")
-                return done
+                return Outcome(done, failed)
             if status:
                 say(f"failed with status {status}, left out: {job.cell.name}, seed {job.seed}")
                 break
         done += not status
-    return done
+        failed += bool(status)
+    return Outcome(done, failed)

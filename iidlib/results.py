@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from iidlib.config import EvalProtocol
 from iidlib.inputs import InputError
 from iidlib.runs import atomic_write
 
@@ -19,6 +20,7 @@ __all__ = [
     "append_rows",
     "check_results",
     "check_writable",
+    "protocol_text",
     "read_results",
     "results_dir",
     "rows_of",
@@ -33,10 +35,30 @@ RESULT_COLUMNS = (
 
 ``scale`` and ``seed`` are the distillation's (or of the choice of real images), ``protocol`` says how the set was
 evaluated; ``networks_seed`` with the network's number ``evaluation_seed`` names the draws of the evaluation, which took
-``seconds``. ``settings`` are those that were given beside the scale's. Accuracies are in percent.
+``seconds``. ``settings`` are those beside the scale's that the set was made with, or the command was given; among them
+``made_from``, where a set was made of another data set than it was judged on. Accuracies are in percent.
 """
 
 _NEEDED = ("dataset", "method", "accuracy")
+
+
+def protocol_text(protocol: EvalProtocol, label: str, factor: int = 1) -> str:
+    """The protocol as a row of results says it.
+
+    Args:
+        protocol: how networks were trained on the set.
+        label: the set's method; ``whole`` has a protocol of its own.
+        factor: tiles along a side of an image of the set.
+    """
+    name = "whole set" if label == "whole" else protocol.name
+    if label == "whole" and protocol.name != "dm":
+        name += f" ({protocol.name})"
+    text = f"{name}, {protocol.epochs} epochs, batch {protocol.batch}, lr {protocol.lr:g}, width {protocol.width}"
+    if factor > 1:
+        text += f", each image expanded to {factor**2}"
+    if protocol.name == "own":
+        text += f", CutMix {protocol.cutmix:g}, schedule {protocol.schedule}"
+    return text if protocol.augmentation == "auto" else f"{text}, augmentation {protocol.augmentation}"
 
 
 def results_dir() -> Path:
@@ -69,7 +91,7 @@ def rows_of(name: str, **only: object) -> pd.DataFrame:
         InputError: where the package was installed without its tables.
         KeyError: for a column that the table lacks.
     """
-    rows = pd.read_csv(results_dir() / f"{name}.csv")
+    rows = pd.read_csv(results_dir() / f"{name}.csv", dtype={"settings": str})
     if "settings" in rows:
         rows["settings"] = rows["settings"].fillna("")
     for column, value in only.items():

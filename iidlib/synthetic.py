@@ -180,9 +180,11 @@ class SyntheticSet:
             )
         taken = ipc * factor**2 if init == "real" else ipc
         if taken > smallest:
+            fewer = smallest // factor**2
+            remedy = f"lower ipc to {fewer} or less, or syn.factor" if fewer else "lower syn.factor"
             raise InputError(
                 f"ipc {ipc} with syn.factor {factor} takes {taken} real images a class, but class {name!r} in "
-                f"{real.spec.name} has {smallest}; lower ipc to {smallest // factor**2} or less, or syn.factor"
+                f"{real.spec.name} has {smallest}; {remedy}, or take syn.init=crops"
             )
         if init == "noise":
             images = torch.randn((real.num_classes * ipc, real.spec.channels, size, size), generator=generator)

@@ -248,7 +248,7 @@ def _cc_term(batch: StepBatch) -> Tensor:
     if match.cc_scaling == "released":
         return measure(features)
     if match.cc_scaling == "per_image":
-        return measure(features) * (10 / features.shape[1])
+        return measure(features) * (10 / batch.config.ipc)
     scatter = batch.expert_real_scatter
     known = scatter > 0  # a class of one real image has no scatter to compare with; it asks for nothing
     unit = torch.where(known, scatter, 1).sqrt()

@@ -60,7 +60,10 @@ def problems(folder: Path, layout: Layout = Layout()) -> list[str]:
     for path in found:
         if (count := sum(1 for _ in (path / "images").glob("*.JPEG"))) != layout.train:
             told.append(f"{path.name} has {count} of {layout.train} training images")
-    listed = _annotations(folder)
+    try:
+        listed = _annotations(folder)
+    except InputError:
+        return [*told, "val/val_annotations.txt cannot be read"]
     names = {path.name for path in found}
     if strange := {label for _, label in listed} - names:
         told.append(f"{len(strange)} classes of the test images are not in train")

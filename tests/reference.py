@@ -245,7 +245,9 @@ def terms_of_class(
                 measured = torch.stack([expert(image) for image in real[: match.cc_real]]).detach()
                 unit = float(mean_of(squared_distances(measured))) if len(measured) > 1 else math.inf
             value = class_centralization(features / math.sqrt(unit), match.cc_form, match.cc_alpha, match.cc_beta)
-            value = value * {"released": 1, "per_image": 10 / len(syn), "relative": 1 / len(syn)}[match.cc_scaling]
+            value = (
+                value * {"released": 1, "per_image": 10 / len(batch.syn), "relative": 1 / len(syn)}[match.cc_scaling]
+            )
             values[name] = match.cc * value
         else:
             raise AssertionError(name)

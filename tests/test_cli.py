@@ -904,6 +904,51 @@ def test_evaluating_with_other_networks_and_another_protocol(iid: Run, finished:
     assert "±" not in ended.out.split("mean")[0], "one network has no spread"
 
 
+def test_rows_of_a_set_say_what_it_was_made_with(iid: Run) -> None:
+    """However it is evaluated, and also where only the set was kept."""
+    from iidlib.experiments import Cell, all_rows, measured
+
+    common = ["--set", "match.cc=7", "--set", "eval.width=4", "--set", "compute.chunk=8"]
+    assert iid("distill", "dm-cc", *TINY, *common, "--no-evaluate", "--out", "run").status == 0
+    shutil.copy("run/synthetic.safetensors", "alone.safetensors")
+    for place in ("run", "alone.safetensors"):
+        assert iid("evaluate", place, "--no-baseline", "--set", "eval.lr=0.5", "--results", "r/ci.csv").status == 0
+    found = all_rows(Path("r"))
+    assert found["settings"].unique().tolist() == ["match.cc=7.0 eval.lr=0.5"]
+    assert measured(Cell("shapes", "dm-cc", 2), "ci", found).empty
+
+
+def test_a_set_judged_on_another_data_set_says_what_it_was_made_from(iid: Run) -> None:
+    from iidlib.experiments import Cell, all_rows, measured
+
+    own = ["--ipc", "2", "--scale", "ci", "--no-evaluate", "--out", "run"]
+    assert iid("distill", "dm", "--dataset", "validation:cifar10-mini", *own).status == 0
+    judged = ["--dataset", "cifar10-mini", "--no-baseline", "--results", "r/ci.csv"]
+    assert iid("evaluate", "run", *judged).status == 0
+    found = all_rows(Path("r"))
+    assert found["settings"].unique().tolist() == ["made_from=validation:cifar10-mini"]
+    assert measured(Cell("cifar10", "dm", 2), "ci", found).empty
+    assert iid("evaluate", "random", *own[:4], *judged).status == 0, "the cell itself has its row"
+    assert len(measured(Cell("cifar10", "random", 2), "ci", all_rows(Path("r")))) == 1
+
+
+def test_random_images_beside_a_run_of_another_protocol_fill_no_cell(iid: Run) -> None:
+    from iidlib.experiments import Cell, all_rows, measured
+
+    for place, changes, counts in (("own", [], 1), ("other", ["--set", "eval.width=4"], 0)):
+        made = ["--results", f"{place}/ci.csv", "--out", f"run-{place}", *changes]
+        assert iid("distill", "dm", "--dataset", "cifar10-mini", *TINY[2:], *made).status == 0
+        assert len(measured(Cell("cifar10", "random", 2), "ci", all_rows(Path(place)))) == counts
+
+
+def test_each_seed_of_herding_has_features_of_its_own(iid: Run) -> None:
+    for seed in (0, 1):
+        given = ["--seed", str(seed), "--num-eval", "1", "--epochs", "1", "--results", "r/ci.csv"]
+        assert iid("evaluate", "herding", *TINY, *given, "--set", "pool.epochs=6").status == 0
+    accuracies = pd.read_csv("r/ci.csv")["pool_accuracies"]
+    assert accuracies.nunique() == 2
+
+
 def test_scores_are_kept_with_a_run_that_has_none(iid: Run, finished: Path) -> None:
     kept = rows(finished / "scores.json")
     (finished / "scores.json").unlink()

@@ -108,6 +108,17 @@ def test_real_images_in_the_memory(pictures, method):
         assert set(first.spec.classes) <= set(own.spec.classes)
 
 
+def test_chosen_images_are_whole_ones_whatever_form_a_distilled_set_has(pictures, monkeypatch):
+    judged = []
+    real = continual.evaluate
+    monkeypatch.setattr(
+        continual, "evaluate", lambda images, *given, **more: judged.append(images) or real(images, *given, **more)
+    )
+    for method in ("herding", "random-mosaic"):
+        learn_in_steps(config(method, **{"syn.factor": 2}), pictures, steps=2)
+    assert [images.factor for images in judged] == [1, 1, 2, 2]
+
+
 def test_what_is_refused(pictures, tmp_path: Path):
     with pytest.raises(InputError, match="unknown method 'dmm' for a memory; did you mean 'dm'"):
         learn_in_steps(config("dmm"), pictures, steps=2)
@@ -155,6 +166,17 @@ def test_the_command_learns_goes_on_and_keeps_rows(tmp_path: Path, monkeypatch, 
     assert experiments.measured(experiments.Cell("shapes", "dm", 2), "ci", rows).empty
     assert iid(*given[:-2], "--steps", "3", "--out", "x") == 2
     assert "4 classes make no 3 equal steps" in capsys.readouterr().err and not Path("x").exists()
+
+
+def test_rows_name_the_form_of_the_memory(tmp_path: Path, monkeypatch):
+    from iidlib import experiments
+
+    monkeypatch.chdir(tmp_path)
+    for method in ("herding", "random"):
+        given = ["continual", method, "--dataset", "shapes", "--ipc", "2", "--steps", "2", "--scale", "ci"]
+        assert iid(*given, "--set", "syn.factor=2", "--set", "pool.epochs=6", "--results", "r/rows.csv") == 0
+    rows = experiments.all_rows(tmp_path / "r").groupby("method")["protocol"].first()
+    assert "expanded" not in rows["herding"] and rows["random-mosaic"].endswith("each image expanded to 4")
 
 
 def test_the_help_names_it(capsys):

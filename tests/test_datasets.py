@@ -483,6 +483,9 @@ def test_tinyimagenet_is_fetched(
         for path in sorted(tiny.rglob("*")):
             archive.write(path, path.relative_to(tmp_path))
     monkeypatch.setattr(tinyimagenet, "URL", served(buffer.getvalue()).replace("file", "tiny"))
+    (tmp_path / "new" / "tiny-imagenet-200" / "train").mkdir(parents=True)  # a download that broke off while unpacking
+    with pytest.raises(InputError, match=r"0 of \d+ classes are in train; val/val_annotations.txt cannot"):
+        load_dataset("tinyimagenet", data_root=tmp_path / "new")
     data = load_dataset("tinyimagenet", data_root=tmp_path / "new", download=True)
     assert data.train.images.equal(load_dataset("tinyimagenet", data_root=tmp_path).train.images)
     assert not list((tmp_path / "new").glob("*.zip*"))

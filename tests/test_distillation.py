@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load as from_bytes
+from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from iidlib import checkpoints, distillation, evaluate
@@ -849,6 +851,21 @@ def test_a_run_is_not_resumed_with_other_settings_or_data(changes, dataset, mess
         distill(settings("dm", **LONG | changes), other, out=tmp_path / "run", resume=True)
     assert "\n" not in str(caught.value)
     assert distill(settings("dm", **LONG), pictures(), out=tmp_path / "run", resume=True).seconds > 0
+
+
+def test_a_run_is_not_resumed_with_a_pool_of_other_weights(tmp_path, monkeypatch):
+    """As trained anew by another machine, with the same settings and data."""
+    monkeypatch.setenv("IID_CACHE", str(tmp_path / "cache"))
+    config = settings("dm-cc", **LONG)
+    with pytest.raises(Crash):
+        distill(config, pictures(), out=tmp_path / "run", **stop_at(7, crash))
+    (member,) = (tmp_path / "cache" / "pools").glob("*/0000.safetensors")
+    kept = member.read_bytes()
+    member.write_bytes(to_bytes({name: 1.5 * tensor for name, tensor in from_bytes(kept).items()}))
+    with pytest.raises(InputError, match="begun with other pool weights"):
+        distill(config, pictures(), out=tmp_path / "run", resume=True)
+    member.write_bytes(kept)
+    assert distill(config, pictures(), out=tmp_path / "run", resume=True).seconds > 0
 
 
 def test_what_cannot_be_resumed(tmp_path):

@@ -9,6 +9,7 @@ import pytest
 from iidlib.config import preset
 from iidlib.experiments import EXPERIMENTS, Cell, mean_of, measured, table
 from iidlib.published import ACCURACIES
+from iidlib.results import protocol_text
 from tests.result_rows import rows
 
 
@@ -33,8 +34,14 @@ DM = Cell("cifar10", "dm", 10)
 
 
 def test_a_seed_is_the_mean_over_its_networks() -> None:
-    given = rows({"accuracy": 44.0}, {"evaluation_seed": 1, "accuracy": 46.0}, {"seed": 2, "accuracy": 50.0})
+    networks = [{"evaluation_seed": number, "accuracy": 44.0 + number} for number in range(3)]
+    given = rows(*networks, {"seed": 2, "accuracy": 50.0})
     assert measured(DM, "laptop", given).to_dict() == {0: 45.0, 2: 50.0}
+
+
+def test_a_seed_with_fewer_networks_than_the_protocol_has_is_not_measured_yet() -> None:
+    networks = [{"evaluation_seed": number} for number in range(3)]
+    assert measured(DM, "laptop", rows(*networks[:2])).empty and len(measured(DM, "laptop", rows(*networks))) == 1
 
 
 @pytest.mark.parametrize(
@@ -42,7 +49,10 @@ def test_a_seed_is_the_mean_over_its_networks() -> None:
     [
         {"dataset": "cifar100"}, {"method": "dm-cm"}, {"ipc": 50}, {"scale": "paper"}, {"network": "vgg11"},
         {"iterations": 600}, {"epochs": 1001}, {"settings": "match.cm=1"}, {"dataset": "validation:cifar10"},
-        {"protocol": "idc, 400 epochs"}, {"step": 5.0, "steps": 5.0},
+        {"protocol": "idc, 400 epochs"}, {"step": 5.0, "steps": 5.0}, {"settings": "made_from=validation:cifar10"},
+        {"protocol": "dm, 400 epochs, batch 256, lr 0.01, width 32"},
+        {"protocol": "dm, 400 epochs, batch 256, lr 0.01, width 64, each image expanded to 4"},
+        {"protocol": "dm, 400 epochs, batch 256, lr 0.01, width 64, augmentation none"},
     ],
     ids=str,
 )  # fmt: skip
@@ -51,14 +61,31 @@ def test_rows_of_something_else_do_not_count(other: dict[str, Any]) -> None:
 
 
 def test_an_evaluation_that_was_repeated_counts_once() -> None:
-    given = rows({"accuracy": 44.0}, {"evaluation_seed": 1, "accuracy": 46.0}, {"accuracy": 44.0})
-    assert measured(DM, "laptop", given).to_dict() == {0: 45.0}
+    later = {"accuracy": 47.0, "date": "2026-02-01T00:00:00+00:00"}
+    assert measured(DM, "laptop", rows({}, later)).to_dict() == {0: 47.0}, "the newest row"
+    assert measured(DM, "laptop", rows(later, {})).to_dict() == {0: 47.0}
+    assert measured(DM, "laptop", rows({}, later | {"networks_seed": 9})).to_dict() == {0: 46.0}, "other networks"
+
+
+def test_a_step_by_step_row_of_another_order_does_not_count() -> None:
+    cell = Cell("cifar100", "random", 20, steps=5)
+    own = {"dataset": "cifar100", "method": "random", "ipc": 20, "iterations": 0, "step": 5.0, "steps": 5.0}
+    assert len(measured(cell, "laptop", rows(own | {"order": 0.0}))) == 1
+    assert measured(cell, "laptop", rows(own | {"order": 7.0})).empty
+
+
+def test_a_grid_of_class_centralization_is_in_units_of_the_real_scatter_at_every_scale() -> None:
+    for cell in (*EXPERIMENTS["weights"].cells, *EXPERIMENTS["beta"].cells):
+        for scale in ("tour", "laptop", "paper"):
+            config = preset(cell.method, cell.dataset_at(scale), cell.ipc, scale, cell.changes(scale))
+            assert config.match.cc_scaling == "relative" or cell.method == "dm-cm"
 
 
 def test_settings_count_in_any_order_and_iterations_are_a_share() -> None:
-    cell = Cell("cifar10", "dm-cc", 10, settings=(("match.cc", "1"), ("match.cc_form", "exp")))
-    given = rows({"method": "dm-cc", "settings": "match.cc_form=exp match.cc=1"})
-    assert measured(cell, "laptop", given).to_dict() == {0: 45.0}
+    cell = Cell("cifar10", "dm-cc", 10, settings=(("match.cc", "3"), ("match.cc_form", "exp")))
+    for text in ("match.cc_form=exp match.cc=3", "match.cc=3.0 match.cc_form=exp"):
+        given = rows({"method": "dm-cc", "settings": text})
+        assert measured(cell, "laptop", given).to_dict() == {0: 45.0}
     half = Cell("cifar10", "dm", 10, settings=(("iterations", "50%"),))
     assert measured(half, "laptop", rows({"iterations": 600})).to_dict() == {0: 45.0}
 
@@ -69,7 +96,10 @@ def test_a_setting_that_is_the_scales_own_makes_no_difference() -> None:
     written = Cell("cifar10", "dm-cc", 10, settings=(("match.cc", "1"),))
     for scale, counts in (("laptop", True), ("tour", False)):  # where the weight is 1, and 0.3
         own = {"method": "dm-cc", "scale": scale, "dataset": plain.dataset_at(scale)}
-        own |= {"iterations": preset(scale=scale).iterations, "epochs": preset(scale=scale).eval.epochs}
+        judged = preset(scale=scale).eval
+        own |= {"iterations": preset(scale=scale).iterations, "epochs": judged.epochs}
+        own |= {"protocol": protocol_text(judged, "dm-cc")}
+        assert len(measured(plain, scale, rows(own))) == 1
         assert len(measured(plain, scale, rows(own | {"settings": "match.cc=1.0"}))) == counts
         assert len(measured(written, scale, rows(own))) == counts
     strange = rows({"method": "dm-cc", "settings": "match.dd=1"}, {"method": "dm-cc", "settings": "much"})

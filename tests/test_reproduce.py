@@ -2,11 +2,16 @@
 
 import os
 import re
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from iidlib import reproduce
 from iidlib.cli import frame, main
 from iidlib.cli.studies import time_budget
 from iidlib.experiments import EXPERIMENTS, Cell, Experiment, all_rows
@@ -40,8 +45,11 @@ def test_what_is_missing_comes_in_the_order_of_worth(tmp_path: Path) -> None:
     assert [(job.cell.method, job.seed) for job in todo[:3]] == [("dm-cc", 0), ("dm-cm", 0), ("idm", 0)]
     seeds = [job.seed for job in todo]
     assert seeds == sorted(seeds) and len(todo) == 2 * 8 - 2
-    only = jobs("main", scale="laptop", seeds=1, only="cifar10/ipc1/", folder=tmp_path)
-    assert {job.cell.ipc for job in only} == {1} and all("--ipc 1 " in f"{job} " for job in only)
+    for part in ("cifar10/ipc1/", "cifar10/ipc1"):
+        only = jobs("main", scale="laptop", seeds=1, only=part, folder=tmp_path)
+        assert {job.cell.ipc for job in only} == {1} and all("--ipc 1 " in f"{job} " for job in only)
+    alone = jobs("ablation", scale="laptop", seeds=1, only="cifar10/ipc10/idm", folder=tmp_path)
+    assert [job.cell.method for job in alone] == ["idm"], "and not idm-cc"
     with pytest.raises(InputError, match="no cell 'mnist'"):
         jobs("main", scale="laptop", only="mnist", folder=tmp_path)
     with pytest.raises(InputError, match=r"unknown experiment 'ablatoin'; did you mean 'ablation'\?"):
@@ -77,16 +85,16 @@ def test_a_run_that_was_cut_goes_on_and_nothing_is_run_twice(small: dict[str, st
     said: list[str] = []
     todo = {"scale": "ci", "seeds": 1, "folder": tmp_path, "runs": tmp_path / "runs"}
     whole = tmp_path / "whole"
-    assert run_jobs(jobs("small", **todo | {"folder": whole, "runs": whole / "runs"}), environment=small) == 3
+    assert run_jobs(jobs("small", **todo | {"folder": whole, "runs": whole / "runs"}), environment=small).done == 3
 
-    assert run_jobs(jobs("small", **todo), budget=0.0, say=said.append, environment=small) == 0
+    assert run_jobs(jobs("small", **todo), budget=0.0, say=said.append, environment=small).done == 0
     assert said[-1] == "the budget is spent" and not list(tmp_path.glob("*.csv"))
     first = jobs("small", **todo)[:1]
-    assert run_jobs(first, say=said.append, environment=small) == 1
+    assert run_jobs(first, say=said.append, environment=small).done == 1
     left = jobs("small", **todo)
     assert [job.cell.method for job in left] == ["random", "iid-idm"]
     before = (tmp_path / "ci.csv").read_text()
-    assert run_jobs(left, environment=small) == 2
+    assert run_jobs(left, environment=small).done == 2
     assert (tmp_path / "ci.csv").read_text().startswith(before.rstrip("\n")), "rows that were measured stay"
     assert jobs("small", **todo) == [] and accuracies(tmp_path) == accuracies(whole)
 
@@ -100,10 +108,10 @@ def test_a_set_that_several_networks_judge_is_distilled_once(
     lenet, _, _ = jobs("judges", **todo)
     assert [command[0] for command in lenet.commands()] == ["distill", "evaluate"]
     said: list[str] = []
-    assert run_jobs([lenet], say=said.append, environment=small) == 1
+    assert run_jobs([lenet], say=said.append, environment=small).done == 1
     (run,) = (tmp_path / "runs").iterdir()
     before = (run / "synthetic.safetensors").read_bytes()
-    assert run_jobs(jobs("judges", **todo), say=said.append, environment=small) == 2
+    assert run_jobs(jobs("judges", **todo), say=said.append, environment=small).done == 2
     assert (run / "synthetic.safetensors").read_bytes() == before and len(list((tmp_path / "runs").iterdir())) == 1
     assert [text.split()[1] for text in said] == ["distill", "evaluate", "distill", "evaluate"]
     assert jobs("judges", **todo) == []
@@ -120,7 +128,7 @@ def test_the_budget_stops_a_run_with_a_checkpoint(
     endless = Job(job.cell, 0, (*job.command, "--iterations", "100000"))
     said: list[str] = []
     for budget in (15.0, 60.0, 240.0):  # a loaded machine takes longer to begin
-        assert run_jobs([endless], budget=budget, say=said.append, environment=small) == 0
+        assert run_jobs([endless], budget=budget, say=said.append, environment=small).done == 0
         assert said[-1] == "the budget is spent; the same command goes on from here"
         if (tmp_path / "runs").is_dir():
             break
@@ -133,8 +141,45 @@ def test_a_job_that_fails_is_told_and_left_out(small: dict[str, str], tmp_path: 
     bad = Job(Cell("cifar10", "dm", 10), 0, ("distill", "dn"))
     good = jobs("small", scale="ci", seeds=1, only="cifar10/ipc1/random", folder=tmp_path)
     said: list[str] = []
-    assert run_jobs([bad, *good], say=said.append, environment=small) == 1
+    assert run_jobs([bad, *good], say=said.append, environment=small).done == 1
     assert "failed with status 2, left out: cifar10/ipc10/dm, seed 0" in said
+    assert run_jobs([bad], environment=small).failed == 1
+
+
+def test_the_command_ends_with_one_where_a_run_failed(
+    small: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(
+        reproduce, "jobs", lambda *given, **named: [Job(Cell("cifar10", "dm", 10), 0, ("distill", "dn"))]
+    )
+    with pytest.raises(SystemExit) as ended:
+        main(["reproduce", "small", "--scale", "ci", "--results", str(tmp_path)])
+    assert ended.value.code == 1 and "0 of 1 done" in capsys.readouterr().out
+
+
+def test_ctrl_c_reaches_a_run_once(small: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A terminal signals the whole group of the command; at a second signal a run would end without its checkpoint."""
+    monkeypatch.setitem(EXPERIMENTS, "long", Experiment("long", (Cell("cifar10", "idm", 10),)))
+    (job,) = jobs("long", scale="tour", seeds=1, folder=tmp_path, runs=tmp_path / "runs")
+    slow = (*job.command, "--iterations", "100000", "--set", "compute.compile=off")
+    code = (
+        "from iidlib.reproduce import Job, run_jobs\nfrom iidlib.experiments import Cell\n"
+        f"run_jobs([Job(Cell('cifar10', 'idm', 10), 0, {slow!r})])"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], env=small, start_new_session=True, stderr=subprocess.PIPE)
+    try:
+        metrics = tmp_path / "runs" / "tour-cifar10-ipc10-idm-seed0" / "metrics.jsonl"
+        until = time.monotonic() + 240
+        while not (metrics.is_file() and metrics.stat().st_size) and time.monotonic() < until:
+            time.sleep(0.2)
+        os.killpg(process.pid, signal.SIGINT)
+        process.communicate(timeout=240)
+    finally:
+        process.kill()
+    until = time.monotonic() + 60  # the run itself finishes its iteration
+    while not list(metrics.parent.glob("checkpoints/*.safetensors")) and time.monotonic() < until:
+        time.sleep(0.2)
+    assert list(metrics.parent.glob("checkpoints/*.safetensors"))
 
 
 def test_the_command_lists_and_refuses(

@@ -199,6 +199,9 @@ def test_per_image_is_as_released_at_ten_images_a_class():
         released = term("cc", begun(dataset, ipc=ipc))
         per_image = term("cc", begun(dataset, ipc=ipc, match__cc_scaling="per_image"))
         assert torch.allclose(per_image, ratio * released)
+    released = term("cc", begun(dataset, ipc=2, syn__factor=2))
+    per_image = term("cc", begun(dataset, ipc=2, syn__factor=2, match__cc_scaling="per_image"))
+    assert torch.allclose(per_image, 5 * released), "stored images count, not their tiles"
 
 
 def test_relative_is_one_where_the_synthetic_images_are_the_real_ones():

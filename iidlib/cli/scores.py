@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from iidlib.cli.frame import console
-from iidlib.config import EvalProtocol, RunConfig
+from iidlib.config import RunConfig
 from iidlib.inputs import InputError
 
 if TYPE_CHECKING:
@@ -18,20 +18,7 @@ if TYPE_CHECKING:
     from iidlib.data import Dataset, RealSet
     from iidlib.synthetic import SyntheticSet
 
-__all__ = ["chosen_beside", "protocol_text", "scored", "show_scores"]
-
-
-def protocol_text(protocol: EvalProtocol, label: str, factor: int = 1) -> str:
-    """The protocol as a row of results says it."""
-    name = "whole set" if label == "whole" else protocol.name
-    if label == "whole" and protocol.name != "dm":
-        name += f" ({protocol.name})"
-    text = f"{name}, {protocol.epochs} epochs, batch {protocol.batch}, lr {protocol.lr:g}, width {protocol.width}"
-    if factor > 1:
-        text += f", each image expanded to {factor**2}"
-    if protocol.name == "own":
-        text += f", CutMix {protocol.cutmix:g}, schedule {protocol.schedule}"
-    return text if protocol.augmentation == "auto" else f"{text}, augmentation {protocol.augmentation}"
+__all__ = ["chosen_beside", "scored", "show_scores"]
 
 
 def chosen_beside(train: "RealSet", ipc: int, seed: int, factor: int) -> "dict[str, SyntheticSet]":
@@ -60,7 +47,7 @@ def scored(
 
     from iidlib.accelerate import device_name, peak_memory_mib
     from iidlib.evaluation import evaluate
-    from iidlib.results import RESULT_COLUMNS
+    from iidlib.results import RESULT_COLUMNS, protocol_text
 
     protocol, device = config.eval, dataset.train.device
     total = len(protocol.networks) * protocol.num_eval

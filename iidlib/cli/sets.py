@@ -4,8 +4,9 @@ import contextlib
 import re
 import shlex
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
@@ -26,9 +27,12 @@ from iidlib.cli.frame import (
     load,
     run_stamp,
 )
-from iidlib.cli.scores import chosen_beside, protocol_text, scored, show_scores
-from iidlib.config import SCALES, PoolConfig, preset
+from iidlib.cli.scores import chosen_beside, scored, show_scores
+from iidlib.config import SCALES, PoolConfig, differing, preset
 from iidlib.inputs import InputError, suggest
+
+if TYPE_CHECKING:
+    from iidlib.runs import RunFolder
 
 __all__ = ["distill", "evaluate", "experts"]
 
@@ -62,7 +66,7 @@ def distill(
     from iidlib.distillation import distill as run
     from iidlib.presets import published
     from iidlib.published import published_value
-    from iidlib.results import append_results, check_results
+    from iidlib.results import append_results, check_results, protocol_text
     from iidlib.runs import RunFolder
     from iidlib.synthetic import SyntheticSet
 
@@ -168,7 +172,7 @@ def evaluate(
     from iidlib.extractors import trained_pool
     from iidlib.presets import PROTOCOLS
     from iidlib.presets import protocol as protocol_changes
-    from iidlib.results import append_results, check_results, check_writable
+    from iidlib.results import append_results, check_results, check_writable, protocol_text
     from iidlib.runs import RunFolder, atomic_write
     from iidlib.synthetic import SyntheticSet
 
@@ -195,7 +199,8 @@ def evaluate(
     if protocol not in PROTOCOLS:
         raise InputError(f"unknown protocol {protocol!r}{suggest(protocol, PROTOCOLS)}")
     given = {"eval.networks": networks, "eval.num_eval": num_eval, "eval.epochs": epochs}
-    chosen = {key: value for key, value in given.items() if value is not None} | given_changes(changes)
+    own = given_changes(changes)
+    chosen = {key: value for key, value in given.items() if value is not None} | own
     made_at = origin.get("scale", scale or "tour")
     size = synthetic.ipc if synthetic else 10 if ipc is None else ipc
     loaded = load(name, data_root, device)
@@ -212,15 +217,21 @@ def evaluate(
     config = dataclasses.replace(config, scale=made_at, ipc=size)
     images = synthetic or loaded.train
     facts = run_stamp(ctx)
+    made = _settings_of(origin, kept) | own
+    if synthetic and name != synthetic.spec.name:
+        made["made_from"] = re.sub(r"\s+", "_", synthetic.spec.name)  # not what the row's data set would say
     with keeping():
         if path in CHOICES:
-            one = dataclasses.replace(config.pool, count=1)  # features of a network trained on the whole set
+            # features of a network trained on the whole set, another one for each seed
+            one = dataclasses.replace(config.pool, count=1, seed=own_seed)
             pool = trained_pool(loaded, one, device=loaded.train.device, compile=config.compute.compile)
             images = choose(path, loaded.train, size, pool.networks[0])
             facts["pool_accuracies"] = f"{pool.accuracies[0]:.2f}"
         elif synthetic is None and path != "whole":
             images = random_real(loaded.train, size, own_seed, config.syn.factor)
             label = images.provenance["method"]
+        if made:
+            facts["settings"] = " ".join(f"{key}={value}" for key, value in made.items())
         scores = scored(images, loaded, config, label, networks_seed, facts | {"iterations": iterations})
         if baseline and synthetic and label not in ("random", "random-mosaic"):
             sets = chosen_beside(loaded.train, size, own_seed, synthetic.factor)
@@ -238,6 +249,14 @@ def evaluate(
             atomic_write(out, scores.to_json(orient="records", indent=2) + "\n")
         if results is not None:
             append_results(results, scores)
+
+
+def _settings_of(origin: Mapping[str, str], kept: "RunFolder | None") -> dict[str, str]:
+    """What a set was made with beside its scale's settings: as it says, or as its run's folder says."""
+    if kept is not None:
+        return differing(kept.config())
+    pairs = (pair.partition("=") for pair in origin.get("settings", "").split())
+    return {key: value for key, _, value in pairs}
 
 
 def experts(

@@ -28,7 +28,6 @@ from iidlib.cli.frame import (
     load,
     run_stamp,
 )
-from iidlib.cli.scores import protocol_text
 from iidlib.config import SCALES, preset
 from iidlib.inputs import InputError, suggest
 
@@ -56,7 +55,8 @@ def continual(
 
     from iidlib.accelerate import device_name, peak_memory_mib
     from iidlib.continual import class_order, class_steps, learn_in_steps
-    from iidlib.results import RESULT_COLUMNS, append_results, check_results
+    from iidlib.coresets import CHOICES
+    from iidlib.results import RESULT_COLUMNS, append_results, check_results, protocol_text
 
     given = given_changes(changes)
     config = preset(method, dataset, ipc, scale, {"seed": seed} | given)
@@ -83,14 +83,14 @@ def continual(
             config, loaded, steps=steps, order=number, out=folder, progress=sys.stderr.isatty(), on_step=told
         )
         if results is not None:
-            distilled = config.syn.factor if method not in ("random", "herding", "k-center") else 1
+            factor = 1 if method in CHOICES else config.syn.factor
             same: dict[str, Any] = {
                 "dataset": dataset,
-                "method": method,
+                "method": "random-mosaic" if method == "random" and factor > 1 else method,
                 "ipc": ipc,
                 "scale": scale,
                 "seed": seed,
-                "protocol": protocol_text(config.eval, method, distilled),
+                "protocol": protocol_text(config.eval, method, factor),
                 "iterations": config.iterations if method in _methods() else 0,
                 "device": device_name(loaded.train.device),
                 "peak_memory_mib": round(peak_memory_mib(loaded.train.device)),
@@ -135,7 +135,7 @@ def _folded(name: str, width: int) -> str:
 
 def _cells(name: str, title: str, only: str, folder: Path | None) -> None:
     """Shows each cell of an experiment: published, measured, missing."""
-    from iidlib.experiments import mean_of, table
+    from iidlib.experiments import mean_of, table, within
 
     cells = table(name, folder)
     shown = Table(
@@ -147,7 +147,7 @@ def _cells(name: str, title: str, only: str, folder: Path | None) -> None:
         shown.add_column(column, justify="left" if name_it else "right", no_wrap=not name_it, overflow="fold")
     marks: dict[str, str] = {}
     for row in cells.to_dict("records"):
-        if not row["cell"].startswith(only):
+        if not within(row["cell"], only):
             continue
         ours = (mean_of(row, "paper") or "missing", mean_of(row, "laptop"), mean_of(row, "tour"))
         published = "not found"
@@ -162,7 +162,7 @@ def _cells(name: str, title: str, only: str, folder: Path | None) -> None:
 def reproduce(
     name: Annotated[str | None, typer.Argument(help="main, ablation, architectures, ...; see --list.")] = None,
     show: Annotated[bool, typer.Option("--list", help="Show the cells: published, measured, missing.")] = False,
-    only: Annotated[str, typer.Option("--only", help="Cells that begin so, such as cifar10/ipc10.")] = "",
+    only: Annotated[str, typer.Option("--only", help="Cells below it, such as cifar10/ipc10.")] = "",
     scale: Annotated[str, typer.Option("--scale", help="tour, laptop or paper.")] = "tour",
     seeds: Annotated[int, typer.Option("--seeds", min=1, help="Distillations of each cell.")] = 3,
     budget: Annotated[str | None, typer.Option("--budget", help="Stop cleanly after it, such as 8h or 30m.")] = None,
@@ -191,8 +191,10 @@ def reproduce(
     seconds = time_budget(budget) if budget else math.inf
     todo = jobs(name, scale=scale, seeds=seeds, only=only, folder=folder, runs=runs, device=device)
     typer.echo(f"{name} at scale {scale}: {len(todo)} runs are missing")
-    done = run_jobs(todo, budget=seconds, say=typer.echo)
-    typer.echo(f"{done} of {len(todo)} done")
+    outcome = run_jobs(todo, budget=seconds, say=typer.echo)
+    typer.echo(f"{outcome.done} of {len(todo)} done")
+    if outcome.failed:
+        raise typer.Exit(1)
 
 
 def sweep(
