@@ -56,7 +56,7 @@ def table(scale: str) -> str:
 def gains(scale: str) -> str:
     """Paired differences of methods at a scale, in points, with their intervals over seeds.
 
-    Both sides of a pair come from one table, whose rows were measured by one version of the code.
+    Both sides of a pair come from one table; where a seed is in several, nothing is chosen among them.
     """
     columns = []
     for ipc in (1, 10):

@@ -239,8 +239,11 @@ def measured(cell: Cell, scale: str, rows: pd.DataFrame) -> pd.Series:
     given.pop("iterations", None)
 
     def unusual(pairs: Iterable[str]) -> set[RunConfig | str]:
-        """What each of them makes of the scale's settings, without those that say what it has anyway."""
-        return {_changed(usual, pair) for pair in pairs} - {usual}
+        """What each of them makes of the scale's settings, without those that say what it has anyway.
+
+        Those of the evaluation are left to the row's network, epochs, protocol and number of networks.
+        """
+        return {_changed(usual, pair) for pair in pairs if not pair.startswith("eval.")} - {usual}
 
     wanted = unusual(f"{key}={value}" for key, value in given.items())
     same = [text for text in rows["settings"].unique() if unusual(text.split()) == wanted]

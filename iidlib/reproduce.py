@@ -139,6 +139,8 @@ def run_jobs(
         say: told what is begun and what went wrong.
         environment: of the processes; this one's when not given.
 
+    Returns:
+        How many were finished, and how many failed.
     """
     until, done, failed = time.monotonic() + budget, 0, 0
     for job in todo:

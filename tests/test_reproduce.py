@@ -146,6 +146,16 @@ def test_a_job_that_fails_is_told_and_left_out(small: dict[str, str], tmp_path: 
     assert run_jobs([bad], environment=small).failed == 1
 
 
+def test_chosen_images_judged_by_another_network_fill_their_cell(
+    small: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its command names the network as a setting, which the row has as its network."""
+    monkeypatch.setitem(EXPERIMENTS, "chosen", Experiment("chosen", (Cell("cifar10", "random", 1, "lenet"),)))
+    todo = {"scale": "ci", "seeds": 1, "folder": tmp_path}
+    assert run_jobs(jobs("chosen", **todo), environment=small).done == 1
+    assert jobs("chosen", **todo) == []
+
+
 def test_the_command_ends_with_one_where_a_run_failed(
     small: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

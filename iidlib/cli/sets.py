@@ -223,7 +223,7 @@ def evaluate(
     with keeping():
         if path in CHOICES:
             # features of a network trained on the whole set, another one for each seed
-            one = dataclasses.replace(config.pool, count=1, seed=own_seed)
+            one = dataclasses.replace(config.pool, count=1, seed=config.pool.seed + own_seed)
             pool = trained_pool(loaded, one, device=loaded.train.device, compile=config.compute.compile)
             images = choose(path, loaded.train, size, pool.networks[0])
             facts["pool_accuracies"] = f"{pool.accuracies[0]:.2f}"
