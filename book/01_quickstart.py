@@ -62,8 +62,9 @@ import pandas as pd
 import torch
 
 from iidlib import SyntheticSet, distill, evaluate, load_dataset, plots, preset
-from iidlib.accelerate import pick_device
-from iidlib.evaluation import paired_interval, random_real, summarize
+from iidlib.engine import pick_device
+from iidlib.evaluation import random_real, summarize
+from iidlib.experiments import paired_interval
 from iidlib.runs import RunFolder
 
 # %% [markdown]

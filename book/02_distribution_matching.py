@@ -50,11 +50,11 @@ import pandas as pd
 import torch
 
 from iidlib import augment, distill, load_dataset, losses, plots, preset
-from iidlib.accelerate import in_chunks, pick_device
 from iidlib.data import denormalize
+from iidlib.engine import in_chunks, pick_device
 from iidlib.evaluation import random_real
-from iidlib.extractors import RandomNetworks
-from iidlib.streams import stream
+from iidlib.features import RandomNetworks
+from iidlib.rng import stream
 
 # %% [markdown]
 # ## Why means of features

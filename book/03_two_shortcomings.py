@@ -51,10 +51,9 @@ import pandas as pd
 import torch
 
 from iidlib import distill, load_dataset, losses, plots, preset
-from iidlib.accelerate import pick_device
-from iidlib.analysis import class_maps, compare
-from iidlib.evaluation import random_real
-from iidlib.extractors import RandomNetworks, trained_pool
+from iidlib.engine import pick_device
+from iidlib.evaluation import class_maps, compare, random_real
+from iidlib.features import RandomNetworks, trained_pool
 
 # %% [markdown]
 # ## A world of two dimensions

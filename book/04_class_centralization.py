@@ -52,11 +52,11 @@ import pandas as pd
 import torch
 
 from iidlib import distill, load_dataset, losses, plots, preset
-from iidlib.accelerate import in_chunks, pick_device
 from iidlib.config import override
+from iidlib.engine import in_chunks, pick_device
 from iidlib.evaluation import random_real
-from iidlib.extractors import RandomNetworks, required_accuracy, trained_pool
-from iidlib.streams import stream
+from iidlib.features import RandomNetworks, required_accuracy, trained_pool
+from iidlib.rng import stream
 
 # %% [markdown]
 # ## The term by hand

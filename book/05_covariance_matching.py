@@ -51,10 +51,10 @@ import pandas as pd
 import torch
 
 from iidlib import distill, load_dataset, losses, plots, preset
-from iidlib.accelerate import in_chunks, pick_device
 from iidlib.config import override
+from iidlib.engine import in_chunks, pick_device
 from iidlib.evaluation import random_real
-from iidlib.extractors import RandomNetworks
+from iidlib.features import RandomNetworks
 
 # %% [markdown]
 # ## Positions as observations

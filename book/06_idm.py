@@ -53,12 +53,12 @@ import pandas as pd
 import torch
 
 from iidlib import distill, evaluate, load_dataset, plots, preset
-from iidlib.accelerate import pick_device
 from iidlib.config import SynConfig
 from iidlib.data import denormalize
+from iidlib.distillation import class_sweep
+from iidlib.engine import pick_device
 from iidlib.evaluation import random_real, summarize
 from iidlib.synthetic import expand
-from iidlib.updaters import class_sweep
 
 # %% [markdown]
 # ## Partition by hand

@@ -44,15 +44,13 @@ only = "cifar10"  # the part of the table that is shown in full
 import pandas as pd
 
 from iidlib import experiments, plots
-from iidlib.evaluation import paired_gains
-from iidlib.reproduce import jobs
-from iidlib.results import results_dir, rows_of
+from iidlib.experiments import jobs, paired_gains, results_dir, rows_of
 
 # %% [markdown]
 # ## A table with three kinds of numbers
 #
 # The paper's main table {cite:p}`deng2024iid` has four data sets, three sizes, and two base methods with and without the new terms.
-# `experiments.table` gives one row for each of its cells:
+# `cells.table` gives one row for each of its cells:
 
 # %%
 cells = experiments.table("main")

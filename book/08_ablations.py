@@ -57,10 +57,10 @@ import pandas as pd
 from scipy.stats import t
 
 from iidlib import distill, evaluate, load_dataset, losses, plots, preset
-from iidlib.accelerate import in_chunks, pick_device
-from iidlib.evaluation import paired_gains, paired_interval, random_real, summarize
-from iidlib.extractors import trained_pool
-from iidlib.results import rows_of
+from iidlib.engine import in_chunks, pick_device
+from iidlib.evaluation import random_real, summarize
+from iidlib.experiments import paired_gains, paired_interval, rows_of
+from iidlib.features import trained_pool
 
 # %% [markdown]
 # ## Take the terms away

@@ -54,11 +54,11 @@ import pandas as pd
 import torch
 
 from iidlib import evaluate, load_dataset, plots, preset
-from iidlib.accelerate import pick_device
-from iidlib.analysis import class_maps, compare, progress, project
 from iidlib.data import denormalize
-from iidlib.evaluation import random_real
-from iidlib.extractors import RandomNetworks, trained_pool
+from iidlib.distillation import progress
+from iidlib.engine import pick_device
+from iidlib.evaluation import class_maps, compare, project, random_real
+from iidlib.features import RandomNetworks, trained_pool
 
 # %% [markdown]
 # ## Two distillations, watched

@@ -54,10 +54,10 @@ import dataclasses
 import pandas as pd
 
 from iidlib import distill, evaluate, experiments, load_dataset, plots, preset
-from iidlib.accelerate import pick_device
+from iidlib.engine import pick_device
 from iidlib.evaluation import random_real
+from iidlib.experiments import rows_of
 from iidlib.networks import build_network
-from iidlib.results import rows_of
 
 # %% [markdown]
 # ## Six kinds of judges

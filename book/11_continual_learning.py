@@ -55,10 +55,9 @@ import pandas as pd
 import torch
 
 from iidlib import distill, evaluate, load_dataset, plots, preset
-from iidlib.accelerate import pick_device
 from iidlib.continual import class_order, class_steps, learn_in_steps, of_classes
-from iidlib.evaluation import paired_gains
-from iidlib.results import rows_of
+from iidlib.engine import pick_device
+from iidlib.experiments import paired_gains, rows_of
 from iidlib.synthetic import SyntheticSet
 
 # %% [markdown]

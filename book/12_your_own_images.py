@@ -55,8 +55,8 @@ import torch
 from PIL import Image
 
 from iidlib import SyntheticSet, distill, evaluate, load_dataset, plots, preset
-from iidlib.accelerate import pick_device
-from iidlib.evaluation import random_real, whole_set_protocol
+from iidlib.engine import pick_device
+from iidlib.evaluation import random_real
 from iidlib.networks import build_network
 
 # %% [markdown]
@@ -225,7 +225,7 @@ sets = {"random": random_real(data.train, ipc, seed), method: synthetic}
 judged = {}
 for label, images in sets.items():
     judged[label] = evaluate(images, data, protocol=config.eval)
-whole = whole_set_protocol(config.eval)
+whole = config.eval.for_whole_set()
 judged["all real images"] = evaluate(data.train, data, protocol=whole)
 
 # %%

@@ -49,11 +49,9 @@ from pathlib import Path
 import pandas as pd
 
 from iidlib import experiments, plots
-from iidlib.inputs import InputError
-from iidlib.reproduce import jobs
-from iidlib.results import results_dir
+from iidlib.errors import InputError
+from iidlib.experiments import check_parameters, jobs, load_grid, results_dir, run_sweep
 from iidlib.runs import runs_frame
-from iidlib.sweep import check_parameters, load_grid, run_sweep
 
 # %% [markdown]
 # ## A chapter is a function

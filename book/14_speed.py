@@ -48,12 +48,9 @@ import pandas as pd
 import torch
 
 from iidlib import plots
-from iidlib.bench import timing_dataset
-from iidlib.ceilings import copy_rate, count_flops, matrix_product_rate
-from iidlib.extractors import frozen
-from iidlib.ladder import forward_ladder
-from iidlib.networks import build_network
-from iidlib.results import rows_of
+from iidlib.bench import copy_rate, count_flops, forward_ladder, matrix_product_rate, timing_dataset
+from iidlib.experiments import rows_of
+from iidlib.networks import build_network, frozen
 
 # %% [markdown]
 # ## What an iteration must do

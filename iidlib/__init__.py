@@ -7,20 +7,20 @@ loaded when first used, so that ``iid --help`` does not wait for torch.
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from iidlib._version import __version__
+
 if TYPE_CHECKING:
     from iidlib.config import preset
     from iidlib.data import load_dataset
     from iidlib.distillation import distill
+    from iidlib.errors import InputError
     from iidlib.evaluation import evaluate
-    from iidlib.inputs import InputError
     from iidlib.synthetic import SyntheticSet
-
-__version__ = "0.1.0"
 
 __all__ = ["InputError", "SyntheticSet", "__version__", "distill", "evaluate", "load_dataset", "preset"]
 
 _HOMES = {
-    "InputError": "inputs",
+    "InputError": "errors",
     "SyntheticSet": "synthetic",
     "distill": "distillation",
     "evaluate": "evaluation",

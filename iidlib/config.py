@@ -14,7 +14,8 @@ from typing import Any, Literal
 import yaml
 
 from iidlib import presets
-from iidlib.inputs import InputError, load_yaml, suggest
+from iidlib.errors import InputError, suggest
+from iidlib.files import load_yaml
 
 __all__ = [
     "SCALES",
@@ -51,7 +52,8 @@ class MatchConfig:
     """DSA operations joined by ``_``, ``none``, or ``auto`` for the data set's own."""
     statistics: Literal["fresh", "cached"] = "fresh"
     """``fresh``: a network, an augmentation and real images drawn at every iteration, the method; ``cached``: a fixed
-    number of networks and augmentations with the statistics of all real images under them, see `iidlib.statistics`."""
+    number of networks and augmentations with the statistics of all real images under them, see
+    `iidlib.features.cached`."""
     cached_pairs: int = 50
     """How many networks and augmentations there are with ``statistics=cached``."""
     cm: float = 0.01
@@ -124,7 +126,7 @@ class PoolConfig:
 
 @dataclass(frozen=True)
 class QueueConfig:
-    """IDM's queue of networks in training (``queue.*``), see `iidlib.network_queue`."""
+    """IDM's queue of networks in training (``queue.*``), see `iidlib.features.network_queue`."""
 
     size: int = 100
     """Networks at most; then the oldest leaves when a fresh one comes."""
@@ -159,6 +161,10 @@ class Drop:
     """Whether the momentum starts from nothing."""
 
 
+WHOLE_SET_EPOCHS = 60
+"""Epochs over the whole training set, where a set of a few images takes many more."""
+
+
 @dataclass(frozen=True)
 class EvalProtocol:
     """How a set is judged (``eval.*``): networks trained on it from scratch and tested on real images.
@@ -183,7 +189,7 @@ class EvalProtocol:
     """DSA operations joined by ``_``, of which one is drawn a batch; stages of such draws joined by ``>``; ``none``; or
     ``auto`` for the data set's own."""
     cutmix: float = 0.0
-    """Share of the batches that are mixed by CutMix, see `iidlib.cutmix`."""
+    """Share of the batches that are mixed by CutMix, see `iidlib.training.cutmix`."""
     schedule: Literal["restart", "milestones"] = "restart"
     """How the learning rate falls: to a tenth half way **with a new optimiser**, whose momentum starts from nothing
     (DC, DM, IDM, IID); or by a factor of 0.2 after two thirds and after five sixths of the passes (the IDC family)."""
@@ -195,6 +201,13 @@ class EvalProtocol:
             return (Drop((self.epochs - 1) // 2 + 2, self.lr / 10, restart=True),)
         first, second = 2 * self.epochs // 3, 5 * self.epochs // 6
         return (Drop(first, 0.2 * self.lr), Drop(second, 0.04 * self.lr))
+
+    def for_whole_set(self) -> "EvalProtocol":
+        """The protocol for the whole training set: the same, with 60 epochs at most.
+
+        1001 epochs over 50,000 images would cost more than everything else together; a row that uses this says so.
+        """
+        return dataclasses.replace(self, epochs=min(WHOLE_SET_EPOCHS, self.epochs))
 
     @property
     def name(self) -> str:
@@ -467,7 +480,7 @@ def preset(
     """The settings of a method on a data set at a scale.
 
     Args:
-        method: a name of ``distillation.METHODS``.
+        method: a name of ``methods.METHODS``.
         dataset: a name of the data registry.
         ipc: synthetic images a class.
         scale: ``paper`` (published settings), ``laptop``, ``tour`` or ``ci``.

@@ -18,12 +18,12 @@ import pandas as pd
 import torch
 
 from iidlib.config import RunConfig
-from iidlib.coresets import CHOICES, choose
 from iidlib.data import Dataset, RealSet
 from iidlib.distillation import METHODS, distill
-from iidlib.evaluation import evaluate, random_real
-from iidlib.extractors import trained_pool
-from iidlib.inputs import InputError, suggest
+from iidlib.errors import InputError, suggest
+from iidlib.evaluation import choose, evaluate, random_real
+from iidlib.evaluation.coresets import CHOICES
+from iidlib.features import trained_pool
 from iidlib.runs import RunFolder
 from iidlib.synthetic import SyntheticSet
 

@@ -28,10 +28,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from iidlib import accelerate
-from iidlib.kernels import FusedBlock
+from iidlib.data import DatasetSpec
+from iidlib.engine import FusedBlock, compiler_available, fused, norm_relu_pool
+from iidlib.engine.device import keep_freed_memory
+from iidlib.engine.fused import compiled_norm_relu_pool
+from iidlib.errors import InputError, suggest
 
-__all__ = ["NETWORKS", "Network", "build_network", "draw_parameters_"]
+__all__ = ["NETWORKS", "Network", "build_network", "draw_parameters_", "frozen", "network_for", "prepare"]
 
 
 class Network(nn.Module):
@@ -95,7 +98,7 @@ class ConvBlock(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(channels, width, 3, padding=1)
         self.norm = nn.GroupNorm(width, width)
-        self.kernel = accelerate.norm_relu_pool
+        self.kernel = fused.norm_relu_pool
         self.fused: FusedBlock | None = None
 
     def forward(self, x: Tensor) -> Tensor:
@@ -233,6 +236,7 @@ class _Architecture:
 
 
 _ALEXNET = ((128, 5), None, (192, 5), None, (256, 3), (192, 3), (192, 3), None)
+
 _VGG11 = ((64, 3), None, (128, 3), None, (256, 3), (256, 3), None, (512, 3), (512, 3), None, (512, 3), (512, 3), None)
 
 _ARCHITECTURES = {
@@ -251,6 +255,7 @@ _ARCHITECTURES = {
     "vgg11-bn": _Architecture(partial(_plain, layers=_VGG11, norm=nn.BatchNorm2d), 32, fixed=True),
     "resnet18-bn": _Architecture(partial(_resnet18, norm=nn.BatchNorm2d), 32),
 }
+
 NETWORKS = tuple(_ARCHITECTURES)
 """Names that ``build_network`` knows."""
 
@@ -336,3 +341,74 @@ def draw_parameters_(network: nn.Module, generator: torch.Generator) -> None:
             raise TypeError(
                 f"draw_parameters_ knows convolutions, linear layers and norms, not {type(module).__name__}"
             )
+
+
+def prepare(network: nn.Module, *, compile: str = "auto") -> nn.Module:
+    """Makes a network fast on its device, in place: channels-last weights and fused kernels.
+
+    Args:
+        network: on the device where it will run.
+        compile: ``"auto"`` (where a compiler is found), ``"on"`` (an error without one) or ``"off"``.
+
+    Returns:
+        The same network; its values change only by rounding.
+
+    Raises:
+        ValueError: for an unknown setting, or ``"on"`` without a compiler.
+    """
+    if compile not in ("auto", "on", "off"):
+        raise ValueError(f"compute.compile must be auto, on or off, got {compile!r}")
+    if compile == "on" and not compiler_available():
+        raise ValueError("compute.compile is on, but torch finds no C++ compiler here; install one or use auto")
+    network.to(memory_format=torch.channels_last)
+    keep_freed_memory()
+    if compile != "off" and compiler_available():
+        for module in network.modules():
+            if getattr(module, "kernel", None) is norm_relu_pool:
+                module.kernel = compiled_norm_relu_pool()  # type: ignore[assignment]
+                module.fused = FusedBlock()  # type: ignore[assignment]
+    return network
+
+
+def frozen(network: Network) -> Network:
+    """The network with parameters that need no gradient; gradients still flow through it to the images."""
+    return network.requires_grad_(False)
+
+
+def network_for(
+    name: str,
+    spec: DatasetSpec,
+    *,
+    width: int,
+    device: torch.device,
+    generator: torch.Generator | None = None,
+    compile: str = "auto",
+) -> Network:
+    """A network that fits a data set, on a device and made fast there.
+
+    Args:
+        name: as in ``networks.NETWORKS``.
+        spec: gives the number of classes, image size and channels.
+        width: channels a layer; only ConvNets have the choice.
+        device: where the network goes.
+        generator: draws its parameters, on `device`.
+        compile: as in ``networks.prepare``.
+
+    Raises:
+        InputError: for an unknown network, or one that cannot take the images.
+    """
+    if name not in NETWORKS:
+        raise InputError(f"unknown network {name!r}{suggest(name, NETWORKS)}")
+    try:
+        network = build_network(
+            name,
+            num_classes=len(spec.classes),
+            image_size=spec.image_size,
+            channels=spec.channels,
+            width=width if name.startswith("convnet") else None,
+            generator=generator,
+        )
+        prepare(network.to(device), compile=compile)
+    except ValueError as error:
+        raise InputError(str(error)) from None
+    return network

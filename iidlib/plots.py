@@ -404,7 +404,7 @@ def measure_strips(measures: pd.DataFrame, *, names: Mapping[str, str]) -> list[
     """Measures of sets side by side: a panel a measure, a line a set, a point a class and network, a bar at the mean.
 
     Args:
-        measures: rows of ``analysis.compare``, with a column label.
+        measures: rows of ``measures.compare``, with a column label.
         names: what to write below each panel, by the measure's column.
 
     Returns:

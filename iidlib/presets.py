@@ -59,7 +59,7 @@ PUBLISHED: dict[tuple[str, int], Row] = {
     ("svhn", 10): _svhn({"match.ce": 0.5}),
     ("svhn", 50): _svhn({"match.ce": 0.1}),
 }
-"""The rows of scale ``paper``, by data set and images a class; their accuracies are in `iidlib.published`.
+"""The rows of scale ``paper``, by data set and images a class; their accuracies are in `iidlib.experiments.published`.
 
 The commands evaluate, and thereby reset the meters, every 100, 500 or 1000 iterations; here it is every 100 in each.
 None has been run on a GPU by us yet, so that their minutes are not known.

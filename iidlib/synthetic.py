@@ -20,8 +20,8 @@ from torch import Tensor
 from torchvision.utils import make_grid
 
 from iidlib.data import DatasetSpec, RealSet, denormalize, normalize
-from iidlib.inputs import InputError
-from iidlib.runs import atomic_write
+from iidlib.errors import InputError
+from iidlib.files import atomic_write
 
 __all__ = ["SyntheticSet", "expand"]
 

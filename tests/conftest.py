@@ -45,7 +45,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def _has_whole_data() -> bool:
-    from iidlib.sources import SOURCES
+    from iidlib.data.registry import SOURCES
 
     return SOURCES["cifar10"].find() is not None
 

@@ -19,17 +19,14 @@ import torch
 from PIL import Image
 
 from iidlib import config as configuration
-from iidlib import tinyimagenet
-from iidlib.checkpoints import Checkpoints
 from iidlib.config import preset
-from iidlib.data import load_dataset, shapes
-from iidlib.extractors import trained_pool
-from iidlib.folders import parse_folder
-from iidlib.inputs import InputError
-from iidlib.results import read_results
-from iidlib.runs import RunFolder, runs_frame
-from iidlib.streams import stream
-from iidlib.sweep import check_parameters, load_grid
+from iidlib.data import load_dataset, shapes, tinyimagenet
+from iidlib.data.folder import parse_folder
+from iidlib.errors import InputError
+from iidlib.experiments import check_parameters, load_grid, read_results
+from iidlib.features import trained_pool
+from iidlib.rng import stream
+from iidlib.runs import Checkpoints, RunFolder, runs_frame
 from iidlib.synthetic import SyntheticSet
 
 SECONDS = 20.0
@@ -166,7 +163,7 @@ def _mini(folder: Path) -> Path:
 
 
 def _settings_given(folder: Path) -> object:
-    from iidlib.cli.frame import given_changes
+    from iidlib.cli.options import given_changes
 
     given = (folder / "set").read_text("utf8", errors="surrogateescape").split("\n")
     return preset("dm", "shapes", 2, "ci", given_changes(given))

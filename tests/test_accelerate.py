@@ -16,21 +16,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from iidlib import accelerate
-from iidlib.accelerate import (
-    CPU_CHUNK,
+from iidlib import networks
+from iidlib.engine import (
     compiler_available,
     default_chunk,
     device_name,
+    fused,
     in_chunks,
     norm_relu_pool,
     peak_memory_mib,
     pick_device,
     precision,
-    prepare,
 )
-from iidlib.networks import NETWORKS, build_network
-from iidlib.streams import stream
+from iidlib.engine import device as engine_device
+from iidlib.engine.device import CPU_CHUNK
+from iidlib.networks import NETWORKS, build_network, prepare
+from iidlib.rng import stream
 
 
 def draw(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -51,7 +52,8 @@ def compiler() -> None:
 
 @pytest.fixture
 def no_compiler(monkeypatch) -> None:
-    monkeypatch.setattr(accelerate, "compiler_available", lambda: False)
+    for module in (fused, networks):  # where it is, and where it is asked
+        monkeypatch.setattr(module, "compiler_available", lambda: False)
 
 
 # Devices
@@ -127,7 +129,7 @@ def test_precision_is_set_on_cuda_alone_and_put_back(name, flag):
 def test_maps_are_half_on_cuda_in_bf16_alone(device, name, on, monkeypatch):
     asked = []
     monkeypatch.setattr(torch, "autocast", lambda *given, **named: asked.append((given, named)))
-    accelerate.half_maps(torch.device(device), name)
+    engine_device.half_maps(torch.device(device), name)
     assert asked == ([(("cuda", torch.bfloat16), {"cache_enabled": False})] if on else [])
 
 
@@ -189,7 +191,7 @@ SHAPES = ((6, 4, 16, 16), (5, 7, 8, 8), (3, 12, 9, 5))
 @pytest.mark.usefixtures("compiler")
 @pytest.mark.parametrize("learns", [True, False], ids=["training", "frozen"])
 def test_the_compiled_kernel_is_the_plain_one_in_value_and_gradient(learns):
-    kernel = accelerate._compiled_norm_relu_pool()
+    kernel = fused.compiled_norm_relu_pool()
     before, made = graphs(), []
     for shape in SHAPES:
         x = draw(*shape, dtype=torch.float32).contiguous(memory_format=torch.channels_last).requires_grad_()
@@ -211,7 +213,7 @@ def test_the_compiled_kernel_is_the_plain_one_in_value_and_gradient(learns):
 
 @pytest.mark.usefixtures("compiler")
 def test_the_compiled_kernel_without_gradients():
-    kernel = accelerate._compiled_norm_relu_pool()
+    kernel = fused.compiled_norm_relu_pool()
     with torch.no_grad():
         for shape in SHAPES:
             x = draw(*shape, dtype=torch.float32).contiguous(memory_format=torch.channels_last)
@@ -226,9 +228,9 @@ def test_the_compiled_kernel_without_gradients():
 
 @pytest.fixture
 def fresh_kernel() -> Iterator[None]:
-    accelerate._compiled_norm_relu_pool.cache_clear()
+    fused.compiled_norm_relu_pool.cache_clear()
     yield
-    accelerate._compiled_norm_relu_pool.cache_clear()
+    fused.compiled_norm_relu_pool.cache_clear()
 
 
 @pytest.mark.usefixtures("fresh_kernel")
@@ -240,7 +242,7 @@ def test_a_compilation_that_fails_is_said_once_and_goes_on_uncompiled(monkeypatc
         raise torch._dynamo.exc.TorchDynamoException("no header\nand more")
 
     monkeypatch.setattr(torch, "compile", lambda function, **settings: failing)
-    kernel = accelerate._compiled_norm_relu_pool()
+    kernel = fused.compiled_norm_relu_pool()
     x, weight, bias = draw(2, 3, 8, 8), draw(3, seed=1), draw(3, seed=2)
     caplog.set_level(logging.WARNING, "iidlib")
     for _ in range(3):
@@ -257,7 +259,7 @@ def test_other_errors_are_not_taken_for_failed_compilations(monkeypatch):
 
     monkeypatch.setattr(torch, "compile", lambda function, **settings: failing)
     with pytest.raises(ValueError, match="a shape that does not fit"):
-        accelerate._compiled_norm_relu_pool()(draw(1, 1, 2, 2), torch.ones(1), torch.zeros(1))
+        fused.compiled_norm_relu_pool()(draw(1, 1, 2, 2), torch.ones(1), torch.zeros(1))
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="the broken compiler is a shell script")
@@ -267,8 +269,8 @@ def test_a_compiler_that_does_not_work_costs_speed_and_no_result(tmp_path):
     broken.chmod(broken.stat().st_mode | stat.S_IXUSR)
     code = """
         import torch
-        from iidlib.accelerate import compiler_available, norm_relu_pool, prepare
-        from iidlib.networks import build_network
+        from iidlib.engine import compiler_available, norm_relu_pool
+        from iidlib.networks import build_network, prepare
         assert compiler_available()
         network = prepare(build_network("convnet1", width=4, image_size=8), compile="auto")
         assert network.trunk.block1.kernel is not norm_relu_pool
@@ -317,9 +319,9 @@ def kernels(network: nn.Module) -> list[Callable[..., Tensor]]:
 @pytest.mark.parametrize("setting", ["auto", "on"])
 def test_kernels_are_compiled_where_there_is_a_compiler(setting):
     network = prepare(build_network("convnet3", width=2), compile=setting)
-    assert kernels(network) == [accelerate._compiled_norm_relu_pool()] * 3
+    assert kernels(network) == [fused.compiled_norm_relu_pool()] * 3
     prepare(network, compile=setting)
-    assert kernels(network) == [accelerate._compiled_norm_relu_pool()] * 3
+    assert kernels(network) == [fused.compiled_norm_relu_pool()] * 3
 
 
 def test_a_kernel_of_ones_own_stays():

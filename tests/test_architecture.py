@@ -20,56 +20,38 @@ MODULES = sorted(
     if path not in (PACKAGE / "__init__.py", PACKAGE / "cli" / "__main__.py")
 )
 
-# What a module may import of the package. Leaves import nothing; plots is for chapters and the command line alone.
-LEAVES = {"augment", "cutmix", "inputs", "losses", "kernels", "plots", "presets", "streams"}
-BASE = (LEAVES | {"accelerate", "config"}) - {"plots", "presets"}
-MATERIAL = {"data", "networks", "runs"}
-MIDDLE = {"extractors", "interchange", "results", "synthetic"}
-ABOVE = {"analysis", "coresets", "continual", "distillation", "evaluation", "terms"}
-TOP = {"baseline", "bench", "experiments", "ladder", "reproduce", "sweep", "timing"}
-
-ALLOWED = (
-    {name: set() for name in LEAVES}
-    | {"config": {"inputs", "presets"}}  # what single methods change, a table
-    | {"accelerate": {"kernels"}}  # which alone decides when they are used
-    | {"ceilings": {"accelerate"}}  # what bench divides by
-    | {"download": BASE, "torchvision_sets": BASE | {"download"}}
-    | {"image_files": BASE | {"runs"}, "folders": BASE | {"image_files"}}
-    | {"tinyimagenet": BASE | {"download", "image_files"}}
-    | {"sources": BASE | {"tinyimagenet", "torchvision_sets"}}  # the files behind `data`
-    | {name: BASE for name in MATERIAL}
-    | {"data": BASE | {"folders", "sources"}}
-    | {"training": BASE | MATERIAL}  # what pools and evaluation share
-    | {"stacked": BASE | MATERIAL | {"training"}}  # many at once, in its place
-    | {name: BASE | MATERIAL | {"stacked", "training"} for name in MIDDLE}
-    | {name: BASE | MATERIAL | MIDDLE | {"stacked", "training"} | ABOVE for name in ABOVE}
-    | {"statistics": BASE | MATERIAL}  # of real images, kept for a run
-    | {"network_queue": BASE | MATERIAL | {"extractors", "training"}}  # IDM's source of features, beside DM's
-    | {"updaters": BASE, "published": set()}
-    | {"checkpoints": BASE | {"runs"}}
-    | {"terms": BASE | MATERIAL | MIDDLE | {"statistics"}}  # what a step reads; the loop stands above it
-    | {"capture": BASE | MATERIAL | {"extractors", "synthetic", "terms", "updaters"}}  # a step on fixed buffers
-    | {
-        "distillation": BASE
-        | MATERIAL
-        | MIDDLE
-        | {"capture", "checkpoints", "network_queue", "statistics", "terms", "training", "updaters"}
-    }  # evaluation comes in as a callback
-    | {
-        name: BASE | MATERIAL | MIDDLE | ABOVE | TOP | {"ceilings", "network_queue", "published", "training"}
-        for name in TOP
-    }
-    | {
-        f"cli.{name}": BASE
-        | MATERIAL
-        | MIDDLE
-        | ABOVE
-        | TOP
-        | {"cli.frame", "cli.scores", "presets", "published", "training"}
-        for name in ("frame", "scores", "datasets", "sets", "studies")
-    }
-    | {"cli": {"cli.datasets", "cli.frame", "cli.sets", "cli.studies", "inputs"}}  # the commands, put together
+# The house, floor by floor: a room (a file or a folder of the package) imports only rooms of lower floors. Inside a
+# folder the files form a graph without circles. A new room gets a place here, on the lowest floor that can hold it.
+FLOORS: tuple[tuple[str, ...], ...] = (
+    ("errors", "files", "rng", "_version", "presets"),  # the ground, which knows nothing of the project
+    ("losses", "augment", "engine", "plots"),
+    ("config", "data"),
+    ("networks", "synthetic", "runs", "experiments"),
+    ("training",),
+    ("features", "evaluation"),
+    ("distillation",),
+    ("continual", "bench"),
+    ("cli",),
 )
+
+# Stricter than their floor: what these rooms import at most.
+NARROW = {
+    "engine": {"errors", "files"},
+    "data": {"errors", "files"},  # no settings, no engine, no runs
+    "config": {"errors", "files", "presets"},
+    "experiments": {"config", "errors", "files"},  # reading results needs no torch
+}
+
+# Rooms for chapters, scripts and the command line, which no other room imports.
+ASIDE = {"plots", "bench", "continual", "cli"}
+
+# The only file of the folder of the method that knows of folders, signals and checkpoints.
+WITH_FOLDERS = "distillation.run"
+
+# Imported without torch, so that settings and tables of results are read at once.
+LIGHT = ("_version", "config", "errors", "experiments", "files")
+
+LONGEST_FACE = 20
 
 # Only chapters and sweeps of chapters need these; a GPU machine runs the library without them.
 NOTEBOOK_PACKAGES = (
@@ -84,7 +66,10 @@ def parse(module: str) -> ast.Module:
 
 
 def imports(tree: ast.Module) -> set[str]:
-    """Modules of the package that a module imports anywhere, also inside functions and for types only."""
+    """What a module imports of the package anywhere, also inside functions and for types only, as dotted names.
+
+    ``from iidlib.data import RealSet`` is ``data.RealSet``: whether the last part is a module is for `_module` to say.
+    """
     found: set[str] = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -95,13 +80,25 @@ def imports(tree: ast.Module) -> set[str]:
             source = node.module or ""
             if node.level:  # from . import data, from .data import RealSet
                 source = f"iidlib.{source}".rstrip(".")
-            if source == "iidlib":
-                found |= {alias.name for alias in node.names}
-            elif source == "iidlib.cli":
-                found |= {f"cli.{alias.name}" for alias in node.names}
-            elif source.startswith("iidlib."):
-                found.add(source.removeprefix("iidlib."))
+            if source.split(".")[0] == "iidlib":
+                place = source.removeprefix("iidlib").removeprefix(".")
+                found |= {f"{place}.{alias.name}".removeprefix(".") for alias in node.names}
     return found - {"__version__"}
+
+
+def room(module: str) -> str:
+    """The room that a module, or a name in it, belongs to."""
+    return module.split(".")[0]
+
+
+def module_of(name: str) -> str:
+    """The module that a dotted name is, or lies in."""
+    while name and name not in MODULES:
+        name = name.rpartition(".")[0]
+    return name
+
+
+FLOOR = {name: number for number, rooms in enumerate(FLOORS) for name in rooms}
 
 
 def public(module: str) -> list[str]:
@@ -117,12 +114,12 @@ def public(module: str) -> list[str]:
     [
         ("import iidlib.data", {"data"}),
         ("from iidlib import data, networks", {"data", "networks"}),
-        ("from iidlib.data import RealSet", {"data"}),
+        ("from iidlib.data import RealSet", {"data.RealSet"}),
         ("from . import data", {"data"}),
-        ("from .data import RealSet", {"data"}),
-        ("def f():\n    from iidlib.plots import grid", {"plots"}),
-        ("from iidlib.cli.frame import load", {"cli.frame"}),
-        ("from iidlib.cli import sets, studies", {"cli.sets", "cli.studies"}),
+        ("from .data import RealSet", {"data.RealSet"}),
+        ("def f():\n    from iidlib.plots import grid", {"plots.grid"}),
+        ("from iidlib.cli.session import load", {"cli.session.load"}),
+        ("from iidlib.cli import distill, sweep", {"cli.distill", "cli.sweep"}),
         ("from iidlib import __version__\nimport torch.data", set()),
         ("import iidlib", {"iidlib"}),
     ],
@@ -131,22 +128,59 @@ def test_imports_are_read_in_every_form(code: str, expected: set[str]) -> None:
     assert imports(ast.parse(code)) == expected
 
 
-def test_every_module_has_a_place_in_the_design() -> None:
-    assert not set(MODULES) - set(ALLOWED), "give the new module a row in ALLOWED, or its content a home in another one"
-    assert not set(MODULES) & {"utils", "util", "helpers", "common", "misc", "tools"}
+def test_every_room_has_one_floor_and_every_floor_its_rooms() -> None:
+    listed = [name for rooms in FLOORS for name in rooms]
+    assert len(listed) == len(set(listed)), "a room stands on two floors"
+    assert {room(module) for module in MODULES} == set(listed), "give the new room a floor, or take a gone one off"
+    names = {part for module in MODULES for part in module.split(".")}
+    assert not names & {"utils", "util", "helpers", "common", "misc", "tools"}
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_imports_follow_the_design(module: str) -> None:
-    wrong = imports(parse(module)) - ALLOWED[module]
-    assert not wrong, (
-        f"{module} imports {sorted(wrong)}; it may import {sorted(ALLOWED[module]) or 'nothing of the package'}"
-    )
+def test_a_room_imports_only_rooms_of_lower_floors(module: str) -> None:
+    own, wrong = room(module), []
+    for name in sorted({room(name) for name in imports(parse(module))} - {own}):
+        if name not in FLOOR or FLOOR[name] >= FLOOR[own]:
+            wrong.append(f"{name} is not on a floor below")
+        elif name not in NARROW.get(own, FLOOR):
+            wrong.append(f"{own} may import {', '.join(sorted(NARROW[own]))} only, not {name}")
+        elif name in ASIDE and own != "cli":
+            wrong.append(f"{name} is for chapters, scripts and the command line")
+        elif (own, name) == ("distillation", "runs") and module != WITH_FOLDERS:
+            wrong.append(f"only {WITH_FOLDERS} knows of run folders")
+        elif {own, name} == {"distillation", "evaluation"}:
+            wrong.append("evaluation reaches the loop as a callback")
+    assert not wrong, f"{module}: {'; '.join(wrong)}"
 
 
 def test_no_module_imports_itself_through_others() -> None:
-    graph = {module: imports(parse(module)) for module in MODULES}
+    graph = {module: {module_of(name) for name in imports(parse(module))} - {""} for module in MODULES}
+    for package in {room(module) for module in MODULES if "." in module}:
+        inner = [module for module in MODULES if room(module) == package and module != package]
+        graph[package] |= set() if package == "cli" else set(inner)
+        for module in inner:
+            assert package == "cli" or package not in graph[module], (
+                f"{module} imports the face of its own room; name the file"
+            )
     list(graphlib.TopologicalSorter(graph).static_order())  # raises CycleError, which names the modules
+
+
+@pytest.mark.parametrize("package", sorted({room(module) for module in MODULES if "." in module} - {"cli"}))
+def test_the_face_of_a_room_is_short_and_only_passes_names_on(package: str) -> None:
+    text = (PACKAGE / package / "__init__.py").read_text(encoding="utf8")
+    assert len(text.splitlines()) <= LONGEST_FACE
+    for node in ast.parse(text).body[1:]:
+        assert isinstance(node, ast.ImportFrom) or (
+            isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id == "__all__"
+        ), f"the face of {package} holds code of its own"
+
+
+@pytest.mark.parametrize("name", LIGHT)
+def test_reading_settings_and_results_needs_no_torch(name: str) -> None:
+    done = run_python(
+        f"import sys, iidlib.{name}; assert 'torch' not in sys.modules and 'torchvision' not in sys.modules"
+    )
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("module", MODULES)

@@ -3,13 +3,13 @@
 import pytest
 import torch
 
-from iidlib import baseline
-from iidlib.accelerate import norm_relu_pool
+from iidlib.bench import baseline
 from iidlib.config import RunConfig, preset
 from iidlib.data import Dataset, shapes
-from iidlib.distillation import METHODS, Distillation
-from iidlib.extractors import Pool, frozen, network_for
-from iidlib.terms import TERMS
+from iidlib.distillation import METHODS, TERMS, Distillation
+from iidlib.engine import norm_relu_pool
+from iidlib.features import Pool
+from iidlib.networks import frozen, network_for
 
 SMALL = {
     "match.width": 8, "match.batch_real": 6, "pool.network": "convnet3", "pool.width": 8, "compute.compile": "off",

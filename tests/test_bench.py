@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from iidlib import bench
+from iidlib.bench import report as bench_report
+from iidlib.bench.timing import LOSS_TOLERANCE
 from iidlib.config import preset
 from iidlib.data import Dataset, shapes
-from iidlib.inputs import InputError
-from iidlib.timing import LOSS_TOLERANCE
+from iidlib.errors import InputError
 
 SMALL = {"match.width": 8, "match.batch_real": 6, "pool.network": "convnet3", "pool.width": 8, "compute.compile": "off"}
 
@@ -25,15 +25,15 @@ def dataset() -> Dataset:
 
 def test_random_pool_is_frozen_and_a_function_of_the_seed(dataset: Dataset) -> None:
     config = preset("iid-dm", scale="paper", changes=SMALL)
-    first, again = (bench.random_pool(config, dataset.spec, torch.device("cpu")).networks[0] for _ in range(2))
+    first, again = (bench_report.random_pool(config, dataset.spec, torch.device("cpu")).networks[0] for _ in range(2))
     assert not any(p.requires_grad for p in first.parameters())
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), again.parameters(), strict=True))
 
 
 @pytest.mark.parametrize(("classes", "per_class"), [(2, 5), (10, 400), (23, 7), (3, 1000)])
 def test_timing_dataset_has_the_sizes_asked_for_and_real_images(classes: int, per_class: int) -> None:
-    made = bench.timing_dataset(classes, per_class)
-    mini = bench.load_dataset("cifar10-mini")
+    made = bench_report.timing_dataset(classes, per_class)
+    mini = bench_report.load_dataset("cifar10-mini")
     assert made.train.counts.tolist() == [per_class] * classes
     assert len(set(made.spec.classes)) == len(made.spec.classes) == classes
     last = made.train.images[made.train.of_class(classes - 1)]
@@ -46,11 +46,11 @@ TINY = {"match.width": 4, "match.batch_real": 4, "pool.width": 4, "eval.width": 
 
 
 @pytest.fixture(scope="module")
-def report() -> bench.BenchReport:
-    return bench.measure(("dm", "iid-dm"), quick=True, device="cpu", changes=TINY)
+def report() -> bench_report.BenchReport:
+    return bench_report.measure(("dm", "iid-dm"), quick=True, device="cpu", changes=TINY)
 
 
-def test_report_has_a_row_a_method(report: bench.BenchReport) -> None:
+def test_report_has_a_row_a_method(report: bench_report.BenchReport) -> None:
     rows = report.rows()
     named = [(row["what"], row["method"]) for row in rows]
     assert named == [("distill", "dm"), ("distill", "iid-dm"), ("evaluate", "convnet3")]
@@ -64,7 +64,7 @@ def test_report_has_a_row_a_method(report: bench.BenchReport) -> None:
         assert (row["weights_difference"] is None) == (row["what"] == "distill")
 
 
-def test_ratio_and_rates_follow_from_the_seconds(report: bench.BenchReport) -> None:
+def test_ratio_and_rates_follow_from_the_seconds(report: bench_report.BenchReport) -> None:
     made = replace(
         report.timings[0], baseline_times=(8.0, 6.0, 7.0), our_times=(2.0, 2.0, 50.0), first_seconds=9.0,
         gflop=280.0, gbyte=14.0, ceiling_gflops=200.0,
@@ -79,7 +79,7 @@ def test_ratio_and_rates_follow_from_the_seconds(report: bench.BenchReport) -> N
         assert timing.ratio == statistics.median(timing.baseline_times) / statistics.median(timing.our_times)
 
 
-def test_tables_fit_a_narrow_terminal_and_name_what_varies(report: bench.BenchReport) -> None:
+def test_tables_fit_a_narrow_terminal_and_name_what_varies(report: bench_report.BenchReport) -> None:
     for rows in report.tables().values():
         assert not {"ipc", "classes", "width"} & set(rows[0])
     wider = replace(report.timings[0], width=256)
@@ -89,13 +89,13 @@ def test_tables_fit_a_narrow_terminal_and_name_what_varies(report: bench.BenchRe
         assert sum(3 + max(map(len, column)) for column in columns) < 100
 
 
-def test_report_as_json_is_its_rows(report: bench.BenchReport) -> None:
+def test_report_as_json_is_its_rows(report: bench_report.BenchReport) -> None:
     read = json.loads(report.to_json())
     assert read == report.rows()
     assert {"what", "method", "seconds", "baseline_seconds", "ratio", "floor_fraction"} <= set(read[0])
 
 
-def test_rows_are_added_to_a_file_that_holds_such_rows_only(report: bench.BenchReport, tmp_path: Path) -> None:
+def test_rows_are_added_to_a_file_that_holds_such_rows_only(report: bench_report.BenchReport, tmp_path: Path) -> None:
     path = tmp_path / "bench.csv"
     for _ in range(2):
         report.append(path, "iid bench --quick")
@@ -110,7 +110,7 @@ def test_rows_are_added_to_a_file_that_holds_such_rows_only(report: bench.BenchR
     assert other.read_text() == "dataset,method,accuracy\nshapes,dm,50\n"
 
 
-def test_notes_say_what_the_numbers_are_of(report: bench.BenchReport) -> None:
+def test_notes_say_what_the_numbers_are_of(report: bench_report.BenchReport) -> None:
     text = "\n".join(report.notes())
     assert "2 classes, 4 real and 10 synthetic images a class, convnet3 of width 4" in text
     assert "not compiled" in text and "convnet3 with random weights" in text
@@ -130,8 +130,8 @@ def test_scaling_varies_one_size_at_a_time() -> None:
         )
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(bench, "_timed", noted)
-        bench.scaling("dm", axes=axes, changes=changes)
+        patch.setattr(bench_report, "_timed", noted)
+        bench_report.scaling("dm", axes=axes, changes=changes)
     assert asked == [(1, 10, 256, 128), (10, 10, 256, 128), (10, 10, 256, 2), (10, 1, 256, 128), (10, 10, 2, 128)]
 
 
@@ -148,10 +148,10 @@ def test_scaling_varies_one_size_at_a_time() -> None:
 )
 def test_wrong_input_is_named_before_anything_runs(methods: tuple[str, ...], options: dict, said: str) -> None:
     with pytest.raises(InputError, match=said):
-        bench.measure(methods, quick=True, **options)
+        bench_report.measure(methods, quick=True, **options)
 
 
 @pytest.mark.gpu
 def test_losses_agree_on_a_gpu() -> None:
-    report = bench.measure(("dm-cm", "iid-dm"), quick=True, device="cuda", changes={"compute.precision": "fp32"})
+    report = bench_report.measure(("dm-cm", "iid-dm"), quick=True, device="cuda", changes={"compute.precision": "fp32"})
     assert all(timing.differences["loss"] < 1e-4 for timing in report.timings)

@@ -5,10 +5,9 @@ import logging
 import pytest
 import torch
 
-from iidlib import augment, capture
-from iidlib.capture import CapturedStep, captured_step
-from iidlib.distillation import Distillation
-from iidlib.streams import stream
+from iidlib import augment
+from iidlib.distillation import CapturedStep, Distillation, captured, captured_step
+from iidlib.rng import stream
 from tests.test_distillation import CC_FORMS, begun, difference, pictures, settings
 
 EVEN = (8, 8, 8, 8)
@@ -127,7 +126,7 @@ def test_a_recording_that_fails_is_said_once_and_given_up(monkeypatch, caplog):
     def failing(*given):
         raise RuntimeError("operation not permitted when stream is capturing\nmore")
 
-    monkeypatch.setattr(capture, "CapturedStep", failing)
+    monkeypatch.setattr(captured, "CapturedStep", failing)
     caplog.set_level(logging.WARNING, "iidlib")
     run = begun(settings("dm"), pictures(EVEN))
     assert captured_step(OnCuda(run), run.terms, run.updater) is None

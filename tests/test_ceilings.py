@@ -4,13 +4,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from iidlib import ceilings
-from iidlib.baseline import PerClassLoop
+from iidlib.bench import PerClassLoop, ceilings
 from iidlib.config import preset
 from iidlib.data import shapes
 from iidlib.distillation import Distillation
-from iidlib.extractors import frozen
-from iidlib.networks import build_network
+from iidlib.networks import build_network, frozen
 
 
 def mega(network: str, side: int, *, backward: bool) -> float:

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from iidlib import checkpoints as module
-from iidlib.checkpoints import Checkpoints, conditions, drift
-from iidlib.inputs import InputError
+from iidlib.errors import InputError
+from iidlib.runs import Checkpoints
+from iidlib.runs import checkpoints as module
+from iidlib.runs.environment import conditions, drift
 
 TENSORS = {"images": torch.arange(6.0).view(2, 3), "momentum": torch.ones(2, 3)}
 

@@ -30,11 +30,18 @@ from safetensors.torch import load as from_bytes
 from safetensors.torch import save as to_bytes
 
 import iidlib
-from iidlib import cli, data, distillation, evaluation, extractors
+from iidlib import cli
 from iidlib.config import SCALES, fingerprint, from_yaml, preset
+from iidlib.data import data_dir, registry
+from iidlib.distillation import run as distillation_run
+from iidlib.distillation import step as distillation_step
+from iidlib.evaluation import coresets
+from iidlib.evaluation import run as evaluation_run
+from iidlib.experiments import Published, append_results
+from iidlib.experiments.published import ACCURACIES
+from iidlib.experiments.results import RESULT_COLUMNS
+from iidlib.features import pool
 from iidlib.presets import IDM_SCALES, PUBLISHED, Row
-from iidlib.published import ACCURACIES, Published
-from iidlib.results import RESULT_COLUMNS, append_results
 
 # Seconds of an iteration and of a network are what they are; all else of two equal runs is equal.
 TIMES = ["seconds", "seconds_per_iteration", "peak_memory_mib", "date", "command", "commit"]
@@ -376,7 +383,7 @@ NO_TABLES = {
 def test_malformed_results_are_found_before_anything_starts(
     iid: Run, monkeypatch: pytest.MonkeyPatch, command: str, case: str
 ) -> None:
-    monkeypatch.setattr(data, "load_dataset", lambda *given, **named: pytest.fail("something was started"))
+    monkeypatch.setattr(registry, "load_dataset", lambda *given, **named: pytest.fail("something was started"))
     content, message = NO_TABLES[case]
     Path("results.csv").write_bytes(content)
     what = ["dm", "--out", "run"] if command == "distill" else ["random"]
@@ -388,7 +395,7 @@ def test_malformed_results_are_found_before_anything_starts(
 def test_files_that_cannot_be_written_are_found_before_anything_starts(
     iid: Run, monkeypatch: pytest.MonkeyPatch, option: str
 ) -> None:
-    monkeypatch.setattr(data, "load_dataset", lambda *given, **named: pytest.fail("something was started"))
+    monkeypatch.setattr(registry, "load_dataset", lambda *given, **named: pytest.fail("something was started"))
     Path("file").write_text("mine")
     Path("folder").mkdir()
     for path, message in {"file/x.csv": "cannot write", "file/y/x.csv": "cannot write", "x" * 300: "cannot write",
@@ -584,7 +591,7 @@ def test_resuming_a_finished_run_keeps_the_set_and_evaluates_it(
 ) -> None:
     before = contents(finished)
     shutil.rmtree(finished / "checkpoints")  # what is finished needs none
-    monkeypatch.setattr(distillation, "distill", lambda *given, **named: pytest.fail("it was distilled again"))
+    monkeypatch.setattr(distillation_run, "distill", lambda *given, **named: pytest.fail("it was distilled again"))
     ended = iid(*LONGER, "--resume")
     assert ended.status == 0 and "the run in run is finished; its set stays as it is" in ended.out
     assert "random" in ended.out and "iid-dm" in ended.out
@@ -653,7 +660,7 @@ def go_on(ended: Ended | str) -> list[str]:
 
 def at_iteration(number: int, act: Callable[[], None], monkeypatch: pytest.MonkeyPatch) -> None:
     """Lets something happen within an iteration."""
-    step = distillation.Distillation.step
+    step = distillation_step.Distillation.step
 
     def acting(self, iteration: int, *, log: bool = False):
         row = step(self, iteration, log=log)
@@ -661,7 +668,7 @@ def at_iteration(number: int, act: Callable[[], None], monkeypatch: pytest.Monke
             act()
         return row
 
-    monkeypatch.setattr(distillation.Distillation, "step", acting)
+    monkeypatch.setattr(distillation_step.Distillation, "step", acting)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -712,7 +719,7 @@ def test_a_stop_within_the_last_iteration_keeps_the_set_and_does_not_evaluate(
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_stop_while_evaluating(iid: Run, monkeypatch: pytest.MonkeyPatch, number: signal.Signals) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(evaluation, "fit", lambda *given, **named: signal.raise_signal(number))
+        patch.setattr(evaluation_run, "fit", lambda *given, **named: signal.raise_signal(number))
         ended = iid(*LONGER, "--out", "t")
         alone = iid("evaluate", "t")
     assert ended.status == 128 + number
@@ -726,7 +733,7 @@ def test_a_stop_while_evaluating(iid: Run, monkeypatch: pytest.MonkeyPatch, numb
 def test_a_stop_while_the_pool_is_trained(iid: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("IID_CACHE", str(tmp_path / "cache"))
     trained = []
-    fit = extractors.fit
+    fit = pool.fit
 
     def second_is_stopped(*given, **named):
         trained.append(1)
@@ -736,7 +743,7 @@ def test_a_stop_while_the_pool_is_trained(iid: Run, tmp_path: Path, monkeypatch:
 
     command = ["distill", "dm-cc", *TINY, "--out", "run", "--set", "pool.count=2", "--no-evaluate", "--set",
                "pool.epochs=6"]  # fmt: skip
-    monkeypatch.setattr(extractors, "fit", second_is_stopped)
+    monkeypatch.setattr(pool, "fit", second_is_stopped)
     ended = iid(*command)
     assert ended.status == 130
     assert ended.err.splitlines()[0] == "stopped; what was done is kept in run" and len(ended.err.splitlines()) == 2
@@ -959,7 +966,7 @@ def test_scores_are_kept_with_a_run_that_has_none(iid: Run, finished: Path) -> N
 
 
 def test_random_images_are_not_put_beside_themselves(iid: Run) -> None:
-    evaluation.random_real(data.load_dataset("shapes").train, 2).save(Path("random.safetensors"))
+    coresets.random_real(registry.load_dataset("shapes").train, 2).save(Path("random.safetensors"))
     assert iid("evaluate", "./random.safetensors", "--scale", "ci", "--out", "s.json").status == 0
     assert rows(Path("s.json"))["method"].tolist() == ["random"] * 2
 
@@ -979,7 +986,7 @@ def test_evaluating_random_and_whole(iid: Run, finished: Path) -> None:
 
 def test_whole_set_has_a_protocol_of_its_own(iid: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     passes = []
-    monkeypatch.setattr(evaluation, "fit", lambda *given, **named: passes.append(named["epochs"]))
+    monkeypatch.setattr(evaluation_run, "fit", lambda *given, **named: passes.append(named["epochs"]))
     common = ["evaluate", "whole", "--dataset", "shapes", "--scale", "tour", "--num-eval", "1",
               "--set", "compute.compile=off"]  # fmt: skip
     assert iid(*common).status == iid(*common, "--epochs", "70").status == 0
@@ -1011,7 +1018,7 @@ def test_experts_are_trained_completed_and_used(iid: Run, monkeypatch: pytest.Mo
     assert Path("po ol/0000.safetensors").read_bytes() == first
 
     # the settings that it says to use it with are enough, whatever the scale
-    monkeypatch.setattr(extractors, "fit", lambda *given, **named: pytest.fail("a network was trained"))
+    monkeypatch.setattr(pool, "fit", lambda *given, **named: pytest.fail("a network was trained"))
     hint = ended.out.splitlines()[-1].removeprefix("use it with: ")
     assert iid("distill", "dm-cc", *TINY, "--out", "run", "--no-evaluate", *shlex.split(hint)).status == 0
     other = iid("distill", "dm-cc", *TINY, "--out", "run2", "--set", "pool.path=po ol", "--set", "pool.lr=0.5")
@@ -1020,7 +1027,7 @@ def test_experts_are_trained_completed_and_used(iid: Run, monkeypatch: pytest.Mo
 
 
 def test_experts_stopped_half_way_go_on(iid: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    fit, trained = extractors.fit, []
+    fit, trained = pool.fit, []
 
     def second_is_stopped(*given, **named):
         trained.append(1)
@@ -1028,7 +1035,7 @@ def test_experts_stopped_half_way_go_on(iid: Run, monkeypatch: pytest.MonkeyPatc
             signal.raise_signal(signal.SIGINT)
         return fit(*given, **named)
 
-    monkeypatch.setattr(extractors, "fit", second_is_stopped)
+    monkeypatch.setattr(pool, "fit", second_is_stopped)
     command = ["experts", "--dataset", "shapes", "--network", "convnet3", "--epochs", "6", "--out", "pool",
                "--set", "pool.width=16", "--count", "2"]  # fmt: skip
     ended = iid(*command)
@@ -1047,7 +1054,7 @@ def test_data_commands(iid: Run, tmp_path: Path) -> None:
     fetched = iid("data", "fetch", "cifar10-mini")
     assert fetched.out == "cifar10-mini: 4000 training and 1000 test images, complete\n"
 
-    copy = shutil.copytree(data.data_dir(), tmp_path / "a[b]" / "cifar10-mini")
+    copy = shutil.copytree(data_dir(), tmp_path / "a[b]" / "cifar10-mini")
     damaged = copy / "train" / "3-cat.webp"
     damaged.write_bytes(damaged.read_bytes()[:-1])
     ended = iid("data", "check", "cifar10-mini", "--data-root", "a[b]")
@@ -1073,12 +1080,14 @@ class FakeReport:
 
 
 def test_bench_is_wired(iid: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    from iidlib import bench
-    from iidlib.timing import LossesDiffer
+    from iidlib.bench import LossesDiffer
+    from iidlib.bench import report as bench_report
 
     asked = []
-    monkeypatch.setattr(bench, "measure", lambda **given: asked.append(given) or FakeReport())
-    monkeypatch.setattr(bench, "scaling", lambda **given: asked.append({"quick": "scaling"} | given) or FakeReport())
+    monkeypatch.setattr(bench_report, "measure", lambda **given: asked.append(given) or FakeReport())
+    monkeypatch.setattr(
+        bench_report, "scaling", lambda **given: asked.append({"quick": "scaling"} | given) or FakeReport()
+    )
     shown = iid("bench", "--quick", "--device", "cpu")
     assert shown.status == 0 and "dm[x]" in shown.out and "0.7" in shown.out and "measured [here]" in shown.out
     assert json.loads(iid("bench", "--json", "--results", "b c.csv").out) == []
@@ -1091,7 +1100,7 @@ def test_bench_is_wired(iid: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     def differ(**given: object) -> None:
         raise LossesDiffer("dm: losses differ by 1e-1")
 
-    monkeypatch.setattr(bench, "measure", differ)
+    monkeypatch.setattr(bench_report, "measure", differ)
     assert_one_line(iid("bench"), "failed: dm: losses differ by 1e-1", status=1)
     Path("other.csv").write_text("dataset,method,accuracy\n")
     assert_one_line(iid("bench", "--results", "other.csv"), "other.csv is not a table of results")
@@ -1099,16 +1108,16 @@ def test_bench_is_wired(iid: Run, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_sweep_says_what_failed(iid: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    from iidlib import sweep
+    from iidlib import experiments
 
     points = [
         {"point": 0, "status": "done", "error": "", "notebook": "point-000/n.ipynb"},
         {"point": 1, "status": "failed", "error": "ValueError: [no]", "notebook": "point-001/n.ipynb"},
     ]
     asked = []
-    monkeypatch.setattr(sweep, "load_grid", lambda path: path)
+    monkeypatch.setattr(experiments, "load_grid", lambda path: path)
     monkeypatch.setattr(
-        sweep, "run_sweep", lambda plan, out, **given: asked.append((plan, out, given)) or pd.DataFrame(points)
+        experiments, "run_sweep", lambda plan, out, **given: asked.append((plan, out, given)) or pd.DataFrame(points)
     )
     ended = iid("sweep", "g[1].yaml", "--workers", "2")
     assert ended.status == 1

@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from iidlib import config as configuration
 from iidlib.config import SCALES, RunConfig, fingerprint, from_yaml, override, preset, settings, to_yaml
-from iidlib.inputs import InputError, suggest
+from iidlib.errors import InputError, suggest
 from iidlib.networks import build_network
 
 ALL = settings()

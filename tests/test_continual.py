@@ -12,8 +12,8 @@ from iidlib.config import RunConfig, preset
 from iidlib.continual import class_order, class_steps, learn_in_steps, of_classes
 from iidlib.data import Dataset, shapes
 from iidlib.distillation import distill
+from iidlib.errors import InputError
 from iidlib.evaluation import evaluate, random_real
-from iidlib.inputs import InputError
 
 SMALL = {
     "iterations": 2,
@@ -82,16 +82,16 @@ def test_each_step_distils_its_own_classes_and_tests_on_those_seen(pictures, mon
 
 
 def test_the_pool_sees_the_classes_of_its_step_only(pictures, monkeypatch):
-    from iidlib import distillation
+    from iidlib.distillation import step as distillation_step
 
     asked = []
-    trained_pool = distillation.trained_pool
+    trained_pool = distillation_step.trained_pool
 
     def keep(dataset, pool, **options):
         asked.append((dataset.spec.classes, len(dataset.train), pool.epochs))
         return trained_pool(dataset, pool, **options)
 
-    monkeypatch.setattr(distillation, "trained_pool", keep)
+    monkeypatch.setattr(distillation_step, "trained_pool", keep)
     learn_in_steps(config("iid-dm"), pictures, steps=2)
     order = class_order(4, 0)
     names = [tuple(pictures.spec.classes[label] for label in own) for own in (order[:2], order[2:])]
@@ -145,10 +145,11 @@ def iid(*arguments: str) -> int:
 
 
 def test_the_command_learns_goes_on_and_keeps_rows(tmp_path: Path, monkeypatch, capsys):
-    from iidlib import data, experiments
+    from iidlib.data import registry
+    from iidlib.experiments import cells
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(data, "shapes", lambda: shapes(4, 40, 32))
+    monkeypatch.setattr(registry, "shapes", lambda: shapes(4, 40, 32))
     given = ["continual", "dm", "--dataset", "shapes", "--ipc", "2", "--steps", "2", "--scale", "ci"]
     given += ["--results", "r/rows.csv"]
     assert iid(*given) == 0
@@ -157,25 +158,25 @@ def test_the_command_learns_goes_on_and_keeps_rows(tmp_path: Path, monkeypatch, 
     assert iid(*given) == 2
     assert "go on with it by --resume" in capsys.readouterr().err
     assert iid(*given, "--resume") == 0
-    rows = experiments.all_rows(tmp_path / "r")
+    rows = cells.all_rows(tmp_path / "r")
     assert len(rows) == 8 and rows["step"].tolist() == [1, 1, 2, 2] * 2
-    cell = experiments.Cell("shapes", "dm", 2, steps=2)
-    monkeypatch.setattr(experiments.Cell, "dataset_at", lambda cell, scale: "shapes")
+    cell = cells.Cell("shapes", "dm", 2, steps=2)
+    monkeypatch.setattr(cells.Cell, "dataset_at", lambda cell, scale: "shapes")
     last = rows[rows["step"] == 2].drop_duplicates("evaluation_seed")["accuracy"].mean()
-    assert experiments.measured(cell, "ci", rows).to_dict() == {0: last}
-    assert experiments.measured(experiments.Cell("shapes", "dm", 2), "ci", rows).empty
+    assert cells.measured(cell, "ci", rows).to_dict() == {0: last}
+    assert cells.measured(cells.Cell("shapes", "dm", 2), "ci", rows).empty
     assert iid(*given[:-2], "--steps", "3", "--out", "x") == 2
     assert "4 classes make no 3 equal steps" in capsys.readouterr().err and not Path("x").exists()
 
 
 def test_rows_name_the_form_of_the_memory(tmp_path: Path, monkeypatch):
-    from iidlib import experiments
+    from iidlib.experiments import cells
 
     monkeypatch.chdir(tmp_path)
     for method in ("herding", "random"):
         given = ["continual", method, "--dataset", "shapes", "--ipc", "2", "--steps", "2", "--scale", "ci"]
         assert iid(*given, "--set", "syn.factor=2", "--set", "pool.epochs=6", "--results", "r/rows.csv") == 0
-    rows = experiments.all_rows(tmp_path / "r").groupby("method")["protocol"].first()
+    rows = cells.all_rows(tmp_path / "r").groupby("method")["protocol"].first()
     assert "expanded" not in rows["herding"] and rows["random-mosaic"].endswith("each image expanded to 4")
 
 

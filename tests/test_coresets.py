@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from iidlib import coresets
 from iidlib.config import preset
 from iidlib.data import shapes
-from iidlib.extractors import trained_pool
-from iidlib.inputs import InputError
+from iidlib.errors import InputError
+from iidlib.evaluation import coresets
+from iidlib.features import trained_pool
 from tests import reference
 
 

@@ -2,8 +2,8 @@
 
 import torch
 
-from iidlib import cutmix
-from iidlib.streams import stream
+from iidlib.rng import stream
+from iidlib.training import cutmix
 
 SIDE = 16
 

@@ -27,19 +27,9 @@ from torchvision import datasets as torchvision_datasets
 from torchvision.transforms import functional
 
 from iidlib.config import preset
-from iidlib.data import (
-    Dataset,
-    DatasetSpec,
-    RealSet,
-    check,
-    data_dir,
-    datasets,
-    denormalize,
-    load_dataset,
-    shapes,
-)
-from iidlib.inputs import InputError
-from iidlib.sources import from_mosaic
+from iidlib.data import Dataset, DatasetSpec, RealSet, check, data_dir, datasets, denormalize, load_dataset, shapes
+from iidlib.data.embedded import from_mosaic
+from iidlib.errors import InputError
 
 ROOT = Path(__file__).parents[1]
 MINI = ROOT / "data" / "cifar10-mini"
@@ -128,7 +118,9 @@ def test_mini_is_the_first_images_of_each_class_of_cifar10(mini: Dataset) -> Non
 
 @pytest.fixture(scope="module")
 def build_script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("build_cifar10_mini", ROOT / "data" / "build_cifar10_mini.py")
+    spec = importlib.util.spec_from_file_location(
+        "build_cifar10_mini", ROOT / "data" / "scripts" / "build_cifar10_mini.py"
+    )
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

@@ -10,9 +10,10 @@ from types import ModuleType
 import pandas as pd
 import pytest
 
-from iidlib import experiments
 from iidlib.data import load_dataset
-from iidlib.results import RESULT_COLUMNS, results_dir, rows_of
+from iidlib.experiments import cells as experiments_cells
+from iidlib.experiments import results_dir, rows_of
+from iidlib.experiments.results import RESULT_COLUMNS
 from iidlib.synthetic import SyntheticSet
 
 ROOT = Path(__file__).parents[1]
@@ -21,7 +22,7 @@ SETS = sorted(path.stem for path in FOLDER.glob("*.safetensors"))
 
 
 def script(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, ROOT / "data" / f"{name}.py")
+    spec = importlib.util.spec_from_file_location(name, ROOT / "data" / "scripts" / f"{name}.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -34,7 +35,7 @@ def script(name: str) -> ModuleType:
 @pytest.mark.parametrize("page", ["book/intro.md", "README.md"])
 def test_the_tables_of_results_are_those_of_the_rows(page: str) -> None:
     text = (ROOT / page).read_text()
-    assert text == script("build_results_tables").with_tables(text), "run python data/build_results_tables.py"
+    assert text == script("build_results_tables").with_tables(text), "run python data/scripts/build_results_tables.py"
     assert len(re.findall(r"^\| IID on IDM \|", text, flags=re.M)) == text.count("<!-- results at ") > 0
     assert len(re.findall(r"^\| `iid-idm` over `idm` \|", text, flags=re.M)) == text.count("<!-- gains at ")
 
@@ -43,7 +44,7 @@ def test_the_table_says_what_is_missing_and_what_was_not_found() -> None:
     table = script("build_results_tables").table("laptop")
     mosaics = next(line for line in table.splitlines() if line.startswith("| random mosaics"))
     assert mosaics.count("not found") == 2
-    cells = experiments.table("main").query("dataset == 'cifar10' and ipc in (1, 10)")
+    cells = experiments_cells.table("main").query("dataset == 'cifar10' and ipc in (1, 10)")
     shown = cells[cells["method"].isin(script("build_results_tables").METHODS)]
     assert len(shown) == 12 and table.count("missing") == (shown["laptop_seeds"] == 0).sum()
 
@@ -71,7 +72,7 @@ def test_rows_of_one_kind_are_those_that_a_reader_of_the_file_would_take(
 ) -> None:
     path = tmp_path / "some.csv"
     path.write_text("dataset,ipc,settings,accuracy\ncifar10,1,,40.5\ncifar10,10,,50\ncifar100,1,a=2,9\n")
-    monkeypatch.setattr("iidlib.results.results_dir", lambda: tmp_path)
+    monkeypatch.setattr("iidlib.experiments.results.results_dir", lambda: tmp_path)
     assert rows_of("some")["settings"].tolist() == ["", "", "a=2"]
     assert rows_of("some", dataset="cifar10", ipc=1)["accuracy"].tolist() == [40.5]
     assert rows_of("some", ipc=1, settings="")["dataset"].tolist() == ["cifar10"]
@@ -108,7 +109,9 @@ def test_a_distilled_set_is_small_and_what_its_card_says(name: str) -> None:
 
 
 def test_the_page_of_cards_is_that_of_the_cards() -> None:
-    assert (FOLDER / "README.md").read_text() == script("build_distilled").page(), "run python data/build_distilled.py"
+    assert (FOLDER / "README.md").read_text() == script("build_distilled").page(), (
+        "run python data/scripts/build_distilled.py"
+    )
 
 
 def test_the_front_page_says_what_the_card_says() -> None:

@@ -18,14 +18,14 @@ import torchvision
 from PIL import Image
 from scipy.io import savemat
 
-from iidlib import config, image_files, tinyimagenet
+from iidlib import config
 from iidlib.config import preset
-from iidlib.data import check, datasets, load_dataset
+from iidlib.data import check, datasets, image_files, load_dataset, tinyimagenet
+from iidlib.data.download import fetch, unpack
+from iidlib.data.image_files import decode
+from iidlib.data.registry import SOURCES
 from iidlib.distillation import distill
-from iidlib.download import fetch, unpack
-from iidlib.image_files import decode
-from iidlib.inputs import InputError
-from iidlib.sources import SOURCES
+from iidlib.errors import InputError
 from iidlib.synthetic import SyntheticSet
 
 torchvision_datasets = torchvision.datasets

@@ -19,21 +19,21 @@ from safetensors.torch import load as from_bytes
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
-from iidlib import checkpoints, distillation, evaluate
-from iidlib.accelerate import compiler_available, threads
+from iidlib import evaluate
 from iidlib.augment import OPERATIONS, sample
-from iidlib.checkpoints import Checkpoints
 from iidlib.config import RunConfig, fingerprint, override, preset
 from iidlib.data import Dataset, shapes
-from iidlib.distillation import METHODS, Distillation, Method, Stopped, distill
-from iidlib.extractors import Pool, RandomNetworks, frozen
-from iidlib.inputs import InputError
-from iidlib.network_queue import NetworkQueue
-from iidlib.networks import build_network
-from iidlib.runs import RunFolder
-from iidlib.streams import stream
+from iidlib.distillation import METHODS, TERMS, Distillation, Method, Stopped, Term, distill
+from iidlib.distillation import run as distillation_run
+from iidlib.distillation import step as distillation_step
+from iidlib.engine import compiler_available, threads
+from iidlib.errors import InputError
+from iidlib.features import NetworkQueue, Pool, RandomNetworks
+from iidlib.networks import build_network, frozen
+from iidlib.rng import stream
+from iidlib.runs import Checkpoints, RunFolder
+from iidlib.runs import environment as runs_environment
 from iidlib.synthetic import SyntheticSet
-from iidlib.terms import TERMS, Term
 from tests import reference
 
 ALL = ("dm", "dm-cc", "dm-cm", "iid-dm")
@@ -343,7 +343,7 @@ def test_with_one_image_a_class_every_method_is_dm(method, monkeypatch):
     def no_pool(*args: object, **kwargs: object) -> None:
         raise AssertionError("a pool was asked for")
 
-    monkeypatch.setattr(distillation, "trained_pool", no_pool)
+    monkeypatch.setattr(distillation_step, "trained_pool", no_pool)
     result = distill(settings(method, ipc=1), pictures())
     assert result.pool is None
     assert [name for name in result.metrics if name.startswith("loss_")] == ["loss_mean"]
@@ -675,7 +675,7 @@ def rows(folder: Path) -> list[dict[str, float]]:
 
 @pytest.fixture
 def log_all(monkeypatch):
-    monkeypatch.setattr(distillation, "LOG_EVERY", 1)
+    monkeypatch.setattr(distillation_run, "LOG_EVERY", 1)
 
 
 @pytest.mark.parametrize("method", ["dm", "iid-dm", "iid-idm"])
@@ -723,11 +723,11 @@ def test_the_queue_is_part_of_a_checkpoint(tmp_path):
 
 def test_a_chunk_chosen_from_free_memory_is_that_of_the_whole_run(tmp_path, monkeypatch):
     config, dataset = settings("dm", **LONG), pictures()
-    monkeypatch.setattr(distillation, "default_chunk", lambda device, image_bytes: 5)
+    monkeypatch.setattr(distillation_step, "default_chunk", lambda device, image_bytes: 5)
     whole = distill(config, dataset)
     with pytest.raises(Crash):
         distill(config, dataset, out=tmp_path / "run", **stop_at(7, crash))
-    monkeypatch.setattr(distillation, "default_chunk", lambda device, image_bytes: 9)
+    monkeypatch.setattr(distillation_step, "default_chunk", lambda device, image_bytes: 9)
     assert torch.equal(
         distill(config, dataset, out=tmp_path / "run", resume=True).synthetic.images, whole.synthetic.images
     )
@@ -736,7 +736,7 @@ def test_a_chunk_chosen_from_free_memory_is_that_of_the_whole_run(tmp_path, monk
 def test_a_checkpoint_is_written_after_so_many_seconds(tmp_path, monkeypatch):
     """Every iteration takes 4 s by this clock, so that 10 s have passed after 3 of them."""
     clock = itertools.count(step=2)
-    monkeypatch.setattr(distillation.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(distillation_run.time, "perf_counter", lambda: next(clock))
     saved = []
     save = Checkpoints.save
     monkeypatch.setattr(Checkpoints, "save", lambda self, done, *rest: (saved.append(done), save(self, done, *rest)))
@@ -769,8 +769,8 @@ def test_other_conditions_are_refused_or_recorded(name, tmp_path, monkeypatch):
     config = settings("dm", **LONG)
     with pytest.raises(Crash):
         distill(config, pictures(), out=tmp_path / "run", **stop_at(7, crash))
-    now = checkpoints.conditions(torch.device("cpu"), "off") | {name: "another"}
-    monkeypatch.setattr(distillation, "conditions", lambda *rest: now)
+    now = runs_environment.conditions(torch.device("cpu"), "off") | {name: "another"}
+    monkeypatch.setattr(distillation_run, "conditions", lambda *rest: now)
     before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
     with pytest.raises(
         InputError, match=rf"other conditions \({name} was .+ and is another\).*--allow-drift"
@@ -789,8 +789,8 @@ def test_a_drift_is_remembered_when_the_run_is_stopped_again(tmp_path, monkeypat
     config = settings("dm", **LONG)
     with pytest.raises(Crash):
         distill(config, pictures(), out=tmp_path / "run", **stop_at(4, crash))
-    now = checkpoints.conditions(torch.device("cpu"), "off") | {"torch": "another"}
-    monkeypatch.setattr(distillation, "conditions", lambda *rest: now)
+    now = runs_environment.conditions(torch.device("cpu"), "off") | {"torch": "another"}
+    monkeypatch.setattr(distillation_run, "conditions", lambda *rest: now)
     with pytest.raises(Crash):
         distill(config, pictures(), out=tmp_path / "run", resume=True, allow_drift=True, **stop_at(10, crash))
     result = distill(config, pictures(), out=tmp_path / "run", resume=True)  # as it was begun to go on

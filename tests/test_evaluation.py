@@ -11,15 +11,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from iidlib import evaluation, presets
+from iidlib import presets
 from iidlib.augment import sample
 from iidlib.config import SCALES, Drop, EvalProtocol, override, preset
 from iidlib.data import Dataset, DatasetSpec, RealSet, shapes
 from iidlib.distillation import Distillation
-from iidlib.evaluation import evaluate, paired_gains, paired_interval, random_real, summarize, whole_set_protocol
-from iidlib.inputs import InputError
+from iidlib.errors import InputError
+from iidlib.evaluation import evaluate, random_real, summarize
+from iidlib.evaluation import run as evaluation_run
+from iidlib.experiments import paired_gains, paired_interval
 from iidlib.networks import Network, build_network
-from iidlib.streams import stream, stream_seed
+from iidlib.rng import stream, stream_seed
 from iidlib.synthetic import SyntheticSet
 from tests import reference, reference_augment
 
@@ -43,13 +45,13 @@ def judge(images: SyntheticSet | RealSet, dataset: Dataset, protocol: EvalProtoc
 def networks(monkeypatch) -> list[dict[str, Tensor]]:
     """The weights of every network that is judged, as they are then."""
     kept: list[dict[str, Tensor]] = []
-    accuracy = evaluation.accuracy
+    accuracy = evaluation_run.accuracy
 
     def keep(network: Network, real: RealSet) -> float:
         kept.append(copy.deepcopy(network.state_dict()))
         return accuracy(network, real)
 
-    monkeypatch.setattr(evaluation, "accuracy", keep)
+    monkeypatch.setattr(evaluation_run, "accuracy", keep)
     return kept
 
 
@@ -100,7 +102,7 @@ def test_the_protocol_is_what_training_is_given(pictures, monkeypatch):
         assert torch.equal(labels, chosen.labels)
         asked.append(settings)
 
-    monkeypatch.setattr(evaluation, "fit", fit)
+    monkeypatch.setattr(evaluation_run, "fit", fit)
     chosen = random_real(pictures.train, 3)
     judge(chosen, pictures, changed(epochs=11, num_eval=2), seed=5)
     shared = {"epochs": 11, "lr": 0.02, "batch": 8, "drops": (Drop(7, 0.002, restart=True),), "mixed": 0.0}
@@ -183,7 +185,7 @@ def test_networks_judged_at_once_are_those_judged_one_by_one(pictures, networks,
     chosen = random_real(pictures.train, 3)
     protocol = changed(num_eval=3, networks=("convnet2", "convnet3-bn"))
     alone = judge(chosen, pictures, protocol)
-    monkeypatch.setattr(evaluation, "fit", None)
+    monkeypatch.setattr(evaluation_run, "fit", None)
     heard = []
     at_once = judge(chosen, pictures, protocol, together=2, on_network=heard.append)
     assert pd.DataFrame(heard).equals(at_once)
@@ -251,8 +253,8 @@ def test_random_images_a_class_within_bounds(pictures, ipc):
 def test_the_whole_set_is_judged_under_its_own_protocol(pictures):
     scores = judge(pictures.train, pictures, changed(num_eval=1))
     assert scores["images"].tolist() == [44]
-    assert whole_set_protocol(EvalProtocol()) == EvalProtocol(epochs=60)
-    assert whole_set_protocol(QUICK) == QUICK
+    assert EvalProtocol().for_whole_set() == EvalProtocol(epochs=60)
+    assert QUICK.for_whole_set() == QUICK
 
 
 # Sets that do not fit

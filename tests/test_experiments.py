@@ -7,9 +7,8 @@ import pandas as pd
 import pytest
 
 from iidlib.config import preset
-from iidlib.experiments import EXPERIMENTS, Cell, mean_of, measured, table
-from iidlib.published import ACCURACIES
-from iidlib.results import protocol_text
+from iidlib.experiments import EXPERIMENTS, Cell, mean_of, measured, protocol_text, table
+from iidlib.experiments.published import ACCURACIES
 from tests.result_rows import rows
 
 

@@ -12,22 +12,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from iidlib import extractors
 from iidlib.config import PoolConfig
 from iidlib.data import Dataset, shapes
-from iidlib.extractors import (
-    Pool,
-    RandomNetworks,
-    frozen,
-    network_for,
-    pool_fingerprint,
-    pool_members,
-    required_accuracy,
-    trained_pool,
-)
-from iidlib.inputs import InputError
-from iidlib.networks import NETWORKS, Network, build_network
-from iidlib.streams import stream
+from iidlib.errors import InputError
+from iidlib.features import Pool, RandomNetworks, pool_fingerprint, pool_members, required_accuracy, trained_pool
+from iidlib.features import pool as features_pool
+from iidlib.networks import NETWORKS, Network, build_network, frozen, network_for
+from iidlib.rng import stream
 from iidlib.training import accuracy
 
 CPU = torch.device("cpu")
@@ -147,7 +138,7 @@ def test_a_pool_is_trained_kept_and_loaded_bit_for_bit(pictures, cache, monkeypa
     trained = train(pictures)
     folder = folder_of(pictures, cache)
     assert sorted(path.name for path in folder.iterdir()) == ["0000.safetensors", "0001.safetensors", "pool.json"]
-    monkeypatch.setattr(extractors, "fit", never)
+    monkeypatch.setattr(features_pool, "fit", never)
     loaded = train(pictures)
     assert loaded.accuracies == trained.accuracies and loaded.fingerprint == trained.fingerprint
     for kept, fresh in zip(loaded.networks, trained.networks, strict=True):
@@ -183,8 +174,8 @@ def test_training_is_plain_sgd_on_all_training_images_without_augmentation(pictu
         assert torch.equal(images_of(torch.tensor([5])), pictures.train.images_of(torch.tensor([5])))
         settings["on_epoch"](settings["epochs"] - 1)
 
-    monkeypatch.setattr(extractors, "fit", fit)
-    monkeypatch.setattr(extractors, "accuracy", lambda network, real: 99.0 if real is pictures.test else 0.0)
+    monkeypatch.setattr(features_pool, "fit", fit)
+    monkeypatch.setattr(features_pool, "accuracy", lambda network, real: 99.0 if real is pictures.test else 0.0)
     assert train(pictures, config(seed=4, count=1)).accuracies == [99.0]
     asked.pop("on_epoch")
     assert asked == {"epochs": 3, "lr": 0.05, "batch": 8, "seed": 4}
@@ -196,7 +187,7 @@ def test_the_first_networks_of_a_larger_pool_are_those_of_a_smaller_one(pictures
     large = train(pictures, config(count=3), on_epoch=lambda number, epoch: passes.append((number, epoch)))
     assert passes == [(number, epoch) for number in (1, 2) for epoch in range(3)]
     assert same(small.networks[0], large.networks[0]) and large.accuracies[:1] == small.accuracies
-    monkeypatch.setattr(extractors, "fit", never)
+    monkeypatch.setattr(features_pool, "fit", never)
     assert train(pictures, config(count=2)).accuracies == large.accuracies[:2]
 
 
@@ -269,7 +260,7 @@ def test_copies_after_chosen_passes_are_members(pictures, cache, monkeypatch, ca
     for (number, passes), network in zip(members, pool.networks, strict=True):
         # a copy after so many passes is the network of a training that ends there
         assert same(network, train(pictures, config(epochs=passes, stored="fp32")).networks[number])
-    monkeypatch.setattr(extractors, "fit", never)
+    monkeypatch.setattr(features_pool, "fit", never)
     loaded = train(pictures, settings)
     assert loaded.accuracies == pool.accuracies
     assert all(same(a, b) for a, b in zip(loaded.networks, pool.networks, strict=True))
@@ -314,7 +305,7 @@ def test_half_precision_on_disk_changes_no_more_than_rounding(pictures, cache):
 
 def test_what_half_precision_cannot_hold_is_kept_in_full(pictures, cache):
     weights = {"large": torch.tensor([1e6, 1.0]), "small": torch.tensor([0.1]), "count": torch.tensor(70000)}
-    rounded = extractors._rounded(weights, "fp16")
+    rounded = features_pool._rounded(weights, "fp16")
     assert {name: tensor.dtype for name, tensor in rounded.items()} == {
         "large": torch.float32, "small": torch.float16, "count": torch.int64
     }  # fmt: skip
@@ -328,7 +319,7 @@ def test_networks_trained_at_once_are_those_trained_alone(pictures, cache, monke
     settings = config(count=3, epochs_kept=(2,), stored="fp32")
     alone = train(pictures, settings)
     monkeypatch.setenv("IID_CACHE", str(cache) + "-2")
-    monkeypatch.setattr(extractors, "fit", never)
+    monkeypatch.setattr(features_pool, "fit", never)
     passes = []
     at_once = train(pictures, settings, together=2, on_epoch=lambda number, epoch: passes.append((number, epoch)))
     assert passes == [(n, e) for group in ((0, 1), (2,)) for e in range(3) for n in group]
@@ -357,7 +348,7 @@ def test_a_pool_by_its_path(pictures, cache, tmp_path, monkeypatch):
     mine.mkdir()
     trained = train(pictures, config(path=str(mine)))
     assert (mine / "pool.json").is_file() and not cache.exists()
-    monkeypatch.setattr(extractors, "fit", never)
+    monkeypatch.setattr(features_pool, "fit", never)
     assert same(train(pictures, config(path=str(mine))).networks[1], trained.networks[1])
     monkeypatch.setenv("HOME", str(tmp_path))
     assert same(train(pictures, config(path="~/mine")).networks[1], trained.networks[1])
@@ -449,7 +440,7 @@ def write(text: str) -> Callable[[Path], None]:
 def test_damage_is_one_line_that_says_what_to_remove(name, damage, pictures, pool_folder, monkeypatch):
     path = pool_folder / name
     damage(path)
-    monkeypatch.setattr(extractors, "fit", never)
+    monkeypatch.setattr(features_pool, "fit", never)
     with pytest.raises(
         InputError, match=r"is damaged \(.*remove (the|its) folder and the pool is trained again"
     ) as caught:

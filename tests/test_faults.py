@@ -22,11 +22,10 @@ from typing import Any
 import pytest
 import torch
 
-from iidlib.checkpoints import Checkpoints
 from iidlib.cli import main
 from iidlib.config import preset
 from iidlib.distillation import distill
-from iidlib.runs import RunFolder
+from iidlib.runs import Checkpoints, RunFolder
 
 
 @pytest.fixture(scope="module")

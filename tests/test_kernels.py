@@ -16,12 +16,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from iidlib import accelerate, kernels
-from iidlib.accelerate import norm_relu_pool, prepare
-from iidlib.kernels import FusedBlock
-from iidlib.networks import build_network, draw_parameters_
+from iidlib.engine import FusedBlock, kernels, norm_relu_pool
+from iidlib.engine import fused as engine_fused
+from iidlib.networks import build_network, draw_parameters_, prepare
 
-pytestmark = pytest.mark.skipif(not accelerate.compiler_available(), reason="torch finds no C++ compiler")
+pytestmark = pytest.mark.skipif(not engine_fused.compiler_available(), reason="torch finds no C++ compiler")
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:
@@ -313,7 +312,7 @@ def test_kernels_that_cannot_be_built_cost_speed_and_no_result(network, monkeypa
 def test_a_built_library_is_found_by_the_next_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     code = """
-        from iidlib import kernels
+        from iidlib.engine import kernels
         assert kernels.library().block() > 0
     """
     found = []
@@ -332,7 +331,7 @@ def test_no_access_out_of_bounds_and_no_undefined_behaviour(processor: tuple[str
     here = Path(__file__).parent
     program = tmp_path / "sanitized"
     flags = ["-O1", "-std=c++20", "-fopenmp", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
-    command = [get_cpp_compiler(), *flags, *processor, "-I", str(here.parent / "iidlib"), "-o", str(program)]
+    command = [get_cpp_compiler(), *flags, *processor, "-I", str(here.parent / "iidlib" / "engine"), "-o", str(program)]
     built = subprocess.run([*command, str(here / "kernels_sanitized.cpp")], capture_output=True, text=True, timeout=300)
     if built.returncode and "cannot find" in built.stderr:
         pytest.skip(f"no sanitizers: {built.stderr.splitlines()[-1]}")

@@ -5,10 +5,9 @@ import copy
 import pytest
 import torch
 
-from iidlib import ladder
-from iidlib.accelerate import compiler_available, norm_relu_pool
+from iidlib.bench import LossesDiffer, ladder
+from iidlib.engine import compiler_available, norm_relu_pool
 from iidlib.networks import build_network
-from iidlib.timing import LossesDiffer
 
 
 def test_rungs_and_what_follows_from_their_seconds() -> None:

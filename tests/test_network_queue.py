@@ -8,10 +8,11 @@ from torch import Tensor
 
 from iidlib.config import QueueConfig
 from iidlib.data import Dataset, shapes
-from iidlib.extractors import network_for
-from iidlib.inputs import InputError
-from iidlib.network_queue import RELEASED_EVALUATIONS, NetworkQueue
-from iidlib.streams import stream
+from iidlib.errors import InputError
+from iidlib.features import NetworkQueue
+from iidlib.features.network_queue import RELEASED_EVALUATIONS
+from iidlib.networks import network_for
+from iidlib.rng import stream
 from tests import reference
 
 SMALL = {"size": 5, "start": 2, "every": 3, "train": 2, "steps": 2, "batch": 6, "lr": 0.05}

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 
-from iidlib import accelerate
+from iidlib.engine import fused
 from iidlib.networks import NETWORKS, ConvBlock, build_network, draw_parameters_
 
 BATCH_NORM = tuple(name for name in NETWORKS if name.endswith("-bn"))
@@ -263,12 +263,12 @@ def test_every_parameter_is_used(name):
 def test_another_kernel_can_take_the_place_of_norm_relu_pool():
     network, images, calls = build("convnet3"), pictures(), []
     blocks = [module for module in network.modules() if isinstance(module, ConvBlock)]
-    assert [block.kernel for block in blocks] == [accelerate.norm_relu_pool] * 3
+    assert [block.kernel for block in blocks] == [fused.norm_relu_pool] * 3
     before = network(images)
 
     def spy(x, weight, bias, eps):
         calls.append(x.shape[-1])
-        return accelerate.norm_relu_pool(x, weight, bias, eps)
+        return fused.norm_relu_pool(x, weight, bias, eps)
 
     for block in blocks:
         block.kernel = spy

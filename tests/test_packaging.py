@@ -137,7 +137,9 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_wheel_holds_the_modules_and_the_embedded_images(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
-    modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "iidlib").rglob("*.py")} | {"iidlib/kernels.cpp"}
+    modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "iidlib").rglob("*.py")} | {
+        "iidlib/engine/kernels.cpp"
+    }
     mini = ROOT / "data" / "cifar10-mini"
     images = {f"iidlib/_data/cifar10-mini/{path.relative_to(mini)}" for path in mini.rglob("*") if path.is_file()}
     assert len(images) >= 3
@@ -155,14 +157,14 @@ def test_wheel_has_licence_and_console_script(wheel: Path) -> None:
 
 def test_installed_wheel_finds_its_images_without_the_checkout(wheel: Path, tmp_path: Path) -> None:
     zipfile.ZipFile(wheel).extractall(tmp_path / "site")
-    code = "import iidlib.sources; print(iidlib.sources.__file__); print(iidlib.sources.data_dir('cifar10-mini'))"
+    code = "import iidlib.data; print(iidlib.data.__file__); print(iidlib.data.data_dir('cifar10-mini'))"
     environment = {name: value for name, value in os.environ.items() if name != "IID_DATA"}
     environment["PYTHONPATH"] = str(tmp_path / "site")
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     module, folder = map(Path, done.stdout.split("\n")[:2])
-    assert module == tmp_path / "site" / "iidlib" / "sources.py"
+    assert module == tmp_path / "site" / "iidlib" / "data" / "__init__.py"
     assert folder == tmp_path / "site" / "iidlib" / "_data" / "cifar10-mini"
 
 

@@ -11,12 +11,11 @@ from typing import Any
 
 import pytest
 
-from iidlib import reproduce
-from iidlib.cli import frame, main
-from iidlib.cli.studies import time_budget
-from iidlib.experiments import EXPERIMENTS, Cell, Experiment, all_rows
-from iidlib.inputs import InputError
-from iidlib.reproduce import Job, jobs, run_jobs
+from iidlib import experiments
+from iidlib.cli import main, session
+from iidlib.cli.reproduce import time_budget
+from iidlib.errors import InputError
+from iidlib.experiments import EXPERIMENTS, Cell, Experiment, Job, all_rows, jobs, run_jobs
 from tests.result_rows import rows
 
 
@@ -160,7 +159,7 @@ def test_the_command_ends_with_one_where_a_run_failed(
     small: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(
-        reproduce, "jobs", lambda *given, **named: [Job(Cell("cifar10", "dm", 10), 0, ("distill", "dn"))]
+        experiments, "jobs", lambda *given, **named: [Job(Cell("cifar10", "dm", 10), 0, ("distill", "dn"))]
     )
     with pytest.raises(SystemExit) as ended:
         main(["reproduce", "small", "--scale", "ci", "--results", str(tmp_path)])
@@ -173,8 +172,7 @@ def test_ctrl_c_reaches_a_run_once(small: dict[str, str], tmp_path: Path, monkey
     (job,) = jobs("long", scale="tour", seeds=1, folder=tmp_path, runs=tmp_path / "runs")
     slow = (*job.command, "--iterations", "100000", "--set", "compute.compile=off")
     code = (
-        "from iidlib.reproduce import Job, run_jobs\nfrom iidlib.experiments import Cell\n"
-        f"run_jobs([Job(Cell('cifar10', 'idm', 10), 0, {slow!r})])"
+        f"from iidlib.experiments import Cell, Job, run_jobs\nrun_jobs([Job(Cell('cifar10', 'idm', 10), 0, {slow!r})])"
     )
     process = subprocess.Popen([sys.executable, "-c", code], env=small, start_new_session=True, stderr=subprocess.PIPE)
     try:
@@ -195,7 +193,7 @@ def test_ctrl_c_reaches_a_run_once(small: dict[str, str], tmp_path: Path, monkey
 def test_the_command_lists_and_refuses(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(frame.console, "width", 80)
+    monkeypatch.setattr(session.console, "width", 80)
     with pytest.raises(SystemExit) as ended:
         main(["reproduce", "ablation", "--list"])
     shown = capsys.readouterr().out

@@ -11,10 +11,13 @@ import pandas as pd
 import pytest
 import torch
 
-from iidlib import runs
+from iidlib import files
 from iidlib.config import preset
-from iidlib.inputs import InputError
-from iidlib.runs import RunFolder, atomic_write, cache_dir, environment, runs_frame
+from iidlib.errors import InputError
+from iidlib.files import atomic_write, cache_dir
+from iidlib.runs import RunFolder, runs_frame
+from iidlib.runs import folder as runs_folder
+from iidlib.runs.environment import environment
 
 CONFIG = preset("dm", "shapes", 3, "ci")
 
@@ -108,7 +111,8 @@ def git(checkout: Path, *arguments: str) -> str:
 def test_the_commit_has_a_mark_where_the_checkout_was_changed(tmp_path, monkeypatch):
     checkout = tmp_path / "checkout"
     (checkout / "iidlib").mkdir(parents=True)
-    monkeypatch.setattr(runs, "__file__", str(checkout / "iidlib" / "runs.py"))
+    (checkout / "pyproject.toml").write_text("")
+    monkeypatch.setattr(files, "PACKAGE", checkout / "iidlib")
     assert environment()["commit"] is None
     git(tmp_path, "init", "-q", "checkout")
     assert environment()["commit"] is None, "no commit yet"
@@ -293,7 +297,7 @@ def test_without_locks_in_the_file_system_it_goes_on(folder, monkeypatch):
     def unsupported(*given: object) -> None:
         raise OSError(95, "Operation not supported")
 
-    monkeypatch.setattr(runs.fcntl, "flock", unsupported)
+    monkeypatch.setattr(runs_folder.fcntl, "flock", unsupported)
     with folder.lock():
         assert not (folder.path / ".lock").exists()
 

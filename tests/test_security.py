@@ -14,12 +14,12 @@ import pytest
 import torch
 
 import iidlib
-from iidlib import inputs
+from iidlib import files
 from iidlib.config import preset
 from iidlib.data import load_dataset
 from iidlib.distillation import distill
+from iidlib.errors import InputError
 from iidlib.evaluation import evaluate
-from iidlib.inputs import InputError
 from iidlib.runs import RunFolder
 from iidlib.synthetic import SyntheticSet
 from tests.fuzzing import READERS
@@ -90,8 +90,8 @@ def calls(module: Path) -> set[str]:
 def test_no_module_calls_what_runs_code_from_data() -> None:
     runs = r"(pickle|cPickle|dill|joblib|shelve|marshal)\..*|torch\.load|np\.load|yaml\.(\w+_)?load|eval|exec"
     found = {(path.name, name) for path in PACKAGE.rglob("*.py") for name in calls(path) if re.fullmatch(runs, name)}
-    assert found == {("inputs.py", "yaml.load")}  # with the loader below
-    assert issubclass(inputs._NoAliases, inputs.yaml.SafeLoader)
+    assert found == {("files.py", "yaml.load")}  # with the loader below
+    assert issubclass(files._NoAliases, files.yaml.SafeLoader)
 
 
 # --- no network, no secrets -------------------------------------------------------------------------------------------

@@ -7,14 +7,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from iidlib import stacked
-from iidlib.accelerate import compiler_available, prepare
 from iidlib.augment import OPERATIONS
 from iidlib.config import Drop
-from iidlib.networks import NETWORKS, Network, build_network
-from iidlib.stacked import fit_together
-from iidlib.streams import stream
-from iidlib.training import fit
+from iidlib.engine import compiler_available
+from iidlib.networks import NETWORKS, Network, build_network, prepare
+from iidlib.rng import stream
+from iidlib.training import ensemble, fit, fit_together
 
 COUNT, CLASSES = 10, 3
 EVERYTHING = "_".join(OPERATIONS)
@@ -167,7 +165,7 @@ def test_what_cannot_train_together_is_refused(networks, seeds, message):
 class Replayed:
     """Stands for a CUDA graph: does again what was recorded, or something else."""
 
-    def __init__(self, stack: stacked._Stack, batch: stacked._Batch, at_once: bool, wrong: bool) -> None:
+    def __init__(self, stack: ensemble._Stack, batch: ensemble._Batch, at_once: bool, wrong: bool) -> None:
         self.at_once, self._wrong, self._stack, self._batch = at_once, wrong, stack, batch
 
     def replay(self) -> None:
@@ -178,8 +176,8 @@ class Replayed:
 
 def recording(monkeypatch, *, broken=(), wrong=(), faster=True) -> tuple[list[Network], list[bool | None]]:
     """Trains with recordings: which forms cannot be recorded, which do something else, which is faster."""
-    batches: list[stacked._Batch] = []
-    record = stacked._Stack._record
+    batches: list[ensemble._Batch] = []
+    record = ensemble._Stack._record
 
     def recorded(self, batch, *, at_once, state):
         self._update(batch, at_once=at_once)  # the warm-up moves the weights
@@ -187,10 +185,10 @@ def recording(monkeypatch, *, broken=(), wrong=(), faster=True) -> tuple[list[Ne
             raise RuntimeError("an operation is not permitted\nwhile recording")
         return Replayed(self, batch, at_once, at_once in wrong)
 
-    monkeypatch.setattr(stacked, "_records", lambda device: True)
-    monkeypatch.setattr(stacked._Stack, "_record", lambda self, batch: batches.append(batch) or record(self, batch))
-    monkeypatch.setattr(stacked._Stack, "_recorded", recorded)
-    monkeypatch.setattr(stacked._Stack, "_timed", lambda self, graph: 1.0 if graph.at_once == faster else 2.0)
+    monkeypatch.setattr(ensemble, "_records", lambda device: True)
+    monkeypatch.setattr(ensemble._Stack, "_record", lambda self, batch: batches.append(batch) or record(self, batch))
+    monkeypatch.setattr(ensemble._Stack, "_recorded", recorded)
+    monkeypatch.setattr(ensemble._Stack, "_timed", lambda self, graph: 1.0 if graph.at_once == faster else 2.0)
     pictures, labels = images()
     settings = {"epochs": 3, "lr": 0.05, "batch": 4, "seeds": [3, 4], "augmentation": EVERYTHING, "drops": drop_at(1)}
     found = fit_together([network(0), network(1)], lambda index: pictures[index], labels, **settings)

@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from iidlib import losses
-from iidlib.baseline import PerClassLoop
+from iidlib.bench import PerClassLoop
 from iidlib.config import preset
 from iidlib.distillation import distill
-from iidlib.inputs import InputError
-from iidlib.statistics import CachedStatistics, ClassStatistics
+from iidlib.errors import InputError
+from iidlib.features import CachedStatistics, ClassStatistics
 from tests.test_distillation import (
     ALL,
     CC_FORMS,

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from iidlib.streams import stream, stream_seed
+from iidlib.rng import stream, stream_seed
 
 SEEDS, ITERATIONS, NAMES = st.integers(0, 2**63), st.integers(0, 10**6), st.text(max_size=20)
 

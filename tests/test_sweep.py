@@ -13,9 +13,8 @@ import pytest
 import yaml
 from nbformat.v4 import new_code_cell, new_notebook
 
-from iidlib import sweep
-from iidlib.inputs import InputError
-from iidlib.sweep import Sweep, check_parameters, load_grid, run_sweep
+from iidlib.errors import InputError
+from iidlib.experiments import Sweep, check_parameters, load_grid, run_sweep, sweep
 
 PARAMETERS = "ipc = 1\nseeds = [0]\nname = 'a'\nout = 'nowhere'"
 

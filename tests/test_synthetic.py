@@ -15,8 +15,8 @@ from torch import Tensor
 
 from iidlib import synthetic
 from iidlib.data import Dataset, DatasetSpec, shapes
-from iidlib.inputs import InputError
-from iidlib.streams import stream
+from iidlib.errors import InputError
+from iidlib.rng import stream
 from iidlib.synthetic import SyntheticSet, expand
 from tests import reference
 

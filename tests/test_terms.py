@@ -9,12 +9,11 @@ from torch import Tensor
 from iidlib import losses
 from iidlib.config import RunConfig, preset
 from iidlib.data import Dataset, shapes
-from iidlib.distillation import Distillation
-from iidlib.extractors import Pool, frozen
-from iidlib.networks import build_network
-from iidlib.streams import stream
+from iidlib.distillation import TERMS, Distillation, StepBatch
+from iidlib.features import Pool
+from iidlib.networks import build_network, frozen
+from iidlib.rng import stream
 from iidlib.synthetic import expand
-from iidlib.terms import TERMS, StepBatch
 
 
 @functools.cache

@@ -3,11 +3,10 @@
 import pytest
 import torch
 
-from iidlib import timing
+from iidlib.bench import timing
 from iidlib.config import preset
 from iidlib.data import Dataset, shapes
-from iidlib.distillation import Distillation
-from iidlib.terms import TERMS, Term
+from iidlib.distillation import TERMS, Distillation, Term
 
 SMALL = {"match.width": 8, "match.batch_real": 6, "compute.compile": "off"}
 

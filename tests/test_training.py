@@ -7,14 +7,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from iidlib import cutmix
 from iidlib.augment import OPERATIONS, sample
 from iidlib.config import Drop, EvalProtocol
 from iidlib.data import RealSet, shapes
-from iidlib.inputs import InputError
+from iidlib.errors import InputError
 from iidlib.networks import Network, build_network
-from iidlib.streams import stream
-from iidlib.training import MOMENTUM, WEIGHT_DECAY, accuracy, fit, resolve_augmentation
+from iidlib.rng import stream
+from iidlib.training import accuracy, cutmix, fit, resolve_augmentation
+from iidlib.training.loop import MOMENTUM, WEIGHT_DECAY
 from tests import reference, reference_augment
 
 COUNT, CLASSES = 10, 3

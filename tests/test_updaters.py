@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from iidlib.config import SynConfig
-from iidlib.streams import stream
-from iidlib.updaters import class_sweep, joint
+from iidlib.distillation import class_sweep, joint
+from iidlib.rng import stream
 from tests import reference
 
 EXACT = 1e-12

@@ -16,10 +16,10 @@ from typing import Annotated, Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from iidlib import __version__
-from iidlib.cli import datasets, sets, studies
-from iidlib.cli.frame import Failed
-from iidlib.inputs import InputError
+from iidlib._version import __version__
+from iidlib.cli import bench, continual, data, distill, evaluate, experts, reproduce, sweep
+from iidlib.cli.session import Failed
+from iidlib.errors import InputError
 
 __all__ = ["app", "main"]
 
@@ -56,17 +56,17 @@ class _Log(logging.Handler):
 
 app = typer.Typer(cls=_Commands, add_completion=False, pretty_exceptions_enable=False)
 """The commands, as Typer gathers them; `main` runs them."""
-app.command()(sets.distill)
-app.command()(sets.evaluate)
-app.command()(sets.experts)
-app.command()(studies.continual)
-app.command()(studies.reproduce)
-app.command()(studies.sweep)
-app.command()(studies.bench)
+app.command()(distill.distill)
+app.command()(evaluate.evaluate)
+app.command()(experts.experts)
+app.command()(continual.continual)
+app.command()(reproduce.reproduce)
+app.command()(sweep.sweep)
+app.command()(bench.bench)
 data_app = typer.Typer(help="Data sets: what is known, fetch one, check its files.")
-data_app.command("list")(datasets.data_list)
-data_app.command("fetch")(datasets.data_fetch)
-data_app.command("check")(datasets.data_check)
+data_app.command("list")(data.data_list)
+data_app.command("fetch")(data.data_fetch)
+data_app.command("check")(data.data_check)
 app.add_typer(data_app, name="data")
 
 

@@ -8,9 +8,9 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from iidlib.cli.frame import console
+from iidlib.cli.session import console
 from iidlib.config import RunConfig
-from iidlib.inputs import InputError
+from iidlib.errors import InputError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -45,9 +45,10 @@ def scored(
     """Evaluates a set: a row of results for each network."""
     from tqdm import tqdm
 
-    from iidlib.accelerate import device_name, peak_memory_mib
+    from iidlib.engine import device_name, peak_memory_mib
     from iidlib.evaluation import evaluate
-    from iidlib.results import RESULT_COLUMNS, protocol_text
+    from iidlib.experiments import protocol_text
+    from iidlib.experiments.results import RESULT_COLUMNS
 
     protocol, device = config.eval, dataset.train.device
     total = len(protocol.networks) * protocol.num_eval

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from iidlib import bench
+from iidlib.bench import report as bench_report
 
 RECORD = Path(__file__).with_name("ratios.json")
 TOLERATED = 0.8
@@ -23,7 +23,7 @@ GUARDED = ("dm", "dm-cm", "iid-dm")
 @pytest.fixture(scope="module")
 def measured() -> dict[str, float]:
     """Medians of several reports, as a single one may meet another process."""
-    reports = [bench.measure(GUARDED, quick=True) for _ in range(REPEATS)]
+    reports = [bench_report.measure(GUARDED, quick=True) for _ in range(REPEATS)]
     rows = [{f"{t.what} {t.method}": t.ratio for t in report.timings} for report in reports]
     found = {name: statistics.median(row[name] for row in rows) for name in rows[0]}
     if os.environ.get("IID_RECORD_RATIOS") == "1":

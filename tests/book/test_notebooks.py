@@ -22,9 +22,9 @@ import pandas as pd
 import pytest
 from contents import BOOK, chapters
 
-from iidlib.inputs import InputError
+from iidlib.errors import InputError
+from iidlib.experiments import check_parameters
 from iidlib.runs import RunFolder, runs_frame
-from iidlib.sweep import check_parameters
 
 IGNORED = "nbval-ignore-output"
 

@@ -1,0 +1,126 @@
+"""Puts the set of a finished run into ``data/distilled``: in 8 bits, evaluated again as it is stored, with its card.
+
+    python data/scripts/build_distilled.py RUN NAME [--data-root FOLDER]
+    python data/scripts/build_distilled.py          # only the page of cards
+    python data/scripts/build_distilled.py front    # also the picture of the book's first page; needs CIFAR-10
+
+A set is three files: ``NAME.safetensors``, ``NAME.png`` (as it is seen) and ``NAME.json``: a row for each network that
+was trained on it, and on as many random real images, at the run's scale. ``README.md`` shows the cards.
+"""
+
+import json
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+FOLDER = ROOT / "data" / "distilled"
+FRONT = "cifar10-iid-idm-ipc1-laptop"
+
+INTRODUCTION = """\
+# Distilled sets
+
+Sets that this library has distilled, with 8 bits a channel. Each is a card: how it was made, and what it reaches. The
+accuracy is that of the *stored* file, on all test images of the data set, mean ± standard deviation over the networks
+trained on it; random real images, as many and under the same protocol, stand beside it. Nothing was selected by test
+accuracy: a set is that of the last iteration, and of one seed.
+
+```python
+from iidlib import SyntheticSet
+
+SyntheticSet.load("data/distilled/{first}.safetensors")
+```
+
+The images began as images of CIFAR-10, whose terms are in [data/README.md](../README.md).
+"""
+
+
+def cards() -> dict[str, list[dict]]:
+    """The rows of every set, by its name."""
+    return {path.stem: json.loads(path.read_text()) for path in sorted(FOLDER.glob("*.json"))}
+
+
+def reached(rows: list[dict], method: str) -> str:
+    """Mean and standard deviation over networks, in percent."""
+    values = [row["accuracy"] for row in rows if row["method"] == method]
+    return f"{statistics.mean(values):.1f} ± {statistics.pstdev(values):.1f}"
+
+
+def page() -> str:
+    """The page of cards."""
+    parts = [INTRODUCTION.format(first=next(iter(cards()), FRONT))]
+    for name, rows in cards().items():
+        own = next(row for row in rows if not row["method"].startswith("random"))
+        beside = list(dict.fromkeys(row["method"] for row in rows if row["method"].startswith("random")))
+        table = [(f"`{own['method']}`", own["method"])] + [(label.replace("-", " "), label) for label in beside]
+        lines = [f"| {text} | {reached(rows, label)} |" for text, label in table]
+        networks = f"{sum(row['method'] == own['method'] for row in rows)} {own['network']}"
+        parts.append(
+            f"## {name}\n\n![The images of the set]({name}.png)\n\n"
+            f"`{own['method']}` on {own['dataset']}, {own['ipc']} images a class, scale `{own['scale']}`, seed "
+            f"{own['seed']}, {own['iterations']} iterations. Judged by {networks}: {own['protocol']}.\n\n"
+            "| set | accuracy (%) |\n| --- | --- |\n" + "\n".join(lines) + "\n\n"
+            f"Made by `{own['made_by']}`, evaluated on {own['date'][:10]} with torch {own['torch']}, "
+            f"iidlib {own['iidlib']}.\n"
+        )
+    return "\n".join(parts)
+
+
+def add(run: Path, name: str, options: list[str]) -> None:
+    """Stores a run's set and evaluates what was stored."""
+    from iidlib import SyntheticSet
+    from iidlib.runs import RunFolder
+
+    synthetic, config = SyntheticSet.load(run), RunFolder(run).config()
+    path, card = FOLDER / f"{name}.safetensors", FOLDER / f"{name}.json"
+    synthetic.save(path, eight_bits=True)
+    stored = SyntheticSet.load(path)
+    (stored.expanded() if stored.factor > 1 else stored).save_png(FOLDER / f"{name}.png")
+    card.unlink(missing_ok=True)
+    evaluate = ["evaluate", str(path), "--dataset", config.dataset, "--out", str(card), *options]
+    subprocess.run([sys.executable, "-m", "iidlib.cli", *evaluate], check=True)
+    made_by = f"iid distill {config.method} --dataset {config.dataset} --ipc {config.ipc} --scale {config.scale}"
+    made_by += f" --seed {config.seed}"
+    rows = json.loads(card.read_text())
+    for row in rows:
+        row |= {"made_by": made_by, "command": f"iid evaluate data/distilled/{name}.safetensors"}
+    card.write_text(json.dumps(rows, indent=2) + "\n")
+
+
+def caption() -> str:
+    """What the picture of the book's first page says, by the card."""
+    rows = cards()[FRONT]
+    return f"10 real images {reached(rows, 'random')} %, 10 distilled images {reached(rows, 'iid-idm')} %"
+
+
+def front(options: list[str]) -> None:
+    """The picture of the book's first page: the distilled images, and the real ones that were judged beside them."""
+    import numpy as np
+
+    from iidlib import SyntheticSet, load_dataset, plots
+    from iidlib.evaluation import random_real
+
+    stored = SyntheticSet.load(FOLDER / f"{FRONT}.safetensors")
+    root = options[options.index("--data-root") + 1] if "--data-root" in options else None
+    real = random_real(load_dataset("cifar10", data_root=root).train, stored.ipc, int(stored.provenance["seed"]))
+    images = np.concatenate([one.to_uint8().numpy() for one in (real, stored)])
+    labels = [text.replace("images ", "images\n") for text in caption().split(", ")]
+    ax = plots.image_grid(images, columns=10, row_labels=labels, ax=plots.panels(1, height=2.2)[0])
+    target = ROOT / "book" / "_static" / "front.png"
+    known = {"Description": caption()}
+    ax.get_figure().savefig(target, dpi=150, bbox_inches="tight", facecolor="white", metadata=known)
+
+
+def main(arguments: list[str]) -> None:
+    """Adds a set where one is named, and writes the page; or draws the picture of the book's first page."""
+    if arguments[:1] == ["front"]:
+        front(arguments[1:])
+    elif arguments:
+        run, name, *options = arguments
+        add(Path(run), name, options)
+    (FOLDER / "README.md").write_text(page())
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,88 @@
+"""Writes the tables of results on the book's front page and in README anew, from the measured rows.
+
+python data/scripts/build_results_tables.py            # a test compares both with what this would write
+"""
+
+import re
+from pathlib import Path
+
+from iidlib import experiments
+from iidlib.experiments import paired_gains, rows_of
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = (ROOT / "book" / "intro.md", ROOT / "README.md")
+PAIRS = {
+    "laptop": (
+        ("dm", "dm-cc"), ("dm", "dm-cm"), ("dm", "iid-dm"), ("dm", "idm"),
+        ("idm", "idm-cc"), ("idm", "idm-cm"), ("idm", "iid-idm"),
+    ),
+    "tour": (("random-mosaic", "dm"), ("dm", "idm"), ("random-mosaic", "idm"), ("idm", "iid-idm")),
+}  # fmt: skip
+TABLES = {("laptop", 1): "laptop", ("laptop", 10): "laptop", ("tour", 1): "tour-idm", ("tour", 10): "tour"}
+PLACE = re.compile(
+    r"(<!-- (results|gains) at (\w+): begin \(python data/scripts/build_results_tables.py\) -->\n).*?(\n<!-- end -->)",
+    re.S,
+)
+METHODS = {
+    "random": "random real images",
+    "random-mosaic": "random mosaics of four",
+    "dm": "DM",
+    "iid-dm": "IID on DM",
+    "idm": "IDM",
+    "iid-idm": "IID on IDM",
+}
+
+
+def table(scale: str) -> str:
+    """CIFAR-10 at 1 and 10 images a class at a scale; published beside ours unless that is of cifar10-mini."""
+    beside = scale != "tour"
+    cells = experiments.table("main")
+    cells = cells[cells["dataset"] == "cifar10"].set_index(["method", "ipc"])
+    heads = ["set"]
+    for ipc in (1, 10):
+        heads += [f"IPC {ipc}, ours", "published"] if beside else [f"IPC {ipc}"]
+    lines = [f"| {' | '.join(heads)} |", f"|{' --- |' * len(heads)}"]
+    for method, name in METHODS.items():
+        parts = []
+        for ipc in (1, 10):
+            row = cells.loc[method, ipc]
+            parts.append(experiments.mean_of(row, scale) or "missing")
+            if beside:
+                parts.append("not found" if row["source"] == "not found" else f"{row['published']:.1f}")
+        lines.append(f"| {name} | {' | '.join(parts)} |")
+    return "\n".join(lines)
+
+
+def gains(scale: str) -> str:
+    """Paired differences of methods at a scale, in points, with their intervals over seeds.
+
+    Both sides of a pair come from one table; where a seed is in several, nothing is chosen among them.
+    """
+    columns = []
+    for ipc in (1, 10):
+        dataset = experiments.Cell("cifar10", "dm", ipc).dataset_at(scale)
+        rows = rows_of(TABLES[scale, ipc], dataset=dataset, ipc=ipc, network="convnet3", settings="")
+        columns.append([claim(**pair) for pair in paired_gains(rows, PAIRS[scale]).to_dict("records")])
+    lines = ["| difference | IPC 1 | IPC 10 |", "| --- | --- | --- |"]
+    for (base, method), *claims in zip(PAIRS[scale], *columns, strict=True):
+        lines.append(f"| `{method}` over `{base}` | {' | '.join(claims)} |")
+    return "\n".join(lines)
+
+
+def claim(*, seeds: int, mean: float, low: float, high: float, **_: str) -> str:
+    """A paired difference as text."""
+    few = f"{seeds} of 3 seeds" if seeds else "missing"
+    return f"{mean:.2f} ({low:.2f} to {high:.2f})" if seeds >= 3 else few
+
+
+DRAWN = {"results": table, "gains": gains}
+
+
+def with_tables(page: str) -> str:
+    """A page with its tables as they should be."""
+    return PLACE.sub(lambda place: f"{place[1]}\n{DRAWN[place[2]](place[3])}\n{place[4]}", page)
+
+
+if __name__ == "__main__":
+    for path in PAGES:
+        path.write_text(with_tables(path.read_text()))

@@ -1,0 +1,106 @@
+"""What a computation asks of a machine, and what the machine can give: operations and bytes, counted and timed.
+
+The counters run a function once and add up its work; the ceilings time the machine at what it does best, a large matrix
+product and a large copy. Work over ceiling is a floor: the time below which the same arithmetic cannot fall.
+"""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+
+from iidlib.engine import precision
+
+__all__ = ["copy_rate", "count_bytes", "count_flops", "matrix_product_rate", "seconds_of"]
+
+
+def count_flops(function: Callable[[], object]) -> int:
+    """Floating-point operations of the convolutions and matrix products that a call runs, backward passes included.
+
+    A multiplication and its addition count as two. Norms, activations, pooling and augmentation are not counted.
+    """
+    with FlopCounterMode(display=False) as counter:
+        function()
+    return counter.get_total_flops()
+
+
+class _Traffic(TorchDispatchMode):
+    """Adds up the bytes of the tensors that operations read and write; views move nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        read = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+        written = [x for x in tree_leaves(out) if isinstance(x, Tensor)]
+        stores = {x.untyped_storage().data_ptr() for x in read}
+        if func._schema.is_mutable or any(x.untyped_storage().data_ptr() not in stores for x in written):
+            self.total += sum(x.nbytes for x in (*read, *written))
+        return out
+
+
+def count_bytes(function: Callable[[], object]) -> int:
+    """Bytes that the operations of a call read and write, each tensor once an operation, backward passes included.
+
+    What an eager program moves through memory if no cache holds a tensor from one operation to the next; a fused kernel
+    counts as one operation, and a compiled one is not seen at all.
+    """
+    with _Traffic() as traffic:
+        function()
+    return traffic.total
+
+
+def seconds_of(function: Callable[[], object], device: torch.device) -> float:
+    """Seconds of one call, with the work that it leaves queued on a GPU."""
+    _wait(device)
+    begun = time.perf_counter()
+    function()
+    _wait(device)
+    return time.perf_counter() - begun
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+def matrix_product_rate(device: torch.device, name: str = "fp32", *, size: int = 0, repeats: int = 10) -> float:
+    """The machine's speed at what it does best, a large square matrix product: the ceiling, in GFLOP/s.
+
+    Args:
+        device: where to measure.
+        name: precision, as in ``compute.precision``.
+        size: rows and columns; 0 for 2048 on a CPU and 8192 elsewhere.
+        repeats: products, of which the fastest counts.
+    """
+    size = size or (2048 if device.type == "cpu" else 8192)
+    kind = torch.bfloat16 if name == "bf16" else torch.float32
+    a, b = torch.ones(2, size, size, device=device, dtype=kind).unbind()
+    out = torch.empty_like(a)
+    with precision(device, name):
+        best = min(seconds_of(lambda: torch.mm(a, b, out=out), device) for _ in range(repeats + 1))
+    return 2 * size**3 / best / 1e9
+
+
+def copy_rate(device: torch.device, *, megabytes: int = 0, repeats: int = 5) -> float:
+    """The speed of memory in GB/s (1e9 bytes), read and written together, of a copy that no cache holds.
+
+    Args:
+        device: where to measure.
+        megabytes: size of what is copied, in 1e6 bytes; 0 for 256 on a CPU and 1024 elsewhere.
+        repeats: copies, of which the fastest counts.
+    """
+    count = (megabytes or (256 if device.type == "cpu" else 1024)) * 250_000
+    source = torch.zeros(count, device=device)
+    target = torch.empty_like(source)
+    best = min(seconds_of(lambda: target.copy_(source), device) for _ in range(repeats + 1))
+    return 2 * source.nbytes / best / 1e9

@@ -1,0 +1,67 @@
+"""What each acceleration brings, switched on one after another, in the forward pass of real images (chapter 14).
+
+The last rungs are what the library does; the first is the released code's way, a class at a time.
+"""
+
+import copy
+from collections.abc import Callable
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from iidlib.bench.baseline import plain_twin
+from iidlib.bench.ceilings import seconds_of
+from iidlib.bench.timing import LOSS_TOLERANCE, LossesDiffer, relative_difference
+from iidlib.engine import compiler_available, in_chunks
+from iidlib.engine.device import CPU_CHUNK
+from iidlib.networks import Network, prepare
+
+__all__ = ["forward_ladder"]
+
+
+def forward_ladder(network: Network, images: Tensor, *, repeats: int = 3) -> pd.DataFrame:
+    """Times the feature maps of a batch without gradient, one acceleration more in each row.
+
+    Args:
+        network: a ConvNet on a CPU; it is left as it is.
+        images: normalised, [C, N, K, H, H].
+        repeats: timed passes, of which the fastest counts.
+
+    Returns:
+        One row a rung, with the columns rung, seconds (of all images), gain (over the rung before) and total (over the
+        first). Without a C++ compiler the rungs that need one are left out.
+
+    Raises:
+        LossesDiffer: if a rung changes the maps by more than rounding.
+    """
+    classes, last = images.flatten(0, 1), images.flatten(0, 1).contiguous(memory_format=torch.channels_last)
+    plain = plain_twin(network)
+    moved = copy.deepcopy(plain)
+    moved.to(memory_format=torch.channels_last)
+    rungs: dict[str, Callable[[], Tensor]] = {
+        "a class at a time": lambda: torch.cat([plain.feature_map(one) for one in images]),
+        "all classes at once": lambda: plain.feature_map(classes),
+        "channels last": lambda: moved.feature_map(last),
+        f"chunks of {CPU_CHUNK}": lambda: in_chunks(moved.feature_map, last, CPU_CHUNK),
+    }
+    if compiler_available():
+        compiled, fused = copy.deepcopy(network), copy.deepcopy(network)
+        prepare(compiled)
+        prepare(fused)
+        for module in compiled.modules():
+            if hasattr(module, "fused"):
+                module.fused = None  # type: ignore[assignment]
+        rungs["norm, ReLU and pool compiled"] = lambda: in_chunks(compiled.feature_map, last, CPU_CHUNK)
+        rungs["a block in one kernel"] = lambda: in_chunks(fused.feature_map, last, CPU_CHUNK)
+    rows: list[dict[str, object]] = []
+    with torch.no_grad():
+        expected = rungs["a class at a time"]()
+        for name, work in rungs.items():
+            apart = relative_difference(work(), expected)  # compiled here, outside of the times
+            if not apart <= LOSS_TOLERANCE["fp32"]:
+                raise LossesDiffer(f"{name}: the maps differ by {apart:.1e} from those of the first rung")
+            seconds = min(seconds_of(work, images.device) for _ in range(repeats))
+            first, before = (float(rows[i]["seconds"]) if rows else seconds for i in (0, -1))  # type: ignore[arg-type]
+            rows.append({"rung": name, "seconds": seconds, "gain": before / seconds, "total": first / seconds})
+    return pd.DataFrame(rows)

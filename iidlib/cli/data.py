@@ -1,0 +1,57 @@
+"""``iid data``: which data sets are known, fetching one, checking its files."""
+
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from iidlib.cli.options import DataRoot
+from iidlib.cli.session import console
+from iidlib.errors import InputError
+
+__all__ = ["data_check", "data_fetch", "data_list"]
+
+
+def data_list(data_root: DataRoot = None) -> None:
+    """Show the known data sets and where they were found."""
+    from iidlib.data import datasets
+
+    rows = datasets(data_root)
+    table = Table()
+    for name in ("name", "train", "test", "found"):
+        table.add_column(name, overflow="fold")
+    for row in rows:
+        table.add_row(row.name, f"{row.train_images}", f"{row.test_images}", escape(row.found or "no"))
+    console.print(table)
+    for row in rows:
+        if row.found is None:
+            typer.echo(f"{row.name}: {row.get}")
+
+
+def data_fetch(
+    name: Annotated[str, typer.Argument(help="The data set.")],
+    data_root: DataRoot = None,
+) -> None:
+    """Download a data set into the data root, with checksums."""
+    from iidlib.data import load_dataset
+
+    loaded = load_dataset(name, data_root=data_root, download=True)
+    typer.echo(f"{name}: {len(loaded.train)} training and {len(loaded.test)} test images, complete")
+
+
+def data_check(
+    name: Annotated[str, typer.Argument(help="The data set.")],
+    data_root: DataRoot = None,
+) -> None:
+    """Compare every file of a data set with its checksum."""
+    from iidlib.data import check
+
+    report = check(name, data_root)
+    for problem in report.problems:
+        typer.echo(problem)
+    for file in report.files:
+        typer.echo(f"{file.state:8} {file.path} {file.detail}".rstrip())
+    if not report.ok:
+        raise InputError(f"{name} is not whole; {report.get}")
+    typer.echo(f"{name}: {len(report.files)} files, all whole" if report.files else f"{name}: no files, {report.get}")

@@ -1,0 +1,119 @@
+"""``iid distill``: learns synthetic images and shows what networks trained on them reach."""
+
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from iidlib.cli.options import Baseline, Changes, DataRoot, DatasetName, Device, Results, given_changes
+from iidlib.cli.scores import chosen_beside, scored, show_scores
+from iidlib.cli.session import check_names, given_command, keeping, load, run_stamp
+from iidlib.config import preset
+from iidlib.errors import InputError, suggest
+
+if TYPE_CHECKING:
+    pass
+
+
+__all__ = ["distill"]
+
+
+def distill(
+    ctx: typer.Context,
+    method: Annotated[str, typer.Argument(help="dm, dm-cc, dm-cm, iid-dm, or the same with idm.")],
+    dataset: DatasetName = "cifar10-mini",
+    ipc: Annotated[int, typer.Option("--ipc", help="Synthetic images a class.")] = 10,
+    scale: Annotated[str, typer.Option("--scale", help="ci, tour, laptop or paper.")] = "tour",
+    iterations: Annotated[int | None, typer.Option("--iterations", help="Updates; else the scale's.")] = None,
+    seed: Annotated[int, typer.Option("--seed", help="Of every draw.")] = 0,
+    device: Device = "auto",
+    out: Annotated[Path | None, typer.Option("--out", help="The run's folder; else one below runs/.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
+    allow_drift: Annotated[
+        bool, typer.Option("--allow-drift", help="Resume under other versions, device or kernels too; it is recorded.")
+    ] = False,
+    data_root: DataRoot = None,
+    changes: Changes = None,
+    evaluate: Annotated[
+        bool, typer.Option("--evaluate/--no-evaluate", help="Train networks on the result and test them.")
+    ] = True,
+    baseline: Baseline = True,
+    results: Results = None,
+) -> None:
+    """Learn a few synthetic images a class, and show what networks trained on them reach."""
+    import pandas as pd
+
+    from iidlib.distillation import METHODS
+    from iidlib.distillation import distill as run
+    from iidlib.experiments import append_results, check_results, protocol_text, published_value
+    from iidlib.presets import published
+    from iidlib.runs import RunFolder
+    from iidlib.synthetic import SyntheticSet
+
+    if method not in METHODS:
+        raise InputError(f"unknown method {method!r}{suggest(method, METHODS)}")
+    own = {"seed": seed} | ({} if iterations is None else {"iterations": iterations})
+    given = given_changes(changes)
+    config = preset(method, dataset, ipc, scale, own | given)
+    check_names(config)
+    if results is not None:
+        if not evaluate:
+            raise InputError("--results needs the evaluation; leave out --no-evaluate or --results")
+        check_results(results)
+    loaded = load(dataset, data_root, device)
+    named = re.sub(r"[^\w.-]+", "-", dataset)  # a folder's path is part of a name, and no folders
+    folder = RunFolder(out or Path("runs") / f"{method}-{named}-ipc{ipc}-{scale}-seed{seed}")
+    typer.echo(
+        f"{method} on {dataset}, IPC {ipc}: {config.iterations} iterations, scale {scale}, {loaded.train.device}"
+    )
+    in_use = METHODS[method].terms_in_use(config)
+    if left_out := [name for name in METHODS[method].terms if name not in in_use]:
+        typer.echo(f"left out, as a class has one image only: {' and '.join(left_out)}")
+    stamp = run_stamp(ctx)
+    with keeping(folder.path, given_command(ctx, "--resume", *([] if out else ["--out", str(folder.path)]))):
+        facts = stamp | {"iterations": config.iterations}
+        if given:
+            facts["settings"] = " ".join(f"{key}={value}" for key, value in given.items())
+        if resume and folder.finished:
+            metrics, synthetic = RunFolder.reopen(folder.path, config).metrics(), SyntheticSet.load(folder.path)
+            typer.echo(f"the run in {folder.path} is finished; its set stays as it is")
+        else:
+            bar = sys.stderr.isatty()
+            result = run(config, loaded, out=folder.path, resume=resume, allow_drift=allow_drift, progress=bar)
+            metrics, synthetic = result.metrics, result.synthetic
+            typer.echo(f"distilled in {result.seconds:.0f} s; images: {folder.path / 'synthetic.png'}")
+            if result.pool:
+                facts["pool_accuracies"] = " ".join(f"{value:.2f}" for value in result.pool.accuracies)
+        synthetic.save_png(folder.path / "synthetic.png")
+        if synthetic.factor > 1:
+            synthetic.expanded().save_png(folder.path / "synthetic-expanded.png")
+        if "queue_networks" in metrics:
+            queue = metrics.iloc[-1]
+            typer.echo(
+                f"queue: {queue['queue_networks']:.0f} networks of at most {config.queue.size}, "
+                f"{queue['queue_mib']:.1f} MiB, {queue['queue_accuracy']:.0f} % on their training images"
+            )
+        if not evaluate:
+            return
+        if len(metrics):
+            facts["seconds_per_iteration"] = metrics["seconds"].iloc[-1] / config.iterations
+        scores = scored(synthetic, loaded, config, method, seed, facts)
+        if baseline:
+            sets = chosen_beside(loaded.train, ipc, seed, synthetic.factor)
+            beside = [
+                scored(chosen, loaded, config, name, seed, stamp | {"iterations": 0}) for name, chosen in sets.items()
+            ]
+            scores = pd.concat([*beside, scores], ignore_index=True)
+        folder.write_scores(scores)
+        note = "last iterate, mean ± std over networks, one distillation"
+        show_scores(
+            scores, f"{dataset}, IPC {ipc}, scale {scale}", note, protocol_text(config.eval, method, synthetic.factor)
+        )
+        printed, row = published_value(dataset, method, ipc), published(method, dataset, ipc)
+        if printed and scale == "paper":
+            origin = f"; settings: {row.origin}" if row else ""
+            typer.echo(f"published: {printed.value} % ({printed.source}){origin}")
+        if results is not None:
+            append_results(results, scores)

@@ -1,0 +1,106 @@
+"""``iid reproduce``: the paper's cells, and the runs that fill them."""
+
+import math
+import re
+from pathlib import Path
+from string import ascii_lowercase
+from typing import Annotated
+
+import typer
+from rich import box
+from rich.markup import escape
+from rich.table import Table
+
+from iidlib.cli.options import Device
+from iidlib.cli.session import console
+from iidlib.config import SCALES
+from iidlib.errors import InputError, suggest
+
+__all__ = ["reproduce", "time_budget"]
+
+_SECONDS = {"s": 1, "m": 60, "h": 3600}
+
+
+def time_budget(text: str) -> float:
+    """A length of time such as ``8h``, ``30m`` or ``90s``."""
+    number, unit = text.strip()[:-1], text.strip()[-1:]
+    try:
+        value = float(number) * _SECONDS[unit]
+    except (ValueError, KeyError):
+        raise InputError(f"--budget takes a time such as 8h, 30m or 90s, got {text!r}") from None
+    if not 0 < value < float("inf"):
+        raise InputError(f"--budget must be above zero, got {text!r}")
+    return value
+
+
+def _folded(name: str, width: int) -> str:
+    """A cell's name in lines of at most `width`, broken behind its slashes."""
+    lines = [""]
+    for part in re.findall("[^/]+/?", name):
+        if len(lines[-1] + part) > width:
+            lines.append("  ")
+        lines[-1] += part
+    return "\n".join(lines)
+
+
+def _cells(name: str, title: str, only: str, folder: Path | None) -> None:
+    """Shows each cell of an experiment: published, measured, missing."""
+    from iidlib.experiments import mean_of, table, within
+
+    cells = table(name, folder)
+    shown = Table(
+        title=escape(f"{name}: {title}"), box=box.SIMPLE, show_edge=False, padding=(0, 1, 0, 0), pad_edge=False
+    )
+    shown.caption_justify = "left"
+    for column in ("cell", "published", "paper", "laptop", "tour"):
+        name_it = column == "cell"
+        shown.add_column(column, justify="left" if name_it else "right", no_wrap=not name_it, overflow="fold")
+    marks: dict[str, str] = {}
+    for row in cells.to_dict("records"):
+        if not within(row["cell"], only):
+            continue
+        ours = (mean_of(row, "paper") or "missing", mean_of(row, "laptop"), mean_of(row, "tour"))
+        published = "not found"
+        if row["source"] != "not found":
+            mark = marks.setdefault(row["source"], ascii_lowercase[len(marks)])
+            published = f"{row['published']:.1f} {mark}"
+        shown.add_row(escape(_folded(row["cell"], console.width - 52)), published, *ours)
+    shown.caption = escape("\n".join(f"{mark}: {source}" for source, mark in marks.items()))
+    console.print(shown)
+
+
+def reproduce(
+    name: Annotated[str | None, typer.Argument(help="main, ablation, architectures, ...; see --list.")] = None,
+    show: Annotated[bool, typer.Option("--list", help="Show the cells: published, measured, missing.")] = False,
+    only: Annotated[str, typer.Option("--only", help="Cells below it, such as cifar10/ipc10.")] = "",
+    scale: Annotated[str, typer.Option("--scale", help="tour, laptop or paper.")] = "tour",
+    seeds: Annotated[int, typer.Option("--seeds", min=1, help="Distillations of each cell.")] = 3,
+    budget: Annotated[str | None, typer.Option("--budget", help="Stop cleanly after it, such as 8h or 30m.")] = None,
+    device: Device = "auto",
+    folder: Annotated[
+        Path | None, typer.Option("--results", help="Folder of the results; else the checkout's own.")
+    ] = None,
+    runs: Annotated[Path, typer.Option("--runs", help="Folder of the runs.")] = Path("runs/reproduce"),
+) -> None:
+    """Show the paper's cells, or run those that are missing, the most telling first."""
+    from iidlib.experiments import EXPERIMENTS, jobs, run_jobs
+
+    if name is not None and name not in EXPERIMENTS:
+        raise InputError(f"unknown experiment {name!r}{suggest(name, EXPERIMENTS)}")
+    if scale not in SCALES:
+        raise InputError(f"unknown scale {scale!r}{suggest(scale, SCALES)}")
+    if show or name is None:
+        for each in [name] if name else EXPERIMENTS:
+            _cells(each, EXPERIMENTS[each].title, only, folder)
+        typer.echo(
+            "Accuracy in percent; ours: mean ± std over distillation seeds (how many).\n"
+            "Only scale paper fills a cell of the paper; tour is measured on cifar10-mini."
+        )
+        return
+    seconds = time_budget(budget) if budget else math.inf
+    todo = jobs(name, scale=scale, seeds=seeds, only=only, folder=folder, runs=runs, device=device)
+    typer.echo(f"{name} at scale {scale}: {len(todo)} runs are missing")
+    outcome = run_jobs(todo, budget=seconds, say=typer.echo)
+    typer.echo(f"{outcome.done} of {len(todo)} done")
+    if outcome.failed:
+        raise typer.Exit(1)

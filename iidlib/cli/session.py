@@ -1,0 +1,93 @@
+"""What every command does around its work: data on a device, names checked, the record, a stop or a failure told."""
+
+import contextlib
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+from rich.console import Console
+
+from iidlib.config import RunConfig
+from iidlib.errors import InputError, suggest
+
+if TYPE_CHECKING:
+    from iidlib.data import Dataset
+
+
+__all__ = ["Failed", "check_names", "console", "given_command", "keeping", "load", "run_stamp"]
+
+
+class Failed(Exception):
+    """A failure while running that is no fault of the program; its text says what is kept and how to go on."""
+
+
+console = Console()
+
+
+def load(name: str, data_root: Path | None, device: str) -> "Dataset":
+    """The data set on the device that was asked for."""
+    from iidlib.data import load_dataset
+    from iidlib.engine import pick_device
+
+    try:
+        chosen = pick_device(device)
+    except ValueError as error:
+        raise InputError(str(error)) from None
+    return load_dataset(name, data_root=data_root, device=chosen)
+
+
+def check_names(config: RunConfig) -> None:
+    """Names that are used only after a long distillation are checked before it."""
+    from iidlib.networks import NETWORKS
+    from iidlib.training import augmentation_stages, resolve_augmentation
+
+    for name in (config.match.network, config.pool.network, *config.eval.networks):
+        if name not in NETWORKS:
+            raise InputError(f"unknown network {name!r}{suggest(name, NETWORKS)}")
+    resolve_augmentation(config.match.augmentation, "none")
+    augmentation_stages("none" if config.eval.augmentation == "auto" else config.eval.augmentation)
+
+
+def given_command(ctx: typer.Context, *more: str) -> str:
+    """The command as it was given, for the record; or with `more` behind its name, to go on with."""
+    name, *rest = ctx.obj
+    return shlex.join(["iid", name, *more, *(part for part in rest if part not in more)])
+
+
+def run_stamp(ctx: typer.Context) -> dict[str, Any]:
+    """The command and what it runs with; taken when it starts, as the code of a checkout may change meanwhile."""
+    from iidlib.runs.environment import environment
+
+    known = environment()
+    return {"command": given_command(ctx)} | {name: known[name] for name in ("torch", "iidlib", "commit", "date")}
+
+
+@contextlib.contextmanager
+def keeping(folder: Path | None = None, again: str = "") -> Iterator[None]:
+    """Within the block, a stop or a failure from outside says what is kept in `folder` and how to go on."""
+    import torch
+
+    def told(what: str, go_on: str) -> str:
+        if folder is None or not folder.is_dir() or not any(folder.iterdir()):
+            return what
+        kept = "" if f"kept in {folder}" in what else f"; what was done is kept in {folder}"
+        return f"{what}{kept}\n{go_on}"
+
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        stop.args = (told(str(stop) or "stopped", f"go on with: {again}"),)
+        raise
+    except FloatingPointError as error:
+        raise Failed(told(f"failed: {error}", "begin anew with another --out")) from error
+    except torch.OutOfMemoryError as error:
+        what = f"failed: out of memory ({' '.join(str(error).split())[:120]})"
+        lower = (
+            "it needs less with a smaller --set compute.chunk= (images in one pass), compute.together= (networks at "
+            "once), match.batch_real= or eval.batch="
+        )
+        raise Failed(told(f"{what}; {lower}", "begin anew with another --out")) from error
+    except OSError as error:
+        raise Failed(told(f"failed: {' '.join(str(error).split())}", f"go on with: {again}")) from error

@@ -1,0 +1,82 @@
+"""Files from the network, on request only: taken up where a download broke off, checked, unpacked in their folder."""
+
+import hashlib
+import tarfile
+import urllib.request
+import zipfile
+from pathlib import Path
+
+from tqdm import tqdm
+
+from iidlib.errors import InputError
+
+__all__ = ["fetch", "unpack"]
+
+_BLOCK = 1 << 20
+
+
+def fetch(url: str, target: Path, md5: str | None = None) -> None:
+    """Downloads a file, with a progress bar, unless it is there.
+
+    What has arrived is kept as ``<name>.part``, and asked for no second time.
+
+    Args:
+        url: where it is.
+        target: where it goes.
+        md5: its published checksum; without one nothing can be compared.
+
+    Raises:
+        InputError: if what arrived has another checksum; it is removed.
+        OSError: if there is no network, or the disk is full; what has arrived stays.
+    """
+    if target.is_file() and (md5 is None or _md5(target) == md5):
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = target.with_name(target.name + ".part")
+    have = part.stat().st_size if part.is_file() else 0
+    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
+    try:
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            if have and answer.status != 206:  # a server that cannot go on begins anew
+                have = 0
+            total = int(answer.headers.get("Content-Length") or 0) + have
+            bar = tqdm(total=total or None, initial=have, unit="B", unit_scale=True, desc=target.name)
+            with part.open("ab" if have else "wb") as file, bar:
+                while block := answer.read(_BLOCK):
+                    file.write(block)
+                    bar.update(len(block))
+            if total and part.stat().st_size < total:
+                raise OSError(f"the connection broke off after {part.stat().st_size} of {total} bytes; fetch it again")
+    except urllib.error.HTTPError as error:
+        if error.code != 416:  # nothing is left to ask for
+            raise
+    if md5 is not None and _md5(part) != md5:
+        part.unlink()
+        raise InputError(f"{url} arrived damaged (md5 is not {md5}); it was removed: fetch it again")
+    part.replace(target)
+
+
+def _md5(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.new("md5", usedforsecurity=False)).hexdigest()
+
+
+def unpack(archive: Path, folder: Path) -> None:
+    """Unpacks a .zip or .tar.gz into a folder.
+
+    Raises:
+        InputError: if it is damaged, or a member would leave the folder; then nothing of it is used.
+    """
+    root = folder.resolve()
+    try:
+        if zipfile.is_zipfile(archive):
+            with zipfile.ZipFile(archive) as members:
+                for name in members.namelist():
+                    if not (root / name).resolve().is_relative_to(root):
+                        raise InputError(f"{archive} holds {name!r}, which leads out of {folder}; it is not unpacked")
+                members.extractall(folder)
+        else:
+            with tarfile.open(archive) as members:
+                members.extractall(folder, filter="data")
+    except (zipfile.BadZipFile, tarfile.TarError, EOFError) as error:
+        raise InputError(f"{archive} cannot be unpacked ({error}); remove it and fetch it again") from None

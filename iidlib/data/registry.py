@@ -1,0 +1,223 @@
+"""The datasets by name: loaded, listed, and checked against their checksums."""
+
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from iidlib.data.drawn_shapes import shapes
+from iidlib.data.embedded import mini_checksums, read_mini
+from iidlib.data.folder import read_folder
+from iidlib.data.realset import Dataset, RealSet
+from iidlib.data.source import FileCheck, PathLike, Source
+from iidlib.data.spec import ALL_OPERATIONS, SPECS, DatasetSpec
+from iidlib.data.tinyimagenet import classes_of, fetch_tinyimagenet, problems, read_tinyimagenet
+from iidlib.data.torchvision_sets import (
+    cifar_checksums,
+    cifar_classes,
+    fetch_cifar,
+    fetch_svhn,
+    read_cifar,
+    read_svhn,
+    svhn_checksums,
+)
+from iidlib.errors import InputError, suggest
+
+__all__ = ["SOURCES", "CheckReport", "DatasetRow", "check", "datasets", "load_dataset"]
+
+
+def _get(name: str, size: str, folder: str) -> str:
+    return (
+        f"fetch it ({size}) with: iid data fetch {name} --data-root DIR (or name with --data-root or IID_DATA the "
+        f"folder that holds {folder})"
+    )
+
+
+SOURCES: dict[str, Source] = {
+    source.name: source
+    for source in (
+        Source(
+            name="cifar10-mini",
+            folder="cifar10-mini",
+            images=(4_000, 1_000),
+            embedded=True,
+            get="restore it from the repository (git checkout data/cifar10-mini) or reinstall iidlib",
+            checksums=mini_checksums,
+            read=read_mini,
+        ),
+        Source(
+            name="cifar10",
+            folder="cifar-10-batches-py",
+            images=(50_000, 10_000),
+            embedded=False,
+            get=_get("cifar10", "170 MB", "cifar-10-batches-py"),
+            checksums=lambda folder: cifar_checksums("CIFAR10"),
+            read=partial(read_cifar, "CIFAR10"),
+            download=partial(fetch_cifar, "CIFAR10"),
+        ),
+        Source(
+            name="cifar100",
+            folder="cifar-100-python",
+            images=(50_000, 10_000),
+            embedded=False,
+            get=_get("cifar100", "169 MB", "cifar-100-python"),
+            checksums=lambda folder: cifar_checksums("CIFAR100"),
+            read=partial(read_cifar, "CIFAR100"),
+            download=partial(fetch_cifar, "CIFAR100"),
+            classes=partial(cifar_classes, "CIFAR100"),
+        ),
+        Source(
+            name="svhn",
+            folder="svhn",
+            images=(73_257, 26_032),
+            embedded=False,
+            get=_get("svhn", "246 MB", "svhn with train_32x32.mat and test_32x32.mat"),
+            checksums=lambda folder: svhn_checksums(),
+            read=read_svhn,
+            download=fetch_svhn,
+        ),
+        Source(
+            name="tinyimagenet",
+            folder="tiny-imagenet-200",
+            images=(100_000, 10_000),
+            embedded=False,
+            get=_get("tinyimagenet", "248 MB", "tiny-imagenet-200")
+            + "; part of it is a data set of its own as folder:PATH?size=64",
+            checksums=lambda folder: {},
+            read=read_tinyimagenet,
+            download=fetch_tinyimagenet,
+            classes=classes_of,
+            problems=problems,
+        ),
+    )
+}
+"""Data sets kept in files, by name."""
+
+_VALIDATION = "validation:"
+
+
+def _held_out(dataset: Dataset) -> Dataset:
+    """Nine tenths of the training images, and the last tenth in place of the test images, which stay unseen."""
+    train, held_out = dataset.train.split(0.9, torch.Generator().manual_seed(0))
+    spec = replace(dataset.spec, name=_VALIDATION + dataset.name)
+    train, held_out = (RealSet(part.images, part.labels, spec) for part in (train, held_out))
+    return Dataset(spec.name, train, held_out, spec)
+
+
+def load_dataset(
+    name: str = "cifar10-mini",
+    *,
+    data_root: PathLike | None = None,
+    device: torch.device | str = "cpu",
+    download: bool = False,
+) -> Dataset:
+    """A data set by name, its files verified.
+
+    Args:
+        name: ``cifar10-mini`` (comes with the library), ``cifar10``, ``cifar100``, ``svhn`` (torchvision's files),
+            ``tinyimagenet`` (the original folder), ``shapes`` (drawn), or ``folder:PATH`` (see `data.folder`); or
+            one of them after ``validation:``, which holds out a tenth of each class's training images, always the same
+            ones, to be judged on in place of the test images: settings are chosen on it.
+        data_root: the folder that holds the data set's folder; the one in ``IID_DATA`` when not given. What comes with
+            the library is found without either.
+        device: where the images are put.
+        download: fetch what is missing into the data root, with a progress bar.
+
+    Raises:
+        InputError: for an unknown name, and for missing or damaged files: which, where looked, how to get them.
+    """
+    if name.startswith(_VALIDATION):
+        whole = load_dataset(name.removeprefix(_VALIDATION), data_root=data_root, device=device, download=download)
+        return _held_out(whole)
+    if name.startswith("folder:"):
+        return _of_folder(name, device)
+    _known(name)
+    if name == "shapes":
+        drawn = shapes()
+        return Dataset(name, drawn.train.to(device), drawn.test.to(device), drawn.spec)
+    source, spec = SOURCES[name], SPECS[name]
+    train, test = source.load(data_root, download=download)
+    if source.classes:
+        spec = replace(spec, classes=source.classes(source.locate(data_root)))
+    return Dataset.of(spec, train, test, device)
+
+
+def _of_folder(name: str, device: torch.device | str) -> Dataset:
+    """A folder's images, with the mean and deviation of its own training pixels."""
+    found = read_folder(name)
+    pixels = found.train[0].transpose(0, 1).flatten(1).double() / 255
+    spec = DatasetSpec(
+        name=name,
+        classes=found.classes,
+        image_size=found.train[0].shape[-1],
+        channels=3,
+        mean=tuple(round(float(value), 4) for value in pixels.mean(1)),
+        std=tuple(round(max(float(value), 1 / 255), 4) for value in pixels.std(1, correction=0)),
+        augmentation=ALL_OPERATIONS,
+    )
+    return Dataset.of(spec, found.train, found.test, device)
+
+
+def _known(name: str) -> None:
+    names = [*SOURCES, "shapes"]
+    if name not in names:
+        raise InputError(f"unknown data set {name!r}{suggest(name, names)}")
+
+
+@dataclass(frozen=True)
+class DatasetRow:
+    """A line of the list of data sets."""
+
+    name: str
+    found: str | None
+    """Where it is, or None."""
+    train_images: int
+    test_images: int
+    get: str
+    """How to get it."""
+
+
+def datasets(data_root: PathLike | None = None) -> list[DatasetRow]:
+    """Every data set that `load_dataset` knows, and where it was found; files are not read."""
+    rows = []
+    for source in SOURCES.values():
+        folder = source.find(data_root)
+        get = "comes with iidlib" if source.embedded else source.get
+        rows.append(DatasetRow(source.name, str(folder) if folder else None, *source.images, get))
+    drawn = shapes()
+    return [*rows, DatasetRow("shapes", "drawn when asked for", len(drawn.train), len(drawn.test), "comes with iidlib")]
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """What a check of a data set's files found."""
+
+    name: str
+    folder: Path | None
+    """Where they are; None for a data set without files."""
+    files: tuple[FileCheck, ...]
+    get: str
+    """How to get what is missing or damaged."""
+    problems: tuple[str, ...] = ()
+    """What is missing or too much, in words, where there are no checksums."""
+
+    @property
+    def ok(self) -> bool:
+        """Whether every file is there and whole."""
+        return not self.problems and all(file.state == "ok" for file in self.files)
+
+
+def check(name: str, data_root: PathLike | None = None) -> CheckReport:
+    """Compares every file of a data set with its checksum.
+
+    Raises:
+        InputError: for an unknown name, or when the data set's folder is nowhere.
+    """
+    _known(name)
+    if name == "shapes":
+        return CheckReport(name, None, (), "comes with iidlib")
+    source = SOURCES[name]
+    folder = source.locate(data_root)
+    told = source.problems(folder) if source.problems else []
+    return CheckReport(name, folder, tuple(source.check(folder)), source.get, tuple(told))

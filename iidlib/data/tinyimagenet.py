@@ -1,0 +1,113 @@
+"""TinyImageNet-200 in its original folder: 200 classes of 500 training images, 50 of each to test on, 64 pixels a side.
+
+``train/<class>/images/*.JPEG``, ``val/images/*.JPEG`` with ``val/val_annotations.txt``, class names in ``words.txt``.
+The test images of the archive have no labels; the field tests on ``val``. No checksum of the archive is published, so
+that its files are compared with the layout.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from iidlib.data.download import fetch, unpack
+from iidlib.data.image_files import decode_all
+from iidlib.errors import InputError
+
+__all__ = ["URL", "Layout", "classes_of", "fetch_tinyimagenet", "problems", "read_tinyimagenet"]
+
+#: Address of the archive, 237 MiB. The set's authors serve it by plain HTTP and publish no checksum.
+URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
+
+SIZE = 64
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How much there should be."""
+
+    classes: int = 200
+    train: int = 500
+    """Training images a class."""
+    test: int = 50
+    """Test images a class."""
+
+
+def _folders(folder: Path) -> list[Path]:
+    train = folder / "train"
+    return sorted(path for path in train.iterdir() if (path / "images").is_dir()) if train.is_dir() else []
+
+
+def _train_images(folder: Path) -> list[Path]:
+    return sorted((folder / "images").glob("*.JPEG"), key=lambda path: int(path.stem.rsplit("_", 1)[-1]))
+
+
+def _annotations(folder: Path) -> list[tuple[str, str]]:
+    """File names and classes of the test images, in the order of the list."""
+    path = folder / "val" / "val_annotations.txt"
+    try:
+        rows = [line.split("\t")[:2] for line in path.read_text("utf-8").splitlines() if line.strip()]
+        return [(name, label) for name, label in rows]
+    except (OSError, ValueError) as error:
+        raise InputError(f"tinyimagenet: {path} cannot be read ({error}); fetch the data set again") from None
+
+
+def problems(folder: Path, layout: Layout = Layout()) -> list[str]:
+    """What is missing or too much in a folder, in words; files are not opened."""
+    found, told = _folders(folder), []
+    if len(found) != layout.classes:
+        told.append(f"{len(found)} of {layout.classes} classes are in train")
+    for path in found:
+        if (count := sum(1 for _ in (path / "images").glob("*.JPEG"))) != layout.train:
+            told.append(f"{path.name} has {count} of {layout.train} training images")
+    try:
+        listed = _annotations(folder)
+    except InputError:
+        return [*told, "val/val_annotations.txt cannot be read"]
+    names = {path.name for path in found}
+    if strange := {label for _, label in listed} - names:
+        told.append(f"{len(strange)} classes of the test images are not in train")
+    if len(listed) != layout.classes * layout.test:
+        told.append(f"{len(listed)} of {layout.classes * layout.test} test images are listed")
+    there = {path.name for path in (folder / "val" / "images").glob("*.JPEG")}
+    if missing := {name for name, _ in listed} - there:
+        told.append(f"{len(missing)} listed test images are missing, such as {min(missing)}")
+    if extra := there - {name for name, _ in listed}:
+        told.append(f"{len(extra)} test images are not listed, such as {min(extra)}")
+    return told
+
+
+def classes_of(folder: Path) -> tuple[str, ...]:
+    """Class names in the order of the labels: the first word of each, or its number where two have the same."""
+    known = {}
+    words = folder / "words.txt"
+    if words.is_file():
+        rows = (line.partition("\t") for line in words.read_text("utf-8", errors="replace").splitlines())
+        known = {number: name.split(",")[0].strip() for number, _, name in rows}
+    numbers = [path.name for path in _folders(folder)]
+    names = [known.get(number, number) for number in numbers]
+    return tuple(name if names.count(name) == 1 else number for name, number in zip(names, numbers, strict=True))
+
+
+def read_tinyimagenet(folder: Path) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """Training and test images, decoded once and then kept in the cache.
+
+    Raises:
+        InputError: listing the files that cannot be read.
+    """
+    found = _folders(folder)
+    label_of = {path.name: label for label, path in enumerate(found)}
+    train = [(path, label) for label, place in enumerate(found) for path in _train_images(place)]
+    test = [(folder / "val" / "images" / name, label_of[label]) for name, label in _annotations(folder)]
+    images = decode_all("tinyimagenet", folder, [path for path, _ in (*train, *test)], SIZE)
+    labels = torch.tensor([label for _, label in (*train, *test)])
+    return (images[: len(train)], labels[: len(train)]), (images[len(train) :], labels[len(train) :])
+
+
+def fetch_tinyimagenet(root: Path) -> None:
+    """Puts the folder into a data root."""
+    archive = root / URL.rsplit("/", 1)[-1]
+    fetch(URL, archive)
+    unpack(archive, root)
+    archive.unlink()

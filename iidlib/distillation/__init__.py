@@ -1,0 +1,14 @@
+"""The loop. Read ``methods``, ``terms`` and ``step``; ``captured`` is for GPUs and ``run`` for folders."""
+
+from iidlib.distillation.batch import StepBatch
+from iidlib.distillation.captured import CapturedStep, captured_step
+from iidlib.distillation.methods import METHODS, Method
+from iidlib.distillation.optimisers import Updater, class_sweep, joint
+from iidlib.distillation.run import DistillResult, Stopped, distill, pool_bar, progress
+from iidlib.distillation.step import Distillation
+from iidlib.distillation.terms import TERMS, Term
+
+__all__ = [
+    "METHODS", "TERMS", "CapturedStep", "DistillResult", "Distillation", "Method", "StepBatch", "Stopped", "Term",
+    "Updater", "captured_step", "class_sweep", "distill", "joint", "pool_bar", "progress",
+]  # fmt: skip

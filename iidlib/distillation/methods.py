@@ -1,0 +1,83 @@
+"""The methods: rows that name the terms of an objective, its source of features and its images' optimiser.
+
+The loop knows neither names nor weights; a new term joins by a row of ``terms.TERMS``, a new method by a row of
+``METHODS``.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from iidlib.config import RunConfig
+from iidlib.data import Dataset
+from iidlib.distillation.optimisers import UpdaterFactory, class_sweep, joint
+from iidlib.distillation.terms import TERMS, Term
+from iidlib.errors import InputError
+from iidlib.features import NetworkQueue, NetworkSource, RandomNetworks
+from iidlib.networks import Network, network_for
+
+__all__ = ["METHODS", "Method"]
+
+
+def _random_networks(config: RunConfig, dataset: Dataset, device: torch.device) -> NetworkSource:
+    match = config.match
+    return RandomNetworks(
+        match.network,
+        dataset.spec,
+        width=match.width,
+        seed=config.seed,
+        device=device,
+        compile=config.compute.compile,
+    )
+
+
+def _network_queue(config: RunConfig, dataset: Dataset, device: torch.device) -> NetworkSource:
+    match = config.match
+    if match.statistics == "cached":
+        raise InputError(
+            f"match.statistics=cached keeps what fixed networks see; those of {config.method} are in training, "
+            "leave it at fresh"
+        )
+
+    def build(generator: torch.Generator) -> Network:
+        return network_for(
+            match.network,
+            dataset.spec,
+            width=match.width,
+            device=device,
+            generator=generator,
+            compile=config.compute.compile,
+        )
+
+    return NetworkQueue(build, dataset.train, config.queue, config.seed)
+
+
+@dataclass(frozen=True)
+class Method:
+    """A row of the table of methods."""
+
+    terms: tuple[str, ...]
+    """Names out of ``TERMS``; the objective is their weighted sum."""
+    source: Callable[[RunConfig, Dataset, torch.device], NetworkSource] = _random_networks
+    """Makes what draws the matching network of an iteration."""
+    updater: UpdaterFactory = joint
+    """Makes what moves the images along the gradient."""
+
+    def terms_in_use(self, config: RunConfig) -> dict[str, Term]:
+        """The terms by name, without those that would be zero for want of a second image in each class."""
+        pairs = config.ipc * config.syn.factor**2 > 1
+        return {name: TERMS[name] for name in self.terms if pairs or not TERMS[name].needs_pairs}
+
+
+METHODS: dict[str, Method] = {
+    "dm": Method(("mean",)),
+    "dm-cc": Method(("mean", "cc")),
+    "dm-cm": Method(("mean", "cm")),
+    "iid-dm": Method(("mean", "cm", "cc")),
+    "idm": Method(("mean", "ce"), _network_queue, class_sweep),
+    "idm-cc": Method(("mean", "ce", "cc"), _network_queue, class_sweep),
+    "idm-cm": Method(("mean", "ce", "cm"), _network_queue, class_sweep),
+    "iid-idm": Method(("mean", "ce", "cm", "cc"), _network_queue, class_sweep),
+}
+"""The methods by name."""

@@ -1,0 +1,205 @@
+"""One step of a distillation: the objective at an iteration, its gradient on the images, and their update.
+
+All classes go through one batched forward pass: the norms of the networks act on each image by itself, so the sum over
+classes is the same as the official loop over classes, one at a time.
+"""
+
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from iidlib import config as configuration
+from iidlib._version import __version__
+from iidlib.config import RunConfig
+from iidlib.data import Dataset
+from iidlib.distillation.batch import StepBatch
+from iidlib.distillation.captured import CapturedStep, captured_step
+from iidlib.distillation.methods import METHODS
+from iidlib.engine import default_chunk, half_maps, in_chunks, precision
+from iidlib.errors import InputError, suggest
+from iidlib.features import CachedStatistics, Pool, trained_pool
+from iidlib.rng import stream
+from iidlib.synthetic import SyntheticSet
+from iidlib.training import resolve_augmentation
+
+__all__ = ["Distillation"]
+
+log = logging.getLogger("iidlib")
+
+
+class Distillation:
+    """The state of a run: the images being learned, their optimiser and the sources of features.
+
+    Attributes:
+        config: the settings.
+        real: the training images.
+        images: the synthetic images as they are stored, float32 [C*ipc, K, H, W], normalised; a leaf that requires
+            gradient.
+        group: class of each of them, on the CPU.
+        terms: the terms in use, by name.
+        source: draws the matching network.
+        updater: moves the images.
+        pool: trained networks, where a term needs them.
+        statistics: of the real images, where the run keeps them.
+        augmentation: DSA operations, or ``none``.
+        chunk: most images in one forward pass, 0 for all at once.
+        drifted: whether the run went on under other conditions than it was begun under.
+    """
+
+    def __init__(self, config: RunConfig, dataset: Dataset) -> None:
+        """Checks that the settings fit the data and draws the initial images; the pool is made by `make_pool`.
+
+        Raises:
+            InputError: for settings that do not fit the data, or an unknown method, network or augmentation.
+        """
+        if config.method not in METHODS:
+            raise InputError(f"unknown method {config.method!r}{suggest(config.method, METHODS)}")
+        self.config, self.real, self._dataset = config, dataset.train, dataset
+        device = self.real.device
+        method = METHODS[config.method]
+        self.augmentation = resolve_augmentation(config.match.augmentation, dataset.spec.augmentation)
+        if config.match.network.endswith("-bn"):
+            raise InputError(
+                f"match.network must look at each image by itself; {config.match.network!r} has batch norm, through "
+                "which the classes of a batch would see each other"
+            )
+        start = SyntheticSet.from_real(
+            self.real, config.ipc, stream(config.seed, 0, "initial images"), config.syn.init, config.syn.factor
+        )
+        self.group = start.labels.cpu()
+        self.images = start.images.requires_grad_()
+        self._labels = start.labels
+        self.terms = method.terms_in_use(config)
+        self.source = method.source(config, dataset, device)
+        # the first block's maps: convolved, normalised, pooled, and what a backward pass keeps of them
+        image_bytes = 4 * 4 * config.match.width * dataset.spec.image_size**2
+        self.chunk = config.compute.chunk or default_chunk(device, image_bytes)
+        self.pool: Pool | None = None
+        self.statistics: CachedStatistics | None = None
+        if config.match.statistics == "cached":
+            self.statistics = CachedStatistics(config.match.cached_pairs, config.seed)
+        self.updater = method.updater(self.images, config.syn, self.real.num_classes)
+        self.drifted = False
+        self._recorded: CapturedStep | None = None
+
+    def make_pool(self, on_epoch: Callable[[int, int], None] | None = None) -> None:
+        """Loads the trained networks, or trains and keeps them, if a term of the method needs them.
+
+        Args:
+            on_epoch: called with the network's number and the pass that is done.
+        """
+        if any(term.needs_pool for term in self.terms.values()):
+            self.pool = trained_pool(
+                self._dataset,
+                self.config.pool,
+                device=self.real.device,
+                compile=self.config.compute.compile,
+                together=self.config.compute.together,
+                on_epoch=on_epoch,
+            )
+
+    def record(self) -> None:
+        """Records the step as a CUDA graph where the settings ask for it and it can be had."""
+        if self.config.compute.graph == "auto":
+            with precision(self.images.device, self.config.compute.precision):
+                self._recorded = captured_step(self, self.terms, self.updater)
+
+    def forward(self, function: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+        """Applies a network's function to a batch, in chunks that fit the device."""
+        with half_maps(images.device, self.config.compute.precision):
+            out = in_chunks(function, images.contiguous(memory_format=torch.channels_last), self.chunk)
+        return out.to(images.dtype)  # what is computed from the features is computed in full
+
+    def losses(self, iteration: int) -> dict[str, Tensor]:
+        """The weighted terms of the objective at an iteration, each summed over classes; scalars with gradient."""
+        batch = StepBatch(self, iteration)
+        return {name: term.weight(self.config) * term.loss(batch).sum() for name, term in self.terms.items()}
+
+    def step(self, iteration: int, *, log: bool = False) -> dict[str, float]:
+        """One update of the images.
+
+        Args:
+            iteration: names the draws; the same iteration with the same images gives the same update.
+            log: compute what is logged (waits for the device, and takes a backward pass more for each term).
+
+        Returns:
+            With `log`: ``loss``, ``loss_<term>`` (weighted) and ``grad_<term>`` (norm of its gradient on the images),
+            and what the source of networks has to say.
+
+        Raises:
+            FloatingPointError: if a term is not finite (on a GPU seen with `log` only); the images are left as
+                they were.
+        """
+        with precision(self.images.device, self.config.compute.precision):
+            if self._recorded is not None and not log:
+                self._recorded.step(iteration)
+                return {}
+            parts = self.losses(iteration)
+            row: dict[str, float] = {}
+            if log or self.images.device.type == "cpu":  # elsewhere a look would wait for the device
+                self._check(parts, iteration)
+            if log:
+                row = self._describe(parts) | self.source.facts()
+            (gradient,) = torch.autograd.grad(torch.stack(list(parts.values())).sum(), self.images)
+            self.updater.step(gradient)
+            self.advance(iteration)
+        return row
+
+    def advance(self, iteration: int) -> None:
+        """What follows an update of the images: the source of networks goes on to the next iteration."""
+        self.source.advance(iteration)
+
+    def _check(self, parts: Mapping[str, Tensor], iteration: int) -> None:
+        """Stops where a term is not finite, before the images follow it."""
+        for name, part in parts.items():
+            if not bool(part.detach().isfinite()):
+                at = f"at iteration {iteration}"
+                if not bool(torch.isfinite(self.images).all()):
+                    at = f"before iteration {iteration}, and so are the images"
+                raise FloatingPointError(
+                    f"the term {name!r} is {float(part.detach())} {at}; lower its weight or syn.lr"
+                )
+
+    def _describe(self, parts: Mapping[str, Tensor]) -> dict[str, float]:
+        values = {name: float(part.detach()) for name, part in parts.items()}
+        norms = {
+            f"grad_{name}": float(torch.autograd.grad(part, self.images, retain_graph=True)[0].norm())
+            for name, part in parts.items()
+        }
+        return {"loss": sum(values.values())} | {f"loss_{name}": value for name, value in values.items()} | norms
+
+    def synthetic(self, iteration: int) -> SyntheticSet:
+        """A copy of the set as it is now, after `iteration` updates."""
+        provenance = {
+            "method": self.config.method,
+            "dataset": self.config.dataset,
+            "scale": self.config.scale,
+            "seed": str(self.config.seed),
+            "iterations": str(iteration),
+            "config": configuration.fingerprint(self.config),
+            "data": self.real.fingerprint,
+            "pool": self.pool.fingerprint if self.pool else "",
+            "version": __version__,
+        }
+        if own := configuration.differing(self.config):
+            provenance["settings"] = " ".join(f"{key}={value}" for key, value in own.items())
+        if self.drifted:
+            provenance["drift"] = "see environment.json"
+        return SyntheticSet(self.updater.settled(), self._labels, self.real.spec, provenance, self.config.syn.factor)
+
+    def state(self) -> dict[str, Tensor]:
+        """What a checkpoint holds; draws are functions of seed and iteration and need no history."""
+        return self.updater.state() | self.source.state()
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Takes up a checkpoint's state."""
+        self.updater.restore(state)
+        self.source.restore(state)
+
+    def facts(self) -> dict[str, Any]:
+        """What must be the same when a checkpoint is taken up again."""
+        facts = {"data": self.real.fingerprint, "pool": self.pool.fingerprint if self.pool else ""}
+        return facts | ({"pool weights": self.pool.digest} if self.pool else {})

@@ -1,0 +1,10 @@
+"""The claim: what networks trained on a set reach; beside it chosen images and measures of sets."""
+
+from iidlib.evaluation.coresets import choose, herding, k_center, random_real
+from iidlib.evaluation.measures import class_maps, compare, covariance_gap, mmd, project, spread
+from iidlib.evaluation.run import evaluate, summarize
+
+__all__ = [
+    "choose", "class_maps", "compare", "covariance_gap", "evaluate", "herding", "k_center", "mmd", "project",
+    "random_real", "spread", "summarize",
+]  # fmt: skip

@@ -1,0 +1,171 @@
+"""What is missing in an experiment, as commands, and running them one after the other within a budget of time."""
+
+import math
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from iidlib.errors import InputError
+from iidlib.experiments.cells import BASELINES, Cell, all_rows, find, measured, within
+from iidlib.experiments.results import results_dir
+
+__all__ = ["Job", "Outcome", "jobs", "run_jobs"]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run that fills a cell for one seed."""
+
+    cell: Cell
+    seed: int
+    command: tuple[str, ...]
+    """Arguments of ``iid``."""
+    before: tuple[str, ...] = ()
+    """What makes the set that the command judges, where it is judged by another network than usual."""
+    judged: Path | None = None
+    """That set; where it is there, nothing comes before."""
+
+    def commands(self) -> list[tuple[str, ...]]:
+        """What is left to run, as it is now."""
+        if self.judged is None or self.judged.is_file():
+            return [self.command]
+        resume = ("--resume",) if (self.judged.parent / "config.yaml").is_file() else ()
+        return [(*self.before, *resume), self.command]
+
+    def __str__(self) -> str:
+        return shlex.join(("iid", *self.command))
+
+
+def jobs(
+    name: str,
+    *,
+    scale: str,
+    seeds: int = 3,
+    only: str = "",
+    folder: Path | None = None,
+    runs: Path = Path("runs/reproduce"),
+    device: str = "auto",
+) -> list[Job]:
+    """The runs that are missing, in the order of worth: every cell once before any cell twice.
+
+    Args:
+        name: one of ``EXPERIMENTS``.
+        scale: ``tour``, ``laptop`` or ``paper`` (``ci`` for tests).
+        seeds: how many distillation seeds a cell should have.
+        only: cells whose name is it, or begins with its parts, such as ``cifar10/ipc10``.
+        folder: of the results.
+        runs: where the runs' folders go.
+        device: as for ``iid distill``.
+
+    Raises:
+        InputError: for an unknown experiment, or where `only` leaves no cell.
+    """
+    cells = [cell for cell in find(name).cells if within(cell.name, only) and cell.runs_at(scale)]
+    if not cells:
+        raise InputError(f"{name} has no cell {only!r} at scale {scale}; see iid reproduce {name} --list")
+    target, rows = folder or results_dir(), all_rows(folder)
+    if target.is_absolute() and target.is_relative_to(Path.cwd()):
+        target = target.relative_to(Path.cwd())  # rows say their command, which holds on other machines too
+    found: list[Job] = []
+    for seed in range(seeds):
+        for cell in cells:
+            if seed not in measured(cell, scale, rows).index and not (cell.method == "whole" and seed > 0):
+                found.append(_job(cell, scale, seed, target / f"{scale}.csv", runs, device))
+    return found
+
+
+def _job(cell: Cell, scale: str, seed: int, results: Path, runs: Path, device: str) -> Job:
+    if cell == cell.usual or cell.method in BASELINES or cell.steps:
+        return Job(cell, seed, _command(cell, scale, seed, results, runs, device))
+    # the same set for all networks: distilled once, by whichever cell comes first
+    made = _command(cell.usual, scale, seed, results, runs, device)
+    place = Path(made[made.index("--out") + 1])
+    before = tuple(part for part in made if part not in ("--resume", "--results", str(results), "--no-baseline"))
+    judge = ["evaluate", str(place), "--networks", cell.network, "--no-baseline"]
+    judge += ["--scale", scale, "--device", device, "--results", str(results)]
+    return Job(cell, seed, tuple(judge), (*before, "--no-evaluate"), place / "synthetic.safetensors")
+
+
+def _command(cell: Cell, scale: str, seed: int, results: Path, runs: Path, device: str) -> tuple[str, ...]:
+    dataset = cell.dataset_at(scale)
+    common = ["--dataset", dataset, "--scale", scale, "--seed", str(seed), "--device", device]
+    common += ["--results", str(results)]
+    common += [] if cell == cell.usual else ["--set", f"eval.networks={cell.network}"]
+    if cell.steps:
+        place = runs / f"{scale}-{cell.name.replace('/', '-')}-seed{seed}"
+        resume = ["--resume"] if place.is_dir() else []
+        steps = ["--ipc", str(cell.ipc), "--steps", str(cell.steps), "--out", str(place)]
+        return ("continual", cell.method, *common, *steps, *resume)
+    if cell.method in BASELINES:
+        size = [] if cell.method == "whole" else ["--ipc", str(cell.ipc)]
+        return ("evaluate", cell.method, *size, *common)
+    given = cell.changes(scale)
+    length = ["--iterations", given.pop("iterations")] if "iterations" in given else []
+    changes = [part for key, value in given.items() for part in ("--set", f"{key}={value}")]
+    place = runs / f"{scale}-{cell.name.replace('/', '-').replace('%', '')}-seed{seed}"
+    resume = ["--resume"] if (place / "config.yaml").is_file() else []
+    out = ["--ipc", str(cell.ipc), "--out", str(place), "--no-baseline"]
+    return ("distill", cell.method, *common, *out, *length, *changes, *resume)
+
+
+class Outcome(NamedTuple):
+    """How many jobs were finished, and how many failed."""
+
+    done: int
+    failed: int
+
+
+def run_jobs(
+    todo: Iterable[Job],
+    *,
+    budget: float = math.inf,
+    say: Callable[[str], None] = print,
+    environment: Mapping[str, str] | None = None,
+) -> Outcome:
+    """Runs jobs one after the other, each in a process of its own, until the budget is spent.
+
+    A run that the budget cuts is told to stop, writes a checkpoint, and is resumed by the next call. A job that fails
+    is told and left out.
+
+    Args:
+        todo: what to run.
+        budget: seconds.
+        say: told what is begun and what went wrong.
+        environment: of the processes; this one's when not given.
+
+    Returns:
+        How many were finished, and how many failed.
+    """
+    until, done, failed = time.monotonic() + budget, 0, 0
+    for job in todo:
+        left = until - time.monotonic()
+        if left <= 0:
+            say("the budget is spent")
+            break
+        status = 0
+        for command in job.commands():
+            say(shlex.join(("iid", *command)))
+            # a group of its own, so that Ctrl-C reaches it once, through us: at a second signal a run ends at once
+            call = [sys.executable, "-m", "iidlib.cli", *command]
+            process = subprocess.Popen(call, env=environment, process_group=0)
+            try:
+                status = process.wait(None if math.isinf(until) else max(0.0, until - time.monotonic()))
+            except (subprocess.TimeoutExpired, KeyboardInterrupt) as stop:
+                process.send_signal(signal.SIGTERM)
+                process.wait()
+                if isinstance(stop, KeyboardInterrupt):
+                    raise
+                say("the budget is spent; the same command goes on from here")
+                return Outcome(done, failed)
+            if status:
+                say(f"failed with status {status}, left out: {job.cell.name}, seed {job.seed}")
+                break
+        done += not status
+        failed += bool(status)
+    return Outcome(done, failed)

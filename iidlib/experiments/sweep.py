@@ -1,0 +1,252 @@
+"""Chapters executed over a grid of parameters: papermill in local processes, one notebook and one folder a point.
+
+A grid is a YAML file::
+
+    notebook: ../book/01_quickstart.ipynb      # relative to this file
+    product:                                   # every combination; or `zip:`, lists walked side by side
+      ipc: [1, 10]
+      seeds: [[0], [1]]
+    fixed:                                     # the same at every point
+      scale: tour
+
+Everything is checked before anything starts: papermill itself only warns about a parameter that the notebook does not
+have, and runs the default. A notebook with a parameter ``out`` is given its point's folder; the ``scores.csv`` that it
+leaves there joins the sweep's table.
+"""
+
+import itertools
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+from tqdm import tqdm
+
+from iidlib.errors import InputError, suggest
+from iidlib.files import atomic_write, load_yaml, user_path
+
+__all__ = ["Sweep", "check_parameters", "load_grid", "run_sweep"]
+
+_OWN_COLUMNS = ("point", "status", "error", "seconds", "notebook")
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A notebook and the parameters of each of its executions."""
+
+    notebook: Path
+    points: tuple[dict[str, Any], ...]
+
+
+def check_parameters(notebook: str | Path, parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameters that a notebook declares, by name with their defaults as text.
+
+    Raises:
+        InputError: if the notebook is missing or declares none, or `parameters` has one that it does not declare.
+    """
+    notebook = Path(notebook)
+    if not os.path.isfile(notebook):  # noqa: PTH113, which also takes names that no file can have
+        raise InputError(f"no notebook at {notebook}")
+    try:
+        from papermill import inspect_notebook
+    except ImportError:
+        raise InputError("notebooks need papermill; install it with: pip install 'iidlib[book]'") from None
+    try:
+        declared = {name: facts["default"] for name, facts in inspect_notebook(str(notebook)).items()}
+    except Exception as error:  # whatever a damaged notebook makes of papermill's reader
+        raise InputError(
+            f"{notebook} is not a notebook that papermill can read ({' '.join(str(error).split())})"
+        ) from None
+    for name in parameters:
+        if name not in declared:
+            hint = suggest(str(name), declared) if declared else "; it has no cell tagged parameters"
+            raise InputError(f"{notebook.name} has no parameter {name!r}{hint}")
+    return declared
+
+
+def load_grid(path: str | Path) -> Sweep:
+    """Reads and checks a grid.
+
+    Raises:
+        InputError: for a file that is missing or not a grid, or a parameter that the notebook does not have.
+    """
+    path = Path(path)
+    try:
+        grid = load_yaml(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"cannot read the grid {path}: {error.strerror or error}") from None
+    except ValueError as error:
+        raise InputError(f"the grid {path} is not YAML: {error}") from None
+    known = ("notebook", "product", "zip", "fixed")
+    if not isinstance(grid, dict) or not isinstance(grid.get("notebook"), str):
+        raise InputError(f"the grid {path} must be a mapping with a notebook and a product or zip of parameters")
+    for key in grid:
+        if key not in known:
+            raise InputError(f"unknown key {key!r} in the grid {path}{suggest(str(key), known)}")
+    if ("product" in grid) == ("zip" in grid):
+        raise InputError(f"the grid {path} needs product or zip, one of the two")
+    kind = "product" if "product" in grid else "zip"
+    axes, fixed = grid[kind], grid.get("fixed") or {}
+    if (
+        not isinstance(axes, dict)
+        or not axes
+        or not all(isinstance(values, list) and values for values in axes.values())
+    ):
+        raise InputError(f"{kind} in the grid {path} must map parameters to lists of values")
+    if not isinstance(fixed, dict):
+        raise InputError(f"fixed in the grid {path} must map parameters to values")
+    for name in axes:
+        if name in fixed:
+            raise InputError(f"the grid {path} gives {name!r} both in {kind} and in fixed")
+    for name in (*axes, *fixed):
+        if name in _OWN_COLUMNS:
+            raise InputError(f"the parameter {name!r} in the grid {path} has the name of a column of the sweep's table")
+    lengths = {len(values) for values in axes.values()}
+    if kind == "zip" and len(lengths) > 1:
+        raise InputError(f"the lists of zip in the grid {path} must be of one length, got {sorted(lengths)}")
+    rows = itertools.product(*axes.values()) if kind == "product" else zip(*axes.values(), strict=True)
+    points = tuple(fixed | dict(zip(axes, row, strict=True)) for row in rows)
+    notebook = path.parent / user_path(grid["notebook"])
+    check_parameters(notebook, points[0])
+    return Sweep(notebook, points)
+
+
+def run_sweep(sweep: Sweep, out: str | Path, *, workers: int = 1, progress: bool = False) -> pd.DataFrame:
+    """Executes every point; one that fails does not stop the others.
+
+    Args:
+        sweep: what to execute, as `load_grid` gives it.
+        out: folder made for the sweep: ``point-000/`` and so on, each with the executed notebook, its parameters and
+            what papermill said, and ``sweep.csv``.
+        workers: notebooks executed at a time; they share the cores, unless ``OMP_NUM_THREADS`` is set.
+        progress: show a progress bar.
+
+    Returns:
+        One row a point, with the columns point, the parameters, status (done or failed), error, seconds, notebook.
+        ``sweep.csv`` has the same columns, and one row for each line of a point's ``scores.csv`` where it left one;
+        columns of the scores give way to those of the same name.
+
+    Raises:
+        InputError: if `out` is not empty or cannot be written, workers is below 1, or a parameter is unknown.
+        KeyboardInterrupt: when stopped; the notebooks under way are ended, and the finished points are in the table.
+    """
+    out = Path(out)
+    if workers < 1:
+        raise InputError(f"workers must be at least 1, got {workers}")
+    takes_out = "out" in check_parameters(sweep.notebook, {name: None for point in sweep.points for name in point})
+    try:
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise InputError(f"{out} exists already; nothing was overwritten: give another --out")
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot write {out}: {error.strerror or error}") from None
+    waiting = list(enumerate(sweep.points))
+    running: list[_Execution] = []
+    rows: dict[int, dict[str, Any]] = {}
+    tables: dict[int, pd.DataFrame] = {}
+    try:
+        with tqdm(total=len(sweep.points), desc="sweep", unit="point", disable=not progress) as bar:
+            while waiting or running:
+                while waiting and len(running) < workers:
+                    number, parameters = waiting.pop(0)
+                    folder = out / f"point-{number:03d}"
+                    own = {"out": str(folder.resolve())} if takes_out and "out" not in parameters else {}
+                    running.append(_Execution(number, sweep.notebook, folder, parameters, own, workers))
+                time.sleep(0.05)
+                for execution in [each for each in running if each.process.poll() is not None]:
+                    running.remove(execution)
+                    row, scores = execution.result()
+                    rows[execution.number], tables[execution.number] = row, _joined(row, scores)
+                    in_order = pd.concat([tables[number] for number in sorted(tables)], ignore_index=True)
+                    atomic_write(out / "sweep.csv", in_order.to_csv(index=False))
+                    bar.update()
+    except KeyboardInterrupt as stop:
+        stop.args = (f"stopped; {len(rows)} of {len(sweep.points)} points are finished, kept in {out}",)
+        raise
+    finally:
+        for execution in running:
+            execution.interrupt()
+        for execution in running:
+            execution.end()
+    return pd.DataFrame([rows[number] for number in sorted(rows)])
+
+
+class _Execution:
+    """Papermill on one point, in a process of its own that does not share the terminal's signals."""
+
+    def __init__(
+        self,
+        number: int,
+        notebook: Path,
+        folder: Path,
+        parameters: Mapping[str, Any],
+        own: Mapping[str, Any],
+        workers: int,
+    ) -> None:
+        """Starts it; `own` are parameters beside those of the grid."""
+        folder.mkdir()
+        self.number, self._folder, self._parameters = number, folder, dict(parameters)
+        self._executed, self._log = folder / notebook.name, folder / "papermill.log"
+        settings = folder / "parameters.yaml"
+        settings.write_text(yaml.safe_dump(self._parameters | dict(own), allow_unicode=True), encoding="utf-8")
+        options = ["-f", str(settings), "--kernel", "python3", "--no-progress-bar"]
+        threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // workers))}
+        self._begun = time.perf_counter()
+        with self._log.open("wb") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "papermill", str(notebook), str(self._executed), *options],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                # a kernel of this environment wins over one of the same name in the user's home
+                env=threads | os.environ | {"JUPYTER_PREFER_ENV_PATH": "1"},
+                start_new_session=True,
+            )
+
+    def result(self) -> tuple[dict[str, Any], pd.DataFrame]:
+        """The row of a point whose process has ended, and its scores as text, without rows where it left none."""
+        error, scores = "", pd.DataFrame()
+        if self.process.returncode != 0:
+            # the last line of a traceback says what went wrong; colours are for terminals
+            text = re.sub(r"\x1b\[[0-9;]*m", "", self._log.read_text(encoding="utf-8", errors="replace"))
+            lines = [line.strip() for line in text.splitlines() if line.strip()]
+            error = lines[-1] if lines else f"exit status {self.process.returncode}"
+        elif (self._folder / "scores.csv").is_file():
+            try:
+                scores = pd.read_csv(self._folder / "scores.csv", dtype=str, keep_default_na=False)
+            except (OSError, ValueError) as problem:
+                error = f"scores.csv cannot be read: {' '.join(str(problem).split())}"
+        row = {
+            "point": self.number,
+            **self._parameters,
+            "status": "failed" if error else "done",
+            "error": error,
+            "seconds": round(time.perf_counter() - self._begun, 1),
+            "notebook": str(self._executed.relative_to(self._folder.parent)),
+        }
+        return row, scores
+
+    def interrupt(self) -> None:
+        """Asks it to stop, as Ctrl-C would; papermill then ends its kernel."""
+        self.process.send_signal(signal.SIGINT)
+
+    def end(self) -> None:
+        """Waits for it to stop, and ends it if it does not."""
+        try:
+            self.process.wait(30)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+
+
+def _joined(row: Mapping[str, Any], scores: pd.DataFrame) -> pd.DataFrame:
+    """A point's row, once for each of its scores."""
+    table = pd.DataFrame([dict(row)] * max(1, len(scores)))
+    return table.join(scores[[name for name in scores if name not in row]])

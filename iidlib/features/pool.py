@@ -1,0 +1,250 @@
+"""The pool of pretrained networks behind class centralization: trained when absent, kept by fingerprint."""
+
+import itertools
+import json
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as from_bytes
+from safetensors.torch import save as to_bytes
+from torch import Tensor
+
+from iidlib.config import PoolConfig
+from iidlib.data import Dataset
+from iidlib.engine import default_together
+from iidlib.errors import InputError
+from iidlib.files import atomic_write, cache_dir, user_path
+from iidlib.networks import Network, frozen, network_for
+from iidlib.rng import stream
+from iidlib.training import accuracy, fit, fit_together
+
+__all__ = ["Pool", "pool_fingerprint", "pool_members", "required_accuracy", "trained_pool"]
+
+log = logging.getLogger("iidlib")
+
+
+@dataclass
+class Pool:
+    """Trained networks that give the features of class centralization.
+
+    Attributes:
+        networks: frozen, at least one.
+        accuracies: of each on held-out images, in percent.
+        fingerprint: names the data and settings that they were trained with.
+        digest: twelve hex digits of the weights as they are stored; another machine, or other threads, train others.
+    """
+
+    networks: list[Network]
+    accuracies: list[float]
+    fingerprint: str
+    digest: str = ""
+
+    def sample(self, generator: torch.Generator) -> Network:
+        """One network, uniformly drawn; the generator is on the CPU."""
+        return self.networks[int(torch.randint(len(self.networks), (), generator=generator))]
+
+
+def pool_fingerprint(dataset: Dataset, config: PoolConfig) -> str:
+    """Twelve hex digits of the training images and every setting that shapes the networks."""
+    facts = {key: value for key, value in asdict(config).items() if key not in ("count", "path")}
+    return sha256(json.dumps([dataset.train.fingerprint, facts], sort_keys=True).encode()).hexdigest()[:12]
+
+
+def pool_members(config: PoolConfig) -> list[tuple[int, int]]:
+    """Number of the network, and passes of its training, of every member of a pool in order."""
+    return list(itertools.product(range(config.count), _passes_kept(config)))
+
+
+def required_accuracy(num_classes: int) -> float:
+    """The held-out accuracy, in percent, below which a network counts as untrained.
+
+    Twice chance; where that is out of reach, or nearly (two or three classes), a third of the way from chance to
+    perfect.
+    """
+    chance = 100 / num_classes
+    return min(2 * chance, (100 + 2 * chance) / 3)
+
+
+def trained_pool(
+    dataset: Dataset,
+    config: PoolConfig,
+    *,
+    device: torch.device,
+    compile: str = "auto",
+    together: int = 0,
+    on_epoch: Callable[[int, int], None] | None = None,
+) -> Pool:
+    """The pool that the settings ask for: loaded where it was kept, trained and kept where not.
+
+    Each network is trained without augmentation at a constant rate on all training images, as in the official code.
+    Copies of it after the passes ``config.epochs_kept`` and after the last one are members of the pool, rounded to the
+    precision ``config.stored`` in which they are kept, so that a pool is the same when it is trained and when it is
+    loaded. They are written as soon as their training is done, so that a pool interrupted half way goes on where it
+    stopped. Held-out accuracy is that on the test images; nothing is selected by it, it only tells a trained network
+    from an untrained one.
+
+    Args:
+        dataset: what the networks learn.
+        config: architecture, number, epochs; ``config.path`` names a folder, else the cache is used.
+        device: where the networks are trained and kept.
+        compile: as in ``networks.prepare``.
+        together: networks trained at once, 0 for the device's default.
+        on_epoch: called with the network's number and the pass that is done.
+
+    Raises:
+        InputError: for an unknown network, a network that is no better than twice chance (an untrained pool), a damaged
+            file, or a folder that holds a pool of other data or settings.
+    """
+    fingerprint = pool_fingerprint(dataset, config)
+    folder = user_path(config.path) if config.path else cache_dir() / "pools" / fingerprint
+    known = _read_facts(folder, fingerprint, explicit=bool(config.path))
+
+    def build(number: int) -> Network:
+        return network_for(
+            config.network,
+            dataset.spec,
+            width=config.width,
+            device=device,
+            generator=stream(config.seed, number, "pool network", device),
+            compile=compile,
+        )
+
+    members = {(number, passes): _file_name(config, number, passes) for number, passes in pool_members(config)}
+    missing = sorted({number for (number, _), name in members.items() if name not in known})
+    if missing:
+        log.info("training %d %s for class centralization", len(missing), config.network)
+    together = together or default_together(device)
+    for first in range(0, len(missing), together):
+        numbers = missing[first : first + together]
+        fresh = [build(number) for number in numbers]
+        for (number, passes), weights in _train(fresh, dataset, config, numbers, together, on_epoch).items():
+            network, name = build(number), members[number, passes]
+            network.load_state_dict(weights)
+            known[name] = accuracy(network, dataset.test)
+            _check_trained(config, dataset, number, passes, known[name])
+            _keep(folder, name, weights, config, fingerprint, known)
+            after = "" if passes == config.epochs else f" after {passes} of {config.epochs} passes"
+            log.info("network %d of %d%s: %.1f %% on held-out images", number + 1, config.count, after, known[name])
+    networks, digest = [], sha256()
+    for (number, passes), name in members.items():
+        _check_trained(config, dataset, number, passes, known[name])
+        networks.append(frozen(build(number)).eval())
+        digest.update(_load_weights(folder / f"{name}.safetensors", networks[-1]))
+    return Pool(networks, [known[name] for name in members.values()], fingerprint, digest.hexdigest()[:12])
+
+
+def _passes_kept(config: PoolConfig) -> list[int]:
+    """After how many passes a network's copies are kept, ascending; the last pass is one of them."""
+    return sorted({*config.epochs_kept, config.epochs})
+
+
+def _file_name(config: PoolConfig, number: int, passes: int) -> str:
+    return f"{number:04d}" if passes == config.epochs else f"{number:04d}-after-{passes}"
+
+
+def _train(
+    networks: list[Network],
+    dataset: Dataset,
+    config: PoolConfig,
+    numbers: list[int],
+    together: int,
+    on_epoch: Callable[[int, int], None] | None,
+) -> dict[tuple[int, int], dict[str, Tensor]]:
+    """Weights as they are stored, by the network's number and the passes of its training; one network after another."""
+    kept: dict[tuple[int, int], dict[str, Tensor]] = {}
+
+    def done(epoch: int) -> None:
+        for number, network in zip(numbers, networks, strict=True):
+            if epoch + 1 in _passes_kept(config):
+                kept[number, epoch + 1] = _rounded(network.state_dict(), config.stored)
+            if on_epoch is not None:
+                on_epoch(number, epoch)
+
+    train, seeds = dataset.train, [config.seed + number for number in numbers]
+    settings: dict[str, Any] = {"epochs": config.epochs, "lr": config.lr, "batch": config.batch, "on_epoch": done}
+    if together == 1:
+        fit(networks[0], train.images_of, train.labels, seed=seeds[0], **settings)
+    else:
+        fit_together(networks, train.images_of, train.labels, seeds=seeds, **settings)
+    return dict(sorted(kept.items()))
+
+
+def _rounded(weights: Mapping[str, Tensor], stored: str) -> dict[str, Tensor]:
+    """A copy on the CPU in the precision of the disk; numbers beyond fp16's range, and counters, stay as they are."""
+    copies = {name: tensor.detach().cpu().clone() for name, tensor in weights.items()}
+    if stored == "fp16":
+        for name, tensor in copies.items():
+            if tensor.is_floating_point() and bool((half := tensor.half()).isfinite().all()):
+                copies[name] = half
+    return copies
+
+
+def _check_trained(config: PoolConfig, dataset: Dataset, number: int, passes: int, reached: float) -> None:
+    needed = required_accuracy(len(dataset.spec.classes))
+    if reached < needed:
+        early = passes < config.epochs
+        remedy = "keep later passes" if early else f"raise pool.epochs (now {config.epochs})"
+        raise InputError(
+            f"network {number} of the pool ({config.network}) reaches {reached:.1f} % on held-out images"
+            f"{f' after {passes} passes (pool.epochs_kept)' if early else ''}, below the {needed:.1f} % of a trained "
+            f"one; {remedy}"
+        )
+
+
+def _read_facts(folder: Path, fingerprint: str, *, explicit: bool) -> dict[str, float]:
+    """Held-out accuracy by network, of those already in the folder."""
+    path = folder / "pool.json"
+    if not path.is_file():
+        if explicit and not folder.is_dir():
+            raise InputError(f"pool.path: no folder {folder}; leave it out and a pool is trained and kept in the cache")
+        return {}
+    try:
+        facts = json.loads(path.read_text())
+        accuracies = {str(name): float(value) for name, value in facts["accuracies"].items()}
+        found = facts["fingerprint"]
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError, OSError) as error:
+        raise InputError(f"{path} is damaged ({error}); remove the folder and the pool is trained again") from None
+    if found != fingerprint:
+        raise InputError(
+            f"the pool in {folder} was trained with other data or settings ({found}, these are {fingerprint}); "
+            "give the settings it was trained with, or another pool.path"
+        )
+    return accuracies
+
+
+def _keep(
+    folder: Path,
+    name: str,
+    weights: Mapping[str, Tensor],
+    config: PoolConfig,
+    fingerprint: str,
+    accuracies: dict[str, float],
+) -> None:
+    """Writes a member, then the list that says it is there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        contiguous = {key: tensor.contiguous() for key, tensor in weights.items()}
+        atomic_write(folder / f"{name}.safetensors", to_bytes(contiguous))
+        facts = {"fingerprint": fingerprint, "network": config.network, "accuracies": accuracies}
+        atomic_write(folder / "pool.json", json.dumps(facts, indent=2) + "\n")
+    except OSError as error:
+        raise InputError(
+            f"cannot keep the pool in {folder}: {error.strerror or error}; set IID_CACHE to another folder"
+        ) from None
+
+
+def _load_weights(path: Path, network: Network) -> bytes:
+    """Gives the network its weights; returns the file's content."""
+    try:
+        content = path.read_bytes()
+        network.load_state_dict(from_bytes(content))
+    except (OSError, SafetensorError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"{path} is damaged ({reason}); remove its folder and the pool is trained again") from None
+    return content

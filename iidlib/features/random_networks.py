@@ -1,0 +1,31 @@
+"""DM's source of features: at every iteration a network with new random weights."""
+
+import torch
+
+from iidlib.data import DatasetSpec
+from iidlib.features.base import NetworkSource
+from iidlib.networks import Network, draw_parameters_, frozen, network_for
+from iidlib.rng import stream
+
+__all__ = ["RandomNetworks"]
+
+
+class RandomNetworks(NetworkSource):
+    """DM's feature source: at every iteration a network with new random weights.
+
+    One network is built and its weights are drawn again in place, on its device, as a function of seed and iteration.
+    """
+
+    def __init__(
+        self, name: str, spec: DatasetSpec, *, width: int, seed: int, device: torch.device, compile: str = "auto"
+    ) -> None:
+        # the generator spares the global random state; the weights that it draws are never used
+        generator = stream(seed, 0, "network", device)
+        network = network_for(name, spec, width=width, device=device, generator=generator, compile=compile)
+        self._network = frozen(network)
+        self._seed, self._device = seed, device
+
+    def draw(self, iteration: int) -> Network:
+        """The iteration's network; the one drawn before is overwritten."""
+        draw_parameters_(self._network, stream(self._seed, iteration, "network", self._device))
+        return self._network

@@ -1,0 +1,84 @@
+"""What a number depends on besides its settings: versions, platform, threads, device, commit."""
+
+import importlib.metadata
+import platform
+import subprocess
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+import torch
+
+from iidlib._version import __version__
+from iidlib.engine import device_kind, kernels_in_use
+from iidlib.files import checkout
+
+__all__ = ["conditions", "drift", "environment"]
+
+
+def environment() -> dict[str, Any]:
+    """What a number depends on beside the settings: versions, platform, threads, commit; no environment variables."""
+
+    def version(name: str) -> str:
+        try:
+            return importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            return "not installed"
+
+    return {
+        "iidlib": version("iidlib"),
+        "torch": torch.__version__,
+        "torchvision": version("torchvision"),
+        "numpy": version("numpy"),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "cuda": torch.version.cuda if torch.cuda.is_available() else None,
+        "commit": _commit(),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _commit() -> str | None:
+    """The checkout's commit, with ``+`` where it has changes; None outside of a checkout."""
+    root = checkout()
+    if root is None or not (root / ".git").exists():
+        return None
+    git = ["git", "-C", str(root)]
+    try:
+        commit = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True)
+        changed = subprocess.run(
+            [*git, "status", "--porcelain", "--untracked-files=no"], capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return commit.stdout.strip() + ("+" if changed.stdout.strip() else "")
+
+
+def conditions(device: torch.device, compile: str) -> dict[str, Any]:
+    """What decides, beside settings and data, how a run's numbers are rounded; as JSON values.
+
+    Args:
+        device: where the run computes.
+        compile: the setting ``compute.compile``.
+    """
+    return {
+        "iidlib": __version__,
+        "torch": torch.__version__,
+        "device": device_kind(device),
+        "kernels": kernels_in_use(device, compile),
+        "threads": torch.get_num_threads() if device.type == "cpu" else None,
+    }
+
+
+def drift(begun: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """The conditions that have changed, each with what it was and what it is.
+
+    The number of threads is not among them: a run that goes on takes the number that it was begun with.
+    """
+    return {
+        name: [begun[name], value]
+        for name, value in now.items()
+        if name != "threads" and name in begun and begun[name] != value
+    }

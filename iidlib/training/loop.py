@@ -1,0 +1,132 @@
+"""Training one network on labelled images, and its accuracy: what pools and evaluation share."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from iidlib import augment
+from iidlib.config import Drop
+from iidlib.data import RealSet
+from iidlib.engine import default_chunk, in_chunks
+from iidlib.errors import InputError
+from iidlib.networks import Network
+from iidlib.rng import stream
+from iidlib.training import cutmix
+
+__all__ = ["MOMENTUM", "WEIGHT_DECAY", "accuracy", "augmentation_stages", "fit", "resolve_augmentation"]
+
+MOMENTUM = 0.9
+"""Of every SGD that trains a network."""
+
+WEIGHT_DECAY = 5e-4
+"""Of every SGD that trains a network."""
+
+
+def resolve_augmentation(setting: str, dataset_default: str) -> str:
+    """DSA operations for a setting: ``auto`` is the data set's own, ``none`` stays.
+
+    Raises:
+        InputError: for an unknown operation.
+    """
+    strategy = dataset_default if setting == "auto" else setting
+    if strategy != "none":
+        try:
+            augment.parse_strategy(strategy)
+        except ValueError as error:
+            raise InputError(str(error)) from None
+    return strategy
+
+
+def augmentation_stages(strategy: str) -> tuple[str, ...]:
+    """The strategies of a training's augmentation, applied one after the other; none for ``none``.
+
+    Raises:
+        InputError: for an unknown operation.
+    """
+    stages = () if strategy == "none" else tuple(strategy.split(">"))
+    return tuple(resolve_augmentation(stage, "none") for stage in stages)
+
+
+def fit(
+    network: Network,
+    images_of: Callable[[Tensor], Tensor],
+    labels: Tensor,
+    *,
+    epochs: int,
+    lr: float,
+    batch: int,
+    seed: int,
+    drops: Sequence[Drop] = (),
+    augmentation: str = "none",
+    mixed: float = 0.0,
+    on_epoch: Callable[[int], None] | None = None,
+) -> Network:
+    """Trains a network in place with SGD (momentum 0.9, weight decay 5e-4) and cross-entropy.
+
+    Args:
+        network: in training mode afterwards; on the labels' device.
+        images_of: gives normalised images [b, K, H, H] for indices [b] into the labels, on the labels' device.
+        labels: int64 [N].
+        epochs: passes over the images, each in a new random order; the last, smaller batch is kept.
+        lr: learning rate.
+        batch: images a step.
+        seed: of the orders and the augmentation.
+        drops: before which passes the rate changes; with ``restart`` by a new optimiser, as in the official protocol.
+        augmentation: DSA operations joined by ``_``, one drawn a batch with parameters for each image; several such
+            stages joined by ``>``; or ``none``.
+        mixed: share of the batches that are mixed by CutMix, after the augmentation.
+        on_epoch: called with the index of each pass that is done.
+    """
+
+    def optimiser(rate: float) -> torch.optim.SGD:
+        return torch.optim.SGD(network.parameters(), lr=rate, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY)
+
+    network.train()
+    sgd, stages = optimiser(lr), augmentation_stages(augmentation)
+    for epoch in range(epochs):
+        for drop in drops:
+            if drop.before == epoch and drop.restart:
+                sgd = optimiser(drop.lr)
+            elif drop.before == epoch:
+                sgd.param_groups[0]["lr"] = drop.lr
+        draws = stream(seed, epoch, "training")
+        for index in torch.randperm(len(labels), generator=draws).split(batch):
+            index = index.to(labels.device)
+            images = images_of(index)
+            for stage in stages:
+                images = augment.apply(images, augment.sample(stage, len(index), draws, shared_op=True))
+            mix = cutmix.sample(len(index), images.shape[-1], mixed, draws) if mixed else None
+            if mix is not None:
+                images = cutmix.apply(images, mix.partner.to(images.device), mix.box.to(images.device))
+            images = images.contiguous(memory_format=torch.channels_last)
+            logits = network(images)
+            loss = F.cross_entropy(logits, labels[index])
+            if mix is not None:
+                other = F.cross_entropy(logits, labels[index[mix.partner.to(index.device)]])
+                loss = mix.share * loss + (1 - mix.share) * other
+            sgd.zero_grad()
+            loss.backward()
+            sgd.step()
+        if on_epoch is not None:
+            on_epoch(epoch)
+    return network
+
+
+@torch.no_grad()
+def accuracy(network: Network, real: RealSet, chunk: int = 0) -> float:
+    """Share of images whose largest logit is their label, in percent; the network is put in evaluation mode.
+
+    Args:
+        network: on the images' device.
+        real: the images to classify.
+        chunk: most images in one forward pass, 0 for the device's default.
+    """
+    network.eval()
+    correct = torch.zeros((), dtype=torch.int64, device=real.device)
+    for index in torch.arange(len(real)).split(2000):
+        images = real.images_of(index).contiguous(memory_format=torch.channels_last)
+        logits = in_chunks(network, images, chunk or default_chunk(real.device))
+        correct += (logits.argmax(1) == real.labels[index.to(real.device)]).sum()
+    return 100 * int(correct) / len(real)
