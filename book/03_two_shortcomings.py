@@ -211,7 +211,7 @@ assert "loss_mean" in result.metrics
 
 # %% tags=["nbval-ignore-output"]
 device = {"device": data.train.device, "compile": config.compute.compile}
-pool = trained_pool(data, preset("iid-dm", dataset, ipc, scale).pool, **device)
+pool = trained_pool(data, preset("iid-dm", dataset, ipc, scale).pool, compute=config.compute)
 seen = compare(pictures, data.train, pool.networks, seed=seed)
 assert set(seen["label"]) == {"real", "random", "dm"}
 seen.groupby("label", sort=False)[["within", "between", "ratio"]].mean().round(2)

@@ -126,7 +126,7 @@ pd.DataFrame(rows).T.rename_axis("d").round(2)
 data = load_dataset(dataset, device=pick_device())
 config = preset("dm-cc", dataset, ipc, scale, {"seed": seed})
 options = {"device": data.train.device, "compile": config.compute.compile}
-pool = trained_pool(data, config.pool, **options)
+pool = trained_pool(data, config.pool, compute=config.compute)
 print("accuracies (%):", *(round(accuracy, 1) for accuracy in pool.accuracies))
 
 # %%

@@ -242,8 +242,7 @@ held_out.groupby("match.cc")["accuracy"].agg(["mean", "std"]).round(1)
 
 # %% tags=["nbval-ignore-output"]
 config = preset("dm-cc", dataset, ipc, scale, {"seed": seed})
-options = {"device": data.train.device, "compile": config.compute.compile}
-pool = trained_pool(data, config.pool, **options)
+pool = trained_pool(data, config.pool, compute=config.compute)
 assert len(pool.networks) == config.pool.count
 
 

@@ -172,7 +172,7 @@ plots.show(grid, f"One image of each class: {finding}.")
 
 # %%
 options = {"device": data.train.device, "compile": config.compute.compile}
-pool = trained_pool(data, config.pool, **options)
+pool = trained_pool(data, config.pool, compute=config.compute)
 assert len(pool.networks) == config.pool.count
 eye = pool.networks[0]
 

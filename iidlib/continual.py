@@ -113,15 +113,7 @@ def learn_in_steps(
         images = torch.cat([one.images for one in memory])
         labels = torch.arange(len(seen), device=images.device).repeat_interleave(config.ipc)
         whole = SyntheticSet(images, labels, known.spec, dict(memory[0].provenance), memory[0].factor)
-        frame = evaluate(
-            whole,
-            known,
-            protocol=config.eval,
-            seed=config.seed,
-            compile=config.compute.compile,
-            tf32=config.compute.precision != "fp32",
-            together=config.compute.together,
-        )
+        frame = evaluate(whole, known, protocol=config.eval, seed=config.seed, compute=config.compute)
         where = {"step": number, "steps": steps, "order": order, "classes": len(seen)}
         frame = frame.assign(**where)[[*where, *frame.columns]]
         rows.append(frame)
@@ -136,7 +128,7 @@ def _remembered(config: RunConfig, dataset: Dataset, folder: Path | None, progre
         return random_real(dataset.train, config.ipc, config.seed, config.syn.factor)
     if config.method in CHOICES:
         one = dataclasses.replace(config.pool, count=1)
-        pool = trained_pool(dataset, one, device=dataset.train.device, compile=config.compute.compile)
+        pool = trained_pool(dataset, one, compute=config.compute)
         return choose(config.method, dataset.train, config.ipc, pool.networks[0])
     begun = folder is not None and (folder / "config.yaml").is_file()
     if folder is not None and begun and RunFolder(folder).finished:

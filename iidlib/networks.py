@@ -380,18 +380,16 @@ def network_for(
     spec: DatasetSpec,
     *,
     width: int,
-    device: torch.device,
-    generator: torch.Generator | None = None,
+    generator: torch.Generator,
     compile: str = "auto",
 ) -> Network:
-    """A network that fits a data set, on a device and made fast there.
+    """A network that fits a dataset, with fresh parameters, made fast on its device.
 
     Args:
         name: as in ``networks.NETWORKS``.
         spec: gives the number of classes, image size and channels.
         width: channels a layer; only ConvNets have the choice.
-        device: where the network goes.
-        generator: draws its parameters, on `device`.
+        generator: draws its parameters, on its device, where the network is built.
         compile: as in ``networks.prepare``.
 
     Raises:
@@ -408,7 +406,7 @@ def network_for(
             width=width if name.startswith("convnet") else None,
             generator=generator,
         )
-        prepare(network.to(device), compile=compile)
+        prepare(network, compile=compile)
     except ValueError as error:
         raise InputError(str(error)) from None
     return network

@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 
 from iidlib import config as configuration
-from iidlib.config import preset
+from iidlib.config import ComputeConfig, preset
 from iidlib.data import load_dataset, shapes, tinyimagenet
 from iidlib.data.folder import parse_folder
 from iidlib.errors import InputError
@@ -108,8 +108,7 @@ _SMALL = shapes(2, 20, 16)
 def _read_pool(folder: Path) -> object:
     from dataclasses import replace
 
-    options = {"device": torch.device("cpu"), "compile": "off"}
-    return trained_pool(_SMALL, replace(_POOL, path=str(folder)), **options)
+    return trained_pool(_SMALL, replace(_POOL, path=str(folder)), compute=ComputeConfig(compile="off"))
 
 
 def _pool(name: str) -> Callable[[Path], Path]:

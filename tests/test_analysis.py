@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 
-from iidlib.config import preset
+from iidlib.config import ComputeConfig, preset
 from iidlib.data import Dataset, shapes
 from iidlib.distillation import distill
 from iidlib.distillation import run as distillation_run
@@ -178,7 +178,7 @@ def test_progress_is_that_of_the_same_run(pictures):
     config = preset("dm", "shapes", 2, "ci", {"iterations": 4, "match.width": 4, "eval.width": 4, "eval.num_eval": 1})
 
     def judge(synthetic: SyntheticSet) -> pd.DataFrame:
-        return evaluate(synthetic, pictures, protocol=config.eval, compile="off")
+        return evaluate(synthetic, pictures, protocol=config.eval, compute=ComputeConfig(compile="off"))
 
     found = distillation_run.progress(config, pictures, judge, points=(0, 2, 4))
     assert found["iteration"].tolist() == [0, 2, 4]

@@ -10,6 +10,7 @@ from iidlib.distillation import METHODS, TERMS, Distillation
 from iidlib.engine import norm_relu_pool
 from iidlib.features import Pool
 from iidlib.networks import frozen, network_for
+from iidlib.rng import stream
 
 SMALL = {
     "match.width": 8, "match.batch_real": 6, "pool.network": "convnet3", "pool.width": 8, "compute.compile": "off",
@@ -38,7 +39,6 @@ def two_networks(config: RunConfig, dataset: Dataset) -> Pool:
                 config.pool.network,
                 dataset.spec,
                 width=config.pool.width,
-                device=torch.device("cpu"),
                 generator=torch.Generator().manual_seed(seed),
                 compile="off",
             )
@@ -91,7 +91,7 @@ def test_loop_updates_its_own_images_as_the_library_does(method: str, dataset: D
 
 
 def test_loop_runs_plain_eager_calls_in_the_default_format(dataset: Dataset) -> None:
-    network = network_for("convnet3", dataset.spec, width=8, device=torch.device("cpu"), compile="off")
+    network = network_for("convnet3", dataset.spec, width=8, generator=stream(0, 0, "x"), compile="off")
     plain = baseline.plain_twin(network)
     assert all(p.is_contiguous() for p in plain.parameters())
     kernels = {module.kernel for module in plain.modules() if hasattr(module, "kernel")}

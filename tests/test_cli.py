@@ -986,7 +986,7 @@ def test_evaluating_random_and_whole(iid: Run, finished: Path) -> None:
 
 def test_whole_set_has_a_protocol_of_its_own(iid: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     passes = []
-    monkeypatch.setattr(evaluation_run, "fit", lambda *given, **named: passes.append(named["epochs"]))
+    monkeypatch.setattr(evaluation_run, "fit", lambda *given, **named: passes.append(given[2].epochs))
     common = ["evaluate", "whole", "--dataset", "shapes", "--scale", "tour", "--num-eval", "1",
               "--set", "compute.compile=off"]  # fmt: skip
     assert iid(*common).status == iid(*common, "--epochs", "70").status == 0

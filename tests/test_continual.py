@@ -8,7 +8,7 @@ import torch
 
 from iidlib import cli, continual
 from iidlib.cli import main
-from iidlib.config import RunConfig, preset
+from iidlib.config import ComputeConfig, RunConfig, preset
 from iidlib.continual import class_order, class_steps, learn_in_steps, of_classes
 from iidlib.data import Dataset, shapes
 from iidlib.distillation import distill
@@ -77,7 +77,7 @@ def test_each_step_distils_its_own_classes_and_tests_on_those_seen(pictures, mon
         for step in range(number):
             alone = distill(config(), of_classes(pictures, order[2 * step : 2 * step + 2])).synthetic
             assert torch.equal(images.images[4 * step : 4 * step + 4], alone.images)
-    again = evaluate(judged[1][0], judged[1][1], protocol=config().eval, compile="off")
+    again = evaluate(judged[1][0], judged[1][1], protocol=config().eval, compute=ComputeConfig(compile="off"))
     assert again["accuracy"].tolist() == found["accuracy"].tolist()[1:]
 
 

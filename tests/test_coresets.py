@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from iidlib.config import preset
+from iidlib.config import ComputeConfig, preset
 from iidlib.data import shapes
 from iidlib.errors import InputError
 from iidlib.evaluation import coresets
@@ -43,9 +43,10 @@ def test_herding_keeps_the_mean_and_k_center_covers() -> None:
 def test_chosen_images_are_real_ones_of_each_class(name: str) -> None:
     data = shapes(3, 12, 16)
     pool = trained_pool(
-        data, preset("dm-cc", "shapes", 2, "ci", {"pool.epochs": 20, "pool.width": 8}).pool,
-        device=data.train.device, compile="off",
-    )  # fmt: skip
+        data,
+        preset("dm-cc", "shapes", 2, "ci", {"pool.epochs": 20, "pool.width": 8}).pool,
+        compute=ComputeConfig(compile="off"),
+    )
     chosen = coresets.choose(name, data.train, 4, pool.networks[0])
     assert chosen.labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4 and chosen.provenance["method"] == name
     real = data.train.images_of(torch.arange(len(data.train)))

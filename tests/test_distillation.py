@@ -21,7 +21,7 @@ from torch import Tensor
 
 from iidlib import evaluate
 from iidlib.augment import OPERATIONS, sample
-from iidlib.config import RunConfig, fingerprint, override, preset
+from iidlib.config import ComputeConfig, RunConfig, fingerprint, override, preset
 from iidlib.data import Dataset, shapes
 from iidlib.distillation import METHODS, TERMS, Distillation, Method, Stopped, Term, distill
 from iidlib.distillation import run as distillation_run
@@ -600,7 +600,7 @@ def test_an_evaluation_in_between_changes_nothing():
     before = torch.get_rng_state()
 
     def judge(iteration: int, synthetic: SyntheticSet) -> None:
-        evaluate(synthetic, pictures(40), protocol=config.eval, seed=iteration, compile="off")
+        evaluate(synthetic, pictures(40), protocol=config.eval, seed=iteration, compute=ComputeConfig(compile="off"))
         torch.rand(iteration + 1)
 
     disturbed = of(config, on_iteration=judge, iterations_to_show=(0, 3))

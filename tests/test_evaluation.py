@@ -13,16 +13,17 @@ from torch import Tensor
 
 from iidlib import presets
 from iidlib.augment import sample
-from iidlib.config import SCALES, Drop, EvalProtocol, override, preset
+from iidlib.config import SCALES, ComputeConfig, Drop, EvalProtocol, override, preset
 from iidlib.data import Dataset, DatasetSpec, RealSet, shapes
 from iidlib.distillation import Distillation
 from iidlib.errors import InputError
-from iidlib.evaluation import evaluate, random_real, summarize
+from iidlib.evaluation import evaluate, evaluated, random_real, summarize
 from iidlib.evaluation import run as evaluation_run
 from iidlib.experiments import paired_gains, paired_interval
 from iidlib.networks import Network, build_network
 from iidlib.rng import stream, stream_seed
 from iidlib.synthetic import SyntheticSet
+from iidlib.training import Training
 from tests import reference, reference_augment
 
 QUICK = EvalProtocol(networks=("convnet2",), width=4, num_eval=2, epochs=4, lr=0.02, batch=8)
@@ -38,7 +39,8 @@ def changed(**changes: object) -> EvalProtocol:
 
 
 def judge(images: SyntheticSet | RealSet, dataset: Dataset, protocol: EvalProtocol = QUICK, **settings) -> pd.DataFrame:
-    return evaluate(images, dataset, protocol=protocol, **{"compile": "off"} | settings)
+    compute = ComputeConfig(compile="off", together=settings.pop("together", 0))
+    return evaluate(images, dataset, protocol=protocol, compute=compute, **settings)
 
 
 @pytest.fixture
@@ -97,21 +99,21 @@ def test_the_idc_familys_protocol_by_name():
 def test_the_protocol_is_what_training_is_given(pictures, monkeypatch):
     asked = []
 
-    def fit(network, images_of, labels, **settings):
-        assert torch.equal(images_of(torch.tensor([2, 0])), chosen.images[[2, 0]])
-        assert torch.equal(labels, chosen.labels)
-        asked.append(settings)
+    def fit(network, examples, training, **settings):
+        assert torch.equal(examples.images_of(torch.tensor([2, 0])), chosen.images[[2, 0]])
+        assert torch.equal(examples.labels, chosen.labels)
+        asked.append((training, settings))
 
     monkeypatch.setattr(evaluation_run, "fit", fit)
     chosen = random_real(pictures.train, 3)
     judge(chosen, pictures, changed(epochs=11, num_eval=2), seed=5)
-    shared = {"epochs": 11, "lr": 0.02, "batch": 8, "drops": (Drop(7, 0.002, restart=True),), "mixed": 0.0}
-    shared["augmentation"] = pictures.spec.augmentation
-    assert asked == [shared | {"seed": stream_seed(5, number, "evaluation of convnet2")} for number in range(2)]
+    training = Training(11, 0.02, 8, (Drop(7, 0.002, restart=True),), pictures.spec.augmentation, cutmix=0.0)
+    seeds = [stream_seed(5, number, "evaluation of convnet2") for number in range(2)]
+    assert asked == [(training, {"seed": seed}) for seed in seeds]
     asked.clear()
     judge(chosen, pictures, changed(augmentation="none", num_eval=1))
     judge(chosen, pictures, changed(augmentation="flip", num_eval=1))
-    assert [settings["augmentation"] for settings in asked] == ["none", "flip"]
+    assert [training.augmentation for training, _ in asked] == ["none", "flip"]
 
 
 def test_a_network_is_trained_as_a_loop_written_by_hand(pictures, networks):
@@ -150,14 +152,21 @@ def test_a_network_is_trained_as_a_loop_written_by_hand(pictures, networks):
 
 
 def test_rows(pictures):
-    heard = []
     chosen = random_real(pictures.train, 3)
-    scores = judge(chosen, pictures, changed(networks=("convnet2", "convnet1")), on_network=heard.append)
+    protocol = changed(networks=("convnet2", "convnet1"))
+    scores = judge(chosen, pictures, protocol)
     assert list(scores) == ["network", "evaluation_seed", "accuracy", "epochs", "images", "seconds"]
     assert scores["network"].tolist() == ["convnet2"] * 2 + ["convnet1"] * 2
     assert scores["evaluation_seed"].tolist() == [0, 1, 0, 1]
     assert set(scores["epochs"]) == {4} and set(scores["images"]) == {12} and (scores["seconds"] > 0).all()
-    assert pd.DataFrame(heard).equals(scores)
+    heard = pd.DataFrame(evaluated(chosen, pictures, protocol=protocol, compute=ComputeConfig(compile="off")))
+    assert heard.drop(columns="seconds").equals(scores.drop(columns="seconds"))
+
+
+def test_rows_come_one_by_one(pictures, networks):
+    chosen = random_real(pictures.train, 3)
+    rows = evaluated(chosen, pictures, protocol=QUICK, compute=ComputeConfig(compile="off"))
+    assert next(rows)["evaluation_seed"] == 0 and len(networks) == 1, "the second network is not trained yet"
 
 
 def test_a_seed_repeats_bit_for_bit(pictures, networks):
@@ -186,9 +195,7 @@ def test_networks_judged_at_once_are_those_judged_one_by_one(pictures, networks,
     protocol = changed(num_eval=3, networks=("convnet2", "convnet3-bn"))
     alone = judge(chosen, pictures, protocol)
     monkeypatch.setattr(evaluation_run, "fit", None)
-    heard = []
-    at_once = judge(chosen, pictures, protocol, together=2, on_network=heard.append)
-    assert pd.DataFrame(heard).equals(at_once)
+    at_once = judge(chosen, pictures, protocol, together=2)
     assert at_once.drop(columns=["accuracy", "seconds"]).equals(alone.drop(columns=["accuracy", "seconds"]))
     assert ((at_once["accuracy"] - alone["accuracy"]).abs() <= 2.5).all()  # two images may sit on the fence
     for mine, other in zip(networks[6:], networks[:6], strict=True):

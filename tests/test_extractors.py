@@ -12,14 +12,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from iidlib.config import PoolConfig
+from iidlib.config import ComputeConfig, PoolConfig
 from iidlib.data import Dataset, shapes
 from iidlib.errors import InputError
 from iidlib.features import Pool, RandomNetworks, pool_fingerprint, pool_members, required_accuracy, trained_pool
 from iidlib.features import pool as features_pool
 from iidlib.networks import NETWORKS, Network, build_network, frozen, network_for
 from iidlib.rng import stream
-from iidlib.training import accuracy
+from iidlib.training import Training, accuracy
 
 CPU = torch.device("cpu")
 SMALL = PoolConfig(network="convnet2", width=6, count=2, epochs=3, lr=0.05, batch=8)
@@ -41,7 +41,8 @@ def config(**changes: object) -> PoolConfig:
 
 
 def train(dataset: Dataset, settings: PoolConfig = SMALL, **arguments: object) -> Pool:
-    return trained_pool(dataset, settings, device=CPU, compile="off", **arguments)
+    compute = ComputeConfig(compile="off", together=arguments.pop("together", 0))
+    return trained_pool(dataset, settings, compute=compute, **arguments)
 
 
 def same(a: Network, b: Network) -> bool:
@@ -112,7 +113,7 @@ def test_frozen_returns_the_network_itself():
 @pytest.mark.parametrize("name", NETWORKS)
 def test_every_network_fits_its_data_set(name):
     spec = shapes(3, 1, 32).spec
-    network = network_for(name, spec, width=4, device=CPU, generator=stream(0, 0, "x"), compile="off")
+    network = network_for(name, spec, width=4, generator=stream(0, 0, "x"), compile="off")
     assert network.eval()(torch.zeros(2, 3, 32, 32)).shape == (2, 3)
     if name.startswith("convnet"):
         assert network.feature_map(torch.zeros(2, 3, 32, 32)).shape[1] == 4
@@ -128,7 +129,7 @@ def test_every_network_fits_its_data_set(name):
 )
 def test_networks_that_do_not_fit_are_input_errors(name, size, compile, message):
     with pytest.raises(InputError, match=message):
-        network_for(name, shapes(2, 1, size).spec, width=4, device=CPU, compile=compile)
+        network_for(name, shapes(2, 1, size).spec, width=4, generator=stream(0, 0, "x"), compile=compile)
 
 
 # Training a pool, keeping it, taking it up again
@@ -168,17 +169,17 @@ def test_training_repeats_bit_for_bit(pictures, cache, monkeypatch):
 def test_training_is_plain_sgd_on_all_training_images_without_augmentation(pictures, cache, monkeypatch):
     asked = {}
 
-    def fit(network, images_of, labels, **settings):
-        asked.update(settings)
-        assert torch.equal(labels, pictures.train.labels)
-        assert torch.equal(images_of(torch.tensor([5])), pictures.train.images_of(torch.tensor([5])))
-        settings["on_epoch"](settings["epochs"] - 1)
+    def fit(network, examples, training, **settings):
+        asked.update(settings, training=training)
+        assert torch.equal(examples.labels, pictures.train.labels)
+        assert torch.equal(examples.images_of(torch.tensor([5])), pictures.train.images_of(torch.tensor([5])))
+        settings["on_epoch"](training.epochs - 1)
 
     monkeypatch.setattr(features_pool, "fit", fit)
     monkeypatch.setattr(features_pool, "accuracy", lambda network, real: 99.0 if real is pictures.test else 0.0)
     assert train(pictures, config(seed=4, count=1)).accuracies == [99.0]
     asked.pop("on_epoch")
-    assert asked == {"epochs": 3, "lr": 0.05, "batch": 8, "seed": 4}
+    assert asked == {"training": Training(epochs=3, lr=0.05, batch=8), "seed": 4}
 
 
 def test_the_first_networks_of_a_larger_pool_are_those_of_a_smaller_one(pictures, cache, monkeypatch):

@@ -25,9 +25,7 @@ def pictures() -> Dataset:
 
 def queue(seed: int = 0, double: bool = False, width: int = 4, device: str = "cpu", **changes: object) -> NetworkQueue:
     def build(generator: torch.Generator):
-        network = network_for(
-            "convnet2", pictures().spec, width=width, device=torch.device(device), generator=generator, compile="off"
-        )
+        network = network_for("convnet2", pictures().spec, width=width, generator=generator, compile="off")
         return network.double() if double else network
 
     made = NetworkQueue(build, pictures().train.to(device), QueueConfig(**SMALL | changes), seed)

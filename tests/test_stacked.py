@@ -12,7 +12,7 @@ from iidlib.config import Drop
 from iidlib.engine import compiler_available
 from iidlib.networks import NETWORKS, Network, build_network, prepare
 from iidlib.rng import stream
-from iidlib.training import ensemble, fit, fit_together
+from iidlib.training import Examples, Training, ensemble, fit, fit_together
 
 COUNT, CLASSES = 10, 3
 EVERYTHING = "_".join(OPERATIONS)
@@ -35,16 +35,16 @@ def images(count: int = COUNT, size: int = 16, dtype: torch.dtype = torch.float6
 def together(
     networks: list[Network], pictures: Tensor, labels: Tensor, at_once: bool, **changes: object
 ) -> list[Network]:
-    settings = {"epochs": 6, "lr": 0.05, "batch": 4, "seeds": range(3, 3 + len(networks))} | changes
-    return fit_together(networks, lambda index: pictures[index], labels, at_once=at_once, **settings)
+    settings = {"epochs": 6, "lr": 0.05, "batch": 4, "seeds": range(3, 3 + len(networks)), "on_epoch": None} | changes
+    seeds, on_epoch = settings.pop("seeds"), settings.pop("on_epoch")
+    examples = Examples(lambda index: pictures[index], labels)
+    return ensemble._Stack(networks, examples, Training(**settings), at_once).fit(seeds, on_epoch)
 
 
 def one_by_one(networks: list[Network], pictures: Tensor, labels: Tensor, **changes: object) -> list[Network]:
     settings = {"epochs": 6, "lr": 0.05, "batch": 4} | changes
-    return [
-        fit(own, lambda index: pictures[index], labels, seed=3 + number, **settings)
-        for number, own in enumerate(networks)
-    ]
+    examples, training = Examples(lambda index: pictures[index], labels), Training(**settings)
+    return [fit(own, examples, training, seed=3 + number) for number, own in enumerate(networks)]
 
 
 def drop_at(after: int | None) -> tuple[Drop, ...]:
@@ -80,10 +80,10 @@ def test_the_idc_familys_training_together_is_that_alone(at_once):
     """Stages of augmentation, CutMix drawn for each network, rates that fall and leave the momentum as it is."""
     start = [network(number) for number in range(3)]
     drops = (Drop(3, 0.01), Drop(5, 0.002))
-    settings = {"drops": drops, "augmentation": "flip>color>crop_scale_rotate", "mixed": 0.5}
+    settings = {"drops": drops, "augmentation": "flip>color>crop_scale_rotate", "cutmix": 0.5}
     found = together(copy.deepcopy(start), *images(), at_once, **settings)
     expected = one_by_one(copy.deepcopy(start), *images(), **settings)
-    plain = one_by_one(copy.deepcopy(start), *images(), **settings | {"mixed": 0.0})
+    plain = one_by_one(copy.deepcopy(start), *images(), **settings | {"cutmix": 0.0})
     for own, alone, unmixed in zip(found, expected, plain, strict=True):
         assert difference(own, alone) < 1e-10 and difference(unmixed, alone) > 1e-2
 
@@ -156,7 +156,8 @@ def test_a_batch_larger_than_the_set_is_the_set():
 )
 def test_what_cannot_train_together_is_refused(networks, seeds, message):
     with pytest.raises(ValueError, match=message):
-        fit_together(networks, lambda index: images()[0][index], images()[1], epochs=1, lr=0.1, batch=4, seeds=seeds)
+        examples = Examples(lambda index: images()[0][index], images()[1])
+        fit_together(networks, examples, Training(epochs=1, lr=0.1, batch=4), seeds=seeds)
 
 
 # Recording, with stand-ins for what needs a GPU
@@ -190,8 +191,10 @@ def recording(monkeypatch, *, broken=(), wrong=(), faster=True) -> tuple[list[Ne
     monkeypatch.setattr(ensemble._Stack, "_recorded", recorded)
     monkeypatch.setattr(ensemble._Stack, "_timed", lambda self, graph: 1.0 if graph.at_once == faster else 2.0)
     pictures, labels = images()
-    settings = {"epochs": 3, "lr": 0.05, "batch": 4, "seeds": [3, 4], "augmentation": EVERYTHING, "drops": drop_at(1)}
-    found = fit_together([network(0), network(1)], lambda index: pictures[index], labels, **settings)
+    training = Training(epochs=3, lr=0.05, batch=4, augmentation=EVERYTHING, drops=drop_at(1))
+    found = fit_together(
+        [network(0), network(1)], Examples(lambda index: pictures[index], labels), training, seeds=[3, 4]
+    )
     return found, [None if batch.graph is None else batch.graph.at_once for batch in batches]
 
 

@@ -13,7 +13,7 @@ from iidlib.data import RealSet, shapes
 from iidlib.errors import InputError
 from iidlib.networks import Network, build_network
 from iidlib.rng import stream
-from iidlib.training import accuracy, cutmix, fit, resolve_augmentation
+from iidlib.training import Examples, Training, accuracy, cutmix, fit, resolve_augmentation
 from iidlib.training.loop import MOMENTUM, WEIGHT_DECAY
 from tests import reference, reference_augment
 
@@ -63,7 +63,8 @@ def by_hand(
 def trained(**changes: object) -> Network:
     pictures, labels = images()
     settings = {"epochs": 6, "lr": 0.05, "batch": 4, "seed": 3} | changes
-    return fit(network().double(), lambda index: pictures[index], labels, **settings)
+    seed = settings.pop("seed")
+    return fit(network().double(), Examples(lambda index: pictures[index], labels), Training(**settings), seed=seed)
 
 
 def drop_at(after: int | None) -> tuple[Drop, ...]:
@@ -101,7 +102,7 @@ def test_the_idc_familys_training_is_the_loop_written_by_hand():
         (5, 0.002, False),
     ]
     stages = ("flip", "color", "crop_scale_rotate")
-    found = trained(drops=protocol.drops, augmentation=">".join(stages), mixed=0.5)
+    found = trained(drops=protocol.drops, augmentation=">".join(stages), cutmix=0.5)
 
     pictures, labels = images()
     expected, mixed = network().double(), []
@@ -139,15 +140,8 @@ def test_constants_are_the_protocols():
 def test_every_pass_takes_every_image_once_in_a_new_order_and_keeps_the_last_smaller_batch():
     pictures, labels = images()
     seen: list[Tensor] = []
-    fit(
-        network().double(),
-        lambda index: seen.append(index) or pictures[index],
-        labels,
-        epochs=2,
-        lr=0.01,
-        batch=4,
-        seed=0,
-    )
+    examples = Examples(lambda index: seen.append(index) or pictures[index], labels)
+    fit(network().double(), examples, Training(epochs=2, lr=0.01, batch=4), seed=0)
     assert [len(index) for index in seen] == [4, 4, 2, 4, 4, 2]
     first, second = torch.cat(seen[:3]), torch.cat(seen[3:])
     assert sorted(first.tolist()) == sorted(second.tolist()) == list(range(COUNT))
@@ -163,12 +157,13 @@ def test_augmentation_is_one_operation_a_batch_with_parameters_for_each_image():
     batches: list[Tensor] = []
     net = network()
     net.register_forward_pre_hook(lambda module, inputs: batches.append(inputs[0].clone()))
-    fit(net, lambda index: pictures[index], images()[1], epochs=3, lr=0.01, batch=5, seed=0, augmentation="color")
+    examples = Examples(lambda index: pictures[index], images()[1])
+    fit(net, examples, Training(epochs=3, lr=0.01, batch=5, augmentation="color"), seed=0)
     assert len(batches) == 6
     for batch in batches:
         assert len({float(image.mean()) for image in batch}) == 5
     batches.clear()
-    fit(net, lambda index: pictures[index], images()[1], epochs=1, lr=0.01, batch=5, seed=0)
+    fit(net, examples, Training(epochs=1, lr=0.01, batch=5), seed=0)
     assert all(torch.equal(batch, torch.ones(5, 3, 16, 16)) for batch in batches)
 
 
@@ -185,8 +180,8 @@ def test_passes_are_reported_and_the_network_comes_back_in_training_mode():
     passes: list[int] = []
     pictures, labels = images()
     net = network().double().eval()
-    arguments = {"epochs": 3, "lr": 0.01, "batch": 4, "seed": 0, "on_epoch": passes.append}
-    assert fit(net, lambda index: pictures[index], labels, **arguments) is net
+    examples, training = Examples(lambda index: pictures[index], labels), Training(epochs=3, lr=0.01, batch=4)
+    assert fit(net, examples, training, seed=0, on_epoch=passes.append) is net
     assert passes == [0, 1, 2] and net.training
 
 

@@ -82,7 +82,6 @@ def random_pool(config: RunConfig, spec: DatasetSpec, device: torch.device) -> P
         config.pool.network,
         spec,
         width=config.pool.width,
-        device=device,
         generator=stream(config.pool.seed, 0, "random pool", device),
         compile=config.compute.compile,
     )

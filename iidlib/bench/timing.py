@@ -22,7 +22,7 @@ from iidlib.engine import peak_memory_mib, precision, reset_peak_memory
 from iidlib.evaluation import random_real
 from iidlib.networks import Network, network_for
 from iidlib.rng import stream
-from iidlib.training import fit
+from iidlib.training import Examples, Training, fit
 
 __all__ = [
     "GRADIENT_TOLERANCE",
@@ -235,25 +235,18 @@ def compare_training(
         protocol.networks[0],
         dataset.spec,
         width=protocol.width,
-        device=device,
         generator=stream(config.seed, 0, "network", device),
         compile=config.compute.compile,
     )
     start = _weights(network)
     loop = PlainTraining(network, images, chosen.labels, protocol, strategy)
 
+    examples = Examples(lambda index: images[index], chosen.labels)
+    training = Training(epochs=1, lr=protocol.lr, batch=protocol.batch, augmentation=strategy)
+
     def engine(seed: int) -> None:
         with precision(device, ours):
-            fit(
-                network,
-                lambda index: images[index],
-                chosen.labels,
-                epochs=1,
-                lr=protocol.lr,
-                batch=protocol.batch,
-                seed=seed,
-                augmentation=strategy,
-            )
+            fit(network, examples, training, seed=seed)
         done()
 
     def plain(seed: int) -> None:

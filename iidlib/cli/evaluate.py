@@ -108,7 +108,7 @@ def evaluate(
         if path in CHOICES:
             # features of a network trained on the whole set, another one for each seed
             one = dataclasses.replace(config.pool, count=1, seed=config.pool.seed + own_seed)
-            pool = trained_pool(loaded, one, device=loaded.train.device, compile=config.compute.compile)
+            pool = trained_pool(loaded, one, compute=config.compute)
             images = choose(path, loaded.train, size, pool.networks[0])
             facts["pool_accuracies"] = f"{pool.accuracies[0]:.2f}"
         elif synthetic is None and path != "whole":

@@ -42,14 +42,7 @@ def experts(
     out.mkdir(parents=True, exist_ok=True)
     try:
         with keeping(out, given_command(ctx)), pool_bar(config, sys.stderr.isatty()) as on_epoch:
-            pool = trained_pool(
-                loaded,
-                config.pool,
-                device=loaded.train.device,
-                compile=config.compute.compile,
-                together=config.compute.together,
-                on_epoch=on_epoch,
-            )
+            pool = trained_pool(loaded, config.pool, compute=config.compute, on_epoch=on_epoch)
     finally:
         with contextlib.suppress(OSError):
             out.rmdir()  # goes only while nothing is in it

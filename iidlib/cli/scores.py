@@ -43,31 +43,23 @@ def scored(
     facts: Mapping[str, Any],
 ) -> "pd.DataFrame":
     """Evaluates a set: a row of results for each network."""
+    import pandas as pd
     from tqdm import tqdm
 
     from iidlib.engine import device_name, peak_memory_mib
-    from iidlib.evaluation import evaluate
+    from iidlib.evaluation import evaluated
     from iidlib.experiments import protocol_text
     from iidlib.experiments.results import RESULT_COLUMNS
 
     protocol, device = config.eval, dataset.train.device
     total = len(protocol.networks) * protocol.num_eval
     with tqdm(total=total, desc=f"evaluating {label}", unit="network", disable=not sys.stderr.isatty()) as bar:
-
-        def show(row: dict[str, object]) -> None:
+        found = []
+        for row in evaluated(images, dataset, protocol=protocol, seed=networks_seed, compute=config.compute):
+            found.append(row)
             bar.set_postfix_str(f"{row['network']} {row['accuracy']:.1f} %")
             bar.update()
-
-        scores = evaluate(
-            images,
-            dataset,
-            protocol=protocol,
-            seed=networks_seed,
-            compile=config.compute.compile,
-            tf32=config.compute.precision != "fp32",
-            together=config.compute.together,
-            on_network=show,
-        )
+    scores = pd.DataFrame(found)
     same: dict[str, Any] = {
         "dataset": config.dataset,
         "method": label,

@@ -45,7 +45,6 @@ def _network_queue(config: RunConfig, dataset: Dataset, device: torch.device) ->
             match.network,
             dataset.spec,
             width=match.width,
-            device=device,
             generator=generator,
             compile=config.compute.compile,
         )

@@ -92,14 +92,7 @@ class Distillation:
             on_epoch: called with the network's number and the pass that is done.
         """
         if any(term.needs_pool for term in self.terms.values()):
-            self.pool = trained_pool(
-                self._dataset,
-                self.config.pool,
-                device=self.real.device,
-                compile=self.config.compute.compile,
-                together=self.config.compute.together,
-                on_epoch=on_epoch,
-            )
+            self.pool = trained_pool(self._dataset, self.config.pool, compute=self.config.compute, on_epoch=on_epoch)
 
     def record(self) -> None:
         """Records the step as a CUDA graph where the settings ask for it and it can be had."""

@@ -2,9 +2,9 @@
 
 from iidlib.evaluation.coresets import choose, herding, k_center, random_real
 from iidlib.evaluation.measures import class_maps, compare, covariance_gap, mmd, project, spread
-from iidlib.evaluation.run import evaluate, summarize
+from iidlib.evaluation.run import evaluate, evaluated, summarize
 
 __all__ = [
-    "choose", "class_maps", "compare", "covariance_gap", "evaluate", "herding", "k_center", "mmd", "project",
-    "random_real", "spread", "summarize",
+    "choose", "class_maps", "compare", "covariance_gap", "evaluate", "evaluated", "herding", "k_center", "mmd",
+    "project", "random_real", "spread", "summarize",
 ]  # fmt: skip

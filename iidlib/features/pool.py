@@ -15,14 +15,14 @@ from safetensors.torch import load as from_bytes
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
-from iidlib.config import PoolConfig
+from iidlib.config import ComputeConfig, PoolConfig
 from iidlib.data import Dataset
 from iidlib.engine import default_together
 from iidlib.errors import InputError
 from iidlib.files import atomic_write, cache_dir, user_path
 from iidlib.networks import Network, frozen, network_for
 from iidlib.rng import stream
-from iidlib.training import accuracy, fit, fit_together
+from iidlib.training import Examples, Training, accuracy, fit, fit_together
 
 __all__ = ["Pool", "pool_fingerprint", "pool_members", "required_accuracy", "trained_pool"]
 
@@ -75,9 +75,7 @@ def trained_pool(
     dataset: Dataset,
     config: PoolConfig,
     *,
-    device: torch.device,
-    compile: str = "auto",
-    together: int = 0,
+    compute: ComputeConfig | None = None,
     on_epoch: Callable[[int, int], None] | None = None,
 ) -> Pool:
     """The pool that the settings ask for: loaded where it was kept, trained and kept where not.
@@ -90,17 +88,16 @@ def trained_pool(
     from an untrained one.
 
     Args:
-        dataset: what the networks learn.
+        dataset: what the networks learn, on the device where they are trained and kept.
         config: architecture, number, epochs; ``config.path`` names a folder, else the cache is used.
-        device: where the networks are trained and kept.
-        compile: as in ``networks.prepare``.
-        together: networks trained at once, 0 for the device's default.
+        compute: how the hardware is used (``compile``, ``together``).
         on_epoch: called with the network's number and the pass that is done.
 
     Raises:
         InputError: for an unknown network, a network that is no better than twice chance (an untrained pool), a damaged
             file, or a folder that holds a pool of other data or settings.
     """
+    compute, device = compute or ComputeConfig(), dataset.train.device
     fingerprint = pool_fingerprint(dataset, config)
     folder = user_path(config.path) if config.path else cache_dir() / "pools" / fingerprint
     known = _read_facts(folder, fingerprint, explicit=bool(config.path))
@@ -110,25 +107,24 @@ def trained_pool(
             config.network,
             dataset.spec,
             width=config.width,
-            device=device,
             generator=stream(config.seed, number, "pool network", device),
-            compile=compile,
+            compile=compute.compile,
         )
 
     members = {(number, passes): _file_name(config, number, passes) for number, passes in pool_members(config)}
     missing = sorted({number for (number, _), name in members.items() if name not in known})
     if missing:
         log.info("training %d %s for class centralization", len(missing), config.network)
-    together = together or default_together(device)
+    together = compute.together or default_together(device)
     for first in range(0, len(missing), together):
-        numbers = missing[first : first + together]
-        fresh = [build(number) for number in numbers]
-        for (number, passes), weights in _train(fresh, dataset, config, numbers, together, on_epoch).items():
+        fresh = {number: build(number) for number in missing[first : first + together]}
+        for (number, passes), weights in _train(fresh, dataset, config, together, on_epoch).items():
             network, name = build(number), members[number, passes]
             network.load_state_dict(weights)
             known[name] = accuracy(network, dataset.test)
             _check_trained(config, dataset, number, passes, known[name])
-            _keep(folder, name, weights, config, fingerprint, known)
+            facts = {"fingerprint": fingerprint, "network": config.network, "accuracies": known}
+            _keep(folder, name, weights, facts)
             after = "" if passes == config.epochs else f" after {passes} of {config.epochs} passes"
             log.info("network %d of %d%s: %.1f %% on held-out images", number + 1, config.count, after, known[name])
     networks, digest = [], sha256()
@@ -149,10 +145,9 @@ def _file_name(config: PoolConfig, number: int, passes: int) -> str:
 
 
 def _train(
-    networks: list[Network],
+    networks: Mapping[int, Network],
     dataset: Dataset,
     config: PoolConfig,
-    numbers: list[int],
     together: int,
     on_epoch: Callable[[int, int], None] | None,
 ) -> dict[tuple[int, int], dict[str, Tensor]]:
@@ -160,18 +155,19 @@ def _train(
     kept: dict[tuple[int, int], dict[str, Tensor]] = {}
 
     def done(epoch: int) -> None:
-        for number, network in zip(numbers, networks, strict=True):
+        for number, network in networks.items():
             if epoch + 1 in _passes_kept(config):
                 kept[number, epoch + 1] = _rounded(network.state_dict(), config.stored)
             if on_epoch is not None:
                 on_epoch(number, epoch)
 
-    train, seeds = dataset.train, [config.seed + number for number in numbers]
-    settings: dict[str, Any] = {"epochs": config.epochs, "lr": config.lr, "batch": config.batch, "on_epoch": done}
+    examples, seeds = Examples(dataset.train.images_of, dataset.train.labels), [config.seed + n for n in networks]
+    training = Training(config.epochs, config.lr, config.batch)
     if together == 1:
-        fit(networks[0], train.images_of, train.labels, seed=seeds[0], **settings)
+        (network,) = networks.values()
+        fit(network, examples, training, seed=seeds[0], on_epoch=done)
     else:
-        fit_together(networks, train.images_of, train.labels, seeds=seeds, **settings)
+        fit_together(list(networks.values()), examples, training, seeds=seeds, on_epoch=done)
     return dict(sorted(kept.items()))
 
 
@@ -218,20 +214,12 @@ def _read_facts(folder: Path, fingerprint: str, *, explicit: bool) -> dict[str, 
     return accuracies
 
 
-def _keep(
-    folder: Path,
-    name: str,
-    weights: Mapping[str, Tensor],
-    config: PoolConfig,
-    fingerprint: str,
-    accuracies: dict[str, float],
-) -> None:
-    """Writes a member, then the list that says it is there."""
+def _keep(folder: Path, name: str, weights: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+    """Writes a member, then ``pool.json``, which says that it is there."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         contiguous = {key: tensor.contiguous() for key, tensor in weights.items()}
         atomic_write(folder / f"{name}.safetensors", to_bytes(contiguous))
-        facts = {"fingerprint": fingerprint, "network": config.network, "accuracies": accuracies}
         atomic_write(folder / "pool.json", json.dumps(facts, indent=2) + "\n")
     except OSError as error:
         raise InputError(

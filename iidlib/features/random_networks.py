@@ -21,7 +21,7 @@ class RandomNetworks(NetworkSource):
     ) -> None:
         # the generator spares the global random state; the weights that it draws are never used
         generator = stream(seed, 0, "network", device)
-        network = network_for(name, spec, width=width, device=device, generator=generator, compile=compile)
+        network = network_for(name, spec, width=width, generator=generator, compile=compile)
         self._network = frozen(network)
         self._seed, self._device = seed, device
 

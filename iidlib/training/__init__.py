@@ -1,6 +1,6 @@
-"""Networks trained on labelled images; ``ensemble`` is the same many at once and may be skipped."""
+"""Networks trained on labelled images; ``ensemble`` is the same for many at once and may be skipped."""
 
 from iidlib.training.ensemble import fit_together
-from iidlib.training.loop import accuracy, augmentation_stages, fit, resolve_augmentation
+from iidlib.training.loop import Examples, Training, accuracy, augmentation_stages, fit, resolve_augmentation
 
-__all__ = ["accuracy", "augmentation_stages", "fit", "fit_together", "resolve_augmentation"]
+__all__ = ["Examples", "Training", "accuracy", "augmentation_stages", "fit", "fit_together", "resolve_augmentation"]

@@ -1,4 +1,4 @@
-"""Many networks of one architecture trained together, each as `loop.fit` would train it by itself.
+"""Many networks of one architecture trained together, each as `training.fit` would train it by itself.
 
 A small network on a small set leaves a GPU idle: its kernels take microseconds, and launching them from Python takes
 longer. Here the weights of K networks lie in stacked tensors [K, ...], each network has its own orders and
@@ -13,7 +13,7 @@ both are recorded and timed on the first batch, and the faster one stays. Where 
 do what plain calls do, networks take their turns without one: slower, and the same values.
 
 On a CPU, where launching costs nothing beside the arithmetic, training one network after the other with the kernels of
-`networks.prepare` is faster than either form; both run there all the same, and are tested against `loop.fit`.
+`networks.prepare` is faster than either form; both run there all the same, and are tested against `training.fit`.
 """
 
 import copy
@@ -26,12 +26,11 @@ from torch import Tensor
 from torch.func import functional_call, vmap
 
 from iidlib import augment
-from iidlib.config import Drop
 from iidlib.engine import norm_relu_pool
 from iidlib.networks import Network
 from iidlib.rng import stream
 from iidlib.training import cutmix
-from iidlib.training.loop import MOMENTUM, WEIGHT_DECAY, augmentation_stages
+from iidlib.training.loop import MOMENTUM, WEIGHT_DECAY, Examples, Training, augmentation_stages
 
 __all__ = ["fit_together"]
 
@@ -50,34 +49,20 @@ log = logging.getLogger("iidlib")
 
 def fit_together(
     networks: Sequence[Network],
-    images_of: Callable[[Tensor], Tensor],
-    labels: Tensor,
+    examples: Examples,
+    training: Training,
     *,
-    epochs: int,
-    lr: float,
-    batch: int,
     seeds: Sequence[int],
-    drops: Sequence[Drop] = (),
-    augmentation: str = "none",
-    mixed: float = 0.0,
     on_epoch: Callable[[int], None] | None = None,
-    at_once: bool | None = None,
 ) -> list[Network]:
     """Trains networks in place; the k-th as ``fit(networks[k], ..., seed=seeds[k])`` would, up to rounding.
 
     Args:
         networks: K of one architecture and shape, on the labels' device; in training mode afterwards.
-        images_of: as in `loop.fit`; gets the indices of all networks in one call, and must not wait for the device.
-        labels: int64 [N].
-        epochs: passes over the images.
-        lr: learning rate.
-        batch: images a step and network.
+        examples: as in `training.fit`; gets the indices of all networks in one call, and must not wait for the device.
+        training: as in `training.fit`.
         seeds: of each network's orders and augmentation.
-        drops: as in `loop.fit`.
-        augmentation: as in `loop.fit`.
-        mixed: as in `loop.fit`.
-        on_epoch: called with the index of each pass that is done, when the networks hold its weights.
-        at_once: the form of a step, see the module; None measures it on CUDA, and is *in turn* elsewhere.
+        on_epoch: called with the index of each epoch that is done, when the networks hold its weights.
 
     Returns:
         The networks.
@@ -85,22 +70,7 @@ def fit_together(
     Raises:
         ValueError: if there are not as many seeds as networks, or none, or the networks are not alike.
     """
-    training = _Stack(networks, images_of, labels, lr, augmentation, mixed, at_once)
-    if len(seeds) != len(networks):
-        raise ValueError(f"every network has its seed, got {len(networks)} networks and {len(seeds)} seeds")
-    for epoch in range(epochs):
-        for drop in drops:
-            if drop.before == epoch:
-                training.begin(drop.lr, restart=drop.restart)
-        draws = [stream(seed, epoch, "training") for seed in seeds]
-        orders = torch.stack([torch.randperm(len(labels), generator=own) for own in draws])
-        for index in orders.split(batch, dim=1):
-            training.step(index, draws)
-        if on_epoch is not None:
-            training.write_back()
-            on_epoch(epoch)
-    training.write_back()
-    return list(networks)
+    return _Stack(networks, examples, training).fit(seeds, on_epoch)
 
 
 class _Batch:
@@ -129,13 +99,21 @@ class _Stack:
     def __init__(
         self,
         networks: Sequence[Network],
-        images_of: Callable[[Tensor], Tensor],
-        labels: Tensor,
-        lr: float,
-        augmentation: str,
-        mixed: float,
-        at_once: bool | None,
+        examples: Examples,
+        training: Training,
+        at_once: bool | None = None,
     ) -> None:
+        """Stacks the weights of networks that are alike.
+
+        Args:
+            networks: K of one architecture and shape.
+            examples: what they learn.
+            training: how.
+            at_once: the form of a step, see the module; None measures it on CUDA, and is *in turn* elsewhere.
+
+        Raises:
+            ValueError: if there are no networks, or they are not alike.
+        """
         if not networks:
             raise ValueError("no networks to train")
         shapes = [{name: tensor.shape for name, tensor in network.state_dict().items()} for network in networks]
@@ -152,16 +130,36 @@ class _Stack:
             name: _stacked([dict(network.named_buffers())[name] for network in networks])
             for name, _ in networks[0].named_buffers()
         }
-        self._images_of, self._labels, self._device = images_of, labels, labels.device
-        self._stages = [augment.parse_strategy(stage) for stage in augmentation_stages(augmentation)]
-        self._mixed, self._side = mixed, networks[0].image_size
+        self._images_of, self._labels, self._device = examples.images_of, examples.labels, examples.labels.device
+        self._training = training
+        self._stages = [augment.parse_strategy(stage) for stage in augmentation_stages(training.augmentation)]
+        self._mixed, self._side = training.cutmix, networks[0].image_size
         self._at_once = at_once
         self._batches: dict[int, _Batch] = {}
         weights = list(self._parameters.values())
         self._velocity = [torch.zeros_like(weight) for weight in weights]
         # a tensor, so that a recorded step reads the rate of the day
         self._rate = torch.zeros((), dtype=weights[0].dtype, device=self._device)
-        self.begin(lr)
+        self.begin(training.lr)
+
+    def fit(self, seeds: Sequence[int], on_epoch: Callable[[int], None] | None = None) -> list[Network]:
+        """Trains the networks from the first epoch to the last; see `fit_together`."""
+        training = self._training
+        if len(seeds) != len(self._networks):
+            raise ValueError(f"every network has its seed, got {len(self._networks)} networks and {len(seeds)} seeds")
+        for epoch in range(training.epochs):
+            for drop in training.drops:
+                if drop.before == epoch:
+                    self.begin(drop.lr, restart=drop.restart)
+            draws = [stream(seed, epoch, "training") for seed in seeds]
+            orders = torch.stack([torch.randperm(len(self._labels), generator=own) for own in draws])
+            for index in orders.split(training.batch, dim=1):
+                self.step(index, draws)
+            if on_epoch is not None:
+                self.write_back()
+                on_epoch(epoch)
+        self.write_back()
+        return self._networks
 
     def begin(self, lr: float, *, restart: bool = True) -> None:
         """Goes on at a rate; with `restart` as a new optimiser, whose momentum starts from nothing."""

@@ -1,6 +1,7 @@
 """Training one network on labelled images, and its accuracy: what pools and evaluation share."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -15,13 +16,54 @@ from iidlib.networks import Network
 from iidlib.rng import stream
 from iidlib.training import cutmix
 
-__all__ = ["MOMENTUM", "WEIGHT_DECAY", "accuracy", "augmentation_stages", "fit", "resolve_augmentation"]
+__all__ = [
+    "MOMENTUM",
+    "WEIGHT_DECAY",
+    "Examples",
+    "Training",
+    "accuracy",
+    "augmentation_stages",
+    "fit",
+    "resolve_augmentation",
+]
 
 MOMENTUM = 0.9
 """Of every SGD that trains a network."""
 
 WEIGHT_DECAY = 5e-4
 """Of every SGD that trains a network."""
+
+
+@dataclass(frozen=True, eq=False)
+class Examples:
+    """Labelled images to learn from, looked up where they are used.
+
+    Attributes:
+        images_of: gives normalised images [b, K, H, H] for indices [b] into the labels, on the labels' device.
+        labels: int64 [N].
+    """
+
+    images_of: Callable[[Tensor], Tensor]
+    labels: Tensor
+
+
+@dataclass(frozen=True)
+class Training:
+    """How a network is trained: SGD with momentum 0.9 and weight decay 5e-4 on the cross-entropy."""
+
+    epochs: int
+    """Passes over the images, each in a new random order; the last, smaller batch of an epoch is kept."""
+    lr: float
+    """Learning rate, until the first drop."""
+    batch: int
+    """Images per step and network."""
+    drops: tuple[Drop, ...] = ()
+    """Before which epochs the rate changes; with ``restart`` by a new optimiser, as in the official protocol."""
+    augmentation: str = "none"
+    """DSA operations joined by ``_``, one drawn per batch with parameters for each image; several such stages joined by
+    ``>``; or ``none``."""
+    cutmix: float = 0.0
+    """Share of the batches that are mixed by CutMix, after the augmentation."""
 
 
 def resolve_augmentation(setting: str, dataset_default: str) -> str:
@@ -51,53 +93,47 @@ def augmentation_stages(strategy: str) -> tuple[str, ...]:
 
 def fit(
     network: Network,
-    images_of: Callable[[Tensor], Tensor],
-    labels: Tensor,
+    examples: Examples,
+    training: Training,
     *,
-    epochs: int,
-    lr: float,
-    batch: int,
     seed: int,
-    drops: Sequence[Drop] = (),
-    augmentation: str = "none",
-    mixed: float = 0.0,
     on_epoch: Callable[[int], None] | None = None,
 ) -> Network:
-    """Trains a network in place with SGD (momentum 0.9, weight decay 5e-4) and cross-entropy.
+    """Trains a network in place.
 
     Args:
         network: in training mode afterwards; on the labels' device.
-        images_of: gives normalised images [b, K, H, H] for indices [b] into the labels, on the labels' device.
-        labels: int64 [N].
-        epochs: passes over the images, each in a new random order; the last, smaller batch is kept.
-        lr: learning rate.
-        batch: images a step.
+        examples: what it learns.
+        training: how.
         seed: of the orders and the augmentation.
-        drops: before which passes the rate changes; with ``restart`` by a new optimiser, as in the official protocol.
-        augmentation: DSA operations joined by ``_``, one drawn a batch with parameters for each image; several such
-            stages joined by ``>``; or ``none``.
-        mixed: share of the batches that are mixed by CutMix, after the augmentation.
-        on_epoch: called with the index of each pass that is done.
+        on_epoch: called with the index of each epoch that is done.
+
+    Returns:
+        The network.
+
+    Raises:
+        InputError: for an unknown operation of the augmentation.
     """
+    labels = examples.labels
 
     def optimiser(rate: float) -> torch.optim.SGD:
         return torch.optim.SGD(network.parameters(), lr=rate, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY)
 
     network.train()
-    sgd, stages = optimiser(lr), augmentation_stages(augmentation)
-    for epoch in range(epochs):
-        for drop in drops:
+    sgd, stages = optimiser(training.lr), augmentation_stages(training.augmentation)
+    for epoch in range(training.epochs):
+        for drop in training.drops:
             if drop.before == epoch and drop.restart:
                 sgd = optimiser(drop.lr)
             elif drop.before == epoch:
                 sgd.param_groups[0]["lr"] = drop.lr
         draws = stream(seed, epoch, "training")
-        for index in torch.randperm(len(labels), generator=draws).split(batch):
+        for index in torch.randperm(len(labels), generator=draws).split(training.batch):
             index = index.to(labels.device)
-            images = images_of(index)
+            images = examples.images_of(index)
             for stage in stages:
                 images = augment.apply(images, augment.sample(stage, len(index), draws, shared_op=True))
-            mix = cutmix.sample(len(index), images.shape[-1], mixed, draws) if mixed else None
+            mix = cutmix.sample(len(index), images.shape[-1], training.cutmix, draws) if training.cutmix else None
             if mix is not None:
                 images = cutmix.apply(images, mix.partner.to(images.device), mix.box.to(images.device))
             images = images.contiguous(memory_format=torch.channels_last)
