@@ -29,7 +29,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from iidlib.data import DatasetSpec
-from iidlib.engine import FusedBlock, compiler_available, fused, norm_relu_pool
+from iidlib.engine import FusedBlock, compiler_available, fused, kernels, norm_relu_pool
 from iidlib.engine.device import keep_freed_memory
 from iidlib.engine.fused import compiled_norm_relu_pool
 from iidlib.errors import InputError, suggest
@@ -354,10 +354,15 @@ def prepare(network: nn.Module, *, compile: str = "auto") -> nn.Module:
         The same network; its values change only by rounding.
 
     Raises:
-        ValueError: for an unknown setting, or ``"on"`` without a compiler.
+        ValueError: for an unknown setting, or ``"on"`` without a compiler or a folder for what it makes.
     """
     if compile not in ("auto", "on", "off"):
         raise ValueError(f"compute.compile must be auto, on or off, got {compile!r}")
+    if compile == "on" and kernels.refusal():
+        raise ValueError(
+            f"compute.compile is on, but {kernels.refusal()}; set IID_CACHE to a folder that only you can change, or "
+            "use auto"
+        )
     if compile == "on" and not compiler_available():
         raise ValueError("compute.compile is on, but torch finds no C++ compiler here; install one or use auto")
     network.to(memory_format=torch.channels_last)

@@ -4,13 +4,17 @@ import importlib.util
 import os
 import shutil
 import signal
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 # Before anything imports matplotlib or torch; the processes that tests start inherit them.
 os.environ["MPLBACKEND"] = "Agg"
+# Compiled code is kept for all workers and the next session; the library refuses the folder if it is somebody else's.
+os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(Path(tempfile.gettempdir()) / f"iidlib-tests-{os.getuid()}")
 if "PYTEST_XDIST_WORKER" in os.environ:
     # As many worker processes as cores: more threads in each only get in each other's way.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -21,6 +25,8 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 import hypothesis
 import torch
+
+Path(os.environ["TORCHINDUCTOR_CACHE_DIR"]).mkdir(mode=0o700, exist_ok=True)
 
 # torch's first call is slow, and so is a machine that builds a book meanwhile.
 hypothesis.settings.register_profile("iidlib", deadline=None, max_examples=25, derandomize=True)

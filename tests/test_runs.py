@@ -14,7 +14,7 @@ import torch
 from iidlib import files
 from iidlib.config import preset
 from iidlib.errors import InputError
-from iidlib.files import atomic_write, cache_dir
+from iidlib.files import atomic_write
 from iidlib.runs import RunFolder, runs_frame
 from iidlib.runs import folder as runs_folder
 from iidlib.runs.environment import environment
@@ -63,25 +63,6 @@ def test_content_reaches_the_disk_before_the_name_does(tmp_path, monkeypatch):
     monkeypatch.setattr(Path, "replace", lambda self, target: steps.append("replace") or replace(self, target))
     atomic_write(tmp_path / "file", "content")
     assert steps == ["fsync", "replace"]
-
-
-# Where pools are kept
-
-
-def test_the_cache_is_where_the_user_says_or_where_the_system_does(monkeypatch, tmp_path):
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setenv("IID_CACHE", "~/mine")
-    assert cache_dir() == tmp_path / "mine"
-    for unset in ("", None):
-        monkeypatch.setenv("IID_CACHE", "") if unset == "" else monkeypatch.delenv("IID_CACHE")
-        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-        monkeypatch.setattr(sys, "platform", "linux")
-        assert cache_dir() == tmp_path / "xdg" / "iidlib"
-        monkeypatch.delenv("XDG_CACHE_HOME")
-        assert cache_dir() == tmp_path / ".cache" / "iidlib"
-        monkeypatch.setattr(sys, "platform", "darwin")
-        assert cache_dir() == tmp_path / "Library" / "Caches" / "iidlib"
-    assert not list(tmp_path.iterdir()), "asking makes nothing"
 
 
 # The environment's stamp

@@ -3,10 +3,14 @@
 import ast
 import csv
 import json
+import logging
 import os
 import pickle
 import re
 import socket
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +22,14 @@ from iidlib import files
 from iidlib.config import preset
 from iidlib.data import load_dataset
 from iidlib.distillation import distill
+from iidlib.engine import fused, kernels
 from iidlib.errors import InputError
 from iidlib.evaluation import evaluate
+from iidlib.networks import build_network, prepare
 from iidlib.runs import RunFolder
 from iidlib.synthetic import SyntheticSet
 from tests.fuzzing import READERS
+from tests.test_files import give_away
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = Path(iidlib.__file__).parent
@@ -92,6 +99,147 @@ def test_no_module_calls_what_runs_code_from_data() -> None:
     found = {(path.name, name) for path in PACKAGE.rglob("*.py") for name in calls(path) if re.fullmatch(runs, name)}
     assert found == {("files.py", "yaml.load")}  # with the loader below
     assert issubclass(files._NoAliases, files.yaml.SafeLoader)
+
+
+# --- no code from others on the same machine --------------------------------------------------------------------------
+
+COMPUTE = """
+import logging, sys, torch
+from iidlib.engine import fused, kernels
+from iidlib.networks import build_network, prepare
+logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(message)s")
+network = build_network("convnet1", width=16, image_size=8, generator=torch.Generator().manual_seed(0))
+prepare(network)
+images = torch.linspace(-1, 1, 2 * 3 * 8 * 8).view(2, 3, 8, 8)
+with torch.no_grad():
+    print(kernels.library() is not None, float(network.feature_map(images).square().sum()))
+    if "compile" in sys.argv:
+        fused.compiled_norm_relu_pool()(images, torch.ones(3), torch.zeros(3), 1e-5)
+        assert not fused.compiled_norm_relu_pool().broken
+"""
+
+
+def computed(folder: Path, *arguments: str) -> tuple[bool, float, list[str]]:
+    """Whether kernels were used by a new process with a cache and a temporary folder of its own, a value, warnings."""
+    (folder / "tmp").mkdir(exist_ok=True)
+    environment = os.environ | {"IID_CACHE": str(folder / "cache"), "TMPDIR": str(folder / "tmp")}
+    del environment["TORCHINDUCTOR_CACHE_DIR"]
+    command = [sys.executable, "-c", COMPUTE, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    assert done.returncode == 0, done.stderr
+    used, value = done.stdout.split()
+    return used == "True", float(value), [line for line in done.stderr.splitlines() if "going on without" in line]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not fused.compiler_available(), reason="torch finds no C++ compiler")
+def test_compiled_code_is_kept_and_loaded_where_nobody_else_can_put_any(tmp_path: Path) -> None:
+    from torch._inductor.cpp_builder import get_cpp_compiler
+
+    used, expected, warnings = computed(tmp_path, "compile")
+    assert used and not warnings
+    compiled = tmp_path / "cache" / "compiled"
+    assert compiled.stat().st_mode & 0o777 == 0o700
+    libraries = list(compiled.rglob("*.so"))
+    assert len(libraries) >= 2
+    assert not list((tmp_path / "tmp").iterdir()), "something is left in the shared temporary folder"
+
+    source, sprung = tmp_path / "trap.c", tmp_path / "sprung"
+    source.write_text(
+        f'#include <stdio.h>\n__attribute__((constructor)) static void spring(void) {{ fopen("{sprung}", "w"); }}\n'
+    )
+    command = [get_cpp_compiler(), "-x", "c", "-shared", "-fPIC", "-o", str(tmp_path / "trap.so"), str(source)]
+    subprocess.run(command, check=True)
+    for library in libraries:
+        library.unlink()
+        library.write_bytes((tmp_path / "trap.so").read_bytes())
+    computed(tmp_path)
+    assert sprung.exists(), "the trap is none"
+    sprung.unlink()
+
+    compiled.chmod(0o777)  # now anybody may have put it there
+    used, value, warnings = computed(tmp_path)
+    assert not used and not sprung.exists()
+    assert value == pytest.approx(expected, rel=1e-5)
+    assert warnings == [
+        f"compiled code is neither built nor loaded: {compiled} has mode 0777, not 0700; going on without it, slower; "
+        "set IID_CACHE to a folder that only you can change"
+    ]
+
+
+@pytest.fixture
+def not_yet_compiled(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A process that has not asked for compiled code yet, and fails if any is built or loaded."""
+    from torch._inductor import codecache
+
+    def called(*given: object, **named: object) -> None:
+        raise AssertionError("something is compiled or loaded")
+
+    once = (kernels.refusal, kernels.library, fused.compiler_available, fused.compiled_norm_relu_pool)
+    for function in once:
+        function.cache_clear()
+    monkeypatch.setattr(codecache.CppCodeCache, "load", called)
+    monkeypatch.setattr(torch, "compile", lambda function, **settings: called)
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "")
+    yield
+    for function in once:
+        function.cache_clear()
+
+
+def a_link(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path.rename(path.with_name("elsewhere"))
+    path.symlink_to(path.with_name("elsewhere"))
+
+
+FOREIGN = {
+    "mode": lambda path, monkeypatch: path.chmod(0o777),
+    "link": a_link,
+    "owner": give_away,
+    "above": lambda path, monkeypatch: path.parent.chmod(0o777),
+}
+
+
+@pytest.mark.usefixtures("not_yet_compiled")
+@pytest.mark.parametrize("variable", ["IID_CACHE", "TORCHINDUCTOR_CACHE_DIR"])
+@pytest.mark.parametrize("change", FOREIGN)
+def test_a_folder_of_others_is_refused_once_and_costs_speed_alone(
+    change: str, variable: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "cache" / "compiled"
+    folder.mkdir(parents=True, mode=0o700)
+    FOREIGN[change](folder, monkeypatch)
+    monkeypatch.setenv("IID_CACHE", str(tmp_path / ("cache" if variable == "IID_CACHE" else "unused")))
+    if variable != "IID_CACHE":
+        monkeypatch.setenv(variable, str(folder))
+    caplog.set_level(logging.WARNING, "iidlib")
+    network = build_network("convnet1", width=16, image_size=8, generator=torch.Generator().manual_seed(0))
+    images = torch.linspace(-1, 1, 2 * 3 * 8 * 8).view(2, 3, 8, 8)
+    expected = network.feature_map(images)
+    for _ in range(2):
+        found = prepare(network).feature_map(images)
+        assert torch.allclose(found, expected, atol=1e-5)
+    kernel = fused.compiled_norm_relu_pool()
+    given = images, torch.ones(3), torch.zeros(3)
+    assert torch.equal(kernel(*given), fused.norm_relu_pool(*given))
+    assert kernels.library() is None and not fused.compiler_available()
+    (warning,) = [record.message for record in caplog.records]
+    assert str(tmp_path / "cache") in warning and "\n" not in warning
+    assert warning.endswith(f"going on without it, slower; set {variable} to a folder that only you can change")
+    with pytest.raises(ValueError, match=f"compute.compile is on, but {re.escape(str(tmp_path / 'cache'))}.* use auto"):
+        prepare(network, compile="on")
+
+
+@pytest.mark.usefixtures("not_yet_compiled")
+@pytest.mark.parametrize("before", ["", "torch's own"])
+def test_the_predictable_folder_that_torch_takes_is_left_for_our_own(
+    before: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from torch._inductor.runtime.cache_dir_utils import cache_dir, default_cache_dir
+
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", before and default_cache_dir())
+    monkeypatch.setenv("IID_CACHE", str(tmp_path))
+    assert kernels.refusal() == ""
+    assert cache_dir() == str(tmp_path / "compiled")
 
 
 # --- no network, no secrets -------------------------------------------------------------------------------------------

@@ -7,6 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from iidlib.engine import kernels
+
 __all__ = ["compiler_available", "norm_relu_pool"]
 
 log = logging.getLogger("iidlib")
@@ -37,7 +39,9 @@ def norm_relu_pool(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5) -
 
 @functools.cache
 def compiler_available() -> bool:
-    """Whether torch.compile can make CPU kernels here (a C++ compiler is found and works)."""
+    """Whether torch.compile can make CPU kernels here: a C++ compiler is found and works, and has a private folder."""
+    if kernels.refusal():
+        return False
     try:
         from torch._inductor.cpp_builder import get_cpp_compiler
 
@@ -48,17 +52,17 @@ def compiler_available() -> bool:
 
 
 class _Compiled:
-    """A function compiled at its first call, once for all shapes; the plain one if compilation fails.
+    """A function compiled at its first call, once for all shapes; the plain one if compilation is refused or fails.
 
     Attributes:
-        broken: whether compilation has failed.
+        broken: whether compilation was refused or has failed.
     """
 
     def __init__(self, function: Callable[..., Tensor]) -> None:
         self._plain = function
+        self.broken = bool(kernels.refusal())
         # one graph serves every width, size and batch; static ones, a little faster, would compile for minutes
         self._compiled = torch.compile(function, dynamic=True)
-        self.broken = False
         # parameters count as static otherwise: a graph for each width, until dynamo's limit ends compilation altogether
         torch._dynamo.config.force_parameter_static_shapes = False
         # each term's own gradient is logged, so a graph may be walked backward more than once

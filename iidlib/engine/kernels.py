@@ -1,12 +1,15 @@
 """C++ kernels of a ConvNet's block on a CPU, with their gradients: convolution to pooling in the cache.
 
 ``kernels.cpp`` holds them, and says how they work. They are built by torch's own compiler settings at their first use,
-in about two seconds, and kept on disk; where that fails, nothing is lost but speed.
+in about two seconds, and kept on disk, in a folder where nobody else can put code; where that fails, nothing is lost
+but speed.
 """
 
 import ctypes
 import functools
 import logging
+import os
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +18,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-__all__ = ["FusedBlock", "library"]
+from iidlib.files import cache_dir, private_dir
+
+__all__ = ["FusedBlock", "library", "refusal"]
 
 FEW_CHANNELS = 4
 """Most channels in that are convolved directly; above, Winograd's algorithm multiplies less."""
@@ -37,8 +42,43 @@ log = logging.getLogger("iidlib")
 
 
 @functools.cache
+def refusal() -> str:
+    """Has torch keep compiled code in a folder where nobody else can put any; why that cannot be, or nothing.
+
+    Must come before anything that torch builds or loads; a refusal is said once. The folder is ``compiled`` in the
+    cache, or the one that the user has given torch, for which the same rules hold (`private_dir`), but that others may
+    read it, since torch may have made it. By itself torch takes a predictable name in the shared temporary folder, and
+    loads what anybody has put there.
+    """
+    variable = "TORCHINDUCTOR_CACHE_DIR"
+    chosen = Path(os.environ.get(variable, ""))
+    # torch writes its own choice into the variable too, once it has made one
+    by_torch = chosen.parent == Path(tempfile.gettempdir()) and chosen.name.startswith("torchinductor_")
+    of_user = bool(os.environ.get(variable)) and not by_torch
+    try:
+        folder = private_dir(chosen, readable=True) if of_user else private_dir(cache_dir() / "compiled")
+        os.environ[variable] = str(folder)  # before the import, at which torch may make its folder
+        from torch._inductor import config
+
+        # torch keeps these in the shared temporary folder whatever the variable says; no slower without them
+        config.cpp_cache_precompile_headers = False
+    except (OSError, RuntimeError, ImportError, AttributeError) as error:
+        reason = " ".join(str(error).split())
+        log.warning(
+            "compiled code is neither built nor loaded: %s; going on without it, slower; set %s to a folder that only "
+            "you can change",
+            reason,
+            variable if of_user else "IID_CACHE",
+        )
+        return reason
+    return ""
+
+
+@functools.cache
 def library() -> Any:
     """The compiled kernels, built at the first call of a machine; None, said once, where they cannot be built."""
+    if refusal():
+        return None
     try:
         from torch._inductor.codecache import CppCodeCache
 
