@@ -19,6 +19,7 @@ from matplotlib.colors import to_hex, to_rgb
 from PIL import Image
 
 from iidlib import plots
+from iidlib.plots import display
 
 FINDING = "distilled images reach 37 % where random ones reach 28 %"
 
@@ -229,7 +230,7 @@ def test_distances_rise_to_all_images() -> None:
 def shown(monkeypatch: pytest.MonkeyPatch) -> list[tuple[dict, dict]]:
     """What was displayed, with its metadata; the memory of alt text starts empty."""
     found: list[tuple[dict, dict]] = []
-    monkeypatch.setattr(plots, "_shown", {})
+    monkeypatch.setattr(display, "_shown", {})
     monkeypatch.setattr(
         IPython.display, "display", lambda content, raw, metadata: found.append((content, metadata)), raising=True
     )
@@ -264,13 +265,13 @@ def test_photographs_lose_at_most_two_levels(shown: list[tuple[dict, dict]]) -> 
     noise = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
     whole = io.BytesIO()
     Image.fromarray(noise).save(whole, format="png")
-    slim = plots._slimmed(io.BytesIO(whole.getvalue()))
+    slim = display.slimmed(io.BytesIO(whole.getvalue()))
     change = np.asarray(Image.open(slim)).astype(int) - noise
     assert np.abs(change).max() <= 2
     assert len(slim.getvalue()) < 0.85 * len(whole.getvalue())
     white = io.BytesIO()
     Image.new("RGB", (8, 8), "white").save(white, format="png")
-    assert np.asarray(Image.open(plots._slimmed(white))).min() == 255
+    assert np.asarray(Image.open(display.slimmed(white))).min() == 255
 
 
 @pytest.mark.parametrize("alt", ["", "   ", "a figure", "accuracies-of-three-sets"])

@@ -1,0 +1,125 @@
+"""Figures of what networks see: covariances, distances, measures of sets, projections."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+
+from iidlib.plots.style import _PALETTE, WIDTH, colours, panels, styled
+
+__all__ = ["covariance_heatmaps", "distance_distribution", "measure_strips", "projection"]
+
+
+def covariance_heatmaps(matrices: Mapping[str, Any], *, unit: str) -> list[Axes]:
+    """Square matrices of channels by channels side by side, on one colour scale that is symmetric about zero.
+
+    Args:
+        matrices: [K, K] each, by title.
+        unit: what the colours measure, with its unit.
+
+    Returns:
+        The axes of the matrices, in order.
+    """
+    arrays = {title: np.asarray(matrix) for title, matrix in matrices.items()}
+    # single large entries would leave the rest white
+    limit = max(float(np.quantile(np.abs(array), 0.995)) for array in arrays.values()) or 1.0
+    with styled():
+        axes = panels(len(arrays), height=WIDTH / len(arrays) * 0.86 + 0.5)
+        for ax, (title, array) in zip(axes, arrays.items(), strict=True):
+            picture = ax.imshow(array, cmap="PuOr", vmin=-limit, vmax=limit, interpolation="nearest")
+            last = len(array) - 1
+            ax.set(title=title, xlabel="channel", xticks=[0, last], yticks=[0, last])
+        axes[0].set_ylabel("channel")
+        figure = axes[0].get_figure()
+        assert figure is not None
+        figure.colorbar(picture, ax=axes, location="right", shrink=0.8, label=unit, extend="both")
+    return axes
+
+
+def distance_distribution(distances: pd.DataFrame, *, unit: str, ax: Axes | None = None) -> Axes:
+    """How far images lie from the centre of their class: the share of images within a distance, a curve a label.
+
+    Args:
+        distances: a row an image, with columns label and distance.
+        unit: what the distance measures, with its unit.
+        ax: where to draw.
+    """
+    labels = list(dict.fromkeys(distances["label"]))
+    with styled():
+        ax = ax or panels(height=3)[0]
+        sns.ecdfplot(distances, x="distance", hue="label", stat="percent", palette=colours(labels), linewidth=2, ax=ax)
+        ax.set(xlabel=unit, ylabel="images within it (%)", ylim=(0, 101))
+        sns.move_legend(ax, "lower right", title="")
+        sns.despine(ax=ax)
+    return ax
+
+
+def measure_strips(measures: pd.DataFrame, *, names: Mapping[str, str]) -> list[Axes]:
+    """Measures of sets side by side: a panel a measure, a line a set, a point a class and network, a bar at the mean.
+
+    Args:
+        measures: rows of ``measures.compare``, with a column label.
+        names: what to write below each panel, by the measure's column.
+
+    Returns:
+        The axes of the panels, in order.
+    """
+    labels = list(dict.fromkeys(measures["label"]))
+    palette = colours(labels)
+    axes = panels(len(names), height=0.9 + 0.3 * len(labels))
+    with styled():
+        for ax, (column, text) in zip(axes, names.items(), strict=True):
+            common = {"data": measures, "x": column, "y": "label", "hue": "label", "palette": palette, "ax": ax}
+            sns.stripplot(**common, order=labels, size=3.5, alpha=0.55, jitter=0.18, legend=False)
+            means = measures.groupby("label")[column].mean()
+            heights = [labels.index(label) for label in means.index]
+            ax.scatter(means, heights, marker="|", s=320, linewidths=2, color="black", zorder=4)
+            ax.set(xlabel=text, ylabel="", xlim=(0, None))
+            if ax is not axes[0]:
+                ax.set_yticklabels([])
+            sns.despine(ax=ax)
+    return axes
+
+
+def projection(
+    points: pd.DataFrame,
+    *,
+    classes: Sequence[str],
+    behind: str = "real",
+    names: tuple[str, str] = ("t-SNE 1 (no unit)", "t-SNE 2 (no unit)"),
+) -> list[Axes]:
+    """Points in two dimensions: a panel a set, the set named `behind` in pale in each of them.
+
+    Args:
+        points: a row an image, with columns label, class (an index into `classes`), x and y.
+        classes: names, for the legend; colours are the colour-blind-safe ones for ten classes, more are hues.
+        behind: the set that is drawn behind the others.
+        names: what the two axes say.
+
+    Returns:
+        The axes of the panels, in order.
+    """
+    palette = sns.color_palette("colorblind" if len(classes) <= len(_PALETTE) else "husl", len(classes)).as_hex()
+    labels = [label for label in dict.fromkeys(points["label"]) if label != behind]
+    axes = panels(len(labels), height=WIDTH / max(2, len(labels)) + 0.5)
+    ground = points[points["label"] == behind]
+    limits = {}
+    for side in ("x", "y"):
+        low, high = points[side].min(), points[side].max()
+        limits[f"{side}lim"] = (low - 0.04 * (high - low), high + 0.04 * (high - low))
+    with styled():
+        for ax, label in zip(axes, labels, strict=True):
+            own = points[points["label"] == label]
+            ax.scatter(ground["x"], ground["y"], c=[palette[c] for c in ground["class"]], s=8, alpha=0.4, linewidths=0)
+            for number, name in enumerate(classes):
+                one = own[own["class"] == number]
+                ax.scatter(one["x"], one["y"], c=palette[number], s=34, marker="D", edgecolors="black", linewidths=0.6,
+                           label=name)  # fmt: skip
+            ax.set(title=label, xticks=[], yticks=[], xlabel=names[0], **limits)
+            sns.despine(ax=ax)
+        axes[0].set_ylabel(names[1])
+        axes[-1].legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8, handletextpad=0.1)
+    return axes

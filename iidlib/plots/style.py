@@ -1,0 +1,75 @@
+"""The look of all figures: a colour for each label, panels of one size, no change of the reader's own settings."""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pandas as pd
+import seaborn as sns
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+__all__ = ["DPI", "WIDTH", "colours", "log_limits", "panels", "styled"]
+
+DPI = 100
+"""Screen resolution: a notebook with its figures stays small."""
+
+
+WIDTH = 7.2
+"""Inches across a figure, a little more than the book's column."""
+
+
+_PALETTE = sns.color_palette("colorblind").as_hex()
+
+
+_FIXED = {
+    "real": "#6b6b6b",
+    "random": "#6b6b6b",
+    "loop": "#6b6b6b",
+    "ours": _PALETTE[0],
+    "dm": _PALETTE[0],
+    "dm-cm": _PALETTE[2],
+    "dm-cc": _PALETTE[4],
+    "iid-dm": _PALETTE[1],
+    "random-mosaic": "#a8a8a8",
+    "idm": _PALETTE[9],
+    "iid-idm": _PALETTE[3],
+}
+
+
+_SPARE = [_PALETTE[5], "#3b3b8f", "#0b5d4b"]  # dark enough for a line, apart from the palette's own
+
+
+def colours(labels: Sequence[str]) -> dict[str, str]:
+    """A colour for each label, as ``#rrggbb``: the methods of the book have their own, others get what is left."""
+    others = [label for label in dict.fromkeys(labels) if label not in _FIXED]
+    spare = {label: _SPARE[i % len(_SPARE)] for i, label in enumerate(others)}
+    return {label: _FIXED.get(label) or spare[label] for label in labels}
+
+
+@contextlib.contextmanager
+def styled() -> Iterator[None]:
+    """The look of all figures, without a change of the reader's own settings."""
+    look: dict[Any, Any] = dict(sns.axes_style("ticks"))
+    look |= {"font.size": 10, "axes.titlesize": 10, "axes.titlelocation": "left", "legend.frameon": False}
+    with rc_context(look):
+        yield
+
+
+def panels(columns: int = 1, *, height: float = 3.4, width: float = WIDTH) -> list[Axes]:
+    """Axes side by side in a new figure, which pyplot does not know, so that only `show` displays it.
+
+    Args:
+        columns: how many.
+        height: of the figure, in inches.
+        width: of the figure, in inches.
+    """
+    with styled():
+        figure = Figure(figsize=(width, height), layout="constrained")
+        return list(figure.subplots(1, columns, squeeze=False)[0])
+
+
+def log_limits(values: pd.Series) -> tuple[float, float]:
+    """A range for a logarithmic axis that holds all values."""
+    return 0.7 * float(values.min()), 1.4 * float(values.max())
