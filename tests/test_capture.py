@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from iidlib import augment
-from iidlib.distillation import CapturedStep, Distillation, captured, captured_step
+from iidlib.distillation import CapturedStep, Distillation, LazyDraws, captured, captured_step
 from iidlib.rng import stream
 from tests.test_distillation import CC_FORMS, begun, difference, pictures, settings
 
@@ -56,13 +56,29 @@ def test_buffers_stay_where_they_are():
     step = on_buffers(run)
 
     def places() -> list[int]:
-        held = [step.real, step._op, step._u, run.images, *step.network.parameters(), *step.expert.parameters()]
+        draws = step.draws
+        networks = [*draws.network.parameters(), *draws.expert.parameters()]
+        held = [draws.real, draws._op, draws._u, run.images, *networks]
         return [tensor.data_ptr() for tensor in held]
 
     before = places()
     for iteration in range(3):
         step.step(iteration)
     assert places() == before
+
+
+@pytest.mark.parametrize("augmentation", ["color_crop_cutout_flip_scale_rotate", "none"])
+def test_buffers_hold_the_draws_of_a_step_without_them(augmentation):
+    run = begun(settings("iid-dm", match__augmentation=augmentation), pictures(EVEN))
+    buffers, plain = on_buffers(run).draws, LazyDraws(run, 3)
+    buffers.load(3)
+    assert buffers.iteration == 3 and buffers.network is plain.network
+    assert torch.equal(buffers.real, plain.real) and torch.equal(buffers.counts, plain.counts)
+    for held, drawn in zip(buffers.expert.parameters(), plain.expert.parameters(), strict=True):
+        assert torch.equal(held, drawn)
+    images = run.images.detach()
+    assert torch.allclose(buffers.augmented(images), plain.augmented(images), atol=1e-5)
+    assert torch.allclose(buffers.augmented(images[:3], 2), plain.augmented(images[:3], 2), atol=1e-5)
 
 
 def test_a_comparison_leaves_everything_as_it_was():

@@ -9,7 +9,7 @@ from torch import Tensor
 from iidlib import losses
 from iidlib.config import RunConfig, preset
 from iidlib.data import Dataset, shapes
-from iidlib.distillation import TERMS, Distillation, StepBatch
+from iidlib.distillation import TERMS, Distillation, LazyDraws, StepBatch
 from iidlib.features import Pool
 from iidlib.networks import build_network, frozen
 from iidlib.rng import stream
@@ -52,7 +52,7 @@ def begun(dataset: Dataset, *widths: int, **changes: object) -> Distillation:
 
 
 def term(name: str, run: Distillation, iteration: int = 0) -> Tensor:
-    return TERMS[name].loss(StepBatch(run, iteration)).detach()
+    return TERMS[name].loss(run.batch(iteration)).detach()
 
 
 # What a step may read
@@ -60,7 +60,7 @@ def term(name: str, run: Distillation, iteration: int = 0) -> Tensor:
 
 def test_shapes_of_all_features():
     run = begun(pictures(9, 7, 12, 8))
-    batch = StepBatch(run, 0)
+    batch = run.batch(0)
     assert batch.real_fmap.shape == (4, 6, 4, 4) and batch.syn_fmap.shape == (4, 3, 4, 4)
     assert batch.real_features.shape == (4, 6, 16) and batch.syn_features.shape == (4, 3, 16)
     assert batch.real_mask is None
@@ -71,14 +71,14 @@ def test_shapes_of_all_features():
 
 
 def test_features_are_the_flattened_maps_of_a_convnet():
-    batch = StepBatch(begun(pictures(9, 7, 12, 8)), 0)
+    batch = begun(pictures(9, 7, 12, 8)).batch(0)
     assert torch.equal(batch.syn_features, batch.syn_fmap.flatten(2))
     assert torch.equal(batch.real_features, batch.real_fmap.flatten(2))
 
 
 def test_features_of_a_network_with_a_head_are_what_its_classifier_sees():
     run = begun(pictures(3, 4, size=32), match__network="lenet", ipc=2, match__augmentation="none")
-    batch = StepBatch(run, 0)
+    batch = run.batch(0)
     assert batch.syn_fmap.shape == (2, 2, 16, 25) and batch.syn_features.shape == (2, 2, 84)
     assert torch.allclose(batch.syn_features.flatten(0, 1), batch.network.embed(run.images), atol=1e-6)
     assert batch.real_features.shape == (2, 4, 84)
@@ -88,7 +88,7 @@ def test_features_of_a_network_with_a_head_are_what_its_classifier_sees():
 
 def test_classes_of_unequal_size_are_padded_and_masked():
     run = begun(pictures(3, 7, 4))
-    batch = StepBatch(run, 0)
+    batch = run.batch(0)
     assert batch.real_fmap.shape == (3, 6, 4, 4)
     assert batch.real_mask.sum(1).tolist() == [3, 6, 4]
     assert batch.real_mask[0].tolist() == [True] * 3 + [False] * 3
@@ -98,20 +98,23 @@ def test_classes_of_unequal_size_are_padded_and_masked():
     assert features.shape == (3, 3, 80) and mask is None
 
 
-def test_the_experts_real_features_are_those_of_the_first_drawn_images_of_each_class():
-    run = begun(pictures(3, 7, 4), match__augmentation="none")
+@pytest.mark.parametrize("per_class", [(3, 7, 4), (7, 7, 7)])
+def test_the_experts_real_features_are_those_of_the_first_drawn_images_of_each_class(per_class):
+    run = begun(pictures(*per_class), match__augmentation="none")
     drawn = run.real.sample(6, stream(0, 0, "real batch"))
-    features, mask = StepBatch(run, 0).expert_real_features(4)
+    features, mask = run.batch(0).expert_real_features(4)
+    assert (mask is None) == (len(set(per_class)) == 1)
     for c in range(3):
         images = run.real.images_of(drawn.index[drawn.group == c][:4])
         expected = run.pool.networks[0].embed(images)
-        assert torch.allclose(features[c][mask[c]], expected, rtol=1e-4, atol=1e-5)
-        assert not features[c][~mask[c]].any()
+        held = torch.ones(4, dtype=torch.bool) if mask is None else mask[c]
+        assert torch.allclose(features[c][held], expected, rtol=1e-4, atol=1e-5)
+        assert not features[c][~held].any()
 
 
 def test_gradients_reach_the_synthetic_side_alone():
     run = begun(pictures(9, 7, 12, 8))
-    batch = StepBatch(run, 0)
+    batch = run.batch(0)
     for real in (batch.real_fmap, batch.real_features, batch.expert_real_features(4)[0]):
         assert not real.requires_grad
     for syn in (batch.syn_fmap, batch.syn_features, batch.expert_syn_features):
@@ -127,7 +130,7 @@ def test_nothing_is_computed_before_it_is_asked_for_and_nothing_twice(monkeypatc
     monkeypatch.setattr(run, "forward", lambda function, images: calls.append("forward") or forward(function, images))
     monkeypatch.setattr(run.source, "draw", lambda iteration: calls.append("draw") or draw(iteration))
     monkeypatch.setattr(Pool, "sample", lambda self, generator: calls.append("expert") or self.networks[0])
-    batch = StepBatch(run, 0)
+    batch = run.batch(0)
     assert calls == []
     for _ in range(2):
         _ = batch.syn_fmap, batch.syn_features
@@ -140,19 +143,51 @@ def test_nothing_is_computed_before_it_is_asked_for_and_nothing_twice(monkeypatc
         assert calls[3:] == ["expert", "forward"]
 
 
+def test_a_batch_computes_from_the_draws_that_it_is_given():
+    run = begun(pictures(9, 7, 12, 8))
+    network = run.source.draw(3)
+
+    class Given:
+        """Draws that no iteration of the run would make."""
+
+        iteration, real, counts = 0, torch.ones(8, 3, 16, 16), torch.full((4,), 2)
+
+        def augmented(self, images: Tensor, label: int | None = None) -> Tensor:
+            return 2 * images
+
+    Given.network, Given.expert = network, run.pool.networks[0]
+    batch = StepBatch(run, Given())
+    expected = network.embed(torch.cat([torch.ones(1, 3, 16, 16), 2 * run.images.detach()]))
+    assert torch.allclose(batch.real_features.flatten(0, 1), expected[0].expand(8, -1), atol=1e-5)
+    assert torch.allclose(batch.syn_features.flatten(0, 1), expected[1:], atol=1e-5)
+    assert torch.equal(batch.expert_real_features(1)[0][0], batch.expert_real_features(1)[0][3])
+
+
+def test_draws_are_those_of_the_iteration_and_not_made_twice():
+    run = begun(pictures(9, 7, 12, 8), 2, 3, 4)
+    draws, again, other = LazyDraws(run, 5), LazyDraws(run, 5), LazyDraws(run, 6)
+    assert torch.equal(draws.real, again.real) and not torch.equal(draws.real[:6], other.real[:6])
+    assert draws.real is draws.real and draws.counts.tolist() == [6, 6, 6, 6]
+    images = run.images.detach()
+    assert torch.equal(draws.augmented(images), again.augmented(images))
+    for label in range(4):
+        own = run.group == label
+        assert torch.allclose(draws.augmented(images)[own], draws.augmented(images[own], label), atol=1e-6)
+
+
 def test_both_sides_of_a_class_go_through_one_transform_and_classes_through_their_own():
     dataset = pictures(3, 3, 3, 3, 3, 3)
     run = begun(dataset, ipc=3, match__batch_real=3)
     drawn = run.real.sample(3, stream(0, 0, "real batch"))
     with torch.no_grad():  # the very images that the real side draws
         run.images.copy_(run.real.images_of(drawn.index))
-    batch = StepBatch(run, 0)
+    batch = run.batch(0)
     assert torch.allclose(batch.real_fmap, batch.syn_fmap, atol=1e-6)
     assert float(term("mean", run).sum()) == pytest.approx(0, abs=1e-9)
     plain = begun(dataset, ipc=3, match__batch_real=3, match__augmentation="none")
     with torch.no_grad():
         plain.images.copy_(run.images)
-    changed = (StepBatch(plain, 0).syn_fmap - batch.syn_fmap).flatten(1).abs().amax(1) > 1e-4
+    changed = (plain.batch(0).syn_fmap - batch.syn_fmap).flatten(1).abs().amax(1) > 1e-4
     assert changed.sum() >= 4  # a flip may leave a class as it was
 
 
@@ -162,12 +197,12 @@ def test_an_image_has_the_features_that_it_has_in_any_batch():
         run.real.sample(run.config.match.batch_real, stream(0, 0, "real batch")).index[:3] for run in (small, large)
     ]
     assert torch.equal(*drawn)
-    assert torch.allclose(StepBatch(small, 0).real_fmap[0, :3], StepBatch(large, 0).real_fmap[0, :3], atol=1e-6)
+    assert torch.allclose(small.batch(0).real_fmap[0, :3], large.batch(0).real_fmap[0, :3], atol=1e-6)
 
 
 def test_logits_are_those_of_the_features_that_are_matched():
     run = begun(pictures(9, 7, 12, 8))
-    batch = StepBatch(run, 0)
+    batch = run.batch(0)
     assert batch.syn_logits.shape == (4, 3, 4)
     assert torch.equal(batch.syn_logits, batch.network.classifier(batch.syn_features))
     assert batch.accuracy == 0 and not term("ce", run).any(), "a random network has no say"
@@ -178,8 +213,8 @@ def test_mosaics_are_expanded_before_they_are_augmented():
     mosaics = begun(pictures(9, 9, 9), ipc=2, match__augmentation="cutout", syn__factor=2, syn__init="crops")
     with torch.no_grad():
         plain.images.copy_(expand(mosaics.images, 2))
-    assert torch.allclose(StepBatch(mosaics, 0).syn_fmap, StepBatch(plain, 0).syn_fmap, atol=1e-6)
-    assert StepBatch(mosaics, 0).syn_fmap.shape[:2] == (3, 8)
+    assert torch.allclose(mosaics.batch(0).syn_fmap, plain.batch(0).syn_fmap, atol=1e-6)
+    assert mosaics.batch(0).syn_fmap.shape[:2] == (3, 8)
 
 
 # Weights and scalings
@@ -246,7 +281,7 @@ def test_relative_measures_on_as_many_real_images_as_asked_for():
 
 def test_relative_asks_nothing_where_one_real_image_has_no_scatter():
     run = begun(pictures(20, 21), ipc=5, match__cc_scaling="relative", match__cc_real=1)
-    loss = TERMS["cc"].loss(StepBatch(run, 0))
+    loss = TERMS["cc"].loss(run.batch(0))
     (gradient,) = torch.autograd.grad(loss.sum(), run.images)
     assert loss.tolist() == [0, 0] and not gradient.any()
 
@@ -261,14 +296,14 @@ def test_the_exp_form_follows_its_settings(scaling):
         match__cc_beta=1.1,
         match__cc_scaling=scaling,
     )
-    features = StepBatch(run, 0).expert_syn_features
+    features = run.batch(0).expert_syn_features
     expected = losses.class_centralization(features, form="exp", alpha=0.03, beta=1.1)
     assert torch.allclose(term("cc", run), expected.detach() * (2 if scaling == "per_image" else 1))
 
 
 def test_experts_are_drawn_anew_each_iteration_and_uniformly():
     run = begun(pictures(3, 3), 2, 3, 4)
-    drawn = [run.pool.networks.index(StepBatch(run, iteration).expert) for iteration in range(60)]
+    drawn = [run.pool.networks.index(run.batch(iteration).expert) for iteration in range(60)]
     counts = torch.bincount(torch.tensor(drawn), minlength=3)
     assert counts.min() >= 10
-    assert drawn == [run.pool.networks.index(StepBatch(run, iteration).expert) for iteration in range(60)]
+    assert drawn == [run.pool.networks.index(run.batch(iteration).expert) for iteration in range(60)]

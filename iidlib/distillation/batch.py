@@ -1,43 +1,27 @@
 """What the terms of one iteration may use: draws, feature maps and features, each computed once."""
 
-from collections.abc import Callable
 from functools import cached_property
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from iidlib import augment, losses
+from iidlib import losses
 from iidlib.config import RunConfig
-from iidlib.data import RealSet
-from iidlib.features import CachedStatistics, ClassStatistics, NetworkSource, Pool, measure_classes
+from iidlib.distillation.draws import Run, StepDraws
+from iidlib.features import ClassStatistics, measure_classes
 from iidlib.networks import Network
-from iidlib.rng import stream
 from iidlib.synthetic import expand
 
-__all__ = ["Run", "StepBatch"]
+__all__ = ["StepBatch"]
 
 
-class Run(Protocol):
-    """What a step reads of the run it belongs to; `step.Distillation` is one."""
-
-    config: RunConfig
-    real: RealSet
-    images: Tensor
-    group: Tensor
-    augmentation: str
-    source: NetworkSource
-    pool: Pool | None
-    statistics: CachedStatistics | None
-
-    def forward(self, function: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
-        """Applies a network's function to a batch, in chunks that fit the device."""
-        ...
+def _all_equal(counts: Tensor) -> bool:
+    return bool((counts == counts[0]).all())
 
 
 def _stack_classes(features: Tensor, counts: Tensor) -> tuple[Tensor, Tensor | None]:
     """Rows sorted by class, [B, ...], as [C, N, ...] with a mask [C, N]; no mask where all classes are alike."""
-    if bool((counts == counts[0]).all()):
+    if _all_equal(counts):
         return features.unflatten(0, (len(counts), int(counts[0]))), None
     padded = torch.nn.utils.rnn.pad_sequence(list(features.split(counts.tolist())), batch_first=True)
     mask = torch.arange(padded.shape[1])[None, :] < counts[:, None]
@@ -51,57 +35,40 @@ class StepBatch:
     K channels, P positions, D dimensions.
     """
 
-    def __init__(self, run: Run, iteration: int) -> None:
-        self._run = run
-        # the iteration whose draws these are; with cached statistics the same few come again
-        self._draw = iteration if run.statistics is None else run.statistics.pair(iteration)
+    def __init__(self, run: Run, draws: StepDraws) -> None:
+        """Computes nothing yet.
 
-    @cached_property
-    def _augmentation(self) -> augment.Draws | None:
-        run = self._run
-        if run.augmentation == "none":
-            return None
-        return augment.sample(
-            run.augmentation, run.real.num_classes, stream(self.config.seed, self._draw, "augmentation")
-        )
-
-    def _augmented(self, images: Tensor, group: Tensor) -> Tensor:
-        return images if self._augmentation is None else augment.apply(images, self._augmentation, group)
-
-    @cached_property
-    def _real(self) -> tuple[Tensor, Tensor]:
-        """Augmented real images sorted by class, and how many each class has."""
-        real, config = self._run.real, self.config
-        drawn = real.sample(config.match.batch_real, stream(config.seed, self._draw, "real batch"))
-        return self._augmented(real.images_of(drawn.index), drawn.group), drawn.counts
-
-    @cached_property
-    def _syn_images(self) -> Tensor:
-        factor = self.config.syn.factor
-        return self._augmented(expand(self._run.images, factor), self._run.group.repeat_interleave(factor**2))
+        Args:
+            run: gives the settings and the synthetic images.
+            draws: the iteration's real images, augmentation and networks.
+        """
+        self._run, self._draws = run, draws
 
     @property
     def config(self) -> RunConfig:
         """The run's settings."""
         return self._run.config
 
-    @cached_property
+    @property
     def network(self) -> Network:
         """The iteration's matching network."""
-        return self._run.source.draw(self._draw)
+        return self._draws.network
 
-    @cached_property
+    @property
     def expert(self) -> Network:
         """The iteration's trained network, drawn from the pool."""
-        assert self._run.pool is not None, "a term that reads `expert` must set needs_pool"
-        return self._run.pool.sample(stream(self.config.seed, self._draw, "expert"))
+        return self._draws.expert
+
+    @cached_property
+    def _syn_images(self) -> Tensor:
+        """Augmented synthetic images, expanded and sorted by class."""
+        return self._draws.augmented(expand(self._run.images, self.config.syn.factor))
 
     @cached_property
     def _real_maps(self) -> tuple[Tensor, Tensor | None]:
-        images, counts = self._real
         with torch.no_grad():
-            maps = self._run.forward(self.network.feature_map, images)
-        return _stack_classes(maps, counts)
+            maps = self._run.forward(self.network.feature_map, self._draws.real)
+        return _stack_classes(maps, self._draws.counts)
 
     @property
     def real_mask(self) -> Tensor | None:
@@ -119,11 +86,10 @@ class StepBatch:
         run = self._run
         if run.statistics is None:
             return None
-
-        def augmented(images: Tensor, label: int) -> Tensor:
-            return self._augmented(images, torch.full((len(images),), label))
-
-        return run.statistics.of(self._draw, lambda: measure_classes(run.real, self.network, augmented, run.forward))
+        return run.statistics.of(
+            self._draws.iteration,
+            lambda: measure_classes(run.real, self.network, self._draws.augmented, run.forward),
+        )
 
     @cached_property
     def real_mean(self) -> Tensor:
@@ -180,8 +146,10 @@ class StepBatch:
 
     def _first_real(self, per_class: int) -> tuple[Tensor, Tensor]:
         """The first augmented real images of each class, sorted by class, and how many each class has of them."""
-        images, drawn = self._real
+        images, drawn = self._draws.real, self._draws.counts
         counts = drawn.clamp(max=per_class)
+        if _all_equal(drawn):  # without an index, which a recording could not copy to the device
+            return images.unflatten(0, (len(drawn), -1))[:, : int(counts[0])].flatten(0, 1), counts
         starts = drawn.cumsum(0) - drawn
         index = torch.cat([start + torch.arange(count) for start, count in zip(starts, counts.tolist(), strict=True)])
         return images[index.to(images.device)], counts
@@ -210,4 +178,4 @@ class StepBatch:
             return losses.squared_distances(features, mask).sum(1) / counts
 
         statistics = self._run.statistics
-        return measured() if statistics is None else statistics.scatter(self._draw, measured)
+        return measured() if statistics is None else statistics.scatter(self._draws.iteration, measured)

@@ -1,9 +1,9 @@
 """A step of a distillation recorded as a CUDA graph: hundreds of small kernels, launched as one.
 
 On a GPU the kernels of a step take microseconds, and Python's launching of them takes longer than they do. A recorded
-step needs fixed addresses and shapes and must not wait for the device, so it is split in two: `CapturedStep.load` draws
-an iteration's images, augmentation and networks into fixed buffers, as the step without a graph would draw them, and
-`CapturedStep.compute`, which is recorded, does everything from the real forward pass to the update of the images.
+step needs fixed addresses and shapes and must not wait for the device, so it is split in two: `BufferedDraws.load`
+draws an iteration's images, augmentation and networks into fixed buffers, as the step without a graph would draw them,
+and `CapturedStep.compute`, which is recorded, does everything from the real forward pass to the update of the images.
 
 Both halves run on any device, which is how their equality with a plain step is tested; only the recording needs CUDA.
 A recording is checked against a plain step before it is used, and given up where it fails or differs.
@@ -17,15 +17,14 @@ import torch
 from torch import Tensor
 
 from iidlib import augment
-from iidlib.distillation.batch import Run, StepBatch
+from iidlib.distillation.batch import StepBatch
+from iidlib.distillation.draws import LazyDraws, Run
 from iidlib.distillation.optimisers import Updater
 from iidlib.distillation.terms import Term
 from iidlib.features import RandomNetworks
 from iidlib.networks import Network
-from iidlib.rng import stream
-from iidlib.synthetic import expand
 
-__all__ = ["CapturedStep", "captured_step"]
+__all__ = ["BufferedDraws", "CapturedStep", "captured_step"]
 
 TOLERANCE = 1e-2
 """Largest norm-wise difference of an update by a recording from the same computation without one."""
@@ -33,43 +32,75 @@ TOLERANCE = 1e-2
 log = logging.getLogger("iidlib")
 
 
-class _BufferedBatch(StepBatch):
-    """A step's batch whose draws lie in the buffers of a `CapturedStep`."""
+class BufferedDraws:
+    """An iteration's draws in buffers, whose addresses and shapes are the same for all iterations.
 
-    def __init__(self, run: Run, buffers: "CapturedStep") -> None:
-        super().__init__(run, 0)
-        self._buffers = buffers
+    Attributes:
+        iteration: the one whose draws lie in the buffers.
+        real: augmented real images, sorted by class.
+        counts: how many each class has, on the CPU.
+        network: the matching network, drawn anew in place.
+    """
 
-    @property
-    def network(self) -> Network:
-        return self._buffers.network
+    def __init__(self, run: Run) -> None:
+        """Makes the buffers.
+
+        Raises:
+            ValueError: for a run whose step cannot have fixed shapes.
+        """
+        if run.statistics is not None:
+            raise ValueError("cached statistics have no real images to load")
+        if not isinstance(run.source, RandomNetworks):
+            raise ValueError("networks in training are not at one address")
+        if run.pool is not None and len({network.name for network in run.pool.networks}) > 1:
+            raise ValueError("a pool of several architectures has no fixed shapes")
+        first = LazyDraws(run, 0)
+        if not bool((first.counts == first.counts[0]).all()):
+            raise ValueError("classes of unequal size have no fixed shapes")
+        self._run, self.iteration = run, 0
+        self.real = first.real.contiguous(memory_format=torch.channels_last).clone()
+        self.counts = first.counts
+        self.network = first.network
+        self._expert = None if run.pool is None else copy.deepcopy(run.pool.networks[0])
+        device = run.images.device
+        self._group = run.group.repeat_interleave(run.config.syn.factor**2).to(device)
+        self._op = torch.zeros(run.real.num_classes, dtype=torch.int64, device=device)
+        self._u = torch.zeros(run.real.num_classes, 3, device=device)
+        self._operations = () if run.augmentation == "none" else augment.parse_strategy(run.augmentation)
 
     @property
     def expert(self) -> Network:
-        assert self._buffers.expert is not None, "a term that reads `expert` must set needs_pool"
-        return self._buffers.expert
+        """A network that takes the weights of the iteration's trained one."""
+        assert self._expert is not None, "a term that reads `expert` must set needs_pool"
+        return self._expert
 
-    @property
-    def _real(self) -> tuple[Tensor, Tensor]:
-        return self._buffers.real, self._buffers.counts
+    def augmented(self, images: Tensor, label: int | None = None) -> Tensor:
+        """Applies to images the transform in the buffers of their class; see `StepDraws.augmented`."""
+        if not self._operations:
+            return images
+        group = self._group if label is None else torch.full((len(images),), label, device=images.device)
+        return augment.apply_everywhere(images, self._op[group], self._u[group], self._operations)
 
-    @property
-    def _syn_images(self) -> Tensor:
-        return self._buffers.augmented(expand(self._run.images, self.config.syn.factor))
-
-    def _first_real(self, per_class: int) -> tuple[Tensor, Tensor]:
-        counts = self._buffers.counts.clamp(max=per_class)
-        return self._buffers.real.unflatten(0, (len(counts), -1))[:, : int(counts[0])].flatten(0, 1), counts
+    @torch.no_grad()
+    def load(self, iteration: int) -> None:
+        """Puts an iteration's draws into the buffers."""
+        draws = LazyDraws(self._run, iteration)
+        self.iteration = iteration
+        self.real.copy_(draws.real)
+        if draws.transforms is not None:
+            self._op.copy_(draws.transforms.op, non_blocking=True)
+            self._u.copy_(draws.transforms.u, non_blocking=True)
+        assert draws.network is self.network, "the source draws its network in place"
+        if self._expert is not None:
+            theirs = [*draws.expert.parameters(), *draws.expert.buffers()]
+            torch._foreach_copy_([*self._expert.parameters(), *self._expert.buffers()], theirs)
 
 
 class CapturedStep:
     """One step of a run on fixed buffers.
 
     Attributes:
-        real: augmented real images, sorted by class.
-        counts: how many each class has, on the CPU.
-        network: the matching network, drawn anew in place.
-        expert: a network that takes the weights of the iteration's trained one; None without a pool.
+        draws: the buffers.
     """
 
     def __init__(self, run: Run, terms: Mapping[str, Term], updater: Updater) -> None:
@@ -78,62 +109,17 @@ class CapturedStep:
         Raises:
             ValueError: for a run whose step cannot have fixed shapes.
         """
-        drawn = run.real.sample(run.config.match.batch_real, stream(run.config.seed, 0, "real batch"))
-        if not bool((drawn.counts == drawn.counts[0]).all()):
-            raise ValueError("classes of unequal size have no fixed shapes")
-        if run.statistics is not None:
-            raise ValueError("cached statistics have no real images to load")
-        if not isinstance(run.source, RandomNetworks):
-            raise ValueError("networks in training are not at one address")
         self._run, self._terms, self._updater = run, terms, updater
-        device = run.images.device
-        self.counts = drawn.counts
-        self.network = run.source.draw(0)
-        self.expert: Network | None = None
-        if run.pool is not None:
-            self.expert = copy.deepcopy(run.pool.networks[0])
-            if any(network.name != self.expert.name for network in run.pool.networks):
-                raise ValueError("a pool of several architectures has no fixed shapes")
-        self._group = run.group.repeat_interleave(run.config.syn.factor**2).to(device)
-        self._op = torch.zeros(run.real.num_classes, dtype=torch.int64, device=device)
-        self._u = torch.zeros(run.real.num_classes, 3, device=device)
-        self._operations = () if run.augmentation == "none" else augment.parse_strategy(run.augmentation)
-        self.real = torch.empty(0)
-        self.real = self._real_images(0).contiguous(memory_format=torch.channels_last).clone()
+        self.draws = BufferedDraws(run)
         self._graph: torch.cuda.CUDAGraph | None = None
 
-    def _real_images(self, iteration: int) -> Tensor:
-        """An iteration's augmented real images; its draws go to their buffers."""
-        run, seed = self._run, self._run.config.seed
-        drawn = run.real.sample(run.config.match.batch_real, stream(seed, iteration, "real batch"))
-        images = run.real.images_of(drawn.index)
-        if not self._operations:
-            return images
-        draws = augment.sample(self._operations, run.real.num_classes, stream(seed, iteration, "augmentation"))
-        self._op.copy_(draws.op, non_blocking=True)
-        self._u.copy_(draws.u, non_blocking=True)
-        return augment.apply(images, draws, drawn.group)
-
-    def augmented(self, images: Tensor) -> Tensor:
-        """The synthetic images under the draws in the buffers."""
-        if not self._operations:
-            return images
-        return augment.apply_everywhere(images, self._op[self._group], self._u[self._group], self._operations)
-
-    @torch.no_grad()
     def load(self, iteration: int) -> None:
         """Puts an iteration's draws into the buffers."""
-        run = self._run
-        self.real.copy_(self._real_images(iteration))
-        run.source.draw(iteration)  # in place
-        if self.expert is not None and run.pool is not None:
-            chosen = run.pool.sample(stream(run.config.seed, iteration, "expert"))
-            theirs = [*chosen.parameters(), *chosen.buffers()]
-            torch._foreach_copy_([*self.expert.parameters(), *self.expert.buffers()], theirs)
+        self.draws.load(iteration)
 
     def compute(self) -> None:
         """The step from what lies in the buffers: losses, gradient, update of the images."""
-        batch = _BufferedBatch(self._run, self)
+        batch = StepBatch(self._run, self.draws)
         config = self._run.config
         losses = [term.weight(config) * term.loss(batch).sum() for term in self._terms.values()]
         (gradient,) = torch.autograd.grad(torch.stack(losses).sum(), self._run.images)

@@ -17,6 +17,7 @@ from iidlib.config import RunConfig
 from iidlib.data import Dataset
 from iidlib.distillation.batch import StepBatch
 from iidlib.distillation.captured import CapturedStep, captured_step
+from iidlib.distillation.draws import LazyDraws
 from iidlib.distillation.methods import METHODS
 from iidlib.engine import default_chunk, half_maps, in_chunks, precision
 from iidlib.errors import InputError, suggest
@@ -106,9 +107,13 @@ class Distillation:
             out = in_chunks(function, images.contiguous(memory_format=torch.channels_last), self.chunk)
         return out.to(images.dtype)  # what is computed from the features is computed in full
 
+    def batch(self, iteration: int) -> StepBatch:
+        """What the terms may use at an iteration; nothing is drawn or computed before it is asked for."""
+        return StepBatch(self, LazyDraws(self, iteration))
+
     def losses(self, iteration: int) -> dict[str, Tensor]:
         """The weighted terms of the objective at an iteration, each summed over classes; scalars with gradient."""
-        batch = StepBatch(self, iteration)
+        batch = self.batch(iteration)
         return {name: term.weight(self.config) * term.loss(batch).sum() for name, term in self.terms.items()}
 
     def step(self, iteration: int, *, log: bool = False) -> dict[str, float]:

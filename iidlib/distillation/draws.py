@@ -1,0 +1,144 @@
+"""What is drawn at random for one iteration: real images, augmentation and networks.
+
+Every draw is a function of the seed, the iteration and a name (`rng.stream`), so an iteration that is asked for again
+draws the same.
+"""
+
+from collections.abc import Callable
+from functools import cached_property
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from iidlib import augment
+from iidlib.config import RunConfig
+from iidlib.data import RealSet
+from iidlib.features import CachedStatistics, NetworkSource, Pool
+from iidlib.networks import Network
+from iidlib.rng import stream
+
+__all__ = ["LazyDraws", "Run", "StepDraws"]
+
+
+class Run(Protocol):
+    """What a step reads of the run it belongs to; `step.Distillation` is one."""
+
+    config: RunConfig
+    real: RealSet
+    images: Tensor
+    group: Tensor
+    augmentation: str
+    source: NetworkSource
+    pool: Pool | None
+    statistics: CachedStatistics | None
+
+    def forward(self, function: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+        """Applies a network's function to a batch, in chunks that fit the device."""
+        ...
+
+
+class StepDraws(Protocol):
+    """The draws that a `StepBatch` computes from: made when they are asked for, or held in a recording's buffers."""
+
+    @property
+    def iteration(self) -> int:
+        """The iteration that names the draws; with cached real statistics the number of the pair."""
+        ...
+
+    @property
+    def network(self) -> Network:
+        """The matching network."""
+        ...
+
+    @property
+    def expert(self) -> Network:
+        """The trained network, drawn from the pool."""
+        ...
+
+    @property
+    def real(self) -> Tensor:
+        """Augmented real images sorted by class, [B, K, H, H]."""
+        ...
+
+    @property
+    def counts(self) -> Tensor:
+        """How many of the real images each class has, int64 [C], on the CPU."""
+        ...
+
+    def augmented(self, images: Tensor, label: int | None = None) -> Tensor:
+        """Applies to images the transform that was drawn for their class.
+
+        Args:
+            images: [B, K, H, H]; the expanded synthetic images, sorted by class, or images of one class.
+            label: the class of all of them; None for the synthetic images.
+        """
+        ...
+
+
+class LazyDraws:
+    """The draws of an iteration, each made when it is first asked for and kept.
+
+    An objective without class centralization draws no trained network, and one whose real statistics are cached draws
+    no real images.
+
+    Attributes:
+        iteration: names the draws; with cached real statistics, the number of the iteration's pair.
+    """
+
+    def __init__(self, run: Run, iteration: int) -> None:
+        """Draws nothing yet.
+
+        Args:
+            run: gives the settings and what is drawn from.
+            iteration: the run's iteration, from 0.
+        """
+        self._run = run
+        self.iteration = iteration if run.statistics is None else run.statistics.pair(iteration)
+
+    def _stream(self, name: str) -> torch.Generator:
+        return stream(self._run.config.seed, self.iteration, name)
+
+    @cached_property
+    def network(self) -> Network:
+        """The matching network."""
+        return self._run.source.draw(self.iteration)
+
+    @cached_property
+    def expert(self) -> Network:
+        """The trained network, drawn from the pool."""
+        assert self._run.pool is not None, "a term that reads `expert` must set needs_pool"
+        return self._run.pool.sample(self._stream("expert"))
+
+    @cached_property
+    def _real_and_counts(self) -> tuple[Tensor, Tensor]:
+        real = self._run.real
+        drawn = real.sample(self._run.config.match.batch_real, self._stream("real batch"))
+        return self._transformed(real.images_of(drawn.index), drawn.group), drawn.counts
+
+    @property
+    def real(self) -> Tensor:
+        """Augmented real images sorted by class, [B, K, H, H]."""
+        return self._real_and_counts[0]
+
+    @property
+    def counts(self) -> Tensor:
+        """How many of the real images each class has, int64 [C], on the CPU."""
+        return self._real_and_counts[1]
+
+    def augmented(self, images: Tensor, label: int | None = None) -> Tensor:
+        """Applies to images the transform that was drawn for their class; see `StepDraws.augmented`."""
+        if label is None:
+            return self._transformed(images, self._run.group.repeat_interleave(self._run.config.syn.factor**2))
+        return self._transformed(images, torch.full((len(images),), label))
+
+    def _transformed(self, images: Tensor, group: Tensor) -> Tensor:
+        return images if self.transforms is None else augment.apply(images, self.transforms, group)
+
+    @cached_property
+    def transforms(self) -> augment.Draws | None:
+        """An augmentation for each class; None where the run has none."""
+        run = self._run
+        if run.augmentation == "none":
+            return None
+        return augment.sample(run.augmentation, run.real.num_classes, self._stream("augmentation"))
