@@ -91,7 +91,7 @@ def features(images):
     return in_chunks(network.embed, images, 100).unflatten(0, (classes, -1))
 
 
-network = source.draw(0)
+network = source.draw(0).network
 real = features(whole)
 print("real features [C, N, D]:", list(real.shape))
 
@@ -171,7 +171,7 @@ pd.DataFrame(rows).T.rename_axis("images a class").round(0).astype(int)
 images = start.images.clone().requires_grad_()
 found = []
 for iteration in range(40):
-    network = source.draw(100 + iteration)
+    network = source.draw(100 + iteration).network
     batch = train.sample(32, stream(seed, iteration, "by hand"))
     target = features(train.images_of(batch.index))
     syn = network.embed(images).unflatten(0, (classes, -1))
@@ -250,7 +250,7 @@ plots.show(curve, f"The mean-matching loss goes {finding}, in jumps.")
 # %% tags=["nbval-ignore-output"]
 rows = []
 for stranger in range(1, 4):
-    network = source.draw(stranger)
+    network = source.draw(stranger).network
     real = features(whole)
     both = [features(images) for images in (start.images, distilled)]
     found = [float(losses.mean_matching(real, one).sum()) for one in both]

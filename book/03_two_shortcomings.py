@@ -252,7 +252,7 @@ source = RandomNetworks("convnet3", data.spec, width=width, seed=99, **device)
 counts = [n for n in (5, 10, 20, 40) if n <= int(data.train.counts.min()) // 4]
 beside = {f"{n} random": random_real(data.train, n, seed + n) for n in counts}
 beside["dm"] = result.synthetic
-errors = compare(beside, data.train, [source.draw(0)], seed=seed)
+errors = compare(beside, data.train, [source.draw(0).network], seed=seed)
 gap = errors.groupby("label", sort=False)["gap"].mean()
 gap.round(3).to_frame()
 

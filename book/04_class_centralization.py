@@ -154,7 +154,7 @@ def by_class(network, images):
 lenses = {}
 for width in (8, 32, 128):
     source = RandomNetworks("convnet3", data.spec, width=width, seed=7, **options)
-    lenses[f"random, width {width}"] = source.draw(0)
+    lenses[f"random, width {width}"] = source.draw(0).network
 for i, network in enumerate(pool.networks):
     lenses[f"trained, number {i}"] = network
 

@@ -79,7 +79,7 @@ everything = train.images_of(train.class_index.flatten())  # class after class
 
 # %%
 options = {"seed": 7, "device": train.device, "compile": "off"}
-published = RandomNetworks("convnet3", data.spec, width=128, **options).draw(0)
+published = RandomNetworks("convnet3", data.spec, width=128, **options).draw(0).network
 narrow = RandomNetworks("convnet3", data.spec, width=32, **options)
 
 
@@ -147,7 +147,7 @@ pd.DataFrame(rows, index=columns).T.rename_axis("n")
 # On the real side $N$ is large and the factor near one; on the synthetic side it is not:
 
 # %%
-network = narrow.draw(0)
+network = narrow.draw(0).network
 many = maps(network, everything)
 full = losses.local_covariance(many).diagonal(0, 1, 2).sum()
 rows = {}
@@ -232,7 +232,7 @@ sets |= {name: result.synthetic.images for name, result in runs.items()}
 # %% tags=["nbval-ignore-output"]
 rows = []
 for stranger in range(1, 4):
-    network = narrow.draw(stranger)
+    network = narrow.draw(stranger).network
     real = losses.local_covariance(maps(network, everything))
     for name, images in sets.items():
         syn = losses.local_covariance(maps(network, images))

@@ -251,7 +251,7 @@ plots.show(strips, f"Under the trained networks, images of a class lie {finding}
 # %% tags=["nbval-ignore-output"]
 width = config.match.width
 source = RandomNetworks("convnet3", data.spec, width=width, seed=1000, **options)
-parts = [compare(beside, data.train, [source.draw(k)], seed=seed) for k in range(3)]
+parts = [compare(beside, data.train, [source.draw(k).network], seed=seed) for k in range(3)]
 strange = pd.concat(parts, ignore_index=True)
 strange.groupby("label", sort=False)[columns].mean().round(3)
 

@@ -57,7 +57,7 @@ def test_buffers_stay_where_they_are():
 
     def places() -> list[int]:
         draws = step.draws
-        networks = [*draws.network.parameters(), *draws.expert.parameters()]
+        networks = [*draws.matching.network.parameters(), *draws.expert.parameters()]
         held = [draws.real, draws._op, draws._u, run.images, *networks]
         return [tensor.data_ptr() for tensor in held]
 
@@ -72,7 +72,7 @@ def test_buffers_hold_the_draws_of_a_step_without_them(augmentation):
     run = begun(settings("iid-dm", match__augmentation=augmentation), pictures(EVEN))
     buffers, plain = on_buffers(run).draws, LazyDraws(run, 3)
     buffers.load(3)
-    assert buffers.iteration == 3 and buffers.network is plain.network
+    assert buffers.iteration == 3 and buffers.matching == plain.matching
     assert torch.equal(buffers.real, plain.real) and torch.equal(buffers.counts, plain.counts)
     for held, drawn in zip(buffers.expert.parameters(), plain.expert.parameters(), strict=True):
         assert torch.equal(held, drawn)

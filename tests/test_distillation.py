@@ -93,7 +93,7 @@ def begun(config: RunConfig, dataset: Dataset, *, double: bool = False, expert: 
         if isinstance(run.source, NetworkQueue):
             run.source = run.source.twin(lambda network: network.double())
         else:
-            run.source.draw(0).double()
+            run.source.draw(0).network.double()
         for network in run.pool.networks if run.pool else ():
             network.double()
         run.real = copy.copy(run.real)  # the set is shared by tests
@@ -124,9 +124,10 @@ def expected(run: Distillation, iteration: int) -> dict[str, tuple[float, Tensor
         )
         for c in range(real.num_classes)
     ]
-    own = double_parameters(run.source.draw(iteration))
+    network, accuracy = run.source.draw(iteration)
+    own = double_parameters(network)
     feature_map = functools.partial(reference.convnet, own)
-    classifier = reference.Classifier(own["classifier.weight"], own["classifier.bias"], float(run.source.accuracy))
+    classifier = reference.Classifier(own["classifier.weight"], own["classifier.bias"], float(accuracy))
     expert = None
     if run.pool is not None:
         number = int(torch.randint(len(run.pool.networks), (), generator=stream(config.seed, iteration, "expert")))
@@ -209,7 +210,7 @@ def test_a_step_on_mosaics_with_the_queue_is_the_loop_over_classes(method, facto
     config = settings(method, 1 if factor == 4 else 2, syn__factor=factor, queue__train=4)
     for double, tolerance in ((True, DOUBLE), (False, SINGLE)):
         run = trained(begun(config, pictures((19, 17, 22, 18)), double=double), 3)
-        assert run.source.draw(3) and float(run.source.accuracy) > 0
+        assert float(run.source.draw(3).accuracy) > 0
         assert_step_is_the_loop(run, 3, tolerance)
 
 
@@ -244,7 +245,7 @@ def test_updates_on_idm_are_a_step_a_class_and_the_queue_moves_on(method, double
 def test_synthetic_images_go_through_the_matching_network_once_for_features_and_logits():
     run = trained(begun(settings("iid-idm", 2, queue__train=4), pictures((19, 17, 22, 18))), 3)
     sizes: list[int] = []
-    run.source.draw(3).trunk.register_forward_hook(lambda module, images, output: sizes.append(len(images[0])))
+    run.source.draw(3).network.trunk.register_forward_hook(lambda module, images, output: sizes.append(len(images[0])))
     run.losses(3)
     assert sorted(sizes) == [4 * 6, 4 * 2 * 4]
 
@@ -283,7 +284,7 @@ def expected_under(run: Distillation, strategy: str) -> dict[str, tuple[float, T
         )
         for c in range(real.num_classes)
     ]
-    network = functools.partial(reference.convnet, double_parameters(run.source.draw(0)))
+    network = functools.partial(reference.convnet, double_parameters(run.source.draw(0).network))
     return reference.step(tuple(run.terms), run.config.match, classes, network)
 
 
@@ -386,7 +387,7 @@ def test_forward_passes_do_not_grow_with_the_number_of_classes(method):
         dataset = shapes(classes, 6, 8)
         run = begun(settings(method, 2, match__cc_scaling="relative", compute__chunk=chunk), dataset)
         sizes: list[int] = []
-        networks = [run.source.draw(0), *(run.pool.networks if run.pool else ())]
+        networks = [run.source.draw(0).network, *(run.pool.networks if run.pool else ())]
         for network in networks:
             network.trunk.register_forward_hook(lambda module, images, output: sizes.append(len(images[0])))
         run.step(0)
@@ -402,7 +403,7 @@ def test_forward_passes_do_not_grow_with_the_number_of_classes(method):
 def test_logging_takes_no_forward_pass():
     run = begun(settings("iid-dm"), pictures())
     calls = []
-    run.source.draw(0).trunk.register_forward_hook(lambda *_: calls.append(1))
+    run.source.draw(0).network.trunk.register_forward_hook(lambda *_: calls.append(1))
     run.step(0)
     without = len(calls)
     run.step(1, log=True)

@@ -81,15 +81,16 @@ def random_networks(dataset: Dataset, seed: int = 0, name: str = "convnet2") -> 
 
 def test_every_iteration_has_its_network_whatever_came_before(pictures):
     source = random_networks(pictures)
-    first = copy.deepcopy(source.draw(3))
-    assert not same(source.draw(4), first)
-    assert same(source.draw(3), first)
-    assert same(random_networks(pictures).draw(3), first)
-    assert not same(random_networks(pictures, seed=1).draw(3), first)
+    first = copy.deepcopy(source.draw(3).network)
+    assert not same(source.draw(4).network, first)
+    assert same(source.draw(3).network, first)
+    assert same(random_networks(pictures).draw(3).network, first)
+    assert not same(random_networks(pictures, seed=1).draw(3).network, first)
 
 
 def test_random_networks_are_frozen_and_let_gradients_through_to_the_images(pictures):
-    network = random_networks(pictures).draw(0)
+    network, accuracy = random_networks(pictures).draw(0)
+    assert accuracy == 0
     assert not any(parameter.requires_grad for parameter in network.parameters())
     images = pictures.train.images_of(torch.arange(3)).requires_grad_()
     network.embed(images).square().sum().backward()

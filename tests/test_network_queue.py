@@ -44,6 +44,12 @@ def weights(made: NetworkQueue) -> dict[int, Tensor]:
     return {m.number: torch.cat([p.detach().flatten() for p in m.network.parameters()]) for m in made._members}
 
 
+def drawn(made: NetworkQueue, iteration: int) -> int:
+    """The number of the network that an iteration draws."""
+    network = made.draw(iteration).network
+    return next(member.number for member in made._members if member.network is network)
+
+
 # Who is in it
 
 
@@ -74,16 +80,16 @@ def test_the_paper_s_numbers():
 
 def test_asking_again_changes_nothing():
     made = queue()
-    first = made.draw(0)
-    assert made.draw(0) is first and numbers(made) == [0, 1, 2]
+    first, again = made.draw(0), made.draw(0)
+    assert again.network is first.network and again.accuracy == first.accuracy and numbers(made) == [0, 1, 2]
 
 
 def test_networks_are_drawn_uniformly_and_as_a_function_of_the_seed():
     made, other, again = queue(), queue(seed=1), queue()
-    drawn = [[q.draw(i) and q._drawn.number for i in range(3)] for q in (made, other, again)]
-    assert drawn[0] == drawn[2]
+    found = [[drawn(q, i) for i in range(3)] for q in (made, other, again)]
+    assert found[0] == found[2]
     many = queue(every=1000)
-    counts = torch.bincount(torch.tensor([many.draw(i) and many._drawn.number for i in range(300)]), minlength=3)
+    counts = torch.bincount(torch.tensor([drawn(many, i) for i in range(300)]), minlength=3)
     assert counts.min() > 70
     assert not torch.equal(weights(made)[0], weights(other)[0]) and torch.equal(weights(made)[0], weights(again)[0])
     assert not torch.equal(weights(made)[0], weights(made)[1])
@@ -182,10 +188,12 @@ def meters(made: NetworkQueue) -> int:
 
 def test_the_accuracy_is_of_the_network_drawn_and_zero_before_it_was_trained():
     made = queue()
-    made.draw(0)
-    assert float(made.accuracy) == 0
-    made._drawn.meter.copy_(torch.tensor([3, 4]))
-    assert float(made.accuracy) == 75
+    before = made.draw(0)
+    assert float(before.accuracy) == 0
+    (member,) = [member for member in made._members if member.network is before.network]
+    member.meter.copy_(torch.tensor([3, 4]))
+    assert float(made.draw(0).accuracy) == 75
+    assert float(before.accuracy) == 0, "what was drawn is not changed afterwards"
     assert made.facts()["queue_accuracy"] == 75, "of those that have counted"
 
 

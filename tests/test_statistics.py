@@ -66,7 +66,7 @@ def test_once_a_pair_is_known_no_real_image_is_looked_at(method, monkeypatch):
     for iteration in range(3):
         run.step(iteration)
     sizes: list[int] = []
-    for network in [run.source.draw(0), *(run.pool.networks if run.pool else ())]:
+    for network in [run.source.draw(0).network, *(run.pool.networks if run.pool else ())]:
         network.trunk.register_forward_hook(lambda module, images, output: sizes.append(len(images[0])))
     monkeypatch.setattr(run.real, "images_of", lambda index: pytest.fail("a real image was looked at"))
     monkeypatch.setattr(type(run.real), "sample", lambda *given: pytest.fail("a real image was drawn"))

@@ -10,7 +10,7 @@ from iidlib import losses
 from iidlib.config import RunConfig, preset
 from iidlib.data import Dataset, shapes
 from iidlib.distillation import TERMS, Distillation, LazyDraws, StepBatch
-from iidlib.features import Pool
+from iidlib.features import Drawn, Pool
 from iidlib.networks import build_network, frozen
 from iidlib.rng import stream
 from iidlib.synthetic import expand
@@ -145,7 +145,7 @@ def test_nothing_is_computed_before_it_is_asked_for_and_nothing_twice(monkeypatc
 
 def test_a_batch_computes_from_the_draws_that_it_is_given():
     run = begun(pictures(9, 7, 12, 8))
-    network = run.source.draw(3)
+    network = run.source.draw(3).network
 
     class Given:
         """Draws that no iteration of the run would make."""
@@ -155,11 +155,12 @@ def test_a_batch_computes_from_the_draws_that_it_is_given():
         def augmented(self, images: Tensor, label: int | None = None) -> Tensor:
             return 2 * images
 
-    Given.network, Given.expert = network, run.pool.networks[0]
+    Given.matching, Given.expert = Drawn(network, 25.0), run.pool.networks[0]
     batch = StepBatch(run, Given())
     expected = network.embed(torch.cat([torch.ones(1, 3, 16, 16), 2 * run.images.detach()]))
     assert torch.allclose(batch.real_features.flatten(0, 1), expected[0].expand(8, -1), atol=1e-5)
     assert torch.allclose(batch.syn_features.flatten(0, 1), expected[1:], atol=1e-5)
+    assert batch.network is network and batch.accuracy == 25
     assert torch.equal(batch.expert_real_features(1)[0][0], batch.expert_real_features(1)[0][3])
 
 

@@ -97,7 +97,9 @@ class PerClassLoop:
         """The terms of one class after the other, each from the images as they are at its turn."""
         run, config = self._run, self._run.config
         drawn = run.real.sample(config.match.batch_real, stream(config.seed, iteration, "real batch"))
-        network = plain_twin(run.source.draw(iteration)) if self._queue is None else self._queue.draw(iteration)
+        network, accuracy = (run.source if self._queue is None else self._queue).draw(iteration)
+        if self._queue is None:  # a queue of its own holds plain networks
+            network = plain_twin(network)
         expert = self._expert(iteration)
         draws = None
         if run.augmentation != "none":
@@ -118,9 +120,8 @@ class PerClassLoop:
             syn_features = network.head(syn_map)
             terms = {"mean": (real_mean - syn_features.mean(0)).square().sum()}
             if "ce" in run.terms:
-                assert self._queue is not None, "the run needs its queue"
                 cost = F.cross_entropy(network.classifier(syn_features), syn.new_full((len(syn),), label).long())
-                terms["ce"] = config.match.ce * self._queue.accuracy * cost
+                terms["ce"] = config.match.ce * accuracy * cost
             if "cm" in run.terms:
                 gap = _covariance(real_map.flatten(2)) - _covariance(syn_map.flatten(2))
                 terms["cm"] = config.match.cm * gap.square().sum()

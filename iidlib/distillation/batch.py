@@ -52,7 +52,7 @@ class StepBatch:
     @property
     def network(self) -> Network:
         """The iteration's matching network."""
-        return self._draws.network
+        return self._draws.matching.network
 
     @property
     def expert(self) -> Network:
@@ -134,9 +134,8 @@ class StepBatch:
 
     @property
     def accuracy(self) -> Tensor | float:
-        """Of the matching network on what it was trained on, in percent; 0 where it is not trained."""
-        _ = self.network  # drawn
-        return self._run.source.accuracy
+        """The matching network's accuracy on what it was trained on, in percent; 0 where it is not trained."""
+        return self._draws.matching.accuracy
 
     @cached_property
     def expert_syn_features(self) -> Tensor:

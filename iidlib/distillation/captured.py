@@ -39,7 +39,7 @@ class BufferedDraws:
         iteration: the one whose draws lie in the buffers.
         real: augmented real images, sorted by class.
         counts: how many each class has, on the CPU.
-        network: the matching network, drawn anew in place.
+        matching: the matching network, drawn anew in place, and its accuracy.
     """
 
     def __init__(self, run: Run) -> None:
@@ -60,7 +60,7 @@ class BufferedDraws:
         self._run, self.iteration = run, 0
         self.real = first.real.contiguous(memory_format=torch.channels_last).clone()
         self.counts = first.counts
-        self.network = first.network
+        self.matching = first.matching
         self._expert = None if run.pool is None else copy.deepcopy(run.pool.networks[0])
         device = run.images.device
         self._group = run.group.repeat_interleave(run.config.syn.factor**2).to(device)
@@ -90,7 +90,7 @@ class BufferedDraws:
         if draws.transforms is not None:
             self._op.copy_(draws.transforms.op, non_blocking=True)
             self._u.copy_(draws.transforms.u, non_blocking=True)
-        assert draws.network is self.network, "the source draws its network in place"
+        assert draws.matching.network is self.matching.network, "the source draws its network in place"
         if self._expert is not None:
             theirs = [*draws.expert.parameters(), *draws.expert.buffers()]
             torch._foreach_copy_([*self._expert.parameters(), *self._expert.buffers()], theirs)

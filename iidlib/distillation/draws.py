@@ -14,7 +14,7 @@ from torch import Tensor
 from iidlib import augment
 from iidlib.config import RunConfig
 from iidlib.data import RealSet
-from iidlib.features import CachedStatistics, NetworkSource, Pool
+from iidlib.features import CachedStatistics, Drawn, NetworkSource, Pool
 from iidlib.networks import Network
 from iidlib.rng import stream
 
@@ -47,8 +47,8 @@ class StepDraws(Protocol):
         ...
 
     @property
-    def network(self) -> Network:
-        """The matching network."""
+    def matching(self) -> Drawn:
+        """The matching network and its accuracy."""
         ...
 
     @property
@@ -100,8 +100,8 @@ class LazyDraws:
         return stream(self._run.config.seed, self.iteration, name)
 
     @cached_property
-    def network(self) -> Network:
-        """The matching network."""
+    def matching(self) -> Drawn:
+        """The matching network and its accuracy."""
         return self._run.source.draw(self.iteration)
 
     @cached_property

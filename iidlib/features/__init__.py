@@ -1,12 +1,12 @@
 """Where features come from: random networks (DM), a queue in training (IDM), pools of pretrained ones (CC)."""
 
-from iidlib.features.base import NetworkSource
+from iidlib.features.base import Drawn, NetworkSource
 from iidlib.features.cached import CachedStatistics, ClassStatistics, measure_classes
 from iidlib.features.network_queue import NetworkQueue
 from iidlib.features.pool import Pool, pool_fingerprint, pool_members, required_accuracy, trained_pool
 from iidlib.features.random_networks import RandomNetworks
 
 __all__ = [
-    "CachedStatistics", "ClassStatistics", "NetworkQueue", "NetworkSource", "Pool", "RandomNetworks",
+    "CachedStatistics", "ClassStatistics", "Drawn", "NetworkQueue", "NetworkSource", "Pool", "RandomNetworks",
     "measure_classes", "pool_fingerprint", "pool_members", "required_accuracy", "trained_pool",
 ]  # fmt: skip

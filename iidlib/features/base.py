@@ -1,25 +1,30 @@
 """What every source of features has in common: it draws the matching network of an iteration."""
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 from torch import Tensor
 
 from iidlib.networks import Network
 
-__all__ = ["NetworkSource"]
+__all__ = ["Drawn", "NetworkSource"]
+
+
+class Drawn(NamedTuple):
+    """A matching network and what is known of it."""
+
+    network: Network
+    """The network, frozen."""
+    accuracy: Tensor | float
+    """Its accuracy on the images that it was trained on, in percent; 0 for a network that is not trained."""
 
 
 class NetworkSource:
     """What draws the matching network of each iteration; one without a history is all in its `draw`."""
 
-    def draw(self, iteration: int) -> Network:
-        """The iteration's network, frozen; the same if it is asked for again before `advance`."""
+    def draw(self, iteration: int) -> Drawn:
+        """The iteration's network and its accuracy; the same if they are asked for again before `advance`."""
         raise NotImplementedError
-
-    @property
-    def accuracy(self) -> Tensor | float:
-        """Of the network drawn last, on what it was trained on, in percent; 0 for one that is not trained."""
-        return 0.0
 
     def advance(self, iteration: int) -> None:
         """Called once an iteration, after the update of the images."""

@@ -21,7 +21,7 @@ from torch import Tensor
 from iidlib.config import QueueConfig
 from iidlib.data import RealSet
 from iidlib.errors import InputError
-from iidlib.features.base import NetworkSource
+from iidlib.features.base import Drawn, NetworkSource
 from iidlib.networks import Network, frozen
 from iidlib.rng import stream
 from iidlib.training.loop import MOMENTUM, WEIGHT_DECAY
@@ -82,7 +82,6 @@ class NetworkQueue(NetworkSource):
         self._build, self._real, self._settings, self._seed = build, real, settings, seed
         self._members: list[_Member] = []
         self._made = 0
-        self._drawn: _Member | None = None
 
     def twin(self, change: Callable[[Network], Network]) -> "NetworkQueue":
         """An empty queue that will hold and train the same networks in another form."""
@@ -91,23 +90,20 @@ class NetworkQueue(NetworkSource):
     def __len__(self) -> int:
         return len(self._members)
 
-    def draw(self, iteration: int) -> Network:
-        """The iteration's matching network, after a fresh one has joined where it is time; again the same if asked."""
+    def draw(self, iteration: int) -> Drawn:
+        """The iteration's matching network, after a fresh one has joined where it is time; again the same if asked.
+
+        Its accuracy is that on its training images since the last reset of the meters, 0 if there were none.
+        """
         while self._made < self._settings.start + iteration // self._settings.every + 1:
             if len(self) == self._settings.size:
                 self._members.pop(0)
             self._members.append(self._fresh(self._made))
             self._made += 1
         choice = torch.randint(len(self), (), generator=stream(self._seed, iteration, "queue match"))
-        self._drawn = self._members[int(choice)]
-        return self._drawn.network
-
-    @property
-    def accuracy(self) -> Tensor:
-        """Of the network drawn last, in percent of its training images since the last reset; 0 if there were none."""
-        assert self._drawn is not None, "no network has been drawn yet"
-        hits, images = self._drawn.meter.unbind()
-        return 100 * hits / images.clamp_min(1)
+        member = self._members[int(choice)]
+        hits, images = member.meter.unbind()
+        return Drawn(member.network, 100 * hits / images.clamp_min(1))
 
     def advance(self, iteration: int) -> None:
         """Trains the iteration's networks, in place, and resets the meters where it is time.
@@ -179,7 +175,7 @@ class NetworkQueue(NetworkSource):
         """Takes up a checkpoint's state."""
         if "queue.numbers" not in state:
             return
-        self._members, self._drawn = [], None
+        self._members = []
         rows = zip(state["queue.weights"], state["queue.momenta"], state["queue.meters"], strict=True)
         for number, (weights, momenta, meter) in zip(state["queue.numbers"].tolist(), rows, strict=True):
             member = self._fresh(number)

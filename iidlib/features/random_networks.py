@@ -3,8 +3,8 @@
 import torch
 
 from iidlib.data import DatasetSpec
-from iidlib.features.base import NetworkSource
-from iidlib.networks import Network, draw_parameters_, frozen, network_for
+from iidlib.features.base import Drawn, NetworkSource
+from iidlib.networks import draw_parameters_, frozen, network_for
 from iidlib.rng import stream
 
 __all__ = ["RandomNetworks"]
@@ -25,7 +25,7 @@ class RandomNetworks(NetworkSource):
         self._network = frozen(network)
         self._seed, self._device = seed, device
 
-    def draw(self, iteration: int) -> Network:
-        """The iteration's network; the one drawn before is overwritten."""
+    def draw(self, iteration: int) -> Drawn:
+        """The iteration's network, which overwrites the one drawn before; its accuracy is 0."""
         draw_parameters_(self._network, stream(self._seed, iteration, "network", self._device))
-        return self._network
+        return Drawn(self._network, 0.0)
