@@ -203,9 +203,9 @@ for c in range(3):
 print("step by step:", *(f"{x:.3f}" for x in pixels))
 
 # %%
-updater = class_sweep(torch.zeros(3, 1, 1, 1), SynConfig(lr=rate, momentum=m), 3)
-updater.step(gradients.view(3, 1, 1, 1))
-at_once = updater.settled().flatten()
+optimiser = class_sweep(torch.zeros(3, 1, 1, 1), SynConfig(lr=rate, momentum=m), 3)
+optimiser.step(gradients.view(3, 1, 1, 1))
+at_once = optimiser.images_after_sweep().flatten()
 torch.testing.assert_close(at_once, pixels)
 print("all at once: ", *(f"{x:.3f}" for x in at_once))
 

@@ -15,7 +15,7 @@ DM = ("dm", "dm-cc", "dm-cm", "iid-dm")
 
 
 def on_buffers(run: Distillation) -> CapturedStep:
-    return CapturedStep(run, run.terms, run.updater)
+    return CapturedStep(run, run.terms, run.optimiser)
 
 
 @pytest.mark.parametrize("method", DM)
@@ -118,7 +118,7 @@ def test_what_has_no_fixed_shapes(per_class, changes, message):
 
 def test_on_a_cpu_there_is_none():
     run = begun(settings("dm"), pictures(EVEN))
-    assert captured_step(run, run.terms, run.updater) is None
+    assert captured_step(run, run.terms, run.optimiser) is None
 
 
 class OnCuda:
@@ -145,7 +145,7 @@ def test_a_recording_that_fails_is_said_once_and_given_up(monkeypatch, caplog):
     monkeypatch.setattr(captured, "CapturedStep", failing)
     caplog.set_level(logging.WARNING, "iidlib")
     run = begun(settings("dm"), pictures(EVEN))
-    assert captured_step(OnCuda(run), run.terms, run.updater) is None
+    assert captured_step(OnCuda(run), run.terms, run.optimiser) is None
     (record,) = caplog.records
     assert record.message == (
         "no CUDA graph of the step (operation not permitted when stream is capturing); "
@@ -165,7 +165,7 @@ def test_a_recording_is_the_plain_step_on_a_gpu(method):
     for run in (plain, recorded):
         for network in run.pool.networks if run.pool else ():
             network.cuda()
-    step = captured_step(recorded, recorded.terms, recorded.updater)
+    step = captured_step(recorded, recorded.terms, recorded.optimiser)
     assert step is not None
     for iteration in range(4):
         plain.step(iteration)

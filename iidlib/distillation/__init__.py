@@ -4,13 +4,13 @@ from iidlib.distillation.batch import StepBatch
 from iidlib.distillation.captured import CapturedStep, captured_step
 from iidlib.distillation.draws import LazyDraws, StepDraws
 from iidlib.distillation.methods import METHODS, Method
-from iidlib.distillation.optimisers import Updater, class_sweep, joint
+from iidlib.distillation.optimisers import ImageOptimiser, class_sweep, joint
 from iidlib.distillation.run import DistillResult, Stopped, distill, pool_bar, progress
 from iidlib.distillation.step import Distillation
 from iidlib.distillation.terms import TERMS, Term
 
 __all__ = [
-    "METHODS", "TERMS", "CapturedStep", "DistillResult", "Distillation", "LazyDraws", "Method", "StepBatch",
-    "StepDraws", "Stopped", "Term", "Updater", "captured_step", "class_sweep", "distill", "joint", "pool_bar",
+    "METHODS", "TERMS", "CapturedStep", "DistillResult", "Distillation", "ImageOptimiser", "LazyDraws", "Method",
+    "StepBatch", "StepDraws", "Stopped", "Term", "captured_step", "class_sweep", "distill", "joint", "pool_bar",
     "progress",
 ]  # fmt: skip

@@ -19,7 +19,7 @@ from torch import Tensor
 from iidlib import augment
 from iidlib.distillation.batch import StepBatch
 from iidlib.distillation.draws import LazyDraws, Run
-from iidlib.distillation.optimisers import Updater
+from iidlib.distillation.optimisers import ImageOptimiser
 from iidlib.distillation.terms import Term
 from iidlib.features import RandomNetworks
 from iidlib.networks import Network
@@ -103,13 +103,13 @@ class CapturedStep:
         draws: the buffers.
     """
 
-    def __init__(self, run: Run, terms: Mapping[str, Term], updater: Updater) -> None:
+    def __init__(self, run: Run, terms: Mapping[str, Term], optimiser: ImageOptimiser) -> None:
         """Makes the buffers.
 
         Raises:
             ValueError: for a run whose step cannot have fixed shapes.
         """
-        self._run, self._terms, self._updater = run, terms, updater
+        self._run, self._terms, self._optimiser = run, terms, optimiser
         self.draws = BufferedDraws(run)
         self._graph: torch.cuda.CUDAGraph | None = None
 
@@ -123,7 +123,7 @@ class CapturedStep:
         config = self._run.config
         losses = [term.weight(config) * term.loss(batch).sum() for term in self._terms.values()]
         (gradient,) = torch.autograd.grad(torch.stack(losses).sum(), self._run.images)
-        self._updater.step(gradient)
+        self._optimiser.step(gradient)
 
     def record(self) -> None:
         """Records `compute` as a CUDA graph; images and momentum stay as they are."""
@@ -149,14 +149,14 @@ class CapturedStep:
             self.compute()
 
     def _state(self) -> list[Tensor]:
-        if self._updater.velocity is None:
+        if self._optimiser.velocity is None:
             # made by the first step otherwise, at another address in a recording; of zeros it changes no update
-            self._updater.velocity = torch.zeros_like(self._run.images)
+            self._optimiser.velocity = torch.zeros_like(self._run.images)
         return [tensor.detach().clone() for tensor in self._tensors()]
 
     def _tensors(self) -> list[Tensor]:
-        assert self._updater.velocity is not None
-        return [self._run.images, self._updater.velocity]
+        assert self._optimiser.velocity is not None
+        return [self._run.images, self._optimiser.velocity]
 
     @torch.no_grad()
     def _restore(self, state: list[Tensor]) -> None:
@@ -178,12 +178,12 @@ class CapturedStep:
         return float((updates[0] - updates[1]).norm() / updates[1].norm())
 
 
-def captured_step(run: Run, terms: Mapping[str, Term], updater: Updater) -> CapturedStep | None:
+def captured_step(run: Run, terms: Mapping[str, Term], optimiser: ImageOptimiser) -> CapturedStep | None:
     """A recorded step of a run on a GPU, checked against the plain one; None, said once, where it cannot be had."""
     if run.images.device.type != "cuda":
         return None
     try:
-        step = CapturedStep(run, terms, updater)
+        step = CapturedStep(run, terms, optimiser)
         step.load(0)
         step.record()
         apart = step.differs(0)

@@ -11,7 +11,7 @@ import torch
 
 from iidlib.config import RunConfig
 from iidlib.data import Dataset
-from iidlib.distillation.optimisers import UpdaterFactory, class_sweep, joint
+from iidlib.distillation.optimisers import ImageOptimiserFactory, class_sweep, joint
 from iidlib.distillation.terms import TERMS, Term
 from iidlib.errors import InputError
 from iidlib.features import NetworkQueue, NetworkSource, RandomNetworks
@@ -60,7 +60,7 @@ class Method:
     """Names out of ``TERMS``; the objective is their weighted sum."""
     source: Callable[[RunConfig, Dataset, torch.device], NetworkSource] = _random_networks
     """Makes what draws the matching network of an iteration."""
-    updater: UpdaterFactory = joint
+    optimiser: ImageOptimiserFactory = joint
     """Makes what moves the images along the gradient."""
 
     def terms_in_use(self, config: RunConfig) -> dict[str, Term]:

@@ -8,8 +8,9 @@ gradient is g at its turn has ::
     velocity <- m^C velocity + g
     image    <- image - r (1 - m^C) / (1 - m) velocity
 
-at its next turn. Class p, of 0 to C-1, has made C - p of those C steps when the sweep ends; `Updater.settled` gives the
-images of that moment. With ten classes or more this is, but for a thousandth, gradient descent at the rate r / (1 - m).
+at its next turn. Class p, of 0 to C-1, has made C - p of those C steps when the sweep ends;
+`ImageOptimiser.images_after_sweep` gives the images of that moment. With ten classes or more this is, but for a
+thousandth, gradient descent at the rate r / (1 - m).
 """
 
 from collections.abc import Callable, Mapping
@@ -19,10 +20,10 @@ from torch import Tensor
 
 from iidlib.config import SynConfig
 
-__all__ = ["Updater", "UpdaterFactory", "class_sweep", "joint"]
+__all__ = ["ImageOptimiser", "ImageOptimiserFactory", "class_sweep", "joint"]
 
 
-class Updater:
+class ImageOptimiser:
     """Gradient descent with momentum on the images, in place.
 
     Attributes:
@@ -30,33 +31,39 @@ class Updater:
         velocity: of the same shape; None before the first step.
     """
 
-    def __init__(self, images: Tensor, *, lr: float, decay: float, reach: float, ahead: Tensor | None = None) -> None:
-        """Takes up the images.
+    def __init__(
+        self, images: Tensor, *, lr: float, momentum: float, step_size: float, look_ahead: Tensor | None = None
+    ) -> None:
+        """Starts at the images, without velocity.
 
         Args:
             images: what is updated.
-            lr: the rate.
-            decay: what is left of the velocity at the next step.
-            reach: how many times the velocity the images move in a step, beside the rate.
-            ahead: how many times of it class p is ahead of the moment that is reported, [C]; None for nowhere.
+            lr: the learning rate.
+            momentum: the fraction of the velocity that is kept at the next step.
+            step_size: how many times ``lr * velocity`` the images move in a step.
+            look_ahead: how many times ``lr * velocity`` the images of class p are ahead of where a sweep leaves them,
+                [C]; None if they are not.
         """
         self.images = images
         self.velocity: Tensor | None = None
-        self._lr, self._decay, self._reach, self._ahead = lr, decay, reach, ahead
+        self._lr, self._momentum, self._step_size, self._look_ahead = lr, momentum, step_size, look_ahead
 
     @torch.no_grad()
     def step(self, gradient: Tensor) -> None:
         """One update, from the gradient at the images."""
-        self.velocity = gradient.clone() if self.velocity is None else self.velocity.mul_(self._decay).add_(gradient)
-        self.images.add_(self.velocity, alpha=-self._lr * self._reach)
+        if self.velocity is None:
+            self.velocity = gradient.clone()
+        else:
+            self.velocity.mul_(self._momentum).add_(gradient)
+        self.images.add_(self.velocity, alpha=-self._lr * self._step_size)
 
     @torch.no_grad()
-    def settled(self) -> Tensor:
-        """A copy of the images as an optimiser that takes its steps one by one has them now."""
-        if self._ahead is None or self.velocity is None:
+    def images_after_sweep(self) -> Tensor:
+        """A copy of the images as an optimiser that takes one class after the other has them at the end of a sweep."""
+        if self._look_ahead is None or self.velocity is None:
             return self.images.clone()
-        per_class = self._ahead.to(self.images).repeat_interleave(len(self.images) // len(self._ahead))
-        return self.images + self._lr * per_class[:, None, None, None] * self.velocity
+        per_image = self._look_ahead.to(self.images).repeat_interleave(len(self.images) // len(self._look_ahead))
+        return self.images + self._lr * per_image[:, None, None, None] * self.velocity  # [C*n, K, H, W]
 
     def state(self) -> dict[str, Tensor]:
         """What a checkpoint holds."""
@@ -64,29 +71,29 @@ class Updater:
 
     @torch.no_grad()
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Takes up a checkpoint's state."""
+        """Restores the state from a checkpoint."""
         self.images.copy_(state["images"])
         if "momentum" in state:
             self.velocity = state["momentum"].to(self.images.device).clone()
 
 
-UpdaterFactory = Callable[[Tensor, SynConfig, int], Updater]
+ImageOptimiserFactory = Callable[[Tensor, SynConfig, int], ImageOptimiser]
 """From images sorted by class, their settings and the number of classes."""
 
 
-def joint(images: Tensor, syn: SynConfig, classes: int) -> Updater:
+def joint(images: Tensor, syn: SynConfig, classes: int) -> ImageOptimiser:
     """One step an iteration for all images: SGD with momentum, as in DM."""
-    return Updater(images, lr=syn.lr, decay=syn.momentum, reach=1.0)
+    return ImageOptimiser(images, lr=syn.lr, momentum=syn.momentum, step_size=1.0)
 
 
-def class_sweep(images: Tensor, syn: SynConfig, classes: int) -> Updater:
+def class_sweep(images: Tensor, syn: SynConfig, classes: int) -> ImageOptimiser:
     """A step a class and iteration, on all images, as in IDM; see the module's equations."""
     m = syn.momentum
     left = torch.arange(classes, 0, -1, dtype=torch.float64)  # steps that class p makes after its gradient
-    return Updater(
+    return ImageOptimiser(
         images,
         lr=syn.lr,
-        decay=m**classes,
-        reach=(1 - m**classes) / (1 - m),
-        ahead=(m**left - m**classes) / (1 - m),
+        momentum=m**classes,
+        step_size=(1 - m**classes) / (1 - m),
+        look_ahead=(m**left - m**classes) / (1 - m),
     )

@@ -42,7 +42,7 @@ class Distillation:
         group: class of each of them, on the CPU.
         terms: the terms in use, by name.
         source: draws the matching network.
-        updater: moves the images.
+        optimiser: moves the images.
         pool: trained networks, where a term needs them.
         statistics: of the real images, where the run keeps them.
         augmentation: DSA operations, or ``none``.
@@ -82,7 +82,7 @@ class Distillation:
         self.statistics: CachedStatistics | None = None
         if config.match.statistics == "cached":
             self.statistics = CachedStatistics(config.match.cached_pairs, config.seed)
-        self.updater = method.updater(self.images, config.syn, self.real.num_classes)
+        self.optimiser = method.optimiser(self.images, config.syn, self.real.num_classes)
         self.drifted = False
         self._recorded: CapturedStep | None = None
 
@@ -99,7 +99,7 @@ class Distillation:
         """Records the step as a CUDA graph where the settings ask for it and it can be had."""
         if self.config.compute.graph == "auto":
             with precision(self.images.device, self.config.compute.precision):
-                self._recorded = captured_step(self, self.terms, self.updater)
+                self._recorded = captured_step(self, self.terms, self.optimiser)
 
     def forward(self, function: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
         """Applies a network's function to a batch, in chunks that fit the device."""
@@ -142,7 +142,7 @@ class Distillation:
             if log:
                 row = self._describe(parts) | self.source.facts()
             (gradient,) = torch.autograd.grad(torch.stack(list(parts.values())).sum(), self.images)
-            self.updater.step(gradient)
+            self.optimiser.step(gradient)
             self.advance(iteration)
         return row
 
@@ -186,15 +186,16 @@ class Distillation:
             provenance["settings"] = " ".join(f"{key}={value}" for key, value in own.items())
         if self.drifted:
             provenance["drift"] = "see environment.json"
-        return SyntheticSet(self.updater.settled(), self._labels, self.real.spec, provenance, self.config.syn.factor)
+        images, factor = self.optimiser.images_after_sweep(), self.config.syn.factor
+        return SyntheticSet(images, self._labels, self.real.spec, provenance, factor)
 
     def state(self) -> dict[str, Tensor]:
         """What a checkpoint holds; draws are functions of seed and iteration and need no history."""
-        return self.updater.state() | self.source.state()
+        return self.optimiser.state() | self.source.state()
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Takes up a checkpoint's state."""
-        self.updater.restore(state)
+        self.optimiser.restore(state)
         self.source.restore(state)
 
     def facts(self) -> dict[str, Any]:

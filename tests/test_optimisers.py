@@ -1,4 +1,4 @@
-"""iidlib.updaters: one step for all images, and IDM's sweep over classes in closed form."""
+"""iidlib.distillation.optimisers: one step for all images, and IDM's sweep over classes in closed form."""
 
 from functools import partial
 
@@ -29,11 +29,11 @@ def slope(iteration: int, c: int, images: Tensor) -> Tensor:
 def swept(x: Tensor, sweeps: int, syn: SynConfig) -> tuple[Tensor, Tensor]:
     """Images at the end of the last sweep, by the library, and as they are kept between sweeps."""
     classes = len(x)
-    updater = class_sweep(x.clone().flatten(0, 1), syn, classes)
+    optimiser = class_sweep(x.clone().flatten(0, 1), syn, classes)
     for iteration in range(sweeps):
-        own = updater.images.unflatten(0, (classes, -1))
-        updater.step(torch.stack([slope(iteration, c, own[c]) for c in range(classes)]).flatten(0, 1))
-    return updater.settled().unflatten(0, (classes, -1)), updater.images.unflatten(0, (classes, -1))
+        own = optimiser.images.unflatten(0, (classes, -1))
+        optimiser.step(torch.stack([slope(iteration, c, own[c]) for c in range(classes)]).flatten(0, 1))
+    return optimiser.images_after_sweep().unflatten(0, (classes, -1)), optimiser.images.unflatten(0, (classes, -1))
 
 
 def by_steps(x: Tensor, sweeps: int, syn: SynConfig) -> Tensor:
@@ -53,11 +53,11 @@ def test_the_closed_form_is_the_sequence_of_steps(classes, momentum):
     syn = SynConfig(lr=0.2, momentum=momentum)
     x = start(classes)
     for sweeps in (1, 2, 5):
-        settled, kept = swept(x, sweeps, syn)
-        assert distance(settled, by_steps(x, sweeps, syn)) <= EXACT
+        after, kept = swept(x, sweeps, syn)
+        assert distance(after, by_steps(x, sweeps, syn)) <= EXACT
         if momentum:
             assert distance(kept, by_steps(x, sweeps, syn)) > 1e-3, "the last classes have not coasted yet"
-        assert torch.equal(kept[0], settled[0]), "the first class has made all its steps"
+        assert torch.equal(kept[0], after[0]), "the first class has made all its steps"
 
 
 @given(classes=st.integers(1, 12), momentum=st.floats(0, 0.99), lr=st.floats(1e-3, 1), sweeps=st.integers(0, 4))
@@ -76,22 +76,22 @@ def test_one_class_is_plain_momentum():
 
 def test_joint_is_the_optimiser_of_torch():
     mine, theirs = start(3).flatten(0, 1), start(3).flatten(0, 1).requires_grad_()
-    updater, sgd = joint(mine, SynConfig(lr=0.7, momentum=0.4), 3), torch.optim.SGD([theirs], lr=0.7, momentum=0.4)
+    optimiser, sgd = joint(mine, SynConfig(lr=0.7, momentum=0.4), 3), torch.optim.SGD([theirs], lr=0.7, momentum=0.4)
     for iteration in range(4):
         theirs.grad = slope(iteration, 0, theirs.detach())
-        updater.step(slope(iteration, 0, mine))
+        optimiser.step(slope(iteration, 0, mine))
         sgd.step()
-        assert torch.equal(updater.settled(), theirs.detach())
+        assert torch.equal(optimiser.images_after_sweep(), theirs.detach())
 
 
 @pytest.mark.parametrize("make", [joint, class_sweep])
 def test_what_is_restored_goes_on_as_it_would_have(make):
     syn, x = SynConfig(lr=0.2, momentum=0.5), start(4).flatten(0, 1)
 
-    def go(updater, iterations):
+    def go(optimiser, iterations):
         for iteration in iterations:
-            updater.step(slope(iteration, 0, updater.images))
-        return updater
+            optimiser.step(slope(iteration, 0, optimiser.images))
+        return optimiser
 
     whole = go(make(x.clone(), syn, 4), range(5))
     half = go(make(x.clone(), syn, 4), range(2))
@@ -99,17 +99,17 @@ def test_what_is_restored_goes_on_as_it_would_have(make):
     other = make(torch.zeros_like(x), syn, 4)
     other.restore(state)
     go(half, range(2, 4))  # the state is a copy's, not the running one's
-    assert torch.equal(go(other, range(2, 5)).settled(), whole.settled())
+    assert torch.equal(go(other, range(2, 5)).images_after_sweep(), whole.images_after_sweep())
     fresh = make(torch.zeros_like(x), syn, 4)
     fresh.restore(make(x.clone(), syn, 4).state())
-    assert torch.equal(fresh.settled(), x)
+    assert torch.equal(fresh.images_after_sweep(), x)
 
 
 def test_what_is_shown_is_a_copy():
     for make in (joint, class_sweep):
-        updater = make(start(3).flatten(0, 1), SynConfig(), 3)
+        optimiser = make(start(3).flatten(0, 1), SynConfig(), 3)
         for _ in range(2):
-            before = updater.images.clone()
-            updater.settled().zero_()
-            assert torch.equal(updater.images, before)
-            updater.step(torch.ones_like(updater.images))
+            before = optimiser.images.clone()
+            optimiser.images_after_sweep().zero_()
+            assert torch.equal(optimiser.images, before)
+            optimiser.step(torch.ones_like(optimiser.images))
