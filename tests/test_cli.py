@@ -1,5 +1,6 @@
 """iidlib.cli: every command does what it says; wrong input is one line and changes nothing; what is stopped goes on."""
 
+import dataclasses
 import fcntl
 import io
 import json
@@ -37,7 +38,7 @@ from iidlib.distillation import run as distillation_run
 from iidlib.distillation import step as distillation_step
 from iidlib.evaluation import coresets
 from iidlib.evaluation import run as evaluation_run
-from iidlib.experiments import Published, append_results
+from iidlib.experiments import Published, append_results, cells
 from iidlib.experiments.published import ACCURACIES
 from iidlib.experiments.results import RESULT_COLUMNS
 from iidlib.features import pool
@@ -327,6 +328,42 @@ def test_results_have_every_column(iid: Run) -> None:
     assert (pd.to_datetime(table["date"]) > pd.Timestamp("2024-01-01", tz="UTC")).all()
     kept = rows(Path("my run/scores.json"))
     assert kept["accuracy"].tolist() == table["accuracy"].tolist() and tuple(kept.columns) == RESULT_COLUMNS
+
+
+def test_rows_made_in_python_are_those_of_the_command(
+    iid: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from iidlib.evaluation import evaluate, made_by, origin_of
+    from iidlib.experiments import result_rows
+
+    monkeypatch.setitem(cells.EXPERIMENTS, "mine", cells.Experiment("Mine", (cells.Cell("cifar10", "iid-dm", 2),)))
+    monkeypatch.setitem(SCALES, "tour", SCALES["ci"])  # the smallest scale that the list shows
+    given = {"match.cm": 0.02, "eval.lr": 0.02}
+    dataset = registry.load_dataset("cifar10-mini")
+    config = preset("iid-dm", "cifar10-mini", 2, "tour", {"seed": 3} | given)
+    result = distillation_run.distill(config, dataset)
+    scores = evaluate(result.synthetic, dataset, protocol=config.eval, seed=config.seed, compile="off")
+    origin = dataclasses.replace(
+        origin_of(result.synthetic), settings=given, pool_accuracies=result.pool.accuracies, seconds_per_iteration=1.0
+    )
+    ours = result_rows(scores, config, origin=origin, made_by=made_by(dataset.test.device))
+    append_results(tmp_path / "python" / "mine.csv", ours)
+
+    command = ["distill", "iid-dm", "--dataset", "cifar10-mini", "--ipc", "2", "--scale", "tour", "--seed", "3"]
+    command += [f"--set={key}={value}" for key, value in given.items()]
+    assert iid(*command, "--no-baseline", "--out", "run", "--results", "command/mine.csv").status == 0
+    theirs, ours = pd.read_csv("command/mine.csv"), pd.read_csv(tmp_path / "python" / "mine.csv")
+    assert tuple(ours.columns) == RESULT_COLUMNS and len(ours) == 2
+    pd.testing.assert_frame_equal(ours.drop(columns=TIMES), theirs.drop(columns=TIMES))
+    assert ours["command"].isna().all() and ours["commit"].equals(theirs["commit"])
+
+    plain = preset("iid-dm", "cifar10-mini", 2, "tour")
+    scores = evaluate(result.synthetic, dataset, protocol=plain.eval, seed=3, compile="off")
+    append_results(Path("plain/mine.csv"), result_rows(scores, plain))
+    for folder, counted in (("python", False), ("command", False), ("plain", True)):
+        listed = iid("reproduce", "mine", "--list", "--results", folder).out
+        mean = f"{pd.read_csv(Path(folder) / 'mine.csv')['accuracy'].mean():.1f} (1)"
+        assert (mean in listed) == counted, listed
 
 
 def test_adding_results_keeps_earlier_rows_to_the_letter(iid: Run) -> None:

@@ -1,14 +1,27 @@
 """The paper's cells: what was published, and which rows count as measured."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
 
-from iidlib.config import preset
-from iidlib.experiments import EXPERIMENTS, Cell, mean_of, measured, protocol_text, table
+from iidlib.config import EvalProtocol, RunConfig, preset
+from iidlib.errors import InputError
+from iidlib.experiments import (
+    EXPERIMENTS,
+    Cell,
+    MadeBy,
+    SetOrigin,
+    mean_of,
+    measured,
+    protocol_text,
+    result_rows,
+    table,
+)  # fmt: skip
 from iidlib.experiments.published import ACCURACIES
+from iidlib.experiments.results import RESULT_COLUMNS
 from tests.result_rows import rows
 
 
@@ -128,3 +141,57 @@ def test_the_table_reads_what_is_in_the_checkout() -> None:
     cells = table("main").set_index(["dataset", "ipc", "method"])
     assert cells.loc[("cifar10", 10, "dm"), "laptop_seeds"] >= 1
     assert cells.loc[("cifar10", 1, "iid-idm"), "tour_seeds"] == 3
+
+
+# Rows of results
+
+
+def scores_of(config: RunConfig, **noted: object) -> pd.DataFrame:
+    """Scores as `iidlib.evaluate` returns them."""
+    scores = pd.DataFrame(
+        {"network": "convnet3", "evaluation_seed": range(3), "accuracy": [45.0, 46.0, 47.0], "epochs": 400,
+         "images": 100, "seconds": 2.5}
+    )  # fmt: skip
+    scores.attrs = {"dataset": config.dataset, "seed": 5, "protocol": dataclasses.asdict(config.eval)} | noted
+    return scores
+
+
+def test_rows_of_a_planned_run_fill_its_cell() -> None:
+    config = preset("dm", "cifar10", 10, "laptop", {"seed": 2})
+    found = result_rows(scores_of(config), config)
+    assert tuple(found.columns) == RESULT_COLUMNS
+    assert found["networks_seed"].unique().tolist() == [5] and found["settings"].isna().all()
+    cell_rows = found.assign(settings="", date="", step=float("nan"), steps=float("nan"), order=float("nan"))
+    assert measured(DM, "laptop", cell_rows).to_dict() == {2: 46.0}
+    other = preset("dm", "cifar10", 10, "laptop", {"syn.lr": 2, "eval.lr": 0.01})
+    assert result_rows(scores_of(other), other)["settings"].unique().tolist() == ["syn.lr=2.0"], "unasked"
+
+
+def test_rows_say_what_is_known_and_keep_further_columns() -> None:
+    config = preset("dm-cc", "cifar10", 10, "laptop")
+    origin = SetOrigin("dm-cc", "tour", 7, 90, 2, {"match.cc": "3", "made_from": "x"}, 0.5, [61.234, 70])
+    made_by = MadeBy(command="iid evaluate", torch="2", iidlib="1", commit="a", date="d", device="cpu")
+    found = result_rows(scores_of(config).assign(step=4), config, origin=origin, made_by=made_by)
+    assert tuple(found.columns) == (*RESULT_COLUMNS, "step")
+    row = found.iloc[0].to_dict()
+    assert (row["scale"], row["seed"], row["iterations"], row["seconds_per_iteration"]) == ("tour", 7, 90, 0.5)
+    assert row["pool_accuracies"] == "61.23 70.00" and row["settings"] == "match.cc=3 made_from=x"
+    assert row["protocol"].endswith("width 64, each image expanded to 4")
+    assert (row["command"], row["torch"], row["device"], row["step"]) == ("iid evaluate", "2", "cpu", 4)
+
+
+@pytest.mark.parametrize(
+    ("noted", "message"),
+    [
+        ({"dataset": "cifar100"}, "obtained on cifar100, and the settings say cifar10; .*dataset=dataset.name"),
+        ({"protocol": dataclasses.asdict(EvalProtocol())}, "trained with eval.width=128, and the settings say 64; "),
+        (None, "rows of results need the scores of one call of evaluate"),
+    ],
+)
+def test_rows_that_would_say_something_false_are_refused(noted: dict[str, object] | None, message: str) -> None:
+    config = preset("dm", "cifar10", 10, "laptop")
+    scores = scores_of(config, **(noted or {}))
+    if noted is None:
+        scores.attrs = {}
+    with pytest.raises(InputError, match=message):
+        result_rows(scores, config)

@@ -2,14 +2,13 @@
 
 import re
 import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from iidlib.cli.options import Changes, DataRoot, DatasetName, Device, Results, given_changes
-from iidlib.cli.session import check_names, given_command, keeping, load, run_stamp
+from iidlib.cli.session import check_names, given_command, keeping, load
 from iidlib.config import preset
 from iidlib.errors import InputError
 
@@ -36,10 +35,10 @@ def continual(
     import pandas as pd
 
     from iidlib.continual import class_order, class_steps, learn_in_steps
-    from iidlib.engine import device_name, peak_memory_mib
+    from iidlib.distillation import METHODS
+    from iidlib.evaluation import made_by, with_memory
     from iidlib.evaluation.coresets import CHOICES
-    from iidlib.experiments import append_results, check_results, protocol_text
-    from iidlib.experiments.results import RESULT_COLUMNS
+    from iidlib.experiments import SetOrigin, append_results, check_results, result_rows
 
     given = given_changes(changes)
     config = preset(method, dataset, ipc, scale, {"seed": seed} | given)
@@ -53,7 +52,7 @@ def continual(
     folder = out or Path("runs") / f"continual-{method}-{named}-ipc{ipc}-{steps}steps-{scale}-seed{seed}-order{number}"
     if folder.exists() and any(folder.iterdir()) and not resume:
         raise InputError(f"{folder} holds something already; go on with it by --resume, or give another --out")
-    stamp, frames = run_stamp(ctx), []
+    stamp, frames = made_by(loaded.train.device, given_command(ctx)), []
 
     def told(rows: pd.DataFrame) -> None:
         last = rows.iloc[-1]
@@ -67,25 +66,14 @@ def continual(
         )
         if results is not None:
             factor = 1 if method in CHOICES else config.syn.factor
-            same: dict[str, Any] = {
-                "dataset": dataset,
-                "method": "random-mosaic" if method == "random" and factor > 1 else method,
-                "ipc": ipc,
-                "scale": scale,
-                "seed": seed,
-                "protocol": protocol_text(config.eval, method, factor),
-                "iterations": config.iterations if method in _methods() else 0,
-                "device": device_name(loaded.train.device),
-                "peak_memory_mib": round(peak_memory_mib(loaded.train.device)),
-                "networks_seed": seed,
-            }
-            if given:
-                same["settings"] = " ".join(f"{key}={value}" for key, value in given.items())
-            rows = pd.concat(frames, ignore_index=True).assign(**same | stamp)
-            append_results(results, rows.reindex(columns=[*RESULT_COLUMNS, "step", "steps", "order", "classes"]))
-
-
-def _methods() -> Sequence[str]:
-    from iidlib.distillation import METHODS
-
-    return tuple(METHODS)
+            origin = SetOrigin(
+                method="random-mosaic" if method == "random" and factor > 1 else method,
+                scale=scale,
+                seed=seed,
+                iterations=config.iterations if method in METHODS else 0,
+                factor=factor,
+                settings=given,
+            )
+            scores = pd.concat(frames, ignore_index=True)
+            known = with_memory(stamp, loaded.train.device)
+            append_results(results, result_rows(scores, config, origin=origin, made_by=known))

@@ -1,21 +1,18 @@
 """``iid distill``: learns synthetic images and shows what networks trained on them reach."""
 
+import dataclasses
 import re
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from iidlib.cli.options import Baseline, Changes, DataRoot, DatasetName, Device, Results, given_changes
 from iidlib.cli.scores import chosen_beside, scored, show_scores
-from iidlib.cli.session import check_names, given_command, keeping, load, run_stamp
+from iidlib.cli.session import check_names, given_command, keeping, load
 from iidlib.config import preset
 from iidlib.errors import InputError, suggest
-
-if TYPE_CHECKING:
-    pass
-
 
 __all__ = ["distill"]
 
@@ -47,7 +44,8 @@ def distill(
 
     from iidlib.distillation import METHODS
     from iidlib.distillation import distill as run
-    from iidlib.experiments import append_results, check_results, protocol_text, published_value
+    from iidlib.evaluation import made_by, origin_of
+    from iidlib.experiments import SetOrigin, append_results, check_results, protocol_text, published_value
     from iidlib.presets import published
     from iidlib.runs import RunFolder
     from iidlib.synthetic import SyntheticSet
@@ -71,11 +69,9 @@ def distill(
     in_use = METHODS[method].terms_in_use(config)
     if left_out := [name for name in METHODS[method].terms if name not in in_use]:
         typer.echo(f"left out, as a class has one image only: {' and '.join(left_out)}")
-    stamp = run_stamp(ctx)
+    stamp = made_by(loaded.train.device, given_command(ctx))  # now, as a checkout may change meanwhile
     with keeping(folder.path, given_command(ctx, "--resume", *([] if out else ["--out", str(folder.path)]))):
-        facts = stamp | {"iterations": config.iterations}
-        if given:
-            facts["settings"] = " ".join(f"{key}={value}" for key, value in given.items())
+        origin = dataclasses.replace(SetOrigin.planned(config), settings=given)
         if resume and folder.finished:
             metrics, synthetic = RunFolder.reopen(folder.path, config).metrics(), SyntheticSet.load(folder.path)
             typer.echo(f"the run in {folder.path} is finished; its set stays as it is")
@@ -85,7 +81,7 @@ def distill(
             metrics, synthetic = result.metrics, result.synthetic
             typer.echo(f"distilled in {result.seconds:.0f} s; images: {folder.path / 'synthetic.png'}")
             if result.pool:
-                facts["pool_accuracies"] = " ".join(f"{value:.2f}" for value in result.pool.accuracies)
+                origin = dataclasses.replace(origin, pool_accuracies=result.pool.accuracies)
         synthetic.save_png(folder.path / "synthetic.png")
         if synthetic.factor > 1:
             synthetic.expanded().save_png(folder.path / "synthetic-expanded.png")
@@ -98,13 +94,14 @@ def distill(
         if not evaluate:
             return
         if len(metrics):
-            facts["seconds_per_iteration"] = metrics["seconds"].iloc[-1] / config.iterations
-        scores = scored(synthetic, loaded, config, method, seed, facts)
+            seconds = metrics["seconds"].iloc[-1] / config.iterations
+            origin = dataclasses.replace(origin, seconds_per_iteration=seconds)
+        scores = scored(synthetic, loaded, config, origin=origin, seed=seed, made_by=stamp)
         if baseline:
-            sets = chosen_beside(loaded.train, ipc, seed, synthetic.factor)
-            beside = [
-                scored(chosen, loaded, config, name, seed, stamp | {"iterations": 0}) for name, chosen in sets.items()
-            ]
+            beside = []
+            for chosen in chosen_beside(loaded.train, ipc, seed, synthetic.factor):
+                random = dataclasses.replace(origin_of(chosen), scale=scale)
+                beside.append(scored(chosen, loaded, config, origin=random, seed=seed, made_by=stamp))
             scores = pd.concat([*beside, scores], ignore_index=True)
         folder.write_scores(scores)
         note = "last iterate, mean ± std over networks, one distillation"
@@ -113,7 +110,7 @@ def distill(
         )
         printed, row = published_value(dataset, method, ipc), published(method, dataset, ipc)
         if printed and scale == "paper":
-            origin = f"; settings: {row.origin}" if row else ""
-            typer.echo(f"published: {printed.value} % ({printed.source}){origin}")
+            source = f"; settings: {row.origin}" if row else ""
+            typer.echo(f"published: {printed.value} % ({printed.source}){source}")
         if results is not None:
             append_results(results, scores)

@@ -9,7 +9,7 @@ import typer
 
 from iidlib.cli.options import Baseline, Changes, DataRoot, Device, Results, given_changes
 from iidlib.cli.scores import chosen_beside, scored, show_scores
-from iidlib.cli.session import check_names, keeping, load, run_stamp
+from iidlib.cli.session import check_names, given_command, keeping, load
 from iidlib.config import differing, preset
 from iidlib.errors import InputError, suggest
 
@@ -50,9 +50,9 @@ def evaluate(
 
     import pandas as pd
 
-    from iidlib.evaluation import choose, random_real
+    from iidlib.evaluation import choose, made_by, origin_of, random_real
     from iidlib.evaluation.coresets import CHOICES
-    from iidlib.experiments import append_results, check_results, check_writable, protocol_text
+    from iidlib.experiments import SetOrigin, append_results, check_results, check_writable, protocol_text
     from iidlib.features import trained_pool
     from iidlib.files import atomic_write
     from iidlib.presets import PROTOCOLS
@@ -100,29 +100,28 @@ def evaluate(
     # a set keeps the scale at which it was distilled; how it is evaluated, its protocol says
     config = dataclasses.replace(config, scale=made_at, ipc=size)
     images = synthetic or loaded.train
-    facts = run_stamp(ctx)
+    stamp = made_by(loaded.train.device, given_command(ctx))  # now, as a checkout may change meanwhile
     made = _settings_of(origin, kept) | own
     if synthetic and name != synthetic.spec.name:
         made["made_from"] = re.sub(r"\s+", "_", synthetic.spec.name)  # not what the row's data set would say
+    facts = SetOrigin(label, made_at, own_seed, iterations, getattr(images, "factor", 1), made)
     with keeping():
         if path in CHOICES:
             # features of a network trained on the whole set, another one for each seed
             one = dataclasses.replace(config.pool, count=1, seed=config.pool.seed + own_seed)
             pool = trained_pool(loaded, one, compute=config.compute)
             images = choose(path, loaded.train, size, pool.networks[0])
-            facts["pool_accuracies"] = f"{pool.accuracies[0]:.2f}"
+            facts = dataclasses.replace(facts, pool_accuracies=pool.accuracies)
         elif synthetic is None and path != "whole":
             images = random_real(loaded.train, size, own_seed, config.syn.factor)
             label = images.provenance["method"]
-        if made:
-            facts["settings"] = " ".join(f"{key}={value}" for key, value in made.items())
-        scores = scored(images, loaded, config, label, networks_seed, facts | {"iterations": iterations})
+            facts = dataclasses.replace(facts, method=label, factor=images.factor)
+        scores = scored(images, loaded, config, origin=facts, seed=networks_seed, made_by=stamp)
         if baseline and synthetic and label not in ("random", "random-mosaic"):
-            sets = chosen_beside(loaded.train, size, own_seed, synthetic.factor)
-            beside = [
-                scored(one, loaded, config, kind, networks_seed, facts | {"iterations": 0})
-                for kind, one in sets.items()
-            ]
+            beside = []
+            for one_set in chosen_beside(loaded.train, size, own_seed, synthetic.factor):
+                own_facts = dataclasses.replace(origin_of(one_set), scale=made_at, settings=made)
+                beside.append(scored(one_set, loaded, config, origin=own_facts, seed=networks_seed, made_by=stamp))
             scores = pd.concat([*beside, scores], ignore_index=True)
         judged_by = protocol_text(config.eval, label, getattr(images, "factor", 1))
         show_scores(scores, f"tested on {name}", "mean ± std over networks", judged_by)

@@ -1,8 +1,7 @@
 """What a command measures of a set of images: its rows of results, and their table in the terminal."""
 
 import sys
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import typer
 from rich.markup import escape
@@ -16,19 +15,20 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from iidlib.data import Dataset, RealSet
+    from iidlib.experiments import MadeBy, SetOrigin
     from iidlib.synthetic import SyntheticSet
 
 __all__ = ["chosen_beside", "scored", "show_scores"]
 
 
-def chosen_beside(train: "RealSet", ipc: int, seed: int, factor: int) -> "dict[str, SyntheticSet]":
+def chosen_beside(train: "RealSet", ipc: int, seed: int, factor: int) -> "list[SyntheticSet]":
     """What stands beside a set: random real images, and such mosaics of them where the set consists of mosaics."""
     from iidlib.evaluation import random_real
 
-    found = {"random": random_real(train, ipc, seed)}
+    found = [random_real(train, ipc, seed)]
     if factor > 1:
         try:
-            found["random-mosaic"] = random_real(train, ipc, seed, factor)
+            found.append(random_real(train, ipc, seed, factor))
         except InputError as error:  # the set itself may have begun otherwise
             typer.echo(f"random-mosaic is left out: {error}")
     return found
@@ -38,40 +38,26 @@ def scored(
     images: "SyntheticSet | RealSet",
     dataset: "Dataset",
     config: RunConfig,
-    label: str,
-    networks_seed: int,
-    facts: Mapping[str, Any],
+    *,
+    origin: "SetOrigin",
+    seed: int,
+    made_by: "MadeBy",
 ) -> "pd.DataFrame":
-    """Evaluates a set: a row of results for each network."""
-    import pandas as pd
+    """Evaluates a set behind a progress bar: a row of results for each network."""
     from tqdm import tqdm
 
-    from iidlib.engine import device_name, peak_memory_mib
-    from iidlib.evaluation import evaluated
-    from iidlib.experiments import protocol_text
-    from iidlib.experiments.results import RESULT_COLUMNS
+    from iidlib.evaluation import evaluated, scores_of, with_memory
+    from iidlib.experiments import result_rows
 
-    protocol, device = config.eval, dataset.train.device
+    protocol, found = config.eval, []
     total = len(protocol.networks) * protocol.num_eval
-    with tqdm(total=total, desc=f"evaluating {label}", unit="network", disable=not sys.stderr.isatty()) as bar:
-        found = []
-        for row in evaluated(images, dataset, protocol=protocol, seed=networks_seed, compute=config.compute):
+    with tqdm(total=total, desc=f"evaluating {origin.method}", unit="network", disable=not sys.stderr.isatty()) as bar:
+        for row in evaluated(images, dataset, protocol=protocol, seed=seed, compute=config.compute):
             found.append(row)
             bar.set_postfix_str(f"{row['network']} {row['accuracy']:.1f} %")
             bar.update()
-    scores = pd.DataFrame(found)
-    same: dict[str, Any] = {
-        "dataset": config.dataset,
-        "method": label,
-        "ipc": config.ipc,
-        "scale": config.scale,
-        "seed": config.seed,
-        "protocol": protocol_text(protocol, label, getattr(images, "factor", 1)),
-        "peak_memory_mib": round(peak_memory_mib(device)),
-        "device": device_name(device),
-        "networks_seed": networks_seed,
-    }
-    return scores.assign(**same | dict(facts)).reindex(columns=list(RESULT_COLUMNS))
+    scores = scores_of(found, dataset, protocol, seed)
+    return result_rows(scores, config, origin=origin, made_by=with_memory(made_by, dataset.train.device))
 
 
 def show_scores(scores: "pd.DataFrame", title: str, note: str, protocol: str) -> None:

@@ -4,7 +4,7 @@ import contextlib
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import typer
 from rich.console import Console
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from iidlib.data import Dataset
 
 
-__all__ = ["Failed", "check_names", "console", "given_command", "keeping", "load", "run_stamp"]
+__all__ = ["Failed", "check_names", "console", "given_command", "keeping", "load"]
 
 
 class Failed(Exception):
@@ -54,14 +54,6 @@ def given_command(ctx: typer.Context, *more: str) -> str:
     """The command as it was given, for the record; or with `more` behind its name, to go on with."""
     name, *rest = ctx.obj
     return shlex.join(["iid", name, *more, *(part for part in rest if part not in more)])
-
-
-def run_stamp(ctx: typer.Context) -> dict[str, Any]:
-    """The command and what it runs with; taken when it starts, as the code of a checkout may change meanwhile."""
-    from iidlib.runs.environment import environment
-
-    known = environment()
-    return {"command": given_command(ctx)} | {name: known[name] for name in ("torch", "iidlib", "commit", "date")}
 
 
 @contextlib.contextmanager

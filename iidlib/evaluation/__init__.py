@@ -2,9 +2,10 @@
 
 from iidlib.evaluation.coresets import choose, herding, k_center, random_real
 from iidlib.evaluation.measures import class_maps, compare, covariance_gap, mmd, project, spread
-from iidlib.evaluation.run import evaluate, evaluated, summarize
+from iidlib.evaluation.provenance import made_by, origin_of, with_memory
+from iidlib.evaluation.run import evaluate, evaluated, scores_of, summarize
 
 __all__ = [
-    "choose", "class_maps", "compare", "covariance_gap", "evaluate", "evaluated", "herding", "k_center", "mmd",
-    "project", "random_real", "spread", "summarize",
+    "choose", "class_maps", "compare", "covariance_gap", "evaluate", "evaluated", "herding", "k_center", "made_by",
+    "mmd", "origin_of", "project", "random_real", "scores_of", "spread", "summarize", "with_memory",
 ]  # fmt: skip

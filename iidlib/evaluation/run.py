@@ -1,8 +1,9 @@
 """The claim: networks trained from scratch on a set and tested on real images."""
 
+import dataclasses
 import itertools
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import pandas as pd
 import torch
@@ -16,7 +17,7 @@ from iidlib.rng import stream, stream_seed
 from iidlib.synthetic import SyntheticSet
 from iidlib.training import Examples, Training, accuracy, augmentation_stages, fit, fit_together
 
-__all__ = ["evaluate", "evaluated", "summarize"]
+__all__ = ["evaluate", "evaluated", "scores_of", "summarize"]
 
 
 def evaluate(
@@ -39,12 +40,14 @@ def evaluate(
 
     Returns:
         One row for each trained network, with the columns network, evaluation_seed, accuracy (percent), epochs, images
-        (as many as are stored) and seconds (of networks trained at once, an equal share each).
+        (as many as are stored) and seconds (of networks trained at once, an equal share each). Its ``attrs`` note
+        dataset, seed and protocol, for `iidlib.experiments.result_rows`.
 
     Raises:
         InputError: for images that do not fit the dataset, or an unknown network or augmentation.
     """
-    return pd.DataFrame(list(evaluated(images, dataset, protocol=protocol, seed=seed, compute=compute)))
+    rows = evaluated(images, dataset, protocol=protocol, seed=seed, compute=compute)
+    return scores_of(rows, dataset, protocol or EvalProtocol(), seed)
 
 
 def evaluated(
@@ -114,6 +117,13 @@ def evaluated(
                 "images": stored,
                 "seconds": seconds,
             }
+
+
+def scores_of(rows: Iterable[dict[str, object]], dataset: Dataset, protocol: EvalProtocol, seed: int) -> pd.DataFrame:
+    """The frame that `evaluate` gives, from the rows of one call of `evaluated` with the same arguments."""
+    scores = pd.DataFrame(list(rows))
+    scores.attrs = {"dataset": dataset.name, "seed": seed, "protocol": dataclasses.asdict(protocol)}
+    return scores
 
 
 def _examples(images: SyntheticSet | RealSet, device: torch.device) -> Examples:

@@ -5,13 +5,14 @@ from iidlib.experiments.paired import paired_gains, paired_interval
 from iidlib.experiments.published import Published, published_value
 from iidlib.experiments.reproduce import Job, jobs, run_jobs
 from iidlib.experiments.results import (
-    append_results, append_rows, check_results, check_writable, protocol_text, read_results, results_dir, rows_of,
+    MadeBy, SetOrigin, append_results, append_rows, check_results, check_writable, protocol_text, read_results,
+    result_rows, results_dir, rows_of,
 )  # fmt: skip
 from iidlib.experiments.sweep import Sweep, check_parameters, load_grid, run_sweep
 
 __all__ = [
-    "EXPERIMENTS", "Cell", "Experiment", "Job", "Published", "Sweep", "all_rows", "append_results", "append_rows",
-    "check_parameters", "check_results", "check_writable", "find", "jobs", "load_grid", "mean_of", "measured",
-    "paired_gains", "paired_interval", "protocol_text", "published_value", "read_results", "results_dir", "rows_of",
-    "run_jobs", "run_sweep", "table", "within",
+    "EXPERIMENTS", "Cell", "Experiment", "Job", "MadeBy", "Published", "SetOrigin", "Sweep", "all_rows",
+    "append_results", "append_rows", "check_parameters", "check_results", "check_writable", "find", "jobs", "load_grid",
+    "mean_of", "measured", "paired_gains", "paired_interval", "protocol_text", "published_value", "read_results",
+    "result_rows", "results_dir", "rows_of", "run_jobs", "run_sweep", "table", "within",
 ]  # fmt: skip

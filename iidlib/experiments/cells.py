@@ -16,10 +16,9 @@ import pandas as pd
 from iidlib.config import RunConfig, override, preset
 from iidlib.errors import InputError, suggest
 from iidlib.experiments.published import published_value
-from iidlib.experiments.results import protocol_text, read_results, results_dir
+from iidlib.experiments.results import BASELINES, protocol_text, read_results, results_dir
 
 __all__ = [
-    "BASELINES",
     "EXPERIMENTS",
     "Cell",
     "Experiment",
@@ -30,9 +29,6 @@ __all__ = [
     "table",
     "within",
 ]
-
-BASELINES = ("random", "random-mosaic", "herding", "k-center", "whole")
-"""Methods that choose real images instead of learning any."""
 
 
 def _usual_network(dataset: str) -> str:

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from iidlib.errors import InputError
-from iidlib.experiments.cells import BASELINES, Cell, all_rows, find, measured, within
-from iidlib.experiments.results import results_dir
+from iidlib.experiments.cells import Cell, all_rows, find, measured, within
+from iidlib.experiments.results import BASELINES, results_dir
 
 __all__ = ["Job", "Outcome", "jobs", "run_jobs"]
 

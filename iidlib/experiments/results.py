@@ -2,29 +2,39 @@
 
 import contextlib
 import csv
+import dataclasses
 import fcntl
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
-from iidlib.config import EvalProtocol
+from iidlib.config import EvalProtocol, RunConfig, differing
 from iidlib.errors import InputError
 from iidlib.files import PACKAGE, atomic_write, checkout
 
 __all__ = [
+    "BASELINES",
     "RESULT_COLUMNS",
+    "MadeBy",
+    "SetOrigin",
     "append_results",
     "append_rows",
     "check_results",
     "check_writable",
     "protocol_text",
     "read_results",
+    "result_rows",
     "results_dir",
     "rows_of",
 ]
+
+BASELINES = ("random", "random-mosaic", "herding", "k-center", "whole")
+"""Methods that choose real images instead of learning any."""
 
 RESULT_COLUMNS = (
     "dataset", "method", "ipc", "scale", "network", "seed", "evaluation_seed", "accuracy", "protocol", "iterations",
@@ -59,6 +69,129 @@ def protocol_text(protocol: EvalProtocol, label: str, factor: int = 1) -> str:
     if protocol.name == "own":
         text += f", CutMix {protocol.cutmix:g}, schedule {protocol.schedule}"
     return text if protocol.augmentation == "auto" else f"{text}, augmentation {protocol.augmentation}"
+
+
+@dataclass(frozen=True)
+class SetOrigin:
+    """How the images of some rows of results were made."""
+
+    method: str
+    """The distillation method, or one of ``BASELINES``."""
+    scale: str
+    """The scale at which they were made; the protocol of the evaluation may be that of another one."""
+    seed: int = 0
+    """Random seed of the distillation, or of the choice of real images."""
+    iterations: int = 0
+    """Updates of the images; 0 for real ones."""
+    factor: int = 1
+    """Tiles along a side of an image."""
+    settings: Mapping[str, object] = field(default_factory=dict)
+    """Settings that are not the scale's own, by dotted key; see ``RESULT_COLUMNS``."""
+    seconds_per_iteration: float | None = None
+    pool_accuracies: Sequence[float] = ()
+    """Held-out accuracy of each pretrained network that was used, in percent."""
+
+    @classmethod
+    def planned(cls, config: RunConfig) -> "SetOrigin":
+        """The origin of a set that is made with these settings from beginning to end."""
+        mosaics = config.method == "random-mosaic" or config.method not in BASELINES
+        return cls(
+            method=config.method,
+            scale=config.scale,
+            seed=config.seed,
+            iterations=0 if config.method in BASELINES else config.iterations,
+            factor=config.syn.factor if mosaics else 1,
+            settings=differing(config),
+        )
+
+
+@dataclass(frozen=True)
+class MadeBy:
+    """Command, versions and machine behind some rows of results; `iidlib.evaluation.made_by` fills it in."""
+
+    command: str | None = None
+    torch: str | None = None
+    iidlib: str | None = None
+    commit: str | None = None
+    date: str | None = None
+    """UTC, ISO 8601; of two rows for the same networks the newer one counts."""
+    device: str | None = None
+    peak_memory_mib: int | None = None
+
+
+def result_rows(
+    scores: pd.DataFrame, config: RunConfig, *, origin: SetOrigin | None = None, made_by: MadeBy | None = None
+) -> pd.DataFrame:
+    """Scores of a set as rows of results, which `append_results` adds to a table and ``iid reproduce`` counts.
+
+    For a run that keeps to its settings from beginning to end::
+
+        dataset, config = load_dataset("cifar10-mini"), preset("dm", "cifar10-mini", 10, "tour")
+        synthetic = distill(config, dataset).synthetic
+        scores = evaluate(synthetic, dataset, protocol=config.eval, seed=config.seed)
+        rows = result_rows(scores, config, made_by=made_by(dataset.test.device))
+        append_results(Path("results/mine.csv"), rows)
+
+    Args:
+        scores: what one call of `iidlib.evaluate` gave for the set. Columns that are not in ``RESULT_COLUMNS`` are
+            kept behind them.
+        config: says dataset, images per class and protocol.
+        origin: how the set was made, see `iidlib.evaluation.origin_of`; with `config` from beginning to end, when not
+            given.
+        made_by: command, versions and machine; these columns are empty without it.
+
+    Returns:
+        A row for each trained network, with the columns ``RESULT_COLUMNS``.
+
+    Raises:
+        InputError: for scores that are not of one call of `evaluate`, or were obtained on another dataset or under
+            another protocol than `config` says.
+    """
+    made = SetOrigin.planned(config) if origin is None else origin
+    networks_seed = _evaluated_as(scores, config)
+    row: dict[str, Any] = {
+        "dataset": config.dataset,
+        "method": made.method,
+        "ipc": config.ipc,
+        "scale": made.scale,
+        "seed": made.seed,
+        "protocol": protocol_text(config.eval, made.method, made.factor),
+        "iterations": made.iterations,
+        "networks_seed": networks_seed,
+    }
+    if made.seconds_per_iteration is not None:
+        row["seconds_per_iteration"] = made.seconds_per_iteration
+    if made.pool_accuracies:
+        row["pool_accuracies"] = " ".join(f"{value:.2f}" for value in made.pool_accuracies)
+    if made.settings:
+        row["settings"] = " ".join(f"{key}={value}" for key, value in made.settings.items())
+    if made_by is not None:
+        row |= dataclasses.asdict(made_by)
+    more = [name for name in scores.columns if name not in RESULT_COLUMNS]
+    return scores.assign(**row).reindex(columns=[*RESULT_COLUMNS, *more])
+
+
+def _evaluated_as(scores: pd.DataFrame, config: RunConfig) -> int:
+    """Compares what `evaluate` noted in ``scores.attrs`` with the settings; returns the seed of its networks."""
+    noted = scores.attrs
+    if not {"dataset", "seed", "protocol"} <= set(noted):
+        raise InputError(
+            "rows of results need the scores of one call of evaluate, which says in their attrs what it did; "
+            "make the rows of each call by themselves and join those"
+        )
+    if noted["dataset"] != config.dataset:
+        raise InputError(
+            f"the scores were obtained on {noted['dataset']}, and the settings say {config.dataset}; "
+            "take settings for it: preset(..., dataset=dataset.name)"
+        )
+    for name, value in dataclasses.asdict(config.eval).items():
+        # which networks, and how many of each, the rows say themselves
+        if name not in ("networks", "num_eval") and noted["protocol"].get(name) != value:
+            raise InputError(
+                f"the networks were trained with eval.{name}={noted['protocol'].get(name)}, and the settings say "
+                f"{value}; call evaluate with protocol=config.eval"
+            )
+    return int(noted["seed"])
 
 
 def results_dir() -> Path:
