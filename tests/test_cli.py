@@ -976,6 +976,47 @@ def test_a_set_judged_on_another_data_set_says_what_it_was_made_from(iid: Run) -
     assert len(measured(Cell("cifar10", "random", 2), "ci", all_rows(Path("r")))) == 1
 
 
+def settings_by_method(path: str) -> dict[str, list[str]]:
+    """What the rows of a table say of settings, by method."""
+    table = pd.read_csv(path, dtype={"settings": str}, keep_default_na=False)
+    return table.groupby("method")["settings"].unique().map(list).to_dict()
+
+
+def test_random_images_beside_a_set_do_not_claim_its_settings(iid: Run) -> None:
+    """Only those of the evaluation, which are theirs too, and the form of mosaics."""
+    given = ["match.cm=0.5", "syn.factor=4", "compute.chunk=8", "eval.lr=0.02"]
+    made = [*TINY, *(f"--set={pair}" for pair in given), "--out", "run", "--results", "results.csv"]
+    assert iid("distill", "dm-cm", *made).status == 0
+    assert settings_by_method("results.csv") == {
+        "random": ["eval.lr=0.02"],
+        "random-mosaic": ["syn.factor=4 eval.lr=0.02"],
+        "dm-cm": [" ".join(given)],
+    }
+
+
+def test_random_images_beside_a_set_that_is_evaluated_again_do_not_claim_its_settings(iid: Run) -> None:
+    """Nor what it was made from."""
+    from iidlib.experiments import Cell, all_rows, measured
+
+    made = ["--dataset", "validation:cifar10-mini", *TINY[2:], "--set", "match.cm=0.5", "--set", "syn.factor=4"]
+    assert iid("distill", "dm-cm", *made, "--no-evaluate", "--out", "run").status == 0
+    judged = ["evaluate", "run", "--dataset", "cifar10-mini", "--results"]
+    assert iid(*judged, "r/ci.csv").status == 0
+    assert settings_by_method("r/ci.csv") == {
+        "random": [""],
+        "random-mosaic": ["syn.factor=4"],
+        "dm-cm": ["match.cm=0.5 syn.factor=4 made_from=validation:cifar10-mini"],
+    }
+    found = all_rows(Path("r"))
+    assert len(measured(Cell("cifar10", "random", 2), "ci", found)) == 1, "they are what iid evaluate random gives"
+    assert measured(Cell("cifar10", "random-mosaic", 2), "ci", found).empty, "whose mosaics are of four"
+    given = ["--set", "eval.augmentation=flip", "--set", "compute.precision=fp32", "--set", "match.cc=3"]
+    assert iid(*judged, "given.csv", *given).status == 0
+    own = "eval.augmentation=flip compute.precision=fp32"
+    said = settings_by_method("given.csv")
+    assert said["random"] == [own] and said["random-mosaic"] == [f"{own} syn.factor=4"]
+
+
 def test_random_images_beside_a_run_of_another_protocol_fill_no_cell(iid: Run) -> None:
     from iidlib.experiments import Cell, all_rows, measured
 

@@ -195,3 +195,21 @@ def test_rows_that_would_say_something_false_are_refused(noted: dict[str, object
         scores.attrs = {}
     with pytest.raises(InputError, match=message):
         result_rows(scores, config)
+
+
+@pytest.mark.parametrize(
+    ("method", "kept"),
+    [
+        ("random", "eval.lr=1 made_from=x"),
+        ("random-mosaic", "syn.factor=3 eval.lr=1 made_from=x"),
+        ("herding", "pool.epochs=6 eval.lr=1 made_from=x"),
+        ("whole", "eval.lr=1 made_from=x"),
+        ("dm-cc", "match.cc=3 syn.lr=2 syn.factor=3 pool.epochs=6 pool.count=9 eval.lr=1 compute.chunk=8 made_from=x"),
+    ],
+)
+def test_chosen_images_name_only_settings_that_shape_them(method: str, kept: str) -> None:
+    config = preset(method, "cifar10", 10, "laptop")
+    text = "match.cc=3 syn.lr=2 syn.factor=3 pool.epochs=6 pool.count=9 eval.lr=1 compute.chunk=8 made_from=x"
+    given = dict(pair.split("=") for pair in text.split())
+    found = result_rows(scores_of(config), config, origin=SetOrigin(method, "laptop", factor=3, settings=given))
+    assert found["settings"].unique().tolist() == [kept]

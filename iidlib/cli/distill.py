@@ -100,7 +100,7 @@ def distill(
         if baseline:
             beside = []
             for chosen in chosen_beside(loaded.train, ipc, seed, synthetic.factor):
-                random = dataclasses.replace(origin_of(chosen), scale=scale)
+                random = dataclasses.replace(origin_of(chosen), scale=scale, settings=given)
                 beside.append(scored(chosen, loaded, config, origin=random, seed=seed, made_by=stamp))
             scores = pd.concat([*beside, scores], ignore_index=True)
         folder.write_scores(scores)

@@ -120,7 +120,7 @@ def evaluate(
         if baseline and synthetic and label not in ("random", "random-mosaic"):
             beside = []
             for one_set in chosen_beside(loaded.train, size, own_seed, synthetic.factor):
-                own_facts = dataclasses.replace(origin_of(one_set), scale=made_at, settings=made)
+                own_facts = dataclasses.replace(origin_of(one_set), scale=made_at, settings=own)
                 beside.append(scored(one_set, loaded, config, origin=own_facts, seed=networks_seed, made_by=stamp))
             scores = pd.concat([*beside, scores], ignore_index=True)
         judged_by = protocol_text(config.eval, label, getattr(images, "factor", 1))

@@ -13,7 +13,7 @@ from typing import Any
 
 import pandas as pd
 
-from iidlib.config import EvalProtocol, RunConfig, differing
+from iidlib.config import EvalProtocol, RunConfig, differing, preset
 from iidlib.errors import InputError
 from iidlib.files import PACKAGE, atomic_write, checkout
 
@@ -45,8 +45,9 @@ RESULT_COLUMNS = (
 
 ``scale`` and ``seed`` are the distillation's (or of the choice of real images), ``protocol`` says how the set was
 evaluated; ``networks_seed`` with the network's number ``evaluation_seed`` names the draws of the evaluation, which took
-``seconds``. ``settings`` are those beside the scale's that the set was made with, or the command was given; among them
-``made_from``, where a set was made of another data set than it was judged on. Accuracies are in percent.
+``seconds``. ``settings`` are those beside the scale's that the set was made with, or the command was given, as far as
+they apply to it; among them ``made_from``, where a set was made of another data set than it was judged on. Accuracies
+are in percent.
 """
 
 _NEEDED = ("dataset", "method", "accuracy")
@@ -163,12 +164,40 @@ def result_rows(
         row["seconds_per_iteration"] = made.seconds_per_iteration
     if made.pool_accuracies:
         row["pool_accuracies"] = " ".join(f"{value:.2f}" for value in made.pool_accuracies)
-    if made.settings:
-        row["settings"] = " ".join(f"{key}={value}" for key, value in made.settings.items())
+    if settings := _settings_that_apply(made, config):
+        row["settings"] = " ".join(f"{key}={value}" for key, value in settings.items())
     if made_by is not None:
         row |= dataclasses.asdict(made_by)
     more = [name for name in scores.columns if name not in RESULT_COLUMNS]
     return scores.assign(**row).reindex(columns=[*RESULT_COLUMNS, *more])
+
+
+_SHAPED_BY: dict[str, tuple[str, ...]] = {
+    "random": (),
+    "random-mosaic": ("syn.factor",),
+    "herding": ("pool.",),  # the network whose features choose the images
+    "k-center": ("pool.",),
+    "whole": (),
+}
+"""Settings, or groups of them, that a choice of real images depends on; ipc and seed have columns of their own."""
+
+
+def _settings_that_apply(made: SetOrigin, config: RunConfig) -> dict[str, object]:
+    """The settings that a row may name: of real images only those that shape them or their evaluation.
+
+    With those of a distilled set, beside which they are evaluated, a row would claim a choice that was never made, and
+    would not count as what it is.
+    """
+    if made.method not in BASELINES:
+        return dict(made.settings)
+    own = ("eval.", "compute.precision", "made_from", *_SHAPED_BY[made.method])
+    # one network chooses, whatever pool.count says
+    kept = {key: value for key, value in made.settings.items() if key.startswith(own) and key != "pool.count"}
+    if made.method == "random-mosaic":
+        usual = preset(made.method, config.dataset, config.ipc, made.scale)
+        if made.factor != usual.syn.factor:
+            kept["syn.factor"] = made.factor
+    return kept
 
 
 def _evaluated_as(scores: pd.DataFrame, config: RunConfig) -> int:
