@@ -8,6 +8,7 @@ import torch
 from iidlib import augment
 from iidlib.distillation import CapturedStep, Distillation, LazyDraws, captured, captured_step
 from iidlib.rng import stream
+from tests.fake_cuda import fake_cuda
 from tests.test_distillation import CC_FORMS, begun, difference, pictures, settings
 
 EVEN = (8, 8, 8, 8)
@@ -81,13 +82,36 @@ def test_buffers_hold_the_draws_of_a_step_without_them(augmentation):
     assert torch.allclose(buffers.augmented(images[:3], 2), plain.augmented(images[:3], 2), atol=1e-5)
 
 
-def test_a_comparison_leaves_everything_as_it_was():
+@pytest.mark.parametrize("method", DM)
+def test_a_recording_is_the_plain_step(method, monkeypatch, caplog):
+    """Replayed with the draws of each iteration, on a stand-in for the device."""
+    fake_cuda(monkeypatch)
+    plain, run = (begun(settings(method), pictures(EVEN)) for _ in range(2))
+    start = run.images.detach().clone()
+    step = captured_step(run, run.terms, run.optimiser)
+    assert step is not None and torch.equal(run.images, start) and not caplog.records
+    monkeypatch.setattr(step, "compute", lambda: pytest.fail("the step is replayed"))
+    for iteration in range(4):
+        plain.step(iteration)
+        step.step(iteration)
+    assert difference(run.images.detach() - start, plain.images.detach().double() - start) < 1e-4
+
+
+@pytest.mark.parametrize("wrong", [False, True], ids=["right", "wrong"])
+def test_recording_leaves_images_and_momentum_as_they_were(wrong, monkeypatch, caplog):
+    cuda = fake_cuda(monkeypatch)
+    cuda.wrong = {None} if wrong else set()
     run = begun(settings("iid-dm"), pictures(EVEN))
     step = on_buffers(run)
     step.step(0)
-    images, momentum = (tensor.detach().clone() for tensor in step._tensors())
-    assert step.differs(1) == 0  # without a recording both are the same step
-    assert torch.equal(run.images, images) and torch.equal(step._tensors()[1], momentum)
+    images, momentum = run.images.detach().clone(), run.optimiser.velocity.clone()
+    assert momentum.any()
+    step.load(1)
+    assert step.record() is not wrong
+    assert ("its update differs by" in caplog.text) is wrong
+    assert torch.equal(run.images, images) and torch.equal(run.optimiser.velocity, momentum)
+    step.step(1)  # goes on either way
+    assert not torch.equal(run.images, images)
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
@@ -121,36 +145,31 @@ def test_on_a_cpu_there_is_none():
     assert captured_step(run, run.terms, run.optimiser) is None
 
 
-class OnCuda:
-    """A run that says it is on a GPU."""
-
-    def __init__(self, run: Distillation) -> None:
-        self._run = run
-
-    def __getattr__(self, name: str):
-        return getattr(self._run, name)
-
-    @property
-    def images(self):
-        class Images:
-            device = torch.device("cuda")
-
-        return Images()
-
-
 def test_a_recording_that_fails_is_said_once_and_given_up(monkeypatch, caplog):
     def failing(*given):
         raise RuntimeError("operation not permitted when stream is capturing\nmore")
 
+    fake_cuda(monkeypatch)
     monkeypatch.setattr(captured, "CapturedStep", failing)
     caplog.set_level(logging.WARNING, "iidlib")
     run = begun(settings("dm"), pictures(EVEN))
-    assert captured_step(OnCuda(run), run.terms, run.optimiser) is None
+    assert captured_step(run, run.terms, run.optimiser) is None
     (record,) = caplog.records
     assert record.message == (
         "no CUDA graph of the step (operation not permitted when stream is capturing); "
         "going on with single kernels, slower"
     )
+
+
+def test_a_run_without_fixed_shapes_is_said_once_and_goes_on(monkeypatch, caplog):
+    cuda = fake_cuda(monkeypatch)
+    caplog.set_level(logging.WARNING, "iidlib")
+    run = begun(settings("dm"), pictures((8, 5)))
+    run.record()
+    run.step(0)
+    (record,) = caplog.records
+    assert "no CUDA graph of the step (classes of unequal size have no fixed shapes)" in record.message
+    assert not cuda.log, "nothing was captured"
 
 
 @pytest.mark.gpu

@@ -13,6 +13,7 @@ from iidlib.engine import compiler_available
 from iidlib.networks import NETWORKS, Network, build_network, prepare
 from iidlib.rng import stream
 from iidlib.training import Examples, Training, ensemble, fit, fit_together
+from tests.fake_cuda import BROKEN, FakeCuda, fake_cuda
 
 COUNT, CLASSES = 10, 3
 EVERYTHING = "_".join(OPERATIONS)
@@ -160,52 +161,52 @@ def test_what_cannot_train_together_is_refused(networks, seeds, message):
         fit_together(networks, examples, Training(epochs=1, lr=0.1, batch=4), seeds=seeds)
 
 
-# Recording, with stand-ins for what needs a GPU
+# Recording, with a stand-in for the device
 
 
-class Replayed:
-    """Stands for a CUDA graph: does again what was recorded, or something else."""
+def recording(
+    monkeypatch, *, broken=(), breaking=(), wrong=(), faster=True
+) -> tuple[list[Network], list[str | None], FakeCuda]:
+    """Trains with recordings.
 
-    def __init__(self, stack: ensemble._Stack, batch: ensemble._Batch, at_once: bool, wrong: bool) -> None:
-        self.at_once, self._wrong, self._stack, self._batch = at_once, wrong, stack, batch
+    Args:
+        broken: forms that cannot be recorded.
+        breaking: forms whose capture breaks.
+        wrong: forms whose recording does something else.
+        faster: the form that takes less time.
+    """
+    cuda, batches = fake_cuda(monkeypatch), []
+    update, record = ensemble._Stack._update, ensemble._Stack._record
 
-    def replay(self) -> None:
-        self._stack._update(self._batch, at_once=self.at_once)
-        if self._wrong:
-            next(iter(self._stack._parameters.values())).detach().add_(1)
-
-
-def recording(monkeypatch, *, broken=(), wrong=(), faster=True) -> tuple[list[Network], list[bool | None]]:
-    """Trains with recordings: which forms cannot be recorded, which do something else, which is faster."""
-    batches: list[ensemble._Batch] = []
-    record = ensemble._Stack._record
-
-    def recorded(self, batch, *, at_once, state):
-        self._update(batch, at_once=at_once)  # the warm-up moves the weights
+    def updated(self, batch, *, at_once):
+        cuda.label = at_once
+        update(self, batch, at_once=at_once)  # a failure comes when the weights have moved
         if at_once in broken:
             raise RuntimeError("an operation is not permitted\nwhile recording")
-        return Replayed(self, batch, at_once, at_once in wrong)
 
-    monkeypatch.setattr(ensemble, "_records", lambda device: True)
+    def break_capture():
+        if cuda.label in breaking:
+            raise RuntimeError(BROKEN)
+
+    cuda.breaks, cuda.wrong, cuda.cost = break_capture, set(wrong), {faster: 1.0, not faster: 2.0}
+    monkeypatch.setattr(ensemble._Stack, "_update", updated)
     monkeypatch.setattr(ensemble._Stack, "_record", lambda self, batch: batches.append(batch) or record(self, batch))
-    monkeypatch.setattr(ensemble._Stack, "_recorded", recorded)
-    monkeypatch.setattr(ensemble._Stack, "_timed", lambda self, graph: 1.0 if graph.at_once == faster else 2.0)
     pictures, labels = images()
     training = Training(epochs=3, lr=0.05, batch=4, augmentation=EVERYTHING, drops=drop_at(1))
     found = fit_together(
         [network(0), network(1)], Examples(lambda index: pictures[index], labels), training, seeds=[3, 4]
     )
-    return found, [None if batch.graph is None else batch.graph.at_once for batch in batches]
+    return found, [None if batch.recording is None else batch.recording.form for batch in batches], cuda
 
 
 @pytest.mark.parametrize(
     ("how", "expected", "said"),
     [
-        ({}, True, ""),
-        ({"faster": False}, False, ""),
-        ({"broken": (True,)}, False, ""),
-        ({"wrong": (True,)}, False, ""),
-        ({"wrong": (False,)}, True, ""),
+        ({}, "at once", ""),
+        ({"faster": False}, "in turn", ""),
+        ({"broken": (True,)}, "in turn", ""),
+        ({"wrong": (True,)}, "in turn", ""),
+        ({"wrong": (False,)}, "at once", ""),
         ({"broken": (True,), "wrong": (False,)}, None, "at once: an operation is not permitted; in turn: its update"),
     ],
     ids=["at once is faster", "in turn is faster", "at once breaks", "at once is wrong", "in turn is wrong", "neither"],
@@ -214,15 +215,33 @@ def test_the_faster_recording_that_is_right_is_kept_and_training_stays_the_same(
     how, expected, said, monkeypatch, caplog
 ):
     caplog.set_level(logging.WARNING, "iidlib")
-    found, used = recording(monkeypatch, **how)
+    found, used, cuda = recording(monkeypatch, **how)
     assert used == [expected] * 2  # batches of 4, and the last one of 2
-    expected_networks = one_by_one(
-        [network(0), network(1)], *images(), epochs=3, drops=drop_at(1), augmentation=EVERYTHING
-    )
-    assert all(difference(a, b) < 1e-10 for a, b in zip(found, expected_networks, strict=True))
+    assert_trained(found)
+    replayed = len(cuda.log) - max(n for n, done in enumerate(cuda.log) if done.startswith("capture"))
+    assert (replayed > 5) is (expected is not None), "steps are replayed"
     messages = [record.message for record in caplog.records]
     assert len(messages) == (2 if said else 0)  # once for each size of a batch
     assert all("no CUDA graph of training" in message and said in message for message in messages)
+
+
+def assert_trained(found: list[Network]) -> None:
+    """As plain training leaves networks after 3 passes."""
+    expected = one_by_one([network(0), network(1)], *images(), epochs=3, drops=drop_at(1), augmentation=EVERYTHING)
+    assert all(difference(a, b) < 1e-10 for a, b in zip(found, expected, strict=True))
+
+
+def test_after_a_capture_that_breaks_training_goes_on_without_and_says_so_once(monkeypatch, caplog):
+    caplog.set_level(logging.WARNING, "iidlib")
+    found, used, cuda = recording(monkeypatch, breaking=(True,))
+    assert used == [None] * 2 and cuda.stream == "main"
+    assert [done for done in cuda.log if done.startswith("capture")] == ["capture on side 2"]
+    assert_trained(found)
+    (message,) = (record.message for record in caplog.records)
+    assert message == (
+        f"no CUDA graph of training (at once: {BROKEN}); going on with single kernels, slower; "
+        "this process records no further steps"
+    )
 
 
 @pytest.mark.gpu

@@ -6,11 +6,9 @@ draws an iteration's images, augmentation and networks into fixed buffers, as th
 and `CapturedStep.compute`, which is recorded, does everything from the real forward pass to the update of the images.
 
 Both halves run on any device, which is how their equality with a plain step is tested; only the recording needs CUDA.
-A recording is checked against a plain step before it is used, and given up where it fails or differs.
 """
 
 import copy
-import logging
 from collections.abc import Mapping
 
 import torch
@@ -21,6 +19,7 @@ from iidlib.distillation.batch import StepBatch
 from iidlib.distillation.draws import LazyDraws, Run
 from iidlib.distillation.optimisers import ImageOptimiser
 from iidlib.distillation.terms import Term
+from iidlib.engine import Recording, can_record, recorded, warn_no_graph
 from iidlib.features import RandomNetworks
 from iidlib.networks import Network
 
@@ -28,8 +27,6 @@ __all__ = ["BufferedDraws", "CapturedStep", "captured_step"]
 
 TOLERANCE = 1e-2
 """Largest norm-wise difference of an update by a recording from the same computation without one."""
-
-log = logging.getLogger("iidlib")
 
 
 class BufferedDraws:
@@ -111,7 +108,7 @@ class CapturedStep:
         """
         self._run, self._terms, self._optimiser = run, terms, optimiser
         self.draws = BufferedDraws(run)
-        self._graph: torch.cuda.CUDAGraph | None = None
+        self._recording: Recording | None = None
 
     def load(self, iteration: int) -> None:
         """Puts an iteration's draws into the buffers."""
@@ -125,72 +122,42 @@ class CapturedStep:
         (gradient,) = torch.autograd.grad(torch.stack(losses).sum(), self._run.images)
         self._optimiser.step(gradient)
 
-    def record(self) -> None:
-        """Records `compute` as a CUDA graph; images and momentum stay as they are."""
-        state = self._state()
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):  # warm-up, as recording asks for: libraries allocate their workspaces
-            for _ in range(3):
-                self.compute()
-        torch.cuda.current_stream().wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            self.compute()
-        self._restore(state)
-        self._graph = graph
+    def record(self) -> bool:
+        """Records `compute` as a CUDA graph, from the draws in the buffers; images and momentum stay as they are.
+
+        Returns:
+            False, with one warning, if the step cannot be recorded or the recording differs from `compute`.
+        """
+        images = self._run.images
+        if self._optimiser.velocity is None:
+            # made by the first step otherwise, at another address in a recording; of zeros it changes no update
+            self._optimiser.velocity = torch.zeros_like(images)
+        self._recording = recorded(
+            self.compute, [images], state=[self._optimiser.velocity], tolerance=TOLERANCE, what="the step"
+        )
+        return self._recording is not None
 
     def step(self, iteration: int) -> None:
         """One update of the images."""
         self.load(iteration)
-        if self._graph is not None:
-            self._graph.replay()
+        if self._recording is not None:
+            self._recording.replay()
         else:
             self.compute()
 
-    def _state(self) -> list[Tensor]:
-        if self._optimiser.velocity is None:
-            # made by the first step otherwise, at another address in a recording; of zeros it changes no update
-            self._optimiser.velocity = torch.zeros_like(self._run.images)
-        return [tensor.detach().clone() for tensor in self._tensors()]
-
-    def _tensors(self) -> list[Tensor]:
-        assert self._optimiser.velocity is not None
-        return [self._run.images, self._optimiser.velocity]
-
-    @torch.no_grad()
-    def _restore(self, state: list[Tensor]) -> None:
-        for tensor, before in zip(self._tensors(), state, strict=True):
-            tensor.copy_(before)
-
-    def differs(self, iteration: int) -> float:
-        """Norm-wise difference of a recorded update from that of `compute` on the same draws; nothing changes."""
-        state = self._state()
-        updates = []
-        for recorded in (True, False):
-            self.load(iteration)
-            if recorded and self._graph is not None:
-                self._graph.replay()
-            else:
-                self.compute()
-            updates.append(self._run.images.detach() - state[0])
-            self._restore(state)
-        return float((updates[0] - updates[1]).norm() / updates[1].norm())
-
 
 def captured_step(run: Run, terms: Mapping[str, Term], optimiser: ImageOptimiser) -> CapturedStep | None:
-    """A recorded step of a run on a GPU, checked against the plain one; None, said once, where it cannot be had."""
-    if run.images.device.type != "cuda":
+    """A recorded step of a run on a GPU, checked against the plain one.
+
+    Returns:
+        None where steps cannot be recorded; with one warning, if that is for a reason of this run.
+    """
+    if not can_record(run.images.device):
         return None
     try:
         step = CapturedStep(run, terms, optimiser)
         step.load(0)
-        step.record()
-        apart = step.differs(0)
-        if apart <= TOLERANCE:
-            return step
-        reason = f"its update differs by {apart:.1e}"
     except (RuntimeError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-    log.warning("no CUDA graph of the step (%s); going on with single kernels, slower", reason)
-    return None
+        warn_no_graph("the step", error)
+        return None
+    return step if step.record() else None

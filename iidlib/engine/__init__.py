@@ -1,5 +1,6 @@
 """Hardware. A reader of the method may skip it: without it everything computes the same, only slower."""
 
+from iidlib.engine.cuda_graph import Recording, can_record, recorded, warn_no_graph
 from iidlib.engine.device import (
     default_chunk, default_together, device_kind, device_name, half_maps, in_chunks, kernels_in_use,
     peak_memory_mib, pick_device, precision, reset_peak_memory, threads,
@@ -8,7 +9,7 @@ from iidlib.engine.fused import compiler_available, norm_relu_pool
 from iidlib.engine.kernels import FusedBlock
 
 __all__ = [
-    "FusedBlock", "compiler_available", "default_chunk", "default_together", "device_kind", "device_name",
-    "half_maps", "in_chunks", "kernels_in_use", "norm_relu_pool", "peak_memory_mib", "pick_device", "precision",
-    "reset_peak_memory", "threads",
+    "FusedBlock", "Recording", "can_record", "compiler_available", "default_chunk", "default_together", "device_kind",
+    "device_name", "half_maps", "in_chunks", "kernels_in_use", "norm_relu_pool", "peak_memory_mib", "pick_device",
+    "precision", "recorded", "reset_peak_memory", "threads", "warn_no_graph",
 ]  # fmt: skip

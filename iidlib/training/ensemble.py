@@ -17,8 +17,8 @@ On a CPU, where launching costs nothing beside the arithmetic, training one netw
 """
 
 import copy
-import logging
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.func import functional_call, vmap
 
 from iidlib import augment
-from iidlib.engine import norm_relu_pool
+from iidlib.engine import Recording, norm_relu_pool, recorded
 from iidlib.networks import Network
 from iidlib.rng import stream
 from iidlib.training import cutmix
@@ -40,11 +40,6 @@ TOLERANCE = 1e-1
 In TF32, other kernels put some activations on the other side of the ReLU's kink, which changes a gradient by
 hundredths; a recording that reads the wrong buffers is off by its whole size.
 """
-
-TIMED = 3
-"""Replays by which the two forms are compared."""
-
-log = logging.getLogger("iidlib")
 
 
 def fit_together(
@@ -83,7 +78,7 @@ class _Batch:
         self.partner = torch.zeros(networks, size, dtype=torch.int64, device=device)
         self.box = torch.zeros(networks, 4, dtype=torch.int64, device=device)
         self.share = torch.ones(networks, dtype=dtype, device=device)
-        self.graph: torch.cuda.CUDAGraph | None = None
+        self.recording: Recording | None = None
 
     def of_network(self, number: int) -> "_Batch":
         """What one network needs for its loss, as views."""
@@ -183,10 +178,9 @@ class _Stack:
             self._load(batch.share, torch.tensor([one.share for one in mixes]))
         if size not in self._batches:
             self._batches[size] = batch
-            if _records(self._device):
-                self._record(batch)
-        if batch.graph is not None:
-            batch.graph.replay()
+            self._record(batch)
+        if batch.recording is not None:
+            batch.recording.replay()
         else:
             self._update(batch, at_once=bool(self._at_once))
 
@@ -257,81 +251,19 @@ class _Stack:
             torch._foreach_add_(self._velocity, weights, alpha=WEIGHT_DECAY)
             torch._foreach_sub_(weights, torch._foreach_mul(self._velocity, self._rate))
 
-    # Recording
-
     def _record(self, batch: _Batch) -> None:
         """Records the forms that are asked for and keeps the faster one that agrees with plain calls."""
-        forms = (True, False) if self._at_once is None else (self._at_once,)
-        best, problems = float("inf"), []
-        for at_once in forms:
-            name = "at once" if at_once else "in turn"
-            state = self._state()
-            try:
-                graph = self._recorded(batch, at_once=at_once, state=state)
-                apart = self._differs(batch, graph, state)
-                if not apart <= TOLERANCE:
-                    raise RuntimeError(f"its update differs by {apart:.1e}")
-                seconds = self._timed(graph)
-            except RuntimeError as error:  # too little memory is one, too
-                problems.append(f"{name}: {str(error).splitlines()[0]}")
-                graph = None
-                torch.cuda.empty_cache()
-            finally:
-                self._restore(state)
-            if graph is not None and seconds < best:
-                best, batch.graph = seconds, graph
-        if batch.graph is None:
-            log.warning("no CUDA graph of training (%s); going on with single kernels, slower", "; ".join(problems))
-
-    def _recorded(self, batch: _Batch, *, at_once: bool, state: list[Tensor]) -> torch.cuda.CUDAGraph:
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):  # warm-up, as recording asks for: libraries allocate their workspaces
-            for _ in range(3):
-                self._update(batch, at_once=at_once)
-        torch.cuda.current_stream().wait_stream(side)
-        self._restore(state)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            self._update(batch, at_once=at_once)
-        return graph
-
-    def _differs(self, batch: _Batch, graph: torch.cuda.CUDAGraph, state: list[Tensor]) -> float:
-        """Norm-wise difference of a replay's update of the weights from that of plain calls."""
-        updates = []
-        for recorded in (True, False):
-            self._restore(state)
-            if recorded:
-                graph.replay()
-            else:
-                self._update(batch, at_once=False)
-            moved = zip(self._parameters.values(), state, strict=False)  # weights come first in the state
-            updates.append(torch.cat([(weight.detach() - before).flatten() for weight, before in moved]))
-        return float((updates[0] - updates[1]).norm() / updates[1].norm())
-
-    def _timed(self, graph: torch.cuda.CUDAGraph) -> float:
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        for _ in range(TIMED):
-            graph.replay()
-        end.record()
-        end.synchronize()
-        return start.elapsed_time(end)
-
-    def _tensors(self) -> list[Tensor]:
-        return [*self._parameters.values(), *self._velocity, *self._buffers.values()]
-
-    def _state(self) -> list[Tensor]:
-        return [tensor.detach().clone() for tensor in self._tensors()]
-
-    @torch.no_grad()
-    def _restore(self, state: list[Tensor]) -> None:
-        torch._foreach_copy_(self._tensors(), state)
-
-
-def _records(device: torch.device) -> bool:
-    """Whether steps can be recorded there."""
-    return device.type == "cuda"
+        forms = {"at once": True, "in turn": False}
+        if self._at_once is not None:
+            forms = {name: at_once for name, at_once in forms.items() if at_once == self._at_once}
+        batch.recording = recorded(
+            {name: partial(self._update, batch, at_once=at_once) for name, at_once in forms.items()},
+            list(self._parameters.values()),
+            state=[*self._velocity, *self._buffers.values()],
+            plain=partial(self._update, batch, at_once=False),
+            tolerance=TOLERANCE,
+            what="training",
+        )
 
 
 def _stacked(tensors: Sequence[Tensor]) -> Tensor:

@@ -1,0 +1,159 @@
+"""A stand-in for the few calls of ``torch.cuda`` that a recorder makes, so that recording runs on a CPU.
+
+A capture keeps the operations of a step with their tensors, and a replay does them again into the same memory: control
+flow, numbers of Python and addresses are frozen, as in a CUDA graph. What a GPU alone can show is left to tests marked
+``gpu``.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from iidlib.distillation import captured
+from iidlib.engine import cuda_graph
+
+BROKEN = "operation failed due to a previous error during capture"
+
+
+class Tape(TorchDispatchMode):
+    """The operations within a block, with their tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operations: list[tuple[Any, tuple[Any, ...], dict[str, Any], Any]] = []
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        out = function(*args, **kwargs)
+        self.operations.append((function, args, kwargs, out))  # also keeps what it made, and so the addresses
+        return out
+
+    @torch.no_grad()
+    def replay(self) -> None:
+        for function, args, kwargs, out in self.operations:
+            if function._schema.is_mutable:
+                function(*args, **kwargs)
+                continue
+            given = {tensor.untyped_storage().data_ptr() for tensor in _tensors((args, kwargs))}
+            made = [tensor for tensor in _tensors(out) if tensor.untyped_storage().data_ptr() not in given]
+            if made:  # a view is right as it is
+                for old, new in zip(_tensors(out), _tensors(function(*args, **kwargs)), strict=True):
+                    old.copy_(new)
+
+
+def _tensors(tree: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+
+
+class FakeCuda:
+    """The device that the tests record on.
+
+    Attributes:
+        log: what it was asked for, in order.
+        stream: the name of the current stream.
+        label: copied to each graph when its capture ends; set by a test that tells forms of a step apart.
+        breaks: called in each capture's end; raises where a capture shall break.
+        wrong: labels of graphs whose replay does the step twice.
+        cost: milliseconds of a replay, by label.
+        empty_cache_fails: whether a broken capture leaves the allocator as torch 2.11's, which refuses from then on.
+    """
+
+    def __init__(self) -> None:
+        self.log: list[str] = []
+        self.stream = "main"
+        self.label: object = None
+        self.breaks: Callable[[], None] = lambda: None
+        self.wrong: set[object] = set()
+        self.cost: dict[object, float] = {}
+        self.clock = 0.0
+        self.capturing = self.poisoned = False
+        self._streams = 0
+
+    def new_stream(self, device: object = None) -> "Stream":
+        self._streams += 1
+        return Stream(f"side {self._streams}")
+
+    @contextlib.contextmanager
+    def on(self, stream: "Stream") -> Iterator[None]:
+        before, self.stream = self.stream, stream.name
+        try:
+            yield
+        finally:
+            self.stream = before
+
+    def empty_cache(self) -> None:
+        if self.poisoned:
+            raise RuntimeError("captures_underway.empty() INTERNAL ASSERT FAILED")
+        self.log.append("empty cache")
+
+
+class Stream:
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def wait_stream(self, other: "Stream") -> None:
+        pass
+
+
+class Graph:
+    def __init__(self, cuda: FakeCuda) -> None:
+        self._cuda, self._tape = cuda, Tape()
+        self.label: object = None
+
+    def capture_begin(self) -> None:
+        assert not self._cuda.poisoned, "a capture after one that broke"
+        self._cuda.log.append(f"capture on {self._cuda.stream}")
+        self._cuda.capturing = True
+        self._tape.__enter__()
+
+    def capture_end(self) -> None:
+        self._tape.__exit__(None, None, None)
+        self._cuda.capturing = False
+        self.label = self._cuda.label
+        try:
+            self._cuda.breaks()
+        except RuntimeError:
+            self._cuda.poisoned = True
+            raise
+
+    def replay(self) -> None:
+        self._cuda.log.append("replay")
+        self._cuda.clock += self._cuda.cost.get(self.label, 1.0)
+        for _ in range(2 if self.label in self._cuda.wrong else 1):
+            self._tape.replay()
+
+
+class Event:
+    def __init__(self, cuda: FakeCuda) -> None:
+        self._cuda, self.time = cuda, 0.0
+
+    def record(self) -> None:
+        self.time = self._cuda.clock
+
+    def synchronize(self) -> None:
+        pass
+
+    def elapsed_time(self, end: "Event") -> float:
+        return end.time - self.time
+
+
+def fake_cuda(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
+    """Puts the stand-in in place for a test, in a process that has had no failed capture."""
+    cuda = FakeCuda()
+    monkeypatch.setattr(torch.cuda, "Stream", cuda.new_stream)
+    monkeypatch.setattr(torch.cuda, "stream", cuda.on)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: Stream(cuda.stream))
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device=None: None)
+    monkeypatch.setattr(torch.cuda, "empty_cache", cuda.empty_cache)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: Graph(cuda))
+    monkeypatch.setattr(torch.cuda, "Event", lambda enable_timing: Event(cuda))
+    monkeypatch.setattr(cuda_graph, "_capture_failed", False)
+    for module in (cuda_graph, captured):  # where it is, and where it is asked
+        monkeypatch.setattr(module, "can_record", lambda device: not cuda_graph._capture_failed)
+    return cuda
