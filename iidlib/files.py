@@ -1,15 +1,27 @@
 """Files and folders of the user: paths that know ``~``, plain YAML, whole writes, the cache, folders for code."""
 
 import contextlib
+import itertools
 import os
 import stat
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-__all__ = ["PACKAGE", "atomic_write", "cache_dir", "checkout", "load_yaml", "private_dir", "user_path"]
+__all__ = [
+    "PACKAGE",
+    "atomic_write",
+    "cache_dir",
+    "checkout",
+    "load_yaml",
+    "make_folders",
+    "private_dir",
+    "remove_empty",
+    "user_path",
+]
 
 PACKAGE = Path(__file__).resolve().parent
 """The folder that the package is installed in."""
@@ -63,6 +75,43 @@ def atomic_write(path: Path, content: bytes | str) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def make_folders(path: Path) -> list[Path]:
+    """Makes a folder and those above it that are missing.
+
+    A link to a folder is taken for that folder.
+
+    Returns:
+        The folders that were not there before, innermost first; none where the folder was there.
+
+    Raises:
+        OSError: if one cannot be made, or is a link that leads nowhere; those made before it are removed again.
+    """
+    made: list[Path] = []
+    missing = list(itertools.takewhile(lambda place: not place.exists(), (path, *path.parents)))
+    try:
+        for place in reversed(missing):
+            if place.is_symlink():
+                raise FileNotFoundError(f"{place} is a link that leads nowhere (to {place.readlink()})")
+            try:
+                place.mkdir()
+            except FileExistsError:  # another process was faster, or the place is "..", a folder since a moment ago
+                if not place.is_dir():
+                    raise
+            else:
+                made.insert(0, place)
+    except OSError:
+        remove_empty(made)
+        raise
+    return made
+
+
+def remove_empty(folders: Iterable[Path]) -> None:
+    """Removes those folders that are empty; one that holds something, or cannot be removed, stays without an error."""
+    for folder in folders:
+        with contextlib.suppress(OSError):
+            folder.rmdir()
 
 
 def cache_dir() -> Path:

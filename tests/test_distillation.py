@@ -1006,6 +1006,53 @@ def test_an_untrained_pool_is_an_error_that_leaves_no_folder(tmp_path, monkeypat
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("place", ["made", "there", "link"])
+@pytest.mark.parametrize("notes", [False, True])
+def test_files_that_came_while_the_pool_trained_stay_when_it_is_refused(place, notes, tmp_path, monkeypatch):
+    monkeypatch.setenv("IID_CACHE", str(tmp_path / "cache"))
+    out = target = tmp_path / "runs" / "run"
+    if place != "made":
+        out.mkdir(parents=True)
+    if place == "link":
+        out = tmp_path / "link"
+        out.symlink_to(target)
+
+    class Bar(distillation_run.tqdm):
+        """Stands for the user, who writes into the folder during the first pass."""
+
+        def update(self, *given: object) -> None:
+            assert (out / "config.yaml").is_file() and (out / ".lock").is_file()
+            if notes:
+                (out / "notes.txt").write_text("mine")
+
+    monkeypatch.setattr(distillation_run, "tqdm", Bar)
+    with pytest.raises(InputError, match="network 0 of the pool") as caught:
+        distill(settings("iid-dm", pool__lr=1e-9, pool__epochs=1), pictures(), out=out)
+    assert "\n" not in str(caught.value)
+    if place == "made" and not notes:
+        assert not (tmp_path / "runs").exists()
+    else:
+        assert [path.name for path in target.iterdir()] == ["notes.txt"] * notes
+    assert out.is_symlink() == (place == "link")
+
+
+def test_a_run_whose_folder_vanished_while_the_pool_trained_tells_why_it_was_refused(tmp_path, monkeypatch):
+    """Nothing that goes wrong while the folder is taken back hides the reason."""
+    monkeypatch.setenv("IID_CACHE", str(tmp_path / "cache"))
+
+    class Bar(distillation_run.tqdm):
+        """Stands for the user, who puts a file in the folder's place."""
+
+        def update(self, *given: object) -> None:
+            (tmp_path / "run").rename(tmp_path / "moved")
+            (tmp_path / "run").write_text("mine")
+
+    monkeypatch.setattr(distillation_run, "tqdm", Bar)
+    with pytest.raises(InputError, match="network 0 of the pool"):
+        distill(settings("iid-dm", pool__lr=1e-9, pool__epochs=1), pictures(), out=tmp_path / "run")
+    assert (tmp_path / "run").read_text() == "mine" and (tmp_path / "moved" / "config.yaml").is_file()
+
+
 def test_a_run_loads_its_data_set_by_name():
     result = distill(settings("dm", iterations=1, match__batch_real=2))
     assert result.synthetic.spec.name == "shapes" and result.synthetic.images.shape == (12, 3, 32, 32)

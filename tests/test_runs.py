@@ -14,8 +14,8 @@ import torch
 from iidlib import files
 from iidlib.config import preset
 from iidlib.errors import InputError
-from iidlib.files import atomic_write
-from iidlib.runs import RunFolder, runs_frame
+from iidlib.files import atomic_write, make_folders
+from iidlib.runs import Checkpoints, RunFolder, runs_frame
 from iidlib.runs import folder as runs_folder
 from iidlib.runs.environment import environment
 
@@ -134,11 +134,126 @@ def test_what_a_process_left_that_was_killed_while_writing_is_not_in_the_way(tmp
     folder = RunFolder.create(tmp_path / "run", CONFIG)
     assert folder.config() == CONFIG and not left.exists()
     (folder.path / ".synthetic.safetensors.99").write_bytes(b"half")
-    (folder.path / ".mine").write_text("a file of the user's")
+    (folder.path / ".scores.json.99").write_bytes(b"half")
     folder.checkpoints.mkdir()
     (folder.checkpoints / ".0000005.safetensors.99").write_bytes(b"half")
+    (folder.checkpoints / ".0000005.json.99").write_bytes(b"half")
     folder.remove_unfinished()
-    assert sorted(path.name for path in folder.path.rglob(".*")) == [".mine"]
+    assert not list(folder.path.rglob(".*"))
+
+
+def test_hidden_files_of_the_users_are_never_taken_for_unfinished_ones(folder):
+    """Names that end in a number as the library's temporary files do."""
+    mine = [".mine", ".notes.2024", ".config.yaml.bak", ".config.2024", ".5.safetensors.1", ".0000005.safetensors.1"]
+    mine += ["checkpoints/.notes.2024", "checkpoints/.5.json.1", "checkpoints/.config.yaml.1", "sub/.scores.json.7"]
+    for name in mine:
+        (folder.path / name).parent.mkdir(exist_ok=True)
+        (folder.path / name).write_text("mine")
+    (folder.path / ".scores.json.5").mkdir()
+    folder.remove_unfinished()
+    assert sorted(str(path.relative_to(folder.path)) for path in folder.path.rglob(".*")) == sorted(
+        [*mine, ".scores.json.5"]
+    )
+
+
+@pytest.mark.parametrize("above", ["there", "made"])
+@pytest.mark.parametrize("left", ["nothing", "notes", "own settings"])
+def test_what_was_begun_is_taken_back_by_name(left, above, tmp_path):
+    """The folders go that were made for it, as long as nothing has come into them; what was there before stays."""
+    path = tmp_path / "a" / "b" / "run"
+    if above == "there":
+        path.mkdir(parents=True)
+    folder = RunFolder.create(path, CONFIG)
+    if left == "notes":
+        (path / "notes.txt").write_text("mine")
+    if left == "own settings":
+        (path / "config.yaml").write_text("mine")
+    folder.discard()
+    kept = {"nothing": [], "notes": ["notes.txt"], "own settings": ["config.yaml"]}[left]
+    if left == "nothing" and above == "made":
+        assert not list(tmp_path.iterdir())
+    else:
+        assert [entry.name for entry in path.iterdir()] == kept
+    folder.discard()
+    RunFolder(tmp_path).discard()
+    assert tmp_path.is_dir()
+
+
+def test_folders_above_stay_while_something_else_is_in_them(tmp_path):
+    folder, other = (RunFolder.create(tmp_path / "runs" / name, CONFIG) for name in ("one", "two"))
+    folder.discard()
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["two"]
+    assert RunFolder.reopen(other.path, CONFIG).config() == CONFIG
+
+
+def test_another_run_that_took_the_place_is_not_taken_back(tmp_path):
+    folder = RunFolder.create(tmp_path / "run", CONFIG)
+    folder.path.rename(tmp_path / "moved")
+    other = preset("dm", "shapes", 2, "ci", {"iterations": 12345})
+    RunFolder.create(tmp_path / "run", other)
+    folder.discard()
+    assert RunFolder(tmp_path / "run").config() == other and RunFolder(tmp_path / "moved").config() == CONFIG
+
+
+def test_a_link_to_an_empty_folder_is_that_folder_and_stays(tmp_path):
+    (tmp_path / "target").mkdir()
+    (tmp_path / "link").symlink_to("target")
+    folder = RunFolder.create(tmp_path / "link", CONFIG)
+    assert (tmp_path / "target" / "config.yaml").is_file()
+    folder.discard()
+    assert (tmp_path / "link").is_symlink() and not list((tmp_path / "target").iterdir())
+
+
+def test_a_link_that_cannot_be_a_folder_is_refused_for_what_it_is(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    for name, target, message in (
+        (
+            "dangling",
+            "nowhere",
+            r"cannot write the run folder .*: .*dangling is a link that leads nowhere \(to nowhere\)",
+        ),
+        ("circle", "circle", "is a link that leads nowhere"),
+        ("to-file", "file", "exists already; nothing was overwritten"),
+    ):
+        link = tmp_path / name
+        link.symlink_to(target)
+        before = sorted(tmp_path.rglob("*"))
+        for path in (link, link / "run") if name != "to-file" else (link,):
+            with pytest.raises(InputError, match=message) as caught:
+                RunFolder.create(path, CONFIG)
+            one_line(caught)
+        assert sorted(tmp_path.rglob("*")) == before and str(link.readlink()) == target
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_folder_that_could_not_be_begun_is_taken_back(tmp_path, monkeypatch):
+    def full(*given: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(runs_folder, "atomic_write", full)
+    with pytest.raises(InputError, match="No space left on device"):
+        RunFolder.create(tmp_path / "a" / "run", CONFIG)
+    assert not list(tmp_path.iterdir())
+
+
+def test_making_folders_tells_those_that_were_missing(tmp_path):
+    assert make_folders(tmp_path) == []
+    assert make_folders(tmp_path / "a" / "b") == [tmp_path / "a" / "b", tmp_path / "a"]
+    assert make_folders(tmp_path / "a" / "c") == [tmp_path / "a" / "c"]
+    assert make_folders(tmp_path / "d" / ".." / "e")[0] == tmp_path / "d" / ".." / "e" and (tmp_path / "e").is_dir()
+    (tmp_path / "a" / "file").write_text("")
+    with pytest.raises(NotADirectoryError):
+        make_folders(tmp_path / "a" / "file" / "f" / "g")
+
+
+def test_only_checkpoints_by_their_own_names_are_removed(tmp_path):
+    mine = {tmp_path / name for name in ("5.safetensors", "5.json", "notes.json", "0000001-keep.safetensors")}
+    for path in mine:
+        path.write_text("mine")
+    for iteration in (1, 2, 3, 4):
+        Checkpoints(tmp_path).save(iteration, {}, {})
+    ours = {f"{number:07d}.{kind}" for number in (3, 4) for kind in ("safetensors", "json")}
+    assert {path.name for path in tmp_path.iterdir()} == ours | {path.name for path in mine}
 
 
 def test_notes_add_to_the_environment(folder):
@@ -272,6 +387,15 @@ def test_the_lock_of_a_process_that_died_is_taken_over(folder):
     assert (folder.path / ".lock").read_text().startswith("process ")
     with folder.lock():
         assert (folder.path / ".lock").read_text().startswith(f"process {os.getpid()} on ")
+
+
+def test_a_lock_that_cannot_be_removed_hides_no_error(folder, monkeypatch):
+    def refuse(*given: object, **named: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    with pytest.raises(InputError, match="the reason"), folder.lock():
+        monkeypatch.setattr(Path, "unlink", refuse)
+        raise InputError("the reason")
 
 
 def test_without_locks_in_the_file_system_it_goes_on(folder, monkeypatch):

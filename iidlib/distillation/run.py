@@ -2,7 +2,6 @@
 
 import contextlib
 import logging
-import shutil
 import signal
 import threading
 import time
@@ -142,7 +141,8 @@ def distill(
                 run.make_pool(on_pool_epoch)
         except InputError:
             if folder and not resume:
-                shutil.rmtree(folder.path)  # made a moment ago and empty but for the settings
+                held.close()  # the lock is a file in the folder
+                folder.discard()
             raise
         done = _take_up(run, folder, saved) if folder and resume else 0
         return _distill(run, folder, done, on_iteration, iterations_to_show, progress)

@@ -68,7 +68,9 @@ class Checkpoints:
     def paths(self) -> list[Path]:
         """Checkpoints whose both files are there, oldest first; whether they are whole is seen on reading."""
         found = self.folder.glob("*.safetensors")
-        names = [path for path in found if re.fullmatch(r"\d+", path.stem) and path.with_suffix(".json").is_file()]
+        # other spellings of a number are files of the user's, which `save` must not remove
+        ours = [path for path in found if re.fullmatch(r"\d+", path.stem) and path == self.path(int(path.stem))]
+        names = [path for path in ours if path.is_file() and path.with_suffix(".json").is_file()]
         return sorted(names, key=lambda path: int(path.stem))
 
     def load(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:

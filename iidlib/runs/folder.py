@@ -19,10 +19,18 @@ import pandas as pd
 from iidlib import config as configuration
 from iidlib.config import RunConfig
 from iidlib.errors import InputError
-from iidlib.files import atomic_write
+from iidlib.files import atomic_write, make_folders, remove_empty
 from iidlib.runs.environment import environment
 
 __all__ = ["RunFolder", "runs_frame"]
+
+# Temporary files of `atomic_write`, for each file that a run writes in its folder and in that of its checkpoints. Other
+# hidden files with a number at the end are the user's.
+_UNFINISHED = re.compile(
+    r"\.(config\.yaml|environment\.json|metrics\.jsonl|scores\.json|synthetic\.safetensors"
+    r"|synthetic(-expanded)?\.png)\.\d+"
+)
+_UNFINISHED_CHECKPOINT = re.compile(r"\.\d{7,}\.(safetensors|json)\.\d+")
 
 
 class RunFolder:
@@ -34,6 +42,8 @@ class RunFolder:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
+        self._made: list[Path] = []
+        self._begun: dict[Path, tuple[int, int]] = {}
 
     @property
     def synthetic(self) -> Path:
@@ -58,13 +68,33 @@ class RunFolder:
                 raise InputError(
                     f"{path} exists already; nothing was overwritten: give another --out, or --resume to go on with it"
                 )
-            folder.path.mkdir(parents=True, exist_ok=True)
+            folder._made = make_folders(folder.path)
             folder.remove_unfinished()
-            atomic_write(folder.path / "config.yaml", configuration.to_yaml(config))
-            atomic_write(folder.path / "environment.json", json.dumps(environment(), indent=2) + "\n")
+            folder._begin("config.yaml", configuration.to_yaml(config))
+            folder._begin("environment.json", json.dumps(environment(), indent=2) + "\n")
         except OSError as error:
+            folder.discard()
             raise InputError(f"cannot write the run folder {path}: {error.strerror or error}") from None
         return folder
+
+    def _begin(self, name: str, content: str) -> None:
+        """Writes a file and remembers it, so that `discard` can take it back."""
+        path = self.path / name
+        atomic_write(path, content)
+        self._begun[path] = _version(path)
+
+    def discard(self) -> None:
+        """Takes back what `create` wrote, for a run that could not begin; of use to whoever has let go of the lock.
+
+        The settings and the environment go, unless somebody has changed them since; so do the folders that `create`
+        made, as long as nothing else is in them. Whatever else is there stays, and so does a folder or a link that was
+        there before. What cannot be removed stays without an error: the caller has one of its own to tell.
+        """
+        for path, written in self._begun.items():
+            with contextlib.suppress(OSError):
+                if _version(path) == written:
+                    path.unlink()
+        remove_empty(self._made)
 
     @classmethod
     def reopen(cls, path: str | Path, config: RunConfig) -> "RunFolder":
@@ -92,9 +122,10 @@ class RunFolder:
 
     def remove_unfinished(self) -> None:
         """Removes the temporary files of processes that were killed while writing; of use to whoever holds the lock."""
-        for path in [*self.path.glob(".*"), *self.checkpoints.glob(".*")]:
-            if re.fullmatch(r"\..+\.\d+", path.name):
-                path.unlink(missing_ok=True)
+        for folder, names in ((self.path, _UNFINISHED), (self.checkpoints, _UNFINISHED_CHECKPOINT)):
+            for path in folder.glob(".*"):
+                if names.fullmatch(path.name) and path.is_file():
+                    path.unlink(missing_ok=True)
 
     @property
     def checkpoints(self) -> Path:
@@ -170,11 +201,18 @@ class RunFolder:
             try:
                 yield
             finally:
-                path.unlink(missing_ok=True)
+                with contextlib.suppress(OSError):  # the block may have an error of its own to tell
+                    path.unlink()
 
     def write_scores(self, frame: pd.DataFrame) -> None:
         """Writes ``scores.json``: one record for each evaluated network."""
         atomic_write(self.path / "scores.json", frame.to_json(orient="records", indent=2) + "\n")
+
+
+def _version(path: Path) -> tuple[int, int]:
+    """Length and time of a file, by which one that was changed or put in its place is told apart."""
+    facts = path.stat()
+    return facts.st_size, facts.st_mtime_ns
 
 
 def _lines(config: RunConfig, prefix: str = "") -> list[str]:
