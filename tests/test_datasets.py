@@ -20,7 +20,7 @@ from scipy.io import savemat
 
 from iidlib import config
 from iidlib.config import preset
-from iidlib.data import check, datasets, image_files, load_dataset, tinyimagenet
+from iidlib.data import check, datasets, download, image_files, load_dataset, tinyimagenet
 from iidlib.data.download import fetch, unpack
 from iidlib.data.image_files import decode
 from iidlib.data.registry import SOURCES
@@ -488,7 +488,58 @@ def test_tinyimagenet_is_fetched(
         load_dataset("tinyimagenet", data_root=tmp_path / "new")
     data = load_dataset("tinyimagenet", data_root=tmp_path / "new", download=True)
     assert data.train.images.equal(load_dataset("tinyimagenet", data_root=tmp_path).train.images)
-    assert not list((tmp_path / "new").glob("*.zip*"))
+    assert not list((tmp_path / "new").glob("*.zip*")), "what was downloaded goes once it is unpacked"
+
+
+@pytest.mark.parametrize("content", ["whole", "of another set", "no archive"])
+def test_an_archive_of_the_users_stays(
+    content: str, tiny: Path, served: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that was laid there by hand is unpacked, and stays even where what it holds is refused."""
+    own, buffer = tmp_path / "new" / "tiny.zip", io.BytesIO()
+    own.parent.mkdir()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for path in sorted(tiny.rglob("*")) if content == "whole" else [tiny / "words.txt"]:
+            archive.write(path, path.relative_to(tmp_path))
+    own.write_bytes(b"mine" if content == "no archive" else buffer.getvalue())
+    before = own.read_bytes()
+    monkeypatch.setattr(tinyimagenet, "URL", served(b"").replace("file", "tiny"))
+    if content == "whole":
+        load_dataset("tinyimagenet", data_root=own.parent, download=True)
+    else:
+        with pytest.raises(InputError, match="cannot be unpacked" if content == "no archive" else "is not whole"):
+            load_dataset("tinyimagenet", data_root=own.parent, download=True)
+    assert own.read_bytes() == before and Ranged.asked == []
+
+
+def test_a_file_with_another_checksum_is_not_overwritten(served: Callable[..., str], tmp_path: Path) -> None:
+    own, content = tmp_path / "file.zip", b"what is served"
+    checksum, url = hashlib.md5(content, usedforsecurity=False).hexdigest(), served(content)
+    own.write_bytes(b"mine")
+    with pytest.raises(
+        InputError, match=r"file\.zip is not what .* holds \(md5 is .*\); move it away and fetch"
+    ) as caught:
+        fetch(url, own, checksum)
+    one_line(caught)
+    assert own.read_bytes() == b"mine" and Ranged.asked == [] and [own] == list(tmp_path.iterdir())
+    own.unlink()
+    assert fetch(url, own, checksum) and not fetch(url, own, checksum)
+
+
+def test_a_file_that_came_during_the_download_is_not_overwritten(
+    served: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = tmp_path / "file.zip"
+
+    class Bar(download.tqdm):
+        """Stands for the user, who puts the file there meanwhile."""
+
+        def update(self, *given: object) -> None:
+            own.write_bytes(b"mine")
+
+    monkeypatch.setattr(download, "tqdm", Bar)
+    assert not fetch(served(b"what is served"), own)
+    assert own.read_bytes() == b"mine" and [own] == list(tmp_path.iterdir())
 
 
 def test_every_set_says_how_to_get_it(tmp_path: Path) -> None:

@@ -10,12 +10,12 @@ from tqdm import tqdm
 
 from iidlib.errors import InputError
 
-__all__ = ["fetch", "unpack"]
+__all__ = ["fetch", "fetch_archive", "unpack"]
 
 _BLOCK = 1 << 20
 
 
-def fetch(url: str, target: Path, md5: str | None = None) -> None:
+def fetch(url: str, target: Path, md5: str | None = None) -> bool:
     """Downloads a file, with a progress bar, unless it is there.
 
     What has arrived is kept as ``<name>.part``, and asked for no second time.
@@ -25,12 +25,18 @@ def fetch(url: str, target: Path, md5: str | None = None) -> None:
         target: where it goes.
         md5: its published checksum; without one nothing can be compared.
 
+    Returns:
+        Whether it was downloaded now; False for a file that was there, which may be the user's own.
+
     Raises:
-        InputError: if what arrived has another checksum; it is removed.
+        InputError: if what arrived has another checksum; it is removed. If the file that is there has another one; it
+            stays.
         OSError: if there is no network, or the disk is full; what has arrived stays.
     """
-    if target.is_file() and (md5 is None or _md5(target) == md5):
-        return
+    if target.is_file():
+        if md5 is None or (found := _md5(target)) == md5:
+            return False
+        raise InputError(f"{target} is not what {url} holds (md5 is {found}, not {md5}); move it away and fetch again")
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(target.name + ".part")
     have = part.stat().st_size if part.is_file() else 0
@@ -53,12 +59,33 @@ def fetch(url: str, target: Path, md5: str | None = None) -> None:
     if md5 is not None and _md5(part) != md5:
         part.unlink()
         raise InputError(f"{url} arrived damaged (md5 is not {md5}); it was removed: fetch it again")
+    if target.is_file():  # somebody has put one there meanwhile, and it is theirs
+        fetch(url, target, md5)
+        part.unlink()
+        return False
     part.replace(target)
+    return True
 
 
 def _md5(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.new("md5", usedforsecurity=False)).hexdigest()
+
+
+def fetch_archive(url: str, folder: Path, md5: str | None = None) -> None:
+    """Downloads an archive into a folder, unless it is there, and unpacks it.
+
+    An archive that was there stays. One that was downloaded is removed once it is unpacked; it stays where that fails.
+
+    Raises:
+        InputError: as `fetch` and `unpack` do.
+        OSError: if there is no network, or the disk is full.
+    """
+    archive = folder / url.rsplit("/", 1)[-1]
+    downloaded = fetch(url, archive, md5)
+    unpack(archive, folder)
+    if downloaded:
+        archive.unlink()
 
 
 def unpack(archive: Path, folder: Path) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from iidlib.data.download import fetch, unpack
+from iidlib.data.download import fetch_archive
 from iidlib.data.image_files import decode_all
 from iidlib.errors import InputError
 
@@ -107,7 +107,4 @@ def read_tinyimagenet(folder: Path) -> tuple[tuple[Tensor, Tensor], tuple[Tensor
 
 def fetch_tinyimagenet(root: Path) -> None:
     """Puts the folder into a data root."""
-    archive = root / URL.rsplit("/", 1)[-1]
-    fetch(URL, archive)
-    unpack(archive, root)
-    archive.unlink()
+    fetch_archive(URL, root)

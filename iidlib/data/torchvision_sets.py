@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from iidlib.data.download import fetch, unpack
+from iidlib.data.download import fetch, fetch_archive
 
 __all__ = ["cifar_checksums", "cifar_classes", "fetch_cifar", "fetch_svhn", "read_cifar", "read_svhn", "svhn_checksums"]
 
@@ -48,10 +48,7 @@ def cifar_classes(name: str, folder: Path) -> tuple[str, ...]:
 def fetch_cifar(name: str, root: Path) -> None:
     """Puts the files of ``CIFAR10`` or ``CIFAR100`` into a data root."""
     kind = _cifar(name)
-    archive = root / kind.url.rsplit("/", 1)[-1]
-    fetch(kind.url, archive, kind.tgz_md5)
-    unpack(archive, root)
-    archive.unlink()
+    fetch_archive(kind.url, root, kind.tgz_md5)
 
 
 def _svhn() -> Any:
