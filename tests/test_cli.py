@@ -516,6 +516,18 @@ def test_wrong_input_is_one_line_and_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_experts_remove_no_folder_that_was_there(iid: Run, tmp_path: Path) -> None:
+    untrained, _ = WRONG["experts untrained"]
+    (tmp_path / "pool").mkdir()
+    (tmp_path / "link").symlink_to("nowhere")
+    assert_one_line(iid(*untrained), "raise pool.epochs")
+    assert_one_line(iid(*["a/b/pool" if word == "pool" else word for word in untrained]), "raise pool.epochs")
+    assert_one_line(
+        iid(*["link" if word == "pool" else word for word in untrained]), "link is a link that leads nowhere"
+    )
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["link", "pool"]
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 @pytest.mark.parametrize("arguments", [["distill", "dm", *TINY], ["evaluate", "random"], ["experts", "--out", "pool"]])
 def test_cuda_asked_for_and_absent(iid: Run, arguments: list[str], tmp_path: Path) -> None:

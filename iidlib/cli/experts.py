@@ -1,6 +1,5 @@
 """``iid experts``: trains the pool of networks behind class centralization."""
 
-import contextlib
 import shlex
 import sys
 from pathlib import Path
@@ -13,6 +12,7 @@ from rich.table import Table
 from iidlib.cli.options import Changes, DataRoot, DatasetName, Device, given_changes
 from iidlib.cli.session import check_names, console, given_command, keeping, load
 from iidlib.config import SCALES, PoolConfig, preset
+from iidlib.files import make_folders, remove_empty
 
 __all__ = ["experts"]
 
@@ -39,13 +39,12 @@ def experts(
     check_names(config)
     check_writable(out / "pool.json")
     loaded = load(dataset, data_root, device)
-    out.mkdir(parents=True, exist_ok=True)
+    made = make_folders(out)
     try:
         with keeping(out, given_command(ctx)), pool_bar(config, sys.stderr.isatty()) as on_epoch:
             pool = trained_pool(loaded, config.pool, compute=config.compute, on_epoch=on_epoch)
     finally:
-        with contextlib.suppress(OSError):
-            out.rmdir()  # goes only while nothing is in it
+        remove_empty(made)  # where no network was kept
     table = Table(title=escape(f"{len(pool.networks)} {config.pool.network} in {out}"))
     table.add_column("network")
     table.add_column("passes", justify="right")

@@ -274,6 +274,8 @@ def check_writable(path: Path, option: str = "--out") -> None:
     try:
         place = path.parent
         while not place.exists():
+            if place.is_symlink():
+                raise FileNotFoundError(f"{place} is a link that leads nowhere (to {place.readlink()})")
             place = place.parent
         with tempfile.TemporaryFile(dir=place):
             pass
