@@ -15,6 +15,13 @@ BENCH_ARGS ?=
 CHAPTER ?= book/01_quickstart.ipynb
 DEMO := runs/demo
 
+# What the demo makes, by name. Only that is removed; what you have put beside it, or into its runs, stays.
+DEMO_RUNS := $(DEMO)/dm-seed0 $(DEMO)/iid-dm-seed0
+DEMO_FILES := $(addprefix $(DEMO)/,01_quickstart.ipynb 01_quickstart.html summary.txt scores.csv) \
+  $(foreach run,$(DEMO_RUNS),$(addprefix $(run)/,config.yaml environment.json metrics.jsonl scores.json \
+  synthetic.safetensors .lock checkpoints/[0-9]*.safetensors checkpoints/[0-9]*.json))
+DEMO_FOLDERS := $(addsuffix /checkpoints,$(DEMO_RUNS)) $(DEMO_RUNS) $(DEMO)
+
 # Kernels of this environment win over a kernel of the same name in the user's home.
 export JUPYTER_PREFER_ENV_PATH := 1
 
@@ -26,7 +33,9 @@ help: ## list these verbs
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' Makefile
 
 demo: install ## distil the embedded images and compare with random real images (minutes on two cores)
-	@rm -rf $(DEMO) && mkdir -p $(DEMO)
+	@rm -f $(DEMO_FILES); rmdir $(DEMO_FOLDERS) 2>/dev/null; for run in $(DEMO_RUNS); do \
+	  if [ -e $$run ]; then echo "error: $$run holds files of your own; move them away" >&2; exit 1; fi; done
+	@mkdir -p $(DEMO)
 	$(BIN)/papermill book/01_quickstart.ipynb $(DEMO)/01_quickstart.ipynb --kernel python3 \
 	  -p scale tour -p out "$(CURDIR)/$(DEMO)"
 	$(BIN)/jupyter nbconvert --log-level WARN --to html --template classic $(DEMO)/01_quickstart.ipynb
@@ -91,6 +100,8 @@ $(VENV)/.installed: .ci/requirements.lock pyproject.toml
 	    minor=`$$python -c 'import sys; print("%d.%d" % sys.version_info[:2])'`; \
 	    echo "error: $$python ($$minor) cannot make a virtual environment: python3-venv is missing" >&2; \
 	    echo "       Debian, Ubuntu: sudo apt install python3-venv     (or python$$minor-venv, if $$python is not the default)" >&2; exit 1; fi; \
+	  if [ -n "`ls -A $(VENV) 2>/dev/null`" ] && [ ! -e $(VENV)/pyvenv.cfg ]; then \
+	    echo "error: $(VENV) holds something else than a virtual environment; name another folder with VENV=" >&2; exit 1; fi; \
 	  echo "Creating $(VENV) with $$python"; \
 	  $$python -m venv --clear $(VENV); \
 	fi; \
@@ -115,8 +126,11 @@ bench: install ## seconds an iteration: ours against the per-class loop (BENCH_A
 	$(BIN)/iid bench $(BENCH_ARGS)
 
 clean: ## remove what the verbs made, except .venv and your own runs
-	rm -rf _build $(DEMO) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf _build build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -f $(DEMO_FILES); rmdir $(DEMO_FOLDERS) 2>/dev/null || true
 	find iidlib tests book \( -name __pycache__ -o -name .ipynb_checkpoints \) -type d -prune -exec rm -rf {} +
 
 distclean: clean ## remove .venv as well
+	@if [ -e $(VENV) ] && [ ! -e $(VENV)/pyvenv.cfg ]; then \
+	  echo "error: $(VENV) is no virtual environment (it has no pyvenv.cfg); it is not removed" >&2; exit 1; fi
 	rm -rf $(VENV)

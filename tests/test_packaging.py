@@ -272,6 +272,46 @@ def fresh_install(folder: Path, python: Path) -> subprocess.CompletedProcess[str
     return done
 
 
+def test_verbs_remove_only_what_verbs_made(tmp_path: Path) -> None:
+    if shutil.which("make") is None:
+        pytest.skip("make is not installed")
+    made = ["summary.txt", "scores.csv", "01_quickstart.ipynb", "dm-seed0/config.yaml", "dm-seed0/.lock"]
+    made += ["dm-seed0/checkpoints/0000005.json", "iid-dm-seed0/synthetic.safetensors"]
+    mine = [
+        "runs/demo/notes.txt",
+        "runs/demo/dm-seed0/notes.txt",
+        "runs/demo/dm-seed7/config.yaml",
+        "runs/own/scores.csv",
+    ]
+    mine += ["env/notes.txt", "iidlib/a.py", "tests/a.py", "book/a.py"]
+    for name in [*(f"runs/demo/{name}" for name in made), *mine]:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("")
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = ["make", "-f", str(ROOT / "Makefile"), *arguments]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+
+    assert run("clean").returncode == 0
+    assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()) == sorted(mine)
+    assert not (tmp_path / "runs" / "demo" / "iid-dm-seed0").exists()
+    refused = run("distclean", "VENV=env")
+    assert refused.returncode != 0 and "env is no virtual environment" in refused.stderr
+    for name in (".ci/requirements.lock", "pyproject.toml"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("")
+    refused = run("install", "VENV=env", f"PYTHON={sys.executable}")
+    assert refused.returncode != 0 and "env holds something else than a virtual environment" in refused.stderr
+    assert (tmp_path / "env" / "notes.txt").is_file()
+
+
+def test_the_demo_names_all_that_it_makes(tmp_path: Path) -> None:
+    """The names in the Makefile are those of the chapter, with its own seeds and methods."""
+    text = (ROOT / "book" / "01_quickstart.py").read_text(encoding="utf8")
+    assert 'method = "iid-dm"' in text and "seeds = [0]" in text and 'dict.fromkeys(["dm", method])' in text
+    assert set(re.findall(r'Path\(out, f?"([^"]+)"', text)) == {"{name}-seed{seed}", "summary.txt", "scores.csv"}
+
+
 def test_continuous_integration_runs_the_same_verb() -> None:
     script = ROOT / ".ci" / "run"
     assert os.access(script, os.X_OK)
