@@ -221,7 +221,7 @@ def terms_of_class(
     match: MatchConfig,
     batch: ClassBatch,
     feature_map: Callable[[Tensor], Tensor],
-    expert: Callable[[Tensor], Tensor] | None,
+    pretrained: Callable[[Tensor], Tensor] | None,
     classifier: Classifier | None,
 ) -> dict[str, Tensor]:
     """The weighted terms of one class, one image through the networks at a time."""
@@ -239,10 +239,10 @@ def terms_of_class(
             logits = torch.stack([classifier.weight @ x.flatten() + classifier.bias for x in syn_maps])
             values[name] = match.ce * classifier.accuracy * class_cross_entropy(logits, batch.label)
         elif name == "cc":
-            features = torch.stack([expert(image) for image in syn])
+            features = torch.stack([pretrained(image) for image in syn])
             unit = 1.0
             if match.cc_scaling == "relative":
-                measured = torch.stack([expert(image) for image in real[: match.cc_real]]).detach()
+                measured = torch.stack([pretrained(image) for image in real[: match.cc_real]]).detach()
                 unit = float(mean_of(squared_distances(measured))) if len(measured) > 1 else math.inf
             value = class_centralization(features / math.sqrt(unit), match.cc_form, match.cc_alpha, match.cc_beta)
             value = (
@@ -259,7 +259,7 @@ def step(
     match: MatchConfig,
     classes: Sequence[ClassBatch],
     feature_map: Callable[[Tensor], Tensor],
-    expert: Callable[[Tensor], Tensor] | None = None,
+    pretrained: Callable[[Tensor], Tensor] | None = None,
     classifier: Classifier | None = None,
 ) -> dict[str, tuple[float, Tensor]]:
     """Every term's value, summed over classes, and its gradient on the synthetic images, [C * n, K, H, H]."""
@@ -267,7 +267,7 @@ def step(
     gradients: dict[str, list[Tensor]] = {name: [] for name in names}
     for batch in classes:
         batch.syn = batch.syn.detach().requires_grad_()
-        for name, value in terms_of_class(names, match, batch, feature_map, expert, classifier).items():
+        for name, value in terms_of_class(names, match, batch, feature_map, pretrained, classifier).items():
             values[name] += float(value.detach())
             gradients[name].append(torch.autograd.grad(value, batch.syn, retain_graph=True, materialize_grads=True)[0])
     return {name: (values[name], torch.cat(gradients[name])) for name in names}

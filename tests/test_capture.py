@@ -58,7 +58,7 @@ def test_buffers_stay_where_they_are():
 
     def places() -> list[int]:
         draws = step.draws
-        networks = [*draws.matching.network.parameters(), *draws.expert.parameters()]
+        networks = [*draws.matching.network.parameters(), *draws.pretrained.parameters()]
         held = [draws.real, draws._op, draws._u, run.images, *networks]
         return [tensor.data_ptr() for tensor in held]
 
@@ -75,7 +75,7 @@ def test_buffers_hold_the_draws_of_a_step_without_them(augmentation):
     buffers.load(3)
     assert buffers.iteration == 3 and buffers.matching == plain.matching
     assert torch.equal(buffers.real, plain.real) and torch.equal(buffers.counts, plain.counts)
-    for held, drawn in zip(buffers.expert.parameters(), plain.expert.parameters(), strict=True):
+    for held, drawn in zip(buffers.pretrained.parameters(), plain.pretrained.parameters(), strict=True):
         assert torch.equal(held, drawn)
     images = run.images.detach()
     assert torch.allclose(buffers.augmented(images), plain.augmented(images), atol=1e-5)

@@ -70,7 +70,7 @@ def settings(method: str, ipc: int = 3, **changes: object) -> RunConfig:
     )
 
 
-def experts(dataset: Dataset, name: str = "convnet2", count: int = 2) -> Pool:
+def pretrained_pool(dataset: Dataset, name: str = "convnet2", count: int = 2) -> Pool:
     """Networks with random weights in the place of trained ones, for what does not depend on their training."""
     width = 5 if name.startswith("convnet") else None
     classes, size = len(dataset.spec.classes), dataset.spec.image_size
@@ -83,11 +83,11 @@ def experts(dataset: Dataset, name: str = "convnet2", count: int = 2) -> Pool:
     return Pool([network.eval() for network in networks], [100.0] * count, f"random {name}")
 
 
-def begun(config: RunConfig, dataset: Dataset, *, double: bool = False, expert: str = "convnet2") -> Distillation:
-    """A run ready for its first step, with random experts; in float64 if asked for."""
+def begun(config: RunConfig, dataset: Dataset, *, double: bool = False, pretrained: str = "convnet2") -> Distillation:
+    """A run ready for its first step, with random networks in the place of pretrained ones; in float64 if asked for."""
     run = Distillation(config, dataset)
     if any(term.needs_pool for term in run.terms.values()):
-        run.pool = experts(dataset, expert)
+        run.pool = pretrained_pool(dataset, pretrained)
     if double:
         run.images.data = run.images.data.double()
         if isinstance(run.source, NetworkQueue):
@@ -128,15 +128,15 @@ def expected(run: Distillation, iteration: int) -> dict[str, tuple[float, Tensor
     own = double_parameters(network)
     feature_map = functools.partial(reference.convnet, own)
     classifier = reference.Classifier(own["classifier.weight"], own["classifier.bias"], float(accuracy))
-    expert = None
+    pretrained = None
     if run.pool is not None:
         number = int(torch.randint(len(run.pool.networks), (), generator=stream(config.seed, iteration, "expert")))
         parameters = double_parameters(run.pool.networks[number])
         if config.pool.network == "resnet18":
-            expert = functools.partial(reference.resnet18, parameters)
+            pretrained = functools.partial(reference.resnet18, parameters)
         else:
-            expert = lambda image: reference.convnet(parameters, image).flatten()  # noqa: E731
-    return reference.step(tuple(run.terms), config.match, classes, feature_map, expert, classifier)
+            pretrained = lambda image: reference.convnet(parameters, image).flatten()  # noqa: E731
+    return reference.step(tuple(run.terms), config.match, classes, feature_map, pretrained, classifier)
 
 
 def measured(run: Distillation, iteration: int) -> dict[str, tuple[float, Tensor]]:
@@ -297,9 +297,9 @@ def test_classes_of_unequal_size_give_what_each_gives_alone(per_class, ipc, meth
     assert_step_is_the_loop(run, 0, DOUBLE)
 
 
-def test_resnet_experts():
+def test_a_pretrained_resnet():
     config = settings("dm-cc", 2, pool__network="resnet18", match__batch_real=2)
-    run = begun(config, pictures((3, 3), 32), double=True, expert="resnet18")
+    run = begun(config, pictures((3, 3), 32), double=True, pretrained="resnet18")
     assert_step_is_the_loop(run, 0, DOUBLE)
 
 
@@ -566,7 +566,7 @@ def test_a_term_of_ones_own_gets_its_pool_and_is_left_out_where_it_has_no_pairs(
         TERMS,
         "pull",
         Term(
-            lambda batch: batch.expert_syn_features.var(1).sum(1),
+            lambda batch: batch.pretrained_syn_features.var(1).sum(1),
             weight=lambda config: 1.0,
             needs_pairs=True,
             needs_pool=True,

@@ -28,7 +28,7 @@ def settings(**changes: object) -> RunConfig:
     )
 
 
-def experts(dataset: Dataset, *widths: int) -> Pool:
+def pretrained_pool(dataset: Dataset, *widths: int) -> Pool:
     """Networks with random weights in the place of trained ones."""
     networks = [
         frozen(
@@ -47,7 +47,7 @@ def experts(dataset: Dataset, *widths: int) -> Pool:
 
 def begun(dataset: Dataset, *widths: int, **changes: object) -> Distillation:
     run = Distillation(settings(**changes), dataset)
-    run.pool = experts(dataset, *(widths or (5,)))
+    run.pool = pretrained_pool(dataset, *(widths or (5,)))
     return run
 
 
@@ -64,8 +64,8 @@ def test_shapes_of_all_features():
     assert batch.real_fmap.shape == (4, 6, 4, 4) and batch.syn_fmap.shape == (4, 3, 4, 4)
     assert batch.real_features.shape == (4, 6, 16) and batch.syn_features.shape == (4, 3, 16)
     assert batch.real_mask is None
-    assert batch.expert_syn_features.shape == (4, 3, 80)
-    real, mask = batch.expert_real_features(2)
+    assert batch.pretrained_syn_features.shape == (4, 3, 80)
+    real, mask = batch.pretrained_real_features(2)
     assert real.shape == (4, 2, 80) and mask is None
     assert batch.config is run.config
 
@@ -92,17 +92,17 @@ def test_classes_of_unequal_size_are_padded_and_masked():
     assert batch.real_fmap.shape == (3, 6, 4, 4)
     assert batch.real_mask.sum(1).tolist() == [3, 6, 4]
     assert batch.real_mask[0].tolist() == [True] * 3 + [False] * 3
-    features, mask = batch.expert_real_features(4)
+    features, mask = batch.pretrained_real_features(4)
     assert features.shape == (3, 4, 80) and mask.sum(1).tolist() == [3, 4, 4]
-    features, mask = batch.expert_real_features(3)
+    features, mask = batch.pretrained_real_features(3)
     assert features.shape == (3, 3, 80) and mask is None
 
 
 @pytest.mark.parametrize("per_class", [(3, 7, 4), (7, 7, 7)])
-def test_the_experts_real_features_are_those_of_the_first_drawn_images_of_each_class(per_class):
+def test_the_pretrained_networks_real_features_are_those_of_the_first_drawn_images_of_each_class(per_class):
     run = begun(pictures(*per_class), match__augmentation="none")
     drawn = run.real.sample(6, stream(0, 0, "real batch"))
-    features, mask = run.batch(0).expert_real_features(4)
+    features, mask = run.batch(0).pretrained_real_features(4)
     assert (mask is None) == (len(set(per_class)) == 1)
     for c in range(3):
         images = run.real.images_of(drawn.index[drawn.group == c][:4])
@@ -115,9 +115,9 @@ def test_the_experts_real_features_are_those_of_the_first_drawn_images_of_each_c
 def test_gradients_reach_the_synthetic_side_alone():
     run = begun(pictures(9, 7, 12, 8))
     batch = run.batch(0)
-    for real in (batch.real_fmap, batch.real_features, batch.expert_real_features(4)[0]):
+    for real in (batch.real_fmap, batch.real_features, batch.pretrained_real_features(4)[0]):
         assert not real.requires_grad
-    for syn in (batch.syn_fmap, batch.syn_features, batch.expert_syn_features):
+    for syn in (batch.syn_fmap, batch.syn_features, batch.pretrained_syn_features):
         (gradient,) = torch.autograd.grad(syn.square().sum(), run.images, retain_graph=True)
         assert gradient.flatten(1).any(1).all()
     assert not any(parameter.requires_grad for parameter in batch.network.parameters())
@@ -129,7 +129,7 @@ def test_nothing_is_computed_before_it_is_asked_for_and_nothing_twice(monkeypatc
     forward, draw = run.forward, run.source.draw
     monkeypatch.setattr(run, "forward", lambda function, images: calls.append("forward") or forward(function, images))
     monkeypatch.setattr(run.source, "draw", lambda iteration: calls.append("draw") or draw(iteration))
-    monkeypatch.setattr(Pool, "sample", lambda self, generator: calls.append("expert") or self.networks[0])
+    monkeypatch.setattr(Pool, "sample", lambda self, generator: calls.append("pretrained") or self.networks[0])
     batch = run.batch(0)
     assert calls == []
     for _ in range(2):
@@ -139,8 +139,8 @@ def test_nothing_is_computed_before_it_is_asked_for_and_nothing_twice(monkeypatc
         _ = batch.real_fmap, batch.real_features, batch.real_mask
         assert calls == ["draw", "forward", "forward"]
     for _ in range(2):
-        _ = batch.expert_syn_features
-        assert calls[3:] == ["expert", "forward"]
+        _ = batch.pretrained_syn_features
+        assert calls[3:] == ["pretrained", "forward"]
 
 
 def test_a_batch_computes_from_the_draws_that_it_is_given():
@@ -155,13 +155,13 @@ def test_a_batch_computes_from_the_draws_that_it_is_given():
         def augmented(self, images: Tensor, label: int | None = None) -> Tensor:
             return 2 * images
 
-    Given.matching, Given.expert = Drawn(network, 25.0), run.pool.networks[0]
+    Given.matching, Given.pretrained = Drawn(network, 25.0), run.pool.networks[0]
     batch = StepBatch(run, Given())
     expected = network.embed(torch.cat([torch.ones(1, 3, 16, 16), 2 * run.images.detach()]))
     assert torch.allclose(batch.real_features.flatten(0, 1), expected[0].expand(8, -1), atol=1e-5)
     assert torch.allclose(batch.syn_features.flatten(0, 1), expected[1:], atol=1e-5)
     assert batch.network is network and batch.accuracy == 25
-    assert torch.equal(batch.expert_real_features(1)[0][0], batch.expert_real_features(1)[0][3])
+    assert torch.equal(batch.pretrained_real_features(1)[0][0], batch.pretrained_real_features(1)[0][3])
 
 
 def test_draws_are_those_of_the_iteration_and_not_made_twice():
@@ -297,14 +297,14 @@ def test_the_exp_form_follows_its_settings(scaling):
         match__cc_beta=1.1,
         match__cc_scaling=scaling,
     )
-    features = run.batch(0).expert_syn_features
+    features = run.batch(0).pretrained_syn_features
     expected = losses.class_centralization(features, form="exp", alpha=0.03, beta=1.1)
     assert torch.allclose(term("cc", run), expected.detach() * (2 if scaling == "per_image" else 1))
 
 
-def test_experts_are_drawn_anew_each_iteration_and_uniformly():
+def test_pretrained_networks_are_drawn_anew_each_iteration_and_uniformly():
     run = begun(pictures(3, 3), 2, 3, 4)
-    drawn = [run.pool.networks.index(run.batch(iteration).expert) for iteration in range(60)]
+    drawn = [run.pool.networks.index(run.batch(iteration).pretrained) for iteration in range(60)]
     counts = torch.bincount(torch.tensor(drawn), minlength=3)
     assert counts.min() >= 10
-    assert drawn == [run.pool.networks.index(run.batch(iteration).expert) for iteration in range(60)]
+    assert drawn == [run.pool.networks.index(run.batch(iteration).pretrained) for iteration in range(60)]

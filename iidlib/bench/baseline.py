@@ -56,7 +56,7 @@ def _covariance(fmap: Tensor) -> Tensor:
 class PerClassLoop:
     """The baseline: one iteration as a loop over classes, in eager float32.
 
-    It reads the draws, matching networks and trained networks of a run, and leaves the run's images as they are.
+    It reads the draws, matching networks and pretrained networks of a run, and leaves the run's images as they are.
 
     Attributes:
         images: the synthetic images, float32 [C*ipc, K, H, W]; a leaf that requires gradient.
@@ -81,7 +81,7 @@ class PerClassLoop:
             raise ValueError(f"the loop over classes draws afresh (match.statistics=fresh), got {match.statistics}")
         self._run = run
         self._queue = run.source.twin(plain_twin) if isinstance(run.source, NetworkQueue) else None
-        self._experts = {id(network): plain_twin(network) for network in (run.pool.networks if run.pool else ())}
+        self._plain_pool = {id(network): plain_twin(network) for network in (run.pool.networks if run.pool else ())}
         self.images = run.images.detach().clone(memory_format=torch.contiguous_format).requires_grad_()
         self._optimiser = torch.optim.SGD([self.images], lr=run.config.syn.lr, momentum=run.config.syn.momentum)
 
@@ -100,7 +100,7 @@ class PerClassLoop:
         network, accuracy = (run.source if self._queue is None else self._queue).draw(iteration)
         if self._queue is None:  # a queue of its own holds plain networks
             network = plain_twin(network)
-        expert = self._expert(iteration)
+        pretrained = self._drawn_from_pool(iteration)
         draws = None
         if run.augmentation != "none":
             draws = augment.sample(
@@ -126,8 +126,8 @@ class PerClassLoop:
                 gap = _covariance(real_map.flatten(2)) - _covariance(syn_map.flatten(2))
                 terms["cm"] = config.match.cm * gap.square().sum()
             if "cc" in run.terms:
-                assert expert is not None, "the run needs its pool"
-                features = expert.embed(syn)
+                assert pretrained is not None, "the run needs its pool"
+                features = pretrained.embed(syn)
                 terms["cc"] = config.match.cc * (features - features.mean(0)).square().sum()
             yield terms
 
@@ -147,11 +147,11 @@ class PerClassLoop:
         if self._queue is not None:
             self._queue.advance(iteration)
 
-    def _expert(self, iteration: int) -> Network | None:
+    def _drawn_from_pool(self, iteration: int) -> Network | None:
         run = self._run
         if run.pool is None:
             return None
-        return self._experts[id(run.pool.sample(stream(run.config.seed, iteration, "expert")))]
+        return self._plain_pool[id(run.pool.sample(stream(run.config.seed, iteration, "expert")))]
 
 
 class PlainTraining:

@@ -55,9 +55,9 @@ class StepBatch:
         return self._draws.matching.network
 
     @property
-    def expert(self) -> Network:
-        """The iteration's trained network, drawn from the pool."""
-        return self._draws.expert
+    def pretrained(self) -> Network:
+        """The iteration's pretrained network, drawn from the pool."""
+        return self._draws.pretrained
 
     @cached_property
     def _syn_images(self) -> Tensor:
@@ -138,9 +138,9 @@ class StepBatch:
         return self._draws.matching.accuracy
 
     @cached_property
-    def expert_syn_features(self) -> Tensor:
-        """Feature vectors of the synthetic images under the trained network, [C, n, D]."""
-        features = self._run.forward(self.expert.embed, self._syn_images)
+    def pretrained_syn_features(self) -> Tensor:
+        """Feature vectors of the synthetic images under the pretrained network, [C, n, D]."""
+        features = self._run.forward(self.pretrained.embed, self._syn_images)
         return features.unflatten(0, (self._run.real.num_classes, -1))
 
     def _first_real(self, per_class: int) -> tuple[Tensor, Tensor]:
@@ -153,26 +153,26 @@ class StepBatch:
         index = torch.cat([start + torch.arange(count) for start, count in zip(starts, counts.tolist(), strict=True)])
         return images[index.to(images.device)], counts
 
-    def expert_real_features(self, per_class: int) -> tuple[Tensor, Tensor | None]:
-        """Features of the first real images of each class under the trained network, without gradient.
+    def pretrained_real_features(self, per_class: int) -> tuple[Tensor, Tensor | None]:
+        """Features of the first real images of each class under the pretrained network, without gradient.
 
         Returns:
             [C, N, D] with N at most `per_class`, and the mask [C, N] or None.
         """
         images, counts = self._first_real(per_class)
         with torch.no_grad():
-            features = self._run.forward(self.expert.embed, images)
+            features = self._run.forward(self.pretrained.embed, images)
         return _stack_classes(features, counts)
 
     @cached_property
-    def expert_real_scatter(self) -> Tensor:
-        """Mean squared distance of real images to the centre of their class under the trained network, [C].
+    def pretrained_real_scatter(self) -> Tensor:
+        """Mean squared distance of real images to the centre of their class under the pretrained network, [C].
 
         Of the first ``match.cc_real`` real images of each class; without gradient.
         """
 
         def measured() -> Tensor:
-            features, mask = self.expert_real_features(self.config.match.cc_real)
+            features, mask = self.pretrained_real_features(self.config.match.cc_real)
             counts = features.shape[1] if mask is None else mask.sum(1)
             return losses.squared_distances(features, mask).sum(1) / counts
 

@@ -58,7 +58,7 @@ class BufferedDraws:
         self.real = first.real.contiguous(memory_format=torch.channels_last).clone()
         self.counts = first.counts
         self.matching = first.matching
-        self._expert = None if run.pool is None else copy.deepcopy(run.pool.networks[0])
+        self._pretrained = None if run.pool is None else copy.deepcopy(run.pool.networks[0])
         device = run.images.device
         self._group = run.group.repeat_interleave(run.config.syn.factor**2).to(device)
         self._op = torch.zeros(run.real.num_classes, dtype=torch.int64, device=device)
@@ -66,10 +66,10 @@ class BufferedDraws:
         self._operations = () if run.augmentation == "none" else augment.parse_strategy(run.augmentation)
 
     @property
-    def expert(self) -> Network:
-        """A network that takes the weights of the iteration's trained one."""
-        assert self._expert is not None, "a term that reads `expert` must set needs_pool"
-        return self._expert
+    def pretrained(self) -> Network:
+        """A network that takes the weights of the iteration's pretrained one."""
+        assert self._pretrained is not None, "a term that reads `pretrained` must set needs_pool"
+        return self._pretrained
 
     def augmented(self, images: Tensor, label: int | None = None) -> Tensor:
         """Applies to images the transform in the buffers of their class; see `StepDraws.augmented`."""
@@ -88,9 +88,9 @@ class BufferedDraws:
             self._op.copy_(draws.transforms.op, non_blocking=True)
             self._u.copy_(draws.transforms.u, non_blocking=True)
         assert draws.matching.network is self.matching.network, "the source draws its network in place"
-        if self._expert is not None:
-            theirs = [*draws.expert.parameters(), *draws.expert.buffers()]
-            torch._foreach_copy_([*self._expert.parameters(), *self._expert.buffers()], theirs)
+        if self._pretrained is not None:
+            theirs = [*draws.pretrained.parameters(), *draws.pretrained.buffers()]
+            torch._foreach_copy_([*self._pretrained.parameters(), *self._pretrained.buffers()], theirs)
 
 
 class CapturedStep:

@@ -52,8 +52,8 @@ class StepDraws(Protocol):
         ...
 
     @property
-    def expert(self) -> Network:
-        """The trained network, drawn from the pool."""
+    def pretrained(self) -> Network:
+        """The pretrained network, drawn from the pool."""
         ...
 
     @property
@@ -79,8 +79,8 @@ class StepDraws(Protocol):
 class LazyDraws:
     """The draws of an iteration, each made when it is first asked for and kept.
 
-    An objective without class centralization draws no trained network, and one whose real statistics are cached draws
-    no real images.
+    An objective without class centralization draws no pretrained network, and one whose real statistics are cached
+    draws no real images.
 
     Attributes:
         iteration: names the draws; with cached real statistics, the number of the iteration's pair.
@@ -105,9 +105,9 @@ class LazyDraws:
         return self._run.source.draw(self.iteration)
 
     @cached_property
-    def expert(self) -> Network:
-        """The trained network, drawn from the pool."""
-        assert self._run.pool is not None, "a term that reads `expert` must set needs_pool"
+    def pretrained(self) -> Network:
+        """The pretrained network, drawn from the pool."""
+        assert self._run.pool is not None, "a term that reads `pretrained` must set needs_pool"
         return self._run.pool.sample(self._stream("expert"))
 
     @cached_property

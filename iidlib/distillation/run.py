@@ -82,7 +82,7 @@ class DistillResult:
         metrics: the logged iterations: iteration, seconds, loss, ``loss_<term>``, ``grad_<term>``, and with a queue
             of networks their number, memory and accuracy.
         seconds: of the iterations of this call, the pool's training not counted.
-        pool: the trained networks, where the method used them.
+        pool: the pretrained networks, where the method used them.
         config: the settings.
     """
 

@@ -43,7 +43,7 @@ class Distillation:
         terms: the terms in use, by name.
         source: draws the matching network.
         optimiser: moves the images.
-        pool: trained networks, where a term needs them.
+        pool: pretrained networks, where a term needs them.
         statistics: of the real images, where the run keeps them.
         augmentation: DSA operations, or ``none``.
         chunk: most images in one forward pass, 0 for all at once.
@@ -87,7 +87,7 @@ class Distillation:
         self._recorded: CapturedStep | None = None
 
     def make_pool(self, on_epoch: Callable[[int, int], None] | None = None) -> None:
-        """Loads the trained networks, or trains and keeps them, if a term of the method needs them.
+        """Loads the pretrained networks, or trains and keeps them, if a term of the method needs them.
 
         Args:
             on_epoch: called with the network's number and the pass that is done.

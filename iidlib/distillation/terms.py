@@ -30,7 +30,7 @@ class Term:
     """It relates images of a class to each other, so it is zero, and left out, with one synthetic image a class
     (mosaics of several tiles are several)."""
     needs_pool: bool = False
-    """It reads a trained network (``StepBatch.expert``)."""
+    """It reads a pretrained network (``StepBatch.pretrained``)."""
 
 
 def _mean_term(batch: StepBatch) -> Tensor:
@@ -42,13 +42,13 @@ def _cm_term(batch: StepBatch) -> Tensor:
 
 
 def _cc_term(batch: StepBatch) -> Tensor:
-    match, features = batch.config.match, batch.expert_syn_features
+    match, features = batch.config.match, batch.pretrained_syn_features
     measure = partial(losses.class_centralization, form=match.cc_form, alpha=match.cc_alpha, beta=match.cc_beta)
     if match.cc_scaling == "released":
         return measure(features)
     if match.cc_scaling == "per_image":
         return measure(features) * (10 / batch.config.ipc)
-    scatter = batch.expert_real_scatter
+    scatter = batch.pretrained_real_scatter
     known = scatter > 0  # a class of one real image has no scatter to compare with; it asks for nothing
     unit = torch.where(known, scatter, 1).sqrt()
     return torch.where(known, measure(features / unit[:, None, None]) / features.shape[1], 0)

@@ -68,7 +68,7 @@ class CachedStatistics:
         return self._kept(self._known, pair, measure)
 
     def scatter(self, pair: int, measure: Callable[[], Tensor]) -> Tensor:
-        """A pair's scatter of real features under its trained network, [C]: known, or measured now."""
+        """A pair's scatter of real features under its pretrained network, [C]: known, or measured now."""
         return self._kept(self._scatter, pair, measure)
 
     def _kept(self, known: dict[int, _T], pair: int, measure: Callable[[], _T]) -> _T:
