@@ -19,7 +19,7 @@ import torch
 
 from iidlib.config import RunConfig
 from iidlib.data import Dataset, RealSet
-from iidlib.distillation import METHODS, distill
+from iidlib.distillation import METHODS, check_dataset, distill
 from iidlib.errors import InputError, suggest
 from iidlib.evaluation import choose, evaluate, random_real
 from iidlib.evaluation.coresets import CHOICES
@@ -93,11 +93,13 @@ def learn_in_steps(
         the memory), seconds.
 
     Raises:
-        InputError: for a number of steps that does not fit, an unknown method, or what ``distill`` refuses.
+        InputError: for a number of steps that does not fit, an unknown method, settings for another dataset, or what
+            ``distill`` refuses.
     """
     known_methods = (*METHODS, *MEMORIES)
     if config.method not in known_methods:
         raise InputError(f"unknown method {config.method!r} for a memory{suggest(config.method, known_methods)}")
+    check_dataset(config, dataset)
     groups = class_steps(class_order(dataset.train.num_classes, order), steps)
     passes_kept = tuple(passes * steps for passes in config.pool.epochs_kept)
     longer = dataclasses.replace(config.pool, epochs=config.pool.epochs * steps, epochs_kept=passes_kept)

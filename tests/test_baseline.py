@@ -26,7 +26,7 @@ def dataset() -> Dataset:
 def run_of(method: str, dataset: Dataset, ipc: int = 3, **changes: object) -> Distillation:
     """A run at small shapes, with two random networks in its pool so that the choice between them matters."""
     keys = {key.replace("__", "."): value for key, value in changes.items()}
-    run = Distillation(preset(method, ipc=ipc, scale="paper", changes=SMALL | keys), dataset)
+    run = Distillation(preset(method, dataset.name, ipc, "paper", SMALL | keys), dataset)
     if any(term.needs_pool for term in run.terms.values()):
         run.pool = two_networks(run.config, dataset)
     return run

@@ -38,11 +38,11 @@ def test_counted_operations_are_those_of_the_networks(
 def test_counted_operations_of_an_iteration() -> None:
     images = shapes(num_classes=2, per_class=8)
     settings = {"match.width": 128, "match.batch_real": 4, "compute.compile": "off"}
-    run = Distillation(preset("dm", ipc=2, scale="paper", changes=settings), images)
+    run = Distillation(preset("dm", images.name, 2, "paper", settings), images)
     loop = PerClassLoop(run)
     assert ceilings.count_flops(lambda: loop.step(0)) / 1e6 == pytest.approx(2 * (4 * 101.45 + 2 * 202.9), rel=1e-3)
     # a covariance is one product [K, N P] x [N P, K]; the synthetic one's gradient takes two more
-    run = Distillation(preset("dm-cm", ipc=2, scale="paper", changes=settings), images)
+    run = Distillation(preset("dm-cm", images.name, 2, "paper", settings), images)
     more = ceilings.count_flops(lambda: PerClassLoop(run).step(0)) - ceilings.count_flops(lambda: loop.step(0))
     assert more == 2 * (2 * 128 * 128 * 16) * (4 + 2 + 2 * 2)
 

@@ -8,7 +8,7 @@ import torch
 
 from iidlib import cli, continual
 from iidlib.cli import main
-from iidlib.config import ComputeConfig, RunConfig, preset
+from iidlib.config import ComputeConfig, RunConfig, override, preset
 from iidlib.continual import class_order, class_steps, learn_in_steps, of_classes
 from iidlib.data import Dataset, shapes
 from iidlib.distillation import distill
@@ -122,6 +122,10 @@ def test_chosen_images_are_whole_ones_whatever_form_a_distilled_set_has(pictures
 def test_what_is_refused(pictures, tmp_path: Path):
     with pytest.raises(InputError, match="unknown method 'dmm' for a memory; did you mean 'dm'"):
         learn_in_steps(config("dmm"), pictures, steps=2)
+    for method in ("dm", "random"):
+        with pytest.raises(InputError, match=r"settings are for dataset 'cifar100', .* given is 'shapes'"):
+            learn_in_steps(override(config(method), {"dataset": "cifar100"}), pictures, steps=2, out=tmp_path / "x")
+    assert not (tmp_path / "x").exists()
     learn_in_steps(config(), pictures, steps=2, out=tmp_path)
     with pytest.raises(InputError, match="distilled other classes or images"):
         learn_in_steps(config(), pictures, steps=2, order=1, out=tmp_path)

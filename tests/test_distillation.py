@@ -22,7 +22,7 @@ from torch import Tensor
 from iidlib import evaluate
 from iidlib.augment import OPERATIONS, sample
 from iidlib.config import ComputeConfig, RunConfig, fingerprint, override, preset
-from iidlib.data import Dataset, shapes
+from iidlib.data import Dataset, load_dataset, shapes
 from iidlib.distillation import METHODS, TERMS, Distillation, Method, Stopped, Term, distill
 from iidlib.distillation import run as distillation_run
 from iidlib.distillation import step as distillation_step
@@ -1063,3 +1063,22 @@ def test_noise_to_start_from():
     assert abs(float(run.images.detach().mean())) < 0.1 and 0.9 < float(run.images.detach().std()) < 1.1
     assert torch.equal(run.images, begun(settings("dm", syn__init="noise"), pictures()).images)
     assert_step_is_the_loop(run, 0, SINGLE)
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_settings_for_another_dataset_are_refused_before_anything_is_written(tmp_path: Path, resume: bool) -> None:
+    config = override(settings("dm"), {"dataset": "cifar10"})
+    message = r"settings are for dataset 'cifar10', .* given is 'shapes', .*preset\(..., dataset=dataset.name\)"
+    with pytest.raises(InputError, match=message):
+        distill(config, pictures(), out=tmp_path / "run", resume=resume)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_settings_name_held_out_images_as_their_dataset_does(tmp_path: Path) -> None:
+    held_out = load_dataset("validation:shapes")
+    small = {"match.width": 4, "match.batch_real": 4}
+    for name in ("shapes", "validation:cifar10"):
+        with pytest.raises(InputError, match=f"dataset '{name}', .* given is 'validation:shapes'"):
+            distill(preset("dm", name, 1, "ci", small), held_out)
+    result = distill(preset("dm", held_out.name, 1, "ci", small), held_out)
+    assert result.synthetic.provenance["dataset"] == result.synthetic.spec.name == "validation:shapes"

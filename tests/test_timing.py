@@ -17,7 +17,7 @@ def dataset() -> Dataset:
 
 
 def run_of(method: str, dataset: Dataset) -> Distillation:
-    return Distillation(preset(method, ipc=3, scale="paper", changes=SMALL), dataset)
+    return Distillation(preset(method, dataset.name, 3, "paper", SMALL), dataset)
 
 
 @pytest.mark.parametrize("factor", [1.001, float("nan")])
@@ -69,7 +69,7 @@ def test_a_comparison_on_idm_trains_a_queue_on_either_side_and_counts_it() -> No
     changes = SMALL | {"queue.batch": 8, "queue.steps": 2, "queue.train": 4}
     found = {
         steps: timing.compare(
-            Distillation(preset("idm", ipc=2, scale="paper", changes=changes | {"queue.steps": steps}), dataset),
+            Distillation(preset("idm", dataset.name, 2, "paper", changes | {"queue.steps": steps}), dataset),
             ceiling_gflops=100,
             rounds=2,
         )
@@ -77,6 +77,6 @@ def test_a_comparison_on_idm_trains_a_queue_on_either_side_and_counts_it() -> No
     }
     assert all(value < 1e-4 for one in found.values() for value in one.differences.values())
     assert found[3].gflop > 1.5 * found[1].gflop, "the queue's training is part of the work"
-    run = Distillation(preset("idm", ipc=2, scale="paper", changes=changes), dataset)
+    run = Distillation(preset("idm", dataset.name, 2, "paper", changes), dataset)
     timing.compare(run, ceiling_gflops=100, rounds=1)
     assert run.source.facts()["queue_accuracy"] > 0

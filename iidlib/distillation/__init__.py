@@ -6,11 +6,11 @@ from iidlib.distillation.draws import LazyDraws, StepDraws
 from iidlib.distillation.methods import METHODS, Method
 from iidlib.distillation.optimisers import ImageOptimiser, class_sweep, joint
 from iidlib.distillation.run import DistillResult, Stopped, distill, pool_bar, progress
-from iidlib.distillation.step import Distillation
+from iidlib.distillation.step import Distillation, check_dataset
 from iidlib.distillation.terms import TERMS, Term
 
 __all__ = [
     "METHODS", "TERMS", "CapturedStep", "DistillResult", "Distillation", "ImageOptimiser", "LazyDraws", "Method",
-    "StepBatch", "StepDraws", "Stopped", "Term", "captured_step", "class_sweep", "distill", "joint", "pool_bar",
-    "progress",
+    "StepBatch", "StepDraws", "Stopped", "Term", "captured_step", "check_dataset", "class_sweep", "distill", "joint",
+    "pool_bar", "progress",
 ]  # fmt: skip

@@ -109,7 +109,7 @@ def distill(
 
     Args:
         config: the settings, see ``config.preset``.
-        dataset: what is distilled; loaded by ``config.dataset`` when not given.
+        dataset: what is distilled, of the name that ``config.dataset`` gives; loaded by it when not given.
         out: the run's folder, made here; nothing is kept without it.
         resume: go on with the run in `out` from its newest checkpoint. On a CPU the outcome is that of an unbroken run
             bit for bit, as long as the conditions are those that it was begun under.
@@ -121,7 +121,7 @@ def distill(
         progress: show a progress bar.
 
     Raises:
-        InputError: for settings that do not fit the data, or a folder that cannot be used.
+        InputError: for settings that do not fit the data or are for another dataset, or a folder that cannot be used.
         Stopped: on SIGINT or SIGTERM, after the iteration was finished and kept.
         FloatingPointError: if a term of the objective, or the images at a checkpoint, are not finite.
     """

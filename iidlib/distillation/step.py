@@ -26,9 +26,22 @@ from iidlib.rng import stream
 from iidlib.synthetic import SyntheticSet
 from iidlib.training import resolve_augmentation
 
-__all__ = ["Distillation"]
+__all__ = ["Distillation", "check_dataset"]
 
 log = logging.getLogger("iidlib")
+
+
+def check_dataset(config: RunConfig, dataset: Dataset) -> None:
+    """Refuses settings for another dataset, which a set and its rows of results would say they were made from.
+
+    Raises:
+        InputError: if the settings name another dataset than this one.
+    """
+    if config.dataset != dataset.name:
+        raise InputError(
+            f"the settings are for dataset {config.dataset!r}, but the dataset given is {dataset.name!r}, and the set "
+            "would say that it was made from the former; take settings for it: preset(..., dataset=dataset.name)"
+        )
 
 
 class Distillation:
@@ -54,10 +67,12 @@ class Distillation:
         """Checks that the settings fit the data and draws the initial images; the pool is made by `make_pool`.
 
         Raises:
-            InputError: for settings that do not fit the data, or an unknown method, network or augmentation.
+            InputError: for settings that do not fit the data or are for another dataset, or an unknown method, network
+                or augmentation.
         """
         if config.method not in METHODS:
             raise InputError(f"unknown method {config.method!r}{suggest(config.method, METHODS)}")
+        check_dataset(config, dataset)
         self.config, self.real, self._dataset = config, dataset.train, dataset
         device = self.real.device
         method = METHODS[config.method]
