@@ -23,18 +23,30 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from iidlib.data import DatasetSpec
-from iidlib.engine import FusedBlock, compiler_available, fused, kernels, norm_relu_pool
+from iidlib.engine import FusedBlock, compiler_available, kernels, norm_relu_pool
 from iidlib.engine.device import keep_freed_memory
 from iidlib.engine.fused import compiled_norm_relu_pool
 from iidlib.errors import InputError, suggest
 
-__all__ = ["NETWORKS", "Network", "build_network", "draw_parameters_", "frozen", "network_for", "prepare"]
+__all__ = [
+    "BACKENDS", "NETWORKS", "Network", "build_network", "conv_blocks", "draw_parameters_", "frozen", "network_for",
+    "prepare", "set_backend",
+]  # fmt: skip
+
+BACKENDS = ("eager", "compiled", "fused")
+"""Names of the ways in which a block can compute, for `set_backend`."""
+
+Kernel = Callable[[Tensor, Tensor, Tensor, float], Tensor]
+"""What follows the convolution of a block: a function of x [B, K, H, W], weight [K], bias [K] and eps."""
+
+_Module = TypeVar("_Module", bound=nn.Module)
 
 
 class Network(nn.Module):
@@ -90,21 +102,72 @@ class Network(nn.Module):
 class ConvBlock(nn.Module):
     """3x3 convolution, instance norm, ReLU, 2x2 average pooling: [B, K_in, H, H] -> [B, K, H/2, H/2].
 
-    What follows the convolution is one function, ``kernel(x, weight, bias, eps)``, so that a compiled form can take its
-    place; ``norm`` only holds its parameters. ``fused``, where set, does the whole block if it fits.
+    What follows the convolution is one function, so that other forms can take its place; ``norm`` only holds its
+    parameters.
+
+    Attributes:
+        backend: how the block computes; `set_backend` changes it.
     """
 
     def __init__(self, channels: int, width: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(channels, width, 3, padding=1)
         self.norm = nn.GroupNorm(width, width)
-        self.kernel = fused.norm_relu_pool
-        self.fused: FusedBlock | None = None
+        self.use("eager")
+
+    def use(self, backend: str | Kernel) -> None:
+        """Computes with another backend from now on, as `set_backend` says."""
+        self.backend = backend
+        self._kernel: Kernel = norm_relu_pool
+        if callable(backend):
+            self._kernel = backend
+        elif backend != "eager":
+            self._kernel = compiled_norm_relu_pool()
+        self._fused = FusedBlock() if backend == "fused" else None
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.fused is not None and self.fused.fits(x, self.conv.weight):
-            return self.fused(x, self.conv.weight, self.conv.bias, self.norm.weight, self.norm.bias, self.norm.eps)
-        return self.kernel(self.conv(x), self.norm.weight, self.norm.bias, self.norm.eps)
+        if self._fused is not None and self._fused.fits(x, self.conv.weight):
+            return self._fused(x, self.conv.weight, self.conv.bias, self.norm.weight, self.norm.bias, self.norm.eps)
+        return self._kernel(self.conv(x), self.norm.weight, self.norm.bias, self.norm.eps)
+
+
+def set_backend(network: _Module, backend: str | Kernel) -> _Module:
+    """Chooses how the blocks of a ConvNet compute, in place; values change by rounding only.
+
+    The blocks are `ConvBlock`; a network that has none stays as it is. Parameters, their names and their memory format
+    do not change. Whether a compiler is there is not asked here: `prepare` does, and chooses.
+
+    Args:
+        network: any network.
+        backend: one of ``BACKENDS``:
+
+            - ``"eager"``: PyTorch's own operations, one after the other (`engine.norm_relu_pool`); the form that
+              ``torch.vmap`` can look into, and that every network is built with;
+            - ``"compiled"``: what follows the convolution as one kernel, made by ``torch.compile`` at the first call;
+            - ``"fused"``: a block, convolution included, as one C++ kernel on a CPU where it fits
+              (`engine.FusedBlock.fits`), and as ``"compiled"`` elsewhere.
+
+            Or a function of your own in place of norm, ReLU and pooling: ``(x, weight, bias, eps)`` with x
+            [B, K, H, W] to [B, K, H // 2, W // 2].
+
+    Returns:
+        The same network.
+
+    Raises:
+        ValueError: for an unknown backend; nothing is changed then.
+    """
+    if not callable(backend) and backend not in BACKENDS:
+        raise ValueError(
+            f"unknown backend {backend!r}; choose {', '.join(BACKENDS)}, or pass a function (x, weight, bias, eps)"
+        )
+    for block in conv_blocks(network):
+        block.use(backend)
+    return network
+
+
+def conv_blocks(network: nn.Module) -> list[ConvBlock]:
+    """The blocks whose backend can be chosen, from the images on."""
+    return [module for module in network.modules() if isinstance(module, ConvBlock)]
 
 
 class ResidualBlock(nn.Module):
@@ -368,10 +431,9 @@ def prepare(network: nn.Module, *, compile: str = "auto") -> nn.Module:
     network.to(memory_format=torch.channels_last)
     keep_freed_memory()
     if compile != "off" and compiler_available():
-        for module in network.modules():
-            if getattr(module, "kernel", None) is norm_relu_pool:
-                module.kernel = compiled_norm_relu_pool()  # type: ignore[assignment]
-                module.fused = FusedBlock()  # type: ignore[assignment]
+        for block in conv_blocks(network):
+            if block.backend == "eager":  # any other was chosen
+                block.use("fused")
     return network
 
 

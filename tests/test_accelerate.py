@@ -6,7 +6,7 @@ import stat
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -30,7 +30,7 @@ from iidlib.engine import (
 )
 from iidlib.engine import device as engine_device
 from iidlib.engine.device import CPU_CHUNK
-from iidlib.networks import NETWORKS, build_network, prepare
+from iidlib.networks import NETWORKS, build_network, conv_blocks, prepare, set_backend
 from iidlib.rng import stream
 
 
@@ -273,7 +273,7 @@ def test_a_compiler_that_does_not_work_costs_speed_and_no_result(tmp_path):
         from iidlib.networks import build_network, prepare
         assert compiler_available()
         network = prepare(build_network("convnet1", width=4, image_size=8), compile="auto")
-        assert network.trunk.block1.kernel is not norm_relu_pool
+        assert network.trunk.block1.backend == "fused"
         plain = build_network("convnet1", width=4, image_size=8)
         plain.load_state_dict(network.state_dict())
         images = torch.randn(3, 3, 8, 8, requires_grad=True)
@@ -311,33 +311,36 @@ def test_prepared_networks_keep_their_values(name):
         assert mine.ndim != 4 or mine.is_contiguous(memory_format=torch.channels_last)
 
 
-def kernels(network: nn.Module) -> list[Callable[..., Tensor]]:
-    return [module.kernel for module in network.modules() if hasattr(module, "kernel")]
+def backends(network: nn.Module) -> list[object]:
+    return [block.backend for block in conv_blocks(network)]
 
 
 @pytest.mark.usefixtures("compiler")
 @pytest.mark.parametrize("setting", ["auto", "on"])
 def test_kernels_are_compiled_where_there_is_a_compiler(setting):
     network = prepare(build_network("convnet3", width=2), compile=setting)
-    assert kernels(network) == [fused.compiled_norm_relu_pool()] * 3
+    assert backends(network) == ["fused"] * 3
     prepare(network, compile=setting)
-    assert kernels(network) == [fused.compiled_norm_relu_pool()] * 3
+    assert backends(network) == ["fused"] * 3
 
 
-def test_a_kernel_of_ones_own_stays():
+def test_a_backend_that_was_chosen_stays():
     network = build_network("convnet2", width=2)
-    network.trunk.block1.kernel = by_torch
+    set_backend(network, by_torch)
     prepare(network, compile="auto")
-    assert kernels(network)[0] is by_torch
+    assert backends(network) == [by_torch] * 2
+    set_backend(network, "compiled")
+    prepare(network, compile="auto")
+    assert backends(network) == ["compiled"] * 2
 
 
 def test_compilation_can_be_turned_off():
-    assert kernels(prepare(build_network("convnet2", width=2), compile="off")) == [norm_relu_pool] * 2
+    assert backends(prepare(build_network("convnet2", width=2), compile="off")) == ["eager"] * 2
 
 
 @pytest.mark.usefixtures("no_compiler")
 def test_without_a_compiler_auto_is_off_and_on_is_an_error():
-    assert kernels(prepare(build_network("convnet2", width=2), compile="auto")) == [norm_relu_pool] * 2
+    assert backends(prepare(build_network("convnet2", width=2), compile="auto")) == ["eager"] * 2
     with pytest.raises(ValueError, match=r"compute.compile is on, but torch finds no C\+\+ compiler here; install one"):
         prepare(build_network("convnet2", width=2), compile="on")
 

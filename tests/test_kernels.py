@@ -18,7 +18,7 @@ from torch import Tensor
 
 from iidlib.engine import FusedBlock, kernels, norm_relu_pool
 from iidlib.engine import fused as engine_fused
-from iidlib.networks import build_network, draw_parameters_, prepare
+from iidlib.networks import build_network, draw_parameters_, prepare, set_backend
 
 pytestmark = pytest.mark.skipif(not engine_fused.compiler_available(), reason="torch finds no C++ compiler")
 
@@ -176,8 +176,7 @@ def spied(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 def test_a_network_without_gradient_goes_that_way_and_gives_the_same_map(network, monkeypatch) -> None:
     plain = copy.deepcopy(network).double()
-    for module in plain.trunk:
-        module.kernel, module.fused = norm_relu_pool, None
+    set_backend(plain, "eager")
     calls, images = spied(monkeypatch), draw(5, 3, 8, 8)
     with torch.no_grad():
         found, expected = network.feature_map(images), plain.feature_map(images.double())
@@ -191,8 +190,7 @@ def test_new_weights_in_place_are_used(network) -> None:
         before = network.feature_map(images)
         draw_parameters_(network, torch.Generator().manual_seed(7))
         after = network.feature_map(images)
-        for module in network.trunk:
-            module.fused = None
+        set_backend(network, "compiled")
         plain = network.feature_map(images)
     assert difference(after, plain) < 1e-5 < difference(after, before)
 
@@ -258,8 +256,7 @@ def test_gradients_on_some(channels: int, wanted: tuple[int, ...]) -> None:
 
 def test_a_network_learns_as_it_does_without(network) -> None:
     plain = copy.deepcopy(network)
-    for module in plain.trunk:
-        module.kernel, module.fused = norm_relu_pool, None
+    set_backend(plain, "eager")
     images, labels = draw(20, 3, 8, 8), torch.arange(20) % 10
     start = [p.detach().clone() for p in plain.parameters()]
     for one in (network, plain):

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from iidlib.bench import LossesDiffer, ladder
-from iidlib.engine import compiler_available, norm_relu_pool
-from iidlib.networks import build_network
+from iidlib.engine import compiler_available
+from iidlib.networks import build_network, conv_blocks
 
 
 def test_rungs_and_what_follows_from_their_seconds() -> None:
@@ -20,7 +20,7 @@ def test_rungs_and_what_follows_from_their_seconds() -> None:
     assert rows["gain"][0] == rows["total"][0] == 1
     assert rows["total"].iloc[-1] == pytest.approx(rows["gain"].prod())
     assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
-    assert {module.kernel for module in network.trunk} == {norm_relu_pool}
+    assert {block.backend for block in conv_blocks(network)} == {"eager"}
 
 
 def test_a_rung_that_changes_the_maps_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,8 +9,17 @@ import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 
-from iidlib.engine import fused
-from iidlib.networks import NETWORKS, ConvBlock, build_network, draw_parameters_
+from iidlib.engine import FusedBlock, compiler_available, norm_relu_pool
+from iidlib.engine import fused as fused_kernel
+from iidlib.networks import (
+    BACKENDS,
+    NETWORKS,
+    Network,
+    build_network,
+    conv_blocks,
+    draw_parameters_,
+    set_backend,
+)
 
 BATCH_NORM = tuple(name for name in NETWORKS if name.endswith("-bn"))
 OTHERS = tuple(name for name in NETWORKS if not name.endswith("-bn"))
@@ -260,20 +269,123 @@ def test_every_parameter_is_used(name):
     assert all(p.grad is not None for p in network.parameters())
 
 
-def test_another_kernel_can_take_the_place_of_norm_relu_pool():
+# Backends
+
+
+def test_a_function_of_ones_own_can_take_the_place_of_norm_relu_pool():
     network, images, calls = build("convnet3"), pictures(), []
-    blocks = [module for module in network.modules() if isinstance(module, ConvBlock)]
-    assert [block.kernel for block in blocks] == [fused.norm_relu_pool] * 3
     before = network(images)
 
     def spy(x, weight, bias, eps):
         calls.append(x.shape[-1])
-        return fused.norm_relu_pool(x, weight, bias, eps)
+        return norm_relu_pool(x, weight, bias, eps)
 
-    for block in blocks:
-        block.kernel = spy
+    assert set_backend(network, spy) is network
     assert torch.equal(network(images), before)
     assert calls == [32, 16, 8]
+    assert [block.backend for block in conv_blocks(network)] == [spy] * 3
+
+
+def wide(dtype: torch.dtype = torch.float32) -> Network:
+    """A ConvNet that fits the fused kernels."""
+    return build("convnet2", image_size=8, width=32, num_classes=3).to(dtype)
+
+
+def outcome(network: Network) -> Tensor:
+    """Logits and gradients as one vector in float64, but those of a convolution's bias, which are zero or rounding."""
+    images = pictures(5, 8).to(network.classifier.weight.dtype).requires_grad_()
+    logits = network(images)
+    inputs = [images, *(parameter for name, parameter in network.named_parameters() if not name.endswith("conv.bias"))]
+    gradients = torch.autograd.grad(
+        logits.square().sum(), inputs
+    )  # those of a convolution's bias are zero, or rounding
+    return torch.cat([part.detach().double().flatten() for part in (logits, *gradients)])
+
+
+def apart(first: Tensor, second: Tensor) -> float:
+    return float((first - second).norm() / second.norm())
+
+
+needs_compiler = pytest.mark.skipif(not compiler_available(), reason="no C++ compiler")
+
+
+@needs_compiler
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_every_backend_computes_the_same(backend):
+    exact = outcome(wide(torch.float64))
+    network = set_backend(wide(), backend)
+    assert [block.backend for block in conv_blocks(network)] == [backend] * 2
+    assert apart(outcome(network), exact) < 1e-4
+
+
+@needs_compiler
+def test_each_backend_is_what_it_says(monkeypatch):
+    seen = []
+    fused, compiled = FusedBlock.__call__, fused_kernel._Compiled.__call__
+    monkeypatch.setattr(FusedBlock, "__call__", lambda self, *given: seen.append("fused") or fused(self, *given))
+    monkeypatch.setattr(
+        fused_kernel._Compiled, "__call__", lambda self, *given: seen.append("compiled") or compiled(self, *given)
+    )
+    used = {}
+    for backend in BACKENDS:
+        seen.clear()
+        set_backend(wide(), backend)(pictures(5, 8))
+        used[backend] = list(seen)
+    assert used == {"eager": [], "compiled": ["compiled"] * 2, "fused": ["fused"] * 2}
+    seen.clear()
+    set_backend(build("convnet2", image_size=8, width=3), "fused")(pictures(5, 8))
+    assert seen == ["compiled"] * 2, "three channels do not fit"
+
+
+@needs_compiler
+def test_backends_can_be_changed_back_and_forth():
+    network = wide()
+    before, state = outcome(network), copy.deepcopy(network.state_dict())
+    found = {backend: outcome(set_backend(network, backend)) for backend in BACKENDS}
+    for backend in ("fused", "eager", "compiled", "fused", "eager"):
+        assert torch.equal(outcome(set_backend(network, backend)), found[backend])
+    assert torch.equal(found["eager"], before)
+    assert network.state_dict().keys() == state.keys()
+    assert all(torch.equal(value, state[name]) for name, value in network.state_dict().items())
+
+
+@needs_compiler
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_copy_has_the_backend_and_can_have_another(backend):
+    network = set_backend(wide(), backend)
+    before, twin = outcome(network), copy.deepcopy(network)
+    assert [block.backend for block in conv_blocks(twin)] == [backend] * 2
+    assert torch.equal(outcome(twin), before)
+    draw_parameters_(twin, seeded(5))
+    assert apart(outcome(twin), before) > 1e-2
+    set_backend(twin, "eager")
+    assert [block.backend for block in conv_blocks(network)] == [backend] * 2
+    assert torch.equal(outcome(network), before)
+
+
+@needs_compiler
+def test_weights_are_loaded_whatever_the_backend():
+    network, other = set_backend(wide(), "fused"), wide()
+    draw_parameters_(other, seeded(5))
+    outcome(network)
+    network.load_state_dict(other.state_dict())
+    assert apart(outcome(network), outcome(other)) < 1e-4
+
+
+@pytest.mark.parametrize("backend", ["plain", "", None])
+def test_an_unknown_backend_is_refused_and_changes_nothing(backend):
+    network = build("convnet2", image_size=8, width=4)
+    with pytest.raises(ValueError, match=f"unknown backend {backend!r}; choose eager, compiled, fused, or pass a func"):
+        set_backend(network, backend)
+    assert [block.backend for block in conv_blocks(network)] == ["eager"] * 2
+
+
+@pytest.mark.parametrize("name", ["resnet18", "convnet3-bn", "mlp"])
+def test_networks_without_such_blocks_stay_as_they_are(name):
+    network = build(name)
+    before = network.eval()(pictures())
+    assert not conv_blocks(network) and set_backend(network, "fused") is network
+    assert torch.equal(network(pictures()), before)
 
 
 def test_a_copy_is_independent():

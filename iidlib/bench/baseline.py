@@ -23,7 +23,7 @@ from iidlib.config import EvalProtocol
 from iidlib.distillation import Distillation
 from iidlib.engine import precision
 from iidlib.features import NetworkQueue
-from iidlib.networks import Network
+from iidlib.networks import Network, set_backend
 from iidlib.rng import stream
 from iidlib.synthetic import expand
 from iidlib.training.loop import MOMENTUM, WEIGHT_DECAY
@@ -40,11 +40,7 @@ def _group_norm_relu_pool(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -
 def plain_twin(network: Network) -> Network:
     """A copy in PyTorch's default memory format, whose blocks are plain eager calls."""
     twin = copy.deepcopy(network).to(memory_format=torch.contiguous_format)
-    for module in twin.modules():
-        if hasattr(module, "kernel"):
-            module.kernel = _group_norm_relu_pool  # type: ignore[assignment]
-            module.fused = None  # type: ignore[assignment]
-    return twin
+    return set_backend(twin, _group_norm_relu_pool)
 
 
 def _covariance(fmap: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from iidlib.bench.ceilings import seconds_of
 from iidlib.bench.timing import LOSS_TOLERANCE, LossesDiffer, relative_difference
 from iidlib.engine import compiler_available, in_chunks
 from iidlib.engine.device import CPU_CHUNK
-from iidlib.networks import Network, prepare
+from iidlib.networks import Network, prepare, set_backend
 
 __all__ = ["forward_ladder"]
 
@@ -46,12 +46,9 @@ def forward_ladder(network: Network, images: Tensor, *, repeats: int = 3) -> pd.
         f"chunks of {CPU_CHUNK}": lambda: in_chunks(moved.feature_map, last, CPU_CHUNK),
     }
     if compiler_available():
-        compiled, fused = copy.deepcopy(network), copy.deepcopy(network)
-        prepare(compiled)
+        fused = copy.deepcopy(network)
         prepare(fused)
-        for module in compiled.modules():
-            if hasattr(module, "fused"):
-                module.fused = None  # type: ignore[assignment]
+        compiled = set_backend(copy.deepcopy(fused), "compiled")
         rungs["norm, ReLU and pool compiled"] = lambda: in_chunks(compiled.feature_map, last, CPU_CHUNK)
         rungs["a block in one kernel"] = lambda: in_chunks(fused.feature_map, last, CPU_CHUNK)
     rows: list[dict[str, object]] = []

@@ -26,8 +26,8 @@ from torch import Tensor
 from torch.func import functional_call, vmap
 
 from iidlib import augment
-from iidlib.engine import Recording, norm_relu_pool, recorded
-from iidlib.networks import Network
+from iidlib.engine import Recording, recorded
+from iidlib.networks import Network, set_backend
 from iidlib.rng import stream
 from iidlib.training import cutmix
 from iidlib.training.loop import MOMENTUM, WEIGHT_DECAY, Examples, Training, augmentation_stages
@@ -116,7 +116,8 @@ class _Stack:
             raise ValueError("networks that train together have one architecture and one shape")
         self._networks = [network.train() for network in networks]
         # the weights of these two are never used: they are called with those of the stack
-        self._network, self._plain = copy.deepcopy(networks[0]), _without_kernels(networks[0])
+        self._network = copy.deepcopy(networks[0])
+        self._plain = set_backend(copy.deepcopy(networks[0]), "eager")  # vmap cannot look into compiled kernels
         self._parameters = {
             name: _stacked([dict(network.named_parameters())[name].detach() for network in networks]).requires_grad_()
             for name, _ in networks[0].named_parameters()
@@ -271,13 +272,3 @@ def _stacked(tensors: Sequence[Tensor]) -> Tensor:
     if tensors[0].ndim != 4:
         return torch.stack(list(tensors))
     return torch.stack([tensor.permute(0, 2, 3, 1) for tensor in tensors]).permute(0, 1, 4, 2, 3)
-
-
-def _without_kernels(network: Network) -> Network:
-    """A copy whose blocks are plain calls: vmap cannot look into compiled kernels."""
-    plain = copy.deepcopy(network)
-    for module in plain.modules():
-        if hasattr(module, "kernel"):
-            module.kernel = norm_relu_pool  # type: ignore[assignment]
-            module.fused = None  # type: ignore[assignment]
-    return plain
