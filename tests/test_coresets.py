@@ -6,8 +6,11 @@ import torch
 from iidlib.config import ComputeConfig, preset
 from iidlib.data import shapes
 from iidlib.errors import InputError
-from iidlib.evaluation import coresets
+from iidlib.evaluation import choose, coresets, random_beside, random_real, real_images
 from iidlib.features import trained_pool
+from iidlib.networks import network_for
+from iidlib.rng import stream
+from iidlib.synthetic import SyntheticSet
 from tests import reference
 
 
@@ -55,3 +58,32 @@ def test_chosen_images_are_real_ones_of_each_class(name: str) -> None:
         assert len(same) and set(data.train.labels[same].tolist()) == {int(label)}
     with pytest.raises(InputError, match="needs 13 images a class, and a class has 12"):
         coresets.choose(name, data.train, 13, pool.networks[0])
+
+
+def test_real_images_by_name() -> None:
+    train = shapes(4, 12, 16).train
+    network = network_for("convnet2", train.spec, width=4, device=train.device, generator=stream(0, 0, "network"))
+    assert real_images("whole", train, 2) is train
+    found = {name: real_images(name, train, 2, seed=3, network=network) for name in ("random", "herding", "k-center")}
+    for name, chosen in found.items():
+        assert isinstance(chosen, SyntheticSet) and (chosen.ipc, chosen.provenance["method"]) == (2, name)
+    assert torch.equal(found["random"].images, random_real(train, 2, 3).images)
+    assert torch.equal(found["herding"].images, choose("herding", train, 2, network).images)
+    mosaics = real_images("random", train, 2, factor=2)
+    assert isinstance(mosaics, SyntheticSet) and (mosaics.provenance["method"], mosaics.factor) == ("random-mosaic", 2)
+    with pytest.raises(InputError, match="unknown choice of real images 'hearding'; did you mean 'herding'"):
+        real_images("hearding", train, 2)
+    with pytest.raises(InputError, match="herding chooses on the features of a network; give one"):
+        real_images("herding", train, 2)
+
+
+def test_baselines_of_a_set_are_random_images_and_mosaics_where_there_are_enough() -> None:
+    train, said = shapes(4, 12, 16).train, []
+    assert [one.factor for one in random_beside(train, 2, 0, 1)] == [1]
+    both = random_beside(train, 2, 5, 2, say=said.append)
+    assert [(one.provenance["method"], one.provenance["seed"]) for one in both] == [
+        ("random", "5"), ("random-mosaic", "5"),
+    ]  # fmt: skip
+    assert not said
+    assert [one.factor for one in random_beside(train, 4, 0, 2, say=said.append)] == [1]
+    assert len(said) == 1 and said[0].startswith("random-mosaic is left out: ipc 4 with syn.factor 2 takes 16")

@@ -17,9 +17,9 @@ from iidlib.config import SCALES, ComputeConfig, Drop, EvalProtocol, override, p
 from iidlib.data import Dataset, DatasetSpec, RealSet, shapes
 from iidlib.distillation import Distillation
 from iidlib.errors import InputError
-from iidlib.evaluation import evaluate, evaluated, random_real, summarize
+from iidlib.evaluation import evaluate, evaluated, evaluation_config, origin_of, random_real, summarize
 from iidlib.evaluation import run as evaluation_run
-from iidlib.experiments import paired_gains, paired_interval
+from iidlib.experiments import SetOrigin, paired_gains, paired_interval
 from iidlib.networks import Network, build_network
 from iidlib.rng import stream, stream_seed
 from iidlib.synthetic import SyntheticSet
@@ -422,3 +422,46 @@ class TestPairedGains:
         scores.loc[3, column] = "other"
         with pytest.raises(ValueError, match=f"rows of one {column} are compared, got those of one, other"):
             paired_gains(scores, [("dm", "dm-cm")])
+
+
+# How a set was made, and what evaluates it
+
+
+def test_the_origin_of_a_set_is_what_its_provenance_says(pictures):
+    made = random_real(pictures.train, 2, seed=6)
+    assert origin_of(made, scale="ci") == SetOrigin("random", "ci", 6, dataset="shapes")
+    made.provenance |= {
+        "method": "dm",
+        "iterations": "9",
+        "scale": "laptop",
+        "settings": "syn.lr=2.0 match.cc_form=exp",
+    }
+    told = {"syn.lr": "2.0", "match.cc_form": "exp"}
+    assert origin_of(made, scale="ci") == SetOrigin("dm", "laptop", 6, 9, 1, told, dataset="shapes")
+    assert origin_of(pictures.train, scale="ci", seed=4) == SetOrigin("whole", "ci", 4, dataset="shapes")
+    made.provenance["seed"] = "six"
+    with pytest.raises(InputError, match=r"my.file is damaged \(its seed or iterations are not numbers\)"):
+        origin_of(made, called="my.file")
+
+
+def test_a_set_is_evaluated_by_the_protocol_of_its_scale_or_another(pictures):
+    origin = SetOrigin("iid-idm", "laptop", 3)
+    own = evaluation_config(origin, pictures, 5)
+    assert own == preset("iid-idm", "shapes", 5, "laptop", {"seed": 3})
+    other = evaluation_config(origin, pictures, 5, scale="tour", protocol="idc", changes={"eval.lr": 0.5})
+    assert (other.scale, other.eval.width, other.eval.name, other.eval.lr) == ("laptop", 32, "idc", 0.5)
+    with pytest.raises(InputError, match="unknown protocol 'idm'"):
+        evaluation_config(origin, pictures, 5, protocol="idm")
+
+
+def test_the_whole_set_is_evaluated_with_fewer_epochs_unless_told(pictures):
+    origin = SetOrigin("whole", "laptop")
+    usual = evaluation_config(origin, pictures, 5)
+    assert (usual.eval.epochs, usual.ipc) == (60, int(pictures.train.counts.max()))
+    assert evaluation_config(origin, pictures, 5, changes={"eval.epochs": 80}).eval.epochs == 80
+
+
+def test_scores_note_how_they_were_obtained(pictures):
+    protocol = changed(epochs=1, num_eval=1)
+    noted = judge(random_real(pictures.train, 1), pictures, protocol, seed=4).attrs
+    assert noted == {"dataset": "shapes", "seed": 4, "protocol": dataclasses.asdict(protocol)}

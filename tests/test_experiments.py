@@ -169,7 +169,7 @@ def test_rows_of_a_planned_run_fill_its_cell() -> None:
 
 def test_rows_say_what_is_known_and_keep_further_columns() -> None:
     config = preset("dm-cc", "cifar10", 10, "laptop")
-    origin = SetOrigin("dm-cc", "tour", 7, 90, 2, {"match.cc": "3", "made_from": "x"}, 0.5, [61.234, 70])
+    origin = SetOrigin("dm-cc", "tour", 7, 90, 2, {"match.cc": "3"}, "x", 0.5, [61.234, 70])
     made_by = MadeBy(command="iid evaluate", torch="2", iidlib="1", commit="a", date="d", device="cpu")
     found = result_rows(scores_of(config).assign(step=4), config, origin=origin, made_by=made_by)
     assert tuple(found.columns) == (*RESULT_COLUMNS, "step")
@@ -200,16 +200,26 @@ def test_rows_that_would_say_something_false_are_refused(noted: dict[str, object
 @pytest.mark.parametrize(
     ("method", "kept"),
     [
-        ("random", "eval.lr=1 made_from=x"),
-        ("random-mosaic", "syn.factor=3 eval.lr=1 made_from=x"),
-        ("herding", "pool.epochs=6 eval.lr=1 made_from=x"),
-        ("whole", "eval.lr=1 made_from=x"),
-        ("dm-cc", "match.cc=3 syn.lr=2 syn.factor=3 pool.epochs=6 pool.count=9 eval.lr=1 compute.chunk=8 made_from=x"),
+        ("random", "eval.lr=1"),
+        ("random-mosaic", "syn.factor=3 eval.lr=1"),
+        ("herding", "pool.epochs=6 eval.lr=1"),
+        ("whole", "eval.lr=1"),
+        ("dm-cc", "match.cc=3 syn.lr=2 syn.factor=3 pool.epochs=6 pool.count=9 eval.lr=1 compute.chunk=8"),
     ],
 )
 def test_chosen_images_name_only_settings_that_shape_them(method: str, kept: str) -> None:
     config = preset(method, "cifar10", 10, "laptop")
-    text = "match.cc=3 syn.lr=2 syn.factor=3 pool.epochs=6 pool.count=9 eval.lr=1 compute.chunk=8 made_from=x"
+    text = "match.cc=3 syn.lr=2 syn.factor=3 pool.epochs=6 pool.count=9 eval.lr=1 compute.chunk=8"
     given = dict(pair.split("=") for pair in text.split())
     found = result_rows(scores_of(config), config, origin=SetOrigin(method, "laptop", factor=3, settings=given))
     assert found["settings"].unique().tolist() == [kept]
+    made_from = SetOrigin(method, "laptop", factor=3, settings=given, dataset="folder:my images")
+    found = result_rows(scores_of(config), config, origin=made_from)
+    assert found["settings"].unique().tolist() == [f"{kept} made_from=folder:my_images"]
+
+
+def test_planned_random_images_with_a_factor_are_mosaics() -> None:
+    for changes, method, factor in (({}, "random", 1), ({"syn.factor": 2}, "random-mosaic", 2)):
+        planned = SetOrigin.planned(preset("random", "cifar10", 10, "laptop", changes))
+        assert (planned.method, planned.factor, planned.iterations) == (method, factor, 0)
+    assert SetOrigin.planned(preset("herding", "cifar10", 10, "laptop", {"syn.factor": 2})).factor == 1

@@ -1,5 +1,6 @@
 """``iid continual``: classes that come in steps, learned from a memory of distilled images."""
 
+import dataclasses
 import re
 import sys
 from pathlib import Path
@@ -35,9 +36,7 @@ def continual(
     import pandas as pd
 
     from iidlib.continual import class_order, class_steps, learn_in_steps
-    from iidlib.distillation import METHODS
     from iidlib.evaluation import made_by, with_memory
-    from iidlib.evaluation.coresets import CHOICES
     from iidlib.experiments import SetOrigin, append_results, check_results, result_rows
 
     given = given_changes(changes)
@@ -65,15 +64,7 @@ def continual(
             config, loaded, steps=steps, order=number, out=folder, progress=sys.stderr.isatty(), on_step=told
         )
         if results is not None:
-            factor = 1 if method in CHOICES else config.syn.factor
-            origin = SetOrigin(
-                method="random-mosaic" if method == "random" and factor > 1 else method,
-                scale=scale,
-                seed=seed,
-                iterations=config.iterations if method in METHODS else 0,
-                factor=factor,
-                settings=given,
-            )
+            origin = dataclasses.replace(SetOrigin.planned(config), settings=given)
             scores = pd.concat(frames, ignore_index=True)
             known = with_memory(stamp, loaded.train.device)
             append_results(results, result_rows(scores, config, origin=origin, made_by=known))

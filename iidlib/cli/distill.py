@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from iidlib.cli.options import Baseline, Changes, DataRoot, DatasetName, Device, Results, given_changes
-from iidlib.cli.scores import chosen_beside, scored, show_scores
+from iidlib.cli.scores import scored, show_scores, with_random_beside
 from iidlib.cli.session import check_names, given_command, keeping, load
 from iidlib.config import preset
 from iidlib.errors import InputError, suggest
@@ -40,11 +40,9 @@ def distill(
     results: Results = None,
 ) -> None:
     """Learn a few synthetic images a class, and show what networks trained on them reach."""
-    import pandas as pd
-
     from iidlib.distillation import METHODS
     from iidlib.distillation import distill as run
-    from iidlib.evaluation import made_by, origin_of
+    from iidlib.evaluation import made_by
     from iidlib.experiments import SetOrigin, append_results, check_results, protocol_text, published_value
     from iidlib.presets import published
     from iidlib.runs import RunFolder
@@ -98,11 +96,7 @@ def distill(
             origin = dataclasses.replace(origin, seconds_per_iteration=seconds)
         scores = scored(synthetic, loaded, config, origin=origin, seed=seed, made_by=stamp)
         if baseline:
-            beside = []
-            for chosen in chosen_beside(loaded.train, ipc, seed, synthetic.factor):
-                random = dataclasses.replace(origin_of(chosen), scale=scale, settings=given)
-                beside.append(scored(chosen, loaded, config, origin=random, seed=seed, made_by=stamp))
-            scores = pd.concat([*beside, scores], ignore_index=True)
+            scores = with_random_beside(scores, loaded, config, origin=origin, given=given, made_by=stamp)
         folder.write_scores(scores)
         note = "last iterate, mean ± std over networks, one distillation"
         show_scores(

@@ -1,6 +1,8 @@
-"""What a command measures of a set of images: its rows of results, and their table in the terminal."""
+"""Evaluating a set in the terminal: the progress bar, and the table of its scores."""
 
+import dataclasses
 import sys
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import typer
@@ -9,7 +11,6 @@ from rich.table import Table
 
 from iidlib.cli.session import console
 from iidlib.config import RunConfig
-from iidlib.errors import InputError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -18,20 +19,7 @@ if TYPE_CHECKING:
     from iidlib.experiments import MadeBy, SetOrigin
     from iidlib.synthetic import SyntheticSet
 
-__all__ = ["chosen_beside", "scored", "show_scores"]
-
-
-def chosen_beside(train: "RealSet", ipc: int, seed: int, factor: int) -> "list[SyntheticSet]":
-    """What stands beside a set: random real images, and such mosaics of them where the set consists of mosaics."""
-    from iidlib.evaluation import random_real
-
-    found = [random_real(train, ipc, seed)]
-    if factor > 1:
-        try:
-            found.append(random_real(train, ipc, seed, factor))
-        except InputError as error:  # the set itself may have begun otherwise
-            typer.echo(f"random-mosaic is left out: {error}")
-    return found
+__all__ = ["scored", "show_scores", "with_random_beside"]
 
 
 def scored(
@@ -58,6 +46,36 @@ def scored(
             bar.update()
     scores = scores_of(found, dataset, protocol, seed)
     return result_rows(scores, config, origin=origin, made_by=with_memory(made_by, dataset.train.device))
+
+
+def with_random_beside(
+    scores: "pd.DataFrame",
+    dataset: "Dataset",
+    config: RunConfig,
+    *,
+    origin: "SetOrigin",
+    given: Mapping[str, object],
+    made_by: "MadeBy",
+) -> "pd.DataFrame":
+    """The rows of a set behind those of as many random real images, evaluated with the same seed.
+
+    Args:
+        scores: the rows of the set.
+        dataset: on which it was evaluated.
+        config: by which it was evaluated.
+        origin: of the set.
+        given: settings of the command, of which those of the evaluation are also theirs.
+        made_by: as for `scored`.
+    """
+    import pandas as pd
+
+    from iidlib.evaluation import origin_of, random_beside
+
+    seed, beside = int(scores["networks_seed"].iloc[0]), []
+    for images in random_beside(dataset.train, config.ipc, origin.seed, origin.factor, say=typer.echo):
+        own = dataclasses.replace(origin_of(images, scale=origin.scale), settings=given)
+        beside.append(scored(images, dataset, config, origin=own, seed=seed, made_by=made_by))
+    return pd.concat([*beside, scores], ignore_index=True)
 
 
 def show_scores(scores: "pd.DataFrame", title: str, note: str, protocol: str) -> None:

@@ -4,17 +4,23 @@ Herding and k-center choose on the features of a network trained on the whole se
 distilled set, so that they are reported alongside it under the same protocol.
 """
 
+import logging
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from iidlib.data import RealSet
 from iidlib.engine import in_chunks
-from iidlib.errors import InputError
+from iidlib.errors import InputError, suggest
+from iidlib.experiments.results import BASELINES
 from iidlib.networks import Network
 from iidlib.rng import stream
 from iidlib.synthetic import SyntheticSet
 
-__all__ = ["CHOICES", "choose", "herding", "k_center", "random_real"]
+__all__ = ["CHOICES", "choose", "herding", "k_center", "random_beside", "random_real", "real_images"]
+
+log = logging.getLogger("iidlib")
 
 
 def random_real(train: RealSet, ipc: int, seed: int = 0, factor: int = 1) -> SyntheticSet:
@@ -107,3 +113,52 @@ def choose(name: str, train: RealSet, ipc: int, network: Network) -> SyntheticSe
     labels = torch.arange(train.num_classes, device=train.device).repeat_interleave(ipc)
     provenance = {"method": name, "data": train.fingerprint}
     return SyntheticSet(train.images_of(torch.cat(index)), labels, train.spec, provenance)
+
+
+def real_images(
+    name: str, train: RealSet, ipc: int, *, seed: int = 0, factor: int = 1, network: Network | None = None
+) -> SyntheticSet | RealSet:
+    """Real images by the name under which their rows stand.
+
+    Args:
+        name: ``random`` or ``random-mosaic`` (mosaics where `factor` is above 1), one of ``CHOICES``, or ``whole`` for
+            all training images.
+        train: the training images.
+        ipc: images per class, of which ``whole`` takes no notice.
+        seed: of a random choice.
+        factor: tiles along a side of a random image.
+        network: on whose features one of ``CHOICES`` chooses, see `iidlib.features.choosing_pool`.
+
+    Raises:
+        InputError: for an unknown name, a choice without a network, or what `random_real` and `choose` refuse.
+    """
+    if name == "whole":
+        return train
+    if name in ("random", "random-mosaic"):
+        return random_real(train, ipc, seed, factor)
+    if name not in CHOICES:
+        raise InputError(f"unknown choice of real images {name!r}{suggest(name, BASELINES)}")
+    if network is None:
+        raise InputError(f"{name} chooses on the features of a network; give one, such as choosing_pool trains")
+    return choose(name, train, ipc, network)
+
+
+def random_beside(
+    train: RealSet, ipc: int, seed: int, factor: int, *, say: Callable[[str], None] = log.info
+) -> list[SyntheticSet]:
+    """The baselines of a set: random real images, and random mosaics where the set consists of mosaics.
+
+    Args:
+        train: the training images.
+        ipc: images per class of the set.
+        seed: of the choice.
+        factor: tiles along a side of the set's images.
+        say: told why mosaics are left out, where a class has too few images for them.
+    """
+    found = [random_real(train, ipc, seed)]
+    if factor > 1:
+        try:
+            found.append(random_real(train, ipc, seed, factor))
+        except InputError as error:  # the set itself may have begun otherwise
+            say(f"random-mosaic is left out: {error}")
+    return found

@@ -5,6 +5,7 @@ import csv
 import dataclasses
 import fcntl
 import os
+import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -88,20 +89,27 @@ class SetOrigin:
     """Tiles along a side of an image."""
     settings: Mapping[str, object] = field(default_factory=dict)
     """Settings that are not the scale's own, by dotted key; see ``RESULT_COLUMNS``."""
+    dataset: str = ""
+    """Whose images they were made from, where it is not the dataset that the row names."""
     seconds_per_iteration: float | None = None
     pool_accuracies: Sequence[float] = ()
     """Held-out accuracy of each pretrained network that was used, in percent."""
 
     @classmethod
     def planned(cls, config: RunConfig) -> "SetOrigin":
-        """The origin of a set that is made with these settings from beginning to end."""
-        mosaics = config.method == "random-mosaic" or config.method not in BASELINES
+        """The origin of a set that is made with these settings from beginning to end.
+
+        Random images with ``syn.factor`` above 1 are random mosaics.
+        """
+        method, factor = config.method, config.syn.factor
+        if method == "random" and factor > 1:
+            method = "random-mosaic"
         return cls(
-            method=config.method,
+            method=method,
             scale=config.scale,
             seed=config.seed,
-            iterations=0 if config.method in BASELINES else config.iterations,
-            factor=config.syn.factor if mosaics else 1,
+            iterations=0 if method in BASELINES else config.iterations,
+            factor=factor if method == "random-mosaic" or method not in BASELINES else 1,
             settings=differing(config),
         )
 
@@ -188,15 +196,17 @@ def _settings_that_apply(made: SetOrigin, config: RunConfig) -> dict[str, object
     With those of a distilled set, beside which they are evaluated, a row would claim a choice that was never made, and
     would not count as what it is.
     """
-    if made.method not in BASELINES:
-        return dict(made.settings)
-    own = ("eval.", "compute.precision", "made_from", *_SHAPED_BY[made.method])
-    # one network chooses, whatever pool.count says
-    kept = {key: value for key, value in made.settings.items() if key.startswith(own) and key != "pool.count"}
+    kept = dict(made.settings)
+    if made.method in BASELINES:
+        own = ("eval.", "compute.precision", *_SHAPED_BY[made.method])
+        # one network chooses, whatever pool.count says
+        kept = {key: value for key, value in kept.items() if key.startswith(own) and key != "pool.count"}
     if made.method == "random-mosaic":
         usual = preset(made.method, config.dataset, config.ipc, made.scale)
         if made.factor != usual.syn.factor:
             kept["syn.factor"] = made.factor
+    if made.dataset not in ("", config.dataset):
+        kept["made_from"] = re.sub(r"\s+", "_", made.dataset)  # the pairs of a row stand apart by spaces
     return kept
 
 

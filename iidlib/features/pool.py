@@ -4,7 +4,7 @@ import itertools
 import json
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from safetensors.torch import load as from_bytes
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
-from iidlib.config import ComputeConfig, PoolConfig
+from iidlib.config import ComputeConfig, PoolConfig, RunConfig
 from iidlib.data import Dataset
 from iidlib.engine import default_together
 from iidlib.errors import InputError
@@ -24,7 +24,7 @@ from iidlib.networks import Network, frozen, network_for
 from iidlib.rng import stream
 from iidlib.training import Examples, Training, accuracy, fit, fit_together
 
-__all__ = ["Pool", "pool_fingerprint", "pool_members", "required_accuracy", "trained_pool"]
+__all__ = ["Pool", "choosing_pool", "pool_fingerprint", "pool_members", "required_accuracy", "trained_pool"]
 
 log = logging.getLogger("iidlib")
 
@@ -133,6 +133,21 @@ def trained_pool(
         networks.append(frozen(build(number)).eval())
         digest.update(_load_weights(folder / f"{name}.safetensors", networks[-1]))
     return Pool(networks, [known[name] for name in members.values()], fingerprint, digest.hexdigest()[:12])
+
+
+def choosing_pool(dataset: Dataset, config: RunConfig) -> Pool:
+    """The one network on whose features real images are chosen: trained on all of them, another one for each seed.
+
+    Args:
+        dataset: what it learns.
+        config: ``config.pool`` says how it is trained, whatever number of networks that asks for; ``config.seed`` is
+            added to the seed of the pool.
+
+    Raises:
+        InputError: as for `trained_pool`.
+    """
+    one = replace(config.pool, count=1, seed=config.pool.seed + config.seed)
+    return trained_pool(dataset, one, compute=config.compute)
 
 
 def _passes_kept(config: PoolConfig) -> list[int]:
