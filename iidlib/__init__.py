@@ -1,7 +1,9 @@
 """Dataset distillation by distribution matching, with the two plug-in terms of IID (Deng et al., CVPR 2024).
 
-A newcomer reads ``losses`` (the paper), ``distillation`` (the loop) and ``evaluation`` (the claim). The names below are
-loaded when first used, so that ``iid --help`` does not wait for torch.
+A newcomer reads ``losses`` (the paper), ``distillation/`` (the loop) and ``evaluation/`` (the claim), and knows the
+system. A script needs six names at first: `load_dataset`, `preset`, `distill`, `evaluate`, `SyntheticSet` and
+`InputError`. They are loaded when first used, so that ``iid --help`` does not wait for torch; the others come from
+their rooms, as in ``from iidlib.data import RealSet``.
 """
 
 import importlib
@@ -33,3 +35,8 @@ def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'iidlib' has no attribute {name!r}")
     return getattr(importlib.import_module(f"iidlib.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    """The names to be had, those that are not loaded yet among them."""
+    return sorted({*globals(), *__all__})

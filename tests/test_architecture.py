@@ -4,6 +4,7 @@ import ast
 import graphlib
 import importlib
 import inspect
+import re
 import subprocess
 import sys
 import textwrap
@@ -136,6 +137,17 @@ def test_every_room_has_one_floor_and_every_floor_its_rooms() -> None:
     assert not names & {"utils", "util", "helpers", "common", "misc", "tools"}
 
 
+def test_the_readme_shows_every_room_with_a_few_words() -> None:
+    text = (PACKAGE.parent / "README.md").read_text(encoding="utf8")
+    rows = re.findall(r"^[├└]── (\S+) +(\S.*)$", text, re.MULTILINE)
+    rooms = {name for rooms in FLOORS for name in rooms} - {"_version"}
+    assert sorted(name for name, _ in rows) == sorted(
+        f"{name}/" if (PACKAGE / name).is_dir() else f"{name}.py" for name in rooms
+    )
+    assert [name for name, _ in rows[:3]] == ["losses.py", "distillation/", "evaluation/"], "what to read first"
+    assert all(3 <= len(words.split()) <= 8 for _, words in rows)
+
+
 @pytest.mark.parametrize("module", MODULES)
 def test_a_room_imports_only_rooms_of_lower_floors(module: str) -> None:
     own, wrong = room(module), []
@@ -207,7 +219,9 @@ def test_public_functions_and_classes_have_docstrings(module: str) -> None:
 def test_the_package_offers_the_names_of_the_readme() -> None:
     for name in ("SyntheticSet", "distill", "evaluate", "load_dataset", "preset"):
         assert name in iidlib.__all__
+    assert set(iidlib.__all__) <= set(dir(iidlib)), "a shell completes the names that are not loaded yet"
     for name in iidlib.__all__:
+        assert name.startswith("_") or name in (iidlib.__doc__ or ""), f"the docstring does not name {name}"
         assert hasattr(iidlib, name), f"iidlib.__all__ names {name}, which cannot be had"
         assert name not in MODULES, f"iidlib.{name} shadows the module of that name"
         if inspect.isfunction(getattr(iidlib, name)) or inspect.isclass(getattr(iidlib, name)):

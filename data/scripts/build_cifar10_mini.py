@@ -4,7 +4,7 @@
 
 DIR is the folder that holds cifar-10-batches-py. The same input and the same versions of Pillow and libwebp give the
 same bytes; with other versions the files may differ while the pixels, whose checksums are in the manifest too, do not.
-The manifest's own checksum, printed at the end, is pinned in iidlib/sources.py.
+The manifest's own checksum, printed at the end, is pinned in iidlib/data/embedded.py.
 """
 
 import argparse
