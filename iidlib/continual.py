@@ -34,7 +34,10 @@ MEMORIES = ("random", "random-mosaic", *CHOICES)
 
 
 def class_order(classes: int, seed: int) -> list[int]:
-    """The order in which classes come: numpy's legacy permutation, as in the released script, for the same orders."""
+    """The order in which classes come: numpy's legacy permutation, as in the released script, for the same orders.
+
+    Explained in chapter 11.
+    """
     return np.random.RandomState(seed).permutation(classes).tolist()
 
 
@@ -73,7 +76,7 @@ def learn_in_steps(
     progress: bool = False,
     on_step: Callable[[pd.DataFrame], None] | None = None,
 ) -> pd.DataFrame:
-    """Learns a data set's classes step by step from a memory of ``config.ipc`` images a class.
+    """Learns a data set's classes step by step from a memory of ``config.ipc`` images a class. Explained in chapter 11.
 
     Args:
         config: of a distillation method, or with a method out of ``MEMORIES`` for real images in the memory;

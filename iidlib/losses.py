@@ -103,7 +103,7 @@ def mean_matching(real: Tensor, syn: Tensor, real_mask: Tensor | None = None, sy
 
     .. math:: L_{DM}^c = \Big\| \tfrac1N \sum_j z(T_{cj}) - \tfrac1n \sum_i z(S_{ci}) \Big\|^2
 
-    A plain sum over the D dimensions, not divided by D, as in the released code.
+    A plain sum over the D dimensions, not divided by D, as in the released code. Explained in chapter 02.
 
     Args:
         real: features of real images, [C, N, D].
@@ -116,6 +116,11 @@ def mean_matching(real: Tensor, syn: Tensor, real_mask: Tensor | None = None, sy
 
     Raises:
         ValueError: on shapes that do not fit, or a class without images.
+
+    Example:
+        >>> real, syn = torch.zeros(2, 5, 3), torch.ones(2, 1, 3)  # C = 2, N = 5, n = 1, D = 3
+        >>> mean_matching(real, syn)
+        tensor([3., 3.])
     """
     _require("real", real, "CND", real_mask)
     _require("syn", syn, "CnD", syn_mask)
@@ -137,7 +142,7 @@ def local_covariance(fmap: Tensor, mask: Tensor | None = None) -> Tensor:
 
     The P positions of a feature map are the observations, so N images of a class give N·P observations in K dimensions.
     Centred per channel *and position* over the images (not over positions); divided by N only (not N-1, not by P).
-    The rank is at most P(N-1); with one image the result is zero and so is its gradient.
+    The rank is at most P(N-1); with one image the result is zero and so is its gradient. Explained in chapter 05.
 
     Args:
         fmap: feature maps, [C, N, K, P].
@@ -160,6 +165,8 @@ def covariance_matching(
     r"""Squared Frobenius distance between the local covariances of real and synthetic images (CM).
 
     .. math:: L_{CM}^c = \| \Sigma_{real}^c - \Sigma_{syn}^c \|_F^2
+
+    Explained in chapter 05.
 
     Args:
         real: feature maps of real images, [C, N, K, P].
@@ -188,6 +195,8 @@ def covariance_matching_to(real_covariance: Tensor, syn: Tensor, syn_mask: Tenso
 
 def squared_distances(features: Tensor, mask: Tensor | None = None) -> Tensor:
     r"""Squared distance of each image to the centre of its class, :math:`d_i = \|f_i - \bar f\|^2`.
+
+    Explained in chapter 04.
 
     Args:
         features: [C, n, D].
@@ -221,6 +230,7 @@ def class_centralization(
     constant). In float32 it overflows for :math:`\alpha d` above 88: for d above about 4400 at the default alpha.
 
     A SUM over images, as released: it grows with n while mean matching does not (see ``match.cc_scaling``).
+    Explained in chapter 04.
 
     Args:
         features: features of the synthetic images under a trained network, [C, n, D].
@@ -234,6 +244,11 @@ def class_centralization(
 
     Raises:
         ValueError: on a wrong shape, a class without images, or an unknown form.
+
+    Example:
+        >>> features = torch.tensor([[[-1.0, 0.0], [1.0, 0.0]]])  # C = 1, n = 2, D = 2: both 1 from their centre
+        >>> class_centralization(features)
+        tensor([2.])
     """
     distances = squared_distances(features, mask)
     if form == "linear":

@@ -33,6 +33,7 @@ def expand(images: Tensor, factor: int) -> Tensor:
 
     Bilinear, ``align_corners=False``, as in the released code of IDM. There the tiles of one place follow those of
     another; here the tiles of an image stay together, row by row, so that images sorted by class stay sorted.
+    Explained in chapter 06.
 
     Args:
         images: floating point [B, K, H, W].
@@ -103,6 +104,14 @@ class SyntheticSet:
         spec: the data set that they stand for.
         provenance: method, seed, iterations, config hash, library version and so on, as text.
         factor: tiles along a side of an image, see `expand`; 1 for images that are shown as they are.
+
+    Example:
+        >>> from iidlib import load_dataset
+        >>> from iidlib.rng import stream
+        >>> real = load_dataset("cifar10-mini").train
+        >>> synthetic = SyntheticSet.from_real(real, ipc=2, generator=stream(0, 0, "start"))
+        >>> synthetic.by_class().shape
+        torch.Size([10, 2, 3, 32, 32])
     """
 
     images: Tensor

@@ -1,4 +1,4 @@
-"""iidlib.accelerate: devices, and that what makes things fast changes no value: kernels, layouts, chunks, fallbacks."""
+"""iidlib.engine: devices, and that what makes things fast changes no value: kernels, layouts, chunks, fallbacks."""
 
 import logging
 import os

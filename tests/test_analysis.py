@@ -1,4 +1,4 @@
-"""iidlib.analysis: measures against the obvious versions, invariances, projections and progress curves."""
+"""iidlib.evaluation.measures: measures against the obvious versions, invariances, projections and progress curves."""
 
 import hypothesis.strategies as st
 import pandas as pd

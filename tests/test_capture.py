@@ -1,4 +1,4 @@
-"""iidlib.capture: a step on fixed buffers is the plain step; where it cannot be had, the plain step goes on."""
+"""iidlib.distillation.captured: a step on fixed buffers is the plain step; elsewhere the plain step goes on."""
 
 import logging
 

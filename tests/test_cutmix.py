@@ -1,4 +1,4 @@
-"""iidlib.cutmix: rectangles from partners, drawn as often and as large as they should be."""
+"""iidlib.training.cutmix: rectangles from partners, drawn as often and as large as they should be."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""iidlib.extractors: random networks by iteration; pools that are trained once, kept, loaded as they were, checked."""
+"""iidlib.features: random networks by iteration; pools that are trained once, kept, loaded as they were, checked."""
 
 import copy
 import json

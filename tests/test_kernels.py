@@ -1,4 +1,4 @@
-"""iidlib.kernels: a block's values are those of its four operations; when it is used, what happens where it fails."""
+"""iidlib.engine.kernels: a block's values are those of its four operations; when used, what where it fails."""
 
 import copy
 import logging

@@ -1,4 +1,4 @@
-"""iidlib.ladder: every rung has the same maps, and the network is left as it was. No test looks at a time."""
+"""iidlib.bench.ladder: every rung has the same maps, and the network is left as it was. No test looks at a time."""
 
 import copy
 

@@ -1,4 +1,4 @@
-"""iidlib.network_queue: who is in the queue when, what training does to whom, meters, and a state that goes on."""
+"""iidlib.features.network_queue: who is in the queue when, what training does to whom, meters, the state."""
 
 import functools
 

@@ -1,4 +1,4 @@
-"""iidlib.stacked: networks trained together are those that training one by one gives, whatever the form of a step."""
+"""iidlib.training.ensemble: networks trained together are those trained one by one, whatever the step."""
 
 import copy
 import logging

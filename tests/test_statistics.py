@@ -1,4 +1,4 @@
-"""iidlib.statistics: cached statistics are those of all real images, and leave the real images alone afterwards."""
+"""iidlib.features.cached: they are those of all real images, and leave the real images alone afterwards."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""iidlib.streams: draws are functions of seed, iteration and name, the same in every process and version."""
+"""iidlib.rng: draws are functions of seed, iteration and name, the same in every process and version."""
 
 import pytest
 import torch

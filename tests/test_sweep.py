@@ -1,4 +1,4 @@
-"""iidlib.sweep: grids are checked before anything starts; every point leaves its notebook, its error, its scores."""
+"""iidlib.experiments.sweep: grids are checked first; every point leaves notebook, error, scores."""
 
 import os
 import signal

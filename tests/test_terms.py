@@ -1,4 +1,4 @@
-"""iidlib.terms: what a term may read of an iteration, when it is computed, and what the weights of the terms mean."""
+"""iidlib.distillation.terms: what a term may read of an iteration, when it is computed, and what weights mean."""
 
 import functools
 

@@ -1,4 +1,4 @@
-"""What each acceleration brings, switched on one after another, in the forward pass of real images (chapter 14).
+"""What each acceleration brings, switched on one after another, in the forward pass of real images.
 
 The last rungs are what the library does; the first is the released code's way, a class at a time.
 """
@@ -21,7 +21,7 @@ __all__ = ["forward_ladder"]
 
 
 def forward_ladder(network: Network, images: Tensor, *, repeats: int = 3) -> pd.DataFrame:
-    """Times the feature maps of a batch without gradient, one acceleration more in each row.
+    """Times the feature maps of a batch without gradient, one acceleration more in each row. Explained in chapter 14.
 
     Args:
         network: a ConvNet on a CPU; it is left as it is.

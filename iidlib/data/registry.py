@@ -126,6 +126,11 @@ def load_dataset(
 
     Raises:
         InputError: for an unknown name, and for missing or damaged files: which, where looked, how to get them.
+
+    Example:
+        >>> data = load_dataset("cifar10-mini")
+        >>> data.train.images.shape, data.spec.classes[:2]
+        (torch.Size([4000, 3, 32, 32]), ('airplane', 'automobile'))
     """
     if name.startswith(_VALIDATION):
         whole = load_dataset(name.removeprefix(_VALIDATION), data_root=data_root, device=device, download=download)

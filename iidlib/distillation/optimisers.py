@@ -87,7 +87,7 @@ def joint(images: Tensor, syn: SynConfig, classes: int) -> ImageOptimiser:
 
 
 def class_sweep(images: Tensor, syn: SynConfig, classes: int) -> ImageOptimiser:
-    """A step a class and iteration, on all images, as in IDM; see the module's equations."""
+    """A step a class and iteration, on all images, as in IDM; see the module's equations. Explained in chapter 06."""
     m = syn.momentum
     left = torch.arange(classes, 0, -1, dtype=torch.float64)  # steps that class p makes after its gradient
     return ImageOptimiser(

@@ -120,7 +120,7 @@ def load_grid(path: str | Path) -> Sweep:
 
 
 def run_sweep(sweep: Sweep, out: str | Path, *, workers: int = 1, progress: bool = False) -> pd.DataFrame:
-    """Executes every point; one that fails does not stop the others.
+    """Executes every point; one that fails does not stop the others. Explained in chapter 13.
 
     Args:
         sweep: what to execute, as `load_grid` gives it.

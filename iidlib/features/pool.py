@@ -80,6 +80,8 @@ def trained_pool(
 ) -> Pool:
     """The pool that the settings ask for: loaded where it was kept, trained and kept where not.
 
+    Explained in chapter 04.
+
     Each network is trained without augmentation at a constant rate on all training images, as in the official code.
     Copies of it after the passes ``config.epochs_kept`` and after the last one are members of the pool, rounded to the
     precision ``config.stored`` in which they are kept, so that a pool is the same when it is trained and when it is
