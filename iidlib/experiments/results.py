@@ -211,7 +211,7 @@ def _settings_that_apply(made: SetOrigin, config: RunConfig) -> dict[str, object
 
 
 def _evaluated_as(scores: pd.DataFrame, config: RunConfig) -> int:
-    """Compares what `evaluate` noted in the ``attrs`` of the scores with the settings; returns the seed of its networks."""
+    """Compares what `evaluate` noted in the ``attrs`` of its scores with the settings; returns its networks' seed."""
     noted = scores.attrs
     if not {"dataset", "seed", "protocol"} <= set(noted):
         raise InputError(
