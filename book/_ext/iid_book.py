@@ -6,10 +6,18 @@
 - Pages have buttons that lead to the repository, JupyterLab on Binder and Colab, as soon as ``_config.yml`` says where
   the repository is; without an address there is nothing to lead to.
 - Fields described under ``Attributes:`` in a class docstring are not listed a second time without a text.
+- A docstring that says which chapter explains it leads there.
+- A line ``.. room:: iidlib.data`` documents a room of the library: the names of its face as users write them,
+  ``iidlib.data.RealSet``, then by file what the face does not pass on. A new public name so gets on the API page by
+  itself. Code that comes upon the same thing under the name of its file is led to the face.
 """
 
+import importlib
 import inspect
+import pkgutil
+import re
 import sys
+from types import ModuleType
 from typing import Any
 
 from docutils import nodes
@@ -67,10 +75,127 @@ def buttons_where_there_is_an_address(app: Sphinx, config: Config) -> None:
         }
 
 
+EXPLAINED = re.compile(r"\bExplained in (chapter (\d\d))\.")
+
+
+def link_chapters(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+    """Turns "Explained in chapter 04." of a docstring into a link to the chapter."""
+    for number, line in enumerate(lines):
+        for words, chapter in EXPLAINED.findall(line):
+            page = next(app.srcdir.glob(f"{chapter}_*.ipynb")).stem
+            lines[number] = line.replace(words, f":doc:`{words} </{page}>`")
+
+
+ROOM = re.compile(r"^\.\. room:: (\S+)$", re.MULTILINE)
+
+
+def is_constant(thing: Any) -> bool:
+    """Whether a name holds a value, whose text is a string below it in its own file; a face has no such text."""
+    return not (inspect.isclass(thing) or inspect.isroutine(thing))
+
+
+def files_of(room: ModuleType) -> list[ModuleType]:
+    """The files of a folder of the library."""
+    names = [found.name for found in pkgutil.iter_modules(getattr(room, "__path__", ())) if found.name[0] != "_"]
+    return [importlib.import_module(f"{room.__name__}.{name}") for name in names]
+
+
+def entries(name: str) -> dict[str, list[str]]:
+    """What is documented of a room: names by the module under which they stand, that of the face first.
+
+    The files of the command line are commands; ``iid --help`` documents those.
+    """
+    room = importlib.import_module(name)
+    passed_on = [own for own in room.__all__ if not (is_constant(getattr(room, own)) and hasattr(room, "__path__"))]
+    if name == "iidlib.cli":
+        return {name: list(room.__all__)}
+    found = {name: passed_on}
+    for file in files_of(room):
+        if own := [public for public in file.__all__ if public not in passed_on]:
+            found[file.__name__] = own
+    return found
+
+
+def room_text(name: str) -> str:
+    """The reStructuredText that documents a room."""
+    blocks = []
+    for module, names in entries(name).items():
+        title = module.removeprefix("iidlib.")
+        others = [public for public in importlib.import_module(module).__all__ if public not in names]
+        blocks += [title, ("^" if module == name else '"') * len(title), "", f".. automodule:: {module}"]
+        blocks += [f"   :exclude-members: {', '.join(others)}"] if others else []
+        blocks += [""]
+    return "\n".join(blocks)
+
+
+def write_rooms(app: Sphinx, docname: str, source: list[str]) -> None:
+    """Puts the text of each room in the place of its line; runs before a page is parsed."""
+    if docname == "api":
+        source[0] = ROOM.sub(lambda line: room_text(line[1]), source[0])
+
+
+def documented_names(rooms: list[str]) -> dict[str, str]:
+    """From the name under which Python knows a thing, that of its file, to the one under which it is documented.
+
+    Constants go the other way: from the face, from which a chapter may import them, to their file.
+    """
+    led: dict[str, str] = {}
+    for room in rooms:
+        for module, names in entries(room).items():
+            for name in names:
+                thing, shown = getattr(sys.modules[module], name), f"{module}.{name}"
+                if is_constant(thing):
+                    led[f"{room}.{name}"] = shown
+                else:
+                    known = f"{thing.__module__}.{thing.__qualname__}"
+                    inner = vars(thing) | getattr(thing, "__annotations__", {}) if inspect.isclass(thing) else {}
+                    led |= {known: shown} | {f"{known}.{part}": f"{shown}.{part}" for part in inner if part[0] != "_"}
+    return {known: shown for known, shown in led.items() if known != shown}
+
+
+def rooms_of(app: Sphinx) -> list[str]:
+    """The rooms of the library that the API page shows."""
+    return ROOM.findall((app.srcdir / "api.rst").read_text(encoding="utf8"))
+
+
+def lead_to_faces(app: Sphinx, config: Config) -> None:
+    """Tells sphinx-codeautolink under which names things are documented."""
+    config.codeautolink_inventory_map = documented_names(rooms_of(app)) | config.codeautolink_inventory_map
+
+
+def file_of(app: Sphinx, module: str, name: str) -> str:
+    """The file whose source viewcode shows for a name of a face; a value has no home but the module it is seen in."""
+    thing: Any = sys.modules[module]
+    for part in name.split("."):
+        thing = getattr(thing, part, None)
+    home = str(getattr(thing, "__module__", ""))
+    return home if home.startswith("iidlib.") else module
+
+
+def lead_back(app: Sphinx, pagename: str, templatename: str, context: dict[str, Any], doctree: Any) -> None:
+    """Corrects links from source to the API page; viewcode takes all names of a file to be documented in one place."""
+    if not pagename.startswith("_modules/iidlib/"):
+        return
+    file = pagename.removeprefix("_modules/").replace("/", ".")
+    room = ".".join(file.split(".")[:2])
+    led = documented_names(rooms_of(app))
+
+    def link(found: re.Match[str]) -> str:
+        known = f"{file}.{found[1].removeprefix(f'{file}.').removeprefix(f'{room}.')}"
+        return f"api.html#{led.get(known, known)}"
+
+    context["body"] = re.sub(r"api\.html#([\w.]+)", link, context["body"])
+
+
 def setup(app: Sphinx) -> dict[str, Any]:
     """Connects the handlers; napoleon's own runs at priority 500."""
     NbElementRenderer.render_image = render_image_with_alt
     app.connect("config-inited", buttons_where_there_is_an_address)
+    app.connect("config-inited", lead_to_faces)
+    app.connect("source-read", write_rooms)
+    app.connect("viewcode-follow-imported", file_of)
+    app.connect("html-page-context", lead_back)
+    app.connect("autodoc-process-docstring", link_chapters)
     app.connect("autodoc-process-docstring", hide_from_napoleon, priority=400)
     app.connect("autodoc-process-docstring", give_back, priority=600)
     app.connect("autodoc-skip-member", skip_described)

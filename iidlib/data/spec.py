@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["DatasetSpec", "denormalize", "normalize"]
+__all__ = ["SPECS", "DatasetSpec", "denormalize", "normalize"]
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,7 @@
 """The built book, as files: pages, figures and their alt text, API names, links, nothing fetched from elsewhere."""
 
+import functools
+import importlib
 import importlib.util
 import json
 import pkgutil
@@ -32,10 +34,27 @@ FETCHED = {
 REMOVED = {"remove-output", "remove_output", "remove-cell", "remove_cell", "remove-input-output"}
 
 
+@functools.cache
+def extension() -> Any:
+    """The book's own extension of Sphinx."""
+    spec = importlib.util.spec_from_file_location("iid_book", BOOK / "_ext" / "iid_book.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def rooms() -> list[str]:
+    """The rooms of the library that the API page shows, in its order."""
+    found: list[str] = extension().ROOM.findall((BOOK / "api.rst").read_text(encoding="utf8"))
+    return found
+
+
 def modules() -> list[str]:
     return ["iidlib." + found.name for found in pkgutil.iter_modules(iidlib.__path__) if found.name[0] != "_"]
 
 
+@functools.cache  # the API page takes seconds to parse
 def page(html: Path, name: str) -> BeautifulSoup:
     return BeautifulSoup((html / f"{name}.html").read_text(encoding="utf8"), "html.parser")
 
@@ -127,33 +146,74 @@ def test_names_in_code_link_to_the_api(html: Path, name: str) -> None:
     assert any(link.startswith("api.html#iidlib.") for link in links), f"no name in the code of {name} links to the API"
 
 
-def test_api_page_covers_every_module(html: Path) -> None:
+@pytest.mark.parametrize("name", chapters())
+def test_every_name_that_a_chapter_imports_links_to_the_api(html: Path, name: str) -> None:
+    ids = {str(tag["id"]) for tag in article(html, "api").select("[id]")}
+    linked = {
+        str(link["href"]).removeprefix("api.html#") for link in article(html, name).select("div.highlight a[href]")
+    }
+    assert {link for link in linked if link.startswith("iidlib.")} <= ids
+    code = "\n".join(cell.source for cell in nbformat.read(BOOK / f"{name}.ipynb", as_version=4).cells)
+    led = extension().documented_names(rooms())
+    wanted = set()
+    for room, names in re.findall(r"^from (iidlib\.\w+) import (.+)$", code, re.MULTILINE):
+        for one in names.split(", "):
+            wanted.add(led.get(f"{room}.{one}", f"{room}.{one}"))
+    assert wanted <= linked, f"without a link to the API: {sorted(wanted - linked)}"
+
+
+def test_methods_of_a_class_link_to_the_api(html: Path) -> None:
+    links = {str(link["href"]) for name in chapters() for link in article(html, name).select("div.highlight a[href]")}
+    assert "api.html#iidlib.distillation.Updater.step" in links
+    assert "api.html#iidlib.features.RandomNetworks.draw" in links
+
+
+def test_api_page_has_every_room() -> None:
+    assert sorted(rooms()) == modules()
+
+
+def test_api_page_covers_every_file(html: Path) -> None:
     documented = {str(tag["id"])[len("module-") :] for tag in article(html, "api").select("[id^='module-iidlib.']")}
-    assert documented == set(modules())
+    assert documented == {module for room in rooms() for module in extension().entries(room)}
 
 
 @pytest.mark.parametrize("name", modules())
 def test_api_page_covers_every_public_name(html: Path, name: str) -> None:
-    module = importlib.import_module(name)
-    assert hasattr(module, "__all__"), f"{name} has no __all__"
-    entries = {}
-    for tag in article(html, "api").select(f"dt[id^='{name}.']"):
-        description = tag.find_next_sibling("dd")
-        entries[str(tag["id"])[len(name) + 1 :]] = description.get_text(strip=True) if description else ""
-    missing = sorted(set(module.__all__) - set(entries))
-    assert not missing, f"{name}: not on the API page: {missing}"
-    silent = sorted(entry for entry in module.__all__ if not entries[entry])
-    assert not silent, f"{name}: on the API page without a description: {silent}"
-    private = sorted({entry.split(".")[0] for entry in entries} - set(module.__all__))
-    assert not private, f"{name}: on the API page but not in __all__: {private}"
+    room, page = importlib.import_module(name), article(html, "api")
+    files = [] if name == "iidlib.cli" else extension().files_of(room)
+    shown = extension().entries(name)
+    unseen = {public for module in [room, *files] for public in module.__all__} - {
+        entry for names in shown.values() for entry in names
+    }
+    assert not unseen, f"{name}: not on the API page: {sorted(unseen)}"
+    for module, public in shown.items():
+        entries = {}
+        for tag in page.select(f"dt[id^='{module}.']"):
+            description = tag.find_next_sibling("dd")
+            entries[str(tag["id"])[len(module) + 1 :]] = description.get_text(strip=True) if description else ""
+        missing = sorted(set(public) - set(entries))
+        assert not missing, f"{module}: not on the API page: {missing}"
+        silent = sorted(entry for entry in public if not entries[entry])
+        assert not silent, f"{module}: on the API page without a description: {silent}"
+        parts = {file.__name__.removeprefix(f"{module}.") for file in files}
+        others = sorted({entry.split(".")[0] for entry in entries} - set(public) - parts)
+        assert not others, f"{module}: on the API page but not public there: {others}"
 
 
-def test_names_of_the_package_are_documented_where_they_live(html: Path) -> None:
+def test_docstrings_lead_to_the_chapters_that_explain_them(html: Path) -> None:
+    for name, chapter in {
+        "losses.class_centralization": "04_class_centralization",
+        "synthetic.expand": "06_idm",
+    }.items():
+        entry = article(html, "api").find(id=f"iidlib.{name}")
+        assert isinstance(entry, Tag) and isinstance(text := entry.find_next_sibling("dd"), Tag)
+        assert [link.get_text() for link in text.select(f"a[href='{chapter}.html']")] == [f"chapter {chapter[:2]}"]
+
+
+def test_names_of_the_package_are_documented_at_their_rooms(html: Path) -> None:
     ids = {str(tag["id"]) for tag in article(html, "api").select("dt[id]")}
-    for name in iidlib.__all__:
-        thing = getattr(iidlib, name)
-        if hasattr(thing, "__module__"):
-            assert f"{thing.__module__}.{thing.__qualname__}" in ids, f"iidlib.{name} is not on the API page"
+    for name, home in iidlib._HOMES.items():
+        assert f"iidlib.{home}.{name}" in ids, f"iidlib.{name} is not on the API page"
 
 
 @pytest.mark.parametrize("name", ["intro", "notation"])
@@ -174,14 +234,9 @@ def test_search_index_knows_the_subject(html: Path, name: str) -> None:
 
 
 def test_buttons_lead_to_the_repository_once_it_has_an_address() -> None:
-    spec = importlib.util.spec_from_file_location("iid_book", BOOK / "_ext" / "iid_book.py")
-    assert spec is not None and spec.loader is not None
-    extension = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(extension)
-
     def options(**given: Any) -> dict[str, Any]:
         config = SimpleNamespace(html_theme_options=given)
-        extension.buttons_where_there_is_an_address(None, config)
+        extension().buttons_where_there_is_an_address(None, config)
         return config.html_theme_options
 
     assert options(repository_url="", path_to_docs="book") == {"repository_url": "", "path_to_docs": "book"}
