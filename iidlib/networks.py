@@ -30,8 +30,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from iidlib.data import DatasetSpec
-from iidlib.engine import FusedBlock, compiler_available, kernels, norm_relu_pool
-from iidlib.engine.device import keep_freed_memory
+from iidlib.engine import FusedBlock, compiler_available, configure, kernels, norm_relu_pool
 from iidlib.engine.fused import compiled_norm_relu_pool
 from iidlib.errors import InputError, suggest
 
@@ -409,6 +408,8 @@ def draw_parameters_(network: nn.Module, generator: torch.Generator) -> None:
 def prepare(network: nn.Module, *, compile: str = "auto") -> nn.Module:
     """Makes a network fast on its device, in place: channels-last weights and fused kernels.
 
+    It also sets the switches of the process that speed depends on, as `engine.configure` says, once a process.
+
     Args:
         network: on the device where it will run.
         compile: ``"auto"`` (where a compiler is found), ``"on"`` (an error without one) or ``"off"``.
@@ -429,7 +430,7 @@ def prepare(network: nn.Module, *, compile: str = "auto") -> nn.Module:
     if compile == "on" and not compiler_available():
         raise ValueError("compute.compile is on, but torch finds no C++ compiler here; install one or use auto")
     network.to(memory_format=torch.channels_last)
-    keep_freed_memory()
+    configure()
     if compile != "off" and compiler_available():
         for block in conv_blocks(network):
             if block.backend == "eager":  # any other was chosen

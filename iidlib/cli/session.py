@@ -29,8 +29,9 @@ console = Console()
 def load(name: str, data_root: Path | None, device: str) -> "Dataset":
     """The data set on the device that was asked for."""
     from iidlib.data import load_dataset
-    from iidlib.engine import pick_device
+    from iidlib.engine import configure, pick_device
 
+    configure()
     try:
         chosen = pick_device(device)
     except ValueError as error:

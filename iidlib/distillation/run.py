@@ -18,7 +18,7 @@ from tqdm import tqdm
 from iidlib.config import RunConfig
 from iidlib.data import Dataset, load_dataset
 from iidlib.distillation.step import Distillation
-from iidlib.engine import pick_device, threads
+from iidlib.engine import configure, pick_device, threads
 from iidlib.errors import InputError
 from iidlib.features import Pool
 from iidlib.runs import Checkpoints, RunFolder
@@ -107,6 +107,8 @@ def distill(
 ) -> DistillResult:
     """Distils a data set: learns ``config.ipc`` synthetic images a class.
 
+    Some switches of the whole process are set for speed, see `engine.configure`.
+
     Args:
         config: the settings, see ``config.preset``.
         dataset: what is distilled, of the name that ``config.dataset`` gives; loaded by it when not given.
@@ -125,6 +127,7 @@ def distill(
         Stopped: on SIGINT or SIGTERM, after the iteration was finished and kept.
         FloatingPointError: if a term of the objective, or the images at a checkpoint, are not finite.
     """
+    configure()
     if dataset is None:
         dataset = load_dataset(config.dataset, device=pick_device(device))
     run = Distillation(config, dataset)

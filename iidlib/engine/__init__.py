@@ -7,9 +7,10 @@ from iidlib.engine.device import (
 )  # fmt: skip
 from iidlib.engine.fused import compiler_available, norm_relu_pool
 from iidlib.engine.kernels import FusedBlock
+from iidlib.engine.process import configure
 
 __all__ = [
-    "FusedBlock", "Recording", "can_record", "compiler_available", "default_chunk", "default_together", "device_kind",
-    "device_name", "half_maps", "in_chunks", "kernels_in_use", "norm_relu_pool", "peak_memory_mib", "pick_device",
-    "precision", "recorded", "reset_peak_memory", "threads", "warn_no_graph",
+    "FusedBlock", "Recording", "can_record", "compiler_available", "configure", "default_chunk", "default_together",
+    "device_kind", "device_name", "half_maps", "in_chunks", "kernels_in_use", "norm_relu_pool", "peak_memory_mib",
+    "pick_device", "precision", "recorded", "reset_peak_memory", "threads", "warn_no_graph",
 ]  # fmt: skip

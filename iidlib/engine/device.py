@@ -1,8 +1,6 @@
 """Which device, how many threads, which precision, how much memory, how many images at once."""
 
 import contextlib
-import ctypes
-import functools
 import logging
 import pathlib
 from collections.abc import Callable, Iterator
@@ -142,20 +140,6 @@ def half_maps(device: torch.device, name: str) -> contextlib.AbstractContextMana
         return contextlib.nullcontext()
     # without the cache of cast weights, which a recorded step must not read
     return torch.autocast("cuda", torch.bfloat16, cache_enabled=False)
-
-
-@functools.cache
-def keep_freed_memory() -> None:
-    """Lets this process keep freed blocks of up to 32 MiB for its next allocation, where the C library is glibc.
-
-    By default activations go back to the system after each layer and come back as pages of zeros, which takes a third
-    of the time of a forward pass.
-    """
-    with contextlib.suppress(OSError, AttributeError):
-        mallopt = ctypes.CDLL(None).mallopt
-        trim_threshold, mmap_threshold = -1, -3
-        mallopt(mmap_threshold, 32 << 20)
-        mallopt(trim_threshold, 1 << 30)
 
 
 def default_chunk(device: torch.device, image_bytes: int = 0) -> int:

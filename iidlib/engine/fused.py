@@ -3,6 +3,7 @@
 import functools
 import logging
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -51,6 +52,32 @@ def compiler_available() -> bool:
     return True
 
 
+def set_torch() -> None:
+    """Sets what the compiled kernel needs of torch's compiler, in the whole process; does nothing where it is set."""
+    import torch._dynamo.config
+    import torch._functorch.config
+
+    dynamo, functorch = torch._dynamo.config, torch._functorch.config
+    if dynamo.force_parameter_static_shapes:
+        # parameters count as static otherwise: a graph for each width, until dynamo's limit ends compilation altogether
+        _set_for_all_threads(dynamo, "force_parameter_static_shapes", False)
+    if functorch.donated_buffer:
+        # each term's own gradient is logged, so a graph may be walked backward more than once
+        _set_for_all_threads(functorch, "donated_buffer", False)
+
+
+def _set_for_all_threads(config: Any, name: str, value: object) -> None:
+    """Sets a value of one of torch's modules of settings.
+
+    Newer versions of torch set it for the current thread only, while a backward pass, which looks at it too, may run in
+    another thread, as it does on CUDA. What a thread finds that has set nothing is the default.
+    """
+    setattr(config, name, value)
+    entry = getattr(config, "_config", {}).get(name)
+    if entry is not None and hasattr(entry, "default"):
+        entry.default = value
+
+
 class _Compiled:
     """A function compiled at its first call, once for all shapes; the plain one if compilation is refused or fails.
 
@@ -63,15 +90,10 @@ class _Compiled:
         self.broken = bool(kernels.refusal())
         # one graph serves every width, size and batch; static ones, a little faster, would compile for minutes
         self._compiled = torch.compile(function, dynamic=True)
-        # parameters count as static otherwise: a graph for each width, until dynamo's limit ends compilation altogether
-        torch._dynamo.config.force_parameter_static_shapes = False
-        # each term's own gradient is logged, so a graph may be walked backward more than once
-        torch._functorch.config.donated_buffer = False
-        # says on stderr that CUDA headers without a GPU were found, which is of no interest to a CPU kernel
-        logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
 
     def __call__(self, *arguments: object) -> Tensor:
         if not self.broken:
+            set_torch()
             try:
                 return self._compiled(*arguments)
             except torch._dynamo.exc.TorchDynamoException as error:

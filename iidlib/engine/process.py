@@ -1,0 +1,41 @@
+"""Switches that hold for the whole process, all of them, in one function: `configure`."""
+
+import contextlib
+import ctypes
+import functools
+import logging
+
+from iidlib.engine.fused import set_torch
+
+__all__ = ["configure"]
+
+
+@functools.cache
+def configure() -> None:
+    """Sets what this library needs of the whole process; the first call does it, later ones do nothing.
+
+    Importing the library changes nothing. The commands call it when they load their data, `distill` when it starts, and
+    `networks.prepare` for whoever builds networks without either, as evaluation, pools and chapters do. Only speed and
+    silence depend on it, no value. It changes:
+
+    - **glibc's allocator** (``mallopt``; nothing elsewhere): freed blocks of up to 32 MiB stay with the process for its
+      next allocation. By default activations go back to the system after each layer and come back as pages of zeros,
+      which takes a third of the time of a forward pass. The process may hold up to 1 GiB that it does not use.
+    - **torch.compile**: ``torch._dynamo.config.force_parameter_static_shapes`` and
+      ``torch._functorch.config.donated_buffer`` are False. Parameters no longer count as static, and no compiled
+      function reuses a buffer of its forward pass in its backward pass; your own compiled functions may notice that.
+      The compiled kernel of this library does not work without, so a call of it sets them where it does not find them.
+    - **torch's logger** ``torch.utils.cpp_extension``: errors only. It tells of CUDA headers without a GPU, which are
+      of no interest to a CPU kernel.
+    """
+    _keep_freed_memory()
+    set_torch()
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
+
+
+def _keep_freed_memory() -> None:
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # a C library without it, or not to be had by that
+        mallopt = ctypes.CDLL(None).mallopt
+        trim_threshold, mmap_threshold = -1, -3
+        mallopt(mmap_threshold, 32 << 20)
+        mallopt(trim_threshold, 1 << 30)
