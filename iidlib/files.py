@@ -1,11 +1,13 @@
-"""Files and folders of the user: paths that know ``~``, plain YAML, whole writes, the cache, folders for code."""
+"""Files and folders of the user: paths that know ``~``, YAML, whole writes, locks, the cache, folders for code."""
 
 import contextlib
+import errno
 import itertools
 import os
+import platform
 import stat
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ __all__ = [
     "cache_dir",
     "checkout",
     "load_yaml",
+    "locked",
     "make_folders",
     "private_dir",
     "remove_empty",
@@ -28,6 +31,10 @@ PACKAGE = Path(__file__).resolve().parent
 
 OTHERS = stat.S_IRWXG | stat.S_IRWXO
 """What the mode of a folder must not grant for it to be private."""
+
+
+_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL)
+"""What the system answers on a file system that has no locks."""
 
 
 class _NoAliases(yaml.SafeLoader):
@@ -114,12 +121,64 @@ def remove_empty(folders: Iterable[Path]) -> None:
             folder.rmdir()
 
 
+@contextlib.contextmanager
+def locked(path: Path, *, wait: bool = True) -> Iterator[None]:
+    """Holds a lock for as long as the block or this process lasts; on a file system without locks it holds nothing.
+
+    The system drops the lock of a process that died, so that what it left of its file stops nobody.
+
+    Args:
+        path: the lock file, made for the block and removed after it. It says which process holds it.
+        wait: wait for another process or thread that holds it.
+
+    Raises:
+        BlockingIOError: naming the holder, where there is one and `wait` is false.
+        OSError: if the file cannot be made.
+    """
+    import filelock  # takes too long to be imported for `iid --help`
+
+    def sign(descriptor: int) -> None:
+        os.ftruncate(descriptor, 0)  # a process that died has left its name
+        # behind the first byte, which is the one that is locked on Windows, and nobody else can read there then
+        os.write(descriptor, f"\nprocess {os.getpid()} on {platform.node()}\n".encode())
+
+    # not the file's mere existence in place of a lock: on another machine nobody can tell that its holder died
+    lock, held = filelock.FileLock(path, blocking=wait, fallback_to_soft=False, on_acquired=sign), True
+    try:
+        lock.acquire()
+    except filelock.Timeout:
+        raise BlockingIOError(_holder(path)) from None
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        path.unlink(missing_ok=True)
+        held = False
+    try:
+        yield
+    finally:
+        if held:
+            if os.name == "posix":  # while it is held; who waits for it sees that it is gone, and makes another
+                with contextlib.suppress(OSError):  # the block may have an error of its own to tell
+                    path.unlink(missing_ok=True)
+            lock.release()  # which removes the file on Windows
+
+
+def _holder(path: Path) -> str:
+    """Who holds a lock, as its file says."""
+    with contextlib.suppress(OSError), path.open("rb", buffering=0) as file:
+        file.seek(1)
+        return file.read(200).decode(errors="replace").strip() or "another process"
+    return "another process"
+
+
 def cache_dir() -> Path:
     """Where pools are kept: ``IID_CACHE``, or ``iidlib`` in the user's cache folder."""
     if os.environ.get("IID_CACHE"):
         return user_path(os.environ["IID_CACHE"])
     if sys.platform == "darwin":
         return Path.home() / "Library" / "Caches" / "iidlib"
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "iidlib" / "Cache"
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "iidlib"
 
 

@@ -1,10 +1,12 @@
 """iidlib.runs: files written whole or not at all, folders that are never overwritten, checkpoints, and what is kept."""
 
+import errno
 import json
 import os
 import subprocess
 import sys
 import textwrap
+import threading
 from pathlib import Path
 
 import pandas as pd
@@ -383,10 +385,11 @@ def test_the_lock_of_a_process_that_died_is_taken_over(folder):
             os.kill(os.getpid(), 9)
     """
     died = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=60)
-    assert died.stdout == "held\n" and died.returncode == -9
-    assert (folder.path / ".lock").read_text().startswith("process ")
-    with folder.lock():
-        assert (folder.path / ".lock").read_text().startswith(f"process {os.getpid()} on ")
+    assert died.stdout == "held\n" and died.returncode in (-9, 9)
+    assert (folder.path / ".lock").read_text().lstrip().startswith("process ")
+    with folder.lock(), (folder.path / ".lock").open() as file:
+        file.seek(1)  # Windows locks the first byte
+        assert file.read().startswith(f"process {os.getpid()} on ")
 
 
 def test_a_lock_that_cannot_be_removed_hides_no_error(folder, monkeypatch):
@@ -398,13 +401,71 @@ def test_a_lock_that_cannot_be_removed_hides_no_error(folder, monkeypatch):
         raise InputError("the reason")
 
 
-def test_without_locks_in_the_file_system_it_goes_on(folder, monkeypatch):
+@pytest.mark.parametrize("number", [errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOLCK])
+def test_without_locks_in_the_file_system_it_goes_on(folder, monkeypatch, number):
     def unsupported(*given: object) -> None:
-        raise OSError(95, "Operation not supported")
+        raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(runs_folder.fcntl, "flock", unsupported)
-    with folder.lock():
+    pytest.importorskip("fcntl", reason="Windows has locks on every file system")
+    monkeypatch.setattr("fcntl.flock", unsupported)
+    with folder.lock(), RunFolder(folder.path).lock():
         assert not (folder.path / ".lock").exists()
+
+
+def test_a_lock_that_cannot_be_made_is_no_file_system_without_locks(folder, monkeypatch):
+    monkeypatch.setattr(os, "open", lambda *given: (_ for _ in ()).throw(PermissionError(13, "Permission denied")))
+    with pytest.raises(PermissionError), folder.lock():
+        pass
+
+
+def test_an_error_inside_is_not_taken_for_a_folder_in_use(folder):
+    with pytest.raises(BlockingIOError, match="of the work"), folder.lock():
+        raise BlockingIOError("of the work")
+    assert not (folder.path / ".lock").exists()
+
+
+def test_who_waits_for_a_lock_does_not_take_the_removed_file_for_one(tmp_path, monkeypatch):
+    fcntl = pytest.importorskip("fcntl", reason="on Windows an open file cannot be removed")
+    path, opened, gone, flock = tmp_path / "lock", threading.Event(), threading.Event(), fcntl.flock
+
+    def late(descriptor: int, operation: int) -> None:
+        if threading.current_thread() is waiting and not opened.is_set():
+            opened.set()
+            gone.wait(60)
+        flock(descriptor, operation)
+
+    def wait() -> None:
+        with files.locked(path), pytest.raises(BlockingIOError, match=f"process {os.getpid()} on"):
+            with files.locked(path, wait=False):
+                pass
+        done.append(True)
+
+    waiting, done = threading.Thread(target=wait), []
+    with files.locked(path):
+        monkeypatch.setattr("fcntl.flock", late)
+        waiting.start()
+        assert opened.wait(60)
+    assert not path.exists()
+    gone.set()
+    waiting.join(60)
+    assert done and not list(tmp_path.iterdir())
+
+
+def test_one_process_at_a_time_is_let_in(tmp_path):
+    code = f"""
+        import os, pathlib
+        from iidlib.files import locked
+        for _ in range(20):
+            with locked(pathlib.Path({str(tmp_path / "lock")!r})):
+                os.close(os.open({str(tmp_path / "inside")!r}, os.O_CREAT | os.O_EXCL))
+                os.unlink({str(tmp_path / "inside")!r})
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    workers = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(3)]
+    for worker in workers:
+        _, errors = worker.communicate(timeout=120)
+        assert worker.returncode == 0, errors
+    assert not list(tmp_path.iterdir())
 
 
 # All runs

@@ -1,9 +1,7 @@
 """Tables of results: CSV files with a row for each distillation and evaluated network, to which runs add theirs."""
 
-import contextlib
 import csv
 import dataclasses
-import fcntl
 import os
 import re
 import tempfile
@@ -16,7 +14,7 @@ import pandas as pd
 
 from iidlib.config import EvalProtocol, RunConfig, differing, preset
 from iidlib.errors import InputError
-from iidlib.files import PACKAGE, atomic_write, checkout
+from iidlib.files import PACKAGE, atomic_write, checkout, locked
 
 __all__ = [
     "BASELINES",
@@ -360,12 +358,6 @@ def append_rows(path: Path, rows: pd.DataFrame, *, needed: Sequence[str]) -> Non
     """
     path = path.resolve()  # a link stays a link
     path.parent.mkdir(parents=True, exist_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        # the folder's lock, because the file is replaced; some network file systems have none
-        with contextlib.suppress(OSError):
-            fcntl.flock(folder, fcntl.LOCK_EX)
+    with locked(path.with_name(f".{path.name}.lock")):  # a file of its own, because the table is replaced
         table = pd.concat([read_results(path, needed), rows.astype(object)], ignore_index=True)
         atomic_write(path, table.to_csv(index=False))
-    finally:
-        os.close(folder)

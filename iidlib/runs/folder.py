@@ -5,10 +5,7 @@ grows, a line at a time.
 """
 
 import contextlib
-import fcntl
 import json
-import os
-import platform
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -19,7 +16,7 @@ import pandas as pd
 from iidlib import config as configuration
 from iidlib.config import RunConfig
 from iidlib.errors import InputError
-from iidlib.files import atomic_write, make_folders, remove_empty
+from iidlib.files import atomic_write, locked, make_folders, remove_empty
 from iidlib.runs.environment import environment
 
 __all__ = ["RunFolder", "runs_frame"]
@@ -135,7 +132,7 @@ class RunFolder:
     def note(self, name: str, value: Any) -> None:
         """Adds to a list in ``environment.json``, which says under what conditions the run was made."""
         path = self.path / "environment.json"
-        known = json.loads(path.read_text()) if path.is_file() else {}
+        known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
         atomic_write(path, json.dumps(known | {name: [*known.get(name, []), value]}, indent=2) + "\n")
 
     def config(self) -> RunConfig:
@@ -153,7 +150,7 @@ class RunFolder:
 
     def append_metrics(self, row: Mapping[str, Any]) -> None:
         """Adds a line to ``metrics.jsonl``."""
-        with (self.path / "metrics.jsonl").open("a") as file:
+        with (self.path / "metrics.jsonl").open("a", encoding="utf-8", newline="\n") as file:
             file.write(json.dumps(row) + "\n")
 
     def metrics(self) -> pd.DataFrame:
@@ -183,26 +180,12 @@ class RunFolder:
         Raises:
             InputError: if another process works there; it is named.
         """
-        path = self.path / ".lock"
-        with path.open("a+", encoding="utf-8") as file:  # appending, so that a failed attempt leaves the holder's name
+        with contextlib.ExitStack() as held:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                file.seek(0)
-                holder = file.read(200).strip() or "another process"
+                held.enter_context(locked(self.path / ".lock", wait=False))
+            except BlockingIOError as holder:
                 raise InputError(f"{self.path} is in use by {holder}; wait for it, or give another --out") from None
-            except OSError:  # a file system without locks
-                path.unlink(missing_ok=True)
-                yield
-                return
-            file.truncate(0)  # a process that died has left its name
-            file.write(f"process {os.getpid()} on {platform.node()}\n")
-            file.flush()
-            try:
-                yield
-            finally:
-                with contextlib.suppress(OSError):  # the block may have an error of its own to tell
-                    path.unlink()
+            yield
 
     def write_scores(self, frame: pd.DataFrame) -> None:
         """Writes ``scores.json``: one record for each evaluated network."""
@@ -256,6 +239,6 @@ def runs_frame(root: str | Path) -> pd.DataFrame:
         for position, name in enumerate(names):
             if name not in frame:
                 frame.insert(position, name, getattr(config, name))
-        frame.insert(0, "run", str(folder.path.relative_to(root)))
+        frame.insert(0, "run", folder.path.relative_to(root).as_posix())
         frames.append(frame)
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()

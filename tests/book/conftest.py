@@ -1,6 +1,5 @@
 """The built book, once a session and shared by all worker processes."""
 
-import fcntl
 import os
 import subprocess
 import sys
@@ -8,6 +7,8 @@ from pathlib import Path
 
 import pytest
 from contents import ROOT
+
+from iidlib.files import locked
 
 
 @pytest.fixture(scope="session")
@@ -17,8 +18,7 @@ def build(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
     folder = (base if worker_id == "master" else base.parent) / "book"  # pytest-xdist: one folder for all workers
     folder.mkdir(exist_ok=True)
     errors = folder / "errors.txt"
-    with (folder / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with locked(folder / "lock"):
         if not errors.exists():
             errors.write_text(_errors_of_build(folder))
     return folder
