@@ -14,7 +14,9 @@ import pytest
 # Before anything imports matplotlib or torch; the processes that tests start inherit them.
 os.environ["MPLBACKEND"] = "Agg"
 # Compiled code is kept for all workers and the next session; the library refuses the folder if it is somebody else's.
-os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(Path(tempfile.gettempdir()) / f"iidlib-tests-{os.getuid()}")
+os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(
+    Path(tempfile.gettempdir()) / f"iidlib-tests-{getattr(os, 'getuid', int)()}"
+)
 if "PYTEST_XDIST_WORKER" in os.environ:
     # As many worker processes as cores: more threads in each only get in each other's way.
     os.environ.setdefault("OMP_NUM_THREADS", "1")

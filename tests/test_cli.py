@@ -1,12 +1,10 @@
 """iidlib.cli: every command does what it says; wrong input is one line and changes nothing; what is stopped goes on."""
 
 import dataclasses
-import fcntl
 import io
 import json
 import logging
 import os
-import pty
 import re
 import select
 import shlex
@@ -15,7 +13,6 @@ import signal
 import struct
 import subprocess
 import sys
-import termios
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -548,7 +545,7 @@ def test_what_is_there_is_not_overwritten(iid: Run, finished: Path) -> None:
     assert contents(Path()) == before
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root writes everywhere")
+@pytest.mark.skipif(getattr(os, "geteuid", int)() == 0, reason="root writes everywhere, and Windows' folders differ")
 def test_folder_without_permission(iid: Run) -> None:
     Path("locked").mkdir(mode=0o500)
     assert_one_line(iid("distill", "dm", *TINY, "--out", "locked/run"), "cannot write the run folder locked/run")
@@ -857,6 +854,7 @@ def start(*arguments: str, **options) -> subprocess.Popen:
     return subprocess.Popen([sys.executable, "-m", "iidlib.cli", *arguments], env=environment, text=True, **options)
 
 
+@pytest.mark.skipif(os.name != "posix", reason="Windows has no such signals to other processes")
 def test_signals_to_a_real_process(iid: Run) -> None:
     command = ["distill", "dm", *TINY, "--iterations", "100", "--set", "checkpoint.every=1000", "--no-evaluate"]
     threads = torch.get_num_threads()
@@ -903,6 +901,7 @@ def last_iteration(folder: Path) -> int:
 
 def test_progress_bars_on_a_terminal(tmp_path: Path) -> None:
     """In a terminal of its own: loss terms and time left; elsewhere (all other tests) nothing of it."""
+    pty, fcntl, termios = (pytest.importorskip(name) for name in ("pty", "fcntl", "termios"))
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 160, 0, 0))  # a new one has no columns
     process = start("distill", "dm-cm", *TINY, "--out", "run", cwd=tmp_path, stdin=theirs, stdout=theirs, stderr=theirs)

@@ -943,6 +943,7 @@ def test_a_run_in_a_thread_leaves_signals_alone():
     assert torch.equal(done[0], distill(settings("dm"), pictures()).synthetic.images)
 
 
+@pytest.mark.skipif(os.name != "posix", reason="Windows has no such signals to other processes")
 def test_a_process_that_is_interrupted_keeps_its_run(tmp_path):
     """SIGINT from outside, as Ctrl-C sends it, in the middle of the work."""
     other = python(

@@ -7,7 +7,6 @@ has imported the library already, which makes a start cheap enough for fifty.
 import multiprocessing
 import os
 import random
-import resource
 import signal
 import sys
 import tempfile
@@ -26,6 +25,8 @@ from iidlib.cli import main
 from iidlib.config import preset
 from iidlib.distillation import distill
 from iidlib.runs import Checkpoints, RunFolder
+
+resource = pytest.importorskip("resource", reason="killing, limits of a file's size and users are POSIX's here")
 
 
 @pytest.fixture(scope="module")

@@ -166,6 +166,7 @@ def test_the_command_ends_with_one_where_a_run_failed(
     assert ended.value.code == 1 and "0 of 1 done" in capsys.readouterr().out
 
 
+@pytest.mark.skipif(os.name != "posix", reason="Windows has no such signals to other processes")
 def test_ctrl_c_reaches_a_run_once(small: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A terminal signals the whole group of the command; at a second signal a run would end without its checkpoint."""
     monkeypatch.setitem(EXPERIMENTS, "long", Experiment("long", (Cell("cifar10", "idm", 10),)))

@@ -212,6 +212,7 @@ def test_points_run_in_parallel_and_each_leaves_what_it_has(tmp_path: Path, monk
     assert list(table.columns[:8]) == ["point", "name", "ipc", "seeds", "status", "error", "seconds", "notebook"]
 
 
+@pytest.mark.skipif(os.name != "posix", reason="Windows has no such signals to other processes")
 @pytest.mark.notebook
 def test_ctrl_c_ends_what_runs_and_keeps_what_is_done(tmp_path: Path) -> None:
     code = (

@@ -136,7 +136,7 @@ def _key(root: Path, paths: Sequence[Path], size: int) -> str:
 
 def _read_kept(path: Path, count: int, size: int) -> Tensor | None:
     try:
-        content, known = path.read_bytes(), path.with_suffix(".sha256").read_text().strip()
+        content, known = path.read_bytes(), path.with_suffix(".sha256").read_text(encoding="utf-8").strip()
         if hashlib.sha256(content).hexdigest() == known:
             images = from_bytes(content)["images"]
             if images.shape == (count, 3, size, size):

@@ -1,8 +1,10 @@
 """Which device, how many threads, which precision, how much memory, how many images at once."""
 
 import contextlib
+import ctypes
 import logging
 import pathlib
+import sys
 from collections.abc import Callable, Iterator
 
 import torch
@@ -96,11 +98,41 @@ def peak_memory_mib(device: torch.device) -> float:
     """Peak memory in MiB: of the device's allocator on CUDA, of this process (resident set) elsewhere."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
-    import resource
-    import sys
+    if sys.platform == "win32":
+        return _windows_peak_bytes() / 2**20
+    import resource  # which Windows does not have
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+class _MemoryCounters(ctypes.Structure):
+    """``PROCESS_MEMORY_COUNTERS`` of the Windows API."""
+
+    _fields_ = (
+        ("cb", ctypes.c_uint32),
+        ("PageFaultCount", ctypes.c_uint32),
+        ("PeakWorkingSetSize", ctypes.c_size_t),
+        ("WorkingSetSize", ctypes.c_size_t),
+        ("QuotaPeakPagedPoolUsage", ctypes.c_size_t),
+        ("QuotaPagedPoolUsage", ctypes.c_size_t),
+        ("QuotaPeakNonPagedPoolUsage", ctypes.c_size_t),
+        ("QuotaNonPagedPoolUsage", ctypes.c_size_t),
+        ("PagefileUsage", ctypes.c_size_t),
+        ("PeakPagefileUsage", ctypes.c_size_t),
+    )
+
+
+def _windows_peak_bytes() -> int:
+    """Peak resident set of this process in bytes, as Windows counts it."""
+    kernel32 = getattr(ctypes, "WinDLL")("kernel32")  # noqa: B009, as other systems' ctypes lacks it
+    kernel32.GetCurrentProcess.restype = ctypes.c_void_p
+    ask = kernel32.K32GetProcessMemoryInfo
+    ask.argtypes = (ctypes.c_void_p, ctypes.POINTER(_MemoryCounters), ctypes.c_uint32)
+    counters = _MemoryCounters(cb=ctypes.sizeof(_MemoryCounters))
+    if not ask(kernel32.GetCurrentProcess(), ctypes.byref(counters), counters.cb):
+        raise OSError("Windows does not tell the memory of this process")
+    return int(counters.PeakWorkingSetSize)
 
 
 def reset_peak_memory(device: torch.device) -> None:
@@ -109,7 +141,7 @@ def reset_peak_memory(device: torch.device) -> None:
         torch.cuda.reset_peak_memory_stats(device)
     else:
         with contextlib.suppress(OSError):
-            pathlib.Path("/proc/self/clear_refs").write_text("5")
+            pathlib.Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
 
 @contextlib.contextmanager

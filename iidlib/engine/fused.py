@@ -53,7 +53,12 @@ def compiler_available() -> bool:
 
 
 def set_torch() -> None:
-    """Sets what the compiled kernel needs of torch's compiler, in the whole process; does nothing where it is set."""
+    """Sets what the compiled kernel needs of torch's compiler, in the whole process; does nothing where it is set.
+
+    Where torch has no folder for compiled code in which nobody else can write, nothing is compiled, and nothing is set.
+    """
+    if kernels.refusal():  # also names that folder before torch makes one of its own
+        return
     import torch._dynamo.config
     import torch._functorch.config
 

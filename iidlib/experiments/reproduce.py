@@ -1,6 +1,7 @@
 """What is missing in an experiment, as commands, and running them one after the other within a budget of time."""
 
 import math
+import os
 import shlex
 import signal
 import subprocess
@@ -86,21 +87,21 @@ def _job(cell: Cell, scale: str, seed: int, results: Path, runs: Path, device: s
     # the same set for all networks: distilled once, by whichever cell comes first
     made = _command(cell.usual, scale, seed, results, runs, device)
     place = Path(made[made.index("--out") + 1])
-    before = tuple(part for part in made if part not in ("--resume", "--results", str(results), "--no-baseline"))
-    judge = ["evaluate", str(place), "--networks", cell.network, "--no-baseline"]
-    judge += ["--scale", scale, "--device", device, "--results", str(results)]
+    before = tuple(part for part in made if part not in ("--resume", "--results", results.as_posix(), "--no-baseline"))
+    judge = ["evaluate", place.as_posix(), "--networks", cell.network, "--no-baseline"]
+    judge += ["--scale", scale, "--device", device, "--results", results.as_posix()]
     return Job(cell, seed, tuple(judge), (*before, "--no-evaluate"), place / "synthetic.safetensors")
 
 
 def _command(cell: Cell, scale: str, seed: int, results: Path, runs: Path, device: str) -> tuple[str, ...]:
     dataset = cell.dataset_at(scale)
     common = ["--dataset", dataset, "--scale", scale, "--seed", str(seed), "--device", device]
-    common += ["--results", str(results)]
+    common += ["--results", results.as_posix()]  # a row says its command, which holds anywhere
     common += [] if cell == cell.usual else ["--set", f"eval.networks={cell.network}"]
     if cell.steps:
         place = runs / f"{scale}-{cell.name.replace('/', '-')}-seed{seed}"
         resume = ["--resume"] if place.is_dir() else []
-        steps = ["--ipc", str(cell.ipc), "--steps", str(cell.steps), "--out", str(place)]
+        steps = ["--ipc", str(cell.ipc), "--steps", str(cell.steps), "--out", place.as_posix()]
         return ("continual", cell.method, *common, *steps, *resume)
     if cell.method in BASELINES:
         size = [] if cell.method == "whole" else ["--ipc", str(cell.ipc)]
@@ -110,7 +111,7 @@ def _command(cell: Cell, scale: str, seed: int, results: Path, runs: Path, devic
     changes = [part for key, value in given.items() for part in ("--set", f"{key}={value}")]
     place = runs / f"{scale}-{cell.name.replace('/', '-').replace('%', '')}-seed{seed}"
     resume = ["--resume"] if (place / "config.yaml").is_file() else []
-    out = ["--ipc", str(cell.ipc), "--out", str(place), "--no-baseline"]
+    out = ["--ipc", str(cell.ipc), "--out", place.as_posix(), "--no-baseline"]
     return ("distill", cell.method, *common, *out, *length, *changes, *resume)
 
 
@@ -130,8 +131,9 @@ def run_jobs(
 ) -> Outcome:
     """Runs jobs one after the other, each in a process of its own, until the budget is spent.
 
-    A run that the budget cuts is told to stop, writes a checkpoint, and is resumed by the next call. A job that fails
-    is told and left out.
+    A run that the budget cuts is told to stop, writes a checkpoint, and is resumed by the next call; on Windows, which
+    has no signal that would tell it, it is ended and resumed from its last checkpoint. A job that fails is told and
+    left out.
 
     Args:
         todo: what to run.
@@ -157,7 +159,9 @@ def run_jobs(
             try:
                 status = process.wait(None if math.isinf(until) else max(0.0, until - time.monotonic()))
             except (subprocess.TimeoutExpired, KeyboardInterrupt) as stop:
-                process.send_signal(signal.SIGTERM)
+                # on Windows Ctrl-C has reached the whole console, and a signal from here would end the run at once
+                if os.name == "posix" or isinstance(stop, subprocess.TimeoutExpired):
+                    process.send_signal(signal.SIGTERM)
                 process.wait()
                 if isinstance(stop, KeyboardInterrupt):
                     raise

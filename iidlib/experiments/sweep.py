@@ -230,13 +230,16 @@ class _Execution:
             "status": "failed" if error else "done",
             "error": error,
             "seconds": round(time.perf_counter() - self._begun, 1),
-            "notebook": str(self._executed.relative_to(self._folder.parent)),
+            "notebook": self._executed.relative_to(self._folder.parent).as_posix(),
         }
         return row, scores
 
     def interrupt(self) -> None:
-        """Asks it to stop, as Ctrl-C would; papermill then ends its kernel."""
-        self.process.send_signal(signal.SIGINT)
+        """Asks it to stop, as Ctrl-C would; papermill then ends its kernel.
+
+        Windows has no such signal for another process: papermill is ended, and its kernel ends when it sees that.
+        """
+        self.process.send_signal(signal.SIGINT if os.name == "posix" else signal.SIGTERM)
 
     def end(self) -> None:
         """Waits for it to stop, and ends it if it does not."""

@@ -218,7 +218,7 @@ def _read_facts(folder: Path, fingerprint: str, *, explicit: bool) -> dict[str, 
             raise InputError(f"pool.path: no folder {folder}; leave it out and a pool is trained and kept in the cache")
         return {}
     try:
-        facts = json.loads(path.read_text())
+        facts = json.loads(path.read_text(encoding="utf-8"))
         accuracies = {str(name): float(value) for name, value in facts["accuracies"].items()}
         found = facts["fingerprint"]
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError, OSError) as error:

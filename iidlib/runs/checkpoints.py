@@ -84,7 +84,7 @@ class Checkpoints:
         paths = self.paths()
         for path in reversed(paths):
             try:
-                content, known = path.read_bytes(), json.loads(path.with_suffix(".json").read_text())
+                content, known = path.read_bytes(), json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
                 if known.pop("sha256") != _digest(content, known):
                     raise ValueError("its checksum is another")
                 return from_bytes(content), known
