@@ -23,7 +23,6 @@ with the millisecond clock, so that classes handled within one millisecond share
 number of groups, where the released code transforms one class a call.
 """
 
-import difflib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -31,6 +30,8 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from iidlib.errors import near
 
 __all__ = ["OPERATIONS", "Draws", "apply", "apply_everywhere", "parse_strategy", "sample"]
 
@@ -92,9 +93,8 @@ def parse_strategy(strategy: str) -> tuple[str, ...]:
     names = tuple(strategy.split("_"))
     for name in names:
         if name not in OPERATIONS:
-            close = difflib.get_close_matches(name, OPERATIONS, n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else ""
-            raise ValueError(f"unknown DSA operation {name!r} in {strategy!r}, known are {', '.join(OPERATIONS)}{hint}")
+            known = f"known are {', '.join(OPERATIONS)}{near(name, OPERATIONS)}"
+            raise ValueError(f"unknown DSA operation {name!r} in {strategy!r}, {known}")
     if len(set(names)) < len(names):
         raise ValueError(f"the DSA strategy {strategy!r} names an operation twice; name each once")
     return names

@@ -3,7 +3,7 @@
 import difflib
 from collections.abc import Iterable
 
-__all__ = ["InputError", "suggest"]
+__all__ = ["InputError", "near", "suggest"]
 
 
 class InputError(ValueError):
@@ -18,6 +18,12 @@ class InputError(ValueError):
         super().__init__(line if len(line) <= 1000 else f"{line[:600]} ... {line[-390:]}")
 
 
+def near(value: str, choices: Iterable[str]) -> str:
+    """The end of an error message that names the choices already: the nearest of them, or nothing."""
+    found = difflib.get_close_matches(value, list(choices), n=1)
+    return f"; did you mean {found[0]!r}?" if found else ""
+
+
 def suggest(value: str, choices: Iterable[str]) -> str:
     """The end of an error message: the nearest valid choice, or all of them.
 
@@ -25,5 +31,4 @@ def suggest(value: str, choices: Iterable[str]) -> str:
     "; did you mean 'iid-dm'?"
     """
     names = list(choices)
-    near = difflib.get_close_matches(value, names, n=1)
-    return f"; did you mean {near[0]!r}?" if near else f"; choose one of {', '.join(names)}"
+    return near(value, names) or f"; choose one of {', '.join(names)}"

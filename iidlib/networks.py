@@ -17,7 +17,6 @@ Source: the structures and parameter counts of Zhao and Bilen's DatasetCondensat
 which does nothing, is left out; grey images are not padded to 32x32.
 """
 
-import difflib
 import math
 from collections import OrderedDict
 from collections.abc import Callable
@@ -32,7 +31,7 @@ from torch import Tensor, nn
 from iidlib.data import DatasetSpec
 from iidlib.engine import FusedBlock, compiler_available, configure, kernels, norm_relu_pool
 from iidlib.engine.fused import compiled_norm_relu_pool
-from iidlib.errors import InputError, suggest
+from iidlib.errors import InputError, near, suggest
 
 __all__ = [
     "BACKENDS", "NETWORKS", "Network", "build_network", "conv_blocks", "draw_parameters_", "frozen", "network_for",
@@ -348,9 +347,7 @@ def build_network(
             a number below 1.
     """
     if name not in NETWORKS:
-        close = difflib.get_close_matches(name, NETWORKS, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
-        raise ValueError(f"unknown network {name!r}, known are {', '.join(NETWORKS)}{hint}")
+        raise ValueError(f"unknown network {name!r}, known are {', '.join(NETWORKS)}{near(name, NETWORKS)}")
     architecture = _ARCHITECTURES[name]
     architecture.check_size(name, image_size)
     if width is not None and not name.startswith("convnet"):

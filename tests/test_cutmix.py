@@ -1,6 +1,8 @@
 """iidlib.training.cutmix: rectangles from partners, drawn as often and as large as they should be."""
 
+import pytest
 import torch
+from torchvision.transforms import v2
 
 from iidlib.rng import stream
 from iidlib.training import cutmix
@@ -51,3 +53,22 @@ def test_as_many_batches_are_mixed_as_asked_and_the_others_are_left_alone():
 def test_a_seed_repeats():
     one, two = (cutmix.sample(6, SIDE, 0.5, stream(3, 1, "mix")) for _ in range(2))
     assert torch.equal(one.partner, two.partner) and torch.equal(one.box, two.box) and one.share == two.share
+
+
+def test_torchvision_makes_the_same_rectangles_and_shares_of_the_same_draws(monkeypatch: pytest.MonkeyPatch):
+    """The law of the draws is the same, so that theirs and ours differ in where the random numbers come from alone."""
+    theirs = v2.CutMix(alpha=1.0, num_classes=10)
+    images = torch.randn(6, 3, SIDE, SIDE, generator=stream(0, 0, "images"))
+    labels = torch.tensor([3, 1, 4, 1, 5, 9])
+    kept = torch.nn.functional.one_hot(labels, 10).float()
+    for seed in range(200):
+        _, area, down, right = torch.rand(4, generator=stream(seed, 0, "mix")).tolist()
+        places = iter([right, down])
+        monkeypatch.setattr(theirs._dist, "sample", lambda shape, area=area: torch.tensor(1 - area).double())
+        with monkeypatch.context() as patch:
+            patch.setattr(torch, "randint", lambda high, size, places=places: torch.tensor([int(high * next(places))]))
+            mixed, shares = theirs(images, labels)
+        ours = cutmix.sample(6, SIDE, 1.0, stream(seed, 0, "mix"))
+        partner = torch.arange(6).roll(1)  # theirs are the neighbours of a shuffled batch
+        assert torch.equal(cutmix.apply(images, partner, ours.box), mixed)
+        assert torch.allclose(ours.share * kept + (1 - ours.share) * kept[partner], shares, atol=1e-6, rtol=0)

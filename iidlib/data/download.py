@@ -1,6 +1,5 @@
 """Files from the network, on request only: taken up where a download broke off, checked, unpacked in their folder."""
 
-import hashlib
 import tarfile
 import urllib.request
 import zipfile
@@ -8,6 +7,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from iidlib.data.source import file_checksum
 from iidlib.errors import InputError
 
 __all__ = ["fetch", "fetch_archive", "unpack"]
@@ -34,7 +34,7 @@ def fetch(url: str, target: Path, md5: str | None = None) -> bool:
         OSError: if there is no network, or the disk is full; what has arrived stays.
     """
     if target.is_file():
-        if md5 is None or (found := _md5(target)) == md5:
+        if md5 is None or (found := file_checksum(target, "md5")) == md5:
             return False
         raise InputError(f"{target} is not what {url} holds (md5 is {found}, not {md5}); move it away and fetch again")
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -56,7 +56,7 @@ def fetch(url: str, target: Path, md5: str | None = None) -> bool:
     except urllib.error.HTTPError as error:
         if error.code != 416:  # nothing is left to ask for
             raise
-    if md5 is not None and _md5(part) != md5:
+    if md5 is not None and file_checksum(part, "md5") != md5:
         part.unlink()
         raise InputError(f"{url} arrived damaged (md5 is not {md5}); it was removed: fetch it again")
     if target.is_file():  # somebody has put one there meanwhile, and it is theirs
@@ -65,11 +65,6 @@ def fetch(url: str, target: Path, md5: str | None = None) -> bool:
         return False
     part.replace(target)
     return True
-
-
-def _md5(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.new("md5", usedforsecurity=False)).hexdigest()
 
 
 def fetch_archive(url: str, folder: Path, md5: str | None = None) -> None:

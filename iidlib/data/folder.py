@@ -10,17 +10,15 @@ from pathlib import Path
 from urllib.parse import parse_qsl
 
 import torch
-from torch import Tensor
 
 from iidlib.data.image_files import decode_all, image_paths, log
+from iidlib.data.source import Images
 from iidlib.errors import InputError
 from iidlib.files import user_path
 
 __all__ = ["FolderOptions", "FolderSet", "parse_folder", "read_folder"]
 
 SIZES = range(8, 513)
-
-Images = tuple[Tensor, Tensor]
 
 TEST_FOLDERS = ("test", "val", "valid", "validation")
 
@@ -41,9 +39,8 @@ class FolderSet:
     """Images of a folder, read."""
 
     classes: tuple[str, ...]
-    train: tuple[Tensor, Tensor]
-    """Images uint8 [N, 3, H, W] and labels int64 [N]."""
-    test: tuple[Tensor, Tensor]
+    train: Images
+    test: Images
 
 
 def parse_folder(name: str) -> FolderOptions:
@@ -110,7 +107,7 @@ def _class_name(folder: Path) -> str:
     return unicodedata.normalize("NFC", folder.name)
 
 
-def _read_classes(name: str, root: Path, size: int) -> tuple[tuple[str, ...], tuple[Tensor, Tensor]]:
+def _read_classes(name: str, root: Path, size: int) -> tuple[tuple[str, ...], Images]:
     folders = _class_folders(root)
     if empty := [p.name for p in sorted(root.iterdir()) if p.is_dir() and p.name[0] != "." and p not in folders]:
         log.warning("%s: left out, as there are no images in them: %s", root, ", ".join(empty[:5]))

@@ -161,12 +161,17 @@ def _places(folder: str, data_root: PathLike | None, embedded: bool) -> list[Pat
     return [root if root.name == folder else root / folder for root in roots]
 
 
+def file_checksum(path: Path, algorithm: str) -> str:
+    """A file's checksum in hex digits."""
+    with path.open("rb") as file:
+        # many sets publish md5, which finds damage, and does so also where it is barred for security
+        return hashlib.file_digest(file, lambda: hashlib.new(algorithm, usedforsecurity=False)).hexdigest()
+
+
 def check_file(path: Path, checksum: str) -> FileCheck:
     algorithm, expected = checksum.split(":")
     try:
-        with path.open("rb") as file:
-            # CIFAR-10's published checksums are md5: they find damage, and where md5 is barred for security still do
-            actual = hashlib.file_digest(file, lambda: hashlib.new(algorithm, usedforsecurity=False)).hexdigest()
+        actual = file_checksum(path, algorithm)
     except FileNotFoundError:
         return FileCheck(path, "missing")
     except OSError as error:

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from iidlib.data.download import fetch_archive
 from iidlib.data.image_files import decode_all
+from iidlib.data.source import Images
 from iidlib.errors import InputError
 
 __all__ = ["URL", "Layout", "classes_of", "fetch_tinyimagenet", "problems", "read_tinyimagenet"]
@@ -90,7 +90,7 @@ def classes_of(folder: Path) -> tuple[str, ...]:
     return tuple(name if names.count(name) == 1 else number for name, number in zip(names, numbers, strict=True))
 
 
-def read_tinyimagenet(folder: Path) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+def read_tinyimagenet(folder: Path) -> tuple[Images, Images]:
     """Training and test images, decoded once and then kept in the cache.
 
     Raises:

@@ -7,13 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from iidlib.data.download import fetch, fetch_archive
+from iidlib.data.source import Images
 
 __all__ = ["cifar_checksums", "cifar_classes", "fetch_cifar", "fetch_svhn", "read_cifar", "read_svhn", "svhn_checksums"]
-
-Images = tuple[Tensor, Tensor]
 
 
 def _cifar(name: str) -> Any:
