@@ -34,8 +34,8 @@ from iidlib.engine.fused import compiled_norm_relu_pool
 from iidlib.errors import InputError, near, suggest
 
 __all__ = [
-    "BACKENDS", "NETWORKS", "Network", "build_network", "conv_blocks", "draw_parameters_", "frozen", "network_for",
-    "prepare", "set_backend",
+    "BACKENDS", "NETWORKS", "ConvBlock", "Network", "build_network", "conv_blocks", "draw_parameters_", "frozen",
+    "network_for", "prepare", "set_backend",
 ]  # fmt: skip
 
 BACKENDS = ("eager", "compiled", "fused")
@@ -124,6 +124,7 @@ class ConvBlock(nn.Module):
         self._fused = FusedBlock() if backend == "fused" else None
 
     def forward(self, x: Tensor) -> Tensor:
+        """Maps [B, K, H/2, H/2] of maps [B, K_in, H, H]."""
         if self._fused is not None and self._fused.fits(x, self.conv.weight):
             return self._fused(x, self.conv.weight, self.conv.bias, self.norm.weight, self.norm.bias, self.norm.eps)
         return self._kernel(self.conv(x), self.norm.weight, self.norm.bias, self.norm.eps)

@@ -164,7 +164,7 @@ def test_every_name_that_a_chapter_imports_links_to_the_api(html: Path, name: st
 
 def test_methods_of_a_class_link_to_the_api(html: Path) -> None:
     links = {str(link["href"]) for name in chapters() for link in article(html, name).select("div.highlight a[href]")}
-    assert "api.html#iidlib.distillation.Updater.step" in links
+    assert "api.html#iidlib.distillation.ImageOptimiser.step" in links
     assert "api.html#iidlib.features.RandomNetworks.draw" in links
 
 
