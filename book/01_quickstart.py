@@ -53,11 +53,11 @@ seeds = [0]  # an order of methods takes three or more
 out = ""  # a folder that keeps the runs and the scores
 
 # %%
-from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import attrs
 import pandas as pd
 import torch
 
@@ -322,7 +322,7 @@ assert again.images.equal(distilled.images.cpu())
 # ```
 
 # %% tags=["hide-cell", "nbval-ignore-output"]
-one = protocol | {"protocol": replace(config.eval, num_eval=1)}
+one = protocol | {"protocol": attrs.evolve(config.eval, num_eval=1)}
 draws = [random_real(data.train, ipc, seed=100 + draw) for draw in range(3)]
 found = pd.concat([evaluate(draw, data, **one) for draw in draws])["accuracy"]
 print(f"three draws: {found.round(1).tolist()}, deviation {found.std(ddof=0):.1f}")

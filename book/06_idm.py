@@ -295,7 +295,7 @@ for count, m in ((10, 0.5), (3, 0.9)):
 #
 # ## What's next
 #
-# `iid distill iid-idm --scale tour` runs the whole of it from the command line, and `--scale paper` with the published rows, which `iidlib.presets` lists with their sources.
+# `iid distill iid-idm --scale tour` runs the whole of it from the command line, and `--scale paper` with the published rows, which `iidlib.config.recipes` lists with their sources.
 # {doc}`07_results` puts what was measured beside what was published.
 #
 # ## References

@@ -50,6 +50,7 @@ judge_share = 0.25  # of the scale's passes for the networks that judge on the w
 import dataclasses
 import math
 
+import attrs
 import pandas as pd
 import torch
 
@@ -75,7 +76,7 @@ data = load_dataset(dataset, device=pick_device())
 config = preset("iid-dm", dataset, ipc, scale, {"seed": seed})
 points = sorted({round(share * config.iterations) for share in shares})
 passes = max(2, round(judge_share * config.eval.epochs))
-judges = dataclasses.replace(config.eval, epochs=passes, num_eval=2)
+judges = attrs.evolve(config.eval, epochs=passes, num_eval=2)
 
 # %%
 moments = {"dm": {}, "iid-dm": {}}

@@ -51,6 +51,7 @@ judge_share = 0.33  # of the scale's passes
 # %%
 import dataclasses
 
+import attrs
 import pandas as pd
 
 from iidlib import distill, evaluate, experiments, load_dataset, plots, preset
@@ -118,7 +119,7 @@ assert all(syn.images.isfinite().all() for syn in sets.values())
 names = ("convnet3", "mlp") if scale == "ci" else tuple(judges.split(","))
 passes = max(2, round(judge_share * config.eval.epochs))
 changes = {"networks": names, "epochs": passes, "num_eval": 2}
-protocol = dataclasses.replace(config.eval, **changes)
+protocol = attrs.evolve(config.eval, **changes)
 judged = {name: evaluate(syn, data, protocol=protocol) for name, syn in sets.items()}
 
 # %%

@@ -13,6 +13,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import attrs
 import numpy as np
 import pandas as pd
 import torch
@@ -105,8 +106,8 @@ def learn_in_steps(
     check_dataset(config, dataset)
     groups = class_steps(class_order(dataset.train.num_classes, order), steps)
     passes_kept = tuple(passes * steps for passes in config.pool.epochs_kept)
-    longer = dataclasses.replace(config.pool, epochs=config.pool.epochs * steps, epochs_kept=passes_kept)
-    config = dataclasses.replace(config, pool=longer)
+    longer = attrs.evolve(config.pool, epochs=config.pool.epochs * steps, epochs_kept=passes_kept)
+    config = attrs.evolve(config, pool=longer)
     memory: list[SyntheticSet] = []
     seen: list[int] = []
     rows = []
@@ -132,7 +133,7 @@ def _remembered(config: RunConfig, dataset: Dataset, folder: Path | None, progre
     if config.method.startswith("random"):
         return random_real(dataset.train, config.ipc, config.seed, config.syn.factor)
     if config.method in CHOICES:
-        one = dataclasses.replace(config.pool, count=1)
+        one = attrs.evolve(config.pool, count=1)
         pool = trained_pool(dataset, one, compute=config.compute)
         return choose(config.method, dataset.train, config.ipc, pool.networks[0])
     begun = folder is not None and (folder / "config.yaml").is_file()

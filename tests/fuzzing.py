@@ -106,9 +106,9 @@ _SMALL = shapes(2, 20, 16)
 
 
 def _read_pool(folder: Path) -> object:
-    from dataclasses import replace
+    from attrs import evolve
 
-    return trained_pool(_SMALL, replace(_POOL, path=str(folder)), compute=ComputeConfig(compile="off"))
+    return trained_pool(_SMALL, evolve(_POOL, path=str(folder)), compute=ComputeConfig(compile="off"))
 
 
 def _pool(name: str) -> Callable[[Path], Path]:

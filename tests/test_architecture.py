@@ -24,7 +24,7 @@ MODULES = sorted(
 # The house, floor by floor: a room (a file or a folder of the package) imports only rooms of lower floors. Inside a
 # folder the files form a graph without circles. A new room gets a place here, on the lowest floor that can hold it.
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("errors", "files", "rng", "_version", "presets"),  # the ground, which knows nothing of the project
+    ("errors", "files", "rng", "_version"),  # the ground, which knows nothing of the project
     ("losses", "augment", "engine", "plots"),
     ("config", "data"),
     ("networks", "synthetic", "runs", "experiments"),
@@ -39,7 +39,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
 NARROW = {
     "engine": {"errors", "files"},
     "data": {"errors", "files"},  # no settings, no engine, no runs
-    "config": {"errors", "files", "presets"},
+    "config": {"errors", "files"},
     "experiments": {"config", "errors", "files"},  # reading results needs no torch
 }
 

@@ -29,7 +29,8 @@ from safetensors.torch import save as to_bytes
 
 import iidlib
 from iidlib import cli
-from iidlib.config import SCALES, fingerprint, from_yaml, preset
+from iidlib.config import SCALES, RunConfig, fingerprint, from_yaml, override, preset, settings
+from iidlib.config.recipes import IDM_SCALES, PUBLISHED, Row
 from iidlib.data import data_dir, registry
 from iidlib.distillation import run as distillation_run
 from iidlib.distillation import step as distillation_step
@@ -39,7 +40,6 @@ from iidlib.experiments import Published, append_results, cells
 from iidlib.experiments.published import ACCURACIES
 from iidlib.experiments.results import RESULT_COLUMNS
 from iidlib.features import pool
-from iidlib.presets import IDM_SCALES, PUBLISHED, Row
 
 # Seconds of an iteration and of a network are what they are; all else of two equal runs is equal.
 TIMES = ["seconds", "seconds_per_iteration", "peak_memory_mib", "date", "command", "commit"]
@@ -130,7 +130,18 @@ def test_help_answers_without_loading_the_library() -> None:
         "slow = {'torch', 'pandas', 'numpy', 'matplotlib', 'tqdm', 'papermill'} & set(sys.modules)\n"
         "assert not slow, slow"
     )
-    commands = ["distill", "evaluate", "experts", "sweep", "bench", "data", "data list", "data fetch", "data check"]
+    commands = [
+        "distill",
+        "evaluate",
+        "experts",
+        "sweep",
+        "bench",
+        "config",
+        "data",
+        "data list",
+        "data fetch",
+        "data check",
+    ]
     words = ["", "--help", "--version", *(f"{command} --help" for command in commands)]
     done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, env=wide())
     assert done.returncode == 0, done.stderr
@@ -339,7 +350,7 @@ def test_rows_made_in_python_are_those_of_the_command(
     dataset = registry.load_dataset("cifar10-mini")
     config = preset("iid-dm", "cifar10-mini", 2, "tour", {"seed": 3} | given)
     result = distillation_run.distill(config, dataset)
-    scores = evaluate(result.synthetic, dataset, protocol=config.eval, seed=config.seed, compile="off")
+    scores = evaluate(result.synthetic, dataset, protocol=config.eval, seed=config.seed, compute=config.compute)
     origin = dataclasses.replace(
         origin_of(result.synthetic), settings=given, pool_accuracies=result.pool.accuracies, seconds_per_iteration=1.0
     )
@@ -445,6 +456,90 @@ def test_results_need_an_evaluation(iid: Run) -> None:
     assert_one_line(ended, "--results needs the evaluation")
 
 
+# --- settings ---------------------------------------------------------------------------------------------------------
+
+
+def resolved(ended: Ended) -> dict[str, tuple[object, str]]:
+    assert ended.status == 0, ended
+    return {row["key"]: (row["value"], row["source"]) for row in json.loads(ended.out)}
+
+
+def test_each_setting_is_shown_with_where_it_comes_from(iid: Run) -> None:
+    command = ["config", "iid-idm", "--dataset", "tinyimagenet", "--ipc", "50", "--scale", "paper", "--seed", "3"]
+    found = resolved(iid(*command, "--set", "match.cm=5e-4", "--json"))
+    assert found["method"] == ("iid-idm", "METHOD") and found["seed"] == (3, "--seed")
+    assert found["ipc"] == (50, "--ipc") and found["scale"] == ("paper", "--scale")
+    assert found["match.cm"] == (0.0005, "--set") and found["match.cc"] == (0.01, "method")
+    assert found["eval.networks"] == (["convnet4"], "dataset") and found["match.ce"] == (0.8, "published row")
+    assert found["match.width"] == (128, "default")
+    usual = resolved(iid("config", "idm", "--json"))
+    assert usual["dataset"] == ("cifar10-mini", "default") and usual["seed"] == (0, "default")
+    assert usual["match.width"] == (32, "scale") and usual["queue.every"] == (10, "method at this scale")
+
+
+@pytest.mark.parametrize("method", ["dm", "iid-idm", "random-mosaic"])
+def test_settings_as_json_make_the_config_of_the_run(iid: Run, method: str) -> None:
+    command = ["config", method, *TINY, "--iterations", "7", "--set", "pool.epochs_kept=1,2", "--json"]
+    values = {key: value for key, (value, _) in resolved(iid(*command)).items()}
+    made = preset(method, "shapes", 2, "ci", {"iterations": 7, "pool.epochs_kept": (1, 2)})
+    assert override(RunConfig(), values) == made
+    assert fingerprint(override(RunConfig(), values)) == fingerprint(made)
+
+
+def test_the_table_of_settings_keeps_whole_values_in_80_columns(iid: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli.config.console, "width", 80)
+    long = "folder:/a/rather/long/path/to/somebody's/own/images/that/is/given/in/full?size=64"
+    shown = iid(
+        "config", "iid-idm", "--dataset", "cifar10", "--ipc", "1", "--scale", "paper", "--set", f"pool.path={long}"
+    )
+    assert shown.status == 0 and max(map(len, shown.out.splitlines())) <= 80
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in shown.out.splitlines() if "│" in line]
+    keys = [key for key, _, _ in rows if key]
+    assert keys == list(settings())
+    first = next(place for place, row in enumerate(rows) if row[0] == "pool.path")
+    assert "".join(row[1] for row in rows[first : first + 3] if row[0] in ("", "pool.path")) == long
+    assert ["match.batch_real", "5000", "published row"] in rows
+    assert "published row: uitrbn/IDM, command.txt" in shown.out
+
+
+def test_settings_are_shown_without_loading_the_library() -> None:
+    code = (
+        "import sys; from iidlib import cli\n"
+        "try: cli.main(['config', 'iid-idm', *sys.argv[1:]])\n"
+        "except SystemExit as end: assert not end.code, end.code\n"
+        "slow = {'torch', 'pandas', 'numpy', 'matplotlib'} & set(sys.modules)\n"
+        "assert not slow, slow"
+    )
+    for words in ([], ["--json"]):
+        done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, env=wide())
+        assert done.returncode == 0, done.stderr
+
+
+def test_datasets_named_without_torch_are_those_of_the_registry() -> None:
+    assert set(cli.config.DATASETS) == {*registry.SOURCES, "shapes"}
+
+
+def test_a_set_of_an_unknown_method_is_still_evaluated(iid: Run, finished: Path) -> None:
+    path = finished / "synthetic.safetensors"
+    own = changed(path.read_bytes(), provenance='{"method": "somebody\'s", "seed": "3", "scale": "ci"}')
+    Path("theirs.safetensors").write_bytes(own)
+    ended = iid("evaluate", "theirs.safetensors", "--no-baseline", "--results", "theirs.csv")
+    assert ended.status == 0, ended
+    theirs = pd.read_csv("theirs.csv")
+    assert set(theirs["method"]) == {"somebody's"} and set(theirs["scale"]) == {"ci"}
+    # nothing of the evaluation depends on the name
+    assert iid("evaluate", path, "--no-baseline", "--results", "ours.csv").status == 0
+    assert theirs["accuracy"].tolist() == pd.read_csv("ours.csv")["accuracy"].tolist()
+
+
+def test_a_set_of_an_unknown_scale_keeps_its_name_under_the_scale_that_is_asked_for(iid: Run, finished: Path) -> None:
+    own = changed((finished / "synthetic.safetensors").read_bytes(), provenance='{"method": "dm", "scale": "huge"}')
+    Path("theirs.safetensors").write_bytes(own)
+    ended = iid("evaluate", "theirs.safetensors", "--scale", "ci", "--no-baseline", "--results", "theirs.csv")
+    assert ended.status == 0, ended
+    assert set(pd.read_csv("theirs.csv")["scale"]) == {"huge"}
+
+
 # --- wrong input ------------------------------------------------------------------------------------------------------
 
 WRONG = {
@@ -458,6 +553,11 @@ WRONG = {
     "eval augmentation": (["distill", "dm", *TINY, "--set", "eval.augmentation=colour"], "colour"),
     "augmentation": (["distill", "dm", *TINY, "--set", "match.augmentation=colour"], "colour"),
     "key": (["distill", "dm", *TINY, "--set", "match.cn=1"], "unknown setting 'match.cn'; did you mean 'match.cm'"),
+    "config method": (["config", "iid-md"], "unknown method 'iid-md'; did you mean 'iid-dm'"),
+    "config dataset": (["config", "dm", "--dataset", "cifer10"], "unknown dataset 'cifer10'; did you mean 'cifar10'"),
+    "config scale": (["config", "dm", "--scale", "papper"], "unknown scale 'papper'; did you mean 'paper'"),
+    "config key": (["config", "dm", "--set", "match.cn=1"], "unknown setting 'match.cn'; did you mean 'match.cm'"),
+    "config value": (["config", "dm", "--set", "match.cm=-1"], "match.cm must not be negative, got -1.0"),
     "no equals": (["distill", "dm", *TINY, "--set", "match.cm"], "--set takes KEY=VALUE, got 'match.cm'"),
     "value": (["distill", "dm", *TINY, "--set", "match.cm=much"], "match.cm must be a number, got 'much'"),
     "value range": (["distill", "dm", *TINY, "--set", "match.width=0"], "match.width must be above 0"),

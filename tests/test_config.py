@@ -1,9 +1,11 @@
 """iidlib.config: every setting can be changed, read and written; what is wrong is one line that says what to do."""
 
-import dataclasses
 import math
+import subprocess
+import sys
 import typing
 
+import attrs
 import hypothesis
 import pytest
 import torch
@@ -12,8 +14,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
-from iidlib import config as configuration
-from iidlib.config import SCALES, RunConfig, fingerprint, from_yaml, override, preset, settings, to_yaml
+from iidlib.config import (
+    SCALES,
+    CheckpointConfig,
+    EvalProtocol,
+    MatchConfig,
+    PoolConfig,
+    RunConfig,
+    SynConfig,
+    differing,
+    fingerprint,
+    from_yaml,
+    override,
+    preset,
+    resolved,
+    settings,
+    to_yaml,
+)
+from iidlib.config.recipes import BASELINES, BASES
 from iidlib.errors import InputError, suggest
 from iidlib.networks import build_network
 
@@ -144,7 +162,7 @@ def test_the_given_settings_stay_as_they_are():
     before = to_yaml(DEFAULTS)
     override(DEFAULTS, {"match.cm": 0.5, "seed": 3})
     assert to_yaml(DEFAULTS) == before
-    with pytest.raises(dataclasses.FrozenInstanceError):
+    with pytest.raises(attrs.exceptions.FrozenInstanceError):
         DEFAULTS.match.cm = 1.0
 
 
@@ -199,6 +217,29 @@ def test_every_number_has_its_bound(key):
     below = -1 if key in ZERO_ALLOWED else 0
     with pytest.raises(InputError, match=rf"^{key} must (be above 0|not be negative), got {below}"):
         override(DEFAULTS, {key: below})
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: MatchConfig(cm=-1.0), "match.cm must not be negative, got -1.0"),
+        (lambda: MatchConfig(cm=math.nan), "match.cm must not be negative, got nan"),
+        (lambda: MatchConfig(cm="much"), "match.cm must be a number, got 'much'"),
+        (lambda: MatchConfig(width=1.5), "match.width must be a whole number, got 1.5"),
+        (lambda: MatchConfig(width=True), "match.width must be a whole number, got True"),
+        (lambda: MatchConfig(statistics="all"), "match.statistics must be one of fresh, cached, got 'all'"),
+        (lambda: SynConfig(momentum=1.0), "syn.momentum must be below 1, got 1.0"),
+        (lambda: EvalProtocol(cutmix=2.0), "eval.cutmix is a share of the batches, at most 1, got 2.0"),
+        (lambda: PoolConfig(epochs=3, epochs_kept=(4,)), r"pool.epochs_kept must lie in 1 to .*\(now 3\), got 4"),
+        (lambda: attrs.evolve(PoolConfig(epochs_kept=(20,)), epochs=3), r"in 1 to pool.epochs \(now 3\), got 20"),
+        (lambda: CheckpointConfig(every=0), "checkpoint.every must be above 0, got 0"),
+        (lambda: RunConfig(ipc=0), "ipc must be above 0, got 0"),
+        (lambda: RunConfig(scale="papr"), r"unknown scale 'papr'; did you mean 'paper'\?"),
+    ],
+)
+def test_classes_built_directly_refuse_what_override_refuses(build, message):
+    with pytest.raises(InputError, match=f"^.*{message}$"):
+        build()
 
 
 @hypothesis.settings(max_examples=300)
@@ -298,13 +339,57 @@ def test_presets_that_cannot_be():
         preset(changes={"iteration": 3})
 
 
+def test_a_preset_is_of_a_known_method_or_baseline():
+    with pytest.raises(InputError, match=r"^unknown method 'iid-md'; did you mean 'iid-dm'\?$"):
+        preset("iid-md")
+    with pytest.raises(InputError, match=r"^unknown method 'nonsense'; choose one of dm, dm-cc"):
+        resolved("nonsense")
+    for name in (*BASES, *BASELINES):
+        assert preset(name).method == name
+    # settings of a method of one's own are still compared with the scale's
+    assert differing(override(preset("dm"), {"method": "mine", "match.cm": 0.5})) == {"match.cm": "0.5"}
+
+
+def sources(*arguments: object) -> dict[str, str]:
+    return {setting.key: setting.source for setting in resolved(*arguments)}
+
+
+def test_each_setting_says_where_it_comes_from():
+    idm = sources("iid-idm", "tinyimagenet", 50, "paper", {"match.cc": "0.5", "seed": 3})
+    assert list(idm) == list(ALL)
+    assert {idm[key] for key in ("method", "dataset", "ipc", "scale")} == {"argument"}
+    assert idm["match.cm"] == idm["syn.factor"] == "method"
+    assert idm["match.network"] == idm["eval.networks"] == "dataset"
+    assert idm["match.ce"] == idm["queue.steps"] == "published row"
+    assert idm["match.cc"] == idm["seed"] == "change"  # over the method's own
+    assert idm["match.width"] == idm["queue.size"] == "default"
+    small = sources("iid-idm", "cifar10", 10, "laptop")
+    assert small["match.cc"] == small["queue.every"] == "method at this scale"  # over the scale's own
+    assert small["match.width"] == small["iterations"] == "scale" and small["match.cm"] == "method"
+    # a table's value counts as the table's even where it is equal to the default
+    assert SCALES["tour"]["pool.count"] == DEFAULTS.pool.count and sources("dm")["pool.count"] == "scale"
+
+
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("method", [*BASES, *BASELINES])
+def test_resolved_settings_are_those_of_the_preset(method, scale):
+    for dataset in ("cifar10", "tinyimagenet", "validation:cifar100"):
+        for changes in ({}, {"eval.networks": "convnet3, alexnet", "pool.epochs_kept": "1,2", "match.cm": "5e-4"}):
+            config, found = preset(method, dataset, 10, scale, changes), resolved(method, dataset, 10, scale, changes)
+            assert {setting.key: setting.value for setting in found} == {key: value(config, key) for key in ALL}
+            assert override(RunConfig(), {setting.key: setting.text for setting in found}) == config
+            for setting in found:
+                if setting.source == "default":
+                    assert setting.value == value(DEFAULTS, setting.key)
+
+
 # YAML
 
 
 def test_yaml_is_a_tree_that_a_person_can_read_and_write():
     tree = yaml.safe_load(to_yaml(preset("dm", scale="ci")))
     assert tree["method"] == "dm" and tree["match"]["width"] == 8 and tree["eval"]["networks"] == ["convnet3"]
-    assert list(tree) == [field.name for field in dataclasses.fields(RunConfig)]
+    assert list(tree) == [field.name for field in attrs.fields(RunConfig)]
     short = from_yaml("method: dm\nmatch: {cm: 5e-4, width: 16}\ncompute:\n  compile: off\n")
     assert (short.method, short.match.cm, short.match.width, short.compute.compile) == ("dm", 5e-4, 16, "off")
     assert short.iterations == 20_000
@@ -338,6 +423,39 @@ def test_yaml_that_is_wrong_is_one_line(text, message):
 # Fingerprints and suggestions
 
 
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (("iid-dm", "cifar10", 10, "paper"), "f39bd7eabd42"),
+        (("dm", "cifar10-mini", 10, "tour"), "a4e89aaa4b7b"),
+        (("iid-idm", "cifar100", 10, "paper"), "51af1224ee48"),
+        (("idm-cc", "tinyimagenet", 50, "paper"), "d53bd4d4a17d"),
+        (("dm-cm", "shapes", 2, "ci"), "a968d02d2ec2"),
+        (("iid-idm", "svhn", 1, "laptop"), "2dd86389a95f"),
+        (("random-mosaic", "cifar10", 10, "laptop"), "001151dfc66b"),
+        (("whole", "validation:cifar10", 10, "tour"), "0d6e5d7e165d"),
+        (
+            (
+                "iid-dm",
+                "cifar10",
+                10,
+                "paper",
+                {
+                    "seed": 3,
+                    "match.cm": "5e-4",
+                    "eval.networks": "convnet3, alexnet",
+                    "pool.epochs_kept": "1,3",
+                    "compute.compile": "off",
+                },
+            ),
+            "598484fbdbe7",
+        ),
+    ],
+)
+def test_fingerprints_stay_what_results_and_runs_have_recorded(arguments, expected):
+    assert fingerprint(preset(*arguments)) == expected
+
+
 def test_a_fingerprint_names_the_settings():
     name = fingerprint(preset("dm"))
     assert len(name) == 12 and set(name) <= set("0123456789abcdef")
@@ -350,9 +468,18 @@ def test_suggestions():
     assert suggest("what", ["dm", "iid-dm"]) == "; choose one of dm, iid-dm"
 
 
-def test_the_bounds_name_settings_that_exist():
-    assert set(ALL) >= configuration._POSITIVE | configuration._NOT_NEGATIVE
-    assert not configuration._POSITIVE & configuration._NOT_NEGATIVE
+@pytest.mark.parametrize("key", [key for key in ALL if typing.get_origin(ALL[key]) is typing.Literal])
+def test_every_choice_is_checked_where_it_is_declared(key):
+    group, _, name = key.partition(".")
+    with pytest.raises(InputError, match=f"^{key} must be one of .*, got 'nonsense'$"):
+        attrs.evolve(getattr(DEFAULTS, group), **{name: "nonsense"})
+
+
+def test_a_class_knows_the_name_of_its_settings():
+    for entry in attrs.fields(RunConfig):
+        group = getattr(DEFAULTS, entry.name)
+        if attrs.has(type(group)):
+            assert group._prefix == f"{entry.name}."
 
 
 def test_every_setting_has_a_place_in_the_design():
@@ -360,3 +487,10 @@ def test_every_setting_has_a_place_in_the_design():
         "match", "syn", "pool", "queue", "eval", "checkpoint", "compute"
     }  # fmt: skip
     assert issubclass(InputError, ValueError)
+
+
+@pytest.mark.parametrize("module", ["config", "errors", "files"])
+def test_settings_are_read_without_torch(module):
+    code = f"import sys, iidlib.{module}; print([n for n in ('torch', 'pandas', 'numpy') if n in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100)
+    assert (done.returncode, done.stdout.strip()) == (0, "[]"), done.stderr

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import attrs
 import pandas as pd
 import pytest
 import torch
@@ -121,7 +122,7 @@ def test_chosen_images_are_whole_ones_whatever_form_a_distilled_set_has(pictures
 
 def test_what_is_refused(pictures, tmp_path: Path):
     with pytest.raises(InputError, match="unknown method 'dmm' for a memory; did you mean 'dm'"):
-        learn_in_steps(config("dmm"), pictures, steps=2)
+        learn_in_steps(attrs.evolve(config(), method="dmm"), pictures, steps=2)
     for method in ("dm", "random"):
         with pytest.raises(InputError, match=r"settings are for dataset 'cifar100', .* given is 'shapes'"):
             learn_in_steps(override(config(method), {"dataset": "cifar100"}), pictures, steps=2, out=tmp_path / "x")

@@ -12,11 +12,11 @@ import sys
 import threading
 import urllib.error
 import urllib.request
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import ModuleType
 
+import attrs
 import numpy as np
 import pytest
 import torch
@@ -586,4 +586,4 @@ class TestValidation:
         plain, tuned = (
             preset("iid-idm", dataset=name, ipc=10, scale="paper") for name in ("cifar10", "validation:cifar10")
         )
-        assert replace(tuned, dataset=plain.dataset) == plain
+        assert attrs.evolve(tuned, dataset=plain.dataset) == plain

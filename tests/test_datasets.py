@@ -1,5 +1,6 @@
 """Data sets in their true formats, written in small: CIFAR-100, SVHN, TinyImageNet, folders; whole and damaged."""
 
+import dataclasses
 import hashlib
 import http.server
 import io
@@ -18,7 +19,6 @@ import torchvision
 from PIL import Image
 from scipy.io import savemat
 
-from iidlib import config
 from iidlib.config import preset
 from iidlib.data import check, datasets, download, image_files, load_dataset, tinyimagenet
 from iidlib.data.download import fetch, unpack
@@ -159,7 +159,7 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     source = SOURCES["tinyimagenet"]
     monkeypatch.setitem(
         SOURCES, "tinyimagenet",
-        config.dataclasses.replace(source, problems=lambda folder: tinyimagenet.problems(folder, SMALL)),
+        dataclasses.replace(source, problems=lambda folder: tinyimagenet.problems(folder, SMALL)),
     )  # fmt: skip
     return root
 

@@ -22,6 +22,7 @@ from torch import Tensor
 from iidlib import evaluate
 from iidlib.augment import OPERATIONS, sample
 from iidlib.config import ComputeConfig, RunConfig, fingerprint, override, preset
+from iidlib.config.recipes import BASES
 from iidlib.data import Dataset, load_dataset, shapes
 from iidlib.distillation import METHODS, TERMS, Distillation, Method, Stopped, Term, distill
 from iidlib.distillation import run as distillation_run
@@ -509,6 +510,7 @@ def test_the_iteration_the_term_and_the_last_good_checkpoint_are_named(tmp_path,
         return (float("nan") if len(steps) >= 5 else 1.0) * batch.syn_features.square().sum((1, 2))
 
     monkeypatch.setitem(TERMS, "breaks", Term(breaks, weight=lambda config: 1.0))
+    monkeypatch.setitem(BASES, "mine", "dm")
     monkeypatch.setitem(METHODS, "mine", Method(("mean", "breaks")))
     folder = tmp_path / "run"
     message = r"'breaks' is nan at iteration 4; .* last good checkpoint is .*0000003\.safetensors$"
@@ -551,6 +553,7 @@ def test_a_term_and_a_method_join_through_the_tables(monkeypatch):
         return batch.syn_features.square().mean((1, 2))
 
     monkeypatch.setitem(TERMS, "smooth", Term(smooth, weight=lambda config: 10 * config.match.cm))
+    monkeypatch.setitem(BASES, "mine", "dm")
     monkeypatch.setitem(METHODS, "mine", Method(("smooth", "mean"), source))
     run = Distillation(settings("mine"), pictures())
     result = distill(settings("mine", match__cm=0.5), pictures())
@@ -572,6 +575,7 @@ def test_a_term_of_ones_own_gets_its_pool_and_is_left_out_where_it_has_no_pairs(
             needs_pool=True,
         ),
     )
+    monkeypatch.setitem(BASES, "mine", "dm")
     monkeypatch.setitem(METHODS, "mine", Method(("mean", "pull")))
     result = distill(settings("mine"), pictures(40))
     assert "loss_pull" in result.metrics and len(result.pool.networks) == 1
@@ -978,7 +982,6 @@ def test_a_process_that_is_interrupted_keeps_its_run(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"method": "iid-md"}, "unknown method 'iid-md'; did you mean 'iid-dm'"),
         ({"ipc": 8}, r"ipc must be 1 to 7, the training images of class '\w+' in shapes, not 8"),
         ({"match__network": "convnet33"}, "unknown network 'convnet33'; did you mean 'convnet3'"),
         ({"match__network": "alexnet"}, "alexnet takes square images of side 32 only, got image_size 16"),
@@ -996,6 +999,13 @@ def test_settings_that_do_not_fit_are_one_line(changes, message, tmp_path):
     with pytest.raises(InputError, match=message) as caught:
         distill(config, pictures(), out=tmp_path / "run")
     assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_method_without_a_row_is_one_line(tmp_path):
+    config = override(settings("dm"), {"method": "iid-md"})
+    with pytest.raises(InputError, match="unknown method 'iid-md'; did you mean 'iid-dm'"):
+        distill(config, pictures(), out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 

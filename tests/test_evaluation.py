@@ -5,15 +5,17 @@ import dataclasses
 import math
 import statistics
 
+import attrs
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from torch import Tensor
 
-from iidlib import presets
 from iidlib.augment import sample
 from iidlib.config import SCALES, ComputeConfig, Drop, EvalProtocol, override, preset
+from iidlib.config import protocol as protocol_changes
+from iidlib.config.recipes import PROTOCOLS
 from iidlib.data import Dataset, DatasetSpec, RealSet, shapes
 from iidlib.distillation import Distillation
 from iidlib.errors import InputError
@@ -35,7 +37,7 @@ def pictures() -> Dataset:
 
 
 def changed(**changes: object) -> EvalProtocol:
-    return dataclasses.replace(QUICK, **changes)
+    return attrs.evolve(QUICK, **changes)
 
 
 def judge(images: SyntheticSet | RealSet, dataset: Dataset, protocol: EvalProtocol = QUICK, **settings) -> pd.DataFrame:
@@ -81,14 +83,14 @@ def test_the_last_pass_before_the_drop(epochs, last):
 def test_the_idc_familys_protocol_by_name():
     config = preset("random", "cifar10", 10, "paper")
     assert config.eval.name == "dm"
-    given = presets.protocol("idc", "color_crop_cutout_flip_scale_rotate", "paper")
+    given = protocol_changes("idc", "color_crop_cutout_flip_scale_rotate", "paper")
     protocol = override(config, given).eval
     assert (protocol.name, protocol.epochs, protocol.batch, protocol.cutmix) == ("idc", 1500, 64, 0.5)
     assert protocol.augmentation == "flip>color>crop_scale_rotate"
     assert protocol.drops == (Drop(1000, 0.2 * 0.01), Drop(1250, 0.04 * 0.01))
-    assert presets.protocol("dm", "flip", "paper") == presets.PROTOCOLS["dm"]
+    assert protocol_changes("dm", "flip", "paper") == PROTOCOLS["dm"]
     # digits are not mirrored, and smaller scales keep their own number of passes
-    smaller = presets.protocol("idc", "color_crop_cutout_scale_rotate", "laptop")
+    smaller = protocol_changes("idc", "color_crop_cutout_scale_rotate", "laptop")
     assert smaller["eval.augmentation"] == "color>crop_scale_rotate" and "eval.epochs" not in smaller
     assert override(config, {"eval.cutmix": 0.3}).eval.name == "own"
     with pytest.raises(InputError, match=r"eval\.cutmix is a share of the batches, at most 1, got 1\.5"):
@@ -464,4 +466,4 @@ def test_the_whole_set_is_evaluated_with_fewer_epochs_unless_told(pictures):
 def test_scores_note_how_they_were_obtained(pictures):
     protocol = changed(epochs=1, num_eval=1)
     noted = judge(random_real(pictures.train, 1), pictures, protocol, seed=4).attrs
-    assert noted == {"dataset": "shapes", "seed": 4, "protocol": dataclasses.asdict(protocol)}
+    assert noted == {"dataset": "shapes", "seed": 4, "protocol": attrs.asdict(protocol)}

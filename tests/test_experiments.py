@@ -1,9 +1,9 @@
 """The paper's cells: what was published, and which rows count as measured."""
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pandas as pd
 import pytest
 
@@ -152,7 +152,7 @@ def scores_of(config: RunConfig, **noted: object) -> pd.DataFrame:
         {"network": "convnet3", "evaluation_seed": range(3), "accuracy": [45.0, 46.0, 47.0], "epochs": 400,
          "images": 100, "seconds": 2.5}
     )  # fmt: skip
-    scores.attrs = {"dataset": config.dataset, "seed": 5, "protocol": dataclasses.asdict(config.eval)} | noted
+    scores.attrs = {"dataset": config.dataset, "seed": 5, "protocol": attrs.asdict(config.eval)} | noted
     return scores
 
 
@@ -184,7 +184,7 @@ def test_rows_say_what_is_known_and_keep_further_columns() -> None:
     ("noted", "message"),
     [
         ({"dataset": "cifar100"}, "obtained on cifar100, and the settings say cifar10; .*dataset=dataset.name"),
-        ({"protocol": dataclasses.asdict(EvalProtocol())}, "trained with eval.width=128, and the settings say 64; "),
+        ({"protocol": attrs.asdict(EvalProtocol())}, "trained with eval.width=128, and the settings say 64; "),
         (None, "rows of results need the scores of one call of evaluate"),
     ],
 )

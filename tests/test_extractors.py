@@ -9,6 +9,7 @@ from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
 
+import attrs
 import pytest
 import torch
 
@@ -37,7 +38,7 @@ def cache(tmp_path, monkeypatch) -> Path:
 
 
 def config(**changes: object) -> PoolConfig:
-    return PoolConfig(**{**vars(SMALL), **changes})
+    return attrs.evolve(SMALL, **changes)
 
 
 def train(dataset: Dataset, settings: PoolConfig = SMALL, **arguments: object) -> Pool:
@@ -236,7 +237,7 @@ def test_the_fingerprint_names_the_data_and_every_setting_that_shapes_a_network(
     others = {pool_fingerprint(pictures, config(**{key: value})) for key, value in changed.items()}
     assert len(others) == len(changed) and mine not in others
     assert mine == pool_fingerprint(pictures, config(count=9, path="elsewhere"))
-    assert set(vars(SMALL)) == {*changed, "count", "path"}, "a new setting: does it shape the networks?"
+    assert set(attrs.asdict(SMALL)) == {*changed, "count", "path"}, "a new setting: does it shape the networks?"
     assert mine != pool_fingerprint(shapes(4, 40, 16, seed=1), SMALL)
 
 
@@ -333,7 +334,9 @@ def test_networks_trained_at_once_are_those_trained_alone(pictures, cache, monke
 def test_a_pool_from_before_members_had_passes_and_precision_is_refused(pictures, cache, pool_folder):
     """Its fingerprint named fewer settings; nobody takes it for one of today's."""
     facts = {
-        key: value for key, value in vars(SMALL).items() if key in ("network", "width", "epochs", "lr", "batch", "seed")
+        key: value
+        for key, value in attrs.asdict(SMALL).items()
+        if key in ("network", "width", "epochs", "lr", "batch", "seed")
     }
     old = sha256(json.dumps([pictures.train.fingerprint, facts], sort_keys=True).encode()).hexdigest()[:12]
     path = pool_folder / "pool.json"

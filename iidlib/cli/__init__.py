@@ -17,7 +17,7 @@ import typer
 from typer.core import TyperGroup
 
 from iidlib._version import __version__
-from iidlib.cli import bench, continual, data, distill, evaluate, experts, reproduce, sweep
+from iidlib.cli import bench, config, continual, data, distill, evaluate, experts, reproduce, sweep
 from iidlib.cli.session import Failed
 from iidlib.errors import InputError
 
@@ -63,6 +63,7 @@ app.command()(continual.continual)
 app.command()(reproduce.reproduce)
 app.command()(sweep.sweep)
 app.command()(bench.bench)
+app.command()(config.config)
 data_app = typer.Typer(help="Data sets: what is known, fetch one, check its files.")
 data_app.command("list")(data.data_list)
 data_app.command("fetch")(data.data_fetch)

@@ -40,11 +40,11 @@ def distill(
     results: Results = None,
 ) -> None:
     """Learn a few synthetic images a class, and show what networks trained on them reach."""
+    from iidlib.config import published
     from iidlib.distillation import METHODS
     from iidlib.distillation import distill as run
     from iidlib.evaluation import made_by
     from iidlib.experiments import SetOrigin, append_results, check_results, protocol_text, published_value
-    from iidlib.presets import published
     from iidlib.runs import RunFolder
     from iidlib.synthetic import SyntheticSet
 

@@ -43,10 +43,10 @@ def evaluate(
     results: Results = None,
 ) -> None:
     """Train networks from scratch on a set and test them on the real test images."""
+    from iidlib.config.recipes import BASELINES
     from iidlib.evaluation import check_protocol, evaluation_config, made_by, origin_of, real_images
     from iidlib.evaluation.coresets import CHOICES
     from iidlib.experiments import SetOrigin, append_results, check_results, check_writable, protocol_text
-    from iidlib.experiments.results import BASELINES
     from iidlib.features import choosing_pool
     from iidlib.files import atomic_write
     from iidlib.runs import RunFolder

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from iidlib.config import RunConfig
+from iidlib.config.recipes import BASES, Base
 from iidlib.data import Dataset
 from iidlib.distillation.optimisers import ImageOptimiserFactory, class_sweep, joint
 from iidlib.distillation.terms import TERMS, Term
@@ -62,6 +63,8 @@ class Method:
     """Makes what draws the matching network of an iteration."""
     optimiser: ImageOptimiserFactory = joint
     """Makes what moves the images along the gradient."""
+    base: Base = "dm"
+    """What it builds on, which decides its usual settings; for a method of the table as `recipes.BASES` has it."""
 
     def terms_in_use(self, config: RunConfig) -> dict[str, Term]:
         """The terms by name, without those that would be zero for want of a second image in each class."""
@@ -70,13 +73,13 @@ class Method:
 
 
 METHODS: dict[str, Method] = {
-    "dm": Method(("mean",)),
-    "dm-cc": Method(("mean", "cc")),
-    "dm-cm": Method(("mean", "cm")),
-    "iid-dm": Method(("mean", "cm", "cc")),
-    "idm": Method(("mean", "ce"), _network_queue, class_sweep),
-    "idm-cc": Method(("mean", "ce", "cc"), _network_queue, class_sweep),
-    "idm-cm": Method(("mean", "ce", "cm"), _network_queue, class_sweep),
-    "iid-idm": Method(("mean", "ce", "cm", "cc"), _network_queue, class_sweep),
+    "dm": Method(("mean",), base=BASES["dm"]),
+    "dm-cc": Method(("mean", "cc"), base=BASES["dm-cc"]),
+    "dm-cm": Method(("mean", "cm"), base=BASES["dm-cm"]),
+    "iid-dm": Method(("mean", "cm", "cc"), base=BASES["iid-dm"]),
+    "idm": Method(("mean", "ce"), _network_queue, class_sweep, base=BASES["idm"]),
+    "idm-cc": Method(("mean", "ce", "cc"), _network_queue, class_sweep, base=BASES["idm-cc"]),
+    "idm-cm": Method(("mean", "ce", "cm"), _network_queue, class_sweep, base=BASES["idm-cm"]),
+    "iid-idm": Method(("mean", "ce", "cm", "cc"), _network_queue, class_sweep, base=BASES["iid-idm"]),
 }
 """The methods by name."""

@@ -10,10 +10,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from iidlib.config.recipes import BASELINES
 from iidlib.data import RealSet
 from iidlib.engine import in_chunks
 from iidlib.errors import InputError, suggest
-from iidlib.experiments.results import BASELINES
 from iidlib.networks import Network
 from iidlib.rng import stream
 from iidlib.synthetic import SyntheticSet

@@ -3,15 +3,16 @@
 import dataclasses
 from collections.abc import Mapping
 
+import attrs
 import torch
 
 from iidlib.config import RunConfig, differing, preset
+from iidlib.config import protocol as protocol_changes
+from iidlib.config.recipes import BASELINES, BASES, PROTOCOLS, SCALES
 from iidlib.data import Dataset, RealSet
 from iidlib.engine import device_name, peak_memory_mib
 from iidlib.errors import InputError, suggest
 from iidlib.experiments import MadeBy, SetOrigin
-from iidlib.presets import PROTOCOLS
-from iidlib.presets import protocol as protocol_changes
 from iidlib.runs import RunFolder
 from iidlib.runs.environment import environment
 from iidlib.synthetic import SyntheticSet
@@ -110,7 +111,7 @@ def evaluation_config(
         dataset: what it is tested on.
         ipc: images per class; of ``whole`` those of the largest class are counted instead.
         scale: whose protocol is used; the set's own when not given.
-        protocol: ``dm`` or ``idc``, see `iidlib.presets.PROTOCOLS`.
+        protocol: ``dm`` or ``idc``, see `iidlib.config.recipes.PROTOCOLS`.
         changes: further settings by dotted key. Without ``eval.epochs`` the whole training set gets fewer epochs, see
             ``EvalProtocol.for_whole_set``.
 
@@ -120,9 +121,12 @@ def evaluation_config(
     check_protocol(protocol)
     given, start = dict(changes or {}), scale or origin.scale
     family = {} if protocol == "dm" else protocol_changes(protocol, dataset.spec.augmentation, start)
-    config = preset(origin.method, dataset.name, ipc, start, {"seed": origin.seed} | family | given)
+    # a set of an unknown method is evaluated as one of DM, on which no method changes the evaluation
+    method = origin.method if origin.method in (*BASES, *BASELINES) else "dm"
+    config = preset(method, dataset.name, ipc, start, {"seed": origin.seed} | family | given)
     judged = config.eval
     if origin.method == "whole":
         ipc = int(dataset.train.counts.max())
         judged = judged if "eval.epochs" in given else judged.for_whole_set()
-    return dataclasses.replace(config, eval=judged, scale=origin.scale, ipc=ipc)
+    made_at = origin.scale if origin.scale in SCALES else config.scale
+    return attrs.evolve(config, eval=judged, scale=made_at, ipc=ipc)

@@ -1,10 +1,10 @@
 """The claim: networks trained from scratch on a set and tested on real images."""
 
-import dataclasses
 import itertools
 import time
 from collections.abc import Iterable, Iterator, Sequence
 
+import attrs
 import pandas as pd
 import torch
 
@@ -122,7 +122,7 @@ def evaluated(
 def scores_of(rows: Iterable[dict[str, object]], dataset: Dataset, protocol: EvalProtocol, seed: int) -> pd.DataFrame:
     """The frame that `evaluate` gives, from the rows of one call of `evaluated` with the same arguments."""
     scores = pd.DataFrame(list(rows))
-    scores.attrs = {"dataset": dataset.name, "seed": seed, "protocol": dataclasses.asdict(protocol)}
+    scores.attrs = {"dataset": dataset.name, "seed": seed, "protocol": attrs.asdict(protocol)}
     return scores
 
 

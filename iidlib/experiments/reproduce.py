@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from iidlib.config.recipes import BASELINES
 from iidlib.errors import InputError
 from iidlib.experiments.cells import Cell, all_rows, find, measured, within
-from iidlib.experiments.results import BASELINES, results_dir
+from iidlib.experiments.results import results_dir
 
 __all__ = ["Job", "Outcome", "jobs", "run_jobs"]
 

@@ -10,14 +10,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pandas as pd
 
 from iidlib.config import EvalProtocol, RunConfig, differing, preset
+from iidlib.config.recipes import BASELINES
 from iidlib.errors import InputError
 from iidlib.files import PACKAGE, atomic_write, checkout, locked
 
 __all__ = [
-    "BASELINES",
     "RESULT_COLUMNS",
     "MadeBy",
     "SetOrigin",
@@ -31,9 +32,6 @@ __all__ = [
     "results_dir",
     "rows_of",
 ]
-
-BASELINES = ("random", "random-mosaic", "herding", "k-center", "whole")
-"""Methods that choose real images instead of learning any."""
 
 RESULT_COLUMNS = (
     "dataset", "method", "ipc", "scale", "network", "seed", "evaluation_seed", "accuracy", "protocol", "iterations",
@@ -221,7 +219,7 @@ def _evaluated_as(scores: pd.DataFrame, config: RunConfig) -> int:
             f"the scores were obtained on {noted['dataset']}, and the settings say {config.dataset}; "
             "take settings for it: preset(..., dataset=dataset.name)"
         )
-    for name, value in dataclasses.asdict(config.eval).items():
+    for name, value in attrs.asdict(config.eval).items():
         # which networks, and how many of each, the rows say themselves
         if name not in ("networks", "num_eval") and noted["protocol"].get(name) != value:
             raise InputError(

@@ -4,11 +4,12 @@ import itertools
 import json
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import attrs
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as from_bytes
@@ -52,7 +53,7 @@ class Pool:
 
 def pool_fingerprint(dataset: Dataset, config: PoolConfig) -> str:
     """Twelve hex digits of the training images and every setting that shapes the networks."""
-    facts = {key: value for key, value in asdict(config).items() if key not in ("count", "path")}
+    facts = {key: value for key, value in attrs.asdict(config).items() if key not in ("count", "path")}
     return sha256(json.dumps([dataset.train.fingerprint, facts], sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -148,7 +149,7 @@ def choosing_pool(dataset: Dataset, config: RunConfig) -> Pool:
     Raises:
         InputError: as for `trained_pool`.
     """
-    one = replace(config.pool, count=1, seed=config.pool.seed + config.seed)
+    one = attrs.evolve(config.pool, count=1, seed=config.pool.seed + config.seed)
     return trained_pool(dataset, one, compute=config.compute)
 
 

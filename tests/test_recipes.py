@@ -1,10 +1,13 @@
-"""iidlib.presets: the published rows of IDM, as the commands have them, and what smaller scales change."""
+"""iidlib.config.recipes: the published rows of IDM, as the commands have them, and what smaller scales change."""
 
 import pytest
 
 from iidlib.config import SCALES, preset, settings
+from iidlib.config.recipes import BASELINES, BASES, IDM_SCALES, PUBLISHED, common, differences, layers, published
+from iidlib.continual import MEMORIES
 from iidlib.distillation import METHODS
-from iidlib.presets import IDM, IDM_SCALES, PUBLISHED, common, differences, published
+
+IDM = [name for name, base in BASES.items() if base == "idm"]
 
 # ce_weight, batch_real, net_generate_interval, model_train_steps of command.txt; SVHN by a fork's command
 COMMANDS = {
@@ -48,7 +51,26 @@ def test_every_row_says_where_it_is_from():
 
 
 def test_the_methods_are_those_of_the_table():
+    assert BASES == {name: method.base for name, method in METHODS.items()}
+    assert IDM == ["idm", "idm-cc", "idm-cm", "iid-idm"]
     assert set(IDM) == {name for name, method in METHODS.items() if "ce" in method.terms}
+
+
+def test_baselines_are_no_methods_and_every_real_memory_is_one():
+    assert not set(BASELINES) & set(BASES)
+    assert set(MEMORIES) == set(BASELINES) - {"whole"}
+
+
+def test_differences_are_the_layers_above_the_scale():
+    for method in ("dm", "iid-idm"):
+        for dataset in ("cifar10", "tinyimagenet", "validation:tinyimagenet"):
+            for scale in SCALES:
+                found = {}
+                for origin, changes in layers(method, dataset, 10, scale).items():
+                    found |= {} if origin in ("method", "scale") else changes
+                assert differences(method, dataset, 10, scale) == found
+    assert list(layers("idm", "tinyimagenet", 10, "paper")) == ["method", "scale", "dataset", "published row"]
+    assert list(layers("idm", "cifar10", 10, "tour")) == ["method", "scale", "method at this scale"]
 
 
 @pytest.mark.parametrize("scale", SCALES)

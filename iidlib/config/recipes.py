@@ -1,16 +1,101 @@
-"""What single methods change in the settings: IDM's published rows, and its form at smaller scales.
+"""What scales, methods and datasets change in the settings: the scales, IDM's published rows, evaluation protocols.
 
-Plain tables of differences; `config.preset` lays them over the paper's settings, which are the defaults.
+Plain tables of differences; `config.preset` lays them over the paper's settings, which are the defaults of the classes.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
-__all__ = ["IDM", "IDM_SCALES", "PROTOCOLS", "PUBLISHED", "Row", "common", "differences", "protocol", "published"]
+__all__ = [
+    "BASELINES",
+    "BASES",
+    "IDM_SCALES",
+    "PROTOCOLS",
+    "PUBLISHED",
+    "SCALES",
+    "Base",
+    "Origin",
+    "Row",
+    "common",
+    "differences",
+    "layers",
+    "protocol",
+    "published",
+]
 
-IDM = ("idm", "idm-cc", "idm-cm", "iid-idm")
-"""The methods on top of IDM."""
+Base = Literal["dm", "idm"]
+"""What a method builds on."""
+
+BASES: dict[str, Base] = {
+    "dm": "dm",
+    "dm-cc": "dm",
+    "dm-cm": "dm",
+    "iid-dm": "dm",
+    "idm": "idm",
+    "idm-cc": "idm",
+    "idm-cm": "idm",
+    "iid-idm": "idm",
+}
+"""The distillation methods with their base; `distillation.METHODS` says what they do."""
+
+BASELINES = ("random", "random-mosaic", "herding", "k-center", "whole")
+"""Methods that choose real images instead of learning any."""
+
+SCALES: dict[str, dict[str, Any]] = {
+    "paper": {},
+    "laptop": {
+        "iterations": 1200,
+        "match.width": 64,
+        "match.batch_real": 128,
+        "match.cc": 1.0,  # of 0, 1, 3 and 10 the best on held-out images
+        "match.cc_scaling": "relative",
+        "pool.network": "convnet3",
+        "pool.width": 64,
+        "pool.count": 2,
+        "pool.epochs": 3,
+        "eval.width": 64,
+        "eval.num_eval": 3,
+        "eval.epochs": 400,
+        "checkpoint.every": 200,
+    },
+    "tour": {
+        "iterations": 200,
+        "match.width": 32,
+        "match.batch_real": 64,
+        "match.cc": 0.3,
+        "match.cc_scaling": "relative",
+        "pool.network": "convnet3",
+        "pool.width": 32,
+        "pool.count": 2,
+        "pool.epochs": 10,
+        "eval.width": 32,
+        "eval.num_eval": 3,
+        "eval.epochs": 300,
+        "checkpoint.every": 50,
+    },
+    "ci": {
+        "iterations": 4,
+        "match.width": 8,
+        "match.batch_real": 8,
+        "match.cc": 0.3,
+        "match.cc_scaling": "relative",
+        "pool.network": "convnet3",
+        "pool.width": 16,
+        "pool.count": 1,
+        "pool.epochs": 3,
+        "eval.width": 8,
+        "eval.num_eval": 2,
+        "eval.epochs": 4,
+        "checkpoint.every": 2,
+        "compute.compile": "off",
+    },
+}
+"""What each scale changes in the paper's settings, which are the defaults.
+
+The pools of small ConvNets stand in for the paper's ResNet18s where there is no GPU; class centralization is then
+scaled by the scatter of real images, because a weight tuned for ResNet18 features means nothing for theirs.
+"""
 
 _COMMON: dict[str, Any] = {"syn.factor": 2, "syn.lr": 0.2, "match.cm": 0.03, "match.cc": 0.01}
 """Of IDM at every scale: ``--aug --lr_img 0.2`` of the commands, and the weights in IID's released IDM script."""
@@ -41,7 +126,8 @@ _DEEP: dict[str, Any] = {"match.network": "convnet4", "eval.networks": ("convnet
 
 
 def _tiny(changes: Mapping[str, Any]) -> Row:
-    return Row(_DEEP | dict(changes), f"{_COMMAND}, but for the depth")
+    # the depth is the dataset's own change, see `layers`
+    return Row(changes, f"{_COMMAND}, but for the depth")
 
 
 PUBLISHED: dict[tuple[str, int], Row] = {
@@ -112,21 +198,36 @@ def common(method: str) -> dict[str, Any]:
     """What a method changes at every scale, before the scale's own changes; also what its random baseline does."""
     if method == "random-mosaic":
         return {"syn.factor": _COMMON["syn.factor"]}
-    return dict(_COMMON) if method in IDM else {}
+    return dict(_COMMON) if BASES.get(method) == "idm" else {}
 
 
 def published(method: str, dataset: str, ipc: int) -> Row | None:
     """The published row of a method, where there is one."""
-    return PUBLISHED.get((dataset, ipc)) if method in IDM else None
+    return PUBLISHED.get((dataset, ipc)) if BASES.get(method) == "idm" else None
+
+
+Origin = Literal["method", "scale", "dataset", "method at this scale", "published row"]
+"""Which table changes a setting."""
+
+
+def layers(method: str, dataset: str, ipc: int, scale: str) -> dict[Origin, Mapping[str, Any]]:
+    """What the tables change, each under its name, in the order in which they are applied: the last one wins."""
+    found: dict[Origin, Mapping[str, Any]] = {"method": common(method), "scale": SCALES[scale]}
+    dataset = dataset.removeprefix("validation:")
+    if dataset == "tinyimagenet":
+        found["dataset"] = _DEEP
+    if scale == "paper":
+        if row := published(method, dataset, ipc):
+            found["published row"] = row.changes
+    elif BASES.get(method) == "idm":
+        found["method at this scale"] = IDM_SCALES.get(scale, {})
+    return found
 
 
 def differences(method: str, dataset: str, ipc: int, scale: str) -> dict[str, Any]:
-    """What a data set and a method change at a scale, on top of the scale's own changes."""
-    dataset = dataset.removeprefix("validation:")
-    own = dict(_DEEP) if dataset == "tinyimagenet" else {}
-    if method not in IDM:
-        return own
-    if scale != "paper":
-        return own | IDM_SCALES.get(scale, {})
-    row = published(method, dataset, ipc)
-    return own | dict(row.changes) if row else own
+    """What a dataset and a method change at a scale, on top of the scale's own changes."""
+    found: dict[str, Any] = {}
+    for origin, changes in layers(method, dataset, ipc, scale).items():
+        if origin not in ("method", "scale"):
+            found |= changes
+    return found

@@ -1,0 +1,68 @@
+"""``iid config``: the settings that a command would run with, and where each comes from."""
+
+import json
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from iidlib.cli.options import Changes, DatasetName, given_changes
+from iidlib.cli.session import console
+from iidlib.config import published, resolved
+from iidlib.config.overrides import Setting
+from iidlib.errors import InputError, suggest
+
+__all__ = ["config"]
+
+DATASETS = ("cifar10-mini", "cifar10", "cifar100", "svhn", "tinyimagenet", "shapes")
+"""Names of the registry, which is not imported here: it needs torch, and this command answers at once."""
+
+
+def config(
+    ctx: typer.Context,
+    method: Annotated[
+        str, typer.Argument(help="dm, dm-cc, dm-cm, iid-dm, or the same with idm; or a baseline such as random.")
+    ],
+    dataset: DatasetName = "cifar10-mini",
+    ipc: Annotated[int, typer.Option("--ipc", help="Synthetic images per class.")] = 10,
+    scale: Annotated[str, typer.Option("--scale", help="ci, tour, laptop or paper.")] = "tour",
+    iterations: Annotated[int | None, typer.Option("--iterations", help="Number of iterations.")] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="Random seed.")] = None,
+    changes: Changes = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list of key, value and source.")] = False,
+) -> None:
+    """Show every setting of a run, and where it comes from."""
+    name = dataset.removeprefix("validation:")
+    if name not in DATASETS and not name.startswith("folder:"):
+        raise InputError(f"unknown dataset {name!r}{suggest(name, DATASETS)}")
+    own = {key: value for key, value in {"iterations": iterations, "seed": seed}.items() if value is not None}
+    rows = [
+        (setting, _source(ctx, setting))
+        for setting in resolved(method, dataset, ipc, scale, own | given_changes(changes))
+    ]
+    if as_json:
+        listed = [{"key": setting.key, "value": setting.value, "source": source} for setting, source in rows]
+        typer.echo(json.dumps(listed, indent=2))
+        return
+    table = Table(title=escape(f"{method} on {dataset}, IPC {ipc}, scale {scale}"))
+    for column in ("setting", "value", "from"):
+        table.add_column(column, overflow="fold", no_wrap=column == "setting")
+    for setting, source in rows:
+        table.add_row(setting.key, escape(setting.text), source)
+    console.print(table)
+    row = published(method, name, ipc)
+    if row and any(source == "published row" for _, source in rows):
+        typer.echo(f"published row: {row.origin}")
+
+
+def _source(ctx: typer.Context, setting: Setting) -> str:
+    """What the user wrote to give the setting, or the name of the table that it is from."""
+    if setting.source not in ("argument", "change"):
+        return setting.source
+    if "." in setting.key:
+        return "--set"
+    origin: Any = ctx.get_parameter_source(setting.key)
+    if origin is not None and origin.name == "DEFAULT":
+        return "default"
+    return "METHOD" if setting.key == "method" else f"--{setting.key}"

@@ -1,0 +1,273 @@
+"""Settings by dotted key: what there is, changes as text, presets and where they come from, YAML both ways.
+
+A preset is the tables of `recipes` laid over the paper's settings, so that what each changes can be read in one place.
+"""
+
+import hashlib
+import typing
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import attrs
+import yaml
+
+from iidlib.config.recipes import BASELINES, BASES, SCALES, Origin, layers
+from iidlib.config.schema import KINDS, RunConfig
+from iidlib.errors import InputError, suggest
+from iidlib.files import load_yaml
+
+__all__ = [
+    "Setting",
+    "Source",
+    "differing",
+    "fingerprint",
+    "from_yaml",
+    "override",
+    "preset",
+    "resolved",
+    "settings",
+    "to_yaml",
+]
+
+
+def settings(kind: type = RunConfig, prefix: str = "") -> dict[str, Any]:
+    """Every setting by its dotted key, with its type; groups such as ``match`` are not settings themselves."""
+    hints = typing.get_type_hints(kind)
+    found: dict[str, Any] = {}
+    for entry in attrs.fields(kind):
+        hint = hints[entry.name]
+        if attrs.has(hint):
+            found |= settings(hint, f"{prefix}{entry.name}.")
+        else:
+            found[prefix + entry.name] = hint
+    return found
+
+
+def _coerce(key: str, value: Any, hint: Any) -> Any:
+    """The value in its setting's type; text such as ``5e-4`` becomes a number (YAML reads it as text)."""
+    origin = typing.get_origin(hint)
+    if origin is Literal:
+        # YAML reads the bare words on and off as booleans; whether it is a choice, the field itself checks
+        return ("off", "on")[value] if isinstance(value, bool) and "on" in typing.get_args(hint) else value
+    if origin is tuple and int in typing.get_args(hint):
+        items = [item for item in value.split(",") if item.strip()] if isinstance(value, str) else value
+        if isinstance(items, bool) or not isinstance(items, list | tuple | int):
+            raise InputError(f"{key} must be whole numbers separated by commas, got {value!r}")
+        return tuple(_coerce(key, item, int) for item in (items if isinstance(items, list | tuple) else [items]))
+    if origin is tuple:
+        items = [item.strip() for item in value.split(",")] if isinstance(value, str) else value
+        if (
+            not isinstance(items, list | tuple)
+            or not items
+            or not all(isinstance(item, str) and item for item in items)
+        ):
+            raise InputError(f"{key} must be names separated by commas, got {value!r}")
+        return tuple(items)
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        raise InputError(f"{key} must be {KINDS[hint]}, got {value!r}")
+    if hint is str:
+        return str(value)
+    try:
+        number = float(value)
+    except (ValueError, OverflowError):
+        raise InputError(f"{key} must be {KINDS[hint]}, got {value!r}") from None
+    if number != number or number in (float("inf"), float("-inf")):
+        raise InputError(f"{key} must be {KINDS[hint]}, got {value!r}")
+    if hint is float:
+        return number
+    if number != int(number):
+        raise InputError(f"{key} must be {KINDS[int]}, got {value!r}")
+    # large whole numbers (seeds) are read as such, not through a float
+    return int(value) if not isinstance(value, str) or value.strip().lstrip("+-").isdigit() else int(number)
+
+
+def _flatten(config: Any, prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for entry in attrs.fields(type(config)):
+        value = getattr(config, entry.name)
+        if attrs.has(type(value)):
+            flat |= _flatten(value, f"{prefix}{entry.name}.")
+        else:
+            flat[prefix + entry.name] = value
+    return flat
+
+
+_OF_NO_SET = ("method", "dataset", "ipc", "scale", "seed", "iterations", "pool.path")
+"""Settings that have a place of their own in what is recorded of a set."""
+
+
+def _text(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def differing(config: RunConfig) -> dict[str, str]:
+    """The settings of a distilled set that are not its scale's own, as texts that `override` reads.
+
+    Left out are those that are recorded by themselves (seed, iterations and so on), and what shapes no image: the
+    evaluation, checkpoints, chunks and compilation.
+    """
+    # a run of somebody's own method is compared too, so that its name is not checked
+    usual = _flatten(_resolve(config.method, config.dataset, config.ipc, config.scale, {})[0])
+    return {
+        key: _text(value)
+        for key, value in _flatten(config).items()
+        if value != usual[key]
+        and key not in _OF_NO_SET
+        and (key == "compute.precision" or not key.startswith(("eval.", "checkpoint.", "compute.")))
+    }
+
+
+def override(config: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
+    """A copy with settings changed by dotted key, text coerced to each setting's type.
+
+    Raises:
+        InputError: for an unknown key (with a suggestion), a value of the wrong type, or out of range.
+    """
+    known = settings()
+    groups: dict[str, dict[str, Any]] = {}
+    top: dict[str, Any] = {}
+    for key, value in changes.items():
+        if key not in known:
+            raise InputError(f"unknown setting {key!r}{suggest(key, known)}")
+        coerced = _coerce(key, value, known[key])
+        group, _, name = key.rpartition(".")
+        if group:
+            groups.setdefault(group, {})[name] = coerced
+        else:
+            top[name] = coerced
+    for group, values in groups.items():
+        top[group] = attrs.evolve(getattr(config, group), **values)
+    return attrs.evolve(config, **top)
+
+
+Source = Literal["default", "argument", Origin, "change"]
+"""Where a value comes from: the classes, an argument of `preset`, one of the tables of recipes, or ``changes``."""
+
+
+@attrs.frozen
+class Setting:
+    """A setting of a resolved configuration."""
+
+    key: str
+    """Its dotted name."""
+    value: Any
+    """What it is."""
+    source: Source
+    """What decided it."""
+
+    @property
+    def text(self) -> str:
+        """The value as text that `override` reads."""
+        return _text(self.value)
+
+
+def _resolve(
+    method: str, dataset: str, ipc: int, scale: str, changes: Mapping[str, Any]
+) -> tuple[RunConfig, dict[str, Source]]:
+    """The settings, and where those come from that are not the defaults of the classes."""
+    if scale not in SCALES:
+        raise InputError(f"unknown scale {scale!r}{suggest(scale, SCALES)}")
+    named: dict[str, Any] = {"method": method, "dataset": dataset, "ipc": ipc, "scale": scale}
+    applied: list[tuple[Source, Mapping[str, Any]]] = [
+        ("argument", named),
+        *layers(method, dataset, ipc, scale).items(),
+        ("change", changes),
+    ]
+    values: dict[str, Any] = {}
+    sources: dict[str, Source] = {}
+    for source, given in applied:
+        values |= given
+        sources |= dict.fromkeys(given, source)
+    return override(RunConfig(), values), sources
+
+
+def _check_method(method: str) -> None:
+    known = (*BASES, *BASELINES)
+    if method not in known:
+        raise InputError(f"unknown method {method!r}{suggest(method, known)}")
+
+
+def resolved(
+    method: str = "iid-dm",
+    dataset: str = "cifar10-mini",
+    ipc: int = 10,
+    scale: str = "tour",
+    changes: Mapping[str, Any] | None = None,
+) -> list[Setting]:
+    """The settings of `preset`, one by one, each with where it comes from.
+
+    Raises:
+        InputError: as `preset`.
+
+    >>> [setting for setting in resolved("dm", scale="tour") if setting.key == "match.width"]
+    [Setting(key='match.width', value=32, source='scale')]
+    """
+    _check_method(method)
+    config, sources = _resolve(method, dataset, ipc, scale, changes or {})
+    return [Setting(key, value, sources.get(key, "default")) for key, value in _flatten(config).items()]
+
+
+def preset(
+    method: str = "iid-dm",
+    dataset: str = "cifar10-mini",
+    ipc: int = 10,
+    scale: str = "tour",
+    changes: Mapping[str, Any] | None = None,
+) -> RunConfig:
+    """The settings of a method on a dataset at a scale.
+
+    Args:
+        method: a name of `recipes.BASES`, or one of `recipes.BASELINES`.
+        dataset: a name of the data registry.
+        ipc: synthetic images per class.
+        scale: ``paper`` (published settings), ``laptop``, ``tour`` or ``ci``.
+        changes: further settings by dotted key, as for `override`.
+
+    Raises:
+        InputError: for an unknown method, scale or setting, or a value out of range.
+
+    >>> preset("dm", ipc=10, scale="paper").match.batch_real
+    256
+    """
+    _check_method(method)
+    return _resolve(method, dataset, ipc, scale, changes or {})[0]
+
+
+def to_yaml(config: RunConfig) -> str:
+    """The settings as YAML text that `from_yaml` reads back to an equal config."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: plain(item) for key, item in value.items()}
+        return list(value) if isinstance(value, tuple) else value
+
+    return yaml.safe_dump(plain(attrs.asdict(config)), sort_keys=False)
+
+
+def from_yaml(text: str) -> RunConfig:
+    """Settings from YAML text; settings that it leaves out keep the paper's values.
+
+    Raises:
+        InputError: for text that is not YAML, an unknown setting, or a wrong value.
+    """
+    try:
+        loaded = load_yaml(text)
+    except ValueError as error:
+        raise InputError(f"the config is not YAML: {error}") from None
+    if not isinstance(loaded, dict):
+        raise InputError(f"the config must be a YAML mapping of settings, got {type(loaded).__name__}")
+    groups = {entry.name for entry in attrs.fields(RunConfig)} - set(settings())
+    flat: dict[str, Any] = {}
+    for key, value in loaded.items():
+        if key in groups:
+            if not isinstance(value, dict):
+                raise InputError(f"{key} must be a mapping of settings, got {value!r}")
+            flat |= {f"{key}.{name}": item for name, item in value.items()}
+        else:
+            flat[str(key)] = value
+    return override(RunConfig(), flat)
+
+
+def fingerprint(config: RunConfig) -> str:
+    """Twelve hex digits that name the settings; equal for equal settings."""
+    return hashlib.sha256(to_yaml(config).encode()).hexdigest()[:12]
