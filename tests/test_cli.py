@@ -366,7 +366,7 @@ def test_rows_made_in_python_are_those_of_the_command(
     assert ours["command"].isna().all() and ours["commit"].equals(theirs["commit"])
 
     plain = preset("iid-dm", "cifar10-mini", 2, "tour")
-    scores = evaluate(result.synthetic, dataset, protocol=plain.eval, seed=3, compile="off")
+    scores = evaluate(result.synthetic, dataset, protocol=plain.eval, seed=3, compute=plain.compute)
     append_results(Path("plain/mine.csv"), result_rows(scores, plain))
     for folder, counted in (("python", False), ("command", False), ("plain", True)):
         listed = iid("reproduce", "mine", "--list", "--results", folder).out
