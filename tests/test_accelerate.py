@@ -16,7 +16,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from iidlib import networks
 from iidlib.engine import (
     compiler_available,
     default_chunk,
@@ -30,7 +29,7 @@ from iidlib.engine import (
 )
 from iidlib.engine import device as engine_device
 from iidlib.engine.device import CPU_CHUNK
-from iidlib.networks import NETWORKS, build_network, conv_blocks, prepare, set_backend
+from iidlib.networks import NETWORKS, build_network, conv_blocks, fitted, prepare, set_backend
 from iidlib.rng import stream
 
 
@@ -52,7 +51,7 @@ def compiler() -> None:
 
 @pytest.fixture
 def no_compiler(monkeypatch) -> None:
-    for module in (fused, networks):  # where it is, and where it is asked
+    for module in (fused, fitted):  # where it is, and where it is asked
         monkeypatch.setattr(module, "compiler_available", lambda: False)
 
 

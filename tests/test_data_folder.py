@@ -72,7 +72,7 @@ def test_rows_of_one_kind_are_those_that_a_reader_of_the_file_would_take(
 ) -> None:
     path = tmp_path / "some.csv"
     path.write_text("dataset,ipc,settings,accuracy\ncifar10,1,,40.5\ncifar10,10,,50\ncifar100,1,a=2,9\n")
-    monkeypatch.setattr("iidlib.experiments.results.results_dir", lambda: tmp_path)
+    monkeypatch.setattr("iidlib.experiments.tables.results_dir", lambda: tmp_path)
     assert rows_of("some")["settings"].tolist() == ["", "", "a=2"]
     assert rows_of("some", dataset="cifar10", ipc=1)["accuracy"].tolist() == [40.5]
     assert rows_of("some", ipc=1, settings="")["dataset"].tolist() == ["cifar10"]

@@ -4,11 +4,11 @@ from iidlib.experiments.cells import EXPERIMENTS, Cell, Experiment, all_rows, fi
 from iidlib.experiments.paired import paired_gains, paired_interval
 from iidlib.experiments.published import Published, published_value
 from iidlib.experiments.reproduce import Job, jobs, run_jobs
-from iidlib.experiments.results import (
-    MadeBy, SetOrigin, append_results, append_rows, check_results, check_writable, protocol_text, read_results,
-    result_rows, results_dir, rows_of,
-)  # fmt: skip
+from iidlib.experiments.results import MadeBy, SetOrigin, protocol_text, result_rows
 from iidlib.experiments.sweep import Sweep, check_parameters, load_grid, run_sweep
+from iidlib.experiments.tables import (
+    append_results, append_rows, check_results, check_writable, read_results, results_dir, rows_of,
+)  # fmt: skip
 
 __all__ = [
     "EXPERIMENTS", "Cell", "Experiment", "Job", "MadeBy", "Published", "SetOrigin", "Sweep", "all_rows",

@@ -17,7 +17,8 @@ from iidlib.config import RunConfig, override, preset
 from iidlib.config.recipes import BASELINES
 from iidlib.errors import InputError, suggest
 from iidlib.experiments.published import published_value
-from iidlib.experiments.results import protocol_text, read_results, results_dir
+from iidlib.experiments.results import protocol_text
+from iidlib.experiments.tables import read_results, results_dir
 
 __all__ = [
     "EXPERIMENTS",

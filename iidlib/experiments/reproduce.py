@@ -15,7 +15,7 @@ from typing import NamedTuple
 from iidlib.config.recipes import BASELINES
 from iidlib.errors import InputError
 from iidlib.experiments.cells import Cell, all_rows, find, measured, within
-from iidlib.experiments.results import results_dir
+from iidlib.experiments.tables import results_dir
 
 __all__ = ["Job", "Outcome", "jobs", "run_jobs"]
 

@@ -22,29 +22,14 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import TypeVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from iidlib.data import DatasetSpec
-from iidlib.engine import FusedBlock, compiler_available, configure, kernels, norm_relu_pool
-from iidlib.engine.fused import compiled_norm_relu_pool
-from iidlib.errors import InputError, near, suggest
+from iidlib.errors import near
+from iidlib.networks.blocks import ConvBlock, ResidualBlock, instance_norm
 
-__all__ = [
-    "BACKENDS", "NETWORKS", "ConvBlock", "Network", "build_network", "conv_blocks", "draw_parameters_", "frozen",
-    "network_for", "prepare", "set_backend",
-]  # fmt: skip
-
-BACKENDS = ("eager", "compiled", "fused")
-"""Names of the ways in which a block can compute, for `set_backend`."""
-
-Kernel = Callable[[Tensor, Tensor, Tensor, float], Tensor]
-"""What follows the convolution of a block: a function of x [B, K, H, W], weight [K], bias [K] and eps."""
-
-_Module = TypeVar("_Module", bound=nn.Module)
+__all__ = ["NETWORKS", "Network", "build_network", "draw_parameters_"]
 
 
 class Network(nn.Module):
@@ -95,101 +80,6 @@ class Network(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Images [B, K_in, H, H] to logits [B, num_classes]."""
         return self.classifier(self.embed(images))
-
-
-class ConvBlock(nn.Module):
-    """3x3 convolution, instance norm, ReLU, 2x2 average pooling: [B, K_in, H, H] -> [B, K, H/2, H/2].
-
-    What follows the convolution is one function, so that other forms can take its place; ``norm`` only holds its
-    parameters.
-
-    Attributes:
-        backend: how the block computes; `set_backend` changes it.
-    """
-
-    def __init__(self, channels: int, width: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(channels, width, 3, padding=1)
-        self.norm = nn.GroupNorm(width, width)
-        self.use("eager")
-
-    def use(self, backend: str | Kernel) -> None:
-        """Computes with another backend from now on, as `set_backend` says."""
-        self.backend = backend
-        self._kernel: Kernel = norm_relu_pool
-        if callable(backend):
-            self._kernel = backend
-        elif backend != "eager":
-            self._kernel = compiled_norm_relu_pool()
-        self._fused = FusedBlock() if backend == "fused" else None
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Maps [B, K, H/2, H/2] of maps [B, K_in, H, H]."""
-        if self._fused is not None and self._fused.fits(x, self.conv.weight):
-            return self._fused(x, self.conv.weight, self.conv.bias, self.norm.weight, self.norm.bias, self.norm.eps)
-        return self._kernel(self.conv(x), self.norm.weight, self.norm.bias, self.norm.eps)
-
-
-def set_backend(network: _Module, backend: str | Kernel) -> _Module:
-    """Chooses how the blocks of a ConvNet compute, in place; values change by rounding only.
-
-    The blocks are `ConvBlock`; a network that has none stays as it is. Parameters, their names and their memory format
-    do not change. Whether a compiler is there is not asked here: `prepare` does, and chooses.
-
-    Args:
-        network: any network.
-        backend: one of ``BACKENDS``:
-
-            - ``"eager"``: PyTorch's own operations, one after the other (`engine.norm_relu_pool`); the form that
-              ``torch.vmap`` can look into, and that every network is built with;
-            - ``"compiled"``: what follows the convolution as one kernel, made by ``torch.compile`` at the first call;
-            - ``"fused"``: a block, convolution included, as one C++ kernel on a CPU where it fits
-              (`engine.FusedBlock.fits`), and as ``"compiled"`` elsewhere.
-
-            Or a function of your own in place of norm, ReLU and pooling: ``(x, weight, bias, eps)`` with x
-            [B, K, H, W] to [B, K, H // 2, W // 2].
-
-    Returns:
-        The same network.
-
-    Raises:
-        ValueError: for an unknown backend; nothing is changed then.
-    """
-    if not callable(backend) and backend not in BACKENDS:
-        raise ValueError(
-            f"unknown backend {backend!r}; choose {', '.join(BACKENDS)}, or pass a function (x, weight, bias, eps)"
-        )
-    for block in conv_blocks(network):
-        block.use(backend)
-    return network
-
-
-def conv_blocks(network: nn.Module) -> list[ConvBlock]:
-    """The blocks whose backend can be chosen, from the images on."""
-    return [module for module in network.modules() if isinstance(module, ConvBlock)]
-
-
-class ResidualBlock(nn.Module):
-    """Two 3x3 convolutions and a shortcut, each with its norm: [B, K_in, H, H] -> [B, K, H/stride, H/stride]."""
-
-    def __init__(self, channels: int, width: int, stride: int, norm: Callable[[int], nn.Module]) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(channels, width, 3, stride, padding=1, bias=False)
-        self.norm1 = norm(width)
-        self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
-        self.norm2 = norm(width)
-        self.shortcut: nn.Module = nn.Identity()
-        if stride != 1 or channels != width:
-            conv = nn.Conv2d(channels, width, 1, stride, bias=False)
-            self.shortcut = nn.Sequential(OrderedDict(conv=conv, norm=norm(width)))
-
-    def forward(self, x: Tensor) -> Tensor:
-        out = F.relu(self.norm1(self.conv1(x)))
-        return F.relu(self.norm2(self.conv2(out)) + self.shortcut(x))
-
-
-def _instance_norm(width: int) -> nn.GroupNorm:
-    return nn.GroupNorm(width, width)
 
 
 # A trunk and a head, and the number D of features between head and classifier.
@@ -307,8 +197,8 @@ _ARCHITECTURES = {
     "convnet3": _Architecture(partial(_convnet, depth=3), 8),
     "convnet4": _Architecture(partial(_convnet, depth=4), 16),
     "alexnet": _Architecture(partial(_plain, layers=_ALEXNET, norm=None), 32, fixed=True),
-    "vgg11": _Architecture(partial(_plain, layers=_VGG11, norm=_instance_norm), 32, fixed=True),
-    "resnet18": _Architecture(partial(_resnet18, norm=_instance_norm), 32),
+    "vgg11": _Architecture(partial(_plain, layers=_VGG11, norm=instance_norm), 32, fixed=True),
+    "resnet18": _Architecture(partial(_resnet18, norm=instance_norm), 32),
     "mlp": _Architecture(_mlp, 1),
     "lenet": _Architecture(_lenet, 32, fixed=True),
     "convnet3-bn": _Architecture(partial(_convnet, depth=3, batch_norm=True), 8),
@@ -401,78 +291,3 @@ def draw_parameters_(network: nn.Module, generator: torch.Generator) -> None:
             raise TypeError(
                 f"draw_parameters_ knows convolutions, linear layers and norms, not {type(module).__name__}"
             )
-
-
-def prepare(network: nn.Module, *, compile: str = "auto") -> nn.Module:
-    """Makes a network fast on its device, in place: channels-last weights and fused kernels.
-
-    It also sets the switches of the process that speed depends on, as `engine.configure` says, once a process.
-
-    Args:
-        network: on the device where it will run.
-        compile: ``"auto"`` (where a compiler is found), ``"on"`` (an error without one) or ``"off"``.
-
-    Returns:
-        The same network; its values change only by rounding.
-
-    Raises:
-        ValueError: for an unknown setting, or ``"on"`` without a compiler or a folder for what it makes.
-    """
-    if compile not in ("auto", "on", "off"):
-        raise ValueError(f"compute.compile must be auto, on or off, got {compile!r}")
-    if compile == "on" and kernels.refusal():
-        raise ValueError(
-            f"compute.compile is on, but {kernels.refusal()}; set IID_CACHE to a folder that only you can change, or "
-            "use auto"
-        )
-    if compile == "on" and not compiler_available():
-        raise ValueError("compute.compile is on, but torch finds no C++ compiler here; install one or use auto")
-    network.to(memory_format=torch.channels_last)
-    configure()
-    if compile != "off" and compiler_available():
-        for block in conv_blocks(network):
-            if block.backend == "eager":  # any other was chosen
-                block.use("fused")
-    return network
-
-
-def frozen(network: Network) -> Network:
-    """The network with parameters that need no gradient; gradients still flow through it to the images."""
-    return network.requires_grad_(False)
-
-
-def network_for(
-    name: str,
-    spec: DatasetSpec,
-    *,
-    width: int,
-    generator: torch.Generator,
-    compile: str = "auto",
-) -> Network:
-    """A network that fits a dataset, with fresh parameters, made fast on its device.
-
-    Args:
-        name: as in ``networks.NETWORKS``.
-        spec: gives the number of classes, image size and channels.
-        width: channels a layer; only ConvNets have the choice.
-        generator: draws its parameters, on its device, where the network is built.
-        compile: as in ``networks.prepare``.
-
-    Raises:
-        InputError: for an unknown network, or one that cannot take the images.
-    """
-    if name not in NETWORKS:
-        raise InputError(f"unknown network {name!r}{suggest(name, NETWORKS)}")
-    try:
-        network = build_network(
-            name,
-            num_classes=len(spec.classes),
-            image_size=spec.image_size,
-            channels=spec.channels,
-            width=width if name.startswith("convnet") else None,
-            generator=generator,
-        )
-        prepare(network, compile=compile)
-    except ValueError as error:
-        raise InputError(str(error)) from None
-    return network

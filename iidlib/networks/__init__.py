@@ -1,0 +1,10 @@
+"""The networks of the field. ``blocks`` holds the backends, which a reader of the method may skip."""
+
+from iidlib.networks.architectures import NETWORKS, Network, build_network, draw_parameters_
+from iidlib.networks.blocks import BACKENDS, ConvBlock, conv_blocks, set_backend
+from iidlib.networks.fitted import frozen, network_for, prepare
+
+__all__ = [
+    "BACKENDS", "NETWORKS", "ConvBlock", "Network", "build_network", "conv_blocks", "draw_parameters_", "frozen",
+    "network_for", "prepare", "set_backend",
+]  # fmt: skip

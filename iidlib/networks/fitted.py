@@ -1,0 +1,87 @@
+"""A network that fits a dataset: built for its images and classes, on its device, made fast there."""
+
+import torch
+from torch import nn
+
+from iidlib.data import DatasetSpec
+from iidlib.engine import compiler_available, configure, kernels
+from iidlib.errors import InputError, suggest
+from iidlib.networks.architectures import NETWORKS, Network, build_network
+from iidlib.networks.blocks import conv_blocks
+
+__all__ = ["frozen", "network_for", "prepare"]
+
+
+def prepare(network: nn.Module, *, compile: str = "auto") -> nn.Module:
+    """Makes a network fast on its device, in place: channels-last weights and fused kernels.
+
+    It also sets the switches of the process that speed depends on, as `engine.configure` says, once a process.
+
+    Args:
+        network: on the device where it will run.
+        compile: ``"auto"`` (where a compiler is found), ``"on"`` (an error without one) or ``"off"``.
+
+    Returns:
+        The same network; its values change only by rounding.
+
+    Raises:
+        ValueError: for an unknown setting, or ``"on"`` without a compiler or a folder for what it makes.
+    """
+    if compile not in ("auto", "on", "off"):
+        raise ValueError(f"compute.compile must be auto, on or off, got {compile!r}")
+    if compile == "on" and kernels.refusal():
+        raise ValueError(
+            f"compute.compile is on, but {kernels.refusal()}; set IID_CACHE to a folder that only you can change, or "
+            "use auto"
+        )
+    if compile == "on" and not compiler_available():
+        raise ValueError("compute.compile is on, but torch finds no C++ compiler here; install one or use auto")
+    network.to(memory_format=torch.channels_last)
+    configure()
+    if compile != "off" and compiler_available():
+        for block in conv_blocks(network):
+            if block.backend == "eager":  # any other was chosen
+                block.use("fused")
+    return network
+
+
+def frozen(network: Network) -> Network:
+    """The network with parameters that need no gradient; gradients still flow through it to the images."""
+    return network.requires_grad_(False)
+
+
+def network_for(
+    name: str,
+    spec: DatasetSpec,
+    *,
+    width: int,
+    generator: torch.Generator,
+    compile: str = "auto",
+) -> Network:
+    """A network that fits a dataset, with fresh parameters, made fast on its device.
+
+    Args:
+        name: as in ``networks.NETWORKS``.
+        spec: gives the number of classes, image size and channels.
+        width: channels a layer; only ConvNets have the choice.
+        generator: draws its parameters, on its device, where the network is built.
+        compile: as in ``networks.prepare``.
+
+    Raises:
+        InputError: for an unknown network, or one that cannot take the images.
+    """
+    if name not in NETWORKS:
+        raise InputError(f"unknown network {name!r}{suggest(name, NETWORKS)}")
+    try:
+        network = build_network(
+            name,
+            num_classes=len(spec.classes),
+            image_size=spec.image_size,
+            channels=spec.channels,
+            width=width if name.startswith("convnet") else None,
+            generator=generator,
+        )
+        prepare(network, compile=compile)
+    except ValueError as error:
+        raise InputError(str(error)) from None
+    return network
