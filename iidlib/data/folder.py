@@ -11,7 +11,7 @@ from urllib.parse import parse_qsl
 
 import torch
 
-from iidlib.data.image_files import decode_all, image_paths, log
+from iidlib.data.image_files import decode_all, image_paths, logger
 from iidlib.data.source import Images
 from iidlib.errors import InputError
 from iidlib.files import user_path
@@ -93,7 +93,7 @@ def read_folder(name: str) -> FolderSet:
         places = torch.tensor([classes.index(found) for found in names])
         return FolderSet(classes, train, (images, places[labels]))
     if test_root is not None:
-        log.warning("%s has no folder for any class of %s and is left out", test_root, train_root)
+        logger.warning("%s has no folder for any class of %s and is left out", test_root, train_root)
     return FolderSet(classes, *_held_out(name, train, options.test))
 
 
@@ -110,7 +110,7 @@ def _class_name(folder: Path) -> str:
 def _read_classes(name: str, root: Path, size: int) -> tuple[tuple[str, ...], Images]:
     folders = _class_folders(root)
     if empty := [p.name for p in sorted(root.iterdir()) if p.is_dir() and p.name[0] != "." and p not in folders]:
-        log.warning("%s: left out, as there are no images in them: %s", root, ", ".join(empty[:5]))
+        logger.warning("%s: left out, as there are no images in them: %s", root, ", ".join(empty[:5]))
     if len(folders) < 2:
         raise InputError(
             f"{root} has {len(folders)} folders with images; a data set needs one a class, and two of them at least"
@@ -122,7 +122,7 @@ def _read_classes(name: str, root: Path, size: int) -> tuple[tuple[str, ...], Im
         labels += [label] * len(images)
         others += len(rest)
     if others:
-        log.warning("%s: %d files that are no images are left out", root, others)
+        logger.warning("%s: %d files that are no images are left out", root, others)
     return tuple(map(_class_name, folders)), (decode_all(name, root, paths, size), torch.tensor(labels))
 
 

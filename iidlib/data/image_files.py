@@ -30,7 +30,7 @@ ENDINGS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".
 LARGEST = 50_000_000
 """Pixels of a picture at most: a small file can stand for a picture that fills the memory."""
 
-log = logging.getLogger("iidlib")
+logger = logging.getLogger("iidlib")
 
 
 def image_paths(folder: Path) -> tuple[list[Path], list[Path]]:
@@ -141,11 +141,11 @@ def _read_kept(path: Path, count: int, size: int) -> Tensor | None:
             images = from_bytes(content)["images"]
             if images.shape == (count, 3, size, size):
                 return images
-        log.warning("%s is damaged; the images are decoded again", path)
+        logger.warning("%s is damaged; the images are decoded again", path)
     except FileNotFoundError:
         pass
     except (OSError, SafetensorError, KeyError, ValueError):
-        log.warning("%s is damaged; the images are decoded again", path)
+        logger.warning("%s is damaged; the images are decoded again", path)
     return None
 
 
@@ -156,4 +156,4 @@ def _write_kept(path: Path, images: Tensor) -> None:
         atomic_write(path, content)
         atomic_write(path.with_suffix(".sha256"), hashlib.sha256(content).hexdigest() + "\n")
     except OSError as error:
-        log.warning("cannot keep the decoded images in %s (%s)", path.parent, error.strerror or error)
+        logger.warning("cannot keep the decoded images in %s (%s)", path.parent, error.strerror or error)

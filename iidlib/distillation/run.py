@@ -27,7 +27,7 @@ from iidlib.synthetic import SyntheticSet
 
 __all__ = ["DistillResult", "Stopped", "distill", "pool_bar", "progress"]
 
-log = logging.getLogger("iidlib")
+logger = logging.getLogger("iidlib")
 
 LOG_EVERY = 10
 """Iterations between logged ones; the last is logged too."""
@@ -199,7 +199,7 @@ def _distill(
     if folder:
         synthetic.save(folder.synthetic)
     if run.statistics is not None:
-        log.info(
+        logger.info(
             "statistics of %d pairs cached: %.1f s, %.0f MiB",
             min(run.statistics.pairs, config.iterations), run.statistics.seconds, run.statistics.mebibytes,
         )  # fmt: skip
@@ -280,7 +280,7 @@ def _take_up(run: Distillation, folder: RunFolder, saved: tuple[dict[str, Tensor
     run.drifted = run.drifted or bool(facts.get("drifted"))
     run.restore(state)
     done = int(facts["iteration"])
-    log.info("going on after %d iterations, from %s", done, Checkpoints(folder.checkpoints).path(done))
+    logger.info("going on after %d iterations, from %s", done, Checkpoints(folder.checkpoints).path(done))
     folder.rewind_metrics(done)
     return done
 

@@ -4,7 +4,6 @@ All classes go through one batched forward pass: the norms of the networks act o
 classes is the same as the official loop over classes, one at a time.
 """
 
-import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -27,8 +26,6 @@ from iidlib.synthetic import SyntheticSet
 from iidlib.training import resolve_augmentation
 
 __all__ = ["Distillation", "check_dataset"]
-
-log = logging.getLogger("iidlib")
 
 
 def check_dataset(config: RunConfig, dataset: Dataset) -> None:

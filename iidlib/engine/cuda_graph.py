@@ -22,7 +22,7 @@ WARM_UPS = 3
 TIMED = 3
 """Replays by which several forms of a step are compared."""
 
-log = logging.getLogger("iidlib")
+logger = logging.getLogger("iidlib")
 
 _capture_failed = False
 """Whether a capture has failed in this process.
@@ -41,7 +41,7 @@ def warn_no_graph(what: str, reason: object) -> None:
     """Says in one warning that `what` runs without a CUDA graph, for the first line of `reason`."""
     first = (str(reason).splitlines() or [type(reason).__name__])[0]
     rest = "; this process records no further steps" if _capture_failed else ""
-    log.warning("no CUDA graph of %s (%s); going on with single kernels, slower%s", what, first, rest)
+    logger.warning("no CUDA graph of %s (%s); going on with single kernels, slower%s", what, first, rest)
 
 
 class Recording:
@@ -115,7 +115,7 @@ def recorded(
     if best is None:
         warn_no_graph(what, "; ".join(problems))
     elif not can_record(device):
-        log.warning("a capture of %s failed (%s); this process records no further steps", what, "; ".join(problems))
+        logger.warning("a capture of %s failed (%s); this process records no further steps", what, "; ".join(problems))
     return best
 
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import ctypes
-import logging
 import pathlib
 import sys
 from collections.abc import Callable, Iterator
@@ -30,8 +29,6 @@ __all__ = [
 
 CPU_CHUNK = 32
 """Images a chunk on a CPU: small enough that a layer's activations stay in the cache."""
-
-log = logging.getLogger("iidlib")
 
 
 def pick_device(name: str = "auto") -> torch.device:

@@ -12,7 +12,7 @@ from iidlib.engine import kernels
 
 __all__ = ["compiler_available", "norm_relu_pool"]
 
-log = logging.getLogger("iidlib")
+logger = logging.getLogger("iidlib")
 
 
 def norm_relu_pool(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5) -> Tensor:
@@ -103,7 +103,7 @@ class _Compiled:
                 return self._compiled(*arguments)
             except torch._dynamo.exc.TorchDynamoException as error:
                 self.broken = True
-                log.warning("torch.compile failed (%s); going on uncompiled", str(error).splitlines()[0])
+                logger.warning("torch.compile failed (%s); going on uncompiled", str(error).splitlines()[0])
         return self._plain(*arguments)
 
 

@@ -38,7 +38,7 @@ _WEIGHT = (
 )
 """The transform of weights for F(4x4, 3x3), the matrix G of Lavin and Gray (CVPR 2016), 6x3."""
 
-log = logging.getLogger("iidlib")
+logger = logging.getLogger("iidlib")
 
 
 @functools.cache
@@ -64,7 +64,7 @@ def refusal() -> str:
         config.cpp_cache_precompile_headers = False
     except (OSError, RuntimeError, ImportError, AttributeError) as error:
         reason = " ".join(str(error).split())
-        log.warning(
+        logger.warning(
             "compiled code is neither built nor loaded: %s; going on without it, slower; set %s to a folder that only "
             "you can change",
             reason,
@@ -91,7 +91,7 @@ def library() -> Any:
         return built
     except Exception as error:  # a private function of torch, a compiler and a linker: whatever goes wrong, go on
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        log.warning("cannot build the C++ kernels (%s); going on without them, slower", reason)
+        logger.warning("cannot build the C++ kernels (%s); going on without them, slower", reason)
         return None
 
 

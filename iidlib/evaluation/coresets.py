@@ -20,7 +20,7 @@ from iidlib.synthetic import SyntheticSet
 
 __all__ = ["CHOICES", "choose", "herding", "k_center", "random_beside", "random_real", "real_images"]
 
-log = logging.getLogger("iidlib")
+logger = logging.getLogger("iidlib")
 
 
 def random_real(train: RealSet, ipc: int, seed: int = 0, factor: int = 1) -> SyntheticSet:
@@ -144,7 +144,7 @@ def real_images(
 
 
 def random_beside(
-    train: RealSet, ipc: int, seed: int, factor: int, *, say: Callable[[str], None] = log.info
+    train: RealSet, ipc: int, seed: int, factor: int, *, say: Callable[[str], None] = logger.info
 ) -> list[SyntheticSet]:
     """The baselines of a set: random real images, and random mosaics where the set consists of mosaics.
 

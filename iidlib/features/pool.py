@@ -27,7 +27,7 @@ from iidlib.training import Examples, Training, accuracy, fit, fit_together
 
 __all__ = ["Pool", "choosing_pool", "pool_fingerprint", "pool_members", "required_accuracy", "trained_pool"]
 
-log = logging.getLogger("iidlib")
+logger = logging.getLogger("iidlib")
 
 
 @dataclass
@@ -117,7 +117,7 @@ def trained_pool(
     members = {(number, passes): _file_name(config, number, passes) for number, passes in pool_members(config)}
     missing = sorted({number for (number, _), name in members.items() if name not in known})
     if missing:
-        log.info("training %d %s for class centralization", len(missing), config.network)
+        logger.info("training %d %s for class centralization", len(missing), config.network)
     together = compute.together or default_together(device)
     for first in range(0, len(missing), together):
         fresh = {number: build(number) for number in missing[first : first + together]}
@@ -129,7 +129,7 @@ def trained_pool(
             facts = {"fingerprint": fingerprint, "network": config.network, "accuracies": known}
             _keep(folder, name, weights, facts)
             after = "" if passes == config.epochs else f" after {passes} of {config.epochs} passes"
-            log.info("network %d of %d%s: %.1f %% on held-out images", number + 1, config.count, after, known[name])
+            logger.info("network %d of %d%s: %.1f %% on held-out images", number + 1, config.count, after, known[name])
     networks, digest = [], sha256()
     for (number, passes), name in members.items():
         _check_trained(config, dataset, number, passes, known[name])

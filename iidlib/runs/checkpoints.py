@@ -25,7 +25,7 @@ __all__ = ["Checkpoints"]
 KEPT = 2
 """Checkpoints that stay; the newest may be damaged."""
 
-log = logging.getLogger("iidlib")
+logger = logging.getLogger("iidlib")
 
 
 class Checkpoints:
@@ -90,7 +90,7 @@ class Checkpoints:
                 return from_bytes(content), known
             except (SafetensorError, ValueError, KeyError, AttributeError, TypeError, RecursionError, OSError) as error:
                 reason = " ".join(str(error).split())[:200]
-                log.warning("checkpoint %s is damaged (%s) and passed over", path, reason)
+                logger.warning("checkpoint %s is damaged (%s) and passed over", path, reason)
         if paths:
             raise InputError(f"no checkpoint in {self.folder} is whole; begin anew with another --out")
         return None
