@@ -147,7 +147,7 @@ def distill(
                 held.close()  # the lock is a file in the folder
                 folder.discard()
             raise
-        done = _take_up(run, folder, saved) if folder and resume else 0
+        done = _restore(run, folder, saved) if folder and resume else 0
         return _distill(run, folder, done, on_iteration, iterations_to_show, progress)
 
 
@@ -267,8 +267,8 @@ def _conditions_kept(run: Distillation, folder: RunFolder, facts: Mapping[str, A
     return begun.get("threads")
 
 
-def _take_up(run: Distillation, folder: RunFolder, saved: tuple[dict[str, Tensor], dict[str, Any]] | None) -> int:
-    """Gives `run` the state of a checkpoint; returns the iterations already done."""
+def _restore(run: Distillation, folder: RunFolder, saved: tuple[dict[str, Tensor], dict[str, Any]] | None) -> int:
+    """Restores the state of `run` from a checkpoint, if there is one; returns the iterations already done."""
     if saved is None:
         folder.rewind_metrics(0)
         return 0
