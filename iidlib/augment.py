@@ -144,20 +144,20 @@ def apply(images: Tensor, draws: Draws, group: Tensor | None = None) -> Tensor:
     _check(images, draws, group)
     keep = torch.channels_last if _is_channels_last(images) else torch.contiguous_format
     work = images.to(torch.promote_types(images.dtype, torch.float32))
-    op, u = (draws.op, draws.u) if group is None else (draws.op[group], draws.u[group])
+    op, u = (draws.op, draws.u) if group is None else (draws.op[group], draws.u[group])  # [B], [B, 3]
 
-    order = op.argsort(stable=True)
+    order = op.argsort(stable=True)  # [B], images of one operation beside each other
     counts = op.bincount(minlength=len(OPERATIONS)).tolist()
     present = [index for index, count in enumerate(counts) if count]
     if len(present) == 1:
         out = _TRANSFORMS[present[0]](work, _to_device(u.to(work.dtype), images.device))
     else:
-        inverse = torch.empty_like(order).scatter_(0, order, torch.arange(len(order)))
-        order_and_inverse = _to_device(torch.stack([order, inverse]), images.device)
-        uniforms = _to_device(u[order].to(work.dtype), images.device).split(counts)
-        parts = _take(work, order_and_inverse[0]).split(counts)
+        inverse = torch.empty_like(order).scatter_(0, order, torch.arange(len(order)))  # [B]
+        order_and_inverse = _to_device(torch.stack([order, inverse]), images.device)  # [2, B]
+        uniforms = _to_device(u[order].to(work.dtype), images.device).split(counts)  # [B_i, 3] each
+        parts = _take(work, order_and_inverse[0]).split(counts)  # [B_i, K, H, H] each
         done = [_TRANSFORMS[i](parts[i], uniforms[i]).contiguous(memory_format=keep) for i in present]
-        out = _take(torch.cat(done), order_and_inverse[1])
+        out = _take(torch.cat(done), order_and_inverse[1])  # [B, K, H, H]
     return out.to(images.dtype).contiguous(memory_format=keep)
 
 
@@ -225,10 +225,10 @@ def _color(images: Tensor, u: Tensor) -> Tensor:
     image: brightness gives x + b; saturation about the mean over channels gives s (x - m) + m + b, which leaves the
     mean of the image at M + b; contrast about that gives c s x + c (1 - s) m + (1 - c) M + b.
     """
-    shift, saturation, contrast = u[:, :, None, None, None].unbind(1)
+    shift, saturation, contrast = u[:, :, None, None, None].unbind(1)  # [B, 1, 1, 1] each
     shift, saturation, contrast = (shift - 0.5) * BRIGHTNESS, saturation * SATURATION, contrast + CONTRAST
-    gray = images.mean(1, keepdim=True)
-    level = (1 - contrast) * gray.mean((2, 3), keepdim=True) + shift
+    gray = images.mean(1, keepdim=True)  # [B, 1, H, H]
+    level = (1 - contrast) * gray.mean((2, 3), keepdim=True) + shift  # [B, 1, 1, 1]
     return torch.addcmul(torch.addcmul(level, contrast * (1 - saturation), gray), contrast * saturation, images)
 
 
@@ -248,8 +248,8 @@ def _cutout(images: Tensor, u: Tensor) -> Tensor:
     size = int(CUTOUT * side + 0.5)
     # An even square has its centre on a corner between pixels, of which there is one more than pixels.
     first = (u[:, :2] * (side + 1 - size % 2)).floor() - size // 2
-    offset = torch.arange(side, dtype=u.dtype, device=u.device) - first[:, :, None]
-    rows, columns = ((offset >= 0) & (offset < size)).unbind(1)
+    offset = torch.arange(side, dtype=u.dtype, device=u.device) - first[:, :, None]  # [B, 2, H]
+    rows, columns = ((offset >= 0) & (offset < size)).unbind(1)  # [B, H] each
     return images * ~(rows[:, :, None] & columns[:, None, :])[:, None]
 
 
@@ -282,7 +282,7 @@ def _warp(images: Tensor, matrix: list[list[Tensor]], mode: str) -> Tensor:
     position = (2 * torch.arange(side, dtype=images.dtype, device=images.device) + 1) / side - 1
     (xx, xy, x0), (yx, yy, y0) = ([entry[:, None, None] for entry in row] for row in matrix)
     columns, rows = position, position[:, None]
-    grid = torch.stack([xx * columns + xy * rows + x0, yx * columns + yy * rows + y0], -1)
+    grid = torch.stack([xx * columns + xy * rows + x0, yx * columns + yy * rows + y0], -1)  # [B, H, H, 2]
     return F.grid_sample(images, grid, mode=mode, padding_mode="zeros", align_corners=False)
 
 

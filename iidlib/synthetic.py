@@ -53,9 +53,9 @@ def expand(images: Tensor, factor: int) -> Tensor:
             f"syn.factor must divide the side of the images, {height}, into whole tiles, got {factor}; "
             f"it can be {', '.join(str(f) for f in range(1, height + 1) if height % f == 0)}"
         )
-    rows = images.unflatten(2, (factor, height // factor)).unflatten(4, (factor, width // factor))
-    tiles = rows.permute(0, 2, 4, 1, 3, 5).flatten(0, 2)
-    return F.interpolate(tiles, size=(height, width), mode="bilinear", align_corners=False)
+    rows = images.unflatten(2, (factor, height // factor)).unflatten(4, (factor, width // factor))  # [B, K, f, h, f, w]
+    tiles = rows.permute(0, 2, 4, 1, 3, 5).flatten(0, 2)  # [B*f*f, K, h, w]
+    return F.interpolate(tiles, size=(height, width), mode="bilinear", align_corners=False)  # [B*f*f, K, H, W]
 
 
 def _mosaics(images: Tensor, factor: int) -> Tensor:
@@ -63,8 +63,8 @@ def _mosaics(images: Tensor, factor: int) -> Tensor:
 
     With factor 2 averaging is what the released code's bilinear downscaling computes.
     """
-    tiles = F.avg_pool2d(images, factor).unflatten(0, (-1, factor, factor))
-    return tiles.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
+    tiles = F.avg_pool2d(images, factor).unflatten(0, (-1, factor, factor))  # [B, f, f, K, h, w]
+    return tiles.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)  # [B, K, H, W]
 
 
 def _in_order(content: bytes) -> bytes:

@@ -22,9 +22,9 @@ def _all_equal(counts: Tensor) -> bool:
 def _stack_classes(features: Tensor, counts: Tensor) -> tuple[Tensor, Tensor | None]:
     """Rows sorted by class, [B, ...], as [C, N, ...] with a mask [C, N]; no mask where all classes are alike."""
     if _all_equal(counts):
-        return features.unflatten(0, (len(counts), int(counts[0]))), None
-    padded = torch.nn.utils.rnn.pad_sequence(list(features.split(counts.tolist())), batch_first=True)
-    mask = torch.arange(padded.shape[1])[None, :] < counts[:, None]
+        return features.unflatten(0, (len(counts), int(counts[0]))), None  # [C, N, ...]
+    padded = torch.nn.utils.rnn.pad_sequence(list(features.split(counts.tolist())), batch_first=True)  # [C, N, ...]
+    mask = torch.arange(padded.shape[1])[None, :] < counts[:, None]  # [C, N]
     return padded, mask.to(features.device)
 
 
@@ -32,7 +32,7 @@ class StepBatch:
     """What the terms of one iteration may use; each feature is computed once, when first asked for.
 
     Axis letters: C classes, N real and n synthetic images a class (expanded ones, where a stored image is a mosaic),
-    K channels, P positions, D dimensions.
+    K channels, P = h * w positions of a feature map, D dimensions.
     """
 
     def __init__(self, run: Run, draws: StepDraws) -> None:
@@ -62,13 +62,13 @@ class StepBatch:
     @cached_property
     def _syn_images(self) -> Tensor:
         """Augmented synthetic images, expanded and sorted by class."""
-        return self._draws.augmented(expand(self._run.images, self.config.syn.factor))
+        return self._draws.augmented(expand(self._run.images, self.config.syn.factor))  # [C*n, 3, H, W]
 
     @cached_property
     def _real_maps(self) -> tuple[Tensor, Tensor | None]:
         with torch.no_grad():
-            maps = self._run.forward(self.network.feature_map, self._draws.real)
-        return _stack_classes(maps, self._draws.counts)
+            maps = self._run.forward(self.network.feature_map, self._draws.real)  # [B, K, h, w]
+        return _stack_classes(maps, self._draws.counts)  # [C, N, K, h, w]
 
     @property
     def real_mask(self) -> Tensor | None:
@@ -107,8 +107,8 @@ class StepBatch:
 
     @cached_property
     def _syn_maps(self) -> Tensor:
-        maps = self._run.forward(self.network.feature_map, self._syn_images)
-        return maps.unflatten(0, (self._run.real.num_classes, -1))
+        maps = self._run.forward(self.network.feature_map, self._syn_images)  # [C*n, K, h, w]
+        return maps.unflatten(0, (self._run.real.num_classes, -1))  # [C, n, K, h, w]
 
     @property
     def syn_fmap(self) -> Tensor:
@@ -118,14 +118,14 @@ class StepBatch:
     @cached_property
     def real_features(self) -> Tensor:
         """Feature vectors of the real images, [C, N, D], without gradient."""
-        maps = self._real_maps[0]
+        maps = self._real_maps[0]  # [C, N, K, h, w]
         with torch.no_grad():
-            return self.network.head(maps.flatten(0, 1)).unflatten(0, maps.shape[:2])
+            return self.network.head(maps.flatten(0, 1)).unflatten(0, maps.shape[:2])  # [C, N, D]
 
     @cached_property
     def syn_features(self) -> Tensor:
         """Feature vectors of the synthetic images, [C, n, D]."""
-        return self.network.head(self._syn_maps.flatten(0, 1)).unflatten(0, self._syn_maps.shape[:2])
+        return self.network.head(self._syn_maps.flatten(0, 1)).unflatten(0, self._syn_maps.shape[:2])  # [C, n, D]
 
     @property
     def syn_logits(self) -> Tensor:
@@ -140,7 +140,7 @@ class StepBatch:
     @cached_property
     def pretrained_syn_features(self) -> Tensor:
         """Feature vectors of the synthetic images under the pretrained network, [C, n, D]."""
-        features = self._run.forward(self.pretrained.embed, self._syn_images)
+        features = self._run.forward(self.pretrained.embed, self._syn_images)  # [C*n, D]
         return features.unflatten(0, (self._run.real.num_classes, -1))
 
     def _first_real(self, per_class: int) -> tuple[Tensor, Tensor]:
@@ -148,8 +148,9 @@ class StepBatch:
         images, drawn = self._draws.real, self._draws.counts
         counts = drawn.clamp(max=per_class)
         if _all_equal(drawn):  # without an index, which a recording could not copy to the device
-            return images.unflatten(0, (len(drawn), -1))[:, : int(counts[0])].flatten(0, 1), counts
-        starts = drawn.cumsum(0) - drawn
+            first = images.unflatten(0, (len(drawn), -1))[:, : int(counts[0])]  # [C, N, 3, H, W]
+            return first.flatten(0, 1), counts
+        starts = drawn.cumsum(0) - drawn  # [C], the first image of each class
         index = torch.cat([start + torch.arange(count) for start, count in zip(starts, counts.tolist(), strict=True)])
         return images[index.to(images.device)], counts
 
@@ -161,7 +162,7 @@ class StepBatch:
         """
         images, counts = self._first_real(per_class)
         with torch.no_grad():
-            features = self._run.forward(self.pretrained.embed, images)
+            features = self._run.forward(self.pretrained.embed, images)  # [B, D]
         return _stack_classes(features, counts)
 
     @cached_property
@@ -174,7 +175,7 @@ class StepBatch:
         def measured() -> Tensor:
             features, mask = self.pretrained_real_features(self.config.match.cc_real)
             counts = features.shape[1] if mask is None else mask.sum(1)
-            return losses.squared_distances(features, mask).sum(1) / counts
+            return losses.squared_distances(features, mask).sum(1) / counts  # [C]
 
         statistics = self._run.statistics
         return measured() if statistics is None else statistics.scatter(self._draws.iteration, measured)

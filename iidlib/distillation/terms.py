@@ -34,28 +34,28 @@ class Term:
 
 
 def _mean_term(batch: StepBatch) -> Tensor:
-    return losses.mean_matching_to(batch.real_mean, batch.syn_features)
+    return losses.mean_matching_to(batch.real_mean, batch.syn_features)  # [C, D], [C, n, D] -> [C]
 
 
 def _cm_term(batch: StepBatch) -> Tensor:
-    return losses.covariance_matching_to(batch.real_covariance, batch.syn_fmap)
+    return losses.covariance_matching_to(batch.real_covariance, batch.syn_fmap)  # [C, K, K], [C, n, K, P] -> [C]
 
 
 def _cc_term(batch: StepBatch) -> Tensor:
-    match, features = batch.config.match, batch.pretrained_syn_features
+    match, features = batch.config.match, batch.pretrained_syn_features  # [C, n, D]
     measure = partial(losses.class_centralization, form=match.cc_form, alpha=match.cc_alpha, beta=match.cc_beta)
     if match.cc_scaling == "released":
         return measure(features)
     if match.cc_scaling == "per_image":
         return measure(features) * (10 / batch.config.ipc)
-    scatter = batch.pretrained_real_scatter
+    scatter = batch.pretrained_real_scatter  # [C]
     known = scatter > 0  # a class of one real image has no scatter to compare with; it asks for nothing
     unit = torch.where(known, scatter, 1).sqrt()
-    return torch.where(known, measure(features / unit[:, None, None]) / features.shape[1], 0)
+    return torch.where(known, measure(features / unit[:, None, None]) / features.shape[1], 0)  # [C]
 
 
 def _ce_term(batch: StepBatch) -> Tensor:
-    return batch.accuracy * losses.class_cross_entropy(batch.syn_logits)
+    return batch.accuracy * losses.class_cross_entropy(batch.syn_logits)  # [C, n, C] -> [C]
 
 
 TERMS: dict[str, Term] = {
