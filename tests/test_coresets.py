@@ -62,7 +62,7 @@ def test_chosen_images_are_real_ones_of_each_class(name: str) -> None:
 
 def test_real_images_by_name() -> None:
     train = shapes(4, 12, 16).train
-    network = network_for("convnet2", train.spec, width=4, device=train.device, generator=stream(0, 0, "network"))
+    network = network_for("convnet2", train.spec, width=4, generator=stream(0, 0, "network"))
     assert real_images("whole", train, 2) is train
     found = {name: real_images(name, train, 2, seed=3, network=network) for name in ("random", "herding", "k-center")}
     for name, chosen in found.items():
