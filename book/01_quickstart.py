@@ -57,7 +57,6 @@ from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import attrs
 import pandas as pd
 import torch
 
@@ -206,7 +205,7 @@ plots.show(axes, f"{finding}; dm changes a value by {moved:.0f} of 255 on averag
 
 
 # %%
-protocol = {"protocol": config.eval, "compile": config.compute.compile}
+protocol = {"protocol": config.eval, "compute": config.compute}
 
 
 def judge(label, seed):
@@ -322,9 +321,9 @@ assert again.images.equal(distilled.images.cpu())
 # ```
 
 # %% tags=["hide-cell", "nbval-ignore-output"]
-one = protocol | {"protocol": attrs.evolve(config.eval, num_eval=1)}
+one = preset(method, dataset, ipc, scale, {"eval.num_eval": 1}).eval
 draws = [random_real(data.train, ipc, seed=100 + draw) for draw in range(3)]
-found = pd.concat([evaluate(draw, data, **one) for draw in draws])["accuracy"]
+found = pd.concat([evaluate(d, data, protocol=one) for d in draws])["accuracy"]
 print(f"three draws: {found.round(1).tolist()}, deviation {found.std(ddof=0):.1f}")
 own = scores.query("label == 'random' and seed == @seeds[0]")["accuracy"]
 print(f"networks of one: {own.round(1).tolist()}, deviation {own.std(ddof=0):.1f}")

@@ -210,8 +210,8 @@ assert result.synthetic.images.isfinite().all()
 assert "loss_mean" in result.metrics
 
 # %% tags=["nbval-ignore-output"]
-device = {"device": data.train.device, "compile": config.compute.compile}
-pool = trained_pool(data, preset("iid-dm", dataset, ipc, scale).pool, compute=config.compute)
+of_iid = preset("iid-dm", dataset, ipc, scale)
+pool = trained_pool(data, of_iid.pool, compute=of_iid.compute)
 seen = compare(pictures, data.train, pool.networks, seed=seed)
 assert set(seen["label"]) == {"real", "random", "dm"}
 seen.groupby("label", sort=False)[["within", "between", "ratio"]].mean().round(2)
@@ -248,6 +248,7 @@ plots.show(curve, f"Squared distances to the centre: {finding}.")
 
 # %% tags=["nbval-ignore-output"]
 width = config.match.width
+device = {"device": data.train.device, "compile": config.compute.compile}
 source = RandomNetworks("convnet3", data.spec, width=width, seed=99, **device)
 counts = [n for n in (5, 10, 20, 40) if n <= int(data.train.counts.min()) // 4]
 beside = {f"{n} random": random_real(data.train, n, seed + n) for n in counts}

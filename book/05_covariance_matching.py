@@ -79,7 +79,7 @@ everything = train.images_of(train.class_index.flatten())  # class after class
 
 # %%
 options = {"seed": 7, "device": train.device, "compile": "off"}
-published = RandomNetworks("convnet3", data.spec, width=128, **options).draw(0).network
+published = RandomNetworks("convnet3", data.spec, width=128, **options)
 narrow = RandomNetworks("convnet3", data.spec, width=32, **options)
 
 
@@ -92,7 +92,7 @@ def maps(network, images):
 
 
 # %%
-ten = maps(published, random_real(train, 10, seed).images)
+ten = maps(published.draw(0).network, random_real(train, 10, seed).images)
 print("maps [C, N, K, P]:", list(ten.shape))
 
 # %% [markdown]

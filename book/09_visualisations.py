@@ -50,11 +50,11 @@ judge_share = 0.25  # of the scale's passes for the networks that judge on the w
 import dataclasses
 import math
 
-import attrs
 import pandas as pd
 import torch
 
 from iidlib import evaluate, load_dataset, plots, preset
+from iidlib.config import override
 from iidlib.data import denormalize
 from iidlib.distillation import progress
 from iidlib.engine import pick_device
@@ -76,7 +76,7 @@ data = load_dataset(dataset, device=pick_device())
 config = preset("iid-dm", dataset, ipc, scale, {"seed": seed})
 points = sorted({round(share * config.iterations) for share in shares})
 passes = max(2, round(judge_share * config.eval.epochs))
-judges = attrs.evolve(config.eval, epochs=passes, num_eval=2)
+judges = override(config, {"eval.epochs": passes, "eval.num_eval": 2}).eval
 
 # %%
 moments = {"dm": {}, "iid-dm": {}}
@@ -152,9 +152,8 @@ rows |= {method: denormalize(images, data.spec) for method, images in end.items(
 rows |= {f"{method} - start": added(images) for method, images in end.items()}
 
 # %% tags=["nbval-ignore-output"]
-shown = torch.cat([images[::ipc].cpu() for images in rows.values()])
-columns = data.train.num_classes
-grid = plots.image_grid(shown, columns=columns, row_labels=list(rows))
+some = torch.cat([images[::ipc].cpu() for images in rows.values()])
+grid = plots.image_grid(some, columns=data.train.num_classes, row_labels=list(rows))
 ways = [(images - start).flatten() for images in end.values()]
 alike = torch.cosine_similarity(*ways, dim=0).item()
 finding = f"the two methods' changes have a cosine of {alike:.2f}"
@@ -172,7 +171,6 @@ plots.show(grid, f"One image of each class: {finding}.")
 # The features are those of a trained network, of which a scale keeps a small pool for class centralization anyway; at scale `paper` they are ResNet18s {cite:p}`he2016resnet`.
 
 # %%
-options = {"device": data.train.device, "compile": config.compute.compile}
 pool = trained_pool(data, config.pool, compute=config.compute)
 assert len(pool.networks) == config.pool.count
 eye = pool.networks[0]
@@ -250,10 +248,10 @@ plots.show(strips, f"Under the trained networks, images of a class lie {finding}
 # Random ConvNets {cite:p}`gidaris2018convnet` of another seed are such strangers:
 
 # %% tags=["nbval-ignore-output"]
-width = config.match.width
-source = RandomNetworks("convnet3", data.spec, width=width, seed=1000, **options)
-parts = [compare(beside, data.train, [source.draw(k).network], seed=seed) for k in range(3)]
-strange = pd.concat(parts, ignore_index=True)
+own = {"width": config.match.width, "compile": config.compute.compile}
+source = RandomNetworks("convnet3", data.spec, seed=1000, device=start.device, **own)
+drawn = (source.draw(k).network for k in range(3))  # each when its turn comes
+strange = pd.concat([compare(beside, data.train, [one], seed=seed) for one in drawn])
 strange.groupby("label", sort=False)[columns].mean().round(3)
 
 # %% [markdown]

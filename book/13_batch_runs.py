@@ -50,7 +50,7 @@ import pandas as pd
 
 from iidlib import experiments, plots
 from iidlib.errors import InputError
-from iidlib.experiments import check_parameters, jobs, load_grid, results_dir, run_sweep
+from iidlib.experiments import check_parameters, jobs, load_grid, run_sweep
 from iidlib.runs import runs_frame
 
 # %% [markdown]
@@ -68,7 +68,7 @@ from iidlib.runs import runs_frame
 # What a chapter can be given, it says itself:
 
 # %%
-chapter = results_dir().parents[1] / "book" / "01_quickstart.ipynb"
+chapter = experiments.results_dir().parents[1] / "book" / "01_quickstart.ipynb"
 declared = check_parameters(chapter, {})
 pd.Series(declared, name="default").to_frame()
 

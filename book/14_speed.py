@@ -47,8 +47,8 @@ repeats = 3
 import pandas as pd
 import torch
 
-from iidlib import plots
-from iidlib.bench import copy_rate, count_flops, forward_ladder, matrix_product_rate, timing_dataset
+from iidlib import bench, plots
+from iidlib.bench import copy_rate, count_flops, matrix_product_rate
 from iidlib.experiments import rows_of
 from iidlib.networks import build_network, frozen
 
@@ -117,13 +117,13 @@ print(f"floor of a DM iteration: {floor:.2f} s")
 # Every rung must give the feature maps of the first one up to rounding, or the call fails.
 
 # %%
-data = timing_dataset(classes, 256 if scale != "ci" else 32)
+data = bench.timing_dataset(classes, 256 if scale != "ci" else 32)
 network = frozen(build_network("convnet3"))
 images = data.train.images_of(data.train.class_index.flatten())
 images = images.unflatten(0, (classes, -1))
 
 # %% tags=["nbval-ignore-output"]
-rungs = forward_ladder(network, images, repeats=repeats)
+rungs = bench.forward_ladder(network, images, repeats=repeats)
 rungs["ms an image"] = 1e3 * rungs["seconds"] / images.shape[:2].numel()
 rungs.round({"seconds": 3, "gain": 2, "total": 2, "ms an image": 3})
 
