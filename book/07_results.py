@@ -50,7 +50,7 @@ from iidlib.experiments import jobs, paired_gains, results_dir, rows_of
 # ## A table with three kinds of numbers
 #
 # The paper's main table {cite:p}`deng2024iid` has four data sets, three sizes, and two base methods with and without the new terms.
-# `cells.table` gives one row for each of its cells:
+# `experiments.table` gives one row for each of its cells:
 
 # %%
 cells = experiments.table("main")

@@ -5,6 +5,7 @@ import errno
 import itertools
 import os
 import platform
+import re
 import stat
 import sys
 from collections.abc import Iterable, Iterator
@@ -21,6 +22,7 @@ __all__ = [
     "load_yaml",
     "locked",
     "make_folders",
+    "place_of",
     "private_dir",
     "remove_empty",
     "user_path",
@@ -35,6 +37,10 @@ OTHERS = stat.S_IRWXG | stat.S_IRWXO
 
 _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL)
 """What the system answers on a file system that has no locks."""
+
+
+_LOCK = re.compile(rb"(\n?process \d+ on [^\n]*\n)?")
+"""What a lock file holds: who took it, or nothing in the moment before that is written."""
 
 
 class _NoAliases(yaml.SafeLoader):
@@ -82,6 +88,18 @@ def atomic_write(path: Path, content: bytes | str) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def place_of(path: Path) -> Path:
+    """Where a path leads once everything is made that is missing in it.
+
+    ``new/..`` is the folder that holds ``new``, with all that lies there, although it does not exist yet. A link that
+    leads nowhere, or in a circle, is left to whoever makes or opens the path.
+    """
+    try:
+        return path.resolve()
+    except (OSError, RuntimeError):
+        return path
 
 
 def make_folders(path: Path) -> list[Path]:
@@ -133,9 +151,13 @@ def locked(path: Path, *, wait: bool = True) -> Iterator[None]:
 
     Raises:
         BlockingIOError: naming the holder, where there is one and `wait` is false.
+        FileExistsError: if a file of that name is there that is no lock of this function; it stays as it is.
         OSError: if the file cannot be made.
     """
     import filelock  # takes too long to be imported for `iid --help`
+
+    if path.is_file() and not _LOCK.fullmatch(path.read_bytes()[:1000]):  # taking a lock empties its file
+        raise FileExistsError(errno.EEXIST, f"{path} is needed as a lock and is another file; move it away")
 
     def sign(descriptor: int) -> None:
         os.ftruncate(descriptor, 0)  # a process that died has left its name

@@ -515,6 +515,25 @@ def test_settings_are_shown_without_loading_the_library() -> None:
         assert done.returncode == 0, done.stderr
 
 
+def test_config_of_the_whole_set_is_what_its_evaluation_takes(iid: Run) -> None:
+    def epochs(*more: str) -> dict[str, object]:
+        rows = json.loads(iid("config", "whole", "--dataset", "shapes", *more, "--json").out)
+        return next(row for row in rows if row["key"] == "eval.epochs")
+
+    assert epochs() == {"key": "eval.epochs", "value": 60, "source": "method"}
+    assert epochs("--set", "eval.epochs=70") == {"key": "eval.epochs", "value": 70, "source": "--set"}
+
+
+@pytest.mark.parametrize("link", [False, True])
+def test_scores_replace_no_file_behind_a_way_back_up_or_a_link(iid: Run, tmp_path: Path, link: bool) -> None:
+    Path("x.json").write_text("mine")
+    if link:
+        Path("link.json").symlink_to("nowhere.json")
+    given = ["evaluate", "random", "--dataset", "shapes", "--ipc", "1", "--scale", "ci"]
+    assert_one_line(iid(*given, "--out", "link.json" if link else "new/../x.json"), "exists already; nothing was")
+    assert Path("x.json").read_text() == "mine" and (not link or Path("link.json").is_symlink())
+
+
 def test_datasets_named_without_torch_are_those_of_the_registry() -> None:
     assert set(cli.config.DATASETS) == {*registry.SOURCES, "shapes"}
 
@@ -545,7 +564,7 @@ def test_a_set_of_an_unknown_scale_keeps_its_name_under_the_scale_that_is_asked_
 WRONG = {
     "no method": (["distill"], "Missing argument.*iid distill --help"),
     "method": (["distill", "idm-dm"], "unknown method 'idm-dm'; did you mean 'iid-dm'"),
-    "dataset": (["distill", "dm", "--dataset", "cifer10"], "unknown data set 'cifer10'; did you mean 'cifar10'"),
+    "dataset": (["distill", "dm", "--dataset", "cifer10"], "unknown dataset 'cifer10'; did you mean 'cifar10'"),
     "scale": (["distill", "dm", "--scale", "papper"], "unknown scale 'papper'; did you mean 'paper'"),
     "network": (["distill", "dm", *TINY, "--set", "match.network=convnet5"], "unknown network 'convnet5'; did you"),
     "pool network": (["distill", "dm", *TINY, "--set", "pool.network=resnet19"], "'resnet19'; did you mean 'resnet18'"),
@@ -594,9 +613,9 @@ WRONG = {
                           "below the 50.0 % of a trained one; raise pool.epochs"),
     "bench device": (["bench", "--device", "gpu"], "device 'gpu' is not known"),
     "data nothing": (["data"], "Missing command.*iid data --help"),
-    "data check": (["data", "check", "cifar"], "unknown data set 'cifar'; did you mean 'cifar10'"),
+    "data check": (["data", "check", "cifar"], "unknown dataset 'cifar'; did you mean 'cifar10'"),
     "data check absent": (["data", "check", "cifar10", "--data-root", "nowhere"], "cifar10 not found"),
-    "data fetch": (["data", "fetch", "cifar"], "unknown data set 'cifar'"),
+    "data fetch": (["data", "fetch", "cifar"], "unknown dataset 'cifar'"),
     "data fetch where": (["data", "fetch", "cifar10"], "no folder to download cifar10 to"),
     "sweep": (["sweep", "nowhere.yaml"], "cannot read the grid nowhere.yaml"),
     "sweep workers": (["sweep", "nowhere.yaml", "--workers", "two"], "--workers"),

@@ -202,7 +202,7 @@ def test_the_list_of_data_sets(tmp_path: Path, mini: Dataset) -> None:
 
 @pytest.mark.parametrize("function", [load_dataset, check])
 def test_an_unknown_data_set_gets_a_suggestion(function: object) -> None:
-    with pytest.raises(InputError, match="unknown data set 'cifar-10'; did you mean 'cifar10'"):
+    with pytest.raises(InputError, match="unknown dataset 'cifar-10'; did you mean 'cifar10'"):
         function("cifar-10")  # type: ignore[operator]
 
 
@@ -579,7 +579,7 @@ class TestValidation:
         assert first.test.fingerprint == second.test.fingerprint
 
     def test_an_unknown_set_is_named(self) -> None:
-        with pytest.raises(InputError, match="unknown data set 'cifar11'"):
+        with pytest.raises(InputError, match="unknown dataset 'cifar11'"):
             load_dataset("validation:cifar11")
 
     def test_settings_are_those_of_the_set_that_is_divided(self) -> None:

@@ -75,18 +75,29 @@ def test_one_call_sets_all_and_a_second_none():
     """)
 
 
+PREPARE = 'networks.prepare(networks.build_network("convnet1", image_size=8, width=4), compile="{}")'
+DISTILL = 'iidlib.distill(iidlib.preset("dm", ipc=1, scale="ci"), iidlib.load_dataset("cifar10-mini"))'
+
+
 @pytest.mark.parametrize(
-    "call",
+    ("call", "compiled"),
     [
-        'networks.prepare(networks.build_network("convnet1", image_size=8, width=4), compile="off")',
-        'iidlib.distill(iidlib.preset("dm", ipc=1, scale="ci"), iidlib.load_dataset("cifar10-mini"))',
-        'session.load("cifar10-mini", None, "cpu")',
+        (PREPARE.format("auto"), True),
+        (PREPARE.format("off"), False),
+        (DISTILL, False),
+        ('session.load("cifar10-mini", None, "cpu")', False),
     ],
-    ids=["prepare", "distill", "command"],
+    ids=["prepare", "prepare off", "distill off", "command"],
 )
-def test_who_sets_them(call):
+def test_who_sets_them(call, compiled):
+    """Without compiled kernels torch's compiler keeps its settings, and its folder is not asked for."""
     run(f"""
+        import os
         import iidlib
+        if not {compiled}:  # would be refused with a warning, if anybody asked for it
+            os.environ["IID_CACHE"] = "/dev/null/none"
+            os.environ.pop("TORCHINDUCTOR_CACHE_DIR", None)
+        expected = expected if {compiled} else (True, True, *expected[2:])
         from iidlib import networks
         from iidlib.cli import session
         assert switches() == before

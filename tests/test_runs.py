@@ -497,3 +497,22 @@ def test_scores_keep_what_they_say_themselves(folder):
 
 def test_no_runs_are_an_empty_table(tmp_path):
     assert runs_frame(tmp_path).empty and runs_frame(tmp_path / "nowhere").empty
+
+
+@pytest.mark.parametrize("out", ["new/..", "new/../.", "deep/new/../.."])
+def test_a_way_back_up_leads_to_no_full_folder(tmp_path, monkeypatch, out):
+    """The folder that such a path means is there, although the path is not."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("config.yaml", "environment.json"):
+        (tmp_path / name).write_text("mine")
+    with pytest.raises(InputError, match="exists already; nothing was overwritten"):
+        RunFolder.create(out, CONFIG)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.yaml", "environment.json"]
+    assert {path.read_text() for path in tmp_path.iterdir()} == {"mine"}
+
+
+def test_a_file_at_the_place_of_the_lock_stays(folder):
+    (folder.path / ".lock").write_text("mine")
+    with pytest.raises(InputError, match="is needed as a lock and is another file; move it away"), folder.lock():
+        pytest.fail("it was taken for a lock")
+    assert (folder.path / ".lock").read_text() == "mine"

@@ -153,7 +153,7 @@ class PerClassLoop:
 class PlainTraining:
     """The baseline of evaluation: a network trained on a set in eager float32 and PyTorch's default memory format.
 
-    It draws what ``loop.fit`` draws, and starts from a copy of the network.
+    It draws what ``training.fit`` draws, and starts from a copy of the network.
 
     Attributes:
         network: the copy, as trained so far.

@@ -250,9 +250,9 @@ def measure(
     """Times methods and evaluation at the paper's shapes, on images of cifar10-mini at 10 images a class.
 
     Args:
-        methods: names of ``methods.METHODS``.
+        methods: names of ``distillation.METHODS``.
         quick: two classes instead of ten, fewer rounds and the small pool network: a minute.
-        device: as in ``device.pick_device``.
+        device: as in ``engine.pick_device``.
         rounds: timed iterations of each side; 3, or 2 when quick, if not given.
         pool_network: architecture for class centralization, with random weights; ``resnet18`` as in the paper, or
             ``convnet3`` when quick, if not given.
@@ -284,9 +284,9 @@ def scaling(
     """Times a method as the work grows, along one axis at a time about the paper's shapes.
 
     Args:
-        method: a name of ``methods.METHODS``.
+        method: a name of ``distillation.METHODS``.
         axes: sizes by the names of ``AXES``, which stands where none are given.
-        device: as in ``device.pick_device``.
+        device: as in ``engine.pick_device``.
         rounds: timed iterations of each side.
         changes: further settings by dotted key, as for ``config.override``.
         progress: show a progress bar.

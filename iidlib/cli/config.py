@@ -3,6 +3,7 @@
 import json
 from typing import Annotated, Any
 
+import attrs
 import typer
 from rich.markup import escape
 from rich.table import Table
@@ -11,6 +12,7 @@ from iidlib.cli.options import Changes, DatasetName, given_changes
 from iidlib.cli.session import console
 from iidlib.config import published, resolved
 from iidlib.config.overrides import Setting
+from iidlib.config.schema import WHOLE_SET_EPOCHS
 from iidlib.errors import InputError, suggest
 
 __all__ = ["config"]
@@ -37,10 +39,12 @@ def config(
     if name not in DATASETS and not name.startswith("folder:"):
         raise InputError(f"unknown dataset {name!r}{suggest(name, DATASETS)}")
     own = {key: value for key, value in {"iterations": iterations, "seed": seed}.items() if value is not None}
-    rows = [
-        (setting, _source(ctx, setting))
-        for setting in resolved(method, dataset, ipc, scale, own | given_changes(changes))
-    ]
+    given = own | given_changes(changes)
+    rows = [(setting, _source(ctx, setting)) for setting in resolved(method, dataset, ipc, scale, given)]
+    if method == "whole" and "eval.epochs" not in given:  # as `iid evaluate whole` takes it
+        at = next(i for i, (setting, _) in enumerate(rows) if setting.key == "eval.epochs")
+        epochs = rows[at][0]
+        rows[at] = attrs.evolve(epochs, value=min(WHOLE_SET_EPOCHS, epochs.value)), "method"
     if as_json:
         listed = [{"key": setting.key, "value": setting.value, "source": source} for setting, source in rows]
         typer.echo(json.dumps(listed, indent=2))

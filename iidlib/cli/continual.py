@@ -12,6 +12,7 @@ from iidlib.cli.options import Changes, DataRoot, DatasetName, Device, Results, 
 from iidlib.cli.session import check_names, given_command, keeping, load
 from iidlib.config import preset
 from iidlib.errors import InputError
+from iidlib.files import place_of
 
 __all__ = ["continual"]
 
@@ -49,7 +50,8 @@ def continual(
     class_steps(class_order(loaded.train.num_classes, number), steps)
     named = re.sub(r"[^\w.-]+", "-", dataset)
     folder = out or Path("runs") / f"continual-{method}-{named}-ipc{ipc}-{steps}steps-{scale}-seed{seed}-order{number}"
-    if folder.exists() and any(folder.iterdir()) and not resume:
+    place = place_of(folder)
+    if place.exists() and not resume and (not place.is_dir() or any(place.iterdir())):
         raise InputError(f"{folder} holds something already; go on with it by --resume, or give another --out")
     stamp, frames = made_by(loaded.train.device, given_command(ctx)), []
 

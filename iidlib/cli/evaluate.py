@@ -48,13 +48,13 @@ def evaluate(
     from iidlib.evaluation.coresets import CHOICES
     from iidlib.experiments import SetOrigin, append_results, check_results, check_writable, protocol_text
     from iidlib.features import choosing_pool
-    from iidlib.files import atomic_write
+    from iidlib.files import atomic_write, place_of
     from iidlib.runs import RunFolder
     from iidlib.synthetic import SyntheticSet
 
     if out is not None:
         check_writable(out)
-        if out.exists():
+        if place_of(out).exists() or out.is_symlink():
             raise InputError(f"{out} exists already; nothing was overwritten: give another --out")
     if results is not None:
         check_results(results)

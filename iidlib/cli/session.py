@@ -31,7 +31,7 @@ def load(name: str, data_root: Path | None, device: str) -> "Dataset":
     from iidlib.data import load_dataset
     from iidlib.engine import configure, pick_device
 
-    configure()
+    configure(compiled=False)  # whether kernels are compiled, the settings say later
     try:
         chosen = pick_device(device)
     except ValueError as error:

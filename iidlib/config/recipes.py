@@ -18,7 +18,6 @@ __all__ = [
     "Origin",
     "Row",
     "common",
-    "differences",
     "layers",
     "protocol",
     "published",
@@ -221,13 +220,4 @@ def layers(method: str, dataset: str, ipc: int, scale: str) -> dict[Origin, Mapp
             found["published row"] = row.changes
     elif BASES.get(method) == "idm":
         found["method at this scale"] = IDM_SCALES.get(scale, {})
-    return found
-
-
-def differences(method: str, dataset: str, ipc: int, scale: str) -> dict[str, Any]:
-    """What a dataset and a method change at a scale, on top of the scale's own changes."""
-    found: dict[str, Any] = {}
-    for origin, changes in layers(method, dataset, ipc, scale).items():
-        if origin not in ("method", "scale"):
-            found |= changes
     return found

@@ -1,4 +1,4 @@
-"""Files from the network, on request only: taken up where a download broke off, checked, unpacked in their folder."""
+"""Files from the network, on request only: resumed where a download broke off, checked, unpacked in their folder."""
 
 import tarfile
 import urllib.request

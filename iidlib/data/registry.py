@@ -167,7 +167,7 @@ def _of_folder(name: str, device: torch.device | str) -> Dataset:
 def _known(name: str) -> None:
     names = [*SOURCES, "shapes"]
     if name not in names:
-        raise InputError(f"unknown data set {name!r}{suggest(name, names)}")
+        raise InputError(f"unknown dataset {name!r}{suggest(name, names)}")
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Where the real images come from: files found, verified against their checksums, and read into tensors.
+"""Where the real images come from: files found, and verified against their checksums before they are read.
 
 Nothing is decoded or unpickled before its checksum has been compared, and a file that is missing or differs is
 reported in one line that names it and says how to get it.

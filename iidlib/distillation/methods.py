@@ -64,7 +64,7 @@ class Method:
     optimiser: ImageOptimiserFactory = joint
     """Makes what moves the images along the gradient."""
     base: Base = "dm"
-    """What it builds on, which decides its usual settings; for a method of the table as `recipes.BASES` has it."""
+    """What it builds on, as `recipes.BASES` says, by which `config.preset` chooses a method's usual settings."""
 
     def terms_in_use(self, config: RunConfig) -> dict[str, Term]:
         """The terms by name, without those that would be zero for want of a second image in each class."""

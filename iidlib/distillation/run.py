@@ -117,7 +117,7 @@ def distill(
             bit for bit, as long as the conditions are those that it was begun under.
         allow_drift: go on even where conditions have changed (versions, device, compiled kernels), which is then said
             in ``environment.json`` and in the set's provenance.
-        device: as in ``device.pick_device``; used when the data set is loaded here.
+        device: as in ``engine.pick_device``; used when the data set is loaded here.
         on_iteration: called with the number of updates done and a copy of the set, at `iterations_to_show`.
         iterations_to_show: numbers of updates, 0 for the start.
         progress: show a progress bar.
@@ -127,7 +127,7 @@ def distill(
         Stopped: on SIGINT or SIGTERM, after the iteration was finished and kept.
         FloatingPointError: if a term of the objective, or the images at a checkpoint, are not finite.
     """
-    configure()
+    configure(compiled=config.compute.compile != "off")
     if dataset is None:
         dataset = load_dataset(config.dataset, device=pick_device(device))
     run = Distillation(config, dataset)

@@ -206,11 +206,11 @@ class Distillation:
         return self.optimiser.state() | self.source.state()
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Takes up a checkpoint's state."""
+        """Restores the state from a checkpoint."""
         self.optimiser.restore(state)
         self.source.restore(state)
 
     def facts(self) -> dict[str, Any]:
-        """What must be the same when a checkpoint is taken up again."""
+        """What must be the same when a run is resumed."""
         facts = {"data": self.real.fingerprint, "pool": self.pool.fingerprint if self.pool else ""}
         return facts | ({"pool weights": self.pool.digest} if self.pool else {})

@@ -1,4 +1,4 @@
-"""The terms of the objectives, each a row of ``TERMS``, and what a term may use at an iteration.
+"""The terms of the objectives, each a row of ``TERMS``.
 
 A term of your own is a function from a `StepBatch` to one value a class, entered in ``TERMS`` with its weight, and
 named in a row of ``methods.METHODS``; the loop needs no change.

@@ -10,8 +10,7 @@ from iidlib.engine.fused import set_torch
 __all__ = ["configure"]
 
 
-@functools.cache
-def configure() -> None:
+def configure(*, compiled: bool = True) -> None:
     """Sets what this library needs of the whole process; the first call does it, later ones do nothing.
 
     Importing the library changes nothing. The commands call it when they load their data, `distill` when it starts, and
@@ -27,12 +26,20 @@ def configure() -> None:
       The compiled kernel of this library does not work without, so a call of it sets them where it does not find them.
     - **torch's logger** ``torch.utils.cpp_extension``: errors only. It tells of CUDA headers without a GPU, which are
       of no interest to a CPU kernel.
+
+    Args:
+        compiled: whether kernels may be compiled. If not, torch's compiler is neither imported nor given its folder.
     """
     _keep_freed_memory()
-    set_torch()
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
+    if compiled:
+        _set_torch_once()
 
 
+_set_torch_once = functools.cache(set_torch)
+
+
+@functools.cache
 def _keep_freed_memory() -> None:
     with contextlib.suppress(OSError, AttributeError, TypeError):  # a C library without it, or not to be had by that
         mallopt = ctypes.CDLL(None).mallopt

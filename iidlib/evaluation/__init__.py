@@ -1,4 +1,4 @@
-"""The claim: what networks trained on a set reach; beside it chosen images and measures of sets."""
+"""The claim (``run``): what networks trained on a set reach; also chosen real images and measures of sets."""
 
 from iidlib.evaluation.coresets import choose, herding, k_center, random_beside, random_real, real_images
 from iidlib.evaluation.measures import class_maps, compare, covariance_gap, mmd, project, spread

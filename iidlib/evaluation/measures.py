@@ -1,7 +1,7 @@
-"""Measures of sets on features: spread within and between classes, covariance gap, MMD, projection, progress.
+"""Measures of sets on features: spread within and between classes, covariance gap, MMD, projection.
 
-What a distilled set shares with the real images, and where it differs, seen through a network. All functions give data
-frames, a row a class (or an image, or an iteration), that `plots` draws. Nothing here is optimised or selected on.
+What a distilled set shares with the real images, and where it differs, seen through a network. The measures are
+data frames, a row per class (or image), that `plots` draws. Nothing here is optimised or selected on.
 
 Axis letters: C classes, N images a class, D feature dimensions, K channels, P positions of the feature map.
 """

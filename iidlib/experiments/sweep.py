@@ -31,7 +31,7 @@ import yaml
 from tqdm import tqdm
 
 from iidlib.errors import InputError, suggest
-from iidlib.files import atomic_write, load_yaml, user_path
+from iidlib.files import atomic_write, load_yaml, place_of, user_path
 
 __all__ = ["Sweep", "check_parameters", "load_grid", "run_sweep"]
 
@@ -143,7 +143,8 @@ def run_sweep(sweep: Sweep, out: str | Path, *, workers: int = 1, progress: bool
         raise InputError(f"workers must be at least 1, got {workers}")
     takes_out = "out" in check_parameters(sweep.notebook, {name: None for point in sweep.points for name in point})
     try:
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        place = place_of(out)
+        if place.exists() and (not place.is_dir() or any(place.iterdir())):
             raise InputError(f"{out} exists already; nothing was overwritten: give another --out")
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Where features come from: random networks (DM), a queue in training (IDM), pools of pretrained ones (CC)."""
+"""Where features come from: random networks (DM), a queue of networks in training (IDM), a pretrained pool (CC)."""
 
 from iidlib.features.base import Drawn, NetworkSource
 from iidlib.features.cached import CachedStatistics, ClassStatistics, measure_classes

@@ -38,4 +38,4 @@ class NetworkSource:
         return {}
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Takes up what `state` gave."""
+        """Restores what `state` gave."""

@@ -155,7 +155,7 @@ class NetworkQueue(NetworkSource):
 
     @property
     def mebibytes(self) -> float:
-        """Of the weights and momenta that the queue holds now."""
+        """MiB held by the queue's weights and momenta."""
         return sum(2 * p.nbytes for member in self._members for p in member.network.parameters()) / 2**20
 
     def state(self) -> dict[str, Tensor]:
@@ -172,7 +172,7 @@ class NetworkQueue(NetworkSource):
 
     @torch.no_grad()
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Takes up a checkpoint's state."""
+        """Restores the state from a checkpoint."""
         if "queue.numbers" not in state:
             return
         self._members = []

@@ -1,4 +1,4 @@
-"""The networks of the field. ``blocks`` holds the backends, which a reader of the method may skip."""
+"""The networks of the field. ``set_backend`` and ``fitted`` are about speed and may be skipped."""
 
 from iidlib.networks.architectures import NETWORKS, Network, build_network, draw_parameters_
 from iidlib.networks.blocks import BACKENDS, ConvBlock, conv_blocks, set_backend

@@ -37,7 +37,7 @@ def prepare(network: nn.Module, *, compile: str = "auto") -> nn.Module:
     if compile == "on" and not compiler_available():
         raise ValueError("compute.compile is on, but torch finds no C++ compiler here; install one or use auto")
     network.to(memory_format=torch.channels_last)
-    configure()
+    configure(compiled=compile != "off")
     if compile != "off" and compiler_available():
         for block in conv_blocks(network):
             if block.backend == "eager":  # any other was chosen

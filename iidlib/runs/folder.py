@@ -16,7 +16,7 @@ import pandas as pd
 from iidlib import config as configuration
 from iidlib.config import RunConfig
 from iidlib.errors import InputError
-from iidlib.files import atomic_write, locked, make_folders, remove_empty
+from iidlib.files import atomic_write, locked, make_folders, place_of, remove_empty
 from iidlib.runs.environment import environment
 
 __all__ = ["RunFolder", "runs_frame"]
@@ -61,7 +61,8 @@ class RunFolder:
         """
         folder = cls(path)
         try:
-            if folder.path.exists() and (not folder.path.is_dir() or folder._holds_something()):
+            place = place_of(folder.path)
+            if place.exists() and (not place.is_dir() or folder._holds_something(place)):
                 raise InputError(
                     f"{path} exists already; nothing was overwritten: give another --out, or --resume to go on with it"
                 )
@@ -113,9 +114,10 @@ class RunFolder:
             )
         return folder
 
-    def _holds_something(self) -> bool:
+    @staticmethod
+    def _holds_something(place: Path) -> bool:
         """Whether there is more than what a process that was killed while it wrote the settings has left."""
-        return any(not re.fullmatch(r"\.config\.yaml\.\d+", path.name) for path in self.path.iterdir())
+        return any(not re.fullmatch(r"\.config\.yaml\.\d+", path.name) for path in place.iterdir())
 
     def remove_unfinished(self) -> None:
         """Removes the temporary files of processes that were killed while writing; of use to whoever holds the lock."""
@@ -185,6 +187,8 @@ class RunFolder:
                 held.enter_context(locked(self.path / ".lock", wait=False))
             except BlockingIOError as holder:
                 raise InputError(f"{self.path} is in use by {holder}; wait for it, or give another --out") from None
+            except FileExistsError as error:
+                raise InputError(str(error.strerror)) from None
             yield
 
     def write_scores(self, frame: pd.DataFrame) -> None:
@@ -198,7 +202,7 @@ def _version(path: Path) -> tuple[int, int]:
     return facts.st_size, facts.st_mtime_ns
 
 
-def _lines(config: RunConfig, prefix: str = "") -> list[str]:
+def _lines(config: RunConfig) -> list[str]:
     """Settings as ``dotted.key: value`` lines."""
     flat: list[str] = []
     for key in configuration.settings():
