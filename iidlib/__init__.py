@@ -38,5 +38,5 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    """The names to be had, those that are not loaded yet among them."""
+    """The public names, including those that are not loaded yet."""
     return sorted({*globals(), *__all__})

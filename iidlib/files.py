@@ -18,6 +18,7 @@ __all__ = [
     "PACKAGE",
     "atomic_write",
     "cache_dir",
+    "check_lock",
     "checkout",
     "load_yaml",
     "locked",
@@ -34,10 +35,8 @@ PACKAGE = Path(__file__).resolve().parent
 OTHERS = stat.S_IRWXG | stat.S_IRWXO
 """What the mode of a folder must not grant for it to be private."""
 
-
 _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL)
 """What the system answers on a file system that has no locks."""
-
 
 _LOCK = re.compile(rb"(\n?process \d+ on [^\n]*\n)?")
 """What a lock file holds: who took it, or nothing in the moment before that is written."""
@@ -156,8 +155,7 @@ def locked(path: Path, *, wait: bool = True) -> Iterator[None]:
     """
     import filelock  # takes too long to be imported for `iid --help`
 
-    if path.is_file() and not _LOCK.fullmatch(path.read_bytes()[:1000]):  # taking a lock empties its file
-        raise FileExistsError(errno.EEXIST, f"{path} is needed as a lock and is another file; move it away")
+    check_lock(path)
 
     def sign(descriptor: int) -> None:
         os.ftruncate(descriptor, 0)  # a process that died has left its name
@@ -183,6 +181,19 @@ def locked(path: Path, *, wait: bool = True) -> Iterator[None]:
                 with contextlib.suppress(OSError):  # the block may have an error of its own to tell
                     path.unlink(missing_ok=True)
             lock.release()  # which removes the file on Windows
+
+
+def check_lock(path: Path) -> None:
+    """Finds out whether a file may be taken as a lock, which empties it.
+
+    Raises:
+        FileExistsError: if a file of that name is there that is no lock of `locked`.
+    """
+    content = b""
+    with contextlib.suppress(OSError):  # gone again, or held where locked files cannot be read (Windows)
+        content = path.read_bytes()[:1000]
+    if not _LOCK.fullmatch(content):
+        raise FileExistsError(errno.EEXIST, f"{path} is needed as a lock and is another file; move it away")
 
 
 def _holder(path: Path) -> str:

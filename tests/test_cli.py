@@ -534,6 +534,13 @@ def test_scores_replace_no_file_behind_a_way_back_up_or_a_link(iid: Run, tmp_pat
     assert Path("x.json").read_text() == "mine" and (not link or Path("link.json").is_symlink())
 
 
+def test_a_file_at_the_place_of_a_tables_lock_is_told_before_the_run(iid: Run) -> None:
+    Path(".rows.csv.lock").write_text("mine")
+    given = ["evaluate", "random", "--dataset", "shapes", "--ipc", "1", "--scale", "ci", "--results", "rows.csv"]
+    assert_one_line(iid(*given), "is needed as a lock and is another file; move it away")
+    assert Path(".rows.csv.lock").read_text() == "mine" and not Path("rows.csv").exists()
+
+
 def test_datasets_named_without_torch_are_those_of_the_registry() -> None:
     assert set(cli.config.DATASETS) == {*registry.SOURCES, "shapes"}
 

@@ -162,3 +162,20 @@ def test_links_above_are_followed_once_and_for_all(tmp_path: Path) -> None:
 def test_a_system_without_owners_is_not_asked_for_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(os, "geteuid")
     assert private_dir(tmp_path / "above" / "compiled").is_dir()
+
+
+def test_a_lock_that_is_gone_again_may_be_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process removes its lock between two looks at it."""
+    for content in (b"", b"process 7 on here\n", b"\nprocess 7 on here\n"):
+        (tmp_path / "lock").write_bytes(content)
+        files.check_lock(tmp_path / "lock")
+    (tmp_path / "lock").write_bytes(b"mine")
+    with pytest.raises(FileExistsError, match="is needed as a lock and is another file"):
+        files.check_lock(tmp_path / "lock")
+    files.check_lock(tmp_path / "none")
+
+    def gone(path: Path) -> bytes:
+        raise FileNotFoundError(2, "No such file", str(path))
+
+    monkeypatch.setattr(Path, "read_bytes", gone)
+    files.check_lock(tmp_path / "lock")

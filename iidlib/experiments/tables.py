@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from iidlib.errors import InputError
-from iidlib.files import PACKAGE, atomic_write, checkout, locked
+from iidlib.files import PACKAGE, atomic_write, check_lock, checkout, locked
 
 __all__ = ["append_results", "append_rows", "check_results", "check_writable", "read_results", "results_dir", "rows_of"]
 
@@ -119,6 +119,10 @@ def check_results(path: Path, needed: Sequence[str] = _NEEDED) -> None:
     """
     check_writable(path, "--results")
     read_results(path, needed)
+    try:
+        check_lock(_lock_of(path.resolve()))
+    except FileExistsError as error:
+        raise InputError(str(error.strerror)) from None
 
 
 def append_results(path: Path, scores: pd.DataFrame) -> None:
@@ -143,6 +147,11 @@ def append_rows(path: Path, rows: pd.DataFrame, *, needed: Sequence[str]) -> Non
     """
     path = path.resolve()  # a link stays a link
     path.parent.mkdir(parents=True, exist_ok=True)
-    with locked(path.with_name(f".{path.name}.lock")):  # a file of its own, because the table is replaced
+    with locked(_lock_of(path)):
         table = pd.concat([read_results(path, needed), rows.astype(object)], ignore_index=True)
         atomic_write(path, table.to_csv(index=False))
+
+
+def _lock_of(path: Path) -> Path:
+    """The lock of a table: a file of its own, because the table is replaced."""
+    return path.with_name(f".{path.name}.lock")
