@@ -41,7 +41,8 @@ _set_torch_once = functools.cache(set_torch)
 
 @functools.cache
 def _keep_freed_memory() -> None:
-    with contextlib.suppress(OSError, AttributeError, TypeError):  # a C library without it, or one that ctypes cannot open
+    # another C library, or one that ctypes cannot open
+    with contextlib.suppress(OSError, AttributeError, TypeError):
         mallopt = ctypes.CDLL(None).mallopt
         trim_threshold, mmap_threshold = -1, -3
         mallopt(mmap_threshold, 32 << 20)
