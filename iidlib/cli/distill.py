@@ -64,9 +64,8 @@ def distill(
     typer.echo(
         f"{method} on {dataset}, IPC {ipc}: {config.iterations} iterations, scale {scale}, {loaded.train.device}"
     )
-    in_use = METHODS[method].terms_in_use(config)
-    if left_out := [name for name in METHODS[method].terms if name not in in_use]:
-        typer.echo(f"left out, as a class has one image only: {' and '.join(left_out)}")
+    if left_out := METHODS[method].left_out(config):
+        typer.echo(f"left out: {', '.join(f'{name} ({reason})' for name, reason in left_out.items())}")
     stamp = made_by(loaded.train.device, given_command(ctx))  # now, as a checkout may change meanwhile
     with keeping(folder.path, given_command(ctx, "--resume", *([] if out else ["--out", str(folder.path)]))):
         origin = dataclasses.replace(SetOrigin.planned(config), settings=given)

@@ -29,6 +29,9 @@ __all__ = [
     "to_yaml",
 ]
 
+ADDED: Mapping[str, Any] = {"pool.untrained": "refuse"}
+"""Settings that came after version 0.1.0, with their defaults."""
+
 
 def settings(kind: type = RunConfig, prefix: str = "") -> dict[str, Any]:
     """Every setting by its dotted key, with its type; groups such as ``match`` are not settings themselves."""
@@ -235,13 +238,14 @@ def preset(
 
 def to_yaml(config: RunConfig) -> str:
     """The settings as YAML text that `from_yaml` reads back to an equal config."""
+    return yaml.safe_dump(_plain(attrs.asdict(config)), sort_keys=False)
 
-    def plain(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: plain(item) for key, item in value.items()}
-        return list(value) if isinstance(value, tuple) else value
 
-    return yaml.safe_dump(plain(attrs.asdict(config)), sort_keys=False)
+def _plain(value: Any) -> Any:
+    """Mappings, lists, texts and numbers, as YAML knows them."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return list(value) if isinstance(value, tuple) else value
 
 
 def from_yaml(text: str) -> RunConfig:
@@ -269,5 +273,15 @@ def from_yaml(text: str) -> RunConfig:
 
 
 def fingerprint(config: RunConfig) -> str:
-    """Twelve hex digits that name the settings; equal for equal settings."""
-    return hashlib.sha256(to_yaml(config).encode()).hexdigest()[:12]
+    """Twelve hex digits that name the settings; equal for equal settings.
+
+    Settings of ``ADDED`` count only where they differ from their default, so that runs of earlier versions keep their
+    name.
+    """
+    named = _plain(attrs.asdict(config))
+    for key, default in ADDED.items():
+        *groups, name = key.split(".")
+        holder = named[groups[0]] if groups else named
+        if holder[name] == default:
+            del holder[name]
+    return hashlib.sha256(yaml.safe_dump(named, sort_keys=False).encode()).hexdigest()[:12]

@@ -176,6 +176,8 @@ class PoolConfig:
     """Of the pool's own draws: runs with other seeds share one pool, as they share the data."""
     path: str = ""
     """A pool saved before; empty means the cache, trained when absent."""
+    untrained: Literal["refuse", "warn"] = field(default="refuse", validator=one_of_its_choices)
+    """What follows where a network is no better than guessing on held-out images."""
 
     @epochs_kept.validator
     def _kept_in_training(self, attribute: "Attribute[Any]", kept: tuple[int, ...]) -> None:

@@ -66,10 +66,20 @@ class Method:
     base: Base = "dm"
     """What it builds on, as `recipes.BASES` says, by which `config.preset` chooses a method's usual settings."""
 
-    def terms_in_use(self, config: RunConfig) -> dict[str, Term]:
-        """The terms by name, without those that would be zero for want of a second image in each class."""
+    def left_out(self, config: RunConfig) -> dict[str, str]:
+        """The terms that are zero under given settings, by name, with the reason; they are not computed."""
         pairs = config.ipc * config.syn.factor**2 > 1
-        return {name: TERMS[name] for name in self.terms if pairs or not TERMS[name].needs_pairs}
+        reasons = {}
+        for name in self.terms:
+            if not TERMS[name].weight(config):
+                reasons[name] = "its weight is zero"
+            elif TERMS[name].needs_pairs and not pairs:
+                reasons[name] = "a class has one image only"
+        return reasons
+
+    def terms_in_use(self, config: RunConfig) -> dict[str, Term]:
+        """The terms by name, without those that are left out."""
+        return {name: TERMS[name] for name in self.terms if name not in self.left_out(config)}
 
 
 METHODS: dict[str, Method] = {

@@ -3,10 +3,11 @@
 from iidlib.features.base import Drawn, NetworkSource
 from iidlib.features.cached import CachedStatistics, ClassStatistics, measure_classes
 from iidlib.features.network_queue import NetworkQueue
-from iidlib.features.pool import Pool, choosing_pool, pool_fingerprint, pool_members, required_accuracy, trained_pool
+from iidlib.features.pool import Pool, choosing_pool, pool_fingerprint, pool_members, trained_pool
 from iidlib.features.random_networks import RandomNetworks
+from iidlib.features.trained import HeldOut
 
 __all__ = [
-    "CachedStatistics", "ClassStatistics", "Drawn", "NetworkQueue", "NetworkSource", "Pool", "RandomNetworks",
-    "choosing_pool", "measure_classes", "pool_fingerprint", "pool_members", "required_accuracy", "trained_pool",
+    "CachedStatistics", "ClassStatistics", "Drawn", "HeldOut", "NetworkQueue", "NetworkSource", "Pool",
+    "RandomNetworks", "choosing_pool", "measure_classes", "pool_fingerprint", "pool_members", "trained_pool",
 ]  # fmt: skip

@@ -3,7 +3,7 @@
 import itertools
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -20,12 +20,16 @@ from iidlib.config import ComputeConfig, PoolConfig, RunConfig
 from iidlib.data import Dataset
 from iidlib.engine import default_together
 from iidlib.errors import InputError
+from iidlib.features.trained import HeldOut
 from iidlib.files import atomic_write, cache_dir, user_path
 from iidlib.networks import Network, frozen, network_for
 from iidlib.rng import stream
 from iidlib.training import Examples, Training, accuracy, fit, fit_together
 
-__all__ = ["Pool", "choosing_pool", "pool_fingerprint", "pool_members", "required_accuracy", "trained_pool"]
+__all__ = ["Pool", "choosing_pool", "pool_fingerprint", "pool_members", "trained_pool"]
+
+NO_POOL = "dm and dm-cm need no pool"
+"""What every refusal of a pool offers."""
 
 logger = logging.getLogger("iidlib")
 
@@ -53,23 +57,13 @@ class Pool:
 
 def pool_fingerprint(dataset: Dataset, config: PoolConfig) -> str:
     """Twelve hex digits of the training images and every setting that shapes the networks."""
-    facts = {key: value for key, value in attrs.asdict(config).items() if key not in ("count", "path")}
+    facts = {key: value for key, value in attrs.asdict(config).items() if key not in ("count", "path", "untrained")}
     return sha256(json.dumps([dataset.train.fingerprint, facts], sort_keys=True).encode()).hexdigest()[:12]
 
 
 def pool_members(config: PoolConfig) -> list[tuple[int, int]]:
     """Number of the network, and passes of its training, of every member of a pool in order."""
     return list(itertools.product(range(config.count), _passes_kept(config)))
-
-
-def required_accuracy(num_classes: int) -> float:
-    """The held-out accuracy, in percent, below which a network counts as untrained.
-
-    Twice chance; where that is out of reach, or nearly (two or three classes), a third of the way from chance to
-    perfect.
-    """
-    chance = 100 / num_classes
-    return min(2 * chance, (100 + 2 * chance) / 3)
 
 
 def trained_pool(
@@ -87,8 +81,8 @@ def trained_pool(
     Copies of it after the passes ``config.epochs_kept`` and after the last one are members of the pool, rounded to the
     precision ``config.stored`` in which they are kept, so that a pool is the same when it is trained and when it is
     loaded. They are written as soon as their training is done, so that a pool interrupted half way goes on where it
-    stopped. Held-out accuracy is that on the test images; nothing is selected by it, it only tells a trained network
-    from an untrained one.
+    stopped. Held-out accuracy is that on the test images; nothing is selected by it, it only tells a network that has
+    learned something from one that guesses (see `HeldOut`); networks that have learned little are used with a warning.
 
     Args:
         dataset: what the networks learn, on the device where they are trained and kept.
@@ -97,8 +91,9 @@ def trained_pool(
         on_epoch: called with the network's number and the pass that is done.
 
     Raises:
-        InputError: for an unknown network, a network that is no better than twice chance (an untrained pool), a damaged
-            file, or a folder that holds a pool of other data or settings.
+        InputError: for an unknown network, a network that is no better than guessing (``config.untrained="warn"`` takes
+            it all the same), weights that are no finite numbers, a damaged file, or a folder that holds a pool of other
+            data or settings.
     """
     compute, device = compute or ComputeConfig(), dataset.train.device
     fingerprint = pool_fingerprint(dataset, config)
@@ -114,6 +109,7 @@ def trained_pool(
             compile=compute.compile,
         )
 
+    held_out = HeldOut.of(dataset.test)
     members = {(number, passes): _file_name(config, number, passes) for number, passes in pool_members(config)}
     missing = sorted({number for (number, _), name in members.items() if name not in known})
     if missing:
@@ -124,17 +120,19 @@ def trained_pool(
         for (number, passes), weights in _train(fresh, dataset, config, together, on_epoch).items():
             network, name = build(number), members[number, passes]
             network.load_state_dict(weights)
+            _check_finite(config, number, weights)
             known[name] = accuracy(network, dataset.test)
-            _check_trained(config, dataset, number, passes, known[name])
+            _check_trained(config, held_out, number, passes, known[name])
             facts = {"fingerprint": fingerprint, "network": config.network, "accuracies": known}
             _keep(folder, name, weights, facts)
             after = "" if passes == config.epochs else f" after {passes} of {config.epochs} passes"
             logger.info("network %d of %d%s: %.1f %% on held-out images", number + 1, config.count, after, known[name])
     networks, digest = [], sha256()
     for (number, passes), name in members.items():
-        _check_trained(config, dataset, number, passes, known[name])
+        _check_trained(config, held_out, number, passes, known[name])
         networks.append(frozen(build(number)).eval())
         digest.update(_load_weights(folder / f"{name}.safetensors", networks[-1]))
+    _warn_of_weak(config, held_out, [known[name] for name in members.values()])
     return Pool(networks, [known[name] for name in members.values()], fingerprint, digest.hexdigest()[:12])
 
 
@@ -199,15 +197,49 @@ def _rounded(weights: Mapping[str, Tensor], stored: str) -> dict[str, Tensor]:
     return copies
 
 
-def _check_trained(config: PoolConfig, dataset: Dataset, number: int, passes: int, reached: float) -> None:
-    needed = required_accuracy(len(dataset.spec.classes))
-    if reached < needed:
-        early = passes < config.epochs
-        remedy = "keep later passes" if early else f"raise pool.epochs (now {config.epochs})"
+def _check_finite(config: PoolConfig, number: int, weights: Mapping[str, Tensor]) -> None:
+    if not all(bool(tensor.isfinite().all()) for tensor in weights.values()):
         raise InputError(
-            f"network {number} of the pool ({config.network}) reaches {reached:.1f} % on held-out images"
-            f"{f' after {passes} passes (pool.epochs_kept)' if early else ''}, below the {needed:.1f} % of a trained "
-            f"one; {remedy}"
+            f"network {number} of the pool ({config.network}) has diverged: its weights are no finite numbers; lower "
+            f"pool.lr (now {config.lr:g})"
+        )
+
+
+def _check_trained(config: PoolConfig, held_out: HeldOut, number: int, passes: int, reached: float) -> None:
+    """Refuses a network that is no better than guessing."""
+    right, needed = held_out.right(reached), held_out.better_than_chance
+    if needed is None or right >= needed or config.untrained == "warn":
+        return
+    early = passes < config.epochs
+    remedy = "keep later passes" if early else f"raise pool.epochs (now {config.epochs})"
+    raise InputError(
+        f"network {number} of the pool ({config.network}) names {right} of {held_out.images} held-out images right"
+        f"{f' after {passes} passes (pool.epochs_kept)' if early else ''}, which guessing could too; {needed} would be "
+        f"better than chance ({100 * held_out.chance:.1f} %). {remedy.capitalize()}, give more images, or take the "
+        f"network as it is with pool.untrained=warn; {NO_POOL}"
+    )
+
+
+def _warn_of_weak(config: PoolConfig, held_out: HeldOut, accuracies: Sequence[float]) -> None:
+    """Says once what the networks of a pool are worth, where that is little or cannot be known."""
+    right, needed = [held_out.right(reached) for reached in accuracies], held_out.better_than_chance
+    who = f"{config.network} trained for {config.epochs} passes"
+    if needed is None:
+        logger.warning(
+            "%d held-out images are too few to tell whether the pool (%s) has learned anything", held_out.images, who
+        )
+    elif weak := [count for count in right if count < held_out.well_trained]:
+        guessing = [count for count in weak if count < needed]
+        logger.warning(
+            "the pool (%s) has learned %s: %s of %d held-out images right, where %d are usual and %d are better than "
+            "chance; class centralization may say little. Raise pool.epochs or give more images; %s",
+            who,
+            "nothing that can be told from guessing" if guessing else "little",
+            ", ".join(map(str, weak)),
+            held_out.images,
+            held_out.well_trained,
+            needed,
+            NO_POOL,
         )
 
 
