@@ -232,7 +232,7 @@ def _warn_of_weak(config: PoolConfig, held_out: HeldOut, accuracies: Sequence[fl
         guessing = [count for count in weak if count < needed]
         logger.warning(
             "the pool (%s) has learned %s: %s of %d held-out images right, where %d are usual and %d are better than "
-            "chance; class centralization may say little. Raise pool.epochs or give more images; %s",
+            "chance; its features may say little. Raise pool.epochs or give more images; %s",
             who,
             "nothing that can be told from guessing" if guessing else "little",
             ", ".join(map(str, weak)),
