@@ -1,16 +1,19 @@
-"""iidlib.files: where the cache is, and which folders may hold code that is run."""
+"""iidlib.files: where the cache is, files written whole or not at all, folders made."""
 
 import os
-import re
 import stat
 import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from iidlib import files
-from iidlib.files import cache_dir, private_dir
+from iidlib.files import atomic_write, cache_dir, make_folders
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.lstat().st_mode)
+
 
 # Where the cache is
 
@@ -31,151 +34,133 @@ def test_the_cache_is_where_the_user_says_or_where_the_system_does(monkeypatch, 
     assert not list(tmp_path.iterdir()), "asking makes nothing"
 
 
-# A folder for code that will be run
+# Whole writes
 
 
-def mode(path: Path) -> int:
-    return stat.S_IMODE(path.lstat().st_mode)
+@pytest.mark.parametrize("content", ["text, ünïcode\n", b"bytes\x00\xff", ""])
+def test_a_file_has_the_content_and_nothing_is_left_beside_it(content, tmp_path):
+    atomic_write(tmp_path / "file", "before")
+    atomic_write(tmp_path / "file", content)
+    assert (tmp_path / "file").read_bytes() == (content.encode() if isinstance(content, str) else content)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-@pytest.fixture
-def loose_umask() -> Iterator[None]:
-    before = os.umask(0)
-    yield
-    os.umask(before)
+@pytest.mark.parametrize("broken", ["fsync", "replace"])
+def test_a_file_whose_writing_fails_stays_as_it_was(broken, tmp_path, monkeypatch):
+    def fail(*args: object) -> None:
+        raise OSError("disk full")
+
+    atomic_write(tmp_path / "file", "before")
+    monkeypatch.setattr(*((os, "fsync") if broken == "fsync" else (Path, "replace")), fail)
+    with pytest.raises(OSError, match="disk full"):
+        atomic_write(tmp_path / "file", "after")
+    assert (tmp_path / "file").read_text() == "before"
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-@pytest.mark.usefixtures("loose_umask")
-def test_a_private_folder_is_made_with_those_above_it_whatever_the_umask(tmp_path: Path) -> None:
-    for _ in range(2):  # made, then found
-        assert private_dir(tmp_path / "cache" / "iidlib" / "compiled") == tmp_path / "cache" / "iidlib" / "compiled"
-    assert mode(tmp_path / "cache" / "iidlib" / "compiled") == 0o700
-    assert mode(tmp_path / "cache") == mode(tmp_path / "cache" / "iidlib") == 0o755
+def test_content_reaches_the_disk_before_the_name_does(tmp_path, monkeypatch):
+    steps, fsync, replace = [], os.fsync, Path.replace
+    monkeypatch.setattr(os, "fsync", lambda number: steps.append("fsync") or fsync(number))
+    monkeypatch.setattr(Path, "replace", lambda self, target: steps.append("replace") or replace(self, target))
+    atomic_write(tmp_path / "file", "content")
+    assert steps == ["fsync", "replace"]
 
 
-def give_away(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Makes a folder somebody else's; where this user may not, it looks so."""
-    if os.geteuid() == 0:
-        os.chown(path, 54321, 54321)
-        return
-    lstat = Path.lstat
-
-    def of_another(self: Path) -> os.stat_result:
-        found = lstat(self)
-        return os.stat_result((*found[:4], 54321, *found[5:10])) if self == path else found
-
-    monkeypatch.setattr(Path, "lstat", of_another)
-
-
-def linked(path: Path) -> None:
-    path.rmdir()
-    (path.parent.parent / "elsewhere").mkdir(mode=0o700)
-    path.symlink_to(path.parent.parent / "elsewhere")
+def test_a_file_keeps_its_mode_and_a_new_one_has_the_umasks(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        atomic_write(tmp_path / "new", "")
+        for kept in (0o600, 0o664, 0o400):
+            (tmp_path / "old").unlink(missing_ok=True)
+            (tmp_path / "old").touch()
+            (tmp_path / "old").chmod(kept)
+            atomic_write(tmp_path / "old", "after")
+            assert mode(tmp_path / "old") == kept and (tmp_path / "old").read_text() == "after"
+    finally:
+        os.umask(before)
+    assert mode(tmp_path / "new") == 0o640
 
 
-def a_file(path: Path) -> None:
-    path.rmdir()
-    path.touch(mode=0o600)
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root may give files away")
+def test_a_file_of_another_owner_stays_his(tmp_path: Path) -> None:
+    (tmp_path / "file").touch(mode=0o640)
+    os.chown(tmp_path / "file", 54321, 54322)
+    atomic_write(tmp_path / "file", "after")
+    found = (tmp_path / "file").stat()
+    assert (found.st_uid, found.st_gid, stat.S_IMODE(found.st_mode)) == (54321, 54322, 0o640)
 
 
-@pytest.mark.parametrize(
-    ("change", "reason"),
-    [
-        (lambda path: path.chmod(0o777), "{path} has mode 0777, not 0700"),
-        (lambda path: path.chmod(0o755), "{path} has mode 0755, not 0700"),
-        (lambda path: path.chmod(0o710), "{path} has mode 0710, not 0700"),
-        (linked, "{path} is a link, not a folder"),
-        (a_file, "{path} is not a folder"),
-        (lambda path: path.parent.chmod(0o777), "{above} has mode 0777, so that others can write in it"),
-        (lambda path: path.parent.parent.chmod(0o702), "{top} has mode 0702, so that others can write in it"),
-    ],
-)
-def test_a_folder_that_does_not_keep_others_out_is_refused(
-    change: Callable[[Path], None], reason: str, tmp_path: Path
-) -> None:
-    path = private_dir(tmp_path / "above" / "compiled")
-    change(path)
-    with pytest.raises(PermissionError) as caught:
-        private_dir(path)
-    assert str(caught.value) == reason.format(path=path, above=path.parent, top=tmp_path)
-    path.parent.chmod(0o700)
-    tmp_path.chmod(0o700)
+def test_an_owner_that_cannot_be_kept_stops_no_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*given: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    (tmp_path / "file").touch(mode=0o640)
+    monkeypatch.setattr(Path, "lstat", lambda path: os.stat_result((0o100640, 1, 1, 1, 54321, 54322, 0, 0, 0, 0)))
+    monkeypatch.setattr(os, "fchown", refuse)
+    atomic_write(tmp_path / "file", "after")
+    monkeypatch.undo()
+    assert (tmp_path / "file").read_text() == "after" and mode(tmp_path / "file") == 0o640
 
 
-@pytest.mark.parametrize(("mode", "accepted"), [(0o755, True), (0o757, False), (0o1777, False)])
-def test_a_folder_that_another_program_made_may_be_readable(mode: int, accepted: bool, tmp_path: Path) -> None:
-    path = tmp_path / "compiled"
-    path.mkdir()
-    path.chmod(mode)
-    if accepted:
-        assert private_dir(path, readable=True) == path
-        return
-    with pytest.raises(PermissionError, match=rf"/compiled has mode {mode:04o}, "):
-        private_dir(path, readable=True)
+@pytest.mark.parametrize("umask", [0, 0o022, 0o777])
+def test_what_the_cache_holds_is_for_its_user_alone_whatever_the_umask(umask: int, tmp_path: Path) -> None:
+    before = os.umask(umask)
+    try:
+        make_folders(tmp_path / "cache" / "pools", private=True)
+        atomic_write(tmp_path / "cache" / "pools" / "pool.json", "{}", private=True)
+    finally:
+        os.umask(before)
+    assert mode(tmp_path / "cache") == mode(tmp_path / "cache" / "pools") == 0o700
+    assert mode(tmp_path / "cache" / "pools" / "pool.json") == 0o600
+    tmp_path.chmod(0o755)
+    assert make_folders(tmp_path, private=True) == [] and mode(tmp_path) == 0o755, "what was there stays as it is"
 
 
-@pytest.mark.parametrize("above", [False, True])
-def test_a_folder_of_another_owner_is_refused(above: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = private_dir(tmp_path / "above" / "compiled")
-    give_away(path.parent if above else path, monkeypatch)
-    with pytest.raises(PermissionError, match=rf"/{'above' if above else 'compiled'} belongs to user 54321, not to "):
-        private_dir(path)
+def test_no_file_at_the_temporary_name_is_written_through(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even where somebody guesses the random part."""
+    (tmp_path / "victim").write_text("mine")
+    monkeypatch.setattr(files.secrets, "token_hex", lambda size: "0" * 2 * size)
+    (tmp_path / f".file.{os.getpid()}-{'0' * 16}.unfinished").symlink_to("victim")
+    with pytest.raises(FileExistsError):
+        atomic_write(tmp_path / "file", "after")
+    assert (tmp_path / "victim").read_text() == "mine" and not (tmp_path / "file").exists()
 
 
-def test_a_sticky_folder_above_keeps_others_from_renaming(tmp_path: Path) -> None:
-    (tmp_path / "shared").mkdir()
-    (tmp_path / "shared").chmod(0o1777)
-    assert private_dir(tmp_path / "shared" / "compiled").is_dir()
+def test_temporary_names_are_told_from_those_of_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names: list[str] = []
+    monkeypatch.setattr(Path, "replace", lambda self, target: names.append(self.name))
+    for name in ("config.yaml", ".hidden", "a b\n.c", "ü" * 127):
+        atomic_write(tmp_path / name, "")
+        assert name.startswith(str(files.unfinished(names[-1]))) and len(os.fsencode(names[-1])) <= 255
+    assert len(set(names)) == 4 and not list(tmp_path.iterdir())
+    mine = ".config.yaml.77", ".config.yaml.77.unfinished", ".config.yaml", "config.yaml.77-0123456789abcdef.unfinished"
+    assert not any(map(files.unfinished, mine))
 
 
-def test_the_users_own_group_does_not_count_as_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tmp_path.chmod(0o770)
-    monkeypatch.setattr(files, "_own_group", lambda gid: gid == tmp_path.stat().st_gid)
-    assert private_dir(tmp_path / "compiled").is_dir()
-    monkeypatch.setattr(files, "_own_group", lambda gid: False)
-    with pytest.raises(PermissionError, match=f"^{re.escape(str(tmp_path))} has mode 0770"):
-        private_dir(tmp_path / "compiled")
+def test_names_that_python_could_not_decode_are_written_as_they_are(tmp_path: Path) -> None:
+    """As it gives them where the locale knows ASCII only."""
+    atomic_write(tmp_path / "file", b"folder:\xc3\xbc".decode("ascii", "surrogateescape"))
+    assert (tmp_path / "file").read_bytes() == "folder:ü".encode()
+    for content in ("\udcff", "\ud800"):  # no UTF-8, no byte at all
+        atomic_write(tmp_path / "file", f"a{content}")
+        assert (tmp_path / "file").read_text() == f"a\\u{ord(content):x}"
 
 
-@pytest.mark.parametrize(
-    ("name", "members", "own"),
-    [("me", [], True), ("me", ["me"], True), ("users", [], False), ("me", ["me", "you"], False)],
-)
-def test_a_group_is_the_users_own_by_its_name_and_members(
-    name: str, members: list[str], own: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import grp
-    import pwd
-
-    monkeypatch.setattr(pwd, "getpwuid", lambda uid: pwd.struct_passwd(("me", "", uid, 7, "", "", "")))
-    monkeypatch.setattr(grp, "getgrgid", lambda gid: grp.struct_group((name, "", gid, members)))
-    assert files._own_group(7) is own
-    assert not files._own_group(8), "not the user's primary group"
+def test_a_corrupted_file_is_set_aside_under_a_name_that_is_free(tmp_path: Path) -> None:
+    for number, name in enumerate(("a.json.corrupted", "a.json.corrupted-1", "a.json.corrupted-2")):
+        (tmp_path / "a.json").write_text(str(number))
+        assert files.set_aside(tmp_path / "a.json") == tmp_path / name
+    assert [path.read_text() for path in sorted(tmp_path.iterdir())] == ["0", "1", "2"]
 
 
-def test_links_above_are_followed_once_and_for_all(tmp_path: Path) -> None:
-    (tmp_path / "real").mkdir()
-    (tmp_path / "link").symlink_to(tmp_path / "real")
-    assert private_dir(tmp_path / "link" / "compiled") == tmp_path / "real" / "compiled"
+# Folders
 
 
-def test_a_system_without_owners_is_not_asked_for_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr(os, "geteuid")
-    assert private_dir(tmp_path / "above" / "compiled").is_dir()
-
-
-def test_a_lock_that_is_gone_again_may_be_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another process removes its lock between two looks at it."""
-    for content in (b"", b"process 7 on here\n", b"\nprocess 7 on here\n"):
-        (tmp_path / "lock").write_bytes(content)
-        files.check_lock(tmp_path / "lock")
-    (tmp_path / "lock").write_bytes(b"mine")
-    with pytest.raises(FileExistsError, match="is needed as a lock and is another file"):
-        files.check_lock(tmp_path / "lock")
-    files.check_lock(tmp_path / "none")
-
-    def gone(path: Path) -> bytes:
-        raise FileNotFoundError(2, "No such file", str(path))
-
-    monkeypatch.setattr(Path, "read_bytes", gone)
-    files.check_lock(tmp_path / "lock")
+def test_making_folders_tells_those_that_were_missing(tmp_path):
+    assert make_folders(tmp_path) == []
+    assert make_folders(tmp_path / "a" / "b") == [tmp_path / "a" / "b", tmp_path / "a"]
+    assert make_folders(tmp_path / "a" / "c") == [tmp_path / "a" / "c"]
+    assert make_folders(tmp_path / "d" / ".." / "e")[0] == tmp_path / "d" / ".." / "e" and (tmp_path / "e").is_dir()
+    (tmp_path / "a" / "file").write_text("")
+    with pytest.raises(NotADirectoryError):
+        make_folders(tmp_path / "a" / "file" / "f" / "g")

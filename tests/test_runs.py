@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 import textwrap
-import threading
 from pathlib import Path
 
 import pandas as pd
@@ -16,7 +15,6 @@ import torch
 from iidlib import files
 from iidlib.config import preset
 from iidlib.errors import InputError
-from iidlib.files import atomic_write, make_folders
 from iidlib.runs import Checkpoints, RunFolder, runs_frame
 from iidlib.runs import folder as runs_folder
 from iidlib.runs.environment import environment
@@ -33,38 +31,6 @@ def one_line(caught: pytest.ExceptionInfo[InputError]) -> str:
     message = str(caught.value)
     assert "\n" not in message
     return message
-
-
-# Files
-
-
-@pytest.mark.parametrize("content", ["text, ünïcode\n", b"bytes\x00\xff", ""])
-def test_a_file_has_the_content_and_nothing_is_left_beside_it(content, tmp_path):
-    atomic_write(tmp_path / "file", "before")
-    atomic_write(tmp_path / "file", content)
-    assert (tmp_path / "file").read_bytes() == (content.encode() if isinstance(content, str) else content)
-    assert [path.name for path in tmp_path.iterdir()] == ["file"]
-
-
-@pytest.mark.parametrize("broken", ["fsync", "replace"])
-def test_a_file_whose_writing_fails_stays_as_it_was(broken, tmp_path, monkeypatch):
-    def fail(*args: object) -> None:
-        raise OSError("disk full")
-
-    atomic_write(tmp_path / "file", "before")
-    monkeypatch.setattr(*((os, "fsync") if broken == "fsync" else (Path, "replace")), fail)
-    with pytest.raises(OSError, match="disk full"):
-        atomic_write(tmp_path / "file", "after")
-    assert (tmp_path / "file").read_text() == "before"
-    assert [path.name for path in tmp_path.iterdir()] == ["file"]
-
-
-def test_content_reaches_the_disk_before_the_name_does(tmp_path, monkeypatch):
-    steps, fsync, replace = [], os.fsync, Path.replace
-    monkeypatch.setattr(os, "fsync", lambda number: steps.append("fsync") or fsync(number))
-    monkeypatch.setattr(Path, "replace", lambda self, target: steps.append("replace") or replace(self, target))
-    atomic_write(tmp_path / "file", "content")
-    assert steps == ["fsync", "replace"]
 
 
 # The environment's stamp
@@ -236,16 +202,6 @@ def test_a_folder_that_could_not_be_begun_is_taken_back(tmp_path, monkeypatch):
     with pytest.raises(InputError, match="No space left on device"):
         RunFolder.create(tmp_path / "a" / "run", CONFIG)
     assert not list(tmp_path.iterdir())
-
-
-def test_making_folders_tells_those_that_were_missing(tmp_path):
-    assert make_folders(tmp_path) == []
-    assert make_folders(tmp_path / "a" / "b") == [tmp_path / "a" / "b", tmp_path / "a"]
-    assert make_folders(tmp_path / "a" / "c") == [tmp_path / "a" / "c"]
-    assert make_folders(tmp_path / "d" / ".." / "e")[0] == tmp_path / "d" / ".." / "e" and (tmp_path / "e").is_dir()
-    (tmp_path / "a" / "file").write_text("")
-    with pytest.raises(NotADirectoryError):
-        make_folders(tmp_path / "a" / "file" / "f" / "g")
 
 
 def test_only_checkpoints_by_their_own_names_are_removed(tmp_path):
@@ -422,50 +378,6 @@ def test_an_error_inside_is_not_taken_for_a_folder_in_use(folder):
     with pytest.raises(BlockingIOError, match="of the work"), folder.lock():
         raise BlockingIOError("of the work")
     assert not (folder.path / ".lock").exists()
-
-
-def test_who_waits_for_a_lock_does_not_take_the_removed_file_for_one(tmp_path, monkeypatch):
-    fcntl = pytest.importorskip("fcntl", reason="on Windows an open file cannot be removed")
-    path, opened, gone, flock = tmp_path / "lock", threading.Event(), threading.Event(), fcntl.flock
-
-    def late(descriptor: int, operation: int) -> None:
-        if threading.current_thread() is waiting and not opened.is_set():
-            opened.set()
-            gone.wait(60)
-        flock(descriptor, operation)
-
-    def wait() -> None:
-        with files.locked(path), pytest.raises(BlockingIOError, match=f"process {os.getpid()} on"):
-            with files.locked(path, wait=False):
-                pass
-        done.append(True)
-
-    waiting, done = threading.Thread(target=wait), []
-    with files.locked(path):
-        monkeypatch.setattr("fcntl.flock", late)
-        waiting.start()
-        assert opened.wait(60)
-    assert not path.exists()
-    gone.set()
-    waiting.join(60)
-    assert done and not list(tmp_path.iterdir())
-
-
-def test_one_process_at_a_time_is_let_in(tmp_path):
-    code = f"""
-        import os, pathlib
-        from iidlib.files import locked
-        for _ in range(20):
-            with locked(pathlib.Path({str(tmp_path / "lock")!r})):
-                os.close(os.open({str(tmp_path / "inside")!r}, os.O_CREAT | os.O_EXCL))
-                os.unlink({str(tmp_path / "inside")!r})
-    """
-    command = [sys.executable, "-c", textwrap.dedent(code)]
-    workers = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(3)]
-    for worker in workers:
-        _, errors = worker.communicate(timeout=120)
-        assert worker.returncode == 0, errors
-    assert not list(tmp_path.iterdir())
 
 
 # All runs

@@ -29,7 +29,7 @@ from iidlib.networks import build_network, prepare
 from iidlib.runs import RunFolder
 from iidlib.synthetic import SyntheticSet
 from tests.fuzzing import READERS
-from tests.test_files import give_away
+from tests.test_private import give_away
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = Path(iidlib.__file__).parent

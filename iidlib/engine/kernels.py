@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from iidlib.files import cache_dir, private_dir
+from iidlib.files import cache_dir
+from iidlib.private import private_dir
 
 __all__ = ["FusedBlock", "library", "refusal"]
 

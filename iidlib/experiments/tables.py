@@ -9,7 +9,8 @@ from pathlib import Path
 import pandas as pd
 
 from iidlib.errors import InputError
-from iidlib.files import PACKAGE, atomic_write, check_lock, checkout, locked
+from iidlib.files import PACKAGE, atomic_write, checkout, missing_folders, user_path
+from iidlib.locks import check_lock, locked
 
 __all__ = ["append_results", "append_rows", "check_results", "check_writable", "read_results", "results_dir", "rows_of"]
 
@@ -65,11 +66,9 @@ def check_writable(path: Path, option: str = "--out") -> None:
         InputError: if it cannot be written.
     """
     try:
-        place = path.parent
-        while not place.exists():
-            if place.is_symlink():
-                raise FileNotFoundError(f"{place} is a link that leads nowhere (to {place.readlink()})")
-            place = place.parent
+        path = user_path(path)
+        missing = missing_folders(path.parent)
+        place = missing[-1].parent if missing else path.parent
         with tempfile.TemporaryFile(dir=place):
             pass
         if path.exists() and not os.access(path, os.W_OK):
@@ -88,6 +87,7 @@ def read_results(path: Path, needed: Sequence[str] = _NEEDED) -> pd.DataFrame:
     Raises:
         InputError: if the file is not a table of results.
     """
+    path = user_path(path)
     if not path.exists():
         return pd.DataFrame()
     try:
@@ -120,8 +120,8 @@ def check_results(path: Path, needed: Sequence[str] = _NEEDED) -> None:
     check_writable(path, "--results")
     read_results(path, needed)
     try:
-        check_lock(_lock_of(path.resolve()))
-    except FileExistsError as error:
+        check_lock(_lock_of(user_path(path).resolve()))
+    except (FileExistsError, PermissionError) as error:
         raise InputError(str(error.strerror)) from None
 
 
@@ -145,7 +145,7 @@ def append_rows(path: Path, rows: pd.DataFrame, *, needed: Sequence[str]) -> Non
         InputError: if the file holds something else than such a table.
         OSError: if it cannot be written.
     """
-    path = path.resolve()  # a link stays a link
+    path = user_path(path).resolve()  # a link stays a link
     path.parent.mkdir(parents=True, exist_ok=True)
     with locked(_lock_of(path)):
         table = pd.concat([read_results(path, needed), rows.astype(object)], ignore_index=True)

@@ -16,7 +16,8 @@ import pandas as pd
 from iidlib import config as configuration
 from iidlib.config import RunConfig
 from iidlib.errors import InputError
-from iidlib.files import atomic_write, locked, make_folders, place_of, remove_empty
+from iidlib.files import atomic_write, make_folders, place_of, remove_empty
+from iidlib.locks import locked
 from iidlib.runs.environment import environment
 
 __all__ = ["RunFolder", "runs_frame"]

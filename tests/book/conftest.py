@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from contents import ROOT
 
-from iidlib.files import locked
+from iidlib.locks import locked
 
 
 @pytest.fixture(scope="session")
