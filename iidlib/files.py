@@ -137,7 +137,7 @@ def _take_mode(descriptor: int, path: Path, *, private: bool) -> None:
 
 
 def set_aside(path: Path) -> Path:
-    """Gives a corrupted file another name beside it, ``NAME.corrupted``, so that a new one can take its place.
+    """Gives a corrupted file another name beside it, with "corrupted" at its end, so that a new one can take its place.
 
     Returns:
         The new name, with a number where that is taken.

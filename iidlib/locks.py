@@ -7,6 +7,7 @@ import os
 import platform
 import re
 import stat
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -108,8 +109,11 @@ def _kind(found: os.stat_result) -> str:
 
 
 def _holder(path: Path) -> str:
-    """Who holds a lock, as its file says."""
-    with contextlib.suppress(OSError), path.open("rb", buffering=0) as file:
-        file.seek(1)
-        return file.read(200).decode(errors="replace").strip() or "another process"
+    """Who holds a lock, as its file says, a moment after the lock was taken."""
+    for _ in range(20):
+        with contextlib.suppress(OSError), path.open("rb", buffering=0) as file:
+            file.seek(1)
+            if name := file.read(200).decode(errors="replace").strip():
+                return name
+        time.sleep(0.05)
     return "another process"

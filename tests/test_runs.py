@@ -1,5 +1,6 @@
 """iidlib.runs: files written whole or not at all, folders that are never overwritten, checkpoints, and what is kept."""
 
+import contextlib
 import errno
 import json
 import os
@@ -95,33 +96,134 @@ def test_folders_above_are_made_and_an_empty_one_is_taken(tmp_path):
     assert RunFolder.create(str(tmp_path / "empty"), CONFIG).config() == CONFIG
 
 
+def temporary(name: str) -> str:
+    """The name of a temporary file of another process."""
+    return f".{name}.4711-0123456789abcdef.unfinished"
+
+
 def test_what_a_process_left_that_was_killed_while_writing_is_not_in_the_way(tmp_path):
-    left = tmp_path / "run" / ".config.yaml.4711"
+    left = tmp_path / "run" / temporary("config.yaml")
     left.parent.mkdir()
     left.write_text("method: d")
+    (tmp_path / "run" / ".lock").write_text("\nprocess 4711 on here\n")
     folder = RunFolder.create(tmp_path / "run", CONFIG)
     assert folder.config() == CONFIG and not left.exists()
-    (folder.path / ".synthetic.safetensors.99").write_bytes(b"half")
-    (folder.path / ".scores.json.99").write_bytes(b"half")
     folder.checkpoints.mkdir()
-    (folder.checkpoints / ".0000005.safetensors.99").write_bytes(b"half")
-    (folder.checkpoints / ".0000005.json.99").write_bytes(b"half")
+    for name in ("synthetic.safetensors", "scores.json", "synthetic-expanded.png"):
+        (folder.path / temporary(name)).write_bytes(b"half")
+    for name in ("0000005.safetensors", "0000005.json"):
+        (folder.checkpoints / temporary(name)).write_bytes(b"half")
     folder.remove_unfinished()
     assert not list(folder.path.rglob(".*"))
 
 
 def test_hidden_files_of_the_users_are_never_taken_for_unfinished_ones(folder):
-    """Names that end in a number as the library's temporary files do."""
-    mine = [".mine", ".notes.2024", ".config.yaml.bak", ".config.2024", ".5.safetensors.1", ".0000005.safetensors.1"]
-    mine += ["checkpoints/.notes.2024", "checkpoints/.5.json.1", "checkpoints/.config.yaml.1", "sub/.scores.json.7"]
+    """Names much like those of the library's temporary files."""
+    mine = [".mine", ".notes.2024", ".config.yaml.bak", ".config.yaml.77", ".config.yaml.7-77.unfinished"]
+    mine += [temporary("notes"), temporary("5.safetensors"), temporary("0000005.json"), ".scores.json.unfinished"]
+    mine += [
+        f"checkpoints/{temporary('config.yaml')}",
+        "checkpoints/.0000005.json.1",
+        f"sub/{temporary('scores.json')}",
+    ]
     for name in mine:
         (folder.path / name).parent.mkdir(exist_ok=True)
         (folder.path / name).write_text("mine")
-    (folder.path / ".scores.json.5").mkdir()
+    (folder.path / temporary("scores.json")).mkdir()
     folder.remove_unfinished()
     assert sorted(str(path.relative_to(folder.path)) for path in folder.path.rglob(".*")) == sorted(
-        [*mine, ".scores.json.5"]
+        [*mine, temporary("scores.json")]
     )
+
+
+@pytest.mark.parametrize("name", [".config.yaml.77", ".lock", ".notes"])
+def test_a_folder_with_a_hidden_file_of_the_users_is_not_empty(name, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / name).write_text("mine")
+    with pytest.raises(InputError, match="exists already; nothing was overwritten"):
+        RunFolder.create(tmp_path / "run", CONFIG)
+    assert [(path.name, path.read_text()) for path in (tmp_path / "run").iterdir()] == [(name, "mine")]
+
+
+def test_nothing_is_written_before_the_lock_is_held_and_the_folder_looked_at_again(tmp_path, monkeypatch):
+    """What another process puts there in between is seen."""
+    steps = []
+    lock, write, look = RunFolder.lock, runs_folder.atomic_write, RunFolder._holds_something
+
+    @contextlib.contextmanager
+    def noted_lock(self):
+        with lock(self):
+            steps.append("lock")
+            yield
+        steps.append("let go")
+
+    monkeypatch.setattr(RunFolder, "lock", noted_lock)
+    monkeypatch.setattr(
+        runs_folder, "atomic_write", lambda path, content: steps.append(path.name) or write(path, content)
+    )
+    monkeypatch.setattr(RunFolder, "_holds_something", staticmethod(lambda place: steps.append("look") or look(place)))
+    RunFolder.create(tmp_path / "run", CONFIG)
+    assert steps == ["lock", "look", "config.yaml", "environment.json", "let go"]
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt(), ValueError("other")])
+def test_whatever_stops_the_beginning_only_what_it_wrote_is_taken_back(error, tmp_path, monkeypatch):
+    write = runs_folder.atomic_write
+
+    def second_fails(path: Path, content: str) -> None:
+        if path.name == "environment.json":
+            (path.parent / "notes.txt").write_text("mine")
+            raise error
+        write(path, content)
+
+    monkeypatch.setattr(runs_folder, "atomic_write", second_fails)
+    with pytest.raises(InputError if isinstance(error, OSError) else type(error)):
+        RunFolder.create(tmp_path / "a" / "run", CONFIG)
+    assert [path.name for path in (tmp_path / "a" / "run").iterdir()] == ["notes.txt"]
+
+
+STARTS = """
+import os, pathlib, sys, time
+from iidlib.config import preset
+from iidlib.errors import InputError
+from iidlib.runs import RunFolder
+
+place, me, other, rounds = pathlib.Path(sys.argv[1]), sys.argv[2], sys.argv[3], int(sys.argv[4])
+
+def meet(what):
+    (place / f"{what}-{me}").touch()
+    while not (place / f"{what}-{other}").exists():
+        time.sleep(0)
+
+for number in range(rounds):
+    meet(f"start-{number}")
+    try:
+        with RunFolder.begin(place / f"run-{number}", preset("dm", "shapes", 3, "ci", {"seed": int(me)})) as folder:
+            print(number, "won", os.getpid(), folder.config().seed, flush=True)
+            meet(f"done-{number}")
+    except InputError as error:
+        print(number, "lost", os.getpid(), str(error).replace("\\n", "NEWLINE"), flush=True)
+        meet(f"done-{number}")
+"""
+
+
+def test_of_two_processes_that_begin_at_once_one_has_the_folder_and_the_other_names_it(tmp_path):
+    rounds = 20
+    command = [sys.executable, "-c", STARTS, str(tmp_path)]
+    racers = [
+        subprocess.Popen([*command, me, other, str(rounds)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for me, other in (("1", "2"), ("2", "1"))
+    ]
+    outcomes = [racer.communicate(timeout=300) for racer in racers]
+    assert all(racer.returncode == 0 for racer in racers), outcomes
+    lines = [[line.split(" ", 3) for line in out.splitlines()] for out, _ in outcomes]
+    for number, (one, two) in enumerate(zip(*lines, strict=True)):
+        won, lost = (one, two) if one[1] == "won" else (two, one)
+        assert (won[1], lost[1]) == ("won", "lost"), (one, two)
+        assert f"run-{number} is in use by process {won[2]} on " in lost[3] and "NEWLINE" not in lost[3]
+        folder = RunFolder(tmp_path / f"run-{number}")
+        assert str(folder.config().seed) == won[3], "the loser has overwritten the winner's settings"
+        assert sorted(path.name for path in folder.path.iterdir()) == ["config.yaml", "environment.json"]
 
 
 @pytest.mark.parametrize("above", ["there", "made"])
@@ -212,6 +314,17 @@ def test_only_checkpoints_by_their_own_names_are_removed(tmp_path):
         Checkpoints(tmp_path).save(iteration, {}, {})
     ours = {f"{number:07d}.{kind}" for number in (3, 4) for kind in ("safetensors", "json")}
     assert {path.name for path in tmp_path.iterdir()} == ours | {path.name for path in mine}
+
+
+@pytest.mark.parametrize("content", ["", "[]", "5", "null", '{"drift": 5}', '{"drift": {}}', "[" * 100_000, "\xff"])
+def test_a_corrupted_environment_is_set_aside_for_a_new_one(content, folder, caplog):
+    (folder.path / "environment.json").write_text(content, encoding="latin-1")
+    folder.note("drift", {"torch": ["1", "2"]})
+    noted = json.loads((folder.path / "environment.json").read_text())
+    assert noted["drift"] == [{"torch": ["1", "2"]}] and noted["torch"] == torch.__version__
+    (record,) = caplog.records
+    assert "environment.json is corrupted (" in record.message and "\n" not in record.message
+    assert (folder.path / "environment.json.corrupted").read_text(encoding="latin-1") == content
 
 
 def test_notes_add_to_the_environment(folder):
@@ -313,6 +426,31 @@ def test_a_line_that_was_cut_off_is_dropped(folder):
     folder.rewind_metrics(10)
     folder.append_metrics({"iteration": 10})
     assert [row["iteration"] for row in folder.metric_rows()] == [0, 10]
+
+
+WRONG_ROWS = [
+    "[]", "5", "null", '"text"', "{}", '{"loss": 1}', '{"iteration": "7"}', '{"iteration": true}', '{"iteration": -1}',
+    '{"iteration": 7.5}', '{"iteration": NaN}', '{"iteration": 7, "seconds": "x"}', '{"iteration": 7, "seconds": NaN}',
+    '{"iteration": 7, "seconds": null}', '{"iteration": 7, "loss": [1]}', '{"iteration": 7, "loss": "1"}',
+    '{"iteration": 0}', "[" * 100_000, "\xff",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("line", WRONG_ROWS, ids=lambda line: line[:30])
+def test_a_line_of_the_wrong_shape_is_left_out_and_those_around_it_stay(line, folder):
+    right = ['{"iteration": 0, "seconds": 0.5, "loss": 1.0}', '{"iteration": 10, "seconds": 1.5, "loss": Infinity}']
+    (folder.path / "metrics.jsonl").write_text("\n".join([right[0], line, right[1]]) + "\n", encoding="latin-1")
+    assert folder.metric_rows() == [json.loads(row) for row in right]
+    assert list(folder.metrics()["loss"]) == [1.0, float("inf")]
+    folder.rewind_metrics(20)
+    assert (folder.path / "metrics.jsonl").read_text().splitlines() == right
+
+
+def test_metrics_that_cannot_be_read_are_one_line(folder):
+    (folder.path / "metrics.jsonl").mkdir()
+    with pytest.raises(InputError, match=r"cannot read .*metrics.jsonl: Is a directory; move it away") as caught:
+        folder.metric_rows()
+    one_line(caught)
 
 
 # One process at a time
@@ -428,3 +566,45 @@ def test_a_file_at_the_place_of_the_lock_stays(folder):
     with pytest.raises(InputError, match="is needed as a lock and is another file; move it away"), folder.lock():
         pytest.fail("it was taken for a lock")
     assert (folder.path / ".lock").read_text() == "mine"
+
+
+WRONG_SCORES = [
+    "", "{", "{}", "5", "null", "[5]", "[[]]", '[{"network": "convnet3"}]', '[{"accuracy": "high"}]',
+    '[{"accuracy": [1, 2]}]', '[{"accuracy": true}]', '[{"accuracy": 1, "network": {}}]', "[" * 100_000, "\xff",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("content", WRONG_SCORES, ids=lambda content: content[:30])
+def test_corrupted_scores_are_told_with_the_remedy_which_replaces_them(content, tmp_path, caplog):
+    folder = RunFolder.create(tmp_path / "a run", CONFIG)
+    (folder.path / "scores.json").write_text(content, encoding="latin-1")
+    remedy = rf"evaluate the run again, and it is replaced: iid evaluate '{folder.path}'$"
+    with pytest.raises(InputError, match=rf"scores.json is damaged \(.*\); {remedy}") as caught:
+        runs_frame(tmp_path)
+    one_line(caught)
+    assert not folder.scored()
+    score(folder, 50.0)
+    assert runs_frame(tmp_path)["accuracy"].tolist() == [50.0] and folder.scored()
+    assert (folder.path / "scores.json.corrupted").read_text(encoding="latin-1") == content
+    (record,) = caplog.records
+    assert "scores.json was corrupted; it is now scores.json.corrupted" in record.message
+    score(folder, 60.0)
+    assert sorted(path.name for path in folder.path.glob("scores*")) == ["scores.json", "scores.json.corrupted"]
+
+
+def test_an_accuracy_that_is_none_is_no_corruption(folder):
+    folder.write_scores(pd.DataFrame({"accuracy": [float("nan"), 50.0]}))
+    assert folder.scored() and [record["accuracy"] for record in folder.scores()] == [None, 50.0]
+
+
+def test_a_settings_file_of_the_wrong_shape_is_one_line(folder):
+    for text in ("[]", "5", "null", "match: 5", "match: {width: [1]}", "iterations: {}", "eval: {networks: 5}"):
+        (folder.path / "config.yaml").write_text(text)
+        with pytest.raises(InputError, match=r"config\.yaml is damaged: ") as caught:
+            folder.config()
+        one_line(caught)
+    (folder.path / "config.yaml").unlink()
+    (folder.path / "config.yaml").mkdir()
+    with pytest.raises(InputError, match="no run to resume at") as caught:
+        RunFolder.reopen(folder.path, CONFIG)
+    one_line(caught)

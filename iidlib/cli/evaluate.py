@@ -98,7 +98,7 @@ def evaluate(
             scores = with_random_beside(scores, loaded, config, origin=origin, given=own, made_by=stamp)
         judged_by = protocol_text(config.eval, origin.method, origin.factor)
         show_scores(scores, f"tested on {name}", "mean ± std over networks", judged_by)
-        if run is not None and run.config().eval == config.eval and not (run.path / "scores.json").exists():
+        if run is not None and run.config().eval == config.eval and not run.scored():
             run.write_scores(scores)
         if out is not None:
             out.parent.mkdir(parents=True, exist_ok=True)

@@ -6,29 +6,45 @@ grows, a line at a time.
 
 import contextlib
 import json
+import logging
+import os
 import re
-from collections.abc import Iterator, Mapping
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pandas as pd
 
 from iidlib import config as configuration
 from iidlib.config import RunConfig
 from iidlib.errors import InputError
-from iidlib.files import atomic_write, make_folders, place_of, remove_empty
-from iidlib.locks import locked
-from iidlib.runs.environment import environment
-
-__all__ = ["RunFolder", "runs_frame"]
-
-# Temporary files of `atomic_write`, for each file that a run writes in its folder and in that of its checkpoints. Other
-# hidden files with a number at the end are the user's.
-_UNFINISHED = re.compile(
-    r"\.(config\.yaml|environment\.json|metrics\.jsonl|scores\.json|synthetic\.safetensors"
-    r"|synthetic(-expanded)?\.png)\.\d+"
+from iidlib.files import (
+    atomic_write,
+    make_folders,
+    place_of,
+    remove_empty,
+    set_aside,
+    unfinished,
+    user_path,
 )
-_UNFINISHED_CHECKPOINT = re.compile(r"\.\d{7,}\.(safetensors|json)\.\d+")
+from iidlib.locks import is_lock, locked
+from iidlib.runs.environment import environment
+from iidlib.runs.records import in_short, json_object, metric_rows, score_records
+
+__all__ = ["RunFolder"]
+
+# The files that a run writes in its folder and in that of its checkpoints: their temporary files are removed when a
+# process was killed while writing, and nobody else's.
+_OWN = re.compile(
+    r"config\.yaml|environment\.json|metrics\.jsonl|scores\.json|synthetic\.safetensors|synthetic(-expanded)?\.png"
+)
+_OWN_CHECKPOINT = re.compile(r"\d{7,}\.(safetensors|json)")
+
+_LOCK = ".lock"
+
+logger = logging.getLogger("iidlib")
 
 
 class RunFolder:
@@ -39,7 +55,8 @@ class RunFolder:
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+        self.path = user_path(path)
+        self._held = False
         self._made: list[Path] = []
         self._begun: dict[Path, tuple[int, int]] = {}
 
@@ -55,49 +72,91 @@ class RunFolder:
 
     @classmethod
     def create(cls, path: str | Path, config: RunConfig) -> "RunFolder":
-        """Makes the folder and writes ``config.yaml`` and ``environment.json``.
+        """Makes the folder and writes ``config.yaml`` and ``environment.json``, as `begin` does for a run at work.
 
         Raises:
             InputError: if the path exists and is not an empty folder, or cannot be written.
         """
-        folder = cls(path)
-        try:
-            place = place_of(folder.path)
-            if place.exists() and (not place.is_dir() or folder._holds_something(place)):
-                raise InputError(
-                    f"{path} exists already; nothing was overwritten: give another --out, or --resume to go on with it"
-                )
-            folder._made = make_folders(folder.path)
-            folder.remove_unfinished()
-            folder._begin("config.yaml", configuration.to_yaml(config))
-            folder._begin("environment.json", json.dumps(environment(), indent=2) + "\n")
-        except OSError as error:
-            folder.discard()
-            raise InputError(f"cannot write the run folder {path}: {error.strerror or error}") from None
-        return folder
+        with cls.begin(path, config) as folder:
+            return folder
 
-    def _begin(self, name: str, content: str) -> None:
+    @classmethod
+    @contextlib.contextmanager
+    def begin(cls, path: str | Path, config: RunConfig) -> Iterator["RunFolder"]:
+        """Makes the folder, and keeps it from other processes for as long as the block lasts.
+
+        Nothing is looked at or written before the lock is held, so that of two processes that begin at once one has the
+        folder, and the other finds it in use. If the run cannot begin, what it wrote is taken back. Within the block
+        that is up to `discard`.
+
+        Raises:
+            InputError: if the path exists and is not an empty folder, is in use, or cannot be written.
+        """
+        folder = cls(path)
+        with contextlib.ExitStack() as held:
+            try:
+                folder._refuse_full()  # before a lock is put into what may be a folder of the user's
+                folder._made = make_folders(folder.path)
+                held.callback(folder._remove_made)  # runs after the lock is gone, which is a file in the folder
+                held.enter_context(folder.lock())
+                folder._refuse_full()
+                folder.remove_unfinished()
+                folder._write_new("config.yaml", configuration.to_yaml(config))
+                folder._write_new("environment.json", json.dumps(environment(), indent=2) + "\n")
+            except BaseException as error:
+                folder.discard()
+                if isinstance(error, OSError):
+                    reason = error.strerror or error
+                    raise InputError(f"cannot write the run folder {path}: {reason}") from None
+                raise
+            yield folder
+
+    def _refuse_full(self) -> None:
+        """Raises InputError where there is something that a new run must not write over; in use is told as such."""
+        place = place_of(self.path)
+        if not place.exists() or (place.is_dir() and not self._holds_something(place)):
+            return
+        if place.is_dir() and not self._held and os.path.lexists(place / _LOCK) and is_lock(place / _LOCK):
+            # held by another process, which it names, or left by one that died
+            with contextlib.suppress(OSError), self.lock():
+                pass
+        raise InputError(
+            f"{self.path} exists already; nothing was overwritten: give another --out, or --resume to go on with it"
+        )
+
+    def _write_new(self, name: str, content: str) -> None:
         """Writes a file and remembers it, so that `discard` can take it back."""
         path = self.path / name
         atomic_write(path, content)
         self._begun[path] = _version(path)
 
     def discard(self) -> None:
-        """Takes back what `create` wrote, for a run that could not begin; of use to whoever has let go of the lock.
+        """Takes back what `begin` wrote, for a run that could not begin.
 
-        The settings and the environment go, unless somebody has changed them since; so do the folders that `create`
-        made, as long as nothing else is in them. Whatever else is there stays, and so does a folder or a link that was
-        there before. What cannot be removed stays without an error: the caller has one of its own to tell.
+        The settings and the environment go, unless somebody has changed them since; so do the folders that were made,
+        as long as nothing else is in them: now, or once the block of `begin` has let go of the lock. Whatever else is
+        there stays, and so does a folder or a link that was there before. What cannot be removed stays without an
+        error: the caller has one of its own to tell.
         """
         for path, written in self._begun.items():
             with contextlib.suppress(OSError):
                 if _version(path) == written:
                     path.unlink()
+        self._remove_made()
+
+    def _remove_made(self) -> None:
+        """Removes the folders that were made, where they are empty."""
         remove_empty(self._made)
 
     @classmethod
-    def reopen(cls, path: str | Path, config: RunConfig) -> "RunFolder":
+    def reopen(cls, path: str | Path, config: RunConfig, *, more: bool = False) -> "RunFolder":
         """The folder of a run that was begun with the same settings.
+
+        Args:
+            path: the folder.
+            config: the settings.
+            more: accept another number of iterations, for a run that is to be continued; whether it is too small, its
+                checkpoints say.
 
         Raises:
             InputError: if there is no run, or it was begun with other settings (the first that differs is named).
@@ -106,6 +165,8 @@ class RunFolder:
         if not (folder.path / "config.yaml").is_file():
             raise InputError(f"no run to resume at {path} (it has no config.yaml); leave --resume out to begin one")
         begun = folder.config()
+        if more:
+            begun = attrs.evolve(begun, iterations=config.iterations)
         if begun != config:
             mine = dict(line.split(": ", 1) for line in _lines(config))
             theirs = dict(line.split(": ", 1) for line in _lines(begun))
@@ -115,16 +176,53 @@ class RunFolder:
             )
         return folder
 
+    @classmethod
+    @contextlib.contextmanager
+    def resume(cls, path: str | Path, config: RunConfig) -> Iterator["RunFolder"]:
+        """The folder of a run that goes on, kept from other processes for as long as the block lasts.
+
+        Raises:
+            InputError: as `reopen` with `more`; or if another process works there, or nothing can be written.
+        """
+        folder = cls.reopen(path, config, more=True)
+        with contextlib.ExitStack() as held:
+            try:
+                held.enter_context(folder.lock())
+                cls.reopen(path, config, more=True)  # as it is now that nobody else works there
+                folder.remove_unfinished()
+            except OSError as error:
+                raise InputError(f"cannot go on in the run folder {path}: {error.strerror or error}") from None
+            yield folder
+
+    def write_continued(self, config: RunConfig, totals: Sequence[int]) -> None:
+        """Writes ``config.yaml`` for a run that was continued to more iterations.
+
+        Args:
+            config: the settings, with all iterations.
+            totals: the numbers of iterations at which it was to end before.
+        """
+        told = ", then ".join(map(str, totals))
+        text = f"# continued: iterations was {told}\n{configuration.to_yaml(config)}"
+        atomic_write(self.path / "config.yaml", text)
+
+    def put_scores_by(self, iterations: int) -> None:
+        """Renames the scores of a set that is about to be replaced; they stay as ``scores-ITERATIONS.json``."""
+        with contextlib.suppress(FileNotFoundError):
+            (self.path / "scores.json").replace(self.path / f"scores-{iterations}.json")
+
     @staticmethod
     def _holds_something(place: Path) -> bool:
-        """Whether there is more than what a process that was killed while it wrote the settings has left."""
-        return any(not re.fullmatch(r"\.config\.yaml\.\d+", path.name) for path in place.iterdir())
+        """Whether there is more than a lock, and what a process left that was killed while it wrote the settings."""
+        return any(
+            unfinished(path.name) != "config.yaml" and not (path.name == _LOCK and is_lock(path))
+            for path in place.iterdir()
+        )
 
     def remove_unfinished(self) -> None:
         """Removes the temporary files of processes that were killed while writing; of use to whoever holds the lock."""
-        for folder, names in ((self.path, _UNFINISHED), (self.checkpoints, _UNFINISHED_CHECKPOINT)):
+        for folder, names in ((self.path, _OWN), (self.checkpoints, _OWN_CHECKPOINT)):
             for path in folder.glob(".*"):
-                if names.fullmatch(path.name) and path.is_file():
+                if names.fullmatch(unfinished(path.name) or "") and path.is_file():
                     path.unlink(missing_ok=True)
 
     @property
@@ -133,10 +231,23 @@ class RunFolder:
         return self.path / "checkpoints"
 
     def note(self, name: str, value: Any) -> None:
-        """Adds to a list in ``environment.json``, which says under what conditions the run was made."""
+        """Adds to a list in ``environment.json``, which says under what conditions the run was made.
+
+        A corrupted one is set aside, with a warning, and a new one begun.
+        """
         path = self.path / "environment.json"
-        known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        atomic_write(path, json.dumps(known | {name: [*known.get(name, []), value]}, indent=2) + "\n")
+        known: dict[str, Any] = {}
+        try:
+            known = json_object(path.read_bytes())
+            listed = known.get(name, [])
+            if not isinstance(listed, list):
+                raise ValueError(f"{name} is no list")
+        except FileNotFoundError:
+            listed = []
+        except (ValueError, RecursionError) as error:
+            known, listed = environment(), []
+            logger.warning("%s is corrupted (%s); it is now %s", path, in_short(error), set_aside(path).name)
+        atomic_write(path, json.dumps(known | {name: [*listed, value]}, indent=2) + "\n")
 
     def config(self) -> RunConfig:
         """The run's settings.
@@ -161,15 +272,12 @@ class RunFolder:
         return pd.DataFrame(self.metric_rows())
 
     def metric_rows(self) -> list[dict[str, Any]]:
-        """The logged iterations as they were written, up to a line that a crash cut short, or damage made another."""
-        path, rows = self.path / "metrics.jsonl", []
-        with contextlib.suppress(FileNotFoundError, ValueError, RecursionError):
-            for line in path.read_bytes().splitlines():
-                row = json.loads(line)
-                if not isinstance(row, dict) or not isinstance(row.get("iteration"), int):
-                    break
-                rows.append(row)
-        return rows
+        """The logged iterations as they were written, in order, see `iidlib.runs.records.metric_rows`.
+
+        Raises:
+            InputError: if the file is there and cannot be read.
+        """
+        return metric_rows(self.path / "metrics.jsonl")
 
     def rewind_metrics(self, iteration: int) -> None:
         """Drops logged iterations at or after `iteration`, which a resumed run computes again."""
@@ -182,19 +290,48 @@ class RunFolder:
 
         Raises:
             InputError: if another process works there; it is named.
+            OSError: if the folder cannot be written.
         """
         with contextlib.ExitStack() as held:
             try:
-                held.enter_context(locked(self.path / ".lock", wait=False))
+                held.enter_context(locked(self.path / _LOCK, wait=False))
             except BlockingIOError as holder:
                 raise InputError(f"{self.path} is in use by {holder}; wait for it, or give another --out") from None
             except FileExistsError as error:
                 raise InputError(str(error.strerror)) from None
+            self._held = True
+            held.callback(setattr, self, "_held", False)
             yield
 
+    def scores(self) -> list[dict[str, Any]]:
+        """The records of ``scores.json``, one for each evaluated network; none where there is no such file.
+
+        Raises:
+            InputError: for a corrupted file.
+        """
+        try:
+            return score_records(self.path / "scores.json")
+        except ValueError as error:
+            again = f"iid evaluate {shlex.quote(str(self.path))}"
+            reason = f"{self.path / 'scores.json'} is damaged ({in_short(error)})"
+            raise InputError(f"{reason}; evaluate the run again, and it is replaced: {again}") from None
+
+    def scored(self) -> bool:
+        """Whether there are scores that can be read."""
+        try:
+            return bool(self.scores())
+        except InputError:
+            return False
+
     def write_scores(self, frame: pd.DataFrame) -> None:
-        """Writes ``scores.json``: one record for each evaluated network."""
-        atomic_write(self.path / "scores.json", frame.to_json(orient="records", indent=2) + "\n")
+        """Writes ``scores.json``: one record for each evaluated network.
+
+        A corrupted one is set aside, with a warning.
+        """
+        path = self.path / "scores.json"
+        if path.exists() and not self.scored():
+            logger.warning("%s was corrupted; it is now %s", path, set_aside(path).name)
+        atomic_write(path, frame.to_json(orient="records", indent=2) + "\n")
 
 
 def _version(path: Path) -> tuple[int, int]:
@@ -212,38 +349,3 @@ def _lines(config: RunConfig) -> list[str]:
             value = getattr(value, part)
         flat.append(f"{key}: {value}")
     return flat
-
-
-def runs_frame(root: str | Path) -> pd.DataFrame:
-    """Every evaluated network of every run below a folder, one row each: settings, scores and environment.
-
-    Args:
-        root: searched for folders that hold ``config.yaml`` and ``scores.json``.
-
-    Raises:
-        InputError: for a file among them that is damaged.
-
-    Returns:
-        Columns run, dataset, method, ipc, scale, seed, iterations, and those of the scores; empty without runs.
-    """
-    frames = []
-    for scores in sorted(Path(root).rglob("scores.json")):
-        folder = RunFolder(scores.parent)
-        if not (folder.path / "config.yaml").is_file():
-            continue
-        config = folder.config()
-        try:
-            records = json.loads(scores.read_bytes())
-            if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
-                raise ValueError("it is not a list of records")
-            frame = pd.DataFrame(records)
-        except (OSError, ValueError, RecursionError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise InputError(f"{scores} is damaged ({reason}); evaluate the run again") from None
-        names = ("dataset", "method", "ipc", "scale", "seed", "iterations")
-        for position, name in enumerate(names):
-            if name not in frame:
-                frame.insert(position, name, getattr(config, name))
-        frame.insert(0, "run", folder.path.relative_to(root).as_posix())
-        frames.append(frame)
-    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
