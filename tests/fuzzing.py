@@ -165,7 +165,7 @@ def _settings_given(folder: Path) -> object:
     from iidlib.cli.options import given_changes
 
     given = (folder / "set").read_text("utf8", errors="surrogateescape").split("\n")
-    return preset("dm", "shapes", 2, "ci", given_changes(given))
+    return preset("dm-cm", "shapes", 2, "ci", given_changes(given))
 
 
 def _image(ending: str) -> Callable[[Path], Path]:

@@ -780,7 +780,7 @@ def test_resuming_with_other_settings_is_refused(iid: Run, finished: Path) -> No
     for changes, message in {
         ("--seed", "4"): "begun with seed=3, not 4",
         ("--iterations", "20"): "begun with iterations=12, not 20",
-        ("--set", "match.cm=9"): "begun with match.cm=0.01, not 9.0",
+        ("--set", "syn.lr=9"): "begun with syn.lr=1.0, not 9.0",
         ("--set", "eval.epochs=9"): "begun with eval.epochs=4, not 9",
     }.items():
         assert_one_line(iid(*LONGER, "--resume", *changes), message)
@@ -1147,7 +1147,7 @@ def test_random_images_beside_a_set_that_is_evaluated_again_do_not_claim_its_set
     found = all_rows(Path("r"))
     assert len(measured(Cell("cifar10", "random", 2), "ci", found)) == 1, "they are what iid evaluate random gives"
     assert measured(Cell("cifar10", "random-mosaic", 2), "ci", found).empty, "whose mosaics are of four"
-    given = ["--set", "eval.augmentation=flip", "--set", "compute.precision=fp32", "--set", "match.cc=3"]
+    given = ["--set", "eval.augmentation=flip", "--set", "compute.precision=fp32", "--set", "match.cm=3"]
     assert iid(*judged, "given.csv", *given).status == 0
     own = "eval.augmentation=flip compute.precision=fp32"
     said = settings_by_method("given.csv")

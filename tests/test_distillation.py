@@ -55,7 +55,6 @@ def settings(method: str, ipc: int = 3, **changes: object) -> RunConfig:
         "iterations": 7,
         "match.width": 4,
         "match.batch_real": 6,
-        "match.cc": 0.05,
         "match.cc_scaling": "released",
         "pool.network": "convnet2",
         "pool.width": 6,
@@ -66,6 +65,8 @@ def settings(method: str, ipc: int = 3, **changes: object) -> RunConfig:
         "queue.lr": 0.05,
         "compute.chunk": 0,
     }
+    if method not in ("dm", "dm-cm", "idm", "idm-cm"):  # which have no such term
+        small["match.cc"] = 0.05
     return preset(
         method, "shapes", ipc, "ci", small | {key.replace("__", "."): value for key, value in changes.items()}
     )
@@ -856,7 +857,7 @@ def test_a_folder_that_is_in_use_is_not_touched(tmp_path):
     ("changes", "dataset", "message"),
     [
         ({"seed": 3}, None, r"begun with seed=0, not 3; resume it as it was"),
-        ({"match__cm": 0.5}, None, r"match.cm=0.01, not 0.5"),
+        ({"syn__lr": 0.5}, None, r"syn.lr=1.0, not 0.5"),
         ({"iterations": 13}, None, r"iterations=12, not 13"),
         ({}, (9, 7, 12, 9), r"begun with other data \("),
     ],

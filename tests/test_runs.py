@@ -367,7 +367,7 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path, monkeypatch):
 def test_a_run_is_taken_up_again_with_its_own_settings_alone(folder):
     assert RunFolder.reopen(folder.path, CONFIG).path == folder.path
     for changes, message in (
-        ({"match.cm": 0.5}, "match.cm=0.01, not 0.5; resume it as it was"),
+        ({"syn.lr": 0.5}, "syn.lr=1.0, not 0.5; resume it as it was"),
         ({"eval.networks": "alexnet"}, r"eval.networks=\('convnet3',\), not \('alexnet',\)"),
         ({"seed": 1, "iterations": 9}, "iterations=4, not 9"),
         ({"compute.chunk": 5}, "compute.chunk=0, not 5"),

@@ -1,19 +1,16 @@
 """The settings of a run; users need the names below and may skip `recipes`, the tables that presets are made of."""
 
-from iidlib.config.overrides import differing, fingerprint, from_yaml, override, preset, resolved, settings, to_yaml
+from iidlib.config.overrides import (
+    check_weights_by_hand, differing, fingerprint, from_yaml, override, preset, resolved, settings, to_yaml,
+)  # fmt: skip
 from iidlib.config.recipes import SCALES, protocol, published
 from iidlib.config.schema import (
-    CheckpointConfig,
-    ComputeConfig,
-    Drop,
-    EvalProtocol,
-    MatchConfig,
-    PoolConfig,
-    QueueConfig,
-    RunConfig,
-    SynConfig,
-)
+    CheckpointConfig, ComputeConfig, Drop, EvalProtocol, MatchConfig, PoolConfig, QueueConfig, RunConfig, SynConfig,
+)  # fmt: skip
+from iidlib.config.uses import without_effect
 
-__all__ = ["SCALES", "CheckpointConfig", "ComputeConfig", "Drop", "EvalProtocol", "MatchConfig", "PoolConfig",
-           "QueueConfig", "RunConfig", "SynConfig", "differing", "fingerprint", "from_yaml", "override", "preset",
-           "protocol", "published", "resolved", "settings", "to_yaml"]  # fmt: skip
+__all__ = [
+    "SCALES", "CheckpointConfig", "ComputeConfig", "Drop", "EvalProtocol", "MatchConfig", "PoolConfig", "QueueConfig",
+    "RunConfig", "SynConfig", "check_weights_by_hand", "differing", "fingerprint", "from_yaml", "override", "preset",
+    "protocol", "published", "resolved", "settings", "to_yaml", "without_effect",
+]  # fmt: skip

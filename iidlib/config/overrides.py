@@ -11,14 +11,17 @@ from typing import Any, Literal
 import attrs
 import yaml
 
-from iidlib.config.recipes import BASELINES, BASES, SCALES, Origin, layers
-from iidlib.config.schema import KINDS, RunConfig
+from iidlib.config.recipes import BASELINES, BASES, Origin, layers
+from iidlib.config.schema import RunConfig
+from iidlib.config.uses import WEIGHTS, check_weights
+from iidlib.config.values import check_text
 from iidlib.errors import InputError, suggest
 from iidlib.files import load_yaml
 
 __all__ = [
     "Setting",
     "Source",
+    "check_weights_by_hand",
     "differing",
     "fingerprint",
     "from_yaml",
@@ -46,44 +49,6 @@ def settings(kind: type = RunConfig, prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def _coerce(key: str, value: Any, hint: Any) -> Any:
-    """The value in its setting's type; text such as ``5e-4`` becomes a number (YAML reads it as text)."""
-    origin = typing.get_origin(hint)
-    if origin is Literal:
-        # YAML reads the bare words on and off as booleans; whether it is a choice, the field itself checks
-        return ("off", "on")[value] if isinstance(value, bool) and "on" in typing.get_args(hint) else value
-    if origin is tuple and int in typing.get_args(hint):
-        items = [item for item in value.split(",") if item.strip()] if isinstance(value, str) else value
-        if isinstance(items, bool) or not isinstance(items, list | tuple | int):
-            raise InputError(f"{key} must be whole numbers separated by commas, got {value!r}")
-        return tuple(_coerce(key, item, int) for item in (items if isinstance(items, list | tuple) else [items]))
-    if origin is tuple:
-        items = [item.strip() for item in value.split(",")] if isinstance(value, str) else value
-        if (
-            not isinstance(items, list | tuple)
-            or not items
-            or not all(isinstance(item, str) and item for item in items)
-        ):
-            raise InputError(f"{key} must be names separated by commas, got {value!r}")
-        return tuple(items)
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
-        raise InputError(f"{key} must be {KINDS[hint]}, got {value!r}")
-    if hint is str:
-        return str(value)
-    try:
-        number = float(value)
-    except (ValueError, OverflowError):
-        raise InputError(f"{key} must be {KINDS[hint]}, got {value!r}") from None
-    if number != number or number in (float("inf"), float("-inf")):
-        raise InputError(f"{key} must be {KINDS[hint]}, got {value!r}")
-    if hint is float:
-        return number
-    if number != int(number):
-        raise InputError(f"{key} must be {KINDS[int]}, got {value!r}")
-    # large whole numbers (seeds) are read as such, not through a float
-    return int(value) if not isinstance(value, str) or value.strip().lstrip("+-").isdigit() else int(number)
-
-
 def _flatten(config: Any, prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for entry in attrs.fields(type(config)):
@@ -109,35 +74,67 @@ def differing(config: RunConfig) -> dict[str, str]:
     Left out are those that are recorded by themselves (seed, iterations and so on), and what shapes no image: the
     evaluation, checkpoints, chunks and compilation.
     """
-    # a run of somebody's own method is compared too, so that its name is not checked
-    usual = _flatten(_resolve(config.method, config.dataset, config.ipc, config.scale, {})[0])
     return {
         key: _text(value)
-        for key, value in _flatten(config).items()
-        if value != usual[key]
-        and key not in _OF_NO_SET
+        for key, value in _unusual(config).items()
+        if key not in _OF_NO_SET
         and (key == "compute.precision" or not key.startswith(("eval.", "checkpoint.", "compute.")))
     }
 
 
-def override(config: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
-    """A copy with settings changed by dotted key, text coerced to each setting's type.
+def check_weights_by_hand(config: RunConfig) -> None:
+    """Refuses settings that were put together by hand with a weight that the method does not use.
+
+    A weight that some method has at this scale was given by nobody: the settings may have been another method's.
 
     Raises:
-        InputError: for an unknown key (with a suggestion), a value of the wrong type, or out of range.
+        InputError: with the method that has the term.
     """
+    others = [_resolve(method, config.dataset, config.ipc, config.scale, {})[0] for method in BASES]
+    usual = {key: {_flatten(other)[key] for other in others} for key in WEIGHTS}
+    flat = _flatten(config)
+    check_weights(config.method, {key: flat[key] for key in WEIGHTS if flat[key] not in usual[key]})
+
+
+def _unusual(config: RunConfig) -> dict[str, Any]:
+    """The settings that are not those of the method at its scale."""
+    # a run of somebody's own method is compared too, so that its name is not checked
+    usual = _flatten(_resolve(config.method, config.dataset, config.ipc, config.scale, {})[0])
+    return {key: value for key, value in _flatten(config).items() if value != usual[key]}
+
+
+def override(config: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
+    """A copy with settings changed by dotted key; text, and numbers of numpy, are converted to each setting's type.
+
+    Raises:
+        InputError: for an unknown key (with a suggestion), a value of the wrong type or out of range, or the weight of
+            a term that the method does not have.
+    """
+    changed = _changed(config, changes)
+    if any(key in WEIGHTS for key in changes):
+        # all settings of a method, written out, are those settings
+        check_weights(changed.method, {key: value for key, value in _unusual(changed).items() if key in changes})
+    return changed
+
+
+def _check_settings(config: Any) -> None:
+    if not isinstance(config, RunConfig):
+        raise InputError(f"settings are a RunConfig, such as preset gives, got {type(config).__name__}")
+
+
+def _changed(config: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
+    """As `override`, for settings of any origin: a scale has weights that not every method uses."""
+    _check_settings(config)
+    if not isinstance(changes, Mapping):
+        raise InputError(f"changes are a mapping such as {{'match.cm': 0.02}}, got {changes!r}")
     known = settings()
     groups: dict[str, dict[str, Any]] = {}
-    top: dict[str, Any] = {}
     for key, value in changes.items():
         if key not in known:
-            raise InputError(f"unknown setting {key!r}{suggest(key, known)}")
-        coerced = _coerce(key, value, known[key])
+            raise InputError(f"unknown setting {key!r}{suggest(str(key), known)}")
         group, _, name = key.rpartition(".")
-        if group:
-            groups.setdefault(group, {})[name] = coerced
-        else:
-            top[name] = coerced
+        groups.setdefault(group, {})[name] = value
+    top = groups.pop("", {})
     for group, values in groups.items():
         top[group] = attrs.evolve(getattr(config, group), **values)
     return attrs.evolve(config, **top)
@@ -168,23 +165,29 @@ def _resolve(
     method: str, dataset: str, ipc: int, scale: str, changes: Mapping[str, Any]
 ) -> tuple[RunConfig, dict[str, Source]]:
     """The settings, and where those come from that are not the defaults of the classes."""
-    if scale not in SCALES:
-        raise InputError(f"unknown scale {scale!r}{suggest(scale, SCALES)}")
     named: dict[str, Any] = {"method": method, "dataset": dataset, "ipc": ipc, "scale": scale}
+    start = _changed(RunConfig(), named)
+    method, dataset, ipc, scale = start.method, start.dataset, start.ipc, start.scale
     applied: list[tuple[Source, Mapping[str, Any]]] = [
         ("argument", named),
         *layers(method, dataset, ipc, scale).items(),
         ("change", changes),
     ]
+    if not isinstance(changes, Mapping):
+        raise InputError(f"changes are a mapping such as {{'match.cm': 0.02}}, got {changes!r}")
     values: dict[str, Any] = {}
     sources: dict[str, Source] = {}
     for source, given in applied:
         values |= given
         sources |= dict.fromkeys(given, source)
-    return override(RunConfig(), values), sources
+    config = _changed(RunConfig(), values)
+    given = _flatten(config)
+    check_weights(config.method, {key: given[key] for key in changes})
+    return config, sources
 
 
 def _check_method(method: str) -> None:
+    check_text("method", method)
     known = (*BASES, *BASELINES)
     if method not in known:
         raise InputError(f"unknown method {method!r}{suggest(method, known)}")
@@ -206,7 +209,7 @@ def resolved(
     [Setting(key='match.width', value=32, source='scale')]
     """
     _check_method(method)
-    config, sources = _resolve(method, dataset, ipc, scale, changes or {})
+    config, sources = _resolve(method, dataset, ipc, scale, {} if changes is None else changes)
     return [Setting(key, value, sources.get(key, "default")) for key, value in _flatten(config).items()]
 
 
@@ -227,17 +230,19 @@ def preset(
         changes: further settings by dotted key, as for `override`.
 
     Raises:
-        InputError: for an unknown method, scale or setting, or a value out of range.
+        InputError: for an unknown method, scale or setting, a value of the wrong type or out of range, or the weight of
+            a term that the method does not have.
 
     >>> preset("dm", ipc=10, scale="paper").match.batch_real
     256
     """
     _check_method(method)
-    return _resolve(method, dataset, ipc, scale, changes or {})[0]
+    return _resolve(method, dataset, ipc, scale, {} if changes is None else changes)[0]
 
 
 def to_yaml(config: RunConfig) -> str:
     """The settings as YAML text that `from_yaml` reads back to an equal config."""
+    _check_settings(config)
     return yaml.safe_dump(_plain(attrs.asdict(config)), sort_keys=False)
 
 
@@ -254,6 +259,7 @@ def from_yaml(text: str) -> RunConfig:
     Raises:
         InputError: for text that is not YAML, an unknown setting, or a wrong value.
     """
+    check_text("the config", text)
     try:
         loaded = load_yaml(text)
     except ValueError as error:
@@ -269,7 +275,7 @@ def from_yaml(text: str) -> RunConfig:
             flat |= {f"{key}.{name}": item for name, item in value.items()}
         else:
             flat[str(key)] = value
-    return override(RunConfig(), flat)
+    return _changed(RunConfig(), flat)
 
 
 def fingerprint(config: RunConfig) -> str:

@@ -1,22 +1,20 @@
 """The settings of a run as frozen classes; what a field may hold is declared with it and checked when one is built.
 
-A field without a validator takes any value of its type: names, such as those of networks, are checked by whoever looks
-them up.
+Before it is checked, a value is converted to its field's type, see `iidlib.config.values`. A field without a validator
+takes any value of its type: names, such as those of networks, are checked by whoever looks them up.
 """
 
-import numbers
-import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, ClassVar, Literal
 
 from attrs import Attribute, evolve, field, frozen
 
 from iidlib.config.recipes import PROTOCOLS, SCALES
+from iidlib.config.values import converted, key_of
 from iidlib.errors import InputError, suggest
 
 __all__ = [
-    "KINDS",
     "WHOLE_SET_EPOCHS",
     "CheckpointConfig",
     "ComputeConfig",
@@ -29,27 +27,16 @@ __all__ = [
     "SynConfig",
 ]
 
-KINDS: Mapping[Any, str] = types.MappingProxyType({int: "a whole number", float: "a number", str: "text"})
-"""What messages call the types of settings."""
-
 _Validator = Callable[[Any, "Attribute[Any]", Any], None]
 """Called with the settings, the field's declaration and its value."""
 
 
-def _key(settings: Any, attribute: "Attribute[Any]") -> str:
-    """The setting's dotted name, as users write it."""
-    return f"{settings._prefix}{attribute.name}"
-
-
 def _bound(holds: Callable[[Any], bool], text: str) -> _Validator:
-    """Refuses what is no number of the field's type, and numbers that do not satisfy `holds`."""
+    """Refuses numbers that do not satisfy `holds`."""
 
     def check(settings: Any, attribute: "Attribute[Any]", value: Any) -> None:
-        kind = numbers.Integral if attribute.type is int else numbers.Real
-        if isinstance(value, bool) or not isinstance(value, kind):
-            raise InputError(f"{_key(settings, attribute)} must be {KINDS[attribute.type]}, got {value!r}")
-        if not holds(value):  # so asked that not-a-number is refused too
-            raise InputError(f"{_key(settings, attribute)} {text}, got {value!r}")
+        if not holds(value):
+            raise InputError(f"{key_of(settings, attribute)} {text}, got {value!r}")
 
     return check
 
@@ -78,7 +65,7 @@ def one_of_its_choices(settings: Any, attribute: "Attribute[Any]", value: Any) -
     """The choices that the field's ``Literal`` type names."""
     choices = typing.get_args(attribute.type)
     if value not in choices:
-        raise InputError(f"{_key(settings, attribute)} must be one of {', '.join(choices)}, got {value!r}")
+        raise InputError(f"{key_of(settings, attribute)} must be one of {', '.join(choices)}, got {value!r}")
 
 
 def _known_scale(settings: Any, attribute: "Attribute[Any]", value: Any) -> None:
@@ -86,7 +73,7 @@ def _known_scale(settings: Any, attribute: "Attribute[Any]", value: Any) -> None
         raise InputError(f"unknown scale {value!r}{suggest(value, SCALES)}")
 
 
-@frozen
+@frozen(field_transformer=converted)
 class MatchConfig:
     """What is matched, and how strongly (``match.*``)."""
 
@@ -126,7 +113,7 @@ class MatchConfig:
     """Real images a class that ``cc_scaling=relative`` measures the scatter on, at most ``batch_real``."""
 
 
-@frozen
+@frozen(field_transformer=converted)
 class SynConfig:
     """The synthetic images and their optimiser (``syn.*``)."""
 
@@ -144,7 +131,7 @@ class SynConfig:
     """Its momentum."""
 
 
-@frozen
+@frozen(field_transformer=converted)
 class PoolConfig:
     """The pool of trained networks behind class centralization (``pool.*``).
 
@@ -160,7 +147,7 @@ class PoolConfig:
     """Architecture of the trained networks."""
     width: int = field(default=128, validator=above(0))
     """Channels a layer where the network is a ConvNet."""
-    count: int = field(default=2, validator=above(0))
+    count: int = field(default=2, validator=[above(0), at_most(10**6, "a number of networks")])
     """Networks that are trained; the official recipe trains 1000."""
     epochs: int = field(default=20, validator=above(0))
     """Passes over the training set for each; 40 in the official recipe."""
@@ -187,7 +174,7 @@ class PoolConfig:
             )
 
 
-@frozen
+@frozen(field_transformer=converted)
 class QueueConfig:
     """IDM's queue of networks in training (``queue.*``), see `iidlib.features.network_queue`."""
 
@@ -230,7 +217,7 @@ WHOLE_SET_EPOCHS = 60
 """Epochs of a network that is trained on the whole training set."""
 
 
-@frozen
+@frozen(field_transformer=converted)
 class EvalProtocol:
     """How a set is judged (``eval.*``): networks trained on it from scratch and tested on real images.
 
@@ -286,7 +273,7 @@ class EvalProtocol:
         return evolve(self, epochs=min(WHOLE_SET_EPOCHS, self.epochs))
 
 
-@frozen
+@frozen(field_transformer=converted)
 class CheckpointConfig:
     """When a run is saved (``checkpoint.*``)."""
 
@@ -298,7 +285,7 @@ class CheckpointConfig:
     """Seconds after which one is written in any case; 0 for never."""
 
 
-@frozen
+@frozen(field_transformer=converted)
 class ComputeConfig:
     """How the hardware is used (``compute.*``)."""
 
@@ -317,7 +304,7 @@ class ComputeConfig:
     CUDA graphs. Changes rounding only."""
 
 
-@frozen
+@frozen(field_transformer=converted)
 class RunConfig:
     """All settings of a distillation and of its evaluation."""
 

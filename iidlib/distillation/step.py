@@ -70,6 +70,7 @@ class Distillation:
         if config.method not in METHODS:
             raise InputError(f"unknown method {config.method!r}{suggest(config.method, METHODS)}")
         check_dataset(config, dataset)
+        configuration.check_weights_by_hand(config)
         self.config, self.real, self._dataset = config, dataset.train, dataset
         device = self.real.device
         method = METHODS[config.method]

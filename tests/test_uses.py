@@ -1,0 +1,88 @@
+"""iidlib.config.uses: a weight without effect is refused, by the name of the method that has the term."""
+
+from typing import Any
+
+import attrs
+import pytest
+
+from iidlib import load_dataset
+from iidlib.config import MatchConfig, RunConfig, from_yaml, override, preset, resolved, to_yaml
+from iidlib.config.recipes import BASELINES, BASES
+from iidlib.config.uses import WEIGHTS, without_effect
+from iidlib.distillation import METHODS, distill
+from iidlib.errors import InputError
+
+
+def test_the_table_is_that_of_the_methods() -> None:
+    for key, methods in WEIGHTS.items():
+        assert set(methods) == {name for name, method in METHODS.items() if key[6:] in method.terms}
+
+
+@pytest.mark.parametrize("method", [*BASES, *BASELINES])
+@pytest.mark.parametrize("key", WEIGHTS)
+def test_a_weight_is_taken_by_the_methods_that_have_its_term(method: str, key: str) -> None:
+    for given in (0.02, "0.02"):
+        if method in WEIGHTS[key]:
+            assert getattr(preset(method, changes={key: given}).match, key[6:]) == 0.02
+            assert getattr(override(preset(method), {key: given}).match, key[6:]) == 0.02
+            continue
+        for build in (preset, resolved):
+            with pytest.raises(
+                InputError, match=f"^{key}=0.02 has no effect on {method}: only .* have this term; take "
+            ):
+                build(method, changes={key: given})
+        with pytest.raises(InputError, match=f"^{key}=0.02 has no effect on {method}: "):
+            override(preset(method), {key: given})
+    assert getattr(preset(method, changes={key: 0}).match, key[6:]) == 0  # as it is
+
+
+def test_the_message_names_the_nearest_method() -> None:
+    for method, key, nearest in (
+        ("dm", "match.cm", "dm-cm"), ("idm", "match.cm", "idm-cm"), ("dm-cm", "match.cc", "iid-dm"),
+        ("dm", "match.ce", "idm"), ("random", "match.cc", "dm-cc"), ("iid-dm", "match.ce", "iid-idm"),
+        ("dm-cc", "match.ce", "idm-cc"),
+    ):  # fmt: skip
+        with pytest.raises(InputError, match=f"take {nearest}, or leave {key} out$"):
+            preset(method, changes={key: 0.5})
+
+
+def test_only_what_the_user_gave_counts() -> None:
+    for scale in ("paper", "tour"):
+        for method in BASES:  # a scale sets weights that not every method uses
+            config = preset(method, scale=scale)
+            assert from_yaml(to_yaml(config)) == config
+            assert override(config, {"match.width": 8}).match.width == 8
+            assert override(config, {each.key: each.text for each in resolved(method, scale=scale)}) == config
+    with pytest.raises(InputError, match=r"match.cc=0.7 has no effect on dm"):
+        override(preset("iid-dm"), {"method": "dm", "match.cc": 0.7})
+    own = override(preset("dm"), {"method": "mine", "match.cm": 0.5})
+    assert own.match.cm == 0.5
+
+
+def test_distill_refuses_a_weight_that_was_put_into_the_settings_by_hand() -> None:
+    dataset = load_dataset("shapes")
+    config = preset("dm", "shapes", 2, "ci")
+    with pytest.raises(InputError, match=r"^match.cm=0.7 has no effect on dm: .* take dm-cm"):
+        distill(attrs.evolve(config, match=attrs.evolve(config.match, cm=0.7)), dataset)
+    with pytest.raises(InputError, match=r"^match.cc=0.7 has no effect on dm"):
+        distill(RunConfig(method="dm", dataset="shapes", ipc=2, scale="ci", match=MatchConfig(cc=0.7)), dataset)
+    # the settings of another method, under the name of this one: nobody gave its weights
+    borrowed = attrs.evolve(preset("iid-idm", "shapes", 2, "ci", {"queue.batch": 8}), method="dm")
+    assert len(distill(borrowed, dataset).metrics)
+
+
+@pytest.mark.parametrize(
+    ("method", "unused"),
+    [
+        ("dm", ["pool.epochs", "queue.lr", "match.cc_beta"]),
+        ("dm-cc", ["queue.lr"]),
+        ("idm", ["pool.epochs", "match.cc_beta"]),
+        ("iid-idm", []),
+        ("herding", []),
+        ("mine", []),
+    ],
+)
+def test_settings_without_effect_are_found(method: str, unused: list[Any]) -> None:
+    assert (
+        without_effect(method, ["pool.epochs", "queue.lr", "match.cc_beta", "syn.lr", "eval.lr", "match.cc"]) == unused
+    )
