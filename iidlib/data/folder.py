@@ -1,26 +1,32 @@
-"""A data set out of a folder of images: a folder a class, split into training and test images.
+"""A data set out of a folder of images: a folder for each class, split into training and test images.
 
-``folder:PATH`` takes what most tools write: one folder a class, with images at any depth in it; or ``train`` and
+``folder:PATH`` takes what most tools write: one folder for each class, with images at any depth in it; or ``train`` and
 ``test`` (or ``val``) with such folders in each. Options follow as in an address: ``folder:PATH?size=64&test=0.2``.
 """
 
-import unicodedata
+import logging
+import stat
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import parse_qsl
 
 import torch
+from torch import Tensor
 
-from iidlib.data.image_files import decode_all, image_paths, logger
+from iidlib.data.image_files import decode_all
+from iidlib.data.image_tree import Tree, Unreadable, scan
+from iidlib.data.layout import Layout, Part, layout_of
 from iidlib.data.source import Images
+from iidlib.data.splits import MOST_NAMES, listed
 from iidlib.errors import InputError
 from iidlib.files import user_path
 
-__all__ = ["FolderOptions", "FolderSet", "parse_folder", "read_folder"]
+__all__ = ["FolderOptions", "FolderSet", "find_images", "held_out", "labels_of", "parse_folder", "read_folder", "told"]
 
 SIZES = range(8, 513)
 
-TEST_FOLDERS = ("test", "val", "valid", "validation")
+logger = logging.getLogger("iidlib")
 
 
 @dataclass(frozen=True)
@@ -71,69 +77,104 @@ def read_folder(name: str) -> FolderSet:
     """Decodes the images of a folder data set, or takes them from the cache.
 
     Classes are the folders with images, in the order of their names. Where there are no test images, a share of each
-    class of two or more images is held out, always the same ones.
+    class of two or more images is held out, always the same ones. What was taken for what is logged, and what is left
+    out is a warning.
 
     Raises:
-        InputError: if there is no such folder, fewer than two classes, or an image that cannot be read.
+        InputError: if there is no such folder, something in it cannot be read or understood, or there are fewer than
+            two classes.
     """
     options = parse_folder(name)
-    root = options.path
-    if not root.is_dir():
-        raise InputError(
-            f"no folder at {root}; folder:PATH takes a folder that has one folder of images for each class"
-        )
-    parts = {part.name: part for part in root.iterdir() if part.is_dir()}
-    test_root = next((parts[part] for part in TEST_FOLDERS if part in parts), None) if "train" in parts else None
-    train_root = parts["train"] if "train" in parts else root
-    classes, train = _read_classes(name, train_root, options.size)
-    if test_root is not None and (own := {_class_name(folder) for folder in _class_folders(test_root)} & {*classes}):
-        names, (images, labels) = _read_classes(name, test_root, options.size)
-        if strange := [found for found in names if found not in own]:
-            raise InputError(f"{test_root} has the class {strange[0]!r}, which {train_root} has not")
-        places = torch.tensor([classes.index(found) for found in names])
-        return FolderSet(classes, train, (images, places[labels]))
-    if test_root is not None:
-        logger.warning("%s has no folder for any class of %s and is left out", test_root, train_root)
-    return FolderSet(classes, *_held_out(name, train, options.test))
+    tree = find_images(options.path)
+    if lost := tree.all_unreadable():
+        raise InputError(_cannot_be_read(name, tree, lost))
+    layout = layout_of(tree)
+    for thing in layout.left_out:
+        logger.warning("%s: %s", thing.path, thing.reason)
+    for note in layout.notes:
+        logger.warning("%s: %s", name, note)
+    train, test = layout.train, layout.test
+    labels = labels_of(train)
+    if test is None:
+        out = held_out(labels, options.test)
+        if not out.any():
+            raise InputError(f"{name} has one image per class, so that none is left to test on; give it more")
+        logger.info("%s: %s, of which %d are held out to test on", name, told(layout, options.path), int(out.sum()))
+        if without := [label for label, count in train.counts.items() if count == 1]:
+            logger.warning("%s: classes of one image have no test images: %s", name, listed(without))
+    else:
+        logger.info("%s: %s", name, told(layout, options.path))
+    # one call, since pictures of more than 8 bits have one scale
+    images = decode_all(name, options.path, [*train.paths, *(test.paths if test else [])], options.size)
+    if test is not None:
+        own = len(labels)
+        return FolderSet(train.classes, (images[:own], labels), (images[own:], labels_of(test, train)))
+    return FolderSet(train.classes, (images[~out], labels[~out]), (images[out], labels[out]))
 
 
-def _class_folders(root: Path) -> list[Path]:
-    """Folders with images, in the order of their names; folders of something else are told and left out."""
-    folders = sorted((path for path in root.iterdir() if path.is_dir() and path.name[0] != "."), key=lambda p: p.name)
-    return [folder for folder in folders if image_paths(folder)[0]]
+def find_images(root: Path) -> Tree:
+    """What lies in a folder that a user named.
+
+    Raises:
+        InputError: if there is no such folder.
+    """
+    try:
+        found = stat.S_ISDIR(root.stat().st_mode)
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # the last for a path with a null character
+        what = f"no folder at {root}"
+    except OSError as error:
+        what = f"{root} cannot be read ({(error.strerror or str(error)).lower()})"
+    else:
+        if found:
+            return scan(root)
+        what = f"{root} is a file, not a folder"
+    raise InputError(f"{what}; folder:PATH takes a folder that has one folder of images for each class")
 
 
-def _class_name(folder: Path) -> str:
-    return unicodedata.normalize("NFC", folder.name)
+def labels_of(part: Part, train: Part | None = None) -> Tensor:
+    """The labels of `part.paths`, int64 [N]; those of test images are the classes' places in the training images."""
+    places = (train or part).classes
+    numbers = torch.tensor([places.index(name) for name in part.classes])
+    return numbers.repeat_interleave(torch.tensor(list(part.counts.values())))
 
 
-def _read_classes(name: str, root: Path, size: int) -> tuple[tuple[str, ...], Images]:
-    folders = _class_folders(root)
-    if empty := [p.name for p in sorted(root.iterdir()) if p.is_dir() and p.name[0] != "." and p not in folders]:
-        logger.warning("%s: left out, as there are no images in them: %s", root, ", ".join(empty[:5]))
-    if len(folders) < 2:
-        raise InputError(
-            f"{root} has {len(folders)} folders with images; a data set needs one a class, and two of them at least"
-        )
-    paths, labels, others = [], [], 0
-    for label, folder in enumerate(folders):
-        images, rest = image_paths(folder)
-        paths += images
-        labels += [label] * len(images)
-        others += len(rest)
-    if others:
-        logger.warning("%s: %d files that are no images are left out", root, others)
-    return tuple(map(_class_name, folders)), (decode_all(name, root, paths, size), torch.tensor(labels))
+def held_out(labels: Tensor, share: float) -> Tensor:
+    """Which images are held out to test on, bool [N]: a share of each class, always the same ones.
 
-
-def _held_out(name: str, images: Images, share: float) -> tuple[Images, Images]:
-    pictures, labels = images
+    A class of two or more images is on both sides; a single image is not held out. This is not `RealSet.split`, which
+    puts single images and the remainder of a rounding on the other side.
+    """
     draw = torch.Generator().manual_seed(0)
     test = torch.zeros(len(labels), dtype=torch.bool)
     for label in range(int(labels.max()) + 1):
         own = (labels == label).nonzero().flatten()
         count = min(max(1, round(share * len(own))), len(own) - 1)
         test[own[torch.randperm(len(own), generator=draw)[:count]]] = True
-    if not test.any():
-        raise InputError(f"{name} has one image a class, so that none is left to test on; give it more")
-    return (pictures[~test], labels[~test]), (pictures[test], labels[test])
+    return test
+
+
+def told(layout: Layout, root: Path) -> str:
+    """A line on what a folder was taken for: ``training images are 200 in Train (2 classes: cat 100, dog 100)``."""
+    line = f"training images are {_summary(layout.train, root)}"
+    return line if layout.test is None else f"{line}; test images are {_summary(layout.test, root)}"
+
+
+def _summary(part: Part, root: Path) -> str:
+    counts, place = part.counts, "" if part.path == root else f" in {part.path.relative_to(root)}"
+    each = ", ".join(f"{name} {count}" for name, count in counts.items())
+    if len(counts) > MOST_NAMES:
+        each = f"{min(counts.values())} to {max(counts.values())} images per class"
+    return f"{sum(counts.values())}{place} ({len(counts)} classes: {each})"
+
+
+def _cannot_be_read(name: str, tree: Tree, lost: Sequence[Unreadable]) -> str:
+    """What to say of files and folders that cannot be read."""
+    files, folders = sum(not one.is_folder for one in lost), sum(one.is_folder for one in lost)
+    parts = [f"{folders} folder{'s' * (folders > 1)}"] * bool(folders)
+    parts += [f"{files} of {files + len(tree.all_images())} images"] * bool(files)
+    names = [f"{one.path.relative_to(tree.path) if one.path != tree.path else one.path} ({one.reason})" for one in lost]
+    more = f" and {len(lost) - 3} more" if len(lost) > 3 else ""
+    return (
+        f"{name}: {' and '.join(parts)} in {tree.path} cannot be read: {', '.join(names[:3])}{more}; replace or remove "
+        "them, or give yourself the right to read them"
+    )

@@ -6,7 +6,6 @@ transparent, and resized so that the shorter side fits; the middle is kept. What
 
 import hashlib
 import logging
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,30 +21,12 @@ from tqdm import tqdm
 from iidlib.errors import InputError
 from iidlib.files import atomic_write, cache_dir
 
-__all__ = ["ENDINGS", "LARGEST", "decode", "decode_all", "image_paths"]
-
-ENDINGS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
-"""What counts as an image file, by the end of its name in small letters."""
+__all__ = ["LARGEST", "decode", "decode_all"]
 
 LARGEST = 50_000_000
 """Pixels of a picture at most: a small file can stand for a picture that fills the memory."""
 
 logger = logging.getLogger("iidlib")
-
-
-def image_paths(folder: Path) -> tuple[list[Path], list[Path]]:
-    """Image files below a folder in the order of their names, and the files that are none.
-
-    Links to folders are not followed, since they may lead in circles; hidden files are left out.
-    """
-    images: list[Path] = []
-    others: list[Path] = []
-    for place, folders, names in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(names):
-            if not name.startswith("."):
-                (images if Path(name).suffix.lower() in ENDINGS else others).append(Path(place) / name)
-    return images, others
 
 
 def decode(path: Path, size: int) -> Tensor:

@@ -1,0 +1,174 @@
+"""What lies in a folder: image files, other files, folders, and what cannot be read; nothing is lost without a word.
+
+Links to folders are followed, each folder once: a link back to a folder that holds it is noted and not followed, and
+one to a folder that is read elsewhere cannot be used, since its images would count twice.
+"""
+
+import os
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+__all__ = ["ENDINGS", "UNREAD_PICTURES", "Tree", "Unreadable", "scan"]
+
+ENDINGS = frozenset(
+    ".jpg .jpeg .jpe .jfif .png .apng .webp .bmp .dib .gif .tif .tiff .ppm .pgm .pbm .pnm .tga .jp2 .j2k .jpx .jpf "
+    ".j2c .jpc .avif .mpo .pcx .sgi .qoi .dds .psd".split()
+)
+"""What counts as an image file, by the end of its name in small letters; formats that Pillow opens by itself."""
+
+UNREAD_PICTURES = frozenset(
+    ".heic .heif .jxl .svg .svgz .dng .cr2 .cr3 .nef .arw .orf .rw2 .raf .raw .exr .hdr .dcm .nii .fits .npy".split()
+)
+"""Endings of pictures that are not read. Where a class has nothing else, leaving it out would lose a class."""
+
+NO_CONTENT = {"__MACOSX", "$RECYCLE.BIN", "System Volume Information"}
+"""Folders that systems and archives leave behind; hidden ones in all but name."""
+
+KINDS = (
+    (stat.S_ISFIFO, "a named pipe"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """What cannot be read, and why."""
+
+    path: Path
+    reason: str
+    is_folder: bool = False
+
+
+@dataclass(eq=False)
+class Tree:
+    """A folder and what lies in it, each list in the order of the names."""
+
+    path: Path
+    folders: list["Tree"] = field(default_factory=list)
+    images: list[Path] = field(default_factory=list)
+    """Image files directly in it, by their endings; they are not opened."""
+    others: list[Path] = field(default_factory=list)
+    """Files directly in it that are no images by their endings."""
+    hidden: list[Path] = field(default_factory=list)
+    """Hidden folders, and hidden files with endings of images."""
+    circles: list[Path] = field(default_factory=list)
+    """Links to a folder that they lie in."""
+    unreadable: list[Unreadable] = field(default_factory=list)
+    """What cannot be read directly in it, or the folder itself."""
+
+    @property
+    def name(self) -> str:
+        """The folder's own name."""
+        return self.path.name
+
+    def walk(self) -> Iterator["Tree"]:
+        """The folder and all below it, a folder before those in it."""
+        stack = [self]
+        while stack:  # folders can be nested more deeply than Python's calls
+            tree = stack.pop()
+            yield tree
+            stack += reversed(tree.folders)
+
+    def all_images(self) -> list[Path]:
+        """Image files in it at any depth; those directly in a folder come before those in its folders."""
+        return [path for tree in self.walk() for path in tree.images]
+
+    def all_unreadable(self) -> list[Unreadable]:
+        """What cannot be read in it at any depth."""
+        return [found for tree in self.walk() for found in tree.unreadable]
+
+    def has_images(self) -> bool:
+        """Whether there is an image file in it at any depth."""
+        return any(tree.images for tree in self.walk())
+
+    def folders_with_images(self) -> list["Tree"]:
+        """Folders directly in it that have images at any depth."""
+        return [tree for tree in self.folders if tree.has_images()]
+
+
+def scan(root: Path) -> Tree:
+    """Reads the names in a folder and in all folders below it; no file is opened.
+
+    Args:
+        root: a folder; where it cannot be read the tree says so.
+    """
+    first, real = Tree(root), os.path.realpath(root)
+    seen, stack = {real: root}, [(first, real)]
+    while stack:
+        tree, real = stack.pop()
+        below: list[tuple[Tree, str]] = []
+        for entry in _entries(tree):
+            target = _sort(tree, entry, real)
+            if target is None:
+                continue
+            path = tree.path / entry.name
+            if _holds(target, real):
+                tree.circles.append(path)
+            elif target in seen:
+                reason = f"the same folder as {_shown(seen[target], root)}, so that its images would count twice"
+                tree.unreadable.append(Unreadable(path, reason, is_folder=True))
+            else:
+                seen[target] = path
+                tree.folders.append(Tree(path))
+                below.append((tree.folders[-1], target))
+        stack += reversed(below)
+    return first
+
+
+def _entries(tree: Tree) -> list[os.DirEntry[str]]:
+    """What is in a folder, in the order of the names; what stops the reading is noted."""
+    try:
+        with os.scandir(tree.path) as found:
+            return sorted(found, key=lambda entry: entry.name)
+    except OSError as error:
+        tree.unreadable.append(Unreadable(tree.path, _reason(error), is_folder=True))
+        return []
+
+
+def _sort(tree: Tree, entry: "os.DirEntry[str]", real: str) -> str | None:
+    """Puts what is no folder into its list; of a folder gives the path without links.
+
+    Args:
+        tree: the folder that the entry lies in.
+        entry: one of its entries.
+        real: the path of the folder without links.
+    """
+    path, ending = tree.path / entry.name, os.path.splitext(entry.name)[1].lower()  # noqa: PTH122, a third of the time
+    try:
+        linked = entry.is_symlink() or (hasattr(entry, "is_junction") and entry.is_junction())
+        is_folder = entry.is_dir()
+        if entry.name.startswith(".") or (is_folder and entry.name in NO_CONTENT):
+            if is_folder or ending in ENDINGS:
+                tree.hidden.append(path)
+        elif is_folder:
+            return os.path.realpath(path) if linked else os.path.join(real, entry.name)  # noqa: PTH118
+        elif entry.is_file():
+            (tree.images if ending in ENDINGS else tree.others).append(path)
+        elif linked and not os.path.exists(path):  # noqa: PTH110, which raises for a link that leads to itself
+            tree.unreadable.append(Unreadable(path, "a link that leads nowhere"))
+        elif ending in ENDINGS:
+            mode = path.stat().st_mode
+            kind = next((said for is_kind, said in KINDS if is_kind(mode)), "something else")
+            tree.unreadable.append(Unreadable(path, f"{kind}, not a file"))
+        else:
+            tree.others.append(path)
+    except OSError as error:
+        tree.unreadable.append(Unreadable(path, _reason(error)))
+    return None
+
+
+def _holds(target: str, real: str) -> bool:
+    """Whether a folder is another one or lies above it, both without links."""
+    return real == target or real.startswith(target.rstrip(os.sep) + os.sep)
+
+
+def _shown(path: Path, root: Path) -> str:
+    return str(path.relative_to(root)) if path != root else str(root)
+
+
+def _reason(error: OSError) -> str:
+    return (error.strerror or type(error).__name__).lower()

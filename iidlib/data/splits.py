@@ -1,0 +1,145 @@
+"""Which folders of a data set are the split into training and test images, by the names that people give them."""
+
+import re
+from collections.abc import Sequence
+
+from iidlib.data.image_tree import Tree
+from iidlib.errors import InputError
+
+__all__ = ["find_split", "inside", "listed", "role_of"]
+
+ROLES = {
+    "train": ("train", "training"),
+    "test": ("test", "testing"),
+    "val": ("val", "valid", "validation", "dev"),
+    "unlabelled": ("pred", "predict", "prediction", "predictions", "unlabeled", "unlabelled"),
+}
+"""Words in the names of folders, and what they say."""
+
+TAILS = {"set", "data", "dataset", "images", "image", "imgs", "img", "split", "folder", "dir"}
+"""Words behind them that say nothing more, as in ``test_set``."""
+
+CONTAINERS = {"images", "image", "imgs", "img", "data"}
+"""Folders between a split and its classes, as in ``train/images/cat``."""
+
+WORDS = {"train": "training images", "test": "test images", "val": "validation images"}
+
+MOST_NAMES = 5
+"""Names that a message lists at most."""
+
+
+def listed(names: Sequence[str]) -> str:
+    """The first names of a list, and how many more there are."""
+    more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
+    return ", ".join(names[:MOST_NAMES]) + more
+
+
+def role_of(name: str) -> tuple[str, str] | None:
+    """What comes before it in a folder's name, and the part of a data set that the name stands for; None for others.
+
+    >>> role_of("Training"), role_of("test_set"), role_of("valid"), role_of("seg_train")
+    (('', 'train'), ('', 'test'), ('', 'val'), ('seg', 'train'))
+    >>> role_of("trains"), role_of("contest")
+    (None, None)
+    """
+    # the years are those of COCO's train2017 and val2017
+    words = [word for word in re.split(r"[\s_.\-]+", re.sub(r"(?<=[a-z])\d{4}$", "", name.casefold())) if word]
+    while len(words) > 1 and words[-1] in TAILS:
+        words.pop()
+    if not words:
+        return None
+    last = re.sub(r"(?:set|data|images|imgs|split)$", "", words[-1])
+    for role, known in ROLES.items():
+        if words[-1] in known or last in known:
+            return "_".join(words[:-1]), role
+    return None
+
+
+def find_split(tree: Tree) -> dict[str, Tree]:
+    """The folders of a split by their roles (train, test, val, unlabelled); none where the folder holds classes.
+
+    A single folder that holds the split is entered (``archive/train``), also several times.
+
+    Raises:
+        InputError: if the folder can be understood in two ways, or lacks the training images.
+    """
+    place = tree
+    while True:
+        if roles := _roles(place):
+            return roles
+        folders = place.folders_with_images()
+        split = [folder for folder in folders if _is_split(folder)]
+        if len(folders) > 1 and split:
+            one = split[0]
+            parts = " and ".join(sub.name for sub in one.folders_with_images() if role_of(sub.name))
+            raise InputError(
+                f"{place.path} has the folders {listed([folder.name for folder in folders])}, and in {one.name} are "
+                f"{parts}; if the folders are classes, put the split above them (train/{one.name}, test/{one.name}); "
+                f"if {one.name} is the data set, name it: folder:{one.path}"
+            )
+        if len(folders) != 1 or place.images:
+            return {}
+        place = folders[0]
+
+
+def inside(tree: Tree, role: str) -> Tree:
+    """The folder in a part of a split that holds the classes, where it repeats the name or is called images."""
+    while True:
+        folders = tree.folders_with_images()
+        if len(folders) != 1 or tree.images:
+            return tree
+        (only,) = folders
+        known = role_of(only.name)
+        repeats = only.name == tree.name or (known is not None and known[1] == role)
+        contains = only.name.casefold() in CONTAINERS and not only.images
+        if not repeats and not contains:
+            return tree
+        tree = only
+
+
+def _is_split(tree: Tree) -> bool:
+    return _complete([role for folder in tree.folders_with_images() if (role := role_of(folder.name))], "")
+
+
+def _complete(roles: Sequence[tuple[str, str]], front: str) -> bool:
+    """Whether folders that share the beginning of their names are a split, as seg_train and seg_test are."""
+    found = {role for own, role in roles if own == front}
+    return "train" in found and bool(found & {"test", "val"})
+
+
+def _roles(tree: Tree) -> dict[str, Tree]:
+    """The folders of a split directly in a folder, by their roles."""
+    folders = tree.folders_with_images()
+    named = [(folder, *role) for folder in folders if (role := role_of(folder.name))]
+    if any(folder.name.casefold() == "invalid" for folder in folders):  # then valid is a class
+        named = [one for one in named if one[0].name.casefold() != "valid"]
+    meant = [(front, role) for _, front, role in named]
+    fronts = [front for front in dict.fromkeys(front for front, _ in meant) if _complete(meant, front)]
+    if any(front == "" and role in WORDS for front, role in meant):
+        fronts = [""]
+    if not fronts:
+        return {}
+    split = [(folder, role) for folder, front, role in named if front == fronts[0]]
+    roles = {role: folder for folder, role in split}
+    names = [folder.name for folder, _ in split]
+    for one, words in WORDS.items():
+        if len(both := [folder.name for folder, role in split if role == one]) > 1:
+            raise InputError(
+                f"{tree.path} has {' and '.join(both)}, each of which can be the {words}; put them together, or move "
+                "one away"
+            )
+    if "train" not in roles:
+        raise InputError(
+            f"{tree.path} has a folder {names[0]} but none of training images; if {names[0]} holds test images, put "
+            f"the folders of the classes into {tree.path / 'train'}, and if it is a class, give its folder another name"
+        )
+    beside, train = [folder.name for folder in folders if folder.name not in names], roles["train"]
+    if not beside:
+        return roles
+    if not {"test", "val"} & set(roles) and train.images and not train.folders_with_images():
+        return {}  # trains beside buses and cars: a split without classes would be of no use
+    raise InputError(
+        f"{tree.path} has {' and '.join(names)} beside other folders with images: {listed(beside)}; if those are "
+        f"classes, move them into {train.path}, if {train.name} is a class, give its folder another name, and if they "
+        "are neither, move them away"
+    )

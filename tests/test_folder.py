@@ -1,0 +1,181 @@
+"""Folders of images as data sets: what is said while they are read, and that no image is lost on the way."""
+
+import logging
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from iidlib.data import image_tree, load_dataset, read_folder
+from iidlib.data.folder import held_out
+from iidlib.errors import InputError
+from tests.test_layout import lay, on_disk, part, random_layout
+
+
+def paint(root: Path) -> Path:
+    """Puts a picture into every empty file of a layout, each of another colour."""
+    for number, path in enumerate(sorted(root.rglob("*"))):
+        if path.suffix.lower() in (".png", ".jpg", ".jfif") and path.is_file() and not path.stat().st_size:
+            colour = (number % 256, number // 256, 99)
+            Image.new("RGB", (16, 16), colour).save(path, "PNG")  # whatever its ending says
+    return root
+
+
+@pytest.fixture
+def told(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
+    caplog.set_level(logging.INFO, "iidlib")
+    return caplog
+
+
+def test_what_was_taken_for_what_is_said_once(tmp_path: Path, told: pytest.LogCaptureFixture) -> None:
+    root = paint(lay(tmp_path / "pets", *part("Train"), *part("val", "cat/*2.png", "dog/*1.png"), "test/*3.png"))
+    read_folder(f"folder:{root}")
+    assert [record.getMessage() for record in told.records] == [
+        f"{root / 'test'}: is left out: its images have no labels, as they lie in no folders of classes",
+        f"folder:{root}: training images are 8 in Train (2 classes: cat 4, dog 4); test images are 3 in val "
+        "(2 classes: cat 2, dog 1)",
+    ]  # fmt: skip
+    assert [record.levelname for record in told.records] == ["WARNING", "INFO"]
+
+
+def test_what_is_held_out_is_said(tmp_path: Path, told: pytest.LogCaptureFixture) -> None:
+    root = paint(lay(tmp_path / "pets", *(f"{name}/*6.png" for name in "abcdefg"), "h/*1.png"))
+    read_folder(f"folder:{root}?test=0.5")
+    assert [record.getMessage() for record in told.records] == [
+        f"folder:{root}?test=0.5: training images are 43 (8 classes: 1 to 6 images per class), of which 21 are held "
+        "out to test on",
+        f"folder:{root}?test=0.5: classes of one image have no test images: h",
+    ]  # fmt: skip
+
+
+def test_a_class_without_test_images_is_named(tmp_path: Path, told: pytest.LogCaptureFixture) -> None:
+    root = paint(lay(tmp_path, *part("train"), "train/cow/*2.png", *part("test")))
+    data = load_dataset(f"folder:{root}?size=8")
+    assert data.spec.classes == ("cat", "cow", "dog") and data.test.counts.tolist() == [4, 0, 4]
+    assert f"folder:{root}?size=8: 1 class has no test images: cow" in [record.getMessage() for record in told.records]
+
+
+def test_test_images_get_the_labels_of_the_training_images(tmp_path: Path) -> None:
+    names = part("train", "ant/*2.png", "bee/*2.png", "cat/*2.png")
+    root = paint(lay(tmp_path, *names, "test/cat/*2.png", "test/ant/*1.png"))
+    found = read_folder(f"folder:{root}?size=8")
+    assert found.train[1].tolist() == [0, 0, 1, 1, 2, 2] and found.test[1].tolist() == [0, 2, 2]
+
+
+def test_the_images_that_are_held_out_stay_the_same() -> None:
+    """Results of runs with a folder are compared with later ones."""
+    counts = torch.tensor([1, 2, 3, 10, 7])
+    labels = torch.arange(5).repeat_interleave(counts)
+    assert held_out(labels, 0.2).nonzero().flatten().tolist() == HELD_OUT[0.2]
+    assert held_out(labels, 0.5).nonzero().flatten().tolist() == HELD_OUT[0.5]
+
+
+HELD_OUT = {0.2: [1, 3, 6, 14, 17], 0.5: [1, 3, 5, 6, 8, 11, 14, 15, 17, 19, 20, 21]}
+
+
+@pytest.mark.parametrize("place", ["cat", "cat/more", "train/cat"])
+def test_a_folder_without_permission_is_named_and_nothing_is_read(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    split = "train/" if place.startswith("train") else ""
+    names = ("cat/*2.png", "cat/more/*2.png", "cow/*2.png", "dog/*2.png")
+    root = paint(lay(tmp_path, *(split + name for name in names)))
+    scandir = os.scandir
+
+    def refusing(path: Path) -> object:
+        if Path(path) == tmp_path / place:
+            raise PermissionError(13, "Permission denied")
+        return scandir(path)
+
+    monkeypatch.setattr(image_tree.os, "scandir", refusing)
+    with pytest.raises(InputError, match=rf"1 folder in .* cannot be read: {place} \(permission denied\); replace"):
+        read_folder(f"folder:{root}?size=8")
+
+
+def test_files_and_folders_that_cannot_be_read_are_counted_and_named(tmp_path: Path) -> None:
+    root = paint(lay(tmp_path, *part(".")))
+    os.mkfifo(root / "cat" / "x.png")
+    for number in range(3):
+        (root / "dog" / f"z{number}.png").symlink_to("nowhere")
+    (root / "kitty").symlink_to(root / "cat")
+    message = (
+        r"1 folder and 4 of 12 images in .* cannot be read: kitty \(the same folder as cat, so that its images would "
+        r"count twice\), cat/x.png \(a named pipe, not a file\), dog/z0.png \(a link that leads nowhere\) and 2 more; "
+        "replace or remove them, or give yourself the right"
+    )
+    with pytest.raises(InputError, match=message):
+        read_folder(f"folder:{root}?size=8")
+
+
+def test_another_user_is_told_what_he_may_not_read(tmp_path: Path) -> None:
+    """With real rights where the tests may change the user, and else as the user that they run as."""
+    root = paint(lay(tmp_path / "pets", *part("."), "dog/more/*2.png"))
+    code = (
+        "import os\n"
+        "from pathlib import Path\n"
+        "from iidlib.data.image_tree import scan\n"
+        "if os.geteuid() == 0: os.setgid(65534), os.setuid(65534)\n"
+        "print([(one.path.name, one.reason) for one in scan(Path('.')).all_unreadable()])\n"
+    )
+    (root / "dog" / "more").chmod(0)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", code], cwd=root, env=environment, capture_output=True, text=True, timeout=120
+        )
+    finally:
+        (root / "dog" / "more").chmod(0o755)
+    assert done.stdout.strip() == "[('more', 'permission denied')]", done.stderr
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda root: root.write_text("x"), "pets is a file, not a folder; folder:PATH takes"),
+        (lambda root: root.symlink_to("nowhere"), "no folder at .*pets; folder:PATH takes"),
+        (lambda root: root.symlink_to("pets"), r"pets cannot be read \(too many levels of symbolic links\)"),
+    ],
+)
+def test_what_is_no_folder_is_told(make: object, message: str, tmp_path: Path) -> None:
+    make(tmp_path / "pets")  # type: ignore[operator]
+    with pytest.raises(InputError, match=message):
+        read_folder(f"folder:{tmp_path / 'pets'}")
+
+
+def test_a_named_pipe_does_not_hang(tmp_path: Path) -> None:
+    root = paint(lay(tmp_path, *part(".")))
+    os.mkfifo(root / "cat" / "x.png")
+    code = f"from iidlib.data import read_folder\nread_folder('folder:{root}')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert "cat/x.png (a named pipe, not a file)" in done.stderr
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_any_folder_is_read_with_all_its_images_or_refused_in_one_line(
+    seed: int, tmp_path: Path, told: pytest.LogCaptureFixture
+) -> None:
+    """What is read and what is said to be left out is what is on the disk."""
+    draw, read = random.Random(100 + seed), 0
+    for case in range(50):
+        root = tmp_path / str(case)
+        root.mkdir()
+        random_layout(root, draw)
+        paint(root)
+        told.clear()
+        try:
+            found = read_folder(f"folder:{root}?size=8")
+        except InputError as error:
+            assert "\n" not in str(error) and str(root) in str(error)
+            continue
+        read += 1
+        lines = [record.getMessage() for record in told.records]
+        unused = [line.split(": is ")[0] for line in lines if ": is left out" in line or ": is not used" in line]
+        named = sum(on_disk(Path(folder)) for folder in unused)
+        named += sum(int(line.split(": ")[1].split()[0]) for line in lines if "directly in it" in line)
+        assert len(found.train[0]) + len(found.test[0]) + named == on_disk(root), lines
+    assert read > 4
