@@ -177,7 +177,7 @@ def test_tinyimagenet_in_its_original_folder(tiny: Path, tmp_path: Path) -> None
 
 def test_tinyimagenet_is_decoded_once(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = load_dataset("tinyimagenet", data_root=tmp_path)
-    monkeypatch.setattr(image_files, "decode", lambda *_: pytest.fail("decoded again"))
+    monkeypatch.setattr(image_files, "read_picture", lambda *_: pytest.fail("decoded again"))
     assert load_dataset("tinyimagenet", data_root=tmp_path).train.images.equal(first.train.images)
     (kept,) = (tmp_path / "cache" / "images").glob("*.safetensors")
     monkeypatch.undo()
@@ -366,7 +366,7 @@ def test_files_that_are_no_images_and_empty_classes_are_left_out_and_told(
         ("folder:HERE?size=30", "size must be a multiple of 8"),
         ("folder:HERE?size=huge", "size takes a whole number"),
         ("folder:HERE?test=1", "test must be a share between 0 and 1"),
-        ("folder:HERE?pixels=8", "knows the options size and test, got 'pixels'"),
+        ("folder:HERE?pixels=8", "knows the options size, test and range, got 'pixels'"),
         ("folder:HERE/red", "has 0 folders with images"),
     ],
 )

@@ -2,9 +2,11 @@
 
 ``folder:PATH`` takes what most tools write: one folder for each class, with images at any depth in it; or ``train`` and
 ``test`` (or ``val``) with such folders in each. Options follow as in an address: ``folder:PATH?size=64&test=0.2``.
+``range=0,4095`` says which values are black and white in pictures of more than 8 bits, where their values mislead.
 """
 
 import logging
+import math
 import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +16,7 @@ from urllib.parse import parse_qsl
 import torch
 from torch import Tensor
 
+from iidlib.data.depth import ValueRange
 from iidlib.data.image_files import decode_all
 from iidlib.data.image_tree import Tree, Unreadable, scan
 from iidlib.data.layout import Layout, Part, layout_of
@@ -38,6 +41,8 @@ class FolderOptions:
     """Pixels a side; a multiple of 8 suits the networks with three poolings."""
     test: float = 0.2
     """Share of each class that is held out for testing, where the folder has no test images of its own."""
+    values: ValueRange | None = None
+    """What is black and what is white in pictures of more than 8 bits; decided by their values when not given."""
 
 
 @dataclass(frozen=True)
@@ -60,8 +65,8 @@ def parse_folder(name: str) -> FolderOptions:
         raise InputError("folder: needs the path of a folder, as in folder:my/images or folder:my/images?size=64")
     given = dict(parse_qsl(query, keep_blank_values=True))
     for key in given:
-        if key not in ("size", "test"):
-            raise InputError(f"folder: knows the options size and test, got {key!r}")
+        if key not in ("size", "test", "range"):
+            raise InputError(f"folder: knows the options size, test and range, got {key!r}")
     try:
         size, test = int(given.get("size", "32")), float(given.get("test", "0.2"))
     except ValueError:
@@ -70,7 +75,19 @@ def parse_folder(name: str) -> FolderOptions:
         raise InputError(f"folder: size must be a multiple of 8 from {SIZES[0]} to {SIZES[-1]}, got {size}")
     if not 0 < test < 1:
         raise InputError(f"folder: test must be a share between 0 and 1, got {test}")
-    return FolderOptions(user_path(path), size, test)
+    return FolderOptions(user_path(path), size, test, _value_range(given["range"]) if "range" in given else None)
+
+
+def _value_range(text: str) -> ValueRange:
+    try:
+        black, white = (float(value) for value in text.split(","))
+    except ValueError:
+        black, white = math.nan, math.nan
+    if not (math.isfinite(black) and math.isfinite(white) and black < white):
+        raise InputError(
+            f"folder: range takes the values of black and of white, the smaller first, as in range=0,4095, got {text!r}"
+        )
+    return black, white
 
 
 def read_folder(name: str) -> FolderSet:
@@ -105,7 +122,8 @@ def read_folder(name: str) -> FolderSet:
     else:
         logger.info("%s: %s", name, told(layout, options.path))
     # one call, since pictures of more than 8 bits have one scale
-    images = decode_all(name, options.path, [*train.paths, *(test.paths if test else [])], options.size)
+    paths = [*train.paths, *(test.paths if test else [])]
+    images = decode_all(name, options.path, paths, options.size, values=options.values)
     if test is not None:
         own = len(labels)
         return FolderSet(train.classes, (images[:own], labels), (images[own:], labels_of(test, train)))

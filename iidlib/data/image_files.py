@@ -1,140 +1,185 @@
-"""Image files of any kind and size as one array of small square images, decoded once and kept.
+"""Image files of any kind and size as one array of small square images, decoded by all cores and kept.
 
-A file is opened only if its picture has a bearable size, is turned the way it was taken, laid on white where it is
-transparent, and resized so that the shorter side fits; the middle is kept. What cannot be read is reported together.
+What cannot be read is reported together; what can be read is kept also then, so that the next attempt is quick.
 """
 
-import hashlib
+import functools
 import logging
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
-from safetensors import SafetensorError
-from safetensors.torch import load as from_bytes
-from safetensors.torch import save as to_bytes
 from torch import Tensor
 from tqdm import tqdm
 
+from iidlib.data.decoded import DecodedImages, file_keys
+from iidlib.data.depth import Found, Scale, ValueRange
+from iidlib.data.pictures import LARGEST, decode, quiet, read_picture
 from iidlib.errors import InputError
-from iidlib.files import atomic_write, cache_dir
 
-__all__ = ["LARGEST", "decode", "decode_all"]
+__all__ = ["LARGEST", "DecodedFiles", "decode", "decode_all", "decode_files"]
 
-LARGEST = 50_000_000
-"""Pixels of a picture at most: a small file can stand for a picture that fills the memory."""
+BLOCK = 16
+"""Files that a thread takes at a time."""
+
+MOST_THREADS = 16
+"""Threads at most: more of them wait for the disk, or for each other."""
 
 logger = logging.getLogger("iidlib")
 
 
-def decode(path: Path, size: int) -> Tensor:
-    """An image file as uint8 [3, size, size].
+@dataclass(frozen=True)
+class DecodedFiles:
+    """What became of a list of image files."""
 
-    Raises:
-        ValueError: saying in few words why it cannot be read.
-    """
-    try:
-        with Image.open(path) as picture:
-            if picture.width * picture.height > LARGEST:
-                raise ValueError(f"{picture.width} x {picture.height} pixels are too many")
-            picture.load()
-            upright = ImageOps.exif_transpose(picture)
-            return _tensor(ImageOps.fit(_rgb(upright), (size, size), Image.Resampling.BILINEAR))
-    except UnidentifiedImageError:
-        raise ValueError("not an image") from None
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise ValueError("its pixels are too many") from None
-    # whatever a damaged file makes of a decoder
-    except (OSError, SyntaxError, ValueError, LookupError, TypeError, MemoryError, ArithmeticError) as error:
-        raise ValueError(" ".join(str(error).split())[:80] or type(error).__name__) from None
+    images: Tensor
+    """uint8 [N, 3, size, size]; those of unreadable files hold nothing of use."""
+    unreadable: dict[Path, str]
+    """Files that cannot be read, in order, with the reason in few words."""
 
 
-def _rgb(picture: Image.Image) -> Image.Image:
-    if picture.mode.startswith("I") or picture.mode == "F":  # 16 bits and more, which `convert` would cut off
-        values = np.asarray(picture, dtype=np.float64)
-        top = 65535.0 if values.max(initial=0) > 255 else 255.0
-        return Image.fromarray((values / top * 255).clip(0, 255).round().astype(np.uint8)).convert("RGB")
-    if "A" in picture.getbands() or "transparency" in picture.info:
-        above = picture.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", above.size, "white"), above).convert("RGB")
-    return picture.convert("RGB")
-
-
-def _tensor(picture: Image.Image) -> Tensor:
-    return torch.from_numpy(np.array(picture)).permute(2, 0, 1)
-
-
-def decode_all(name: str, root: Path, paths: Sequence[Path], size: int, *, keep: bool = True) -> Tensor:
+def decode_all(
+    name: str, root: Path, paths: Sequence[Path], size: int, *, values: ValueRange | None = None, keep: bool = True
+) -> Tensor:
     """Image files as uint8 [N, 3, size, size], from the cache where they have been decoded before.
 
-    Args:
-        name: of the data set, for messages and the progress bar.
-        root: the folder that the files are told relative to.
-        paths: the files.
-        size: pixels a side.
-        keep: write what was decoded to the cache (``IID_CACHE``), with a checksum.
+    Arguments are those of `decode_files`.
 
     Raises:
         InputError: listing the files that cannot be read, the first three with the reason.
     """
-    kept = cache_dir() / "images" / f"{_key(root, paths, size)}.safetensors"
-    if (found := _read_kept(kept, len(paths), size)) is not None:
-        return found
-    images = torch.empty(len(paths), 3, size, size, dtype=torch.uint8)
-    damaged: list[str] = []
-    # a bar on a terminal only
-    for number, path in enumerate(tqdm(paths, desc=f"decoding {name}", unit="image", disable=None)):
-        try:
-            images[number] = decode(path, size)
-        except ValueError as error:
-            damaged.append(f"{path.relative_to(root)} ({error})")
-    if damaged:
+    decoded = decode_files(name, root, paths, size, values=values, keep=keep)
+    if damaged := [f"{path.relative_to(root)} ({reason})" for path, reason in decoded.unreadable.items()]:
         more = f" and {len(damaged) - 3} more" if len(damaged) > 3 else ""
         raise InputError(
             f"{name}: {len(damaged)} of {len(paths)} images in {root} cannot be read: {', '.join(damaged[:3])}{more}; "
             "replace or remove them"
         )
-    if keep:
-        _write_kept(kept, images)
-    return images
+    return decoded.images
 
 
-def _key(root: Path, paths: Sequence[Path], size: int) -> str:
-    """Names the files as they are now: relative path, length and time of each."""
-    digest = hashlib.sha256(str(size).encode())
-    for path in paths:
-        try:
-            facts = path.stat()
-        except OSError:  # a link that leads nowhere; decoding says so
-            continue
-        digest.update(
-            f"{path.relative_to(root)}\0{facts.st_size}\0{facts.st_mtime_ns}\0".encode(errors="surrogateescape")
-        )
-    return digest.hexdigest()[:24]
+def decode_files(
+    name: str, root: Path, paths: Sequence[Path], size: int, *, values: ValueRange | None = None, keep: bool = True
+) -> DecodedFiles:
+    """Image files as one array, and those that cannot be read; only what is not in the cache is decoded.
 
+    All files of a dataset belong into one call, those for training and those for testing: pictures of more than 8 bits
+    are shown on one scale, which is decided by the values of all of them.
 
-def _read_kept(path: Path, count: int, size: int) -> Tensor | None:
+    Args:
+        name: of the dataset, for messages and the progress bars.
+        root: the folder that the files are told relative to.
+        paths: the files.
+        size: pixels a side.
+        values: what is black and what is white in pictures of more than 8 bits.
+        keep: write what was decoded to the cache (``IID_CACHE``), with a checksum.
+    """
+    images = torch.empty(len(paths), 3, size, size, dtype=torch.uint8)
+    work = _Work(name, root, paths, size, images)
+    keys, cache = file_keys(root, paths), DecodedImages(root, size, values)
+    kept = cache.read(keys, work.rows)
+    work.done = dict(kept.found)
+    new, scale = [place for place in range(len(paths)) if place not in work.done], kept.scale
+    stale: list[int] = []
     try:
-        content, known = path.read_bytes(), path.with_suffix(".sha256").read_text(encoding="utf-8").strip()
-        if hashlib.sha256(content).hexdigest() == known:
-            images = from_bytes(content)["images"]
-            if images.shape == (count, 3, size, size):
-                return images
-        logger.warning("%s is damaged; the images are decoded again", path)
-    except FileNotFoundError:
-        pass
-    except (OSError, SafetensorError, KeyError, ValueError):
-        logger.warning("%s is damaged; the images are decoded again", path)
-    return None
+        with quiet():
+            given = Scale(values, values) if values else None
+            work.read(new, f"decoding {name}", given)
+            # pictures of more than 8 bits wait until the values of all are known, unless the user has decided
+            deep = {place: found for place, found in (work.done | work.waiting).items() if found is not None}
+            scale = given or Scale.of(list(deep.values()))
+            stale = sorted(deep if scale != kept.scale else work.waiting)
+            for place in stale:
+                work.done.pop(place, None)
+            work.read(stale, f"decoding {name}, more than 8 bits", scale)
+    finally:  # also what was decoded before an error or an interruption
+        if keep and (new or stale) and work.done:
+            cache.write(keys, work.rows, work.done, scale)
+    work.tell(deep, values)
+    return DecodedFiles(images, {paths[place]: work.unreadable[place] for place in sorted(work.unreadable)})
 
 
-def _write_kept(path: Path, images: Tensor) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        content = to_bytes({"images": images})
-        atomic_write(path, content)
-        atomic_write(path.with_suffix(".sha256"), hashlib.sha256(content).hexdigest() + "\n")
-    except OSError as error:
-        logger.warning("cannot keep the decoded images in %s (%s)", path.parent, error.strerror or error)
+class _Work:
+    """Files that are being decoded."""
+
+    def __init__(self, name: str, root: Path, paths: Sequence[Path], size: int, images: Tensor) -> None:
+        self._name, self._root, self._paths, self._size = name, root, paths, size
+        self.rows = images.numpy()
+        self.done: dict[int, Found | None] = {}
+        self.waiting: dict[int, Found | None] = {}  # of more than 8 bits, their values known
+        self.unreadable: dict[int, str] = {}
+        self._profiles: dict[int, str] = {}
+
+    def read(self, places: Sequence[int], title: str, scale: Scale | None) -> None:
+        """Decodes files in parallel: Pillow lets other threads run meanwhile."""
+        if not places:
+            return
+        blocks = [places[start : start + BLOCK] for start in range(0, len(places), BLOCK)]
+        # a bar on a terminal only
+        bar = tqdm(total=len(places), desc=title, unit="image", disable=None)
+        with bar, ThreadPoolExecutor(threads()) as pool:
+            try:
+                for done in as_completed([pool.submit(self._block, block, scale) for block in blocks]):
+                    bar.update(done.result())
+            except BaseException:
+                pool.shutdown(wait=True, cancel_futures=True)
+                raise
+
+    def _block(self, places: Sequence[int], scale: Scale | None) -> int:
+        for place in places:
+            try:
+                picture = read_picture(self._paths[place], self._size, scale)
+            except ValueError as error:
+                self.unreadable[place] = str(error)
+                continue
+            if picture.profile:
+                self._profiles[place] = picture.profile
+            if picture.pixels is None:
+                self.waiting[place] = picture.found
+            else:
+                self.rows[place] = picture.pixels.transpose(2, 0, 1)
+                self.done[place] = picture.found
+        return len(places)
+
+    def tell(self, deep: dict[int, Found], values: ValueRange | None) -> None:
+        """Says what was decided about colours and depth."""
+        if self._profiles:
+            first = min(self._profiles)
+            _once(
+                logger.warning,
+                f"{self._name}: the colour profiles of {len(self._profiles)} images cannot be used, and their colours "
+                f"are taken as sRGB; the first is {self._paths[first].relative_to(self._root)} "
+                f"({self._profiles[first]})",
+            )
+        if deep:
+            scale = Scale.of(list(deep.values()), values)
+            low, high = min(one.low for one in deep.values()), max(one.high for one in deep.values())
+            rest = len(self._paths) - len(deep) - len(self.unreadable)
+            _once(
+                logger.info,
+                f"{self._name}: {len(deep)} images have more than 8 bits and values from {low:.9g} to {high:.9g}, of "
+                f"which {scale}"
+                + (f"; the other {rest} have 8 bits, 0 to 255" if rest else "")
+                + ("" if values else f"; if this is wrong, say so as in range={_example(scale)} in the dataset's name"),
+            )
+        elif values:
+            _once(logger.warning, f"{self._name}: no image has more than 8 bits, so that range= changes nothing")
+
+
+def _example(scale: Scale) -> str:
+    low, high = scale.whole or scale.floating or (0.0, 4095.0)
+    return f"{low:.9g},{high:.9g}"
+
+
+@functools.lru_cache(1000)
+def _once(say: Callable[[str], None], text: str) -> None:
+    say(text)
+
+
+def threads() -> int:
+    """Threads to decode with: as many as torch uses and the process has cores, within reason."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(cores, torch.get_num_threads(), MOST_THREADS))

@@ -11,7 +11,7 @@ from iidlib.data.embedded import mini_checksums, read_mini
 from iidlib.data.folder import read_folder
 from iidlib.data.realset import Dataset, RealSet
 from iidlib.data.source import FileCheck, PathLike, Source
-from iidlib.data.spec import ALL_OPERATIONS, SPECS, DatasetSpec
+from iidlib.data.spec import ALL_OPERATIONS, SPECS, DatasetSpec, channel_statistics
 from iidlib.data.tinyimagenet import classes_of, fetch_tinyimagenet, problems, read_tinyimagenet
 from iidlib.data.torchvision_sets import (
     cifar_checksums,
@@ -151,14 +151,14 @@ def load_dataset(
 def _of_folder(name: str, device: torch.device | str) -> Dataset:
     """A folder's images, with the mean and deviation of its own training pixels."""
     found = read_folder(name)
-    pixels = found.train[0].transpose(0, 1).flatten(1).double() / 255
+    mean, std = channel_statistics(found.train[0])
     spec = DatasetSpec(
         name=name,
         classes=found.classes,
         image_size=found.train[0].shape[-1],
         channels=3,
-        mean=tuple(round(float(value), 4) for value in pixels.mean(1)),
-        std=tuple(round(max(float(value), 1 / 255), 4) for value in pixels.std(1, correction=0)),
+        mean=tuple(round(value, 4) for value in mean),
+        std=tuple(round(max(value, 1 / 255), 4) for value in std),
         augmentation=ALL_OPERATIONS,
     )
     return Dataset.of(spec, found.train, found.test, device)

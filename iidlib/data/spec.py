@@ -1,9 +1,11 @@
 """What is known of a dataset without reading it, and how its pixels are normalised."""
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 __all__ = ["SPECS", "DatasetSpec", "denormalize", "normalize"]
 
@@ -25,6 +27,9 @@ class DatasetSpec:
     augmentation: str
     """The DSA operations that suit it, joined by ``_`` (no flip where a mirror image is another class)."""
 
+
+AT_ONCE = 1 << 20
+"""Pixels of a channel that are taken at a time; each is a number in double precision then."""
 
 ALL_OPERATIONS = "color_crop_cutout_flip_scale_rotate"
 
@@ -65,6 +70,33 @@ SPECS = {name: _cifar10_spec(name) for name in ("cifar10-mini", "cifar10")} | {
 def channel_constants(spec: DatasetSpec, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Mean and deviation as [K, 1, 1], to broadcast over [..., K, H, W]."""
     mean, std = torch.tensor([spec.mean, spec.std], dtype=dtype, device=device).view(2, -1, 1, 1)
+    return mean, std
+
+
+def channel_statistics(images: Tensor) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation of each channel, of images in [0, 1], in the memory of few images.
+
+    Args:
+        images: uint8 [N, K, H, W].
+
+    Returns:
+        K means and K deviations (of all pixels, not corrected).
+    """
+    if images[:, :1].numel() <= AT_ONCE:
+        # as it was always computed: what is rounded to four digits later can hinge on the last bit
+        pixels = images.transpose(0, 1).flatten(1).double() / 255
+        return pixels.mean(1).tolist(), pixels.std(1, correction=0).tolist()
+    channels, side = images.shape[1], max(1, images[0, 0].numel())
+    counts = torch.zeros(channels, 256, dtype=torch.int64)  # how many pixels have each value
+    parts = images.split(max(1, AT_ONCE // side))
+    for part in tqdm(parts, desc="mean and deviation", unit="part", disable=None, leave=False):
+        for channel in range(channels):
+            counts[channel] += torch.bincount(part[:, channel].flatten().cpu(), minlength=256)
+    mean, std = [], []
+    for row in counts.tolist():  # in whole numbers of any size, and so exact up to the last division
+        pixels, first, second = (sum(count * value**power for value, count in enumerate(row)) for power in range(3))
+        mean.append(first / (255 * pixels))
+        std.append(math.sqrt((pixels * second - first**2) / (255 * pixels) ** 2))
     return mean, std
 
 

@@ -1,0 +1,221 @@
+"""An image file as the picture that a person sees, small and square: colours, depth, transparency, orientation.
+
+Whatever the file holds becomes RGB of 8 bits per channel: the first frame of an animation and the first page of a
+document, turned the way it was taken, in sRGB where the file has a colour profile, laid on white where it is
+transparent, resized so that the shorter side fits, with the middle kept.
+"""
+
+import contextlib
+import logging
+import stat
+import threading
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from iidlib.data.depth import Found, Scale, ValueRange, rows_of, to_bytes, wide
+from iidlib.data.profiles import UnusableProfileError, in_srgb
+
+__all__ = ["LARGEST", "Picture", "decode", "quiet", "read_picture"]
+
+LARGEST = 50_000_000
+"""Pixels of a picture at most: a small file can stand for a picture that fills the memory."""
+
+_PHOTOMETRIC, _WHITE_IS_ZERO = 262, 0
+"""The tag of TIFF files that says what their numbers mean, and its value where 0 is white."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image file, read."""
+
+    pixels: np.ndarray | None
+    """uint8 [size, size, 3]; None for a picture of more than 8 bits that was read without a scale."""
+    found: Found | None = None
+    """Its values, where it has more than 8 bits."""
+    profile: str = ""
+    """Why its colour profile was left out of account, where it was."""
+
+
+def decode(path: Path, size: int, values: ValueRange | None = None) -> Tensor:
+    """An image file as uint8 [3, size, size].
+
+    Args:
+        path: of the file.
+        size: pixels a side.
+        values: what is black and what is white in a picture of more than 8 bits; found out from this picture alone when
+            not given.
+
+    Raises:
+        ValueError: saying in few words why it cannot be read.
+    """
+    with quiet():
+        picture = read_picture(path, size)
+        if picture.found is not None:
+            picture = read_picture(path, size, Scale.of([picture.found], values))
+    return torch.from_numpy(np.array(picture.pixels)).permute(2, 0, 1)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """A block in which Pillow reads files whole or not at all, and says so by exceptions alone.
+
+    Its warnings and its log would reach the terminal in words that are not for users, and scripts like to switch its
+    refusal of truncated files off. These are settings of the process: threads inside the block have them too.
+    """
+    log, whole = logging.getLogger("PIL"), ImageFile.LOAD_TRUNCATED_IMAGES
+    level = log.level
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        log.setLevel(logging.CRITICAL)
+        ImageFile.LOAD_TRUNCATED_IMAGES = False
+        try:
+            yield
+        finally:
+            log.setLevel(level)
+            ImageFile.LOAD_TRUNCATED_IMAGES = whole
+
+
+def read_picture(path: Path, size: int, scale: Scale | None = None) -> Picture:
+    """An image file, inside a `quiet` block; several threads may read at once.
+
+    Args:
+        path: of the file.
+        size: pixels a side.
+        scale: what is black and what is white in a picture of more than 8 bits; without it only its values are found.
+
+    Raises:
+        ValueError: saying in few words why it cannot be read.
+    """
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise ValueError("not a regular file")
+        with path.open(
+            "rb"
+        ) as file:  # not by its name: Pillow would map it, and a file cut meanwhile kills the process
+            picture = Image.open(file)
+            pixels = picture.width * picture.height
+            if pixels > LARGEST:
+                raise ValueError(f"{picture.width} x {picture.height} pixels are too many")
+            if picture.format == "PNG":
+                picture.verify()  # its checksums, which are not compared when pixels are read
+                file.seek(0)
+                picture = Image.open(file)
+            with _room.for_pixels(pixels):
+                return _shown(picture, size, scale)
+    except UnidentifiedImageError:
+        raise ValueError(_unknown(path)) from None
+    except Image.DecompressionBombError:
+        raise ValueError("its pixels are too many") from None
+    except OSError as error:
+        raise ValueError(_few_words(error.strerror or str(error)) or type(error).__name__) from None
+    except Exception as error:  # there is no end to what a damaged file makes a decoder raise
+        raise ValueError(_few_words(str(error)) or type(error).__name__) from None
+
+
+def _few_words(text: str) -> str:
+    return " ".join(text.split())[:80]
+
+
+def _unknown(path: Path) -> str:
+    with contextlib.suppress(OSError), path.open("rb") as file:
+        if file.read(4) in (b"II*\0", b"MM\0*"):
+            return (
+                "a TIFF of a kind that is not supported, such as one with 16 bits or floats in each of three channels"
+            )
+    return "not an image"
+
+
+class _Room:
+    """Lets threads decode pictures at once that together have `LARGEST` pixels at most."""
+
+    def __init__(self) -> None:
+        self._taken = 0
+        self._changed = threading.Condition()
+
+    @contextlib.contextmanager
+    def for_pixels(self, pixels: int) -> Iterator[None]:
+        with self._changed:
+            self._changed.wait_for(lambda: self._taken + pixels <= LARGEST)
+            self._taken += pixels
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._taken -= pixels
+                self._changed.notify_all()
+
+
+_room = _Room()
+
+
+def _shown(picture: Image.Image, size: int, scale: Scale | None) -> Picture:
+    """A picture that is open, as it is seen."""
+    inverted = getattr(picture, "tag_v2", {}).get(_PHOTOMETRIC) == _WHITE_IS_ZERO
+    picture.load()
+    with contextlib.suppress(Exception):  # orientation that cannot be read; the picture can
+        ImageOps.exif_transpose(picture, in_place=True)
+    if wide(picture.mode):
+        found, seen = _deep(picture, scale, inverted)
+        return Picture(_fitted(seen, size) if seen else None, found)
+    seen, problem = _in_colour(picture)
+    return Picture(_fitted(seen, size), None, problem)
+
+
+def _fitted(picture: Image.Image, size: int) -> np.ndarray:
+    return np.asarray(ImageOps.fit(picture, (size, size), Image.Resampling.BILINEAR))
+
+
+def _deep(picture: Image.Image, scale: Scale | None, inverted: bool) -> tuple[Found, Image.Image | None]:
+    """Values of a picture of one channel, and how it is seen."""
+    values = np.asarray(picture)
+    low, high = float(values.min()), float(values.max())
+    if not (np.isfinite(low) and np.isfinite(high)):
+        raise ValueError(
+            "has values that are NaN" if np.isnan(low + high) and _any_nan(values) else "has infinite values"
+        )
+    found = Found(picture.mode == "F", low, high)
+    if scale is None:
+        return found, None
+    shown = to_bytes(values, scale.range_for(found))
+    if inverted:  # Pillow does it for 8 bits only
+        np.subtract(255, shown, out=shown)
+    transparent = picture.info.get("transparency")
+    if isinstance(transparent, int):
+        shown[values == transparent] = 255  # laid on white
+    return found, Image.fromarray(shown).convert("RGB")
+
+
+def _any_nan(values: np.ndarray) -> bool:
+    return any(bool(np.isnan(values[rows]).any()) for rows in rows_of(values))
+
+
+def _in_colour(picture: Image.Image) -> tuple[Image.Image, str]:
+    """A picture of 8 bits per channel as RGB, and what was wrong with its colour profile."""
+    if picture.mode in ("La", "RGBa"):  # colours multiplied by their opacity
+        picture = picture.convert(picture.mode.upper())
+    profile, problem = picture.info.get("icc_profile"), ""
+    transparent = "A" in picture.getbands() or "transparency" in picture.info
+    above = picture.convert("RGBA") if transparent else None
+    flat = picture if above is None else above.convert("RGB")
+    if profile and picture.mode != "LAB":  # which is independent of any device
+        if picture.mode in ("1", "L", "LA"):
+            flat = picture.convert("L")
+        elif picture.mode != "CMYK":
+            flat = flat.convert("RGB")
+        try:
+            flat = in_srgb(flat, profile)
+        except UnusableProfileError as error:
+            problem = _few_words(str(error)) or "unusable"
+    flat = flat if flat.mode == "RGB" else flat.convert("RGB")
+    if above is None:
+        return flat, problem
+    flat = flat.convert("RGBA")
+    flat.putalpha(above.getchannel("A"))
+    return Image.alpha_composite(Image.new("RGBA", flat.size, "white"), flat).convert("RGB"), problem
