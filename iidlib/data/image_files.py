@@ -28,6 +28,9 @@ BLOCK = 16
 MOST_THREADS = 16
 """Threads at most: more of them wait for the disk, or for each other."""
 
+DARK = 64
+"""Steps of 255 that colours of 14 bits reach in a file of 16 bits per channel."""
+
 logger = logging.getLogger("iidlib")
 
 
@@ -112,6 +115,7 @@ class _Work:
         self.waiting: dict[int, Found | None] = {}  # of more than 8 bits, their values known
         self.unreadable: dict[int, str] = {}
         self._profiles: dict[int, str] = {}
+        self._brightest: dict[int, int] = {}
 
     def read(self, places: Sequence[int], title: str, scale: Scale | None) -> None:
         """Decodes files in parallel: Pillow lets other threads run meanwhile."""
@@ -137,6 +141,8 @@ class _Work:
                 continue
             if picture.profile:
                 self._profiles[place] = picture.profile
+            if picture.brightest is not None:
+                self._brightest[place] = picture.brightest
             if picture.pixels is None:
                 self.waiting[place] = picture.found
             else:
@@ -153,6 +159,12 @@ class _Work:
                 f"{self._name}: the colour profiles of {len(self._profiles)} images cannot be used, and their colours "
                 f"are taken as sRGB; the first is {self._paths[first].relative_to(self._root)} "
                 f"({self._profiles[first]})",
+            )
+        if len(self._brightest) == len(self._paths) and (top := max(self._brightest.values())) < DARK:
+            _once(
+                logger.warning,
+                f"{self._name}: all images are nearly black, as they use {8 + top.bit_length()} of 16 bits in each "
+                "channel and colours are read with the upper 8; save them with 8 bits per channel",
             )
         if deep:
             scale = Scale.of(list(deep.values()), values)

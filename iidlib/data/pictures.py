@@ -6,11 +6,13 @@ transparent, resized so that the shorter side fits, with the middle kept.
 """
 
 import contextlib
+import ctypes
+import functools
 import logging
 import stat
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,6 +43,8 @@ class Picture:
     """Its values, where it has more than 8 bits."""
     profile: str = ""
     """Why its colour profile was left out of account, where it was."""
+    brightest: int | None = None
+    """Its largest value in a file with 16 bits in each of several channels, of which Pillow reads the upper 8."""
 
 
 def decode(path: Path, size: int, values: ValueRange | None = None) -> Tensor:
@@ -66,11 +70,12 @@ def decode(path: Path, size: int, values: ValueRange | None = None) -> Tensor:
 def quiet() -> Iterator[None]:
     """A block in which Pillow reads files whole or not at all, and says so by exceptions alone.
 
-    Its warnings and its log would reach the terminal in words that are not for users, and scripts like to switch its
-    refusal of truncated files off. These are settings of the process: threads inside the block have them too.
+    Its warnings, its log and the complaints of its TIFF library would reach the terminal in words that are not for
+    users, and scripts like to switch its refusal of truncated files off. These are settings of the process: threads
+    inside the block have them too.
     """
-    log, whole = logging.getLogger("PIL"), ImageFile.LOAD_TRUNCATED_IMAGES
-    level = log.level
+    log, whole, handler = logging.getLogger("PIL"), ImageFile.LOAD_TRUNCATED_IMAGES, _tiff_error_handler()
+    level, complain = log.level, handler(None)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         log.setLevel(logging.CRITICAL)
@@ -78,8 +83,23 @@ def quiet() -> Iterator[None]:
         try:
             yield
         finally:
+            handler(complain)
             log.setLevel(level)
             ImageFile.LOAD_TRUNCATED_IMAGES = whole
+
+
+@functools.cache
+def _tiff_error_handler() -> Callable[[int | None], int | None]:
+    """Sets what the TIFF library of Pillow calls to print an error, and returns what it called before.
+
+    Does nothing where that library has been built into Pillow.
+    """
+    try:
+        setter = ctypes.CDLL(Image.core.__file__).TIFFSetErrorHandler
+    except (OSError, AttributeError, TypeError):
+        return lambda handler: None
+    setter.argtypes, setter.restype = (ctypes.c_void_p,), ctypes.c_void_p
+    return setter
 
 
 def read_picture(path: Path, size: int, scale: Scale | None = None) -> Picture:
@@ -95,28 +115,45 @@ def read_picture(path: Path, size: int, scale: Scale | None = None) -> Picture:
     """
     try:
         if not stat.S_ISREG(path.stat().st_mode):
-            raise ValueError("not a regular file")
+            raise _RefusedError("not a regular file")
         with path.open(
             "rb"
         ) as file:  # not by its name: Pillow would map it, and a file cut meanwhile kills the process
             picture = Image.open(file)
             pixels = picture.width * picture.height
             if pixels > LARGEST:
-                raise ValueError(f"{picture.width} x {picture.height} pixels are too many")
+                raise _RefusedError(f"{picture.width} x {picture.height} pixels are too many")
             if picture.format == "PNG":
                 picture.verify()  # its checksums, which are not compared when pixels are read
                 file.seek(0)
                 picture = Image.open(file)
             with _room.for_pixels(pixels):
                 return _shown(picture, size, scale)
+    except _RefusedError:
+        raise
     except UnidentifiedImageError:
-        raise ValueError(_unknown(path)) from None
+        raise _RefusedError(_unknown(path)) from None
     except Image.DecompressionBombError:
-        raise ValueError("its pixels are too many") from None
-    except OSError as error:
-        raise ValueError(_few_words(error.strerror or str(error)) or type(error).__name__) from None
+        raise _RefusedError("its pixels are too many") from None
+    except MemoryError:
+        raise _RefusedError("too large for the memory") from None
     except Exception as error:  # there is no end to what a damaged file makes a decoder raise
-        raise ValueError(_few_words(str(error)) or type(error).__name__) from None
+        if isinstance(error, OSError) and error.strerror:
+            raise _RefusedError(_few_words(error.strerror)) from None
+        text = _few_words(str(error))
+        told = [reason for sign, reason in _KNOWN.items() if sign in text.lower()]
+        raise _RefusedError(told[0] if told else f"corrupted: {text or type(error).__name__}") from None
+
+
+class _RefusedError(ValueError):
+    """What is wrong with a file, in words of this module."""
+
+
+_KNOWN = {
+    "truncated": "truncated",
+    "checksum": "corrupted: a checksum differs",
+}
+"""Parts of messages of Pillow, and what is said instead."""
 
 
 def _few_words(text: str) -> str:
@@ -126,9 +163,7 @@ def _few_words(text: str) -> str:
 def _unknown(path: Path) -> str:
     with contextlib.suppress(OSError), path.open("rb") as file:
         if file.read(4) in (b"II*\0", b"MM\0*"):
-            return (
-                "a TIFF of a kind that is not supported, such as one with 16 bits or floats in each of three channels"
-            )
+            return "a TIFF that is corrupted or of an unsupported kind, such as floats in three channels"
     return "not an image"
 
 
@@ -158,6 +193,7 @@ _room = _Room()
 def _shown(picture: Image.Image, size: int, scale: Scale | None) -> Picture:
     """A picture that is open, as it is seen."""
     inverted = getattr(picture, "tag_v2", {}).get(_PHOTOMETRIC) == _WHITE_IS_ZERO
+    halved = any(";16" in str(tile[3]) for tile in getattr(picture, "tile", ()))
     picture.load()
     with contextlib.suppress(Exception):  # orientation that cannot be read; the picture can
         ImageOps.exif_transpose(picture, in_place=True)
@@ -165,7 +201,8 @@ def _shown(picture: Image.Image, size: int, scale: Scale | None) -> Picture:
         found, seen = _deep(picture, scale, inverted)
         return Picture(_fitted(seen, size) if seen else None, found)
     seen, problem = _in_colour(picture)
-    return Picture(_fitted(seen, size), None, problem)
+    brightest = int(np.asarray(picture)[..., :3].max()) if halved and len(picture.getbands()) > 1 else None
+    return Picture(_fitted(seen, size), None, problem, brightest)
 
 
 def _fitted(picture: Image.Image, size: int) -> np.ndarray:
@@ -177,7 +214,7 @@ def _deep(picture: Image.Image, scale: Scale | None, inverted: bool) -> tuple[Fo
     values = np.asarray(picture)
     low, high = float(values.min()), float(values.max())
     if not (np.isfinite(low) and np.isfinite(high)):
-        raise ValueError(
+        raise _RefusedError(
             "has values that are NaN" if np.isnan(low + high) and _any_nan(values) else "has infinite values"
         )
     found = Found(picture.mode == "F", low, high)

@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -29,7 +30,10 @@ class DatasetSpec:
 
 
 AT_ONCE = 1 << 20
-"""Pixels of a channel that are taken at a time; each is a number in double precision then."""
+"""Pixels of a channel whose mean is taken in one piece, in double precision."""
+
+CACHED = 1 << 18
+"""Values of a piece of more than that; in double precision they fit into a processor's cache."""
 
 ALL_OPERATIONS = "color_crop_cutout_flip_scale_rotate"
 
@@ -84,19 +88,18 @@ def channel_statistics(images: Tensor) -> tuple[list[float], list[float]]:
     """
     if images[:, :1].numel() <= AT_ONCE:
         # as it was always computed: what is rounded to four digits later can hinge on the last bit
-        pixels = images.transpose(0, 1).flatten(1).double() / 255
-        return pixels.mean(1).tolist(), pixels.std(1, correction=0).tolist()
-    channels, side = images.shape[1], max(1, images[0, 0].numel())
-    counts = torch.zeros(channels, 256, dtype=torch.int64)  # how many pixels have each value
-    parts = images.split(max(1, AT_ONCE // side))
+        whole = images.transpose(0, 1).flatten(1).double() / 255
+        return whole.mean(1).tolist(), whole.std(1, correction=0).tolist()
+    pixels = images[:, 0].numel()
+    first, second = np.zeros((2, images.shape[1]))
+    parts = images.split(max(1, CACHED // images[0].numel()))
     for part in tqdm(parts, desc="mean and deviation", unit="part", disable=None, leave=False):
-        for channel in range(channels):
-            counts[channel] += torch.bincount(part[:, channel].flatten().cpu(), minlength=256)
-    mean, std = [], []
-    for row in counts.tolist():  # in whole numbers of any size, and so exact up to the last division
-        pixels, first, second = (sum(count * value**power for value, count in enumerate(row)) for power in range(3))
-        mean.append(first / (255 * pixels))
-        std.append(math.sqrt((pixels * second - first**2) / (255 * pixels) ** 2))
+        values = part.cpu().numpy().astype(np.float64)  # torch's threads would wait for each other at each part
+        first += values.sum((0, 2, 3))  # whole numbers below 2**53, and so exact
+        second += np.square(values, out=values).sum((0, 2, 3))
+    totals = [(int(one), int(two)) for one, two in zip(first, second, strict=True)]
+    mean = [one / (255 * pixels) for one, _ in totals]
+    std = [math.sqrt((pixels * two - one**2) / (255 * pixels) ** 2) for one, two in totals]
     return mean, std
 
 
