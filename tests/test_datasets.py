@@ -21,7 +21,8 @@ from scipy.io import savemat
 
 from iidlib.config import preset
 from iidlib.data import check, datasets, download, image_files, load_dataset, tinyimagenet
-from iidlib.data.download import fetch, unpack
+from iidlib.data.archives import unpack
+from iidlib.data.download import fetch
 from iidlib.data.image_files import decode
 from iidlib.data.registry import SOURCES
 from iidlib.distillation import distill
@@ -452,12 +453,15 @@ def test_what_arrives_damaged_is_removed(served: Callable[..., str], tmp_path: P
     assert not list(tmp_path.glob("file*"))
 
 
+ROOMY = {"most_bytes": 1_000_000, "most_members": 100}
+
+
 def test_no_member_of_an_archive_leaves_its_folder(tmp_path: Path) -> None:
     inside = tmp_path / "inside"
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
         archive.writestr("../outside.txt", "caught")
     with pytest.raises(InputError, match="leads out of"):
-        unpack(tmp_path / "a.zip", inside)
+        unpack(tmp_path / "a.zip", inside, **ROOMY)
     for name, kind in (("../outside.txt", None), ("/outside.txt", None), ("link", "/etc/passwd")):
         with tarfile.open(tmp_path / "a.tar.gz", "w:gz") as archive:
             member = tarfile.TarInfo(name)
@@ -466,12 +470,8 @@ def test_no_member_of_an_archive_leaves_its_folder(tmp_path: Path) -> None:
             else:
                 member.size = 6
             archive.addfile(member, io.BytesIO(b"caught"))
-        if name.startswith("/"):
-            unpack(tmp_path / "a.tar.gz", inside)  # the root is taken off
-            assert (inside / "outside.txt").read_text() == "caught"
-            continue
         with pytest.raises(InputError, match="cannot be unpacked"):
-            unpack(tmp_path / "a.tar.gz", inside)
+            unpack(tmp_path / "a.tar.gz", inside, **ROOMY)
     assert not (tmp_path / "outside.txt").exists() and not Path("/outside.txt").exists()
 
 

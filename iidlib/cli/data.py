@@ -3,7 +3,7 @@
 from typing import Annotated
 
 import typer
-from rich.markup import escape
+from rich import box
 from rich.table import Table
 
 from iidlib.cli.options import DataRoot
@@ -18,25 +18,34 @@ def data_list(data_root: DataRoot = None) -> None:
     from iidlib.data import datasets
 
     rows = datasets(data_root)
-    table = Table()
-    for name in ("name", "train", "test", "found"):
-        table.add_column(name, overflow="fold")
+    table = Table(box=box.SIMPLE, show_edge=False, padding=(0, 1, 0, 0), pad_edge=False)
+    for name, justify in (("name", "left"), ("train", "right"), ("test", "right"), ("found", "left")):
+        table.add_column(name, justify=justify, no_wrap=True)  # type: ignore[arg-type]
     for row in rows:
-        table.add_row(row.name, f"{row.train_images}", f"{row.test_images}", escape(row.found or "no"))
+        state = "yes" if row.found else "incomplete" if row.incomplete else "no"
+        table.add_row(row.name, f"{row.train_images}", f"{row.test_images}", state)
     console.print(table)
-    for row in rows:
-        if row.found is None:
+    for row in rows:  # below the table, where a path has the whole width and can be copied
+        if row.found:
+            typer.echo(f"{row.name}: {row.found}")
+        elif row.incomplete:
+            typer.echo(f"{row.name}: incomplete, {row.incomplete}; {row.get}")
+        else:
             typer.echo(f"{row.name}: {row.get}")
 
 
 def data_fetch(
     name: Annotated[str, typer.Argument(help="The data set.")],
     data_root: DataRoot = None,
+    mirror: Annotated[
+        str | None,
+        typer.Option("--mirror", metavar="URL", help="Another address: of the folder, or of the file; http or file."),
+    ] = None,
 ) -> None:
-    """Download a data set into the data root, with checksums."""
+    """Download a data set into the data root, with checksums; an archive that lies there is unpacked instead."""
     from iidlib.data import load_dataset
 
-    loaded = load_dataset(name, data_root=data_root, download=True)
+    loaded = load_dataset(name, data_root=data_root, download=True, mirror=mirror)
     typer.echo(f"{name}: {len(loaded.train)} training and {len(loaded.test)} test images, complete")
 
 

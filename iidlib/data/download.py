@@ -1,36 +1,81 @@
-"""Files from the network, on request only: resumed where a download broke off, checked, unpacked in their folder."""
+"""Files from the network, on request only: resumed where a download broke off, and checked."""
 
-import tarfile
+import http.client
+import posixpath
+import urllib.error
 import urllib.request
-import zipfile
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 from tqdm import tqdm
 
-from iidlib.data.source import file_checksum
+from iidlib.data.source import Remote, file_checksum
 from iidlib.errors import InputError
 
-__all__ = ["fetch", "fetch_archive", "unpack"]
+__all__ = ["fetch", "from_mirror"]
 
 _BLOCK = 1 << 20
 
+_SCHEMES = ("http", "https", "file")
 
-def fetch(url: str, target: Path, md5: str | None = None) -> bool:
+_ENDINGS = (".zip", ".tar.gz", ".tgz", ".tar", ".gz", ".mat")
+"""By which the address of a file is told from that of a folder."""
+
+
+def from_mirror(remotes: Sequence[Remote], mirror: str) -> tuple[Remote, ...]:
+    """The files of a dataset at another address, with the same checksums.
+
+    Args:
+        remotes: the files.
+        mirror: http(s) or file address of the folder that holds them, or of one of them. The address of a file of
+            another name stands for a dataset that is one file.
+
+    Raises:
+        InputError: for an address of another kind, or that of a file where there are several.
+    """
+    parts = urlsplit(mirror)
+    names = ", ".join(remote.name for remote in remotes)
+    if parts.scheme not in _SCHEMES or not (parts.netloc or parts.scheme == "file"):
+        local = Path(mirror).expanduser()
+        instead = f"; did you mean {local.resolve().as_uri()}?" if local.exists() else ""
+        raise InputError(f"--mirror takes an http://, https:// or file:// address, got {mirror!r}{instead}")
+    last = unquote(posixpath.basename(parts.path))
+    if last in {remote.name for remote in remotes}:
+        base = mirror[: mirror.rindex("/") + 1] if not parts.query else None
+    elif parts.query or last.endswith(_ENDINGS):
+        base = None
+    else:
+        base = mirror.rstrip("/") + "/"
+    if base is not None:
+        return tuple(replace(remote, url=base + remote.name) for remote in remotes)
+    if len(remotes) > 1:
+        raise InputError(
+            f"--mirror must be the address of the folder that holds {names}, since there are {len(remotes)} files, "
+            f"got {mirror!r}"
+        )
+    return (replace(remotes[0], url=mirror),)
+
+
+def fetch(url: str, target: Path, md5: str | None = None, *, most: int | None = None) -> bool:
     """Downloads a file, with a progress bar, unless it is there.
 
-    What has arrived is kept as ``<name>.part``, and asked for no second time.
+    What has arrived is kept as ``<name>.part`` beside the target, and asked for no second time; so the target belongs
+    into a folder of our own, where no file of that name is the user's.
 
     Args:
         url: where it is.
         target: where it goes.
         md5: its published checksum; without one nothing can be compared.
+        most: bytes that are taken at most, where the size is known.
 
     Returns:
         Whether it was downloaded now; False for a file that was there, which may be the user's own.
 
     Raises:
-        InputError: if what arrived has another checksum; it is removed. If the file that is there has another one; it
-            stays.
+        InputError: if what arrived has another checksum or is larger; it is removed. If the file that is there has
+            another checksum; it stays.
         OSError: if there is no network, or the disk is full; what has arrived stays.
     """
     if target.is_file():
@@ -39,23 +84,12 @@ def fetch(url: str, target: Path, md5: str | None = None) -> bool:
         raise InputError(f"{target} is not what {url} holds (md5 is {found}, not {md5}); move it away and fetch again")
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(target.name + ".part")
-    have = part.stat().st_size if part.is_file() else 0
-    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
     try:
-        with urllib.request.urlopen(request, timeout=60) as answer:
-            if have and answer.status != 206:  # a server that cannot go on begins anew
-                have = 0
-            total = int(answer.headers.get("Content-Length") or 0) + have
-            bar = tqdm(total=total or None, initial=have, unit="B", unit_scale=True, desc=target.name)
-            with part.open("ab" if have else "wb") as file, bar:
-                while block := answer.read(_BLOCK):
-                    file.write(block)
-                    bar.update(len(block))
-            if total and part.stat().st_size < total:
-                raise OSError(f"the connection broke off after {part.stat().st_size} of {total} bytes; fetch it again")
-    except urllib.error.HTTPError as error:
-        if error.code != 416:  # nothing is left to ask for
+        _receive(url, part, target.name, most)
+    except (http.client.HTTPException, ValueError) as error:  # no answer that is HTTP, or no address
+        if isinstance(error, InputError):
             raise
+        raise OSError(f"{url}: {error or type(error).__name__}") from None
     if md5 is not None and file_checksum(part, "md5") != md5:
         part.unlink()
         raise InputError(f"{url} arrived damaged (md5 is not {md5}); it was removed: fetch it again")
@@ -67,38 +101,27 @@ def fetch(url: str, target: Path, md5: str | None = None) -> bool:
     return True
 
 
-def fetch_archive(url: str, folder: Path, md5: str | None = None) -> None:
-    """Downloads an archive into a folder, unless it is there, and unpacks it.
-
-    An archive that was there stays. One that was downloaded is removed once it is unpacked; it stays where that fails.
-
-    Raises:
-        InputError: as `fetch` and `unpack` do.
-        OSError: if there is no network, or the disk is full.
-    """
-    archive = folder / url.rsplit("/", 1)[-1]
-    downloaded = fetch(url, archive, md5)
-    unpack(archive, folder)
-    if downloaded:
-        archive.unlink()
-
-
-def unpack(archive: Path, folder: Path) -> None:
-    """Unpacks a .zip or .tar.gz into a folder.
-
-    Raises:
-        InputError: if it is damaged, or a member would leave the folder; then nothing of it is used.
-    """
-    root = folder.resolve()
+def _receive(url: str, part: Path, name: str, most: int | None) -> None:
+    have = part.stat().st_size if part.is_file() else 0
+    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
     try:
-        if zipfile.is_zipfile(archive):
-            with zipfile.ZipFile(archive) as members:
-                for name in members.namelist():
-                    if not (root / name).resolve().is_relative_to(root):
-                        raise InputError(f"{archive} holds {name!r}, which leads out of {folder}; it is not unpacked")
-                members.extractall(folder)
-        else:
-            with tarfile.open(archive) as members:
-                members.extractall(folder, filter="data")
-    except (zipfile.BadZipFile, tarfile.TarError, EOFError) as error:
-        raise InputError(f"{archive} cannot be unpacked ({error}); remove it and fetch it again") from None
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            if have and answer.status != 206:  # a server that cannot go on begins anew
+                have = 0
+            total = int(answer.headers.get("Content-Length") or 0) + have
+            bar = tqdm(total=total or None, initial=have, unit="B", unit_scale=True, desc=name)
+            with part.open("ab" if have else "wb") as file, bar:
+                size = have
+                while (most is None or max(size, total) <= most) and (block := answer.read(_BLOCK)):
+                    file.write(block)
+                    size += len(block)
+                    bar.update(len(block))
+    except urllib.error.HTTPError as error:
+        if error.code != 416:  # nothing is left to ask for
+            raise
+        return
+    if most is not None and max(size, total) > most:
+        part.unlink()
+        raise InputError(f"{url} is larger than {most:,} bytes, which {name} has at most; it was removed")
+    if total and size < total:
+        raise OSError(f"the connection broke off after {size} of {total} bytes; fetch it again")

@@ -9,28 +9,45 @@ import torch
 from iidlib.data.drawn_shapes import shapes
 from iidlib.data.embedded import mini_checksums, read_mini
 from iidlib.data.folder import read_folder
+from iidlib.data.install import install
 from iidlib.data.realset import Dataset, RealSet
-from iidlib.data.source import FileCheck, PathLike, Source
+from iidlib.data.source import FileCheck, PathLike, Size, Source, in_short
 from iidlib.data.spec import ALL_OPERATIONS, SPECS, DatasetSpec, channel_statistics
-from iidlib.data.tinyimagenet import classes_of, fetch_tinyimagenet, problems, read_tinyimagenet
+from iidlib.data.tinyimagenet import classes_of, problems, read_tinyimagenet, tinyimagenet_remotes
 from iidlib.data.torchvision_sets import (
     cifar_checksums,
     cifar_classes,
-    fetch_cifar,
-    fetch_svhn,
+    cifar_remotes,
     read_cifar,
     read_svhn,
     svhn_checksums,
+    svhn_remotes,
 )
 from iidlib.errors import InputError, suggest
 
 __all__ = ["SOURCES", "CheckReport", "DatasetRow", "check", "datasets", "load_dataset"]
 
 
-def _get(name: str, size: str, folder: str) -> str:
+def _get(name: str, size: str, folder: str, archive: str = "") -> str:
+    laid = f"; {archive} laid into DIR is taken instead of downloading it" if archive else ""
     return (
-        f"fetch it ({size}) with: iid data fetch {name} --data-root DIR (or name with --data-root or IID_DATA the "
-        f"folder that holds {folder})"
+        f"fetch it ({size}) with: iid data fetch {name} --data-root DIR{laid} (or name with --data-root or IID_DATA "
+        f"the folder that holds {folder})"
+    )
+
+
+def _cifar(name: str, kind: str, size: str, folder: str, most: Size) -> Source:
+    return Source(
+        name=name,
+        folder=folder,
+        images=(50_000, 10_000),
+        embedded=False,
+        get=_get(name, size, folder, f"{folder.removesuffix('-batches-py').removesuffix('-python')}-python.tar.gz"),
+        checksums=lambda folder: cifar_checksums(kind),
+        read=partial(read_cifar, kind),
+        remotes=partial(cifar_remotes, kind),
+        size=most,
+        classes=partial(cifar_classes, kind) if kind == "CIFAR100" else None,
     )
 
 
@@ -46,27 +63,8 @@ SOURCES: dict[str, Source] = {
             checksums=mini_checksums,
             read=read_mini,
         ),
-        Source(
-            name="cifar10",
-            folder="cifar-10-batches-py",
-            images=(50_000, 10_000),
-            embedded=False,
-            get=_get("cifar10", "170 MB", "cifar-10-batches-py"),
-            checksums=lambda folder: cifar_checksums("CIFAR10"),
-            read=partial(read_cifar, "CIFAR10"),
-            download=partial(fetch_cifar, "CIFAR10"),
-        ),
-        Source(
-            name="cifar100",
-            folder="cifar-100-python",
-            images=(50_000, 10_000),
-            embedded=False,
-            get=_get("cifar100", "169 MB", "cifar-100-python"),
-            checksums=lambda folder: cifar_checksums("CIFAR100"),
-            read=partial(read_cifar, "CIFAR100"),
-            download=partial(fetch_cifar, "CIFAR100"),
-            classes=partial(cifar_classes, "CIFAR100"),
-        ),
+        _cifar("cifar10", "CIFAR10", "170 MB", "cifar-10-batches-py", Size(170_498_071, 186_214_400, 9)),
+        _cifar("cifar100", "CIFAR100", "169 MB", "cifar-100-python", Size(169_001_437, 186_260_480, 5)),
         Source(
             name="svhn",
             folder="svhn",
@@ -75,18 +73,20 @@ SOURCES: dict[str, Source] = {
             get=_get("svhn", "246 MB", "svhn with train_32x32.mat and test_32x32.mat"),
             checksums=lambda folder: svhn_checksums(),
             read=read_svhn,
-            download=fetch_svhn,
+            remotes=svhn_remotes,
+            size=Size(246_316_178),
         ),
         Source(
             name="tinyimagenet",
             folder="tiny-imagenet-200",
             images=(100_000, 10_000),
             embedded=False,
-            get=_get("tinyimagenet", "248 MB", "tiny-imagenet-200")
+            get=_get("tinyimagenet", "248 MB", "tiny-imagenet-200", "tiny-imagenet-200.zip")
             + "; part of it is a data set of its own as folder:PATH?size=64",
             checksums=lambda folder: {},
             read=read_tinyimagenet,
-            download=fetch_tinyimagenet,
+            remotes=tinyimagenet_remotes,
+            size=Size(248_100_043, 260_000_000, 120_609),
             classes=classes_of,
             problems=problems,
         ),
@@ -111,18 +111,22 @@ def load_dataset(
     data_root: PathLike | None = None,
     device: torch.device | str = "cpu",
     download: bool = False,
+    mirror: str | None = None,
 ) -> Dataset:
     """A data set by name, its files verified.
 
     Args:
-        name: ``cifar10-mini`` (comes with the library), ``cifar10``, ``cifar100``, ``svhn`` (torchvision's files),
-            ``tinyimagenet`` (the original folder), ``shapes`` (drawn), or ``folder:PATH`` (see `data.folder`); or
-            one of them after ``validation:``, which holds out a tenth of each class's training images, always the same
-            ones, to be judged on in place of the test images: settings are chosen on it.
+        name: ``cifar10-mini`` (comes with the library), ``cifar10``, ``cifar100``, ``svhn``
+            (torchvision's files), ``tinyimagenet`` (the original folder), ``shapes`` (drawn), or
+            ``folder:PATH`` (see `data.folder`); or one of them after ``validation:``, which holds out a tenth of each
+            class's training images, always the same ones, to be judged on in place of the test images: settings are
+            chosen on it.
         data_root: the folder that holds the data set's folder; the one in ``IID_DATA`` when not given. What comes with
             the library is found without either.
         device: where the images are put.
-        download: fetch what is missing into the data root, with a progress bar.
+        download: fetch what is missing into the data root, with a progress bar. An archive that lies there is unpacked
+            instead, and stays.
+        mirror: with `download`, another address to fetch from: that of a folder, or of the file; http(s) or file.
 
     Raises:
         InputError: for an unknown name, and for missing or damaged files: which, where looked, how to get them.
@@ -132,17 +136,26 @@ def load_dataset(
         >>> data.train.images.shape, data.spec.classes[:2]
         (torch.Size([4000, 3, 32, 32]), ('airplane', 'automobile'))
     """
+    if mirror is not None and not download:
+        raise InputError("mirror says where to download from; it goes with download=True")
     if name.startswith(_VALIDATION):
-        whole = load_dataset(name.removeprefix(_VALIDATION), data_root=data_root, device=device, download=download)
+        whole = load_dataset(
+            name.removeprefix(_VALIDATION), data_root=data_root, device=device, download=download, mirror=mirror
+        )
         return _held_out(whole)
+    if not name.startswith("folder:"):
+        _known(name)
+    if mirror is not None and name not in SOURCES:
+        raise InputError(f"{name} is not fetched; there is nothing to fetch from {mirror!r}")
     if name.startswith("folder:"):
         return _of_folder(name, device)
-    _known(name)
     if name == "shapes":
         drawn = shapes()
         return Dataset(name, drawn.train.to(device), drawn.test.to(device), drawn.spec)
     source, spec = SOURCES[name], SPECS[name]
-    train, test = source.load(data_root, download=download)
+    if download:
+        install(source, data_root, mirror=mirror)
+    train, test = source.load(data_root)
     if source.classes:
         spec = replace(spec, classes=source.classes(source.locate(data_root)))
     return Dataset.of(spec, train, test, device)
@@ -166,8 +179,9 @@ def _of_folder(name: str, device: torch.device | str) -> Dataset:
 
 def _known(name: str) -> None:
     names = [*SOURCES, "shapes"]
-    if name not in names:
-        raise InputError(f"unknown dataset {name!r}{suggest(name, names)}")
+    if name in names:
+        return
+    raise InputError(f"unknown dataset {name!r}{suggest(name, names)}")
 
 
 @dataclass(frozen=True)
@@ -181,6 +195,8 @@ class DatasetRow:
     test_images: int
     get: str
     """How to get it."""
+    incomplete: str = ""
+    """What is missing in a folder that is there but does not hold the dataset; then it does not count as found."""
 
 
 def datasets(data_root: PathLike | None = None) -> list[DatasetRow]:
@@ -189,7 +205,10 @@ def datasets(data_root: PathLike | None = None) -> list[DatasetRow]:
     for source in SOURCES.values():
         folder = source.find(data_root)
         get = "comes with iidlib" if source.embedded else source.get
-        rows.append(DatasetRow(source.name, str(folder) if folder else None, *source.images, get))
+        told = source.lacks(folder) if folder else []
+        incomplete = f"{folder}: {in_short(told)}" if told else ""
+        found = str(folder) if folder and not told else None
+        rows.append(DatasetRow(source.name, found, *source.images, get, incomplete))
     drawn = shapes()
     return [*rows, DatasetRow("shapes", "drawn when asked for", len(drawn.train), len(drawn.test), "comes with iidlib")]
 

@@ -6,8 +6,9 @@ reported in one line that names it and says how to get it.
 
 import hashlib
 import os
+import posixpath
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -16,7 +17,7 @@ from torch import Tensor
 from iidlib.errors import InputError
 from iidlib.files import PACKAGE, checkout, user_path
 
-__all__ = ["FileCheck", "Images", "PathLike", "Source", "data_dir"]
+__all__ = ["FileCheck", "Images", "PathLike", "Remote", "Size", "Source", "data_dir"]
 
 PathLike = str | os.PathLike[str]
 """A path as text or as an object."""
@@ -36,6 +37,35 @@ class FileCheck:
 
 
 @dataclass(frozen=True)
+class Remote:
+    """A file that a dataset is fetched as."""
+
+    url: str
+    md5: str | None
+    """Its published checksum, where there is one."""
+    archive: bool
+    """Whether it holds the dataset's folder; else it is one of the files in it."""
+    name: str = ""
+    """The file's name; the last part of the address when not given."""
+
+    def __post_init__(self) -> None:
+        if not self.name:
+            object.__setattr__(self, "name", posixpath.basename(self.url))
+
+
+@dataclass(frozen=True)
+class Size:
+    """How large a dataset is known to be, by which what is fetched and unpacked is bounded."""
+
+    download: int
+    """Bytes of all files that are fetched."""
+    unpacked: int = 0
+    """Bytes of what the archive holds, where it is one."""
+    members: int = 0
+    """Files and folders in the archive."""
+
+
+@dataclass(frozen=True)
 class Source:
     """A data set kept in files."""
 
@@ -52,16 +82,22 @@ class Source:
     """Checksums of the files in its folder, by relative path, as ``algorithm:hex``."""
     read: Callable[[Path], tuple[Images, Images]]
     """Training and test images from a folder whose files are known to be whole."""
-    download: Callable[[Path], None] | None = None
-    """Puts the folder into a data root."""
+    remotes: Callable[[], tuple[Remote, ...]] | None = None
+    """The files that it is fetched as, where it can be."""
+    size: Size = field(default=Size(0))
+    """How large it is, where it is fetched."""
     classes: Callable[[Path], tuple[str, ...]] | None = None
     """Class names, where the files tell them."""
     problems: Callable[[Path], list[str]] | None = None
     """What is missing or too much, in words, where no checksums are published."""
 
     def find(self, data_root: PathLike | None = None) -> Path | None:
-        """The folder, in the first place that has it, or None; places as for `data_dir`."""
-        return next((place for place in self._places(data_root) if place.is_dir()), None)
+        """The folder, in the first place that has it, or None; places as for `data_dir`.
+
+        An empty folder, which a download may have left, does not count where another place has one with files.
+        """
+        there = [place for place in self.places(data_root) if place.is_dir()]
+        return next((place for place in there if any(place.iterdir())), there[0] if there else None)
 
     def locate(self, data_root: PathLike | None = None) -> Path:
         """As `find`, for a folder that must be there.
@@ -71,61 +107,67 @@ class Source:
         """
         folder = self.find(data_root)
         if folder is None:
-            places = " and ".join(str(place) for place in self._places(data_root))
-            looked = f"looked for {places}" if places else "neither --data-root nor IID_DATA names a folder to look in"
+            places = self.places(data_root)
+            looked = "neither --data-root nor IID_DATA names a folder to look in"
+            if places:
+                looked = f"looked for {' and '.join(map(str, places))}{in_the_way(places[0])}"
             raise InputError(f"{self.name} not found: {looked}; {self.get}")
         return folder
+
+    def places(self, data_root: PathLike | None = None) -> list[Path]:
+        """Where the folder may be, first the place to prefer."""
+        return _places(self.folder, data_root, self.embedded)
+
+    def root_of(self, folder: Path) -> Path:
+        """The data root of a folder that is one of the places."""
+        return folder.parents[len(Path(self.folder).parts) - 1]
 
     def check(self, folder: Path) -> list[FileCheck]:
         """The state of every file in `folder`, by checksum."""
         return [check_file(folder / name, checksum) for name, checksum in self.checksums(folder).items()]
 
-    def load(self, data_root: PathLike | None = None, *, download: bool = False) -> tuple[Images, Images]:
-        """Training and test images: found (or downloaded), verified, and read.
+    def lacks(self, folder: Path) -> list[str]:
+        """What is not there of all that belongs into `folder`, in words; files are not read."""
+        missing = [name for name in self.checksums(folder) if not (folder / name).exists()]
+        return [*(self.problems(folder) if self.problems else []), *(f"{name} is missing" for name in missing)]
+
+    def load(self, data_root: PathLike | None = None) -> tuple[Images, Images]:
+        """Training and test images: found, verified, and read.
 
         Args:
             data_root: the folder to look in; the one in ``IID_DATA`` when not given.
-            download: fetch first what is missing or damaged, where the source can (with a progress bar).
 
         Raises:
-            InputError: when the folder is in none of the places, a file is missing or damaged, or the download fails.
+            InputError: when the folder is in none of the places, or a file is missing or damaged.
         """
-        if download and self.download and not self._whole(data_root):
-            self._fetch(self.download, data_root)
         folder = self.locate(data_root)
+        get = self.get.replace("DIR", str(self.root_of(folder)))
         if self.problems and (told := self.problems(folder)):
-            more = f" and {len(told) - 4} more" if len(told) > 4 else ""
-            get = self.get.replace("DIR", str(folder.parent))
-            raise InputError(f"{self.name}: {folder} is not whole: {'; '.join(told[:4])}{more}. {get}")
+            raise InputError(f"{self.name}: {folder} is not whole: {in_short(told)}. {get}")
         for file in self.check(folder):
-            if file.state != "ok":
-                state = "is missing" if file.state == "missing" else f"is damaged ({file.detail})"
-                get = self.get.replace("DIR", str(folder.parent))
-                raise InputError(f"{self.name}: {file.path} {state}; remove {folder} and {get}")
+            if file.state == "missing":
+                raise InputError(f"{self.name}: {file.path} is missing; {get}")
+            if file.state == "damaged":
+                raise InputError(f"{self.name}: {file.path} is damaged ({file.detail}); move it away and {get}")
         return self.read(folder)
 
-    def _whole(self, data_root: PathLike | None) -> bool:
+    def whole(self, data_root: PathLike | None = None) -> bool:
+        """Whether every file is there and as it should be."""
         folder = self.find(data_root)
         if folder is None or (self.problems and self.problems(folder)):
             return False
         return all(file.state == "ok" for file in self.check(folder))
 
-    def _places(self, data_root: PathLike | None) -> list[Path]:
-        return _places(self.folder, data_root, self.embedded)
 
-    def _fetch(self, download: Callable[[Path], None], data_root: PathLike | None) -> None:
-        places = self._places(data_root)
-        if not places:
-            raise InputError(f"no folder to download {self.name} to: name one with --data-root or IID_DATA")
-        root = places[0].parent
-        try:
-            download(root)
-        except OSError as error:  # no network, no room, no right to write
-            reason = " ".join(str(error).split())
-            raise InputError(
-                f"{self.name} could not be downloaded to {root} ({reason}); check the network and that the folder can "
-                f"be written, or put {self.folder} there by other means"
-            ) from None
+def in_the_way(place: Path) -> str:
+    """The end of a message, where a file stands where a folder above should be."""
+    files = [above for above in place.parents if above.is_file()]
+    return f", but {files[0]} is a file, not a folder" if files else ""
+
+
+def in_short(told: list[str]) -> str:
+    """The first four of what is told, and how much more there is."""
+    return "; ".join(told[:4]) + (f" and {len(told) - 4} more" if len(told) > 4 else "")
 
 
 def data_dir(name: str = "cifar10-mini", data_root: PathLike | None = None) -> Path:
@@ -157,8 +199,15 @@ def _places(folder: str, data_root: PathLike | None, embedded: bool) -> list[Pat
         if (root := checkout()) is not None:
             roots.append(root / "data")
         roots.append(PACKAGE / "_data")
-    # whoever names the data set's own folder instead of the one that holds it is understood
-    return [root if root.name == folder else root / folder for root in roots]
+    parts = Path(folder).parts
+    places = []
+    for root in roots:
+        # whoever names the data set's own folder, or one between, instead of the one that holds it is understood
+        own = [n for n in range(len(parts), 0, -1) if root.parts[-n:] == parts[:n]]
+        places += [root.joinpath(*parts[own[0] :])] if own else []
+        if not own or len(parts) > 1:  # torchvision.datasets.MNIST("MNIST") makes MNIST/MNIST/raw
+            places.append(root / folder)
+    return places
 
 
 def file_checksum(path: Path, algorithm: str) -> str:

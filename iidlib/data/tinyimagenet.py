@@ -10,12 +10,11 @@ from pathlib import Path
 
 import torch
 
-from iidlib.data.download import fetch_archive
 from iidlib.data.image_files import decode_all
-from iidlib.data.source import Images
+from iidlib.data.source import Images, Remote
 from iidlib.errors import InputError
 
-__all__ = ["URL", "Layout", "classes_of", "fetch_tinyimagenet", "problems", "read_tinyimagenet"]
+__all__ = ["URL", "Layout", "classes_of", "problems", "read_tinyimagenet", "tinyimagenet_remotes"]
 
 #: Address of the archive, 237 MiB. The set's authors serve it by plain HTTP and publish no checksum.
 URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
@@ -105,6 +104,6 @@ def read_tinyimagenet(folder: Path) -> tuple[Images, Images]:
     return (images[: len(train)], labels[: len(train)]), (images[len(train) :], labels[len(train) :])
 
 
-def fetch_tinyimagenet(root: Path) -> None:
-    """Puts the folder into a data root."""
-    fetch_archive(URL, root)
+def tinyimagenet_remotes() -> tuple[Remote, ...]:
+    """The archive that it is fetched as."""
+    return (Remote(URL, None, archive=True),)

@@ -1,4 +1,4 @@
-"""CIFAR-10, CIFAR-100 and SVHN in the files that torchvision knows: their checksums, how to read and to fetch them.
+"""CIFAR-10, CIFAR-100 and SVHN in the files that torchvision knows: their checksums, addresses, and how to read them.
 
 torchvision is imported where it is used: it takes seconds.
 """
@@ -8,16 +8,40 @@ from typing import Any
 
 import torch
 
-from iidlib.data.download import fetch, fetch_archive
-from iidlib.data.source import Images
+from iidlib.data.source import Images, Remote
+from iidlib.errors import InputError
 
-__all__ = ["cifar_checksums", "cifar_classes", "fetch_cifar", "fetch_svhn", "read_cifar", "read_svhn", "svhn_checksums"]
+__all__ = [
+    "cifar_checksums", "cifar_classes", "cifar_remotes", "read_cifar", "read_svhn", "svhn_checksums", "svhn_remotes",
+]  # fmt: skip
+
+
+def _known_to_torchvision(name: str, *needed: str) -> Any:
+    """A dataset's class in torchvision, which holds the checksums and addresses of its files.
+
+    Raises:
+        InputError: if torchvision cannot be imported, or holds them elsewhere.
+    """
+    try:
+        from torchvision import datasets
+    except (ImportError, OSError, RuntimeError) as error:  # RuntimeError: built for another version of torch
+        raise InputError(
+            f"torchvision cannot be imported ({' '.join(str(error).split())}); install the version that belongs to "
+            f"torch {torch.__version__}"
+        ) from None
+    kind = getattr(datasets, name, None)
+    if lost := [each for each in needed if not hasattr(kind, each)]:
+        from torchvision import __version__
+
+        raise InputError(
+            f"torchvision {__version__} does not say where the files of {name} are (it has no {name}.{lost[0]}); "
+            "install another version of torchvision"
+        )
+    return kind
 
 
 def _cifar(name: str) -> Any:
-    from torchvision import datasets
-
-    return getattr(datasets, name)
+    return _known_to_torchvision(name, "train_list", "test_list", "meta", "url", "tgz_md5")
 
 
 def cifar_checksums(name: str) -> dict[str, str]:
@@ -43,16 +67,15 @@ def cifar_classes(name: str, folder: Path) -> tuple[str, ...]:
     return tuple(_cifar(name)(folder.parent, train=False).classes)
 
 
-def fetch_cifar(name: str, root: Path) -> None:
-    """Puts the files of ``CIFAR10`` or ``CIFAR100`` into a data root."""
+def cifar_remotes(name: str) -> tuple[Remote, ...]:
+    """The archive that ``CIFAR10`` or ``CIFAR100`` is fetched as."""
     kind = _cifar(name)
-    fetch_archive(kind.url, root, kind.tgz_md5)
+    return (Remote(kind.url, kind.tgz_md5, archive=True),)
 
 
 def _svhn() -> Any:
-    from torchvision.datasets import SVHN
-
-    return {part: SVHN.split_list[part] for part in ("train", "test")}
+    lists = _known_to_torchvision("SVHN", "split_list").split_list
+    return {part: lists[part] for part in ("train", "test")}
 
 
 def svhn_checksums() -> dict[str, str]:
@@ -74,7 +97,6 @@ def read_svhn(folder: Path) -> tuple[Images, Images]:
     return train, test
 
 
-def fetch_svhn(root: Path) -> None:
-    """Puts the two files of SVHN into ``svhn`` below a data root."""
-    for url, name, md5 in _svhn().values():
-        fetch(url, root / "svhn" / name, md5)
+def svhn_remotes() -> tuple[Remote, ...]:
+    """The two files of SVHN."""
+    return tuple(Remote(url, md5, archive=False, name=name) for url, name, md5 in _svhn().values())

@@ -1,0 +1,109 @@
+"""Archives unpacked with care: never more than the dataset is known to hold, and nothing but files in their folder."""
+
+import gzip
+import io
+import re
+import stat
+import tarfile
+import zipfile
+import zlib
+from pathlib import Path, PurePosixPath
+from typing import IO
+
+from iidlib.errors import InputError
+
+__all__ = ["unpack"]
+
+
+class _Refused(Exception):
+    """Why an archive is not unpacked."""
+
+
+def unpack(archive: Path, folder: Path, *, most_bytes: int, most_members: int) -> None:
+    """Unpacks a .zip or .tar.gz into a folder.
+
+    Args:
+        archive: the file.
+        folder: where its members go; what is there already is overwritten, so that it should be a new one.
+        most_bytes: of all members together.
+        most_members: files and folders.
+
+    Raises:
+        InputError: if it is damaged or encrypted; if a member would leave the folder, or is a link or a device; or if
+            there is more in it. Members before the one that is refused may be in the folder then.
+        OSError: if the disk is full, or the folder cannot be written.
+    """
+    try:
+        if zipfile.is_zipfile(archive):
+            _unzip(archive, folder, most_bytes, most_members)
+        else:
+            _untar(archive, folder, most_bytes, most_members)
+    except _Refused as error:
+        raise InputError(f"{archive} cannot be unpacked: it {error}") from None
+    # whatever damaged or hand-made archives make of the readers; RuntimeError and NotImplementedError are zipfile's
+    # for ways of packing that it does not know, and the three errors of the system for a name that comes twice
+    except (
+        zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError, NotImplementedError, RuntimeError,
+        ValueError, OverflowError, FileExistsError, IsADirectoryError, NotADirectoryError,
+    ) as error:  # fmt: skip
+        raise InputError(f"{archive} cannot be unpacked ({error})") from None
+
+
+def _unzip(archive: Path, folder: Path, most_bytes: int, most_members: int) -> None:
+    with zipfile.ZipFile(archive) as members:
+        found = members.infolist()
+        if len(found) > most_members:
+            raise _Refused(f"has {len(found):,} members, and {most_members:,} are expected at most")
+        if (total := sum(member.file_size for member in found)) > most_bytes:
+            raise _Refused(f"unpacks to {total:,} bytes, and {most_bytes:,} are expected at most")
+        for member in found:
+            _check_name(member.filename)
+            kind = stat.S_IFMT(member.external_attr >> 16) if member.create_system == 3 else 0
+            if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
+                raise _Refused(f"holds {member.filename!r}, which is a link or a device")
+            if member.flag_bits & 1:
+                raise _Refused("is encrypted")
+        for member in found:
+            members.extract(member, folder)  # which writes no more than the size that was summed
+
+
+def _untar(archive: Path, folder: Path, most_bytes: int, most_members: int) -> None:
+    with archive.open("rb") as file:
+        packed = file.read(2) == b"\x1f\x8b"
+        file.seek(0)
+        content: IO[bytes] = gzip.GzipFile(fileobj=file) if packed else file  # type: ignore[assignment]
+        # read as a stream, so that no header of a member can make it read on without an end either
+        bounded = _Bounded(content, most_bytes + 2048 * most_members + (1 << 16))
+        count = total = 0
+        with tarfile.open(fileobj=bounded, mode="r|") as members:
+            for member in members:
+                count, total = count + 1, total + member.size
+                if count > most_members:
+                    raise _Refused(f"has more than {most_members:,} members, as many as are expected at most")
+                if total > most_bytes:
+                    raise _Refused(f"unpacks to more than {most_bytes:,} bytes, which are expected at most")
+                _check_name(member.name)
+                if not (member.isreg() or member.isdir()):
+                    raise _Refused(f"holds {member.name!r}, which is a link or a device")
+                members.extract(member, folder, filter="data")
+
+
+def _check_name(name: str) -> None:
+    path = name.replace("\\", "/")
+    if path.startswith("/") or ".." in PurePosixPath(path).parts or re.match("[A-Za-z]:", path) or "\0" in path:
+        raise _Refused(f"holds {name!r}, which leads out of its folder")
+
+
+class _Bounded(io.RawIOBase):
+    """A stream that ends in an error after so many bytes."""
+
+    def __init__(self, content: IO[bytes], most: int) -> None:
+        self._content, self._left, self._most = content, most, most
+
+    def read(self, size: int = -1) -> bytes:
+        """The next bytes."""
+        block = self._content.read(min(size, self._left + 1) if size >= 0 else self._left + 1)
+        self._left -= len(block)
+        if self._left < 0:
+            raise _Refused(f"unpacks to more than {self._most:,} bytes, which are expected at most")
+        return block
