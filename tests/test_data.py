@@ -29,6 +29,7 @@ from torchvision.transforms import functional
 from iidlib.config import preset
 from iidlib.data import Dataset, DatasetSpec, RealSet, check, data_dir, datasets, denormalize, load_dataset, shapes
 from iidlib.data.embedded import from_mosaic
+from iidlib.data.registry import SOURCES
 from iidlib.errors import InputError
 
 ROOT = Path(__file__).parents[1]
@@ -191,7 +192,7 @@ def test_data_dir_says_where_it_looked(tmp_path: Path) -> None:
 
 def test_the_list_of_data_sets(tmp_path: Path, mini: Dataset) -> None:
     rows = {row.name: row for row in datasets(tmp_path)}
-    assert list(rows) == ["cifar10-mini", "cifar10", "cifar100", "svhn", "tinyimagenet", "shapes"]
+    assert list(rows) == [*SOURCES, "shapes"]
     assert rows["cifar10-mini"].found == str(MINI) and rows["cifar10"].found is None
     assert (rows["cifar10-mini"].train_images, rows["cifar10-mini"].test_images) == (len(mini.train), len(mini.test))
     assert "iid data fetch cifar10" in rows["cifar10"].get

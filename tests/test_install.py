@@ -410,11 +410,11 @@ def test_not_found_says_which_archive_may_be_laid_beside(tmp_path: Path) -> None
 
 
 def test_an_empty_or_partial_folder_is_listed_as_incomplete(tmp_path: Path) -> None:
-    for name in ("svhn", "cifar-10-batches-py", FOLDER):
+    for name in ("svhn", "cifar-10-batches-py", FOLDER, "MNIST/raw"):
         (tmp_path / name).mkdir(parents=True)
     (tmp_path / "svhn" / "train_32x32.mat").write_bytes(b"x")
     rows = {row.name: row for row in datasets(tmp_path)}
-    assert all(rows[name].found is None for name in ("svhn", "cifar10", NAME))
+    assert all(rows[name].found is None for name in ("svhn", "cifar10", NAME, "mnist"))
     assert rows["svhn"].incomplete == f"{tmp_path / 'svhn'}: test_32x32.mat is missing"
     assert "data_batch_1 is missing" in rows["cifar10"].incomplete and "and 3 more" in rows["cifar10"].incomplete
     assert "0 of 200 classes" in rows[NAME].incomplete

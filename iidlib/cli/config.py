@@ -17,7 +17,7 @@ from iidlib.errors import InputError, suggest
 
 __all__ = ["config"]
 
-DATASETS = ("cifar10-mini", "cifar10", "cifar100", "svhn", "tinyimagenet", "shapes")
+DATASETS = ("cifar10-mini", "cifar10", "cifar100", "svhn", "mnist", "fashionmnist", "tinyimagenet", "shapes")
 """Names of the registry, which is not imported here: it needs torch, and this command answers at once."""
 
 

@@ -14,8 +14,8 @@ DatasetName = Annotated[
     str,
     typer.Option(
         "--dataset",
-        help="cifar10-mini, cifar10, cifar100, svhn, tinyimagenet, shapes or folder:PATH; validation:NAME judges on "
-        "held-out training images.",
+        help="cifar10-mini, cifar10, cifar100, svhn, mnist, fashionmnist, tinyimagenet, shapes or folder:PATH; "
+        "validation:NAME judges on held-out training images.",
     ),
 ]
 

@@ -10,6 +10,7 @@ from iidlib.data.drawn_shapes import shapes
 from iidlib.data.embedded import mini_checksums, read_mini
 from iidlib.data.folder import read_folder
 from iidlib.data.install import install
+from iidlib.data.mnist import mnist_checksums, mnist_remotes, read_mnist
 from iidlib.data.realset import Dataset, RealSet
 from iidlib.data.source import FileCheck, PathLike, Size, Source, in_short
 from iidlib.data.spec import ALL_OPERATIONS, SPECS, DatasetSpec, channel_statistics
@@ -51,6 +52,20 @@ def _cifar(name: str, kind: str, size: str, folder: str, most: Size) -> Source:
     )
 
 
+def _mnist(name: str, folder: str, size: str, download: int) -> Source:
+    return Source(
+        name=name,
+        folder=folder,
+        images=(60_000, 10_000),
+        embedded=False,
+        get=_get(name, size, f"{folder} with train-images-idx3-ubyte and so on, packed (.gz) or not"),
+        checksums=partial(mnist_checksums, name),
+        read=partial(read_mnist, name),
+        remotes=partial(mnist_remotes, name),
+        size=Size(download=download),
+    )
+
+
 SOURCES: dict[str, Source] = {
     source.name: source
     for source in (
@@ -76,6 +91,8 @@ SOURCES: dict[str, Source] = {
             remotes=svhn_remotes,
             size=Size(246_316_178),
         ),
+        _mnist("mnist", "MNIST/raw", "12 MB", 11_594_722),
+        _mnist("fashionmnist", "FashionMNIST/raw", "31 MB", 30_878_645),
         Source(
             name="tinyimagenet",
             folder="tiny-imagenet-200",
@@ -116,8 +133,8 @@ def load_dataset(
     """A data set by name, its files verified.
 
     Args:
-        name: ``cifar10-mini`` (comes with the library), ``cifar10``, ``cifar100``, ``svhn``
-            (torchvision's files), ``tinyimagenet`` (the original folder), ``shapes`` (drawn), or
+        name: ``cifar10-mini`` (comes with the library), ``cifar10``, ``cifar100``, ``svhn``, ``mnist``,
+            ``fashionmnist`` (torchvision's files), ``tinyimagenet`` (the original folder), ``shapes`` (drawn), or
             ``folder:PATH`` (see `data.folder`); or one of them after ``validation:``, which holds out a tenth of each
             class's training images, always the same ones, to be judged on in place of the test images: settings are
             chosen on it.

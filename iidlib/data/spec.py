@@ -64,6 +64,18 @@ SPECS = {name: _cifar10_spec(name) for name in ("cifar10-mini", "cifar10")} | {
         (0.1980, 0.2010, 0.1970),
         "color_crop_cutout_scale_rotate",  # a mirrored digit is another sign
     ),
+    # of the 28 x 28 pixels, as in the DC line of work, although the images are padded to 32: the digits and clothes
+    # then have the values that they have there, and the black border that of their background
+    "mnist": DatasetSpec("mnist", tuple("0123456789"), 32, 1, (0.1307,), (0.3081,), "color_crop_cutout_scale_rotate"),
+    "fashionmnist": DatasetSpec(
+        "fashionmnist",
+        ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
+        32,
+        1,
+        (0.2861,),
+        (0.3530,),
+        ALL_OPERATIONS,
+    ),
     "tinyimagenet": DatasetSpec(
         "tinyimagenet", (), 64, 3, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), ALL_OPERATIONS
     ),

@@ -1,0 +1,91 @@
+"""MNIST and FashionMNIST in the files that torchvision leaves: ``MNIST/raw/train-images-idx3-ubyte`` and so on.
+
+Each of the four files may be there as it was published (``.gz``) or unpacked; the checksums of both are known. The
+images have one channel and 28 pixels a side, and are laid in the middle of 32 black ones, as the field does it (the
+convolution of DatasetCondensation's code pads grey images to 32): three poolings want a multiple of 8.
+"""
+
+import gzip
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from iidlib.data.source import Images, Remote
+from iidlib.errors import InputError
+
+__all__ = ["FILES", "mnist_checksums", "mnist_remotes", "read_mnist"]
+
+SIDE = 32
+
+_BORDER = 2
+
+FILES: dict[str, dict[str, tuple[str, str]]] = {
+    "mnist": {
+        "train-images-idx3-ubyte": ("6bbc9ace898e44ae57da46a324031adb", "f68b3c2dcbeaaa9fbdd348bbdeb94873"),
+        "train-labels-idx1-ubyte": ("a25bea736e30d166cdddb491f175f624", "d53e105ee54ea40749a09fcbcd1e9432"),
+        "t10k-images-idx3-ubyte": ("2646ac647ad5339dbf082846283269ea", "9fb629c4189551a2d022fa330f9573f3"),
+        "t10k-labels-idx1-ubyte": ("27ae3e4e09519cfbb04c329615203637", "ec29112dd5afa0611ce80d1b7f02629c"),
+    },
+    "fashionmnist": {
+        "train-images-idx3-ubyte": ("f4a8712d7a061bf5bd6d2ca38dc4d50a", "8d4fb7e6c68d591d4c3dfef9ec88bf0d"),
+        "train-labels-idx1-ubyte": ("9018921c3c673c538a1fc5bad174d6f9", "25c81989df183df01b3e8a0aad5dffbe"),
+        "t10k-images-idx3-ubyte": ("8181f5470baa50b63fa0f6fddb340f0a", "bef4ecab320f06d8554ea6380940ec79"),
+        "t10k-labels-idx1-ubyte": ("15d484375f8d13e6eb1aabb0c3f46965", "bb300cfdad3c16e7a12a480ee83cd310"),
+    },
+}
+"""The files of each dataset with their md5, unpacked and packed (the latter are those in torchvision)."""
+
+_URLS = {
+    "mnist": "https://ossci-datasets.s3.amazonaws.com/mnist/",
+    "fashionmnist": "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
+}
+
+
+def mnist_checksums(name: str, folder: Path) -> Mapping[str, str]:
+    """Checksums of the four files, each as it is there: unpacked, as torchvision reads it, or packed."""
+    found = {}
+    for file, (unpacked, packed) in FILES[name].items():
+        as_packed = not (folder / file).exists() and (folder / f"{file}.gz").exists()
+        found[f"{file}.gz" if as_packed else file] = f"md5:{packed if as_packed else unpacked}"
+    return found
+
+
+def mnist_remotes(name: str) -> tuple[Remote, ...]:
+    """The four files as they are published."""
+    files = FILES[name].items()
+    return tuple(Remote(f"{_URLS[name]}{file}.gz", packed, archive=False) for file, (_, packed) in files)
+
+
+def read_mnist(name: str, folder: Path) -> tuple[Images, Images]:
+    """Training and test images, uint8 [N, 1, 32, 32].
+
+    Raises:
+        InputError: if a file is not in the IDX format, or images and labels are not equally many.
+    """
+
+    def split(part: str) -> Images:
+        images = _read_idx(name, folder / f"{part}-images-idx3-ubyte", 3)
+        labels = _read_idx(name, folder / f"{part}-labels-idx1-ubyte", 1)
+        if len(images) != len(labels) or images.shape[1:] != (SIDE - 2 * _BORDER, SIDE - 2 * _BORDER):
+            raise InputError(
+                f"{name}: {folder} has {part} images {tuple(images.shape)} and {len(labels)} labels, expected images "
+                "of 28 x 28 and as many labels; fetch the dataset again"
+            )
+        return F.pad(images[:, None], (_BORDER,) * 4), labels.long()
+
+    return split("train"), split("t10k")
+
+
+def _read_idx(name: str, path: Path, axes: int) -> Tensor:
+    """An array of bytes in the IDX format: two zeros, the type, the number of axes, their lengths, the values."""
+    packed = path.with_name(f"{path.name}.gz")
+    content = path.read_bytes() if path.exists() else gzip.decompress(packed.read_bytes())
+    lengths = np.frombuffer(content[4 : 4 + 4 * axes], ">u4").tolist()
+    values = np.frombuffer(content[4 + 4 * axes :], np.uint8)
+    if content[:4] != bytes((0, 0, 8, axes)) or len(lengths) != axes or len(values) != np.prod(lengths):
+        raise InputError(f"{name}: {path} is not in the IDX format; fetch the dataset again")
+    return torch.from_numpy(values.reshape(lengths).copy())
