@@ -24,7 +24,7 @@ MODULES = sorted(
 # The house, floor by floor: a room (a file or a folder of the package) imports only rooms of lower floors. Inside a
 # folder the files form a graph without circles. A new room gets a place here, on the lowest floor that can hold it.
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("errors", "files", "locks", "private", "rng", "_version"),  # the ground, which knows nothing of the project
+    ("errors", "files", "locks", "names", "private", "rng", "_version"),  # the ground, which imports nothing of the project
     ("losses", "augment", "engine", "plots"),
     ("config", "data"),
     ("networks", "synthetic", "runs", "experiments"),
@@ -38,9 +38,9 @@ FLOORS: tuple[tuple[str, ...], ...] = (
 # Stricter than their floor: what these rooms import at most.
 NARROW = {
     "engine": {"errors", "files", "private"},
-    "data": {"errors", "files"},  # no settings, no engine, no runs
-    "config": {"errors", "files"},
-    "experiments": {"config", "errors", "files", "locks"},  # reading results needs no torch
+    "data": {"errors", "files", "names"},  # no settings, no engine, no runs
+    "config": {"errors", "files", "names"},
+    "experiments": {"config", "errors", "files", "locks", "names"},  # reading results needs no torch
 }
 
 # Rooms for chapters, scripts and the command line, which no other room imports.
@@ -50,7 +50,7 @@ ASIDE = {"plots", "bench", "continual", "cli"}
 WITH_FOLDERS = "distillation.run"
 
 # Imported without torch, so that settings and tables of results are read at once.
-LIGHT = ("_version", "config", "errors", "experiments", "files", "locks", "private")
+LIGHT = ("_version", "config", "errors", "experiments", "files", "locks", "names", "private")
 
 LONGEST_FACE = 20
 

@@ -40,6 +40,7 @@ from iidlib.experiments import Published, append_results, cells
 from iidlib.experiments.published import ACCURACIES
 from iidlib.experiments.results import RESULT_COLUMNS
 from iidlib.features import pool
+from iidlib.names import DATASET_NAMES
 
 # Seconds of an iteration and of a network are what they are; all else of two equal runs is equal.
 TIMES = ["seconds", "seconds_per_iteration", "peak_memory_mib", "date", "command", "commit"]
@@ -542,7 +543,7 @@ def test_a_file_at_the_place_of_a_tables_lock_is_told_before_the_run(iid: Run) -
 
 
 def test_datasets_named_without_torch_are_those_of_the_registry() -> None:
-    assert set(cli.config.DATASETS) == {*registry.SOURCES, "shapes"}
+    assert DATASET_NAMES == (*registry.SOURCES, "shapes")
 
 
 def test_a_set_of_an_unknown_method_is_still_evaluated(iid: Run, finished: Path) -> None:

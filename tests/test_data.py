@@ -29,8 +29,8 @@ from torchvision.transforms import functional
 from iidlib.config import preset
 from iidlib.data import Dataset, DatasetSpec, RealSet, check, data_dir, datasets, denormalize, load_dataset, shapes
 from iidlib.data.embedded import from_mosaic
-from iidlib.data.registry import SOURCES
 from iidlib.errors import InputError
+from iidlib.names import DATASET_NAMES
 
 ROOT = Path(__file__).parents[1]
 MINI = ROOT / "data" / "cifar10-mini"
@@ -192,7 +192,7 @@ def test_data_dir_says_where_it_looked(tmp_path: Path) -> None:
 
 def test_the_list_of_data_sets(tmp_path: Path, mini: Dataset) -> None:
     rows = {row.name: row for row in datasets(tmp_path)}
-    assert list(rows) == [*SOURCES, "shapes"]
+    assert list(rows) == [*DATASET_NAMES]
     assert rows["cifar10-mini"].found == str(MINI) and rows["cifar10"].found is None
     assert (rows["cifar10-mini"].train_images, rows["cifar10-mini"].test_images) == (len(mini.train), len(mini.test))
     assert "iid data fetch cifar10" in rows["cifar10"].get
@@ -203,8 +203,8 @@ def test_the_list_of_data_sets(tmp_path: Path, mini: Dataset) -> None:
 
 @pytest.mark.parametrize("function", [load_dataset, check])
 def test_an_unknown_data_set_gets_a_suggestion(function: object) -> None:
-    with pytest.raises(InputError, match="unknown dataset 'cifar-10'; did you mean 'cifar10'"):
-        function("cifar-10")  # type: ignore[operator]
+    with pytest.raises(InputError, match="unknown dataset 'cifra-10'; did you mean 'cifar10'"):
+        function("cifra-10")  # type: ignore[operator]
 
 
 @pytest.mark.parametrize("name", ["train/3-cat.webp", "test/9-truck.webp", "manifest.json"])

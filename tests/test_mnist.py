@@ -217,6 +217,6 @@ def test_a_held_out_part_and_some_classes_keep_their_channel(tmp_path: Path, mon
     from iidlib.continual import of_classes
 
     write_files(tmp_path, "mnist", packed=True, monkeypatch=monkeypatch)
-    held = load_dataset("validation:mnist", data_root=tmp_path)
+    held = load_dataset("validation:MNIST", data_root=tmp_path)
     assert held.spec.name == "validation:mnist" and held.test.images.shape == (10, 1, 32, 32)
     assert of_classes(held, [3, 1]).train.images.shape[1] == 1

@@ -14,11 +14,9 @@ from iidlib.config import published, resolved
 from iidlib.config.overrides import Setting
 from iidlib.config.schema import WHOLE_SET_EPOCHS
 from iidlib.errors import InputError, suggest
+from iidlib.names import DATASET_NAMES
 
 __all__ = ["config"]
-
-DATASETS = ("cifar10-mini", "cifar10", "cifar100", "svhn", "mnist", "fashionmnist", "tinyimagenet", "shapes")
-"""Names of the registry, which is not imported here: it needs torch, and this command answers at once."""
 
 
 def config(
@@ -36,8 +34,8 @@ def config(
 ) -> None:
     """Show every setting of a run, and where it comes from."""
     name = dataset.removeprefix("validation:")
-    if name not in DATASETS and not name.startswith("folder:"):
-        raise InputError(f"unknown dataset {name!r}{suggest(name, DATASETS)}")
+    if name not in DATASET_NAMES and not name.startswith("folder:"):
+        raise InputError(f"unknown dataset {name!r}{suggest(name, [*DATASET_NAMES, 'folder:PATH'])}")
     own = {key: value for key, value in {"iterations": iterations, "seed": seed}.items() if value is not None}
     given = own | given_changes(changes)
     rows = [(setting, _source(ctx, setting)) for setting in resolved(method, dataset, ipc, scale, given)]

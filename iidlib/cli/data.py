@@ -9,6 +9,7 @@ from rich.table import Table
 from iidlib.cli.options import DataRoot
 from iidlib.cli.session import console
 from iidlib.errors import InputError
+from iidlib.names import dataset_name
 
 __all__ = ["data_check", "data_fetch", "data_list"]
 
@@ -35,7 +36,7 @@ def data_list(data_root: DataRoot = None) -> None:
 
 
 def data_fetch(
-    name: Annotated[str, typer.Argument(help="The data set.")],
+    name: Annotated[str, typer.Argument(help="The data set.", callback=dataset_name)],
     data_root: DataRoot = None,
     mirror: Annotated[
         str | None,
@@ -50,7 +51,7 @@ def data_fetch(
 
 
 def data_check(
-    name: Annotated[str, typer.Argument(help="The data set.")],
+    name: Annotated[str, typer.Argument(help="The data set.", callback=dataset_name)],
     data_root: DataRoot = None,
 ) -> None:
     """Compare every file of a data set with its checksum."""

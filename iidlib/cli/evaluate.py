@@ -10,6 +10,7 @@ from iidlib.cli.options import Baseline, Changes, DataRoot, Device, Results, giv
 from iidlib.cli.scores import scored, show_scores, with_random_beside
 from iidlib.cli.session import check_names, given_command, keeping, load
 from iidlib.errors import InputError
+from iidlib.names import dataset_name
 
 if TYPE_CHECKING:
     from iidlib.data import RealSet
@@ -23,7 +24,9 @@ def evaluate(
         str,
         typer.Argument(help="A run's folder or set; or random, random-mosaic, herding, k-center or whole."),
     ],
-    dataset: Annotated[str | None, typer.Option("--dataset", help="Else the one the set was made for.")] = None,
+    dataset: Annotated[
+        str | None, typer.Option("--dataset", callback=dataset_name, help="Else the one the set was made for.")
+    ] = None,
     networks: Annotated[str | None, typer.Option("--networks", help="Such as convnet3,alexnet.")] = None,
     num_eval: Annotated[int | None, typer.Option("--num-eval", help="Networks of each architecture.")] = None,
     epochs: Annotated[int | None, typer.Option("--epochs", help="Passes over the set; 1001 in the paper.")] = None,

@@ -7,6 +7,7 @@ import typer
 
 from iidlib.config import settings
 from iidlib.errors import InputError
+from iidlib.names import dataset_name
 
 __all__ = ["Baseline", "Changes", "DataRoot", "DatasetName", "Device", "Results", "given_changes"]
 
@@ -14,6 +15,7 @@ DatasetName = Annotated[
     str,
     typer.Option(
         "--dataset",
+        callback=dataset_name,
         help="cifar10-mini, cifar10, cifar100, svhn, mnist, fashionmnist, tinyimagenet, shapes or folder:PATH; "
         "validation:NAME judges on held-out training images.",
     ),

@@ -13,6 +13,7 @@ from attrs import Attribute, evolve, field, frozen
 from iidlib.config.recipes import PROTOCOLS, SCALES
 from iidlib.config.values import converted, key_of
 from iidlib.errors import InputError, suggest
+from iidlib.names import dataset_name, network_name, network_names
 
 __all__ = [
     "WHOLE_SET_EPOCHS",
@@ -79,7 +80,7 @@ class MatchConfig:
 
     _prefix: ClassVar[str] = "match."
 
-    network: str = "convnet3"
+    network: str = field(default="convnet3", converter=network_name)
     """The network with random weights that gives the features."""
     width: int = field(default=128, validator=above(0))
     """Its channels a layer."""
@@ -143,7 +144,7 @@ class PoolConfig:
 
     _prefix: ClassVar[str] = "pool."
 
-    network: str = "resnet18"
+    network: str = field(default="resnet18", converter=network_name)
     """Architecture of the trained networks."""
     width: int = field(default=128, validator=above(0))
     """Channels a layer where the network is a ConvNet."""
@@ -227,7 +228,7 @@ class EvalProtocol:
 
     _prefix: ClassVar[str] = "eval."
 
-    networks: tuple[str, ...] = ("convnet3",)
+    networks: tuple[str, ...] = field(default=("convnet3",), converter=network_names)
     """Architectures, each trained ``num_eval`` times."""
     width: int = field(default=128, validator=above(0))
     """Channels a layer where the network is a ConvNet."""
@@ -311,7 +312,7 @@ class RunConfig:
     _prefix: ClassVar[str] = ""
 
     method: str = "iid-dm"
-    dataset: str = "cifar10-mini"
+    dataset: str = field(default="cifar10-mini", converter=dataset_name)
     ipc: int = field(default=10, validator=above(0))
     """Synthetic images a class."""
     scale: str = field(default="tour", validator=_known_scale)

@@ -25,6 +25,8 @@ from iidlib.data.torchvision_sets import (
     svhn_remotes,
 )
 from iidlib.errors import InputError, suggest
+from iidlib.files import user_path
+from iidlib.names import dataset_name
 
 __all__ = ["SOURCES", "CheckReport", "DatasetRow", "check", "datasets", "load_dataset"]
 
@@ -137,7 +139,7 @@ def load_dataset(
             ``fashionmnist`` (torchvision's files), ``tinyimagenet`` (the original folder), ``shapes`` (drawn), or
             ``folder:PATH`` (see `data.folder`); or one of them after ``validation:``, which holds out a tenth of each
             class's training images, always the same ones, to be judged on in place of the test images: settings are
-            chosen on it.
+            chosen on it. Capitals, dashes and underscores do not matter: ``CIFAR-10`` is cifar10.
         data_root: the folder that holds the data set's folder; the one in ``IID_DATA`` when not given. What comes with
             the library is found without either.
         device: where the images are put.
@@ -153,6 +155,7 @@ def load_dataset(
         >>> data.train.images.shape, data.spec.classes[:2]
         (torch.Size([4000, 3, 32, 32]), ('airplane', 'automobile'))
     """
+    name = dataset_name(name)
     if mirror is not None and not download:
         raise InputError("mirror says where to download from; it goes with download=True")
     if name.startswith(_VALIDATION):
@@ -198,7 +201,16 @@ def _known(name: str) -> None:
     names = [*SOURCES, "shapes"]
     if name in names:
         return
-    raise InputError(f"unknown dataset {name!r}{suggest(name, names)}")
+    path, _, _ = name.partition("?")
+    place = user_path(path)
+    if path and place.is_dir():
+        raise InputError(f"unknown dataset {name!r}; to take the folder of that name, write folder:{name}")
+    if path and place.is_file():
+        raise InputError(
+            f"unknown dataset {name!r}, which is a file; unpack it if it is an archive, and write folder: and the path "
+            "of a folder with one folder of images for each class"
+        )
+    raise InputError(f"unknown dataset {name!r}{suggest(name, [*names, 'folder:PATH'])}")
 
 
 @dataclass(frozen=True)
@@ -255,6 +267,7 @@ def check(name: str, data_root: PathLike | None = None) -> CheckReport:
     Raises:
         InputError: for an unknown name, or when the data set's folder is nowhere.
     """
+    name = dataset_name(name)
     _known(name)
     if name == "shapes":
         return CheckReport(name, None, (), "comes with iidlib")

@@ -21,6 +21,7 @@ from iidlib.distillation.methods import METHODS
 from iidlib.engine import default_chunk, half_maps, in_chunks, precision
 from iidlib.errors import InputError, suggest
 from iidlib.features import CachedStatistics, Pool, trained_pool
+from iidlib.names import dataset_name
 from iidlib.rng import stream
 from iidlib.synthetic import SyntheticSet
 from iidlib.training import resolve_augmentation
@@ -34,7 +35,7 @@ def check_dataset(config: RunConfig, dataset: Dataset) -> None:
     Raises:
         InputError: if the settings name another dataset than this one.
     """
-    if config.dataset != dataset.name:
+    if config.dataset != dataset_name(dataset.name):
         raise InputError(
             f"the settings are for dataset {config.dataset!r}, but the dataset given is {dataset.name!r}, and the set "
             "would say that it was made from the former; take settings for it: preset(..., dataset=dataset.name)"

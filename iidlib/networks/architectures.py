@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from iidlib.errors import near
+from iidlib.names import network_name
 from iidlib.networks.blocks import ConvBlock, ResidualBlock, instance_norm
 
 __all__ = ["NETWORKS", "Network", "build_network", "draw_parameters_"]
@@ -224,7 +225,7 @@ def build_network(
     """Builds a network with freshly drawn parameters (PyTorch's default distribution).
 
     Args:
-        name: one of ``NETWORKS``.
+        name: one of ``NETWORKS``; capitals, dashes and underscores do not matter, and ``ConvNet`` is convnet3.
         num_classes: number of logits.
         image_size: side of the square images; AlexNet, VGG11 and LeNet take 32 only, ConvNets of depth d multiples of
             2^d, ResNet18 multiples of 32, the MLP any.
@@ -237,6 +238,7 @@ def build_network(
         ValueError: for an unknown name, an image size that the network does not take, a width where there is none, or
             a number below 1.
     """
+    name = network_name(name)
     if name not in NETWORKS:
         raise ValueError(f"unknown network {name!r}, known are {', '.join(NETWORKS)}{near(name, NETWORKS)}")
     architecture = _ARCHITECTURES[name]

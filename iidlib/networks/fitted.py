@@ -6,6 +6,7 @@ from torch import nn
 from iidlib.data import DatasetSpec
 from iidlib.engine import compiler_available, configure, kernels
 from iidlib.errors import InputError, suggest
+from iidlib.names import network_name
 from iidlib.networks.architectures import NETWORKS, Network, build_network
 from iidlib.networks.blocks import conv_blocks
 
@@ -70,6 +71,7 @@ def network_for(
     Raises:
         InputError: for an unknown network, or one that cannot take the images.
     """
+    name = network_name(name)
     if name not in NETWORKS:
         raise InputError(f"unknown network {name!r}{suggest(name, NETWORKS)}")
     try:
