@@ -261,6 +261,33 @@ def test_a_folder_is_a_data_set(folder: Path) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("query", "side"), [("28&fit=pad", 32), ("27&fit=pad", 32), ("32&fit=pad", 32), ("9&fit=pad", 16)]
+)
+def test_a_size_that_is_no_multiple_of_eight_is_padded_on_request(query: str, side: int, folder: Path) -> None:
+    picture = np.zeros((40, 40, 3), np.uint8)
+    picture[:, :20] = 255  # white on the left, black on the right, to the edge
+    Image.fromarray(picture).save(folder / "red" / "0.png")
+    size = int(query.partition("&")[0])
+    padded, plain = (load_dataset(f"folder:{folder}?size={q}&test=0.5") for q in (query, 64))
+    assert padded.spec.image_size == side and padded.train.images.shape[-2:] == (side, side)
+    first = (side - size) // 2
+    inner = torch.stack([decode(path, size) for path in sorted((folder / "red").glob("*.png"))])
+    found = torch.cat([padded.train.images, padded.test.images])
+    for image in inner:
+        same = (found[..., first : first + size, first : first + size] == image).flatten(1).all(1)
+        assert bool(same.any())
+        whole = found[int(same.nonzero()[0])]
+        assert bool((whole[:, :, 0] == whole[:, :, first]).all() and (whole[:, -1] == whole[:, first + size - 1]).all())
+    assert plain.spec.classes == padded.spec.classes
+
+
+def test_a_padded_folder_is_distilled_and_found_again(folder: Path, tmp_path: Path) -> None:
+    name = f"folder:{folder}?size=12&fit=pad"
+    result = distill(preset("idm", name, 1, "ci", {"pool.epochs": 8}), out=tmp_path / "run")
+    assert result.synthetic.images.shape[-1] == 16 and SyntheticSet.load(tmp_path / "run").spec.name == name
+
+
 def test_a_folder_with_test_images_of_its_own(folder: Path, tmp_path: Path) -> None:
     whole = tmp_path / "whole"
     (whole / "train").parent.mkdir()
@@ -364,10 +391,16 @@ def test_files_that_are_no_images_and_empty_classes_are_left_out_and_told(
     [
         ("folder:", "needs the path of a folder"),
         ("folder:/no/such/place", "no folder at /no/such/place"),
-        ("folder:HERE?size=30", "size must be a multiple of 8"),
+        ("folder:HERE?size=30", "size must be a multiple of 8 .* got 30; take size=32 .*, or fit=pad to lay .* of 32"),
+        (
+            "folder:HERE?size=7",
+            "size must be a multiple of 8 .* got 7; take size=8 to have the images resized to that$",
+        ),
+        ("folder:HERE?size=1000&fit=pad", "from 8 to 512, got 1000; take size=512"),
+        ("folder:HERE?size=28&fit=stretch", "fit can be pad, got 'stretch'; without it images are resized"),
         ("folder:HERE?size=huge", "size takes a whole number"),
         ("folder:HERE?test=1", "test must be a share between 0 and 1"),
-        ("folder:HERE?pixels=8", "knows the options size, test and range, got 'pixels'"),
+        ("folder:HERE?pixels=8", "knows the options size, fit, test and range, got 'pixels'"),
         ("folder:HERE/red", "has 0 folders with images"),
     ],
 )

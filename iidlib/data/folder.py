@@ -1,7 +1,8 @@
 """A data set out of a folder of images: a folder for each class, split into training and test images.
 
 ``folder:PATH`` takes what most tools write: one folder for each class, with images at any depth in it; or ``train`` and
-``test`` (or ``val``) with such folders in each. Options follow as in an address: ``folder:PATH?size=64&test=0.2``.
+``test`` (or ``val``) with such folders in each. Options follow as in an address: ``folder:PATH?size=64&test=0.2``. A
+size that is no multiple of 8 needs ``fit=pad``: images of ``size=28&fit=pad`` lie in the middle of 32 x 32.
 ``range=0,4095`` says which values are black and white in pictures of more than 8 bits, where their values mislead.
 """
 
@@ -20,6 +21,7 @@ from iidlib.data.depth import ValueRange
 from iidlib.data.image_files import decode_all
 from iidlib.data.image_tree import Tree, Unreadable, scan
 from iidlib.data.layout import Layout, Part, layout_of
+from iidlib.data.padding import padded
 from iidlib.data.source import Images
 from iidlib.data.splits import MOST_NAMES, listed
 from iidlib.errors import InputError
@@ -38,7 +40,7 @@ class FolderOptions:
 
     path: Path
     size: int = 32
-    """Pixels a side; a multiple of 8 suits the networks with three poolings."""
+    """Pixels a side that pictures are resized to; one that is no multiple of 8 is padded to the next."""
     test: float = 0.2
     """Share of each class that is held out for testing, where the folder has no test images of its own."""
     values: ValueRange | None = None
@@ -54,8 +56,13 @@ class FolderSet:
     test: Images
 
 
+def _padded_side(size: int) -> int:
+    """The next multiple of 8, which the networks with three poolings want."""
+    return -(-size // 8) * 8
+
+
 def parse_folder(name: str) -> FolderOptions:
-    """Reads ``folder:PATH?size=64&test=0.2``.
+    """Reads ``folder:PATH?size=64&test=0.2&fit=pad``.
 
     Raises:
         InputError: for an unknown option, a value out of range, or no path.
@@ -65,14 +72,21 @@ def parse_folder(name: str) -> FolderOptions:
         raise InputError("folder: needs the path of a folder, as in folder:my/images or folder:my/images?size=64")
     given = dict(parse_qsl(query, keep_blank_values=True))
     for key in given:
-        if key not in ("size", "test", "range"):
-            raise InputError(f"folder: knows the options size, test and range, got {key!r}")
+        if key not in ("size", "fit", "test", "range"):
+            raise InputError(f"folder: knows the options size, fit, test and range, got {key!r}")
     try:
         size, test = int(given.get("size", "32")), float(given.get("test", "0.2"))
     except ValueError:
         raise InputError(f"folder: size takes a whole number and test a share, got {query!r}") from None
-    if size not in SIZES or size % 8:
-        raise InputError(f"folder: size must be a multiple of 8 from {SIZES[0]} to {SIZES[-1]}, got {size}")
+    if given.get("fit", "pad") != "pad":
+        raise InputError(f"folder: fit can be pad, got {given['fit']!r}; without it images are resized to size")
+    if size not in SIZES or (size % 8 and "fit" not in given):
+        near = _padded_side(min(max(size, SIZES[0]), SIZES[-1]))
+        pad = f", or fit=pad to lay images of {size} in the middle of {near}" if size in SIZES else ""
+        raise InputError(
+            f"folder: size must be a multiple of 8 from {SIZES[0]} to {SIZES[-1]}, got {size}; take size={near} to "
+            f"have the images resized to that{pad}"
+        )
     if not 0 < test < 1:
         raise InputError(f"folder: test must be a share between 0 and 1, got {test}")
     return FolderOptions(user_path(path), size, test, _value_range(given["range"]) if "range" in given else None)
@@ -124,6 +138,7 @@ def read_folder(name: str) -> FolderSet:
     # one call, since pictures of more than 8 bits have one scale
     paths = [*train.paths, *(test.paths if test else [])]
     images = decode_all(name, options.path, paths, options.size, values=options.values)
+    images = padded(images, _padded_side(options.size))
     if test is not None:
         own = len(labels)
         return FolderSet(train.classes, (images[:own], labels), (images[own:], labels_of(test, train)))
