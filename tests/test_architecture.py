@@ -24,7 +24,7 @@ MODULES = sorted(
 # The house, floor by floor: a room (a file or a folder of the package) imports only rooms of lower floors. Inside a
 # folder the files form a graph without circles. A new room gets a place here, on the lowest floor that can hold it.
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("errors", "files", "locks", "names", "private", "rng", "_version"),  # the ground, which imports nothing of the project
+    ("errors", "files", "locks", "names", "private", "rng", "_version"),  # the ground
     ("losses", "augment", "engine", "plots"),
     ("config", "data"),
     ("networks", "synthetic", "runs", "experiments"),

@@ -16,6 +16,7 @@ from iidlib.networks import (
     NETWORKS,
     Network,
     build_network,
+    check_network,
     conv_blocks,
     draw_parameters_,
     set_backend,
@@ -73,6 +74,10 @@ def assert_norm_close(a: Tensor, b: Tensor, tolerance: float) -> None:
         ("convnet4-bn", 64, 200, 857_160),
         ("mlp", 32, 10, 411_146),
         ("lenet", 32, 10, 62_006),
+        # beyond the benchmark's 32 px the linear layer behind the feature map grows with the map, and nothing else
+        ("alexnet", 64, 200, 2_456_072 + 3 * 192 * 4 * 4 * 200),
+        ("vgg11", 64, 200, 9_328_584 + 3 * 512 * 200),
+        ("lenet", 64, 10, 62_006 + (13 * 13 - 5 * 5) * 16 * 120),
     ],
 )
 def test_parameter_count(name, size, classes, count):
@@ -116,6 +121,14 @@ def test_parameter_count_of_a_convnet_of_any_depth_and_width(depth, width):
         ("mlp", 32, (128, 1, 1), 128),
         ("mlp", 20, (128, 1, 1), 128),
         ("lenet", 32, (16, 5, 5), 84),
+        ("lenet", 16, (16, 1, 1), 84),
+        ("lenet", 28, (16, 4, 4), 84),
+        ("lenet", 64, (16, 13, 13), 84),
+        ("alexnet", 8, (192, 1, 1), 192),
+        ("alexnet", 64, (192, 8, 8), 12288),
+        ("alexnet-bn", 24, (192, 3, 3), 1728),
+        ("vgg11", 64, (512, 2, 2), 2048),
+        ("vgg11-bn", 96, (512, 3, 3), 4608),
     ],
 )
 def test_shapes_and_the_pieces_make_the_whole(name, size, map_shape, features):
@@ -494,9 +507,10 @@ def test_draw_parameters_says_what_is_wrong():
         ("convnet3", {"image_size": 28}, r"convnet3 .*multiple of 8 \(8, 16, 24, ...\), got image_size 28"),
         ("convnet4-bn", {"image_size": 40}, "multiple of 16"),
         ("convnet3", {"image_size": 0}, "got image_size 0"),
-        ("alexnet", {"image_size": 64}, "alexnet .*side 32 only, got image_size 64"),
-        ("vgg11-bn", {"image_size": 64}, "side 32 only"),
-        ("lenet", {"image_size": 28}, "side 32 only"),
+        ("alexnet", {"image_size": 20}, r"alexnet .*multiple of 8 \(8, 16, 24, ...\), got image_size 20"),
+        ("vgg11-bn", {"image_size": 48}, r"multiple of 32 \(32, 64, 96, ...\), got image_size 48"),
+        ("lenet", {"image_size": 30}, r"multiple of 4 \(16, 20, 24, ...\), got image_size 30"),
+        ("lenet", {"image_size": 12}, r"multiple of 4 \(16, 20, 24, ...\), got image_size 12"),
         ("resnet18", {"image_size": 48}, r"multiple of 32 \(32, 64, 96, ...\)"),
         ("mlp", {"image_size": -1}, "got image_size -1"),
         ("resnet18", {"width": 64}, "only ConvNets have a width.*resnet18"),
@@ -508,6 +522,24 @@ def test_draw_parameters_says_what_is_wrong():
 def test_build_network_says_what_is_wrong(name, settings, message):
     with pytest.raises(ValueError, match=message):
         build_network(name, **settings)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_network_is_checked_for_an_image_size_as_it_would_be_built(name):
+    for size in (0, 8, 12, 16, 20, 24, 28, 32, 48, 64):
+        outcomes = []
+        for make in (build_network, check_network):
+            try:
+                made = make(name, image_size=size, num_classes=3, channels=3)
+            except ValueError as error:
+                outcomes.append(str(error))
+            else:
+                outcomes.append("")
+                if made is not None:
+                    assert made(pictures(1, size)).shape == (1, 3)
+        assert outcomes[0] == outcomes[1] and "\n" not in outcomes[0]
+    with pytest.raises(ValueError, match="unknown network 'convnet33'"):
+        check_network("convnet33", image_size=32, num_classes=3, channels=3)
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 16, 16), (2, 1, 32, 32), (3, 32, 32), (2, 3, 32, 64)])

@@ -17,7 +17,6 @@ from iidlib.config.uses import WEIGHTS, check_weights
 from iidlib.config.values import check_text
 from iidlib.errors import InputError, suggest
 from iidlib.files import load_yaml
-from iidlib.names import dataset_name
 
 __all__ = [
     "Setting",

@@ -14,7 +14,10 @@ evaluation mode, so a batch of all classes gives the same values as one class at
 
 Source: the structures and parameter counts of Zhao and Bilen's DatasetCondensation code, which the released IID code
 (Deng et al., CVPR 2024) builds on. Departures: names of parameters are our own; VGG11's final 1x1 average pooling,
-which does nothing, is left out; grey images are not padded to 32x32.
+which does nothing, is left out; grey images are not padded to 32x32. There the classifier of AlexNet and VGG11, and the
+first linear layer of LeNet, are made for the feature map of 32x32 images alone; here they are as wide as the feature
+map of the dataset's images, as the classifiers of its ConvNets are, so that these networks take 64x64 images and larger
+ones as well. At 32x32 nothing differs.
 """
 
 import math
@@ -30,7 +33,7 @@ from iidlib.errors import near
 from iidlib.names import network_name
 from iidlib.networks.blocks import ConvBlock, ResidualBlock, instance_norm
 
-__all__ = ["NETWORKS", "Network", "build_network", "draw_parameters_"]
+__all__ = ["NETWORKS", "Network", "build_network", "check_network", "draw_parameters_"]
 
 
 class Network(nn.Module):
@@ -174,18 +177,24 @@ def _lenet(channels: int, size: int) -> _Parts:
 
 @dataclass(frozen=True)
 class _Architecture:
-    """How a named network is built, and which image sizes it takes: multiples of one, or that one alone."""
+    """How a named network is built, and which image sizes it takes: multiples of one, from the smallest on."""
 
     build: Callable[..., _Parts]
     multiple: int
-    fixed: bool = False
+    smallest: int = 0
+    """Pixels a side that leave a feature map of one position; the multiple itself when not given."""
+
+    def takes(self, size: int) -> bool:
+        """Whether it can be built for images of a side."""
+        return size >= (self.smallest or self.multiple) and size % self.multiple == 0
 
     def check_size(self, name: str, size: int) -> None:
-        allowed = size == self.multiple if self.fixed else size > 0 and size % self.multiple == 0
-        if not allowed:
-            m = self.multiple
-            sides = f"side {m} only" if self.fixed else f"a side that is a multiple of {m} ({m}, {2 * m}, {3 * m}, ...)"
-            raise ValueError(f"{name} takes square images of {sides}, got image_size {size}")
+        if not self.takes(size):
+            first, m = self.smallest or self.multiple, self.multiple
+            sides = f"a side that is a multiple of {m} ({first}, {first + m}, {first + 2 * m}, ...)"
+            fitting = [each for each, other in _ARCHITECTURES.items() if other.takes(size)]
+            remedy = f"; {', '.join(fitting)} {'take' if len(fitting) > 1 else 'takes'} it" if fitting else ""
+            raise ValueError(f"{name} takes square images of {sides}, got image_size {size}{remedy}")
 
 
 _ALEXNET = ((128, 5), None, (192, 5), None, (256, 3), (192, 3), (192, 3), None)
@@ -197,15 +206,15 @@ _ARCHITECTURES = {
     "convnet2": _Architecture(partial(_convnet, depth=2), 4),
     "convnet3": _Architecture(partial(_convnet, depth=3), 8),
     "convnet4": _Architecture(partial(_convnet, depth=4), 16),
-    "alexnet": _Architecture(partial(_plain, layers=_ALEXNET, norm=None), 32, fixed=True),
-    "vgg11": _Architecture(partial(_plain, layers=_VGG11, norm=instance_norm), 32, fixed=True),
+    "alexnet": _Architecture(partial(_plain, layers=_ALEXNET, norm=None), 8),
+    "vgg11": _Architecture(partial(_plain, layers=_VGG11, norm=instance_norm), 32),
     "resnet18": _Architecture(partial(_resnet18, norm=instance_norm), 32),
     "mlp": _Architecture(_mlp, 1),
-    "lenet": _Architecture(_lenet, 32, fixed=True),
+    "lenet": _Architecture(_lenet, 4, smallest=16),
     "convnet3-bn": _Architecture(partial(_convnet, depth=3, batch_norm=True), 8),
     "convnet4-bn": _Architecture(partial(_convnet, depth=4, batch_norm=True), 16),
-    "alexnet-bn": _Architecture(partial(_plain, layers=_ALEXNET, norm=nn.BatchNorm2d), 32, fixed=True),
-    "vgg11-bn": _Architecture(partial(_plain, layers=_VGG11, norm=nn.BatchNorm2d), 32, fixed=True),
+    "alexnet-bn": _Architecture(partial(_plain, layers=_ALEXNET, norm=nn.BatchNorm2d), 8),
+    "vgg11-bn": _Architecture(partial(_plain, layers=_VGG11, norm=nn.BatchNorm2d), 32),
     "resnet18-bn": _Architecture(partial(_resnet18, norm=nn.BatchNorm2d), 32),
 }
 
@@ -227,8 +236,8 @@ def build_network(
     Args:
         name: one of ``NETWORKS``; capitals, dashes and underscores do not matter, and ``ConvNet`` is convnet3.
         num_classes: number of logits.
-        image_size: side of the square images; AlexNet, VGG11 and LeNet take 32 only, ConvNets of depth d multiples of
-            2^d, ResNet18 multiples of 32, the MLP any.
+        image_size: side of the square images: multiples of 2^d for a ConvNet of depth d, of 8 for AlexNet, of 32 for
+            VGG11 and ResNet18, of 4 from 16 on for LeNet, any for the MLP.
         channels: channels of the images.
         width: channels of every ConvNet block, 128 if ``None``; other networks have no width.
         generator: draws the parameters, on its device, where the network is then built; the global random state stays
@@ -239,6 +248,21 @@ def build_network(
             a number below 1.
     """
     name = network_name(name)
+    if generator is None:
+        return _assembled(name, num_classes, image_size, channels, width, device="cpu")
+    # The meta device holds no values, so that nothing is drawn only to be drawn again.
+    network = _assembled(name, num_classes, image_size, channels, width, device="meta")
+    network.to_empty(device=generator.device)
+    draw_parameters_(network, generator)
+    return network
+
+
+def _assembled(name: str, num_classes: int, image_size: int, channels: int, width: int | None, device: str) -> Network:
+    """The network with PyTorch's own initialisation on the CPU, or without values on the meta device.
+
+    Raises:
+        ValueError: as `build_network`.
+    """
     if name not in NETWORKS:
         raise ValueError(f"unknown network {name!r}, known are {', '.join(NETWORKS)}{near(name, NETWORKS)}")
     architecture = _ARCHITECTURES[name]
@@ -248,17 +272,27 @@ def build_network(
     for label, number in (("num_classes", num_classes), ("channels", channels), ("width", width)):
         if number is not None and number < 1:
             raise ValueError(f"{label} must be at least 1, got {number}")
-
     widths = {} if width is None else {"width": width}
-    # The meta device holds no values, so that nothing is drawn only to be drawn again.
-    with torch.device("cpu" if generator is None else "meta"):
+    with torch.device(device):
         trunk, head, features = architecture.build(channels, image_size, **widths)
         classifier = nn.Linear(features, num_classes)
-    network = Network(trunk, head, classifier, name=name, image_size=image_size, channels=channels)
-    if generator is not None:
-        network.to_empty(device=generator.device)
-        draw_parameters_(network, generator)
-    return network
+    return Network(trunk, head, classifier, name=name, image_size=image_size, channels=channels)
+
+
+def check_network(name: str, *, num_classes: int, image_size: int, channels: int, width: int | None = None) -> None:
+    """Finds out whether `build_network` would build a network, in milliseconds and without memory for its values.
+
+    Args:
+        name: one of ``NETWORKS``.
+        num_classes: number of logits.
+        image_size: side of the square images.
+        channels: channels of the images.
+        width: channels of every ConvNet block.
+
+    Raises:
+        ValueError: as `build_network`.
+    """
+    _assembled(name, num_classes, image_size, channels, width, device="meta")
 
 
 @torch.no_grad()

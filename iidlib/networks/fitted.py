@@ -1,5 +1,9 @@
 """A network that fits a dataset: built for its images and classes, on its device, made fast there."""
 
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -7,10 +11,10 @@ from iidlib.data import DatasetSpec
 from iidlib.engine import compiler_available, configure, kernels
 from iidlib.errors import InputError, suggest
 from iidlib.names import network_name
-from iidlib.networks.architectures import NETWORKS, Network, build_network
+from iidlib.networks.architectures import NETWORKS, Network, build_network, check_network
 from iidlib.networks.blocks import conv_blocks
 
-__all__ = ["frozen", "network_for", "prepare"]
+__all__ = ["check_network_for", "frozen", "network_for", "prepare"]
 
 
 def prepare(network: nn.Module, *, compile: str = "auto") -> nn.Module:
@@ -28,6 +32,22 @@ def prepare(network: nn.Module, *, compile: str = "auto") -> nn.Module:
     Raises:
         ValueError: for an unknown setting, or ``"on"`` without a compiler or a folder for what it makes.
     """
+    check_compile(compile)
+    network.to(memory_format=torch.channels_last)
+    configure(compiled=compile != "off")
+    if compile != "off" and compiler_available():
+        for block in conv_blocks(network):
+            if block.backend == "eager":  # any other was chosen
+                block.use("fused")
+    return network
+
+
+def check_compile(compile: str) -> None:
+    """Finds out whether `prepare` takes the setting here.
+
+    Raises:
+        ValueError: for an unknown setting, or ``"on"`` without a compiler or a folder for what it makes.
+    """
     if compile not in ("auto", "on", "off"):
         raise ValueError(f"compute.compile must be auto, on or off, got {compile!r}")
     if compile == "on" and kernels.refusal():
@@ -37,13 +57,6 @@ def prepare(network: nn.Module, *, compile: str = "auto") -> nn.Module:
         )
     if compile == "on" and not compiler_available():
         raise ValueError("compute.compile is on, but torch finds no C++ compiler here; install one or use auto")
-    network.to(memory_format=torch.channels_last)
-    configure(compiled=compile != "off")
-    if compile != "off" and compiler_available():
-        for block in conv_blocks(network):
-            if block.backend == "eager":  # any other was chosen
-                block.use("fused")
-    return network
 
 
 def frozen(network: Network) -> Network:
@@ -72,18 +85,46 @@ def network_for(
         InputError: for an unknown network, or one that cannot take the images.
     """
     name = network_name(name)
+    with _told_in_one_line(name):
+        network = build_network(name, **_fitting(name, spec, width), generator=generator)
+        prepare(network, compile=compile)
+    return network
+
+
+def check_network_for(name: str, spec: DatasetSpec, *, width: int, compile: str = "auto") -> None:
+    """Finds out before any work whether `network_for` would build a network.
+
+    Args:
+        name: as in ``networks.NETWORKS``.
+        spec: gives the number of classes, image size and channels.
+        width: channels a layer; only ConvNets have the choice.
+        compile: as in ``networks.prepare``.
+
+    Raises:
+        InputError: as `network_for`.
+    """
+    name = network_name(name)
+    with _told_in_one_line(name):
+        check_network(name, **_fitting(name, spec, width))
+        check_compile(compile)
+
+
+@contextlib.contextmanager
+def _told_in_one_line(name: str) -> Iterator[None]:
+    """Within the block, what a network cannot be built from is wrong input."""
     if name not in NETWORKS:
         raise InputError(f"unknown network {name!r}{suggest(name, NETWORKS)}")
     try:
-        network = build_network(
-            name,
-            num_classes=len(spec.classes),
-            image_size=spec.image_size,
-            channels=spec.channels,
-            width=width if name.startswith("convnet") else None,
-            generator=generator,
-        )
-        prepare(network, compile=compile)
+        yield
     except ValueError as error:
         raise InputError(str(error)) from None
-    return network
+
+
+def _fitting(name: str, spec: DatasetSpec, width: int) -> dict[str, Any]:
+    """How a network is built for a dataset."""
+    return {
+        "num_classes": len(spec.classes),
+        "image_size": spec.image_size,
+        "channels": spec.channels,
+        "width": width if name.startswith("convnet") else None,
+    }
