@@ -5,6 +5,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -13,11 +14,10 @@ from safetensors.torch import load as from_bytes
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
-from iidlib import synthetic
 from iidlib.data import Dataset, DatasetSpec, shapes
 from iidlib.errors import InputError
 from iidlib.rng import stream
-from iidlib.synthetic import SyntheticSet, expand
+from iidlib.synthetic import SyntheticSet, expand, storage
 from tests import reference
 
 
@@ -210,13 +210,151 @@ def test_the_class_axis_is_a_view(chosen):
         (torch.zeros(6, 1, 8, 8), torch.arange(3).repeat_interleave(2), r"got \(6, 1, 8, 8\)"),
         (torch.zeros(7, 3, 8, 8), torch.zeros(7, dtype=torch.int64), r"got \(7, 3, 8, 8\)"),
         (torch.zeros(3, 8, 8), torch.arange(3), r"got \(3, 8, 8\)"),
-        (torch.zeros(6, 3, 8, 8), torch.arange(3).repeat(2), "sorted by class, 2 images each"),
-        (torch.zeros(6, 3, 8, 8), torch.tensor([0, 0, 0, 1, 2, 2]), "sorted by class, 2 images each"),
+        (
+            torch.zeros(6, 8, 8, 3),
+            torch.arange(3).repeat_interleave(2),
+            r"channels come first: images.permute\(0, 3, 1, 2",
+        ),
+        (torch.zeros(0, 3, 8, 8), torch.arange(0), r"got \(0, 3, 8, 8\); it takes at least one image of each class"),
+        (
+            torch.zeros(6, 3, 8, 8),
+            torch.tensor([0, 0, 0, 1, 2, 2]),
+            "6 images needs 2 of each class; there are of .* 3, ",
+        ),
+        (torch.zeros(6, 3, 8, 8), torch.tensor([0, 0, 1, 1, 2, 3]), "must lie in 0 to 2, got 3 for image 5"),
+        (torch.zeros(6, 3, 8, 8), [-1, 0, 1, 1, 2, 2], "must lie in 0 to 2, got -1 for image 0"),
+        (torch.zeros(6, 3, 8, 8), torch.arange(3), r"must be \[6\], one for each image, got \[3\]"),
+        (
+            torch.zeros(6, 3, 8, 8),
+            torch.zeros(6, 3),
+            r"whole numbers.*got float32 \[6, 3\]; soft labels are not supported",
+        ),
+        (torch.zeros(6, 3, 8, 8), torch.zeros(6, dtype=torch.bool), "whole numbers, the index of a class; got bool"),
+        (torch.zeros(6, 3, 8, 8), ["a"] * 6, r"labels .* must be a tensor, got list \['a', .*'str'"),
+        (torch.zeros(6, 3, 8, 8), None, "labels of a synthetic set must be a tensor, got NoneType None"),
+        (
+            torch.zeros(6, 3, 8, 8, dtype=torch.int64),
+            [0, 0, 1, 1, 2, 2],
+            "floating point, .*, or pixels in uint8; got int64",
+        ),
+        (torch.zeros(6, 3, 8, 8, dtype=torch.cfloat), [0, 0, 1, 1, 2, 2], "got complex64"),
+        (torch.zeros(6, 3, 8, 8, dtype=torch.bool), [0, 0, 1, 1, 2, 2], "got bool"),
+        (
+            torch.zeros(6, 3, 8, 8).to_sparse(),
+            [0, 0, 1, 1, 2, 2],
+            "dense tensor with values, got float32 .* sparse_coo",
+        ),
+        (
+            torch.zeros(6, 3, 8, 8, device="meta"),
+            [0, 0, 1, 1, 2, 2],
+            "dense tensor with values, got float32 .* on meta",
+        ),
+        ([torch.zeros(3, 8, 8)] * 6, [0, 0, 1, 1, 2, 2], "must be one tensor, got a list of 6: torch.stack them"),
+        ("images.pt", [0, 0, 1, 1, 2, 2], "images of a synthetic set must be a tensor, got str 'images.pt'"),
+        (np.full((6, 3, 8, 8), 1e39), [0, 0, 1, 1, 2, 2], "6 of 6 images hold values that are not finite"),
     ],
 )
 def test_images_and_labels_that_do_not_fit_are_refused(pictures, images, labels, message):
     with pytest.raises(InputError, match=message):
         SyntheticSet(images, labels, pictures.spec)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_images_that_are_not_finite_are_refused_by_number(pictures, value):
+    images, labels = torch.zeros(6, 3, 8, 8), torch.arange(3).repeat_interleave(2)
+    images[4, 2, 7, 7] = value
+    with pytest.raises(InputError, match=r"1 of 6 images hold values that are not finite .*, the first is image 4"):
+        SyntheticSet(images, labels, pictures.spec)
+
+
+@pytest.mark.parametrize(
+    ("form", "tolerance"),
+    [
+        (lambda images: images, 0),
+        (lambda images: images.half(), 2e-3),
+        (lambda images: images.bfloat16(), 2e-2),
+        (lambda images: images.double(), 0),
+        (lambda images: images.numpy(), 0),
+        (lambda images: images.double().numpy(), 0),
+        (lambda images: images.tolist(), 0),
+        (lambda images: images.contiguous(memory_format=torch.channels_last), 0),
+        (lambda images: images.permute(0, 1, 3, 2).contiguous().permute(0, 1, 3, 2), 0),
+        (lambda images: images.clone().requires_grad_(), 0),
+    ],
+)
+def test_images_in_other_forms_become_float32(chosen, form, tolerance, tmp_path):
+    made = SyntheticSet(form(chosen.images), chosen.labels, chosen.spec)
+    assert made.images.dtype == torch.float32
+    assert torch.allclose(made.images.detach(), chosen.images, rtol=tolerance, atol=tolerance)
+    made.save(tmp_path / "set")
+    assert torch.equal(SyntheticSet.load(tmp_path / "set").images, made.images)
+
+
+def test_a_set_that_needs_no_change_holds_the_very_tensors(chosen):
+    images = chosen.images.clone().requires_grad_()
+    made = SyntheticSet(images, chosen.labels, chosen.spec)
+    assert made.images is images and made.labels is chosen.labels
+
+
+def test_uint8_is_taken_for_pixels(pictures):
+    pixels = pictures.train.images[:6]
+    made = SyntheticSet(pixels, [0, 0, 1, 1, 2, 2], pictures.spec)
+    assert torch.equal(made.images, pictures.train.images_of(torch.arange(6)))
+    assert torch.equal(made.to_uint8(), pixels)
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        list,
+        tuple,
+        lambda labels: torch.tensor(labels, dtype=torch.int32),
+        lambda labels: torch.tensor(labels, dtype=torch.uint8),
+        np.array,
+        lambda labels: np.array(labels, dtype=np.int16),
+    ],
+)
+def test_labels_in_other_forms_become_int64_and_images_are_sorted_stably(chosen, form):
+    given, order = [2, 0, 1, 2, 0, 1], [1, 4, 2, 5, 0, 3]
+    made = SyntheticSet(chosen.images, form(given), chosen.spec)
+    assert made.labels.dtype == torch.int64 and made.labels.tolist() == [0, 0, 1, 1, 2, 2]
+    assert torch.equal(made.images, chosen.images[order])
+    sorted_already = SyntheticSet(chosen.images, form([0, 0, 1, 1, 2, 2]), chosen.spec)
+    assert sorted_already.images is chosen.images
+
+
+def test_a_range_is_a_list_of_labels(chosen):
+    assert SyntheticSet(chosen.images[:3], range(3), chosen.spec).labels.tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"std": (0.25, 0.25, 0.0)}, "std of the spec of shapes must be above 0"),
+        ({"std": (0.25, -1, 0.25)}, "std of the spec of shapes must be above 0"),
+        ({"mean": (0.5,)}, "needs one mean for each of 3 channels"),
+        ({"mean": (0.5, 0.5, float("nan"))}, "needs one mean for each of 3 channels"),
+        ({"classes": ()}, "names no classes"),
+    ],
+)
+def test_a_specification_by_which_nothing_can_be_normalised_is_refused(chosen, changes, message):
+    with pytest.raises(InputError, match=message):
+        SyntheticSet(chosen.images, chosen.labels, dataclasses.replace(chosen.spec, **changes))
+    with pytest.raises(InputError, match=r"spec must be a DatasetSpec, .*, got str 'cifar10'"):
+        SyntheticSet(chosen.images, chosen.labels, "cifar10")
+
+
+def test_a_set_that_was_changed_into_none_is_not_saved(chosen, tmp_path):
+    chosen.images[3] = float("nan")
+    with pytest.raises(InputError, match="the first is image 3"):
+        chosen.save(tmp_path / "set")
+    assert not (tmp_path / "set").exists()
+
+
+def test_provenance_is_saved_as_text(chosen, tmp_path):
+    chosen.provenance |= {"iterations": 12, "path": Path("a")}
+    chosen.save(tmp_path / "set")
+    assert SyntheticSet.load(tmp_path / "set").provenance["iterations"] == "12"
 
 
 # How it looks
@@ -332,11 +470,11 @@ def test_what_is_not_there(tmp_path):
 
 def test_what_is_not_a_synthetic_set(tmp_path):
     (tmp_path / "text").write_text("hello\nworld")
-    refused(tmp_path / "text", "text is damaged and cannot be read")
+    refused(tmp_path / "text", "text is a file of text, not a synthetic set of this library")
     (tmp_path / "other").write_bytes(to_bytes({"weight": torch.zeros(3)}))
     refused(tmp_path / "other", "is not a synthetic set of this library")
     (tmp_path / "empty").write_bytes(b"")
-    refused(tmp_path / "empty", "damaged")
+    refused(tmp_path / "empty", "damaged and cannot be read .it is empty, 0 bytes")
 
 
 def test_a_file_cut_anywhere_is_refused(chosen, tmp_path):
@@ -359,9 +497,10 @@ def test_a_bit_that_flipped_anywhere_is_refused_or_changes_nothing_that_matters(
             loaded = SyntheticSet.load(tmp_path / "flipped")
         except InputError as error:
             assert "\n" not in str(error)
-        else:  # a letter of a name
+        else:  # nothing that is covered by a checksum: a blank behind the header
             assert position < header
             assert torch.equal(loaded.images, chosen.images) and loaded.ipc == 2
+            assert (loaded.spec, loaded.provenance, loaded.factor) == (chosen.spec, chosen.provenance, chosen.factor)
 
 
 def rewrite(path: Path, tensors: Mapping[str, Tensor | None], metadata: Mapping[str, str | None]) -> None:
@@ -369,6 +508,7 @@ def rewrite(path: Path, tensors: Mapping[str, Tensor | None], metadata: Mapping[
     with safe_open(path, framework="pt") as file:
         facts = file.metadata() | metadata
     facts.pop("sha256", None)
+    facts.pop("metadata_sha256", None)
     kept = from_bytes(path.read_bytes()) | dict(tensors)
     path.write_bytes(
         to_bytes(
@@ -449,7 +589,7 @@ def test_an_empty_set_is_refused(chosen, tmp_path):
 
 
 def test_the_format_has_a_number_for_the_day_it_changes():
-    assert synthetic.FORMAT == "iidlib.synthetic/1"
+    assert storage.FORMAT == "iidlib.synthetic/1"
 
 
 def test_equal_sets_are_equal_files(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
     python data/scripts/build_distilled.py RUN NAME [--data-root FOLDER]
     python data/scripts/build_distilled.py          # only the page of cards
+    python data/scripts/build_distilled.py seal     # the sets again, as this version writes files: the same tensors
     python data/scripts/build_distilled.py front    # also the picture of the book's first page; needs CIFAR-10
 
 A set is three files: ``NAME.safetensors``, ``NAME.png`` (as it is seen) and ``NAME.json``: a row for each network that
@@ -88,6 +89,25 @@ def add(run: Path, name: str, options: list[str]) -> None:
     card.write_text(json.dumps(rows, indent=2) + "\n")
 
 
+def seal() -> None:
+    """Writes each set again as this version writes files, with checksums of its own; the tensors stay bit for bit."""
+    from safetensors.torch import load
+
+    from iidlib import SyntheticSet
+
+    for path in sorted(FOLDER.glob("*.safetensors")):
+        before, read = load(path.read_bytes()), SyntheticSet.load(path)
+        copy = path.with_suffix(".sealed")
+        read.save(copy, eight_bits=before["images"].dtype.itemsize == 1)
+        after, again = load(copy.read_bytes()), SyntheticSet.load(copy)
+        same = all(before[name].equal(after[name]) and before[name].dtype == after[name].dtype for name in before)
+        facts = [(one.spec, one.provenance, one.factor) for one in (read, again)]
+        if not same or before.keys() != after.keys() or facts[0] != facts[1]:
+            copy.unlink()
+            raise SystemExit(f"{path} would not stay what it is; nothing was changed")
+        copy.replace(path)
+
+
 def caption() -> str:
     """What the picture of the book's first page says, by the card."""
     rows = cards()[FRONT]
@@ -113,8 +133,10 @@ def front(options: list[str]) -> None:
 
 
 def main(arguments: list[str]) -> None:
-    """Adds a set where one is named, and writes the page; or draws the picture of the book's first page."""
-    if arguments[:1] == ["front"]:
+    """Adds a set where one is named, and writes the page; or seals the sets, or draws the book's first picture."""
+    if arguments[:1] == ["seal"]:
+        seal()
+    elif arguments[:1] == ["front"]:
         front(arguments[1:])
     elif arguments:
         run, name, *options = arguments

@@ -184,7 +184,11 @@ class Distillation:
         return {"loss": sum(values.values())} | {f"loss_{name}": value for name, value in values.items()} | norms
 
     def synthetic(self, iteration: int) -> SyntheticSet:
-        """A copy of the set as it is now, after `iteration` updates."""
+        """A copy of the set as it is now, after `iteration` updates.
+
+        Raises:
+            FloatingPointError: if the images are not finite.
+        """
         provenance = {
             "method": self.config.method,
             "dataset": self.config.dataset,
@@ -201,6 +205,8 @@ class Distillation:
         if self.drifted:
             provenance["drift"] = "see environment.json"
         images, factor = self.optimiser.images_after_sweep(), self.config.syn.factor
+        if not bool(torch.isfinite(images).all()):  # wrong input of a set, but here a failure of the run
+            raise FloatingPointError(f"the images are not finite after {iteration} iterations; lower syn.lr")
         return SyntheticSet(images, self._labels, self.real.spec, provenance, factor)
 
     def state(self) -> dict[str, Tensor]:

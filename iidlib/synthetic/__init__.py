@@ -1,0 +1,6 @@
+"""The learned images (``sets``), and their file. ``door`` and ``foreign``, what is refused and why, may be skipped."""
+
+from iidlib.synthetic.mosaics import expand
+from iidlib.synthetic.sets import SyntheticSet
+
+__all__ = ["SyntheticSet", "expand"]
