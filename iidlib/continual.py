@@ -22,7 +22,7 @@ from iidlib.config import RunConfig
 from iidlib.data import Dataset, RealSet
 from iidlib.distillation import METHODS, check_dataset, distill
 from iidlib.errors import InputError, suggest
-from iidlib.evaluation import choose, evaluate, random_real
+from iidlib.evaluation import check_evaluation, choose, evaluate, random_real
 from iidlib.evaluation.coresets import CHOICES
 from iidlib.features import trained_pool
 from iidlib.runs import RunFolder
@@ -104,6 +104,7 @@ def learn_in_steps(
     if config.method not in known_methods:
         raise InputError(f"unknown method {config.method!r} for a memory{suggest(config.method, known_methods)}")
     check_dataset(config, dataset)
+    check_evaluation(config.eval, dataset.spec, config.compute)
     groups = class_steps(class_order(dataset.train.num_classes, order), steps)
     passes_kept = tuple(passes * steps for passes in config.pool.epochs_kept)
     longer = attrs.evolve(config.pool, epochs=config.pool.epochs * steps, epochs_kept=passes_kept)
@@ -118,7 +119,9 @@ def learn_in_steps(
         known = of_classes(dataset, seen)
         images = torch.cat([one.images for one in memory])
         labels = torch.arange(len(seen), device=images.device).repeat_interleave(config.ipc)
-        whole = SyntheticSet(images, labels, known.spec, dict(memory[0].provenance), memory[0].factor)
+        # of the images behind it one step's provenance would tell a part only
+        provenance = {key: text for key, text in memory[0].provenance.items() if key != "data"}
+        whole = SyntheticSet(images, labels, known.spec, provenance, memory[0].factor)
         frame = evaluate(whole, known, protocol=config.eval, seed=config.seed, compute=config.compute)
         where = {"step": number, "steps": steps, "order": order, "classes": len(seen)}
         frame = frame.assign(**where)[[*where, *frame.columns]]

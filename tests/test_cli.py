@@ -34,7 +34,7 @@ from iidlib.config.recipes import IDM_SCALES, PUBLISHED, Row
 from iidlib.data import data_dir, registry
 from iidlib.distillation import run as distillation_run
 from iidlib.distillation import step as distillation_step
-from iidlib.evaluation import coresets
+from iidlib.evaluation import coresets, fitting
 from iidlib.evaluation import run as evaluation_run
 from iidlib.experiments import Published, append_results, cells
 from iidlib.experiments.published import ACCURACIES
@@ -567,6 +567,267 @@ def test_a_set_of_an_unknown_scale_keeps_its_name_under_the_scale_that_is_asked_
     assert set(pd.read_csv("theirs.csv")["scale"]) == {"huge"}
 
 
+# --- what is found out before the work, and what is kept after it ----------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("networks", "message"),
+    [
+        ("convnet3,convnet33", "unknown network 'convnet33'"),
+        (
+            "convnet2,vgg11",
+            "vgg11 takes square images of a side that is a multiple of 32 .*got image_size 16; convnet1, ",
+        ),
+        ("convnet2,resnet18", "resnet18 takes square images"),
+    ],
+)
+@pytest.mark.parametrize("command", ["distill", "evaluate", "continual"])
+def test_a_network_that_cannot_take_the_images_is_found_out_before_any_work(
+    iid: Run, monkeypatch: pytest.MonkeyPatch, command: str, networks: str, message: str
+) -> None:
+    small = registry.shapes(4, 8, 16)
+    monkeypatch.setattr(registry, "shapes", lambda: small)
+    monkeypatch.setattr(distillation_step.Distillation, "step", lambda *given, **named: pytest.fail("distilled"))
+    monkeypatch.setattr(evaluation_run, "fit", lambda *given, **named: pytest.fail("trained"))
+    own = ["--steps", "2"] if command == "continual" else []
+    given = [command, "random" if command == "evaluate" else "dm", *TINY, *own, "--out", "out"]
+    ended = iid(*given, "--set", f"eval.networks={networks}", "--set", "match.network=convnet2")
+    assert_one_line(ended, message)
+    assert not Path("out").exists() and not Path("runs").exists()
+
+
+def test_without_an_evaluation_its_networks_do_not_matter(iid: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    small = registry.shapes(4, 8, 16)
+    monkeypatch.setattr(registry, "shapes", lambda: small)
+    ended = iid("distill", "dm", *TINY, "--set", "eval.networks=vgg11", "--no-evaluate", "--out", "run")
+    assert ended.status == 0, ended
+
+
+@pytest.fixture
+def fails_at_the_third(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The third network of a set cannot be trained."""
+    trained, fit = [], evaluation_run.fit
+
+    def failing(*given: object, **named: object) -> object:
+        trained.append(1)
+        if len(trained) == 3:
+            raise torch.OutOfMemoryError("no memory")
+        return fit(*given, **named)
+
+    monkeypatch.setattr(evaluation_run, "fit", failing)
+
+
+def test_rows_of_finished_networks_are_kept_when_a_later_one_fails(
+    iid: Run, finished: Path, fails_at_the_third: None
+) -> None:
+    before = contents(finished)
+    ended = iid("evaluate", "run", "--networks", "convnet3,convnet2", "--out", "s.json", "--results", "r.csv")
+    assert ended.status == 1, ended
+    assert "2 networks were evaluated before that; their rows are kept in s.json and r.csv" in ended.err
+    assert "out of memory" in ended.err
+    kept = rows(Path("s.json"))
+    assert kept["network"].tolist() == ["convnet3"] * 2 and kept["incomplete"].all()
+    assert kept["accuracy"].tolist() == rows(finished / "scores.json").query("method == 'iid-dm'")["accuracy"].tolist()
+    assert pd.read_csv("r.csv")["accuracy"].tolist() == kept["accuracy"].tolist()
+    assert contents(finished) == before, "another protocol than the run's own"
+
+
+def test_a_distillation_whose_evaluation_fails_keeps_its_rows_beside_the_set(
+    iid: Run, fails_at_the_third: None
+) -> None:
+    ended = iid("distill", "dm", *TINY, "--out", "run")
+    assert ended.status == 1 and "their rows are kept in run/scores-incomplete.json" in ended.err, ended
+    assert set(rows(Path("run/scores-incomplete.json"))["method"]) == {"dm"}
+    assert not Path("run/scores.json").exists()
+    assert iid("distill", "dm", *TINY, "--out", "run", "--resume").status == 0
+    assert len(rows(Path("run/scores.json"))) == 4 and not Path("run/scores-incomplete.json").exists()
+
+
+def test_rows_find_a_place_where_the_table_has_become_something_else(
+    iid: Run, finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    accuracy = evaluation_run.accuracy
+
+    def meanwhile(*given: object) -> float:
+        Path("r.csv").write_text("a shopping list")
+        return accuracy(*given)
+
+    monkeypatch.setattr(evaluation_run, "accuracy", meanwhile)
+    ended = iid("evaluate", "run", "--results", "r.csv", "--no-baseline", "--num-eval", "1")
+    assert ended.status == 2 and "r.csv is not a table of results" in ended.err, ended
+    assert "1 networks were evaluated before that; their rows are kept in scores-incomplete.json" in ended.err
+    assert len(rows(Path("scores-incomplete.json"))) == 1 and Path("r.csv").read_text() == "a shopping list"
+
+
+@pytest.mark.parametrize("links", [True, False], ids=["links", "no links"])
+def test_a_file_that_appears_where_the_scores_go_stays_as_it_is(
+    iid: Run, finished: Path, monkeypatch: pytest.MonkeyPatch, links: bool
+) -> None:
+    accuracy = evaluation_run.accuracy
+
+    def meanwhile(*given: object) -> float:
+        Path("s.json").write_text("mine")
+        return accuracy(*given)
+
+    def no_links(*given: object) -> None:
+        raise OSError("no links here")
+
+    monkeypatch.setattr(evaluation_run, "accuracy", meanwhile)
+    if not links:
+        monkeypatch.setattr(os, "link", no_links)
+    ended = iid("evaluate", "run", "--out", "s.json", "--no-baseline")
+    assert ended.status == 0 and "s.json appeared meanwhile and stays as it is; the scores are in s-2.json" in ended.err
+    assert Path("s.json").read_text() == "mine" and len(rows(Path("s-2.json"))) == 2
+    assert sorted(path.name for path in Path().iterdir()) == ["run", "s-2.json", "s.json"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["distill", "dm", *TINY, "--out", "g", "--results", "g/scores.json"],
+            "where the run in g writes its own files",
+        ),
+        (
+            ["distill", "dm", *TINY, "--out", "g", "--results", "g/../g/config.yaml"],
+            "where the run in g writes its own",
+        ),
+        (
+            ["distill", "dm", *TINY, "--out", "g", "--results", "g/checkpoints/r.csv"],
+            "where the run in g writes its own",
+        ),
+        (["distill", "dm", *TINY, "--out", "g", "--results", "g"], "--results g and --out g are the same"),
+        (
+            ["distill", "dm", *TINY, "--out", "g/run", "--results", "g"],
+            "--results g and --out g/run lie one in the other",
+        ),
+        (["evaluate", "random", *TINY, "--out", "s", "--results", "s"], "--results s and --out s are the same"),
+        (
+            ["evaluate", "random", *TINY, "--out", "s", "--results", "s/r.csv"],
+            "lie one in the other, and one of them is a",
+        ),
+        (["evaluate", "run", "--results", "run/scores-incomplete.json"], "where the run in run writes its own files"),
+    ],
+)
+def test_a_table_where_the_command_writes_something_else_is_found_out_before(
+    iid: Run, finished: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
+) -> None:
+    monkeypatch.setattr(evaluation_run, "fit", lambda *given, **named: pytest.fail("trained"))
+    before = contents(Path())
+    assert_one_line(iid(*arguments), message)
+    assert contents(Path()) == before
+
+
+def test_a_table_of_its_own_may_lie_in_the_runs_folder(iid: Run) -> None:
+    assert iid("distill", "dm", *TINY, "--out", "g", "--results", "g/rows.csv").status == 0
+    assert len(pd.read_csv("g/rows.csv")) == 4
+
+
+# --- a set and another dataset ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """A folder of images as people have it: two classes, six images for training and four for testing of each."""
+    drawn = registry.shapes(2, 6, 8)
+    for part, real in (("train", drawn.train), ("test", drawn.test)):
+        for name, label in (("cats", 0), ("dogs", 1)):
+            folder = tmp_path / "pictures" / part / name
+            folder.mkdir(parents=True)
+            for number, index in enumerate(real.of_class(label)[:6]):
+                Image.fromarray(real.images[index].permute(1, 2, 0).numpy()).save(folder / f"{number}.png")
+    return Path("pictures")
+
+
+SMALL = ("--ipc", "1", "--scale", "ci")
+
+
+def test_a_set_is_evaluated_after_its_folder_has_changed(
+    iid: Run, pictures: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert iid("distill", "dm", "--dataset", "folder:pictures", *SMALL, "--no-evaluate", "--out", "run").status == 0
+    fitting.say_once.cache_clear()
+    before = iid("evaluate", "run", "--no-baseline", "--out", "before.json")
+    assert before.status == 0 and "note" not in caplog.text, before
+    (pictures / "train" / "cats" / "0.png").unlink()
+    ended = iid("evaluate", "run", "--out", "after.json")
+    assert ended.status == 0, ended
+    told = [record.getMessage() for record in caplog.records if "note: " in record.getMessage()]
+    assert len(told) == 1
+    assert told[0].startswith(
+        "note: the training images of folder:pictures are no longer those that the set was made from"
+    )
+    own = rows(Path("after.json")).query("method == 'dm'")
+    assert own["accuracy"].tolist() == rows(Path("before.json"))["accuracy"].tolist(), "the same test images"
+
+
+def test_a_set_is_evaluated_on_a_new_folder_of_its_classes(
+    iid: Run, pictures: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert iid("distill", "dm", "--dataset", "folder:pictures", *SMALL, "--no-evaluate", "--out", "run").status == 0
+    shutil.copytree("pictures", "newer")
+    for path in Path("newer/train/dogs").iterdir():
+        Image.new("RGB", (8, 8), (200, 10, 10)).save(path)
+    fitting.say_once.cache_clear()
+    ended = iid("evaluate", "run", "--dataset", "folder:newer", "--results", "r.csv")
+    assert ended.status == 0, ended
+    assert (
+        "note: the set was made from folder:pictures and is tested on folder:newer; images are normalised with the "
+        "set's own mean and standard deviation" in caplog.text
+    )
+    table = pd.read_csv("r.csv").fillna("")
+    assert set(table["dataset"]) == {"folder:newer"} and table["method"].tolist() == ["random"] * 2 + ["dm"] * 2
+    assert table["settings"].tolist() == ["", "", *["made_from=folder:pictures"] * 2]
+
+
+def test_a_folder_with_too_few_images_for_random_ones_beside_a_set_is_no_obstacle(iid: Run, pictures: Path) -> None:
+    made = iid(
+        "distill", "dm", "--dataset", "folder:pictures", "--ipc", "4", *SMALL[2:], "--no-evaluate", "--out", "run"
+    )
+    assert made.status == 0, made
+    for path in sorted(Path("pictures/train/cats").iterdir())[3:]:
+        path.unlink()
+    ended = iid("evaluate", "run", "--out", "s.json")
+    assert (
+        ended.status == 0 and "random is left out: ipc must be 1 to 3, the training images of class 'cats'" in ended.out
+    )
+    assert set(rows(Path("s.json"))["method"]) == {"dm"}
+
+
+def test_a_class_without_test_images_is_told_once(iid: Run, pictures: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for part in ("train", "test"):
+        shutil.copytree(pictures / part / "dogs", pictures / part / "wolves")
+    shutil.rmtree(pictures / "test" / "dogs")
+    fitting.say_once.cache_clear()
+    ended = iid("distill", "dm", "--dataset", "folder:pictures", *SMALL, "--out", "run")
+    assert ended.status == 0, ended
+    told = "no test images of 1 of its 3 classes ('dogs'); accuracies are over the 12 images of the other 2"
+    assert sum(told in record.getMessage() for record in caplog.records) == 1
+    scores = rows(Path("run/scores.json"))
+    assert set(scores["untested_classes"]) == {"dogs"} and set(scores["test_images"]) == {12}
+
+
+def test_a_set_of_a_dataset_that_is_not_known_here_says_what_to_give(iid: Run, finished: Path) -> None:
+    path = finished / "synthetic.safetensors"
+    path.write_bytes(changed(path.read_bytes(), dataset="birds"))
+    message = "unknown dataset 'birds'.*the set was made from birds: name what it is tested on with --dataset"
+    assert_one_line(iid("evaluate", "run"), message)
+    assert iid("evaluate", "run", "--dataset", "shapes", "--no-baseline").status == 0
+
+
+@pytest.mark.parametrize("what", ["res_DC.pt", "synthetic.png", "run"])
+def test_what_is_no_set_is_named_as_what_it_is(iid: Run, finished: Path, what: str) -> None:
+    (finished / "synthetic.safetensors").unlink()
+    torch.save({"data": [[torch.zeros(1), torch.zeros(1)]], "accs_all_exps": {}}, "res_DC.pt")
+    Image.new("RGB", (4, 4)).save("synthetic.png")
+    named = {
+        "res_DC.pt": "in DatasetCondensation's layout",
+        "synthetic.png": "is a PNG picture of 4 x 4",
+        "run": "a run that",
+    }
+    assert_one_line(iid("evaluate", what), named[what])
+
+
 # --- wrong input ------------------------------------------------------------------------------------------------------
 
 WRONG = {
@@ -683,9 +944,10 @@ def test_folder_without_permission(iid: Run) -> None:
 
 
 def changed(content: bytes, **metadata: str) -> bytes:
-    """The same tensors with other metadata."""
+    """The same tensors with other metadata, which no checksum covers, as in version 0.1.0."""
     length = int.from_bytes(content[:8], "little")
     known = json.loads(content[8 : 8 + length])["__metadata__"]
+    known.pop("metadata_sha256", None)
     return to_bytes(from_bytes(content), {**known, **metadata})
 
 

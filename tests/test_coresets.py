@@ -87,3 +87,6 @@ def test_baselines_of_a_set_are_random_images_and_mosaics_where_there_are_enough
     assert not said
     assert [one.factor for one in random_beside(train, 4, 0, 2, say=said.append)] == [1]
     assert len(said) == 1 and said[0].startswith("random-mosaic is left out: ipc 4 with syn.factor 2 takes 16")
+    # a set may be tested on a dataset with fewer images than it was made from
+    assert random_beside(train, 13, 0, 1, say=said.append) == []
+    assert said[1].startswith("random is left out: ipc must be 1 to 12, the training images of class 'disc'")

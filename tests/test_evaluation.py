@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import logging
 import math
 import statistics
 
@@ -16,12 +17,23 @@ from iidlib.augment import sample
 from iidlib.config import SCALES, ComputeConfig, Drop, EvalProtocol, override, preset
 from iidlib.config import protocol as protocol_changes
 from iidlib.config.recipes import PROTOCOLS
-from iidlib.data import Dataset, DatasetSpec, RealSet, shapes
+from iidlib.data import Dataset, DatasetSpec, RealSet, load_dataset, shapes
 from iidlib.distillation import Distillation
 from iidlib.errors import InputError
-from iidlib.evaluation import evaluate, evaluated, evaluation_config, origin_of, random_real, summarize
+from iidlib.evaluation import (
+    check_evaluation,
+    dataset_for,
+    evaluate,
+    evaluated,
+    evaluation_config,
+    fitting,
+    origin_of,
+    random_beside,
+    random_real,
+    summarize,
+)
 from iidlib.evaluation import run as evaluation_run
-from iidlib.experiments import SetOrigin, paired_gains, paired_interval
+from iidlib.experiments import SetOrigin, paired_gains, paired_interval, result_rows
 from iidlib.networks import Network, build_network
 from iidlib.rng import stream, stream_seed
 from iidlib.synthetic import SyntheticSet
@@ -212,6 +224,18 @@ def test_judging_leaves_the_set_and_the_global_generator_alone(pictures):
     assert torch.equal(chosen.images, before) and torch.equal(torch.get_rng_state(), state)
 
 
+def test_a_set_that_was_changed_into_none_is_refused(pictures, networks):
+    chosen = random_real(pictures.train, 2)
+    usual = judge(chosen, pictures, changed(num_eval=1))["accuracy"].tolist()
+    chosen.images = chosen.images.double()
+    assert judge(chosen, pictures, changed(num_eval=1))["accuracy"].tolist() == usual
+    networks.clear()
+    chosen.images[3, 0, 0, 0] = float("nan")
+    with pytest.raises(InputError, match=r"not finite .*, the first is image 3"):
+        judge(chosen, pictures)
+    assert not networks
+
+
 def test_images_that_need_a_gradient_can_be_judged(pictures):
     chosen = random_real(pictures.train, 2)
     chosen.images.requires_grad_()
@@ -269,26 +293,158 @@ def test_the_whole_set_is_judged_under_its_own_protocol(pictures):
 # Sets that do not fit
 
 
+def like(dataset: Dataset, **changes: object) -> Dataset:
+    """The dataset with another specification: the same pixels."""
+    spec = dataclasses.replace(dataset.spec, **changes)
+    parts = (RealSet(part.images, part.labels, spec) for part in (dataset.train, dataset.test))
+    return Dataset(spec.name, *parts, spec)
+
+
 @pytest.mark.parametrize(
-    "changes",
+    ("other", "told"),
     [
-        {"classes": ("a", "b", "c", "d")},
-        {"mean": (0.4, 0.5, 0.5)},
-        {"std": (0.25, 0.25, 0.26)},
+        (
+            lambda own: like(own, classes=("a", "b", "c", "plus")),
+            "4 classes in the set, 4 there - only in the set 'disc', 'square', 'triangle' - only there 'a', 'b', 'c'$",
+        ),
+        (lambda own: shapes(3, 3, 16), "4 classes in the set, 3 there - only in the set 'plus'$"),
+        (lambda own: shapes(4, 3, 8), "the set's images have 16 pixels a side, these have 8$"),
+        (
+            lambda own: like(shapes(3, 3, 24), name="folder:a?size=24"),
+            "only in the set 'plus'; the set's .* 16 pixels .*, these have 24 .take it as folder:a.size=16.$",
+        ),
+        (
+            lambda own: Dataset.of(
+                dataclasses.replace(own.spec, channels=1, mean=(0.5,), std=(0.5,)),
+                *((part.images[:, :1], part.labels) for part in (own.train, own.test)),
+            ),
+            "the set's images have 3 channels, these have 1$",
+        ),
     ],
-    ids=str,
+    ids=["names", "classes", "size", "classes and size", "channels"],
 )
-def test_a_set_of_other_images_is_refused(pictures, changes):
-    chosen = random_real(pictures.train, 2)
-    chosen.spec = dataclasses.replace(chosen.spec, name="other", **changes)
-    with pytest.raises(InputError, match="the set was made for other, whose images or classes are not those of shapes"):
-        judge(chosen, pictures)
-
-
-@pytest.mark.parametrize("other", [shapes(4, 3, 8), shapes(3, 3, 16)], ids=["size", "classes"])
-def test_a_set_of_another_shape_is_refused(pictures, other):
+def test_what_keeps_a_set_from_a_dataset_is_named(pictures, other, told):
+    dataset = other(pictures)
+    name = dataset.name.partition("?")[0]
+    message = f"the set was made for shapes, whose images or classes are not those of {name}.*: .*{told}"
+    with pytest.raises(InputError, match=message):
+        judge(random_real(pictures.train, 2), dataset)
     with pytest.raises(InputError, match="the set was made for shapes"):
-        judge(random_real(other.train, 2), pictures)
+        judge(pictures.train, dataset)
+
+
+@pytest.mark.parametrize("changes", [{"mean": (0.4, 0.5, 0.6)}, {"std": (0.25, 0.25, 0.3)}], ids=str)
+def test_test_images_are_normalised_as_the_set_is(pictures, networks, changes):
+    chosen = random_real(pictures.train, 2)
+    usual = judge(chosen, pictures)["accuracy"].tolist()
+    moved = like(pictures, name="other", **changes)
+    assert judge(chosen, moved)["accuracy"].tolist() == usual
+    assert same(networks[0], networks[2]) and same(networks[1], networks[3])
+    # the set of the other specification has images of another scale, and its own test images too
+    fitted = dataset_for(chosen, moved)
+    assert (fitted.spec, fitted.name) == (dataclasses.replace(pictures.spec, name="other"), "other")
+    index = torch.arange(5)
+    for part in ("train", "test"):
+        assert torch.equal(getattr(fitted, part).images_of(index), getattr(pictures, part).images_of(index))
+        assert not torch.equal(getattr(fitted, part).images_of(index), getattr(moved, part).images_of(index))
+    beside = random_beside(fitted.train, 2, 0, 1)[0]
+    assert torch.equal(beside.images, chosen.images), "normalised as the set, for a fair comparison"
+
+
+def test_classes_in_another_order_are_brought_into_the_sets(pictures, networks):
+    chosen = random_real(pictures.train, 2)
+    usual = judge(chosen, pictures)["accuracy"].tolist()
+    order = [2, 0, 3, 1]
+    place = torch.tensor([order.index(label) for label in range(4)])
+    turned = Dataset.of(
+        dataclasses.replace(pictures.spec, classes=tuple(pictures.spec.classes[label] for label in order)),
+        *((part.images, place[part.labels]) for part in (pictures.train, pictures.test)),
+    )
+    assert turned.spec.classes != pictures.spec.classes
+    fitted = dataset_for(chosen, turned)
+    assert torch.equal(fitted.test.labels, pictures.test.labels) and fitted.train.counts.tolist() == [9, 12, 15, 8]
+    assert judge(chosen, turned)["accuracy"].tolist() == usual
+    again = SyntheticSet(chosen.images, chosen.labels, dataclasses.replace(chosen.spec, classes=("a", "a", "b", "c")))
+    with pytest.raises(InputError, match="two classes have one name, and the classes stand in another order"):
+        judge(again, like(pictures, classes=("a", "b", "a", "c")))
+
+
+def test_a_dataset_that_fits_as_it_is_stays_itself(pictures):
+    assert dataset_for(random_real(pictures.train, 2), pictures) is pictures
+    assert dataset_for(pictures.train, pictures) is pictures
+
+
+def notes(caplog: pytest.LogCaptureFixture, images: SyntheticSet | RealSet, dataset: Dataset) -> list[str]:
+    """What two evaluations say."""
+    fitting.say_once.cache_clear()
+    caplog.clear()
+    with caplog.at_level(logging.INFO, "iidlib"):
+        for seed in range(2):
+            judge(images, dataset, changed(num_eval=1, epochs=1), seed=seed)
+    return [record.getMessage() for record in caplog.records]
+
+
+def test_what_differs_from_the_images_that_a_set_was_made_from_is_said_once(pictures, caplog):
+    chosen = random_real(pictures.train, 2)
+    assert notes(caplog, chosen, pictures) == []
+    one_image_less = Dataset(pictures.name, pictures.train.subset(torch.arange(1, 44)), pictures.test, pictures.spec)
+    assert notes(caplog, chosen, one_image_less) == [
+        "note: the training images of shapes are no longer those that the set was made from"
+    ]
+    assert notes(caplog, chosen, like(pictures, name="mine", mean=(0.4, 0.5, 0.5))) == [
+        "note: the set was made from shapes and is tested on mine; images are normalised with the set's own mean and "
+        "standard deviation"
+    ]
+    turned = like(pictures, classes=tuple(reversed(pictures.spec.classes)))
+    assert notes(caplog, chosen, turned) == ["note: classes are numbered in the set's order"]
+
+
+def test_a_distilled_set_of_cifar10_is_tested_on_cifar10_mini(caplog):
+    mini = load_dataset("cifar10-mini")
+    made = random_real(like(mini, name="cifar10").train, 1)
+    protocol = changed(networks=("convnet3",), epochs=1, num_eval=1)
+    compute = ComputeConfig(compile="off")
+    fitting.say_once.cache_clear()
+    with caplog.at_level(logging.INFO, "iidlib"):
+        scores = evaluate(made, mini, protocol=protocol, compute=compute)
+    assert "the set was made from cifar10 and is tested on cifar10-mini" in caplog.text
+    config = attrs.evolve(preset("random", "cifar10-mini", 1, "ci"), eval=protocol)
+    (row,) = result_rows(scores, config, origin=origin_of(made)).to_dict("records")
+    assert row["dataset"] == "cifar10-mini" and row["settings"] == "made_from=cifar10"
+
+
+# Test images that are missing
+
+
+def without(dataset: Dataset, *labels: int) -> Dataset:
+    """The dataset without the test images of some classes."""
+    kept = torch.tensor([label not in labels for label in dataset.test.labels.tolist()]).nonzero()[:, 0]
+    return Dataset(dataset.name, dataset.train, dataset.test.subset(kept), dataset.spec)
+
+
+def test_classes_without_test_images_are_told_and_do_not_count(pictures, networks, caplog):
+    chosen, dataset = random_real(pictures.train, 3), without(pictures, 1, 3)
+    told = notes(caplog, chosen, dataset)
+    assert told == [
+        "shapes has no test images of 2 of its 4 classes ('square', 'plus'); accuracies are over the 40 images of the "
+        "other 2"
+    ]
+    networks.clear()
+    scores = judge(chosen, dataset, changed(num_eval=1))
+    assert scores["test_images"].tolist() == [40] and scores["untested_classes"].tolist() == ["square, plus"]
+    network = build_network("convnet2", num_classes=4, image_size=16, width=4)
+    network.load_state_dict(networks[0])
+    with torch.no_grad():
+        right = network.eval()(dataset.test.images_of(torch.arange(40))).argmax(1) == dataset.test.labels
+    assert scores["accuracy"].tolist() == [100 * int(right.sum()) / 40]
+    config = attrs.evolve(preset("random", "shapes", 3, "ci"), eval=changed(num_eval=1))
+    assert result_rows(scores, config)["untested_classes"].tolist() == ["square, plus"]
+
+
+def test_a_dataset_without_test_images_is_refused_before_anything_is_trained(pictures, networks):
+    with pytest.raises(InputError, match="shapes has no test images, so that nothing can be evaluated on it"):
+        judge(random_real(pictures.train, 2), without(pictures, 0, 1, 2, 3))
+    assert not networks
 
 
 def test_a_renamed_data_set_is_the_same_one(pictures):
@@ -301,15 +457,20 @@ def test_a_renamed_data_set_is_the_same_one(pictures):
     ("changes", "message"),
     [
         ({"networks": ("convnet2", "resnet81")}, "unknown network 'resnet81'; did you mean 'resnet18'"),
-        ({"networks": ("vgg11",)}, "vgg11 takes square images of a side that is a multiple of 32 .*got image_size 16"),
+        (
+            {"networks": ("convnet2", "convnet1", "vgg11")},
+            "vgg11 takes square images of a side that is a multiple of 32 .*got image_size 16",
+        ),
         ({"augmentation": "crops"}, r"'crops'.*did you mean 'crop'"),
     ],
     ids=str,
 )
-def test_a_protocol_that_does_not_fit_is_one_line(pictures, changes, message):
+def test_a_protocol_that_does_not_fit_is_one_line_before_anything_is_trained(pictures, networks, changes, message):
     with pytest.raises(InputError, match=message) as caught:
         judge(random_real(pictures.train, 2), pictures, changed(**changes))
-    assert "\n" not in str(caught.value)
+    assert "\n" not in str(caught.value) and not networks
+    with pytest.raises(InputError, match=message):
+        check_evaluation(changed(**changes), pictures.spec)
 
 
 # Tables
@@ -363,7 +524,7 @@ def test_an_interval_of_fewer_than_three_seeds_is_refused(first, second):
 
 
 def test_the_specification_is_compared_in_full():
-    """A field added to DatasetSpec: does it tell images or classes apart?"""
+    """A field added to DatasetSpec: does it tell images or classes apart, or belong to the set as its mean does?"""
     compared = {"classes", "image_size", "channels", "mean", "std"}
     assert {field.name for field in dataclasses.fields(DatasetSpec)} == compared | {"name", "augmentation"}
 

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from iidlib.cli.kept import KeptRows, check_apart
 from iidlib.cli.options import Baseline, Changes, DataRoot, DatasetName, Device, Results, given_changes
 from iidlib.cli.scores import scored, show_scores, with_random_beside
 from iidlib.cli.session import check_names, given_command, keeping, load
@@ -43,8 +44,8 @@ def distill(
     from iidlib.config import published
     from iidlib.distillation import METHODS
     from iidlib.distillation import distill as run
-    from iidlib.evaluation import made_by
-    from iidlib.experiments import SetOrigin, append_results, check_results, protocol_text, published_value
+    from iidlib.evaluation import check_evaluation, dataset_for, made_by, random_beside, untested
+    from iidlib.experiments import SetOrigin, check_results, protocol_text, published_value
     from iidlib.runs import RunFolder
     from iidlib.synthetic import SyntheticSet
 
@@ -59,8 +60,13 @@ def distill(
             raise InputError("--results needs the evaluation; leave out --no-evaluate or --results")
         check_results(results)
     loaded = load(dataset, data_root, device)
+    if evaluate:
+        check_evaluation(config.eval, loaded.spec, config.compute)
+        untested(loaded.test)
     named = re.sub(r"[^\w.-]+", "-", dataset)  # a folder's path is part of a name, and no folders
     folder = RunFolder(out or Path("runs") / f"{method}-{named}-ipc{ipc}-{scale}-seed{seed}")
+    if results is not None:
+        check_apart(results, folder.path, folder=True)
     typer.echo(
         f"{method} on {dataset}, IPC {ipc}: {config.iterations} iterations, scale {scale}, {loaded.train.device}"
     )
@@ -93,10 +99,15 @@ def distill(
         if len(metrics):
             seconds = metrics["seconds"].iloc[-1] / config.iterations
             origin = dataclasses.replace(origin, seconds_per_iteration=seconds)
-        scores = scored(synthetic, loaded, config, origin=origin, seed=seed, made_by=stamp)
-        if baseline:
-            scores = with_random_beside(scores, loaded, config, origin=origin, given=given, made_by=stamp)
-        folder.write_scores(scores)
+        with KeptRows(run=folder, results=results) as kept:
+            scores = scored(synthetic, loaded, config, origin=origin, seed=seed, made_by=stamp, kept=kept)
+            if baseline:
+                fitted = dataset_for(synthetic, loaded)  # another one where the images changed since a run was finished
+                beside = random_beside(fitted.train, ipc, origin.seed, origin.factor, say=typer.echo)
+                scores = with_random_beside(
+                    scores, beside, fitted, config, origin=origin, given=given, made_by=stamp, kept=kept
+                )
+            kept.save(scores, of_run=True)
         note = "last iterate, mean ± std over networks, one distillation"
         show_scores(
             scores, f"{dataset}, IPC {ipc}, scale {scale}", note, protocol_text(config.eval, method, synthetic.factor)
@@ -105,5 +116,3 @@ def distill(
         if printed and scale == "paper":
             source = f"; settings: {row.origin}" if row else ""
             typer.echo(f"published: {printed.value} % ({printed.source}){source}")
-        if results is not None:
-            append_results(results, scores)

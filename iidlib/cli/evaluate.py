@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from iidlib.cli.kept import KeptRows, check_apart
 from iidlib.cli.options import Baseline, Changes, DataRoot, Device, Results, given_changes
 from iidlib.cli.scores import scored, show_scores, with_random_beside
 from iidlib.cli.session import check_names, given_command, keeping, load
@@ -47,11 +48,21 @@ def evaluate(
 ) -> None:
     """Train networks from scratch on a set and test them on the real test images."""
     from iidlib.config.recipes import BASELINES
-    from iidlib.evaluation import check_protocol, evaluation_config, made_by, origin_of, real_images
+    from iidlib.evaluation import (
+        check_evaluation,
+        check_protocol,
+        dataset_for,
+        evaluation_config,
+        made_by,
+        origin_of,
+        random_beside,
+        real_images,
+        untested,
+    )
     from iidlib.evaluation.coresets import CHOICES
-    from iidlib.experiments import SetOrigin, append_results, check_results, check_writable, protocol_text
+    from iidlib.experiments import SetOrigin, check_results, check_writable, protocol_text
     from iidlib.features import choosing_pool
-    from iidlib.files import atomic_write, place_of
+    from iidlib.files import place_of
     from iidlib.runs import RunFolder
     from iidlib.synthetic import SyntheticSet
 
@@ -60,11 +71,15 @@ def evaluate(
         if place_of(out).exists() or out.is_symlink():
             raise InputError(f"{out} exists already; nothing was overwritten: give another --out")
     if results is not None:
+        if out is not None:
+            check_apart(results, out, folder=False)
         check_results(results)
     synthetic = None if path in BASELINES else SyntheticSet.load(path)
     if synthetic and ipc not in (None, synthetic.ipc):
         raise InputError(f"--ipc goes with chosen images; the set in {path} has {synthetic.ipc} images a class")
     run = RunFolder(path) if (Path(path) / "config.yaml").is_file() else None
+    if run is not None and results is not None:
+        check_apart(results, run.path, folder=True)
     origin = SetOrigin(path, scale or "tour", seed or 0)
     if synthetic:
         origin = origin_of(synthetic, run=run, scale=origin.scale, seed=origin.seed, called=path)
@@ -73,12 +88,21 @@ def evaluate(
     given = {"eval.networks": networks, "eval.num_eval": num_eval, "eval.epochs": epochs}
     chosen = {key: value for key, value in given.items() if value is not None} | own
     name = dataset or (synthetic.spec.name if synthetic else "cifar10-mini")
-    loaded = load(name, data_root, device)
+    try:
+        loaded = load(name, data_root, device)
+    except InputError as error:
+        if dataset is not None or synthetic is None:
+            raise
+        raise InputError(f"{error}; the set was made from {name}: name what it is tested on with --dataset") from None
+    fitted = dataset_for(synthetic, loaded) if synthetic else loaded
     size = synthetic.ipc if synthetic else 10 if ipc is None else ipc
-    config = evaluation_config(origin, loaded, size, scale=scale, protocol=protocol, changes=chosen)
+    config = evaluation_config(origin, fitted, size, scale=scale, protocol=protocol, changes=chosen)
     check_names(config)
+    check_evaluation(config.eval, fitted.spec, config.compute)
+    untested(loaded.test)
     stamp = made_by(loaded.train.device, given_command(ctx))  # now, as a checkout may change meanwhile
-    with keeping():
+    as_made = run is not None and run.config().eval == config.eval
+    with keeping(), KeptRows(run=run if as_made else None, out=out, results=results) as kept:
         images: SyntheticSet | RealSet
         if synthetic:
             images = synthetic
@@ -96,15 +120,14 @@ def evaluate(
             origin = dataclasses.replace(origin, pool_accuracies=pool.accuracies if pool else ())
         origin = dataclasses.replace(origin, settings=dict(origin.settings) | own)
         networks_seed = origin.seed if seed is None else seed
-        scores = scored(images, loaded, config, origin=origin, seed=networks_seed, made_by=stamp)
+        beside: list[SyntheticSet] = []
         if baseline and synthetic and origin.method not in ("random", "random-mosaic"):
-            scores = with_random_beside(scores, loaded, config, origin=origin, given=own, made_by=stamp)
+            beside = random_beside(fitted.train, config.ipc, origin.seed, origin.factor, say=typer.echo)
+        scores = scored(images, loaded, config, origin=origin, seed=networks_seed, made_by=stamp, kept=kept)
+        if beside:
+            scores = with_random_beside(
+                scores, beside, fitted, config, origin=origin, given=own, made_by=stamp, kept=kept
+            )
         judged_by = protocol_text(config.eval, origin.method, origin.factor)
         show_scores(scores, f"tested on {name}", "mean ± std over networks", judged_by)
-        if run is not None and run.config().eval == config.eval and not run.scored():
-            run.write_scores(scores)
-        if out is not None:
-            out.parent.mkdir(parents=True, exist_ok=True)
-            atomic_write(out, scores.to_json(orient="records", indent=2) + "\n")
-        if results is not None:
-            append_results(results, scores)
+        kept.save(scores, of_run=run is not None and not run.scored())

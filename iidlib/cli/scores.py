@@ -2,7 +2,7 @@
 
 import dataclasses
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import typer
@@ -15,6 +15,7 @@ from iidlib.config import RunConfig
 if TYPE_CHECKING:
     import pandas as pd
 
+    from iidlib.cli.kept import KeptRows
     from iidlib.data import Dataset, RealSet
     from iidlib.experiments import MadeBy, SetOrigin
     from iidlib.synthetic import SyntheticSet
@@ -30,51 +31,65 @@ def scored(
     origin: "SetOrigin",
     seed: int,
     made_by: "MadeBy",
+    kept: "KeptRows",
 ) -> "pd.DataFrame":
-    """Evaluates a set behind a progress bar: a row of results for each network."""
+    """Evaluates a set behind a progress bar: a row of results for each network, kept also if it ends early."""
     from tqdm import tqdm
 
     from iidlib.evaluation import evaluated, scores_of, with_memory
     from iidlib.experiments import result_rows
 
-    protocol, found = config.eval, []
+    protocol = config.eval
+    found: list[dict[str, object]] = []
     total = len(protocol.networks) * protocol.num_eval
+
+    def rows() -> "pd.DataFrame":
+        scores = scores_of(found, dataset, protocol, seed)
+        return result_rows(scores, config, origin=origin, made_by=with_memory(made_by, dataset.train.device))
+
     with tqdm(total=total, desc=f"evaluating {origin.method}", unit="network", disable=not sys.stderr.isatty()) as bar:
-        for row in evaluated(images, dataset, protocol=protocol, seed=seed, compute=config.compute):
-            found.append(row)
-            bar.set_postfix_str(f"{row['network']} {row['accuracy']:.1f} %")
-            bar.update()
-    scores = scores_of(found, dataset, protocol, seed)
-    return result_rows(scores, config, origin=origin, made_by=with_memory(made_by, dataset.train.device))
+        try:
+            for row in evaluated(images, dataset, protocol=protocol, seed=seed, compute=config.compute):
+                found.append(row)
+                bar.set_postfix_str(f"{row['network']} {row['accuracy']:.1f} %")
+                bar.update()
+        finally:
+            if found:
+                kept.add(rows())
+    return rows()
 
 
 def with_random_beside(
     scores: "pd.DataFrame",
+    chosen: "Sequence[SyntheticSet]",
     dataset: "Dataset",
     config: RunConfig,
     *,
     origin: "SetOrigin",
     given: Mapping[str, object],
     made_by: "MadeBy",
+    kept: "KeptRows",
 ) -> "pd.DataFrame":
     """The rows of a set behind those of as many random real images, evaluated with the same seed.
 
     Args:
         scores: the rows of the set.
-        dataset: on which it was evaluated.
+        chosen: the random real images, as `iidlib.evaluation.random_beside` chooses them.
+        dataset: on which it was evaluated, as `iidlib.evaluation.dataset_for` gives it.
         config: by which it was evaluated.
         origin: of the set.
         given: settings of the command, of which those of the evaluation are also theirs.
         made_by: as for `scored`.
+        kept: as for `scored`.
     """
     import pandas as pd
 
-    from iidlib.evaluation import origin_of, random_beside
+    from iidlib.evaluation import origin_of
 
     seed, beside = int(scores["networks_seed"].iloc[0]), []
-    for images in random_beside(dataset.train, config.ipc, origin.seed, origin.factor, say=typer.echo):
+    for images in chosen:
         own = dataclasses.replace(origin_of(images, scale=origin.scale), settings=given)
-        beside.append(scored(images, dataset, config, origin=own, seed=seed, made_by=made_by))
+        beside.append(scored(images, dataset, config, origin=own, seed=seed, made_by=made_by, kept=kept))
     return pd.concat([*beside, scores], ignore_index=True)
 
 

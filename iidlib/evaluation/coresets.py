@@ -153,12 +153,12 @@ def random_beside(
         ipc: images per class of the set.
         seed: of the choice.
         factor: tiles along a side of the set's images.
-        say: told why mosaics are left out, where a class has too few images for them.
+        say: told why one of them is left out, where a class has too few images for it.
     """
-    found = [random_real(train, ipc, seed)]
-    if factor > 1:
+    found = []
+    for tiles in (1, factor) if factor > 1 else (1,):
         try:
-            found.append(random_real(train, ipc, seed, factor))
-        except InputError as error:  # the set itself may have begun otherwise
-            say(f"random-mosaic is left out: {error}")
+            found.append(random_real(train, ipc, seed, tiles))
+        except InputError as error:  # the set itself may have begun otherwise, or from other images
+            say(f"{'random-mosaic' if tiles > 1 else 'random'} is left out: {error}")
     return found

@@ -1,5 +1,6 @@
 """The claim: networks trained from scratch on a set and tested on real images."""
 
+import dataclasses
 import itertools
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -11,11 +12,11 @@ import torch
 from iidlib.config import ComputeConfig, EvalProtocol
 from iidlib.data import Dataset, RealSet
 from iidlib.engine import default_together, precision
-from iidlib.errors import InputError
+from iidlib.evaluation.fitting import check_evaluation, dataset_for, tell_differences, untested
 from iidlib.networks import network_for
 from iidlib.rng import stream, stream_seed
 from iidlib.synthetic import SyntheticSet
-from iidlib.training import Examples, Training, accuracy, augmentation_stages, fit, fit_together
+from iidlib.training import Examples, Training, accuracy, fit, fit_together
 
 __all__ = ["evaluate", "evaluated", "scores_of", "summarize"]
 
@@ -30,9 +31,13 @@ def evaluate(
 ) -> pd.DataFrame:
     """Trains fresh networks on a set and tests each once, after its last epoch, on the dataset's test images.
 
+    The dataset need not be the one that the set was made from: it must have the same classes, in images of the same
+    size and channels. Test images are normalised with the set's own mean and deviation; what differs otherwise is
+    logged. Random real images to compare with are those of ``dataset_for(images, dataset).train``, normalised alike.
+
     Args:
         images: a distilled set, a selection of real images, or the whole training set. Mosaics are expanded first.
-        dataset: gives the test images and the device.
+        dataset: gives the test images and the device. Classes without test images are told, and do not count.
         protocol: how networks are trained; the paper's when not given.
         seed: of the networks' weights, orders and augmentation; network i of an architecture has its own draws.
         compute: how the hardware is used (``precision``, ``compile``, ``together``); the scores depend on it up to
@@ -40,11 +45,13 @@ def evaluate(
 
     Returns:
         One row for each trained network, with the columns network, evaluation_seed, accuracy (percent), epochs, images
-        (as many as are stored) and seconds (of networks trained at once, an equal share each). Its ``attrs`` note
-        dataset, seed and protocol, for `iidlib.experiments.result_rows`.
+        (as many as are stored) and seconds (of networks trained at once, an equal share each); where classes have no
+        test images also test_images, their number, and untested_classes, those without. Its ``attrs`` note dataset,
+        seed and protocol, for `iidlib.experiments.result_rows`.
 
     Raises:
-        InputError: for images that do not fit the dataset, or an unknown network or augmentation.
+        InputError: before anything is trained, for images that do not fit the dataset, a dataset without test images,
+            an unknown network or augmentation, or a network that cannot take the images.
     """
     rows = evaluated(images, dataset, protocol=protocol, seed=seed, compute=compute)
     return scores_of(rows, dataset, protocol or EvalProtocol(), seed)
@@ -64,17 +71,14 @@ def evaluated(
         InputError: as `evaluate`, with the first row.
     """
     protocol, compute = protocol or EvalProtocol(), compute or ComputeConfig()
-    spec, device = dataset.spec, dataset.test.device
-    if (images.spec.classes, images.spec.image_size, images.spec.channels, images.spec.mean, images.spec.std) != (
-        spec.classes,
-        spec.image_size,
-        spec.channels,
-        spec.mean,
-        spec.std,
-    ):
-        raise InputError(
-            f"the set was made for {images.spec.name}, whose images or classes are not those of {spec.name}"
-        )
+    if isinstance(images, SyntheticSet):
+        images = dataclasses.replace(images)  # refuses what it may have been changed into
+    own = dataset_for(images, dataset)
+    spec, device = own.spec, own.test.device
+    check_evaluation(protocol, spec, compute)
+    without = untested(own.test)
+    told = {"test_images": len(own.test), "untested_classes": ", ".join(without)} if without else {}
+    tell_differences(images, dataset)
     training = Training(
         epochs=protocol.epochs,
         lr=protocol.lr,
@@ -83,7 +87,6 @@ def evaluated(
         augmentation=spec.augmentation if protocol.augmentation == "auto" else protocol.augmentation,
         cutmix=protocol.cutmix,
     )
-    augmentation_stages(training.augmentation)  # refuses what it does not know before anything is trained
     stored = len(images.images)
     examples = _examples(images.expanded() if isinstance(images, SyntheticSet) else images, device)
     together = compute.together or default_together(device)
@@ -97,16 +100,16 @@ def evaluated(
                     name,
                     spec,
                     width=protocol.width,
-                    generator=stream(own, 0, "network", device),
+                    generator=stream(drawn, 0, "network", device),
                     compile=compute.compile,
                 )
-                for own in seeds
+                for drawn in seeds
             ]
             if together == 1:
                 fit(networks[0], examples, training, seed=seeds[0])
             else:
                 fit_together(networks, examples, training, seeds=seeds)
-            reached = [accuracy(network, dataset.test) for network in networks]
+            reached = [accuracy(network, own.test) for network in networks]
         seconds = (time.perf_counter() - begun) / len(numbers)
         for number, value in zip(numbers, reached, strict=True):
             yield {
@@ -116,7 +119,7 @@ def evaluated(
                 "epochs": protocol.epochs,
                 "images": stored,
                 "seconds": seconds,
-            }
+            } | told
 
 
 def scores_of(rows: Iterable[dict[str, object]], dataset: Dataset, protocol: EvalProtocol, seed: int) -> pd.DataFrame:

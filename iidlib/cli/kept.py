@@ -1,0 +1,185 @@
+"""Rows of evaluated networks: saved where the options say, also when something ends the evaluation before its end."""
+
+import contextlib
+import itertools
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+import typer
+
+from iidlib.errors import InputError
+from iidlib.files import atomic_write, place_of
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from iidlib.runs import RunFolder
+
+__all__ = ["KeptRows", "check_apart", "write_new"]
+
+OF_A_RUN = ("config.yaml", "environment.json", "metrics.jsonl", "scores.json", "scores-incomplete.json", "checkpoints",
+            ".lock", "synthetic.safetensors", "synthetic.png", "synthetic-expanded.png")  # fmt: skip
+"""What a run writes in its folder."""
+
+
+def check_apart(results: Path, out: Path, *, folder: bool) -> None:
+    """Refuses a table of results where the command writes something else, which would be found out after its work.
+
+    Args:
+        results: of ``--results``.
+        out: of ``--out``, or the folder of the run.
+        folder: whether `out` is the folder of a run (or of the runs of steps), and no file.
+
+    Raises:
+        InputError: if one is the other, or lies where the other is to be.
+    """
+    table, other = place_of(results), place_of(out)
+    clash = "are the same" if table == other else "lie one in the other, and one of them is a file"
+    if table == other or table in other.parents or (not folder and other in table.parents):
+        raise InputError(f"--results {results} and --out {out} {clash}; give another --results")
+    if folder and other in table.parents:
+        first = table.relative_to(other).parts[0]
+        if first in OF_A_RUN or first.startswith("step-"):
+            raise InputError(
+                f"--results {results} is where the run in {out} writes its own files; give another --results"
+            )
+
+
+def write_new(path: Path, content: str) -> Path:
+    """Writes a file whole, and never over another one: if one is there, beside it under a name with a number.
+
+    Args:
+        path: the file that is meant; its folder is made.
+        content: of the file.
+
+    Returns:
+        The file that was written.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    whole = path.with_name(f".{path.name}.{os.getpid()}.new")
+    try:
+        atomic_write(whole, content)
+        for place in itertools.chain(
+            [path], (path.with_name(f"{path.stem}-{n}{path.suffix}") for n in itertools.count(2))
+        ):
+            try:
+                os.link(whole, place)
+            except FileExistsError:
+                continue
+            except OSError:  # a file system without links: the name is taken first, and then filled
+                with contextlib.suppress(FileExistsError), place.open("x", encoding="utf-8") as file:
+                    file.write(content)
+                    return place
+                continue
+            return place
+    finally:
+        whole.unlink(missing_ok=True)
+    raise AssertionError("numbers do not end")
+
+
+class KeptRows:
+    """What an evaluation has found so far; when the block ends early, it is saved, and a line says where.
+
+    ``scores.json`` of a run stands for a whole evaluation; what is less goes to ``scores-incomplete.json``.
+
+    Attributes:
+        tables: rows of the finished networks of each set.
+    """
+
+    def __init__(self, *, run: "RunFolder | None" = None, out: Path | None = None, results: Path | None = None) -> None:
+        self.tables: list[pd.DataFrame] = []
+        self._run, self._out, self._results = run, out, results
+        self._places: list[str] = []
+
+    def add(self, rows: "pd.DataFrame") -> None:
+        """Takes the rows of a set, as many as there are."""
+        self.tables.append(rows)
+
+    def save(self, scores: "pd.DataFrame", *, of_run: bool) -> None:
+        """Saves the whole evaluation.
+
+        Args:
+            scores: its rows.
+            of_run: whether they are the run's own, by its own protocol.
+
+        Raises:
+            OSError: if a file cannot be written; leaving the block then saves the rows elsewhere.
+            InputError: likewise, where the table has become something else.
+        """
+        from iidlib.experiments import append_results
+
+        if self._out is not None:
+            placed = write_new(self._out, as_json(scores))
+            if placed != self._out:
+                typer.echo(f"{self._out} appeared meanwhile and stays as it is; the scores are in {placed}", err=True)
+            self._out = None
+            self._places.append(str(placed))
+        if of_run and self._run is not None:
+            self._run.write_scores(scores)
+            self._places.append(str(self._run.path / "scores.json"))
+            (self._run.path / "scores-incomplete.json").unlink(missing_ok=True)
+        self._run = None
+        if self._results is not None:
+            append_results(self._results, scores)
+            self._results = None
+        self.tables.clear()
+
+    def __enter__(self) -> "KeptRows":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None or not self.tables:
+            return
+        import pandas as pd
+
+        rows = pd.concat(self.tables, ignore_index=True)
+        found = self._saved(rows)
+        where = f"are kept in {' and '.join(found)}" if found else "could not be saved anywhere"
+        typer.echo(f"{len(rows)} networks were evaluated before that; their rows {where}", err=True)
+
+    def _saved(self, rows: "pd.DataFrame") -> list[str]:
+        """Saves rows in each place that has not had them, or else wherever that can be done."""
+        marked = as_json(rows.assign(incomplete=True))
+        places: list[Callable[[], Path]] = []
+        if self._run is not None and self._run.path.is_dir():
+            incomplete = self._run.path / "scores-incomplete.json"
+            places.append(lambda: _replaced(incomplete, marked))
+        if (out := self._out) is not None:
+            places.append(lambda: write_new(out, marked))
+        if (results := self._results) is not None:
+            places.append(lambda: _added(results, rows))
+        found = self._places
+        for place in places:
+            with contextlib.suppress(OSError, InputError):
+                found.append(str(place()))
+        if not found:
+            for folder in (Path(), Path(tempfile.gettempdir())):
+                with contextlib.suppress(OSError):
+                    return [str(write_new(folder / "scores-incomplete.json", marked))]
+        return found
+
+
+def as_json(scores: "pd.DataFrame") -> str:
+    """A record for each evaluated network."""
+    return scores.to_json(orient="records", indent=2) + "\n"
+
+
+def _replaced(path: Path, content: str) -> Path:
+    atomic_write(path, content)
+    return path
+
+
+def _added(path: Path, rows: "pd.DataFrame") -> Path:
+    from iidlib.experiments import append_results
+
+    append_results(path, rows)
+    return path
