@@ -19,6 +19,7 @@ from matplotlib.colors import to_hex, to_rgb
 from PIL import Image
 
 from iidlib import plots
+from iidlib.errors import InputError
 from iidlib.plots import display
 
 FINDING = "distilled images reach 37 % where random ones reach 28 %"
@@ -129,12 +130,55 @@ def test_images_stand_where_they_belong() -> None:
     images = torch.zeros(5, 3, 4, 4, dtype=torch.uint8)
     for i in range(5):
         images[i] = 50 * i
-    ax = plots.image_grid(images, columns=3, row_labels=["cat", "dog"], title="real")
+    ax = plots.image_grid(images.split(3), row_labels=["cat", "dog"], title="real")
     canvas = ax.get_images()[0].get_array()
     assert canvas is not None and canvas.shape == (10, 16, 3)  # two rows of three, two pixels between
     assert [int(canvas[row, column, 0]) for row in (0, 6) for column in (0, 6, 12)] == [0, 50, 100, 150, 200, 255]
     assert [label.get_text() for label in ax.get_yticklabels()] == ["cat", "dog"]
     assert ax.get_title("left") == "real"
+    flat = plots.image_grid(images, columns=3).get_images()[0].get_array()
+    assert flat is not None and np.array_equal(flat, canvas), "a flat list in the same order"
+
+
+def test_a_name_stands_beside_the_images_of_its_class_also_where_classes_differ_in_number() -> None:
+    rows = [torch.full((n, 3, 4, 4), 50 * n, dtype=torch.uint8) for n in (1, 3, 0, 2)]
+    ax = plots.image_grid(rows, row_labels=["one", "three", "none", "two"])
+    canvas = ax.get_images()[0].get_array()
+    assert canvas is not None and canvas.shape == (22, 16, 3)
+    middles = dict(zip([label.get_text() for label in ax.get_yticklabels()], ax.get_yticks(), strict=True))
+    found = {name: [int(canvas[int(at), column, 0]) for column in (0, 6, 12)] for name, at in middles.items()}
+    assert found == {
+        "one": [50, 255, 255], "three": [150, 150, 150], "none": [255, 255, 255], "two": [100, 100, 255],
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_tensors_of_any_type_and_with_a_gradient_are_drawn_alike(dtype: torch.dtype) -> None:
+    images = torch.ones(2, 1, 4, 4, dtype=dtype) * (255 if dtype == torch.uint8 else 1)
+    images = images if dtype == torch.uint8 else images.requires_grad_()
+    canvas = plots.image_grid([images, torch.zeros(1, 3, 4, 4)]).get_images()[0].get_array()
+    assert canvas is not None and int(canvas[0, 0, 0]) == 255 and int(canvas[6, 0, 0]) == 0
+
+
+@pytest.mark.parametrize(("rows", "count", "side"), [(200, 8, 224), (1000, 1, 64), (1, 1, 1), (1, 1000, 8)])
+def test_a_grid_of_any_size_can_be_saved(rows: int, count: int, side: int) -> None:
+    images = [np.zeros((count, 1, side, side), np.uint8)] * rows
+    figure = plots.image_grid(images, row_labels=[f"class {row}" for row in range(rows)]).get_figure()
+    assert isinstance(figure, matplotlib.figure.Figure)
+    figure.savefig(io.BytesIO(), format="png", dpi=20)
+    assert max(figure.get_size_inches()) * 100 < 2**16, "what the picture can hold at the resolution of the screen"
+
+
+@pytest.mark.parametrize("name", ["$5 or $10", "_hidden", "x" * 200, "two\nlines", "Äpfel & <b>Birnen</b>", "a^{b"])
+def test_names_of_folders_are_written_as_they_are(name: str) -> None:
+    row = np.zeros((3, 3, 16, 16), np.uint8)
+    points = pd.DataFrame({"label": "dm", "class": [0], "x": [0.0], "y": [0.0]})
+    (drawn,) = plots.projection(points, classes=[name])
+    texts = [plots.image_grid([row], row_labels=[name]).get_yticklabels()[0], drawn.get_legend().get_texts()[0]]
+    for text in texts:
+        shown, mathematics = text._preprocess_math(text.get_text())
+        assert not mathematics, "mathtext would leave out the $"
+        assert shown.strip() == name if len(name) < 28 else shown[:14] == name[:14] and len(shown) <= 28
 
 
 def test_images_in_the_unit_range_and_grey_ones_are_taken() -> None:
@@ -146,18 +190,27 @@ def test_images_in_the_unit_range_and_grey_ones_are_taken() -> None:
 @pytest.mark.parametrize(
     ("images", "options", "message"),
     [
+        (np.zeros((6, 3, 4, 4), np.uint8), {"row_labels": ["a", "b", "c"]}, "one .* for each of the 3 names"),
+        (np.zeros((2, 3, 4, 4), np.uint8), {"columns": None}, "needs columns"),
+        (np.zeros((2, 3, 4, 4), np.uint8), {"columns": 0}, "at least 1, got 0"),
+        (np.zeros((1, 2, 3, 4, 4), np.uint8), {}, "got columns=2"),
+        ([np.zeros((2, 3, 4, 4), np.uint8), np.zeros((2, 3, 5, 5), np.uint8)], {"columns": None}, "one size"),
+        ([np.zeros((3, 4, 4), np.uint8), np.zeros((3, 5, 5), np.uint8)], {}, "one size"),
+        ([], {}, "at least one"),
+        (None, {}, "got None"),
+        (np.full((2, 3, 4, 4), np.nan), {}, "finite values, got NaN"),
         (np.zeros((3, 4, 4), np.uint8), {}, "at least one"),
         (np.zeros((0, 3, 4, 4), np.uint8), {}, "at least one"),
         (np.zeros((2, 4, 4, 3), np.uint8), {}, "B, 1 or 3"),
         (np.full((2, 3, 4, 4), -1.5), {}, "denormalise"),
         (np.full((2, 3, 4, 4), 1.5), {}, "denormalise"),
         (np.zeros((2, 3, 4, 4), np.int64), {}, "int64"),
-        (np.zeros((2, 3, 4, 4), np.uint8), {"row_labels": ["a", "b"]}, "2 labels for 1 rows"),
+        (np.zeros((1, 2, 3, 4, 4), np.uint8), {"columns": None, "row_labels": ["a", "b"]}, "2 labels for 1 rows"),
     ],
 )
-def test_wrong_images_are_refused(images: np.ndarray, options: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        plots.image_grid(images, columns=2, **options)
+def test_wrong_images_are_refused(images: Any, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        plots.image_grid(images, **({"columns": 2} | options))
 
 
 # what the other figures show
@@ -491,3 +544,78 @@ def test_a_figure_of_measured_rows_says_what_they_are() -> None:
     axes = plots.panels(2)
     plots.note(axes, rows[:1])
     assert axes[0].get_figure().texts[0].get_text().endswith("measured 2026-11-22")
+
+
+NOTHING = {
+    "bars": (plots.accuracy_bars, {}),
+    "curves": (plots.accuracy_curves, {"x": "step", "label": "step"}),
+    "cells": (plots.cell_points, {}),
+    "settings": (plots.setting_curve, {"setting": "weight"}),
+    "errors": (plots.error_curves, {"x": "n", "unit": "1"}),
+    "distances": (plots.distance_distribution, {"unit": "1"}),
+    "strips": (plots.measure_strips, {"names": {"within": "within"}}),
+    "projection": (plots.projection, {"classes": ["a"]}),
+    "ladder": (plots.time_ladder, {"unit": "s"}),
+    "costs": (plots.cost_curves, {"axes": {"ipc": "images"}}),
+}
+
+
+@pytest.mark.parametrize("name", NOTHING)
+def test_a_figure_of_nothing_is_a_sentence(name: str) -> None:
+    draw, options = NOTHING[name]
+    with pytest.raises(InputError, match="needs rows, got none"):
+        draw(pd.DataFrame(), **options)
+
+
+NAN = float("nan")
+EDGES = {
+    "one network that diverged": lambda: plots.accuracy_bars(scores()[:1].assign(accuracy=NAN), chance=50),
+    "one step": lambda: plots.accuracy_curves(scores()[:1].assign(step=1), x="step", label="step"),
+    "losses of zero": lambda: plots.loss_curves(metrics().assign(loss_mean=0.0, loss_cm=0.0)),
+    "losses of NaN": lambda: plots.loss_curves(metrics().assign(loss_mean=NAN, loss_cm=NAN)),
+    "no error": lambda: plots.error_curves(
+        pd.DataFrame({"label": "a", "n": [1, 2], "error": [0.0, NAN]}), x="n", unit="1"
+    ),
+    "covariances of one channel": lambda: plots.covariance_heatmaps({"a": np.ones((1, 1))}, unit="1")[0],
+    "covariances that diverged": lambda: plots.covariance_heatmaps({"a": np.full((3, 3), NAN)}, unit="1")[0],
+    "covariances with a gradient": lambda: plots.covariance_heatmaps(
+        {"a": torch.eye(3, dtype=torch.bfloat16, requires_grad=True)}, unit="1"
+    )[0],
+    "measures of one class": lambda: plots.measure_strips(
+        pd.DataFrame({"label": ["dm"], "within": [1.0]}), names={"within": "within"}
+    )[0],
+    "measures that diverged": lambda: plots.measure_strips(
+        pd.DataFrame({"label": ["dm", "real"], "within": [NAN, NAN]}), names={"within": "within"}
+    )[0],
+    "a single point": lambda: plots.projection(
+        pd.DataFrame({"label": ["dm"], "class": [0], "x": [1.0], "y": [1.0]}), classes=["cat"]
+    )[0],
+    "two hundred classes": lambda: plots.projection(
+        pd.DataFrame({"label": "dm", "class": range(200), "x": range(200), "y": 0.0}),
+        classes=[f"class {c}" for c in range(200)],
+    )[0],
+}
+
+
+@pytest.mark.parametrize("name", EDGES)
+def test_little_or_diverged_data_is_drawn_without_a_warning(name: str) -> None:
+    figure = EDGES[name]().get_figure()
+    assert isinstance(figure, matplotlib.figure.Figure)
+    figure.savefig(io.BytesIO(), format="png", dpi=30, bbox_inches="tight")
+
+
+def test_a_series_more_than_colours_is_drawn_too() -> None:
+    rows = pd.DataFrame({"label": "cell", "series": list("abcdefg"), "accuracy": range(7)})
+    assert len(plots.cell_points(rows).collections) == 7
+
+
+def test_a_projection_needs_a_set_beside_the_real_images() -> None:
+    points = pd.DataFrame({"label": ["real"], "class": [0], "x": [1.0], "y": [1.0]})
+    with pytest.raises(InputError, match="beside 'real'"):
+        plots.projection(points, classes=["cat"])
+
+
+def test_a_note_on_nothing_says_so() -> None:
+    ax = plots.panels()[0]
+    plots.note(ax, pd.DataFrame({"scale": [], "seed": [], "date": []}))
+    assert [text.get_text() for text in ax.get_figure().texts] == ["nothing measured"]

@@ -126,7 +126,8 @@ def front(options: list[str]) -> None:
     real = random_real(load_dataset("cifar10", data_root=root).train, stored.ipc, int(stored.provenance["seed"]))
     images = np.concatenate([one.to_uint8().numpy() for one in (real, stored)])
     labels = [text.replace("images ", "images\n") for text in caption().split(", ")]
-    ax = plots.image_grid(images, columns=10, row_labels=labels, ax=plots.panels(1, height=2.2)[0])
+    rows = images.reshape(2, 10, *images.shape[1:])
+    ax = plots.image_grid(rows, row_labels=labels, ax=plots.panels(1, height=2.2)[0])
     target = ROOT / "book" / "_static" / "front.png"
     known = {"Description": caption()}
     ax.get_figure().savefig(target, dpi=150, bbox_inches="tight", facecolor="white", metadata=known)

@@ -2,10 +2,11 @@
 
 from iidlib.experiments.cells import EXPERIMENTS, Cell, Experiment, all_rows, find, mean_of, measured, table, within
 from iidlib.experiments.paired import paired_gains, paired_interval
+from iidlib.experiments.parameters import check_parameters, take_parameters
 from iidlib.experiments.published import Published, published_value
 from iidlib.experiments.reproduce import Job, jobs, run_jobs
 from iidlib.experiments.results import MadeBy, SetOrigin, protocol_text, result_rows
-from iidlib.experiments.sweep import Sweep, check_parameters, load_grid, run_sweep
+from iidlib.experiments.sweep import Sweep, load_grid, run_sweep
 from iidlib.experiments.tables import (
     append_results, append_rows, check_results, check_writable, read_results, results_dir, rows_of,
 )  # fmt: skip
@@ -14,5 +15,6 @@ __all__ = [
     "EXPERIMENTS", "Cell", "Experiment", "Job", "MadeBy", "Published", "SetOrigin", "Sweep", "all_rows",
     "append_results", "append_rows", "check_parameters", "check_results", "check_writable", "find", "jobs", "load_grid",
     "mean_of", "measured", "paired_gains", "paired_interval", "protocol_text", "published_value", "read_results",
-    "result_rows", "results_dir", "rows_of", "run_jobs", "run_sweep", "table", "within",
+    "result_rows", "results_dir", "rows_of", "run_jobs", "run_sweep", "table", "take_parameters",
+    "within",
 ]  # fmt: skip

@@ -31,9 +31,10 @@ import yaml
 from tqdm import tqdm
 
 from iidlib.errors import InputError, suggest
+from iidlib.experiments.parameters import check_parameters, fitting_parameters
 from iidlib.files import atomic_write, load_yaml, place_of, user_path
 
-__all__ = ["Sweep", "check_parameters", "load_grid", "run_sweep"]
+__all__ = ["Sweep", "load_grid", "run_sweep"]
 
 _OWN_COLUMNS = ("point", "status", "error", "seconds", "notebook")
 
@@ -46,37 +47,12 @@ class Sweep:
     points: tuple[dict[str, Any], ...]
 
 
-def check_parameters(notebook: str | Path, parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """The parameters that a notebook declares, by name with their defaults as text.
-
-    Raises:
-        InputError: if the notebook is missing or declares none, or `parameters` has one that it does not declare.
-    """
-    notebook = Path(notebook)
-    if not os.path.isfile(notebook):  # noqa: PTH113, which also takes names that no file can have
-        raise InputError(f"no notebook at {notebook}")
-    try:
-        from papermill import inspect_notebook
-    except ImportError:
-        raise InputError("notebooks need papermill; install it with: pip install 'iidlib[book]'") from None
-    try:
-        declared = {name: facts["default"] for name, facts in inspect_notebook(str(notebook)).items()}
-    except Exception as error:  # whatever a damaged notebook makes of papermill's reader
-        raise InputError(
-            f"{notebook} is not a notebook that papermill can read ({' '.join(str(error).split())})"
-        ) from None
-    for name in parameters:
-        if name not in declared:
-            hint = suggest(str(name), declared) if declared else "; it has no cell tagged parameters"
-            raise InputError(f"{notebook.name} has no parameter {name!r}{hint}")
-    return declared
-
-
 def load_grid(path: str | Path) -> Sweep:
     """Reads and checks a grid.
 
     Raises:
-        InputError: for a file that is missing or not a grid, or a parameter that the notebook does not have.
+        InputError: for a file that is missing or not a grid, a parameter that the notebook does not have, or a value
+            that it cannot take.
     """
     path = Path(path)
     try:
@@ -115,8 +91,7 @@ def load_grid(path: str | Path) -> Sweep:
     rows = itertools.product(*axes.values()) if kind == "product" else zip(*axes.values(), strict=True)
     points = tuple(fixed | dict(zip(axes, row, strict=True)) for row in rows)
     notebook = path.parent / user_path(grid["notebook"])
-    check_parameters(notebook, points[0])
-    return Sweep(notebook, points)
+    return Sweep(notebook, tuple(fitting_parameters(notebook, point) for point in points))
 
 
 def run_sweep(sweep: Sweep, out: str | Path, *, workers: int = 1, progress: bool = False) -> pd.DataFrame:
@@ -135,13 +110,15 @@ def run_sweep(sweep: Sweep, out: str | Path, *, workers: int = 1, progress: bool
         columns of the scores give way to those of the same name.
 
     Raises:
-        InputError: if `out` is not empty or cannot be written, workers is below 1, or a parameter is unknown.
+        InputError: if `out` is not empty or cannot be written, workers is below 1, or a parameter is unknown or
+            has a value that the notebook cannot take.
         KeyboardInterrupt: when stopped; the notebooks under way are ended, and the finished points are in the table.
     """
     out = Path(out)
     if workers < 1:
         raise InputError(f"workers must be at least 1, got {workers}")
-    takes_out = "out" in check_parameters(sweep.notebook, {name: None for point in sweep.points for name in point})
+    points = [fitting_parameters(sweep.notebook, point) for point in sweep.points]
+    takes_out = "out" in check_parameters(sweep.notebook, {})
     try:
         place = place_of(out)
         if place.exists() and (not place.is_dir() or any(place.iterdir())):
@@ -149,7 +126,7 @@ def run_sweep(sweep: Sweep, out: str | Path, *, workers: int = 1, progress: bool
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"cannot write {out}: {error.strerror or error}") from None
-    waiting = list(enumerate(sweep.points))
+    waiting = list(enumerate(points))
     running: list[_Execution] = []
     rows: dict[int, dict[str, Any]] = {}
     tables: dict[int, pd.DataFrame] = {}

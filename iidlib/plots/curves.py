@@ -7,7 +7,8 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.ticker import LogFormatter
 
-from iidlib.plots.style import _FIXED, WIDTH, colours, log_limits, panels, styled
+from iidlib.errors import InputError
+from iidlib.plots.style import _FIXED, WIDTH, colours, log_limits, needs_rows, panels, styled
 
 __all__ = ["cost_curves", "error_curves", "loss_curves", "queue_curves", "time_ladder"]
 
@@ -27,13 +28,16 @@ def loss_curves(
         ax: where to draw.
 
     Raises:
-        ValueError: if no column starts with ``loss_``.
+        InputError: if no column starts with ``loss_``, or there are no rows.
     """
     terms = [str(column).removeprefix("loss_") for column in metrics if str(column).startswith("loss_")]
     if not terms:
-        raise ValueError(f"loss_curves needs columns loss_<term>, got {list(metrics)}")
+        raise InputError(f"loss_curves needs columns loss_<term>, got {list(metrics)}")
     fixed = dict(zip(("mean", "cm", "cc"), (_FIXED["dm"], _FIXED["dm-cm"], _FIXED["dm-cc"]), strict=True))
+    needs_rows("loss_curves", metrics)
     palette = {**colours(terms), **fixed}
+    # where every term is zero, or nothing but NaN, a logarithmic axis has nothing to show
+    scale = "log" if (metrics[[f"loss_{term}" for term in terms]] > 0).any(axis=None) else "linear"
     with styled():
         ax = ax or panels(height=3)[0]
         for term in terms:
@@ -41,8 +45,8 @@ def loss_curves(
             ax.plot(metrics["iteration"], values, color=palette[term], linewidth=0.8, alpha=0.45)
             median = values.rolling(window, center=True, min_periods=1).median()
             ax.plot(metrics["iteration"], median, color=palette[term], linewidth=2, label=(names or {}).get(term, term))
-        ax.set(xlabel="iteration", ylabel="weighted loss, sum over classes", yscale="log")
-        for axis_formatter in (ax.yaxis.set_major_formatter, ax.yaxis.set_minor_formatter):
+        ax.set(xlabel="iteration", ylabel="weighted loss, sum over classes", yscale=scale)
+        for axis_formatter in (ax.yaxis.set_major_formatter, ax.yaxis.set_minor_formatter) if scale == "log" else ():
             axis_formatter(LogFormatter(labelOnlyBase=False, minor_thresholds=(2, 0.5)))
         if len(terms) > 1:
             ax.legend()
@@ -81,6 +85,7 @@ def error_curves(errors: pd.DataFrame, *, x: str, unit: str, ax: Axes | None = N
         unit: of the error.
         ax: where to draw.
     """
+    needs_rows("error_curves", errors)
     labels = list(dict.fromkeys(errors["label"]))
     with styled():
         ax = ax or panels(height=3)[0]
@@ -92,7 +97,8 @@ def error_curves(errors: pd.DataFrame, *, x: str, unit: str, ax: Axes | None = N
         low, high = log_limits(errors["error"])
         heights = [lead * 10.0**power for power in range(-6, 7) for lead in (1, 2, 5)]
         heights = [height for height in heights if low <= height <= high]
-        ax.set(xscale="log", yscale="log", xlabel=x, ylabel=unit, ylim=(low, high))
+        scale = "log" if (errors["error"] > 0).any() else "linear"
+        ax.set(xscale="log", yscale=scale, xlabel=x, ylabel=unit, ylim=(low, high))
         ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         ax.set_yticks(heights, [f"{height:g}" for height in heights])
         ax.minorticks_off()
@@ -109,6 +115,7 @@ def time_ladder(rungs: pd.DataFrame, *, unit: str, ax: Axes | None = None) -> Ax
         unit: of the time.
         ax: where to draw.
     """
+    needs_rows("time_ladder", rungs)
     with styled():
         ax = ax or panels(height=0.9 + 0.36 * len(rungs))[0]
         sns.barplot(rungs, x="time", y="rung", color=_FIXED["dm"], alpha=0.75, ax=ax)
@@ -129,6 +136,7 @@ def cost_curves(costs: pd.DataFrame, *, axes: Mapping[str, str]) -> list[Axes]:
     Returns:
         The axes of the panels, in the order of `axes`.
     """
+    needs_rows("cost_curves", costs)
     sides = list(dict.fromkeys(costs["side"]))
     with styled():
         drawn = panels(len(axes), height=2.6, width=WIDTH)

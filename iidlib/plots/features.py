@@ -8,9 +8,14 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 
-from iidlib.plots.style import _PALETTE, WIDTH, colours, panels, styled
+from iidlib.errors import InputError
+from iidlib.plots.images import as_array
+from iidlib.plots.style import _PALETTE, WIDTH, colours, needs_rows, panels, shortened, styled
 
-__all__ = ["covariance_heatmaps", "distance_distribution", "measure_strips", "projection"]
+__all__ = ["LISTED", "covariance_heatmaps", "distance_distribution", "measure_strips", "projection"]
+
+LISTED = 20
+"""Classes that a legend names; more would leave the figure no room."""
 
 
 def covariance_heatmaps(matrices: Mapping[str, Any], *, unit: str) -> list[Axes]:
@@ -23,15 +28,18 @@ def covariance_heatmaps(matrices: Mapping[str, Any], *, unit: str) -> list[Axes]
     Returns:
         The axes of the matrices, in order.
     """
-    arrays = {title: np.asarray(matrix) for title, matrix in matrices.items()}
-    # single large entries would leave the rest white
-    limit = max(float(np.quantile(np.abs(array), 0.995)) for array in arrays.values()) or 1.0
+    if not matrices:
+        raise InputError("covariance_heatmaps needs matrices, got none")
+    arrays = {title: as_array(matrix) for title, matrix in matrices.items()}
+    # single large entries would leave the rest white; entries that are no numbers stay white
+    sizes = [np.abs(array[np.isfinite(array)]) for array in arrays.values()]
+    limit = max((float(np.quantile(size, 0.995)) for size in sizes if size.size), default=0.0) or 1.0
     with styled():
         axes = panels(len(arrays), height=WIDTH / len(arrays) * 0.86 + 0.5)
         for ax, (title, array) in zip(axes, arrays.items(), strict=True):
             picture = ax.imshow(array, cmap="PuOr", vmin=-limit, vmax=limit, interpolation="nearest")
             last = len(array) - 1
-            ax.set(title=title, xlabel="channel", xticks=[0, last], yticks=[0, last])
+            ax.set(title=title, xlabel="channel", xticks=sorted({0, last}), yticks=sorted({0, last}))
         axes[0].set_ylabel("channel")
         figure = axes[0].get_figure()
         assert figure is not None
@@ -47,6 +55,7 @@ def distance_distribution(distances: pd.DataFrame, *, unit: str, ax: Axes | None
         unit: what the distance measures, with its unit.
         ax: where to draw.
     """
+    needs_rows("distance_distribution", distances)
     labels = list(dict.fromkeys(distances["label"]))
     with styled():
         ax = ax or panels(height=3)[0]
@@ -67,17 +76,22 @@ def measure_strips(measures: pd.DataFrame, *, names: Mapping[str, str]) -> list[
     Returns:
         The axes of the panels, in order.
     """
+    needs_rows("measure_strips", measures)
     labels = list(dict.fromkeys(measures["label"]))
     palette = colours(labels)
     axes = panels(len(names), height=0.9 + 0.3 * len(labels))
     with styled():
         for ax, (column, text) in zip(axes, names.items(), strict=True):
-            common = {"data": measures, "x": column, "y": "label", "hue": "label", "palette": palette, "ax": ax}
-            sns.stripplot(**common, order=labels, size=3.5, alpha=0.55, jitter=0.18, legend=False)
-            means = measures.groupby("label")[column].mean()
-            heights = [labels.index(label) for label in means.index]
-            ax.scatter(means, heights, marker="|", s=320, linewidths=2, color="black", zorder=4)
-            ax.set(xlabel=text, ylabel="", xlim=(0, None))
+            finite = measures[np.isfinite(measures[column])]
+            if len(finite):
+                common = {"data": finite, "x": column, "y": "label", "hue": "label", "palette": palette, "ax": ax}
+                sns.stripplot(**common, order=labels, size=3.5, alpha=0.55, jitter=0.18, legend=False)
+                means = finite.groupby("label")[column].mean()
+                heights = [labels.index(label) for label in means.index]
+                ax.scatter(means, heights, marker="|", s=320, linewidths=2, color="black", zorder=4)
+            else:
+                ax.set_yticks(range(len(labels)), labels)
+            ax.set(xlabel=text, ylabel="", xlim=(0, None) if len(finite) else (0, 1))
             if ax is not axes[0]:
                 ax.set_yticklabels([])
             sns.despine(ax=ax)
@@ -95,21 +109,31 @@ def projection(
 
     Args:
         points: a row an image, with columns label, class (an index into `classes`), x and y.
-        classes: names, for the legend; colours are the colour-blind-safe ones for ten classes, more are hues.
+        classes: names, for the legend; colours are the colour-blind-safe ones for ten classes, more are hues, and the
+            legend names the first `LISTED` of them.
         behind: the set that is drawn behind the others.
         names: what the two axes say.
 
     Returns:
         The axes of the panels, in order.
+
+    Raises:
+        InputError: if there is no set but the one named `behind`, or no point has finite places.
     """
+    needs_rows("projection", points)
+    points = points.loc[np.isfinite(points["x"]) & np.isfinite(points["y"])]
+    needs_rows("projection", points)
     palette = sns.color_palette("colorblind" if len(classes) <= len(_PALETTE) else "husl", len(classes)).as_hex()
     labels = [label for label in dict.fromkeys(points["label"]) if label != behind]
+    if not labels:
+        raise InputError(f"projection needs a set beside {behind!r}, got that one alone")
     axes = panels(len(labels), height=WIDTH / max(2, len(labels)) + 0.5)
     ground = points[points["label"] == behind]
     limits = {}
     for side in ("x", "y"):
         low, high = points[side].min(), points[side].max()
-        limits[f"{side}lim"] = (low - 0.04 * (high - low), high + 0.04 * (high - low))
+        room = 0.04 * (high - low) or 0.5  # of a single place
+        limits[f"{side}lim"] = (low - room, high + room)
     with styled():
         for ax, label in zip(axes, labels, strict=True):
             own = points[points["label"] == label]
@@ -117,9 +141,11 @@ def projection(
             for number, name in enumerate(classes):
                 one = own[own["class"] == number]
                 ax.scatter(one["x"], one["y"], c=palette[number], s=34, marker="D", edgecolors="black", linewidths=0.6,
-                           label=name)  # fmt: skip
+                           label=shortened(name) if number < LISTED else None)  # fmt: skip
             ax.set(title=label, xticks=[], yticks=[], xlabel=names[0], **limits)
             sns.despine(ax=ax)
         axes[0].set_ylabel(names[1])
-        axes[-1].legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8, handletextpad=0.1)
+        rest = f"the first {LISTED} of {len(classes)}" if len(classes) > LISTED else ""
+        legend = {"title": rest, "title_fontsize": 8, "fontsize": 8, "handletextpad": 0.1}
+        axes[-1].legend(loc="center left", bbox_to_anchor=(1, 0.5), **legend)
     return axes

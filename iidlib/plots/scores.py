@@ -1,5 +1,6 @@
 """Figures of accuracies: bars, curves over iterations and settings, the paper's cells."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -8,7 +9,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 
-from iidlib.plots.style import _PALETTE, colours, panels, styled
+from iidlib.plots.style import _PALETTE, colours, needs_rows, panels, styled
 
 __all__ = ["accuracy_bars", "accuracy_curves", "cell_points", "note", "setting_curve"]
 
@@ -21,6 +22,7 @@ def accuracy_bars(scores: pd.DataFrame, *, chance: float | None = None, ax: Axes
         chance: accuracy of guessing, in percent, drawn as a dotted line.
         ax: where to draw.
     """
+    needs_rows("accuracy_bars", scores)
     labels = list(dict.fromkeys(scores["label"]))
     networks = list(dict.fromkeys(scores["network"]))
     grouped = len(networks) > 1
@@ -65,10 +67,11 @@ def cell_points(cells: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
             is drawn as open rings, since it was not measured here.
         ax: where to draw.
     """
+    needs_rows("cell_points", cells)
     labels, series = (list(dict.fromkeys(cells[name])) for name in ("label", "series"))
     with styled():
         ax = ax or panels(height=0.9 + 0.26 * len(labels))[0]
-        for name, colour in zip(series, [_PALETTE[0], _PALETTE[1], _PALETTE[2], _PALETTE[4]], strict=False):
+        for name, colour in zip(series, itertools.cycle(_PALETTE[:3] + _PALETTE[4:]), strict=False):
             own = cells[cells["series"] == name]
             ring = name == "published"
             ax.scatter(
@@ -102,6 +105,7 @@ def setting_curve(
         references: accuracies that the setting does not touch, by label, drawn as dotted lines.
         ax: where to draw.
     """
+    needs_rows("setting_curve", scores)
     labels = list(dict.fromkeys(scores["label"]))
     values = sorted(scores["value"].unique())
     placed = scores.assign(place=scores["value"].map({value: place for place, value in enumerate(values)}))
@@ -109,8 +113,6 @@ def setting_curve(
     with styled():
         ax = ax or panels(height=3)[0]
         common = {"data": placed, "x": "place", "y": "accuracy", "hue": "label", "palette": palette, "ax": ax}
-        if placed.empty:
-            raise ValueError("setting_curve needs rows, got none")
         sns.lineplot(**common, errorbar=None, linewidth=2, legend="auto" if len(labels) > 1 else False)
         sns.scatterplot(**common, s=22, legend=False, zorder=3)
         for label, accuracy in (references or {}).items():
@@ -137,6 +139,7 @@ def accuracy_curves(
         chance: accuracy of guessing, with columns accuracy and `x`, drawn dotted.
         ax: where to draw.
     """
+    needs_rows("accuracy_curves", scores)
     labels = list(dict.fromkeys(scores["label"]))
     palette = colours(labels)
     with styled():
@@ -164,8 +167,8 @@ def note(figure: Axes | Sequence[Axes], rows: pd.DataFrame) -> None:
     owner = (figure if isinstance(figure, Axes) else figure[0]).get_figure()
     assert owner is not None
     seeds = sorted({int(seed) for seed in rows["seed"]})
-    days = sorted({str(date)[:10] for date in rows["date"]})
+    days = sorted({str(date)[:10] for date in rows["date"]}) or [""]
     when = days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}"
     scales = " and ".join(dict.fromkeys(rows["scale"]))
-    text = f"scale {scales}; seeds {', '.join(map(str, seeds))}; measured {when}"
+    text = f"scale {scales}; seeds {', '.join(map(str, seeds))}; measured {when}" if len(rows) else "nothing measured"
     owner.text(0.99, -0.01, text, ha="right", va="top", fontsize=8, color="#595959")

@@ -1,6 +1,7 @@
 """The look of all figures: a colour for each label, panels of one size, no change of the reader's own settings."""
 
 import contextlib
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -10,7 +11,9 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-__all__ = ["DPI", "WIDTH", "colours", "log_limits", "panels", "styled"]
+from iidlib.errors import InputError
+
+__all__ = ["DPI", "LONGEST_NAME", "WIDTH", "colours", "log_limits", "needs_rows", "panels", "shortened", "styled"]
 
 DPI = 100
 """Screen resolution: a notebook with its figures stays small."""
@@ -18,6 +21,10 @@ DPI = 100
 
 WIDTH = 7.2
 """Inches across a figure, a little more than the book's column."""
+
+
+LONGEST_NAME = 28
+"""Characters of a name beside a figure; longer ones, such as those of somebody's folders, would leave it no room."""
 
 
 _PALETTE = sns.color_palette("colorblind").as_hex()
@@ -70,6 +77,30 @@ def panels(columns: int = 1, *, height: float = 3.4, width: float = WIDTH) -> li
         return list(figure.subplots(1, columns, squeeze=False)[0])
 
 
+def shortened(name: str) -> str:
+    """A name as a figure can write it: without the middle of a long one, and as it stands where it has a ``$``.
+
+    >>> shortened("Canis lupus familiaris, short-haired, brown")
+    'Canis lupus fa…haired, brown'
+    """
+    half = LONGEST_NAME // 2
+    lines = str(name).split("\n")
+    lines = [line if len(line) <= LONGEST_NAME else f"{line[:half]}…{line[1 - half :]}" for line in lines]
+    # between two $ would be mathematics, and a legend leaves out names that begin with _
+    return ("" if lines[0][:1] != "_" else " ") + "\n".join(lines).replace("$", r"\$")
+
+
+def needs_rows(figure: str, rows: pd.DataFrame) -> None:
+    """Refuses to draw a figure of nothing.
+
+    Raises:
+        InputError: where there are no rows.
+    """
+    if rows.empty:
+        raise InputError(f"{figure} needs rows, got none")
+
+
 def log_limits(values: pd.Series) -> tuple[float, float]:
-    """A range for a logarithmic axis that holds all values."""
-    return 0.7 * float(values.min()), 1.4 * float(values.max())
+    """A range for a logarithmic axis that holds all values that can be drawn on it."""
+    drawn = [value for value in values if 0 < value < math.inf] or [1.0]
+    return 0.7 * float(min(drawn)), 1.4 * float(max(drawn))

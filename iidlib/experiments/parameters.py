@@ -1,0 +1,309 @@
+"""What a notebook can be given: read from its own source with Python's parser, checked before anything is computed.
+
+papermill puts a cell behind the one tagged ``parameters`` and asks nothing: an unknown name becomes a new variable, and
+a value of another type fails somewhere later, or nowhere. A sweep therefore checks names and values before it starts a
+point, and a chapter checks its own in the line after its imports.
+"""
+
+import ast
+import logging
+import math
+import os
+from collections.abc import Callable, Iterable, Mapping, MutableMapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from iidlib.config import SCALES
+from iidlib.config.recipes import BASES
+from iidlib.errors import InputError, suggest
+
+__all__ = ["check_parameters", "fitting_parameters", "take_parameters"]
+
+logger = logging.getLogger("iidlib")
+
+INJECTED = "# Parameters"
+"""How the cell begins that papermill puts behind the one tagged ``parameters``."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What a parameter takes."""
+
+    wanted: str
+    """In words, as in "ipc must be {wanted}"."""
+    fit: Callable[[Any], Any]
+    """The value as the notebook needs it; ValueError where it does not fit."""
+
+
+def _whole(least: int) -> Callable[[Any], int]:
+    def fit(value: Any) -> int:
+        value = _read(value)
+        if isinstance(value, bool) or not isinstance(value, int | float) or value != int(value) or value < least:
+            raise ValueError
+        return int(value)
+
+    return fit
+
+
+def _number(least: float, most: float, *, above: bool = False) -> Callable[[Any], float]:
+    def fit(value: Any) -> float:
+        value = _read(value)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise ValueError
+        if not least <= value <= most or (above and value == least):
+            raise ValueError
+        return value
+
+    return fit
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError
+    return value
+
+
+def _list_of(fit: Callable[[Any], Any], *, distinct: bool = False) -> Callable[[Any], list[Any]]:
+    def fitted(value: Any) -> list[Any]:
+        value = _read(value)
+        entries = [fit(entry) for entry in (value if isinstance(value, list | tuple) else [value])]
+        if distinct and (not entries or len(set(entries)) < len(entries)):
+            raise ValueError
+        return entries
+
+    return fitted
+
+
+def _read(value: Any) -> Any:
+    """A number or a list out of text such as ``[0, 1]``, which papermill's ``-p`` passes on as text."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return ast.literal_eval(value.strip())
+    except (SyntaxError, MemoryError, RecursionError):
+        raise ValueError from None
+
+
+_COUNT = Kind("a whole number of 1 or more", _whole(1))
+_SEED = Kind("a whole number of 0 or more", _whole(0))
+_SHARE = Kind("a number above 0", _number(0, math.inf, above=True))
+_TEXT = Kind("text", _text)
+
+KINDS = {
+    "dataset": _TEXT, "folder": _TEXT, "judges": _TEXT, "only": _TEXT, "out": _TEXT,
+    "classes": _COUNT, "ipc": _COUNT, "networks": _COUNT, "repeats": _COUNT, "size": _COUNT, "steps": _COUNT,
+    "order": _SEED, "seed": _SEED,
+    "judge_share": _SHARE, "share": _SHARE, "stronger": _SHARE,
+    "seeds": Kind("a list of different whole numbers of 0 or more, such as [0, 1, 2]",
+                  _list_of(_whole(0), distinct=True)),
+    "shares": Kind("a list of different numbers from 0 to 1, such as [0, 0.5, 1]",
+                   _list_of(_number(0, 1), distinct=True)),
+}  # fmt: skip
+"""What the chapters' parameters take, by name."""
+
+CHOICES: dict[str, Iterable[str]] = {"scale": SCALES, "method": BASES}
+"""Those of the chapters' parameters that take one of a few names."""
+
+
+def take_parameters(namespace: MutableMapping[str, Any], names: str) -> None:
+    """Checks what a chapter was given, in the line after its imports: ``take_parameters(globals(), "scale ipc")``.
+
+    A value that only looks different is replaced by the one that is meant, and this is said: ``"[0, 1]"``, which is
+    what papermill makes of ``-p seeds "[0, 1]"``, becomes the list. In a notebook the cells that were executed are
+    looked at as well, so that a name that the notebook does not have is found, whether papermill put it there or a
+    reader mistyped it in the parameters cell.
+
+    Args:
+        namespace: the chapter's variables, ``globals()``; a converted value is put back into it.
+        names: the chapter's parameters, with blanks between them.
+
+    Raises:
+        InputError: for a name that the chapter does not have, a parameter that is missing, or a value that does not
+            fit.
+    """
+    declared = names.split()
+    own, injected = _executed(namespace.get("In", ()), declared)
+    known = [*declared, *(name for name in own or () if name not in declared)]
+    for name in injected:
+        if name not in known:
+            raise InputError(f"this notebook has no parameter {name!r}{suggest(name, known)}")
+    for name in declared:
+        if name not in namespace or (own is not None and name not in own):
+            strange = [found for found in own or () if found not in declared]
+            hint = f"; it has {', '.join(map(repr, strange))}" if strange else ""
+            raise InputError(f"the parameters cell gives no {name!r}{hint}; run it with every parameter in it")
+        namespace[name] = _fitted(name, namespace[name], _kind(name))
+
+
+def _executed(cells: Iterable[str], declared: list[str]) -> tuple[list[str] | None, list[str]]:
+    """Names in the parameters cell that was executed last, and those that papermill put behind it since then."""
+    injected: list[str] = []
+    for cell in reversed(list(cells)):
+        try:
+            body = ast.parse(cell).body
+        except (SyntaxError, ValueError, RecursionError, MemoryError):
+            continue
+        names = [name for statement in body for name, _ in _assignments(statement)]
+        if cell.startswith(INJECTED):
+            injected = injected or names
+        elif all(map(_is_literal, body)) and 2 * len({*names} & {*declared}) > len(declared):
+            return names, injected  # a cell of the reader's own rarely sets most of the parameters, and to literals
+    return None, injected
+
+
+def _is_literal(statement: ast.stmt) -> bool:
+    found = [value for _, value in _assignments(statement)]
+    return bool(found) and all(_literal(value)[0] for value in found)
+
+
+def _assignments(statement: ast.stmt) -> list[tuple[str, ast.expr]]:
+    """The names that a statement gives a value, with the expressions; those of other statements are not looked for."""
+    if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name) and statement.value is not None:
+        return [(statement.target.id, statement.value)]
+    if isinstance(statement, ast.Assign):
+        return [(target.id, statement.value) for target in statement.targets if isinstance(target, ast.Name)]
+    return []
+
+
+def _literal(node: ast.expr) -> tuple[bool, Any]:
+    """Whether an expression is a literal, and its value."""
+    try:
+        return True, ast.literal_eval(node)
+    except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
+        return False, None
+
+
+def _kind(name: str) -> Kind | None:
+    """What a chapter's parameter takes; None for a name that no chapter has."""
+    if name in CHOICES:
+        return Kind(f"one of {', '.join(CHOICES[name])}", _text)
+    return KINDS.get(name)
+
+
+def _kind_like(default: Any) -> Kind | None:
+    """What another notebook's parameter takes, judged by its default; None where that says nothing.
+
+    A default of 0 may well stand for a number with decimals, so that any number is taken for a number.
+    """
+    if isinstance(default, bool):
+        return Kind("True or False", lambda value: _same_type(value, bool))
+    if isinstance(default, int | float):
+        return Kind("a number", _any_number)
+    if isinstance(default, str):
+        return _TEXT
+    if isinstance(default, list):
+        kinds = {type(entry): _kind_like(entry) for entry in default}
+        entry = next(iter(kinds.values())) if len(kinds) == 1 else None
+        return Kind("a list", _list_of(entry.fit if entry else lambda value: value))
+    if isinstance(default, dict):
+        return Kind("a mapping", lambda value: _same_type(value, dict))
+    return None
+
+
+def _any_number(value: Any) -> Any:
+    value = _read(value)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError
+    return value
+
+
+def _same_type(value: Any, wanted: type) -> Any:
+    if not isinstance(value, wanted):
+        raise ValueError
+    return value
+
+
+def _fitted(name: str, value: Any, kind: Kind | None) -> Any:
+    """The value as a notebook needs it.
+
+    Raises:
+        InputError: where it does not fit.
+    """
+    if name in CHOICES and kind is not None and isinstance(value, str) and value not in CHOICES[name]:
+        raise InputError(f"unknown {name} {value!r}{suggest(value, CHOICES[name])}")
+    if kind is None:
+        return value
+    try:
+        fitted = kind.fit(value)
+    except (ValueError, TypeError, OverflowError):
+        how = ""
+        if kind.wanted.startswith("a list"):
+            how = f"; papermill takes a list as in -y '{name}: [0, 1]'"
+        elif kind.fit is _text and not isinstance(value, str):
+            how = f"; papermill takes any text as in -r {name} TEXT"
+        raise InputError(f"{name} must be {kind.wanted}, got {value!r}{how}") from None
+    if type(fitted) is not type(value) or fitted != value:
+        logger.warning("%s = %r is taken as %r", name, value, fitted)
+    return fitted
+
+
+def check_parameters(notebook: str | Path, parameters: Mapping[str, Any]) -> dict[str, str]:
+    """The parameters that a notebook declares, by name with their defaults as text.
+
+    Raises:
+        InputError: if the notebook is missing, or `parameters` has one that it does not declare or a value that does
+            not fit.
+    """
+    fitting_parameters(notebook, parameters)
+    return {name: text for name, (text, _) in _declared(notebook)[0].items()}
+
+
+def fitting_parameters(notebook: str | Path, parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameters as the notebook needs them: a number for a list of them becomes a list, and this is said.
+
+    What a chapter would refuse itself is refused here; the values for another notebook are compared with its defaults.
+
+    Raises:
+        InputError: as for `check_parameters`.
+    """
+    declared, checked = _declared(notebook)
+    found = {}
+    for name, value in parameters.items():
+        if name not in declared:
+            hint = suggest(str(name), declared) if declared else "; it has no cell tagged parameters"
+            raise InputError(f"{Path(notebook).name} has no parameter {name!r}{hint}")
+        if checked:
+            found[name] = _fitted(name, value, _kind(name))
+        else:
+            # None is how many notebooks say "no limit", whatever their default is
+            known, default = _literal(declared[name][1])
+            kind = _kind_like(default) if known and value is not None else None
+            found[name] = _fitted(name, value, kind)
+    return found
+
+
+def _declared(notebook: str | Path) -> tuple[dict[str, tuple[str, ast.expr]], bool]:
+    """The parameters of a notebook, each with its default as text and parsed; and whether it checks them itself.
+
+    Raises:
+        InputError: if there is no such notebook, or its parameters cell is not Python.
+    """
+    notebook = Path(notebook)
+    if not os.path.isfile(notebook):  # noqa: PTH113, which also takes names that no file can have
+        raise InputError(f"no notebook at {notebook}")
+    try:
+        from papermill.iorw import load_notebook_node
+    except ImportError:
+        raise InputError("notebooks need papermill; install it with: pip install 'iidlib[book]'") from None
+    try:
+        cells = [
+            (str(cell.source), "parameters" in cell.metadata.tags)
+            for cell in load_notebook_node(str(notebook)).cells
+            if cell.cell_type == "code"
+        ]
+    except Exception as error:  # whatever a damaged notebook makes of papermill's reader
+        raise InputError(
+            f"{notebook} is not a notebook that papermill can read ({' '.join(str(error).split())})"
+        ) from None
+    source = next((text for text, tagged in cells if tagged), "")
+    try:
+        body = ast.parse(source).body
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        raise InputError(f"the cell tagged parameters of {notebook} is not Python ({error})") from None
+    declared = {
+        name: (ast.get_source_segment(source, value) or "", value)
+        for statement in body
+        for name, value in _assignments(statement)
+    }
+    return declared, any(f"{take_parameters.__name__}(globals()" in text for text, _ in cells)
