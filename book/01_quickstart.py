@@ -63,8 +63,10 @@ import torch
 from iidlib import SyntheticSet, distill, evaluate, load_dataset, plots, preset
 from iidlib.engine import pick_device
 from iidlib.evaluation import random_real, summarize
-from iidlib.experiments import paired_interval
+from iidlib.experiments import paired_interval, take_parameters
 from iidlib.runs import RunFolder
+
+take_parameters(globals(), "scale dataset method ipc seeds out")
 
 # %% [markdown]
 # ## The problem
@@ -100,8 +102,7 @@ print(data.train, data.test, sep="\n")
 # %%
 start = random_real(data.train, ipc, seed=seeds[0])
 few = start.to_uint8().cpu().unflatten(0, (-1, ipc))[:, :5]
-names, columns = data.spec.classes, few.shape[1]
-grid = plots.image_grid(few.flatten(0, 1), columns=columns, row_labels=names)
+grid = plots.image_grid(few, row_labels=data.spec.classes)
 plots.show(grid, "Random real images, a row a class: no two of a class look alike.")
 
 # %% [markdown]
@@ -158,7 +159,8 @@ for result in runs.values():
     assert images.isfinite().all()
     assert not images.equal(start.images)
     losses = result.metrics["loss_mean"]
-    assert scale == "ci" or losses.iloc[-1] < losses.iloc[0]
+    if scale != "ci" and dataset == "cifar10-mini":
+        assert losses.iloc[-1] < losses.iloc[0]
 
 # %% [markdown]
 # ## What came out
@@ -179,8 +181,7 @@ axes = plots.panels(len(labels), width=6, height=4.4)
 for ax, label in zip(axes, labels, strict=True):
     few = sets[label, seeds[0]].to_uint8().cpu().unflatten(0, (-1, ipc))[:, :4]
     rows = data.spec.classes if label == "random" else ()
-    options = {"columns": few.shape[1], "row_labels": rows, "title": label}
-    plots.image_grid(few.flatten(0, 1), ax=ax, **options)
+    plots.image_grid(few, row_labels=rows, title=label, ax=ax)
 before, after = (sets[label, seeds[0]].to_uint8().float() for label in labels[:2])
 moved = (before - after).abs().mean()
 finding = "Random real images and what they became: objects stay, contrast is added"
@@ -223,7 +224,7 @@ scores[["label", "seed", "network", "evaluation_seed", "accuracy"]].round(1)
 assert scores["accuracy"].between(0, 100).all()
 assert len(scores) == len(sets) * config.eval.num_eval
 gain = (means["dm"] - means["random"]).mean()
-if scale != "ci" and ipc == 10:  # four iterations promise nothing
+if (scale, dataset, ipc) == ("tour", "cifar10-mini", 10):  # what the text says
     assert gain > 2, f"dm gains {gain:.1f} points on random images"
 
 # %% tags=["nbval-ignore-output"]
@@ -336,7 +337,7 @@ assert found.between(0, 100).all()
 # ```
 
 # %% tags=["hide-cell", "nbval-ignore-output"]
-mean, std = torch.tensor([data.spec.mean, data.spec.std]).view(2, 3, 1, 1)
+mean, std = torch.tensor([data.spec.mean, data.spec.std]).view(2, -1, 1, 1)
 for label in labels:
     shown = sets[label, seeds[0]].images.cpu() * std + mean
     outside = (shown - shown.clamp(0, 1)).abs() > 1e-4

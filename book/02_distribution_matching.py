@@ -49,12 +49,14 @@ seed = 0
 import pandas as pd
 import torch
 
-from iidlib import augment, distill, load_dataset, losses, plots, preset
+from iidlib import augment, distill, experiments, load_dataset, losses, plots, preset
 from iidlib.data import denormalize
 from iidlib.engine import in_chunks, pick_device
 from iidlib.evaluation import random_real
 from iidlib.features import RandomNetworks
 from iidlib.rng import stream
+
+experiments.take_parameters(globals(), "scale dataset ipc seed")
 
 # %% [markdown]
 # ## Why means of features
@@ -78,7 +80,7 @@ from iidlib.rng import stream
 # %%
 data = load_dataset(dataset, device=pick_device())
 train, classes = data.train, data.train.num_classes
-whole = train.images_of(train.class_index.flatten())  # class after class
+whole = train.images_of(train.class_index[:, : train.counts.min()].flatten())
 
 # %%
 options = {"width": 32, "device": train.device, "compile": "off"}
@@ -210,7 +212,7 @@ titles = ("two real images and their transforms", "two synthetic ones and theirs
 axes = plots.panels(2, height=2.9)
 for ax, title, pair in zip(axes, titles, pairs, strict=True):
     shown = denormalize(pair[:12].flatten(0, 1).cpu(), data.spec)
-    plots.image_grid(shown, columns=4, row_labels=names, title=title, ax=ax)
+    plots.image_grid(shown.split(4), row_labels=names, title=title, ax=ax)
 plots.show(axes, "Six classes, six transforms: images of a class are changed alike.")
 
 # %% [markdown]
@@ -268,17 +270,16 @@ worth = next(n for n in range(1, real.shape[1] + 1) if law(n) <= gap)
 print(f"{ipc} distilled images hold the mean as well as {worth} random ones")
 
 # %%
-if scale != "ci":
-    assert (gaps["dm"] < 0.7 * gaps["random"]).all()
-    assert worth > ipc
+if (scale, dataset, ipc) == ("tour", "cifar10-mini", 10):
+    assert worth > ipc and (gaps["dm"] < 0.7 * gaps["random"]).all()
 
 # %% [markdown]
 # And this is what it does to the images, one of each class.
 
 # %% tags=["nbval-ignore-output"]
-few = torch.cat([seen[moment].to_uint8()[::ipc] for moment in moments]).cpu()
+few = [seen[moment].to_uint8()[::ipc] for moment in moments]
 names = [f"iteration {moment}" for moment in moments]
-grid = plots.image_grid(few, columns=classes, row_labels=names)
+grid = plots.image_grid(few, row_labels=names)
 change = 100 * (distilled - start.images).std() / start.images.std()
 finding = f"One image a class after {', '.join(map(str, moments))} iterations"
 plots.show(grid, f"{finding}: objects stay, {change:.0f} % of the spread is new.")

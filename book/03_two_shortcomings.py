@@ -50,10 +50,12 @@ seed = 0
 import pandas as pd
 import torch
 
-from iidlib import distill, load_dataset, losses, plots, preset
+from iidlib import distill, experiments, load_dataset, losses, plots, preset
 from iidlib.engine import pick_device
 from iidlib.evaluation import class_maps, compare, random_real
 from iidlib.features import RandomNetworks, trained_pool
+
+experiments.take_parameters(globals(), "scale dataset ipc seed")
 
 # %% [markdown]
 # ## A world of two dimensions
@@ -250,7 +252,7 @@ plots.show(curve, f"Squared distances to the centre: {finding}.")
 width = config.match.width
 device = {"device": data.train.device, "compile": config.compute.compile}
 source = RandomNetworks("convnet3", data.spec, width=width, seed=99, **device)
-counts = [n for n in (5, 10, 20, 40) if n <= int(data.train.counts.min()) // 4]
+counts = [n for n in (5, 10, 20, 40) if 4 * n <= data.train.counts.min()] or [1]
 beside = {f"{n} random": random_real(data.train, n, seed + n) for n in counts}
 beside["dm"] = result.synthetic
 errors = compare(beside, data.train, [source.draw(0).network], seed=seed)
@@ -258,7 +260,8 @@ gap = errors.groupby("label", sort=False)["gap"].mean()
 gap.round(3).to_frame()
 
 # %%
-assert gap["real"] < gap[f"{counts[-1]} random"] < gap[f"{counts[0]} random"]
+if dataset == "cifar10-mini":
+    assert gap["real"] < gap[f"{counts[-1]} random"] < gap[f"{counts[0]} random"]
 
 # %% [markdown]
 # This is the reason why no table in this book shows a measure of a distilled set alone.

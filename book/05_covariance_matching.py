@@ -50,11 +50,13 @@ stronger = 10.0  # the last run has so many times the preset's weight
 import pandas as pd
 import torch
 
-from iidlib import distill, load_dataset, losses, plots, preset
+from iidlib import distill, experiments, load_dataset, losses, plots, preset
 from iidlib.config import override
 from iidlib.engine import in_chunks, pick_device
 from iidlib.evaluation import random_real
 from iidlib.features import RandomNetworks
+
+experiments.take_parameters(globals(), "scale dataset ipc seed stronger")
 
 # %% [markdown]
 # ## Positions as observations
@@ -75,7 +77,7 @@ from iidlib.features import RandomNetworks
 # %%
 data = load_dataset(dataset, device=pick_device())
 train, classes = data.train, data.train.num_classes
-everything = train.images_of(train.class_index.flatten())  # class after class
+everything = train.images_of(train.class_index[:, : train.counts.min()].flatten())
 
 # %%
 options = {"seed": 7, "device": train.device, "compile": "off"}
@@ -243,9 +245,8 @@ measured.round(3)
 
 # %%
 gaps = measured["gap"]
-if scale != "ci":
+if (scale, dataset, ipc) == ("tour", "cifar10-mini", 10):
     assert gaps[f"{stronger:g}x dm-cm"] < gaps["dm-cm"] < gaps["dm"]
-if (scale, ipc) == ("tour", 10):
     assert measured["spread"]["dm"] > measured["spread"]["random"]
     assert measured["factor"]["random"] > 1
 

@@ -46,6 +46,8 @@ import pandas as pd
 from iidlib import experiments, plots
 from iidlib.experiments import jobs, paired_gains, results_dir, rows_of
 
+experiments.take_parameters(globals(), "scale only")
+
 # %% [markdown]
 # ## A table with three kinds of numbers
 #

@@ -56,11 +56,14 @@ import numpy as np
 import pandas as pd
 from scipy.stats import t
 
-from iidlib import distill, evaluate, load_dataset, losses, plots, preset
+from iidlib import distill, evaluate, experiments, load_dataset, losses, plots
+from iidlib.config import preset
 from iidlib.engine import in_chunks, pick_device
 from iidlib.evaluation import random_real, summarize
 from iidlib.experiments import paired_gains, paired_interval, rows_of
 from iidlib.features import trained_pool
+
+experiments.take_parameters(globals(), "scale dataset ipc seed share networks")
 
 # %% [markdown]
 # ## Take the terms away
@@ -81,7 +84,7 @@ for method in methods:
 
 # %%
 assert all(syn.images.isfinite().all() for syn in sets.values())
-assert len({syn.images.sum().item() for syn in sets.values()}) == len(sets)
+assert ipc == 1 or len({s.images.sum().item() for s in sets.values()}) == len(sets)
 
 # %% tags=["nbval-ignore-output"]
 judges = preset("dm", dataset, ipc, scale, {"eval.num_eval": networks}).eval
@@ -91,7 +94,7 @@ summarize(live)[["label", "mean", "std"]].round(1)
 
 # %%
 means = live.groupby("label", sort=False)["accuracy"].mean()
-assert scale == "ci" or means[methods].min() > means["random"]
+assert scale == "ci" or "mini" not in dataset or means[methods].min() > means.iloc[0]
 
 # %% tags=["nbval-ignore-output"]
 bars = plots.accuracy_bars(live, chance=100 / data.train.num_classes)
@@ -261,7 +264,7 @@ quantiles = distance.quantile([0.05, 0.2, 0.5, 0.8, 0.95])
 pd.DataFrame({"distance": quantiles, "beta": quantiles.map(math.exp)}).round(2)
 
 # %%
-assert distance.gt(0).all() and 0.4 < distance.median() < 1.6
+assert distance.ge(0).all() and ("mini" not in dataset or 0.4 < quantiles[0.5] < 1.6)
 
 # %% [markdown]
 # With $\alpha = 1$ an image at one unit has the cost $e$.
@@ -306,8 +309,7 @@ table = laptop.pivot_table(index="seed", columns="method", values="accuracy")
 difference = (table["dm-cm"] - table["dm"]).dropna()
 mean, spread = abs(difference.mean()), difference.std()
 sure = (m for m in range(2, 10**6) if mean > t.ppf(0.975, m - 1) * spread / m**0.5)
-needed = next(sure)
-print(f"difference {mean:.2f}, spread {spread:.2f}: {needed} seeds")
+print(f"difference {mean:.2f}, spread {spread:.2f}: {next(sure)} seeds")
 
 # %% [markdown]
 # ```{admonition} Exercise 2

@@ -57,8 +57,10 @@ import torch
 from iidlib import distill, evaluate, load_dataset, plots, preset
 from iidlib.continual import class_order, class_steps, learn_in_steps, of_classes
 from iidlib.engine import pick_device
-from iidlib.experiments import paired_gains, rows_of
+from iidlib.experiments import paired_gains, rows_of, take_parameters
 from iidlib.synthetic import SyntheticSet
+
+take_parameters(globals(), "scale dataset ipc steps order seed share networks")
 
 # %% [markdown]
 # ## The protocol
@@ -143,7 +145,7 @@ assert learned["classes"].max() == classes and learned["step"].max() == steps
 
 # %% tags=["nbval-ignore-output"]
 guess = pd.DataFrame({"step": range(1, steps + 1)})
-guess["accuracy"] = 100 / (guess["step"] * len(groups[0]))
+guess["accuracy"] = 100 / pd.Series([len(group) for group in groups]).cumsum()
 curve = plots.accuracy_curves(learned, x="step", label="step", chance=guess)
 ends = learned[learned["step"] == steps]
 ends = ends.groupby("label", sort=False)["accuracy"].mean()

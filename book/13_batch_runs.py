@@ -53,6 +53,8 @@ from iidlib.errors import InputError
 from iidlib.experiments import check_parameters, jobs, load_grid, run_sweep
 from iidlib.runs import runs_frame
 
+experiments.take_parameters(globals(), "scale")
+
 # %% [markdown]
 # ## A chapter is a function
 #
@@ -153,10 +155,10 @@ assert {"dm", "dm-cm"} == set(runs["method"]) and set(runs["ipc"]) == {1, 2}
 # That sounds obvious and is what most shell scripts get wrong, in one of two ways: they stop at the first failure and waste the night, or they go on and leave no trace of it.
 #
 # Its row says so, its notebook stops at the cell that failed, and the sweep ends with a status that a script can see.
-# Say that one seed is no seed:
+# Say that the images are not where they should be:
 
 # %% tags=["nbval-ignore-output"]
-text = grid.read_text().replace("seeds: [[0], [1]]", "seeds: [[-1]]")
+text = grid.read_text().replace("seeds: [[0], [1]]", "dataset: ['folder:gone']")
 (folder / "wrong.yaml").write_text(text.replace("ipc: [1, 2]", "ipc: [1]"))
 failed = run_sweep(load_grid(folder / "wrong.yaml"), folder / "wrong")
 print(failed["status"].iloc[0], "-", failed["error"].iloc[0][:100])

@@ -49,8 +49,10 @@ import torch
 
 from iidlib import bench, plots
 from iidlib.bench import copy_rate, count_flops, matrix_product_rate
-from iidlib.experiments import rows_of
+from iidlib.experiments import rows_of, take_parameters
 from iidlib.networks import build_network, frozen
+
+take_parameters(globals(), "scale classes repeats")
 
 # %% [markdown]
 # ## What an iteration must do

@@ -85,20 +85,37 @@ def _read(value: Any) -> Any:
         raise ValueError from None
 
 
+def _names(value: Any) -> str:
+    """Names with commas between them, as text; a list of names is taken as well."""
+    parts = value if isinstance(value, list | tuple) else _text(value).split(",")
+    names = [_text(part).strip() for part in parts]
+    if not all(names) or len(set(names)) < len(names) or "convnet3" not in names:
+        raise ValueError
+    return ",".join(names)
+
+
+def _moments(value: Any) -> list[float]:
+    moments = _list_of(_number(0, 1), distinct=True)(value)
+    if not {0, 1} <= {*moments}:
+        raise ValueError
+    return moments
+
+
 _COUNT = Kind("a whole number of 1 or more", _whole(1))
 _SEED = Kind("a whole number of 0 or more", _whole(0))
 _SHARE = Kind("a number above 0", _number(0, math.inf, above=True))
 _TEXT = Kind("text", _text)
 
 KINDS = {
-    "dataset": _TEXT, "folder": _TEXT, "judges": _TEXT, "only": _TEXT, "out": _TEXT,
-    "classes": _COUNT, "ipc": _COUNT, "networks": _COUNT, "repeats": _COUNT, "size": _COUNT, "steps": _COUNT,
+    "dataset": _TEXT, "folder": _TEXT, "only": _TEXT, "out": _TEXT,
+    "classes": _COUNT, "ipc": _COUNT, "networks": _COUNT, "repeats": _COUNT, "size": _COUNT,
+    "steps": Kind("a whole number of 2 or more", _whole(2)),
+    "judges": Kind("names of different networks with commas between them, convnet3 among them", _names),
     "order": _SEED, "seed": _SEED,
     "judge_share": _SHARE, "share": _SHARE, "stronger": _SHARE,
     "seeds": Kind("a list of different whole numbers of 0 or more, such as [0, 1, 2]",
                   _list_of(_whole(0), distinct=True)),
-    "shares": Kind("a list of different numbers from 0 to 1, such as [0, 0.5, 1]",
-                   _list_of(_number(0, 1), distinct=True)),
+    "shares": Kind("a list of different numbers from 0 to 1, both among them, such as [0, 0.5, 1]", _moments),
 }  # fmt: skip
 """What the chapters' parameters take, by name."""
 
@@ -123,7 +140,7 @@ def take_parameters(namespace: MutableMapping[str, Any], names: str) -> None:
             fit.
     """
     declared = names.split()
-    own, injected = _executed(namespace.get("In", ()), declared)
+    own, injected = _executed(map(str, namespace.get("In", ())), declared)
     known = [*declared, *(name for name in own or () if name not in declared)]
     for name in injected:
         if name not in known:

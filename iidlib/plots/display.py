@@ -51,7 +51,9 @@ def show(figure: Figure | Axes | Sequence[Axes], alt: str) -> None:
     _display(picture.getvalue(), alt, place)
 
 
-def animate(pictures: Mapping[str, Any], alt: str, *, columns: int, seconds: float = 0.7, rounds: int = 2) -> None:
+def animate(
+    pictures: Mapping[str, Any], alt: str, *, columns: int | None = None, seconds: float = 0.7, rounds: int = 2
+) -> None:
     """Displays images that change, as an animated PNG, with what they show in words.
 
     It stops on its last picture after a few rounds, so that nothing moves beside the text for long. Where animation is
@@ -60,7 +62,7 @@ def animate(pictures: Mapping[str, Any], alt: str, *, columns: int, seconds: flo
     Args:
         pictures: what `image_grid` takes, of one shape, by the title of each moment, in order; two or more.
         alt: the finding, as for `show`.
-        columns: images a row.
+        columns: images per row, where they are not given in rows.
         seconds: for each picture; the last one stays three times as long.
         rounds: how often it is played.
 
