@@ -75,7 +75,7 @@ take_parameters(globals(), "scale folder size ipc method seed")
 #
 # If there are folders `train` and `test` (or `val`) with such folders in each, they are taken as they are; otherwise a fifth of every class is held out for testing, always the same images.
 # Sizes and formats may differ, classes may have different numbers of images.
-# Every file is opened and checked before anything is computed; one that is damaged is named, with all the others that are, in one message.
+# Every file is opened and checked before anything is computed; the message names the first that are damaged, and `iid data check folder:PATH` names all of them.
 #
 # For a chapter that runs everywhere we make such a folder, of three animals in different sizes and formats.
 # Set `folder` above to use your own.
@@ -170,7 +170,7 @@ plots.show(grid, f"The distilled set: {ipc} images of each class.")
 # Send it to someone who has never heard of this library, and it is of use.
 
 # %%
-path = place.parent / "animals.safetensors"
+path = Path(tempfile.mkdtemp(), "animals.safetensors")
 synthetic.save(path)
 
 from safetensors import safe_open

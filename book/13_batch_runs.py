@@ -76,7 +76,7 @@ pd.Series(declared, name="default").to_frame()
 
 # %% [markdown]
 # papermill only warns about a name that the notebook does not have, and runs the defaults: an hour later you own a result of something else.
-# So names are checked before anything starts:
+# So a sweep checks names and values before anything starts, and the line after a chapter's imports, `take_parameters`, does the same where papermill is called by hand:
 
 # %%
 try:
