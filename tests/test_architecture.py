@@ -4,6 +4,7 @@ import ast
 import graphlib
 import importlib
 import inspect
+import pydoc
 import re
 import subprocess
 import sys
@@ -230,6 +231,32 @@ def test_the_package_offers_the_names_of_the_readme() -> None:
 
 def run_python(code: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=300)
+
+
+def test_names_and_rooms_are_listed_before_they_are_loaded() -> None:
+    rooms = {module for module in MODULES if "." not in module and module[0] != "_"}
+    done = run_python(f"""
+        import sys, iidlib
+        shown = {{name for name in dir(iidlib) if name[0] != "_"}}
+        assert shown == {rooms | {name for name in iidlib.__all__ if name[0] != "_"}}, shown
+        assert "torch" not in sys.modules
+        assert iidlib.files.PACKAGE and not hasattr(iidlib, "destill") and "torch" not in sys.modules
+        assert iidlib.data.RealSet and iidlib.plots.__all__
+    """)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("module", [module for module in MODULES if (PACKAGE / module).is_dir()])
+def test_faces_list_what_they_offer(module: str) -> None:
+    face = importlib.import_module(f"iidlib.{module}")
+    assert set(public(module)) <= set(dir(face))
+
+
+def test_help_shows_the_docstrings_of_the_public_names() -> None:
+    told = pydoc.render_doc(iidlib, renderer=pydoc.plaintext)
+    for name in ("distill", "evaluate", "load_dataset", "preset", "SyntheticSet"):
+        described = inspect.getdoc(getattr(iidlib, name))
+        assert described and described.splitlines()[0] in told, name
 
 
 def test_library_and_command_line_need_no_notebook_packages() -> None:

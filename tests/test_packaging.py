@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+import venv
 import zipfile
 from pathlib import Path
 
@@ -138,7 +139,8 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_wheel_holds_the_modules_and_the_embedded_images(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "iidlib").rglob("*.py")} | {
-        "iidlib/engine/kernels.cpp"
+        "iidlib/engine/kernels.cpp",
+        "iidlib/py.typed",
     }
     mini = ROOT / "data" / "cifar10-mini"
     images = {f"iidlib/_data/cifar10-mini/{path.relative_to(mini)}" for path in mini.rglob("*") if path.is_file()}
@@ -153,6 +155,30 @@ def test_wheel_has_licence_and_console_script(wheel: Path) -> None:
     info = f"iidlib-{PROJECT['version']}.dist-info"
     assert b"MIT License" in archive.read(f"{info}/licenses/LICENSE")
     assert "iid = iidlib.cli:main" in archive.read(f"{info}/entry_points.txt").decode()
+
+
+def test_scripts_that_use_the_installed_wheel_are_type_checked(wheel: Path, tmp_path: Path) -> None:
+    """In an environment of its own, without torch: types of the library's own names are known all the same."""
+    venv.create(tmp_path / "env", with_pip=False)
+    (site,) = (tmp_path / "env").glob("lib/python*/site-packages")
+    zipfile.ZipFile(wheel).extractall(site)
+    (tmp_path / "script.py").write_text(
+        "import iidlib\n"
+        "from iidlib.data import RealSet\n"
+        "reveal_type(iidlib.preset('dm', 'shapes', 1, 'ci').iterations)\n"
+        "reveal_type(iidlib.load_dataset('shapes').train)\n"
+        "iidlib.destill\n"
+        "iidlib.load_dataset(3)\n"
+    )
+    command = [sys.executable, "-m", "mypy", "--python-executable", str(tmp_path / "env/bin/python"), "script.py"]
+    free = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "MYPYPATH")}
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=free)
+    assert re.findall(r"(\d): (?:note|error): (.*)", done.stdout) == [
+        ("3", 'Revealed type is "int"'),
+        ("4", 'Revealed type is "iidlib.data.realset.RealSet"'),
+        ("5", 'Module has no attribute "destill"; maybe "distill"?  [attr-defined]'),
+        ("6", 'Argument 1 to "load_dataset" has incompatible type "int"; expected "str"  [arg-type]'),
+    ], done.stdout + done.stderr
 
 
 def test_installed_wheel_finds_its_images_without_the_checkout(wheel: Path, tmp_path: Path) -> None:
