@@ -10,6 +10,7 @@ class, 5 or 10 steps, class orders ``RandomState(0..4).permutation``, networks t
 """
 
 import dataclasses
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -24,11 +25,13 @@ from iidlib.distillation import METHODS, check_dataset, distill
 from iidlib.errors import InputError, suggest
 from iidlib.evaluation import check_evaluation, choose, evaluate, random_real
 from iidlib.evaluation.coresets import CHOICES
-from iidlib.features import trained_pool
+from iidlib.features import choosing_pool
 from iidlib.runs import RunFolder
 from iidlib.synthetic import SyntheticSet
 
 __all__ = ["MEMORIES", "class_order", "class_steps", "learn_in_steps", "of_classes"]
+
+logger = logging.getLogger("iidlib")
 
 MEMORIES = ("random", "random-mosaic", *CHOICES)
 """What a memory may hold beside distilled images: real ones, chosen at random or by their features."""
@@ -38,21 +41,50 @@ def class_order(classes: int, seed: int) -> list[int]:
     """The order in which classes come: numpy's legacy permutation, as in the released script, for the same orders.
 
     Explained in chapter 11.
+
+    Raises:
+        InputError: for a seed that numpy does not take.
     """
+    if not 0 <= seed < 2**32:
+        raise InputError(f"the seed of the order of classes must lie in 0 to {2**32 - 1}, got {seed}")
     return np.random.RandomState(seed).permutation(classes).tolist()
 
 
-def class_steps(order: Sequence[int], steps: int) -> list[list[int]]:
-    """An order of classes cut into steps of equal size.
+def class_steps(order: Sequence[int], steps: int | Sequence[int]) -> list[list[int]]:
+    """An order of classes cut into steps.
+
+    Args:
+        order: the classes.
+        steps: how many steps of equal size, as in the literature; or how many classes each step has, such as
+            ``(4, 3, 3)``.
 
     Raises:
-        InputError: if the number of classes is no multiple of the number of steps.
+        InputError: if the number of classes is no multiple of the number of steps, or the classes of the steps are not
+            as many as there are.
+
+    Example:
+        >>> class_steps([5, 3, 1, 0, 2], (3, 2))
+        [[5, 3, 1], [0, 2]]
     """
-    if steps < 1 or len(order) % steps:
-        fits = ", ".join(str(n) for n in range(1, len(order) + 1) if len(order) % n == 0)
-        raise InputError(f"{len(order)} classes make no {steps} equal steps; steps can be {fits}")
-    size = len(order) // steps
-    return [list(order[first : first + size]) for first in range(0, len(order), size)]
+    classes = len(order)
+    if isinstance(steps, int | np.integer):
+        if steps < 1 or classes % steps:
+            fits = ", ".join(str(n) for n in range(1, classes + 1) if classes % n == 0)
+            uneven = [classes // steps + (i < classes % steps) for i in range(steps)] if 1 < steps < classes else []
+            or_uneven = f", or the classes of each step, such as {','.join(map(str, uneven))}" if uneven else ""
+            raise InputError(f"{classes} classes make no {steps} equal steps; steps can be {fits}{or_uneven}")
+        sizes = [classes // int(steps)] * int(steps)
+    else:
+        sizes, text = list(steps), ",".join(map(str, steps))
+        if not sizes or min(sizes) < 1:
+            raise InputError(f"every step needs a class or more, got {text or 'no steps'}")
+        if sum(sizes) != classes:
+            raise InputError(
+                f"steps of {text} classes have {sum(sizes)} in all, and the dataset has {classes}; "
+                f"give numbers that add up to {classes}"
+            )
+    ends = np.cumsum(sizes).tolist()
+    return [list(order[end - size : end]) for size, end in zip(sizes, ends, strict=True)]
 
 
 def of_classes(dataset: Dataset, classes: Sequence[int]) -> Dataset:
@@ -71,7 +103,7 @@ def learn_in_steps(
     config: RunConfig,
     dataset: Dataset,
     *,
-    steps: int = 5,
+    steps: int | Sequence[int] = 5,
     order: int = 0,
     out: str | Path | None = None,
     progress: bool = False,
@@ -81,10 +113,10 @@ def learn_in_steps(
 
     Args:
         config: of a distillation method, or with a method out of ``MEMORIES`` for real images in the memory;
-            ``config.eval`` says how networks are trained on the memory. A step's pool makes ``steps`` times the passes
-            of ``config.pool``, over as many times fewer images, so that it is trained as long as one of all classes.
+            ``config.eval`` says how networks are trained on the memory. The pool of a step with a fifth of the classes
+            makes five times the epochs of ``config.pool``, so that it is trained as long as one of all classes.
         dataset: all classes.
-        steps: how many steps its classes are cut into.
+        steps: how many steps of equal size its classes are cut into, or how many classes each step has.
         order: seed of the order of classes.
         out: a folder for the runs of the steps; an interrupted one goes on where it stopped, step by step and within
             a step. Nothing is kept without it.
@@ -92,13 +124,13 @@ def learn_in_steps(
         on_step: called with the rows of each step when it is done.
 
     Returns:
-        A row for each step and network, with columns step (from 1), steps, order, classes (seen so far),
-        network, evaluation_seed, accuracy (percent, on the test images of the classes seen), epochs, images (in
-        the memory), seconds.
+        A row for each step and network, with columns step (from 1), steps, step_sizes (classes of each step, such as
+        "4,3,3"), order, classes (seen so far), network, evaluation_seed, accuracy (percent, on the test images of the
+        classes seen), epochs, images (in the memory), seconds.
 
     Raises:
-        InputError: for a number of steps that does not fit, an unknown method, settings for another dataset, or what
-            ``distill`` refuses.
+        InputError: for steps that do not fit, a step without test images, a step of one class where the method needs
+            two, an unknown method, settings for another dataset, or what ``distill`` refuses.
     """
     known_methods = (*METHODS, *MEMORIES)
     if config.method not in known_methods:
@@ -106,15 +138,15 @@ def learn_in_steps(
     check_dataset(config, dataset)
     check_evaluation(config.eval, dataset.spec, config.compute)
     groups = class_steps(class_order(dataset.train.num_classes, order), steps)
-    passes_kept = tuple(passes * steps for passes in config.pool.epochs_kept)
-    longer = attrs.evolve(config.pool, epochs=config.pool.epochs * steps, epochs_kept=passes_kept)
-    config = attrs.evolve(config, pool=longer)
+    _check_steps(config, dataset, groups)
+    sizes = ",".join(str(len(group)) for group in groups)
     memory: list[SyntheticSet] = []
     seen: list[int] = []
     rows = []
     for number, group in enumerate(groups, 1):
         folder = Path(out) / f"step-{number:02d}" if out is not None else None
-        memory.append(_remembered(config, of_classes(dataset, group), folder, progress))
+        trained_longer = _with_longer_pool(config, dataset.train.num_classes / len(group))
+        memory.append(_remembered(trained_longer, of_classes(dataset, group), folder, progress))
         seen += group
         known = of_classes(dataset, seen)
         images = torch.cat([one.images for one in memory])
@@ -123,7 +155,7 @@ def learn_in_steps(
         provenance = {key: text for key, text in memory[0].provenance.items() if key != "data"}
         whole = SyntheticSet(images, labels, known.spec, provenance, memory[0].factor)
         frame = evaluate(whole, known, protocol=config.eval, seed=config.seed, compute=config.compute)
-        where = {"step": number, "steps": steps, "order": order, "classes": len(seen)}
+        where = {"step": number, "steps": len(groups), "step_sizes": sizes, "order": order, "classes": len(seen)}
         frame = frame.assign(**where)[[*where, *frame.columns]]
         rows.append(frame)
         if on_step is not None:
@@ -131,13 +163,77 @@ def learn_in_steps(
     return pd.concat(rows, ignore_index=True)
 
 
+def _check_steps(config: RunConfig, dataset: Dataset, groups: Sequence[Sequence[int]]) -> None:
+    """Finds out before anything is trained whether every step can be learned and tested.
+
+    Classes without test images are warned of: they are learned, and accuracies say nothing of them. So is a step of one
+    class, on which no network learns to tell classes apart.
+
+    Args:
+        config: says the method.
+        dataset: all classes.
+        groups: the classes of each step, as `class_steps` gives them.
+
+    Raises:
+        InputError: if no class of a step has test images, or a step of one class needs a network that tells classes
+            apart, or ``pool.path`` names one folder for the pools of several steps.
+    """
+    names, tested = dataset.spec.classes, dataset.test.counts
+    untested = [label for group in groups for label in group if not tested[label]]
+    for number, group in enumerate(groups, 1):
+        if set(group) <= set(untested):
+            raise InputError(
+                f"step {number} ({_listed([names[label] for label in group])}) has no test images, so that it cannot "
+                "be tested; add some, or put its classes together with others by another order or other steps"
+            )
+    if untested:
+        logger.warning(
+            "no test images: %s; accuracies are those of the other classes", _listed([names[n] for n in untested])
+        )
+    if _needs_pool(config) and config.pool.path and len(groups) > 1:
+        raise InputError(
+            f"pool.path ({config.pool.path}) holds the pool of one dataset, and every step has one of its own classes; "
+            "leave it out, and the pools are kept in the cache"
+        )
+    alone = {number: names[group[0]] for number, group in enumerate(groups, 1) if len(group) == 1}
+    if not alone or len(names) == 1:
+        return
+    said = _listed([f"step {number} ({name})" for number, name in alone.items()])
+    if _needs_pool(config):
+        raise InputError(
+            f"{config.method} needs networks that tell classes apart, but {said} has one class; give every step "
+            "two classes or more, or take dm, dm-cm or random"
+        )
+    logger.warning("only one class in %s: networks trained on it alone learn to tell nothing apart", said)
+
+
+def _needs_pool(config: RunConfig) -> bool:
+    """Whether a step trains a pool of networks on its classes."""
+    terms = METHODS[config.method].terms_in_use(config).values() if config.method in METHODS else ()
+    return config.method in CHOICES or any(term.needs_pool and term.weight(config) > 0 for term in terms)
+
+
+def _listed(names: Sequence[str], most: int = 10) -> str:
+    """Names with commas, the first of many."""
+    more = len(names) - most
+    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
+
+
+def _with_longer_pool(config: RunConfig, times: float) -> RunConfig:
+    """The settings with so many times the epochs of the pool, rounded."""
+    kept = tuple(round(epochs * times) for epochs in config.pool.epochs_kept)
+    return attrs.evolve(
+        config, pool=attrs.evolve(config.pool, epochs=round(config.pool.epochs * times), epochs_kept=kept)
+    )
+
+
 def _remembered(config: RunConfig, dataset: Dataset, folder: Path | None, progress: bool) -> SyntheticSet:
     """The images of one step's classes that go into the memory."""
     if config.method.startswith("random"):
         return random_real(dataset.train, config.ipc, config.seed, config.syn.factor)
     if config.method in CHOICES:
-        one = attrs.evolve(config.pool, count=1)
-        pool = trained_pool(dataset, one, compute=config.compute)
+        # one network for all seeds: here a seed is the order in which classes come, and each step has other images
+        pool = choosing_pool(dataset, attrs.evolve(config, seed=0))
         return choose(config.method, dataset.train, config.ipc, pool.networks[0])
     begun = folder is not None and (folder / "config.yaml").is_file()
     if folder is not None and begun and RunFolder(folder).finished:

@@ -1,5 +1,7 @@
 """iidlib.continual: steps of classes, a memory that sees no later class, and runs that go on where they stopped."""
 
+import dataclasses
+import re
 from pathlib import Path
 
 import attrs
@@ -15,6 +17,7 @@ from iidlib.data import Dataset, shapes
 from iidlib.distillation import distill
 from iidlib.errors import InputError
 from iidlib.evaluation import evaluate, random_real
+from iidlib.features import trained_pool
 
 SMALL = {
     "iterations": 2,
@@ -43,10 +46,33 @@ def test_orders_are_those_of_the_released_script():
 
 def test_steps_are_equal_and_cover_the_order():
     assert class_steps([5, 3, 1, 0, 2, 4], 3) == [[5, 3], [1, 0], [2, 4]]
-    with pytest.raises(InputError, match="6 classes make no 4 equal steps; steps can be 1, 2, 3, 6"):
+    with pytest.raises(InputError, match=r"6 classes make no 4 equal steps; steps can be 1, 2, 3, 6, or .* 2,2,1,1$"):
         class_steps(range(6), 4)
+    with pytest.raises(InputError, match=r"7 classes make no 3 equal steps; .*, or the classes of each step.* 3,2,2$"):
+        class_steps(range(7), 3)
+    with pytest.raises(InputError, match=r"6 classes make no 9 equal steps; steps can be 1, 2, 3, 6$"):
+        class_steps(range(6), 9)
     with pytest.raises(InputError, match="no 0 equal steps"):
         class_steps(range(6), 0)
+
+
+def test_steps_may_be_uneven():
+    assert class_steps([5, 3, 1, 0, 2, 4, 6], (3, 2, 2)) == [[5, 3, 1], [0, 2], [4, 6]]
+    assert class_steps(range(3), [3]) == [[0, 1, 2]]
+    for sizes, message in (
+        ((4, 3), "steps of 4,3 classes have 7 in all, and the dataset has 6; give numbers that add up to 6"),
+        ((6, 0), "every step needs a class or more, got 6,0"),
+        ((7, -1), "every step needs a class or more, got 7,-1"),
+        ((), "every step needs a class or more, got no steps"),
+    ):
+        with pytest.raises(InputError, match=message):
+            class_steps(range(6), sizes)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32])
+def test_orders_that_numpy_does_not_know(seed):
+    with pytest.raises(InputError, match=f"order of classes must lie in 0 to 4294967295, got {seed}"):
+        class_order(10, seed)
 
 
 def test_some_classes_of_a_set_are_numbered_anew(pictures):
@@ -97,6 +123,87 @@ def test_the_pool_sees_the_classes_of_its_step_only(pictures, monkeypatch):
     order = class_order(4, 0)
     names = [tuple(pictures.spec.classes[label] for label in own) for own in (order[:2], order[2:])]
     assert asked == [(names[0], 80, 20), (names[1], 80, 20)]
+
+
+def test_uneven_steps_learn_each_their_classes_and_say_their_sizes(pictures, monkeypatch):
+    from iidlib.distillation import step as distillation_step
+
+    asked = []
+    trained_pool = distillation_step.trained_pool
+    monkeypatch.setattr(
+        distillation_step,
+        "trained_pool",
+        lambda dataset, pool, **more: (
+            asked.append((pool.epochs, pool.epochs_kept)) or trained_pool(dataset, pool, **more)
+        ),
+    )
+    whole = shapes(5, 40, 16)
+    found = learn_in_steps(config("iid-dm", **{"pool.epochs_kept": "5"}), whole, steps=(3, 2), order=1)
+    assert found["classes"].tolist() == [3, 5] and found["images"].tolist() == [6, 10]
+    assert set(found["steps"]) == {2} and set(found["step_sizes"]) == {"3,2"}
+    assert asked == [(17, (8,)), (25, (12,))], "epochs are those of all classes for as many steps of the optimiser"
+    even = learn_in_steps(config(), pictures, steps=2)
+    pd.testing.assert_frame_equal(
+        even.drop(columns="seconds"), learn_in_steps(config(), pictures, steps=(2, 2)).drop(columns="seconds")
+    )
+
+
+def without_tests(dataset: Dataset, *labels: int) -> Dataset:
+    kept = [n for n, label in enumerate(dataset.test.labels.tolist()) if label not in labels]
+    return dataclasses.replace(dataset, test=dataset.test.subset(torch.tensor(kept)))
+
+
+@pytest.mark.parametrize("method", ["dm", "iid-dm", "herding"])
+def test_classes_without_test_images_are_named_and_left_out_of_accuracies(pictures, caplog, method):
+    first, _, third, _ = class_order(4, 0)
+    names = pictures.spec.classes
+    found = learn_in_steps(config(method), without_tests(pictures, first, third), steps=2)
+    assert found["accuracy"].between(0, 100).all() and found["classes"].tolist() == [2, 4]
+    assert f"no test images: {names[first]}, {names[third]}; accuracies are those of the other classes" in caplog.text
+
+
+@pytest.mark.parametrize("step", [1, 2])
+def test_a_step_without_test_images_is_refused_before_anything_is_done(pictures, tmp_path: Path, step):
+    own = class_order(4, 0)[2 * step - 2 : 2 * step]
+    names = ", ".join(pictures.spec.classes[label] for label in own)
+    with pytest.raises(InputError, match=rf"step {step} \({names}\) has no test images, .*; add some, or put its"):
+        learn_in_steps(config(), without_tests(pictures, *own), steps=2, out=tmp_path / "x")
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize("method", ["dm", "dm-cm", "idm", "random"])
+def test_a_step_of_one_class(pictures, caplog, method):
+    found = learn_in_steps(config(method), pictures, steps=(1, 3))
+    assert found["classes"].tolist() == [1, 4] and found["accuracy"][0] == 100
+    assert f"only one class in step 1 ({pictures.spec.classes[class_order(4, 0)[0]]})" in caplog.text
+
+
+@pytest.mark.parametrize("method", ["dm-cc", "iid-dm", "iid-idm", "herding", "k-center"])
+def test_a_step_of_one_class_has_no_pool(pictures, tmp_path: Path, method):
+    with pytest.raises(InputError, match=rf"{method} needs networks that tell classes apart, but step 2 \(.*one class"):
+        learn_in_steps(config(method), pictures, steps=(3, 1), out=tmp_path / "x")
+    assert not (tmp_path / "x").exists()
+    if "dm" in method:  # without the term, nothing needs them
+        learn_in_steps(config(method, **{"match.cc": 0}), pictures, steps=(3, 1))
+
+
+def test_one_folder_of_a_pool_is_not_for_several_steps(pictures, tmp_path: Path):
+    given = config("iid-dm", **{"pool.path": str(tmp_path)})
+    with pytest.raises(InputError, match=r"pool.path \(.*\) holds the pool of one dataset, .*; leave it out"):
+        learn_in_steps(given, pictures, steps=2)
+    assert not list(tmp_path.iterdir())
+    learn_in_steps(given, pictures, steps=1)
+
+
+@pytest.mark.parametrize("seed", [0, 3])
+def test_images_are_chosen_on_the_same_network_for_every_seed(pictures, monkeypatch, seed):
+    asked = []
+    real = continual.choosing_pool
+    monkeypatch.setattr(continual, "choosing_pool", lambda *given: asked.append(real(*given)) or asked[-1])
+    learn_in_steps(config("herding", seed=seed), pictures, steps=2)
+    own = of_classes(pictures, class_order(4, 0)[:2])
+    usual = attrs.evolve(config().pool, count=1, epochs=20)
+    assert asked[0].digest == trained_pool(own, usual).digest
 
 
 @pytest.mark.parametrize("method", ["random", "random-mosaic", "herding", "k-center"])
@@ -172,6 +279,25 @@ def test_the_command_learns_goes_on_and_keeps_rows(tmp_path: Path, monkeypatch, 
     assert cells.measured(cells.Cell("shapes", "dm", 2), "ci", rows).empty
     assert iid(*given[:-2], "--steps", "3", "--out", "x") == 2
     assert "4 classes make no 3 equal steps" in capsys.readouterr().err and not Path("x").exists()
+    uneven = [*given[:6], "--scale", "ci", "--steps", "3, 1", "--results", "r/rows.csv"]
+    assert iid(*uneven) == 0 and Path("runs/continual-dm-shapes-ipc2-3-1steps-ci-seed0-order0/step-02").is_dir()
+    rows = cells.all_rows(tmp_path / "r")
+    assert rows["step_sizes"].tolist() == ["2,2"] * 8 + ["3,1"] * 4
+    assert cells.measured(cell, "ci", rows).to_dict() == {0: last}, "uneven steps are not those of the paper"
+    assert cells.measured(cell, "ci", rows[8:]).empty
+    for wrong, message in (
+        (["--steps", "3,2"], "steps of 3,2 classes have 5 in all, and the dataset has 4"),
+        (["--steps", "two"], "--steps takes a number of equal steps, such as 5, or .* such as 4,3,3; got 'two'"),
+        (["--steps", "3,"], "got '3,'"),
+        (["--order", "-1"], "must lie in 0 to 4294967295, got -1"),
+        (["--out", "r/rows.csv"], "r/rows.csv is a file, not a folder; give another --out"),
+        (["--out", "r/rows.csv", "--resume"], "r/rows.csv is a file, not a folder; give another --out"),
+        (["--out", "r/rows.csv/x"], "cannot write r/rows.csv/x/step-01/config.yaml: Not a directory"),
+    ):
+        capsys.readouterr()
+        assert iid(*given, *wrong) == 2
+        said = capsys.readouterr().err
+        assert said.count("\n") == 1 and re.search(message, said), said
 
 
 def test_rows_name_the_form_of_the_memory(tmp_path: Path, monkeypatch):

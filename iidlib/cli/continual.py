@@ -22,7 +22,9 @@ def continual(
     method: Annotated[str, typer.Argument(help="A distillation method; or random, random-mosaic, herding, k-center.")],
     dataset: DatasetName = "cifar10-mini",
     ipc: Annotated[int, typer.Option("--ipc", help="Images a class in the memory; 20 in the paper.")] = 20,
-    steps: Annotated[int, typer.Option("--steps", help="Steps in which the classes come.")] = 5,
+    steps: Annotated[
+        str, typer.Option("--steps", help="Equal steps in which the classes come; or the classes of each, as in 4,3,3.")
+    ] = "5",
     order: Annotated[int | None, typer.Option("--order", help="Seed of the order of classes; else --seed.")] = None,
     scale: Annotated[str, typer.Option("--scale", help="ci, tour, laptop or paper.")] = "tour",
     seed: Annotated[int, typer.Option("--seed", help="Of every other draw.")] = 0,
@@ -37,36 +39,51 @@ def continual(
     import pandas as pd
 
     from iidlib.continual import class_order, class_steps, learn_in_steps
+    from iidlib.distillation import METHODS
     from iidlib.evaluation import made_by, with_memory
-    from iidlib.experiments import SetOrigin, append_results, check_results, result_rows
+    from iidlib.experiments import SetOrigin, append_results, check_results, check_writable, result_rows
 
-    given = given_changes(changes)
+    cut, given = _steps(steps), given_changes(changes)
     config = preset(method, dataset, ipc, scale, {"seed": seed} | given)
     check_names(config)
     if results is not None:
         check_results(results)
     loaded = load(dataset, data_root, device)
     number = seed if order is None else order
-    class_steps(class_order(loaded.train.num_classes, number), steps)
+    groups = class_steps(class_order(loaded.train.num_classes, number), cut)
     named = re.sub(r"[^\w.-]+", "-", dataset)
-    folder = out or Path("runs") / f"continual-{method}-{named}-ipc{ipc}-{steps}steps-{scale}-seed{seed}-order{number}"
+    how = f"{'-'.join(map(str, cut)) if isinstance(cut, tuple) else cut}steps"
+    folder = out or Path("runs") / f"continual-{method}-{named}-ipc{ipc}-{how}-{scale}-seed{seed}-order{number}"
     place = place_of(folder)
-    if place.exists() and not resume and (not place.is_dir() or any(place.iterdir())):
+    if place.exists() and not place.is_dir():
+        raise InputError(f"{folder} is a file, not a folder; give another --out")
+    if place.is_dir() and not resume and any(place.iterdir()):
         raise InputError(f"{folder} holds something already; go on with it by --resume, or give another --out")
+    if method in METHODS:
+        check_writable(folder / "step-01" / "config.yaml")
     stamp, frames = made_by(loaded.train.device, given_command(ctx)), []
 
     def told(rows: pd.DataFrame) -> None:
         last = rows.iloc[-1]
         mean, spread = rows["accuracy"].mean(), rows["accuracy"].std(ddof=0)
-        typer.echo(f"step {last['step']} of {steps}, {last['classes']} classes: {mean:.1f} ± {spread:.1f} %")
+        typer.echo(f"step {last['step']} of {len(groups)}, {last['classes']} classes: {mean:.1f} ± {spread:.1f} %")
         frames.append(rows)
 
     with keeping(folder, given_command(ctx, "--resume", *([] if out else ["--out", str(folder)]))):
-        learn_in_steps(
-            config, loaded, steps=steps, order=number, out=folder, progress=sys.stderr.isatty(), on_step=told
-        )
+        learn_in_steps(config, loaded, steps=cut, order=number, out=folder, progress=sys.stderr.isatty(), on_step=told)
         if results is not None:
             origin = dataclasses.replace(SetOrigin.planned(config), settings=given)
             scores = pd.concat(frames, ignore_index=True)
             known = with_memory(stamp, loaded.train.device)
             append_results(results, result_rows(scores, config, origin=origin, made_by=known))
+
+
+def _steps(text: str) -> int | tuple[int, ...]:
+    """What ``--steps`` says: a number of equal steps, or the number of classes of each."""
+    try:
+        first, *more = [int(part) for part in text.split(",")]
+    except ValueError:
+        raise InputError(
+            f"--steps takes a number of equal steps, such as 5, or the classes of each, such as 4,3,3; got {text!r}"
+        ) from None
+    return (first, *more) if more else first

@@ -201,7 +201,7 @@ def all_rows(folder: Path | None = None) -> pd.DataFrame:
     rows = pd.concat(frames, ignore_index=True).fillna("")
     for name in _NUMBERS:
         rows[name] = pd.to_numeric(rows[name], errors="coerce") if name in rows else math.nan
-    for name in ("settings", "date"):
+    for name in ("settings", "date", "step_sizes"):
         if name not in rows:
             rows[name] = ""
     return rows
@@ -224,6 +224,8 @@ def measured(cell: Cell, scale: str, rows: pd.DataFrame) -> pd.Series:
         rows = rows[(rows["dataset"] == dataset) & (rows["method"] == cell.method) & (rows["scale"] == scale)]
     if rows.empty:
         return pd.Series(dtype=float)
+    if "step_sizes" in rows:  # the paper's steps are equal
+        rows = rows[rows["step_sizes"].map(lambda sizes: len(set(sizes.split(","))) == 1)]
     given = cell.changes(scale)
     usual = preset(cell.method, dataset, max(cell.ipc, 1), scale)
     planned = override(usual, given)
