@@ -13,11 +13,13 @@ import dataclasses
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import attrs
 import numpy as np
 import pandas as pd
 import torch
+from tqdm import tqdm
 
 from iidlib.config import RunConfig
 from iidlib.data import Dataset, RealSet
@@ -154,13 +156,28 @@ def learn_in_steps(
         # of the images behind it one step's provenance would tell a part only
         provenance = {key: text for key, text in memory[0].provenance.items() if key != "data"}
         whole = SyntheticSet(images, labels, known.spec, provenance, memory[0].factor)
-        frame = evaluate(whole, known, protocol=config.eval, seed=config.seed, compute=config.compute)
-        where = {"step": number, "steps": len(groups), "step_sizes": sizes, "order": order, "classes": len(seen)}
+        with _epoch_bar(config, f"evaluating step {number} of {len(groups)}", progress) as bar:
+            frame = evaluate(
+                whole, known, protocol=config.eval, seed=config.seed, compute=config.compute, on_epochs=bar.update
+            )
+        where: dict[str, Any] = {
+            "step": number,
+            "steps": len(groups),
+            "step_sizes": sizes,
+            "order": order,
+            "classes": len(seen),
+        }
         frame = frame.assign(**where)[[*where, *frame.columns]]
         rows.append(frame)
         if on_step is not None:
             on_step(frame)
     return pd.concat(rows, ignore_index=True)
+
+
+def _epoch_bar(config: RunConfig, what: str, progress: bool) -> tqdm:
+    """A progress bar over the epochs of an evaluation."""
+    total = len(config.eval.networks) * config.eval.num_eval * config.eval.epochs
+    return tqdm(total=total, desc=what, unit="epoch", disable=not progress)
 
 
 def _check_steps(config: RunConfig, dataset: Dataset, groups: Sequence[Sequence[int]]) -> None:

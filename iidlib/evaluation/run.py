@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import attrs
 import pandas as pd
@@ -28,6 +28,7 @@ def evaluate(
     protocol: EvalProtocol | None = None,
     seed: int = 0,
     compute: ComputeConfig | None = None,
+    on_epochs: Callable[[int], object] | None = None,
 ) -> pd.DataFrame:
     """Trains fresh networks on a set and tests each once, after its last epoch, on the dataset's test images.
 
@@ -42,6 +43,8 @@ def evaluate(
         seed: of the networks' weights, orders and augmentation; network i of an architecture has its own draws.
         compute: how the hardware is used (``precision``, ``compile``, ``together``); the scores depend on it up to
             rounding only.
+        on_epochs: called with the number of epochs trained since the last call, those of all networks together; of
+            ``len(protocol.networks) * protocol.num_eval * protocol.epochs`` in all.
 
     Returns:
         One row for each trained network, with the columns network, evaluation_seed, accuracy (percent), epochs, images
@@ -53,7 +56,7 @@ def evaluate(
         InputError: before anything is trained, for images that do not fit the dataset, a dataset without test images,
             an unknown network or augmentation, or a network that cannot take the images.
     """
-    rows = evaluated(images, dataset, protocol=protocol, seed=seed, compute=compute)
+    rows = evaluated(images, dataset, protocol=protocol, seed=seed, compute=compute, on_epochs=on_epochs)
     return scores_of(rows, dataset, protocol or EvalProtocol(), seed)
 
 
@@ -64,6 +67,7 @@ def evaluated(
     protocol: EvalProtocol | None = None,
     seed: int = 0,
     compute: ComputeConfig | None = None,
+    on_epochs: Callable[[int], object] | None = None,
 ) -> Iterator[dict[str, object]]:
     """The rows of `evaluate`, each as soon as its network is tested: for whoever shows progress or keeps each at once.
 
@@ -93,6 +97,7 @@ def evaluated(
     for name, first in itertools.product(protocol.networks, range(0, protocol.num_eval, together)):
         numbers = range(first, min(first + together, protocol.num_eval))
         begun = time.perf_counter()
+        done = _counted(on_epochs, len(numbers)) if on_epochs else None
         seeds = [stream_seed(seed, number, f"evaluation of {name}") for number in numbers]
         with precision(device, compute.precision):
             networks = [
@@ -106,9 +111,9 @@ def evaluated(
                 for drawn in seeds
             ]
             if together == 1:
-                fit(networks[0], examples, training, seed=seeds[0])
+                fit(networks[0], examples, training, seed=seeds[0], on_epoch=done)
             else:
-                fit_together(networks, examples, training, seeds=seeds)
+                fit_together(networks, examples, training, seeds=seeds, on_epoch=done, hold=False)
             reached = [accuracy(network, own.test) for network in networks]
         seconds = (time.perf_counter() - begun) / len(numbers)
         for number, value in zip(numbers, reached, strict=True):
@@ -120,6 +125,15 @@ def evaluated(
                 "images": stored,
                 "seconds": seconds,
             } | told
+
+
+def _counted(on_epochs: Callable[[int], object], networks: int) -> Callable[[int], None]:
+    """What networks that are trained together call when an epoch is done."""
+
+    def done(epoch: int) -> None:
+        on_epochs(networks)
+
+    return done
 
 
 def scores_of(rows: Iterable[dict[str, object]], dataset: Dataset, protocol: EvalProtocol, seed: int) -> pd.DataFrame:

@@ -49,6 +49,7 @@ def fit_together(
     *,
     seeds: Sequence[int],
     on_epoch: Callable[[int], None] | None = None,
+    hold: bool = True,
 ) -> list[Network]:
     """Trains networks in place; the k-th as ``fit(networks[k], ..., seed=seeds[k])`` would, up to rounding.
 
@@ -57,7 +58,9 @@ def fit_together(
         examples: as in `training.fit`; gets the indices of all networks in one call, and must not wait for the device.
         training: as in `training.fit`.
         seeds: of each network's orders and augmentation.
-        on_epoch: called with the index of each epoch that is done, when the networks hold its weights.
+        on_epoch: called with the index of each epoch that is done.
+        hold: whether the networks hold an epoch's weights when `on_epoch` is called; who only counts epochs needs none
+            of the copies.
 
     Returns:
         The networks.
@@ -65,7 +68,7 @@ def fit_together(
     Raises:
         ValueError: if there are not as many seeds as networks, or none, or the networks are not alike.
     """
-    return _Stack(networks, examples, training).fit(seeds, on_epoch)
+    return _Stack(networks, examples, training).fit(seeds, on_epoch, hold=hold)
 
 
 class _Batch:
@@ -138,7 +141,9 @@ class _Stack:
         self._rate = torch.zeros((), dtype=weights[0].dtype, device=self._device)
         self.begin(training.lr)
 
-    def fit(self, seeds: Sequence[int], on_epoch: Callable[[int], None] | None = None) -> list[Network]:
+    def fit(
+        self, seeds: Sequence[int], on_epoch: Callable[[int], None] | None = None, *, hold: bool = True
+    ) -> list[Network]:
         """Trains the networks from the first epoch to the last; see `fit_together`."""
         training = self._training
         if len(seeds) != len(self._networks):
@@ -152,7 +157,8 @@ class _Stack:
             for index in orders.split(training.batch, dim=1):
                 self.step(index, draws)
             if on_epoch is not None:
-                self.write_back()
+                if hold:
+                    self.write_back()
                 on_epoch(epoch)
         self.write_back()
         return self._networks
