@@ -29,6 +29,7 @@ from safetensors.torch import save as to_bytes
 
 import iidlib
 from iidlib import cli
+from iidlib.cli import output
 from iidlib.config import SCALES, RunConfig, fingerprint, from_yaml, override, preset, settings
 from iidlib.config.recipes import IDM_SCALES, PUBLISHED, Row
 from iidlib.data import data_dir, registry
@@ -488,7 +489,7 @@ def test_settings_as_json_make_the_config_of_the_run(iid: Run, method: str) -> N
 
 
 def test_the_table_of_settings_keeps_whole_values_in_80_columns(iid: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli.config.console, "width", 80)
+    monkeypatch.setattr(output.console, "width", 80)
     long = "folder:/a/rather/long/path/to/somebody's/own/images/that/is/given/in/full?size=64"
     shown = iid(
         "config", "iid-idm", "--dataset", "cifar10", "--ipc", "1", "--scale", "paper", "--set", f"pool.path={long}"
@@ -1314,7 +1315,8 @@ def test_progress_bars_on_a_terminal(tmp_path: Path) -> None:
     text = shown.decode()
     assert process.wait() == 0, text
     assert re.search(r"dm-cm: .*\| 4/4 \[\d+:\d+<\d+:\d+, .*loss=.*loss_mean=.*loss_cm=", text), text
-    assert re.search(r"evaluating random: .*\| 2/2 ", text) and re.search(r"evaluating dm-cm: .*\| 2/2 ", text)
+    assert re.search(r"evaluating random: .*\| 8/8 .*<.*epoch/s", text), "two networks, four epochs"
+    assert re.search(r"evaluating dm-cm: .*\| 8/8 .*convnet3 \d+\.\d %", text)
     assert "random │ convnet3" in re.sub(r"\x1b\[[0-9;]*m", "", text)
 
 

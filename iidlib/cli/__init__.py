@@ -54,7 +54,9 @@ class _Log(logging.Handler):
         tqdm.write(self.format(record), file=sys.stderr)
 
 
-app = typer.Typer(cls=_Commands, add_completion=False, pretty_exceptions_enable=False)
+app = typer.Typer(
+    cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]}, pretty_exceptions_enable=False
+)
 """The commands, as Typer gathers them; `main` runs them."""
 app.command()(distill.distill)
 app.command()(evaluate.evaluate)

@@ -1,15 +1,13 @@
 """``iid bench``: speed against the loop over classes and against the machine."""
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
-from rich.table import Table
 
 from iidlib.cli.options import Device
-from iidlib.cli.session import Failed, console, given_command, keeping
+from iidlib.cli.output import Kind, Quiet, print_table, result, shows_progress
+from iidlib.cli.session import Failed, given_command, keeping
 from iidlib.errors import InputError
 
 __all__ = ["bench"]
@@ -26,6 +24,7 @@ def bench(
     as_json: Annotated[bool, typer.Option("--json", help="Print the rows as a JSON list.")] = False,
     results: Annotated[Path | None, typer.Option("--results", help="CSV file to which the rows are added.")] = None,
     device: Device = "auto",
+    quiet: Quiet = False,
 ) -> None:
     """Time the library against the per-class loop and the machine's best, with the same losses, in one run."""
     from iidlib.bench import LossesDiffer
@@ -36,7 +35,7 @@ def bench(
         raise InputError("--quick and --scaling are two measurements; give one of them")
     if results:
         check_results(results, benchmark.NEEDED)
-    progress = sys.stderr.isatty()
+    progress = shows_progress()
     try:
         with keeping():
             if scaling:
@@ -47,15 +46,12 @@ def bench(
         raise Failed(f"failed: {error}") from error
     if results:
         report.append(results, given_command(ctx))
-    if as_json:
-        typer.echo(report.to_json())
-        return
-    for title, rows in report.tables().items():
-        table = Table(title=title)
-        for name in rows[0]:
-            table.add_column(name, justify="left" if name == "work" else "right")
-        for row in rows:
-            table.add_row(*(escape(value) for value in row.values()))
-        console.print(table)
-    for note in report.notes():
-        typer.echo(note)
+    with result():
+        if as_json:
+            typer.echo(report.to_json())
+            return
+        for title, rows in report.tables().items():
+            columns: dict[str, Kind] = {name: "text" if name == "work" else "number" for name in rows[0]}
+            print_table(columns, [list(row.values()) for row in rows], title)
+        for note in report.notes():
+            typer.echo(note)

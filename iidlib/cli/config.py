@@ -5,11 +5,10 @@ from typing import Annotated, Any
 
 import attrs
 import typer
-from rich.markup import escape
-from rich.table import Table
 
-from iidlib.cli.options import Changes, DatasetName, given_changes
-from iidlib.cli.session import console
+from iidlib.cli.completion import complete_recipe
+from iidlib.cli.options import Changes, DatasetName, Scale, given_changes
+from iidlib.cli.output import Quiet, print_table, result
 from iidlib.config import published, resolved
 from iidlib.config.overrides import Setting
 from iidlib.config.schema import WHOLE_SET_EPOCHS
@@ -22,15 +21,20 @@ __all__ = ["config"]
 def config(
     ctx: typer.Context,
     method: Annotated[
-        str, typer.Argument(help="dm, dm-cc, dm-cm, iid-dm, or the same with idm; or a baseline such as random.")
+        str,
+        typer.Argument(
+            help="dm, dm-cc, dm-cm, iid-dm, or the same with idm; or a baseline such as random.",
+            autocompletion=complete_recipe,
+        ),
     ],
     dataset: DatasetName = "cifar10-mini",
     ipc: Annotated[int, typer.Option("--ipc", help="Synthetic images per class.")] = 10,
-    scale: Annotated[str, typer.Option("--scale", help="ci, tour, laptop or paper.")] = "tour",
+    scale: Scale = "tour",
     iterations: Annotated[int | None, typer.Option("--iterations", help="Number of iterations.")] = None,
     seed: Annotated[int | None, typer.Option("--seed", help="Random seed.")] = None,
     changes: Changes = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list of key, value and source.")] = False,
+    quiet: Quiet = False,
 ) -> None:
     """Show every setting of a run, and where it comes from."""
     name = dataset.removeprefix("validation:")
@@ -45,14 +49,15 @@ def config(
         rows[at] = attrs.evolve(epochs, value=min(WHOLE_SET_EPOCHS, epochs.value)), "method"
     if as_json:
         listed = [{"key": setting.key, "value": setting.value, "source": source} for setting, source in rows]
-        typer.echo(json.dumps(listed, indent=2))
+        with result():
+            typer.echo(json.dumps(listed, indent=2))
         return
-    table = Table(title=escape(f"{method} on {dataset}, IPC {ipc}, scale {scale}"))
-    for column in ("setting", "value", "from"):
-        table.add_column(column, overflow="fold", no_wrap=column == "setting")
-    for setting, source in rows:
-        table.add_row(setting.key, escape(setting.text), source)
-    console.print(table)
+    with result():
+        print_table(
+            {"setting": "name", "value": "text", "from": "text"},
+            [(setting.key, setting.text, source) for setting, source in rows],
+            f"{method} on {dataset}, IPC {ipc}, scale {scale}",
+        )
     row = published(method, name, ipc)
     if row and any(source == "published row" for _, source in rows):
         typer.echo(f"published row: {row.origin}")

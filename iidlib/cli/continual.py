@@ -2,13 +2,15 @@
 
 import dataclasses
 import re
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from iidlib.cli.options import Changes, DataRoot, DatasetName, Device, Results, given_changes
+from iidlib.cli.completion import complete_memory
+from iidlib.cli.options import Changes, DataRoot, DatasetName, Device, Results, Scale, given_changes
+from iidlib.cli.output import AsJson, Quiet, report, result, shows_progress
+from iidlib.cli.scores import summary
 from iidlib.cli.session import check_names, given_command, keeping, load
 from iidlib.config import preset
 from iidlib.errors import InputError
@@ -19,14 +21,19 @@ __all__ = ["continual"]
 
 def continual(
     ctx: typer.Context,
-    method: Annotated[str, typer.Argument(help="A distillation method; or random, random-mosaic, herding, k-center.")],
+    method: Annotated[
+        str,
+        typer.Argument(
+            help="A distillation method; or random, random-mosaic, herding, k-center.", autocompletion=complete_memory
+        ),
+    ],
     dataset: DatasetName = "cifar10-mini",
     ipc: Annotated[int, typer.Option("--ipc", help="Images a class in the memory; 20 in the paper.")] = 20,
     steps: Annotated[
         str, typer.Option("--steps", help="Equal steps in which the classes come; or the classes of each, as in 4,3,3.")
     ] = "5",
     order: Annotated[int | None, typer.Option("--order", help="Seed of the order of classes; else --seed.")] = None,
-    scale: Annotated[str, typer.Option("--scale", help="ci, tour, laptop or paper.")] = "tour",
+    scale: Scale = "tour",
     seed: Annotated[int, typer.Option("--seed", help="Of every other draw.")] = 0,
     device: Device = "auto",
     out: Annotated[Path | None, typer.Option("--out", help="Folder of the steps' runs; else one below runs/.")] = None,
@@ -34,6 +41,8 @@ def continual(
     data_root: DataRoot = None,
     changes: Changes = None,
     results: Results = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
 ) -> None:
     """Learn classes step by step from a memory of distilled images, and test on all classes seen."""
     import pandas as pd
@@ -66,16 +75,29 @@ def continual(
     def told(rows: pd.DataFrame) -> None:
         last = rows.iloc[-1]
         mean, spread = rows["accuracy"].mean(), rows["accuracy"].std(ddof=0)
-        typer.echo(f"step {last['step']} of {len(groups)}, {last['classes']} classes: {mean:.1f} ± {spread:.1f} %")
+        with result():
+            typer.echo(f"step {last['step']} of {len(groups)}, {last['classes']} classes: {mean:.1f} ± {spread:.1f} %")
         frames.append(rows)
 
     with keeping(folder, given_command(ctx, "--resume", *([] if out else ["--out", str(folder)]))):
-        learn_in_steps(config, loaded, steps=cut, order=number, out=folder, progress=sys.stderr.isatty(), on_step=told)
+        learn_in_steps(config, loaded, steps=cut, order=number, out=folder, progress=shows_progress(), on_step=told)
+        scores = pd.concat(frames, ignore_index=True)
         if results is not None:
             origin = dataclasses.replace(SetOrigin.planned(config), settings=given)
-            scores = pd.concat(frames, ignore_index=True)
             known = with_memory(stamp, loaded.train.device)
             append_results(results, result_rows(scores, config, origin=origin, made_by=known))
+    facts: dict[str, object] = {
+        "run": folder if method in METHODS else None,
+        "method": method,
+        "dataset": dataset,
+        "ipc": ipc,
+    }
+    facts |= {"scale": scale, "seed": seed, "order": number}
+    facts["steps"] = [
+        {"step": step, "classes": int(rows["classes"].iloc[0]), "scores": summary(rows.assign(method=method))}
+        for step, rows in scores.groupby("step")
+    ]
+    report(None, facts)
 
 
 def _steps(text: str) -> int | tuple[int, ...]:

@@ -1,47 +1,56 @@
 """``iid data``: which data sets are known, fetching one, checking its files."""
 
+import contextlib
+import dataclasses
 from typing import Annotated
 
 import typer
-from rich import box
-from rich.table import Table
 
+from iidlib.cli.completion import complete_dataset
 from iidlib.cli.options import DataRoot
-from iidlib.cli.session import console
+from iidlib.cli.output import AsJson, Quiet, print_table, report, result
 from iidlib.errors import InputError
 from iidlib.names import dataset_name
 
 __all__ = ["data_check", "data_fetch", "data_list"]
 
 
-def data_list(data_root: DataRoot = None) -> None:
+def data_list(data_root: DataRoot = None, as_json: AsJson = False, quiet: Quiet = False) -> None:
     """Show the known data sets and where they were found."""
     from iidlib.data import datasets
 
     rows = datasets(data_root)
-    table = Table(box=box.SIMPLE, show_edge=False, padding=(0, 1, 0, 0), pad_edge=False)
-    for name, justify in (("name", "left"), ("train", "right"), ("test", "right"), ("found", "left")):
-        table.add_column(name, justify=justify, no_wrap=True)  # type: ignore[arg-type]
-    for row in rows:
-        state = "yes" if row.found else "incomplete" if row.incomplete else "no"
-        table.add_row(row.name, f"{row.train_images}", f"{row.test_images}", state)
-    console.print(table)
-    for row in rows:  # below the table, where a path has the whole width and can be copied
-        if row.found:
-            typer.echo(f"{row.name}: {row.found}")
-        elif row.incomplete:
-            typer.echo(f"{row.name}: incomplete, {row.incomplete}; {row.get}")
-        else:
-            typer.echo(f"{row.name}: {row.get}")
+    with result():
+        print_table(
+            {"name": "text", "train": "number", "test": "number", "found": "text"},
+            [
+                (
+                    row.name,
+                    f"{row.train_images}",
+                    f"{row.test_images}",
+                    "yes" if row.found else "incomplete" if row.incomplete else "no",
+                )
+                for row in rows
+            ],
+        )
+        for row in rows:  # below the table, where a path has the whole width and can be copied
+            if row.found:
+                typer.echo(f"{row.name}: {row.found}")
+            elif row.incomplete:
+                typer.echo(f"{row.name}: incomplete, {row.incomplete}; {row.get}")
+            else:
+                typer.echo(f"{row.name}: {row.get}")
+    report(None, {"datasets": [dataclasses.asdict(row) for row in rows]})
 
 
 def data_fetch(
-    name: Annotated[str, typer.Argument(help="The data set.", callback=dataset_name)],
+    name: Annotated[str, typer.Argument(help="The data set.", callback=dataset_name, autocompletion=complete_dataset)],
     data_root: DataRoot = None,
     mirror: Annotated[
         str | None,
         typer.Option("--mirror", metavar="URL", help="Another address: of the folder, or of the file; http or file."),
     ] = None,
+    quiet: Quiet = False,
 ) -> None:
     """Download a data set into the data root, with checksums; an archive that lies there is unpacked instead."""
     from iidlib.data import load_dataset
@@ -51,17 +60,20 @@ def data_fetch(
 
 
 def data_check(
-    name: Annotated[str, typer.Argument(help="The data set.", callback=dataset_name)],
+    name: Annotated[str, typer.Argument(help="The data set.", callback=dataset_name, autocompletion=complete_dataset)],
     data_root: DataRoot = None,
+    quiet: Quiet = False,
 ) -> None:
     """Compare every file of a data set with its checksum."""
     from iidlib.data import check
 
     report = check(name, data_root)
-    for problem in report.problems:
-        typer.echo(problem)
+    with result():
+        for problem in report.problems:
+            typer.echo(problem)
     for file in report.files:
-        typer.echo(f"{file.state:8} {file.path} {file.detail}".rstrip())
+        with result() if file.state != "ok" else contextlib.nullcontext():
+            typer.echo(f"{file.state:8} {file.path} {file.detail}".rstrip())
     if not report.ok:
         raise InputError(f"{name} is not whole; {report.get}")
     typer.echo(f"{name}: {len(report.files)} files, all whole" if report.files else f"{name}: no files, {report.get}")

@@ -2,15 +2,16 @@
 
 import dataclasses
 import re
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from iidlib.cli.completion import complete_method
 from iidlib.cli.kept import KeptRows, check_apart
-from iidlib.cli.options import Baseline, Changes, DataRoot, DatasetName, Device, Results, given_changes
-from iidlib.cli.scores import scored, show_scores, with_random_beside
+from iidlib.cli.options import Baseline, Changes, DataRoot, DatasetName, Device, Results, Scale, given_changes
+from iidlib.cli.output import AsJson, Quiet, report, shows_progress
+from iidlib.cli.scores import run_facts, scored, show_scores, summary, with_random_beside
 from iidlib.cli.session import check_names, given_command, keeping, load
 from iidlib.config import preset
 from iidlib.errors import InputError, suggest
@@ -20,10 +21,12 @@ __all__ = ["distill"]
 
 def distill(
     ctx: typer.Context,
-    method: Annotated[str, typer.Argument(help="dm, dm-cc, dm-cm, iid-dm, or the same with idm.")],
+    method: Annotated[
+        str, typer.Argument(help="dm, dm-cc, dm-cm, iid-dm, or the same with idm.", autocompletion=complete_method)
+    ],
     dataset: DatasetName = "cifar10-mini",
     ipc: Annotated[int, typer.Option("--ipc", help="Synthetic images a class.")] = 10,
-    scale: Annotated[str, typer.Option("--scale", help="ci, tour, laptop or paper.")] = "tour",
+    scale: Scale = "tour",
     iterations: Annotated[int | None, typer.Option("--iterations", help="Updates; else the scale's.")] = None,
     seed: Annotated[int, typer.Option("--seed", help="Of every draw.")] = 0,
     device: Device = "auto",
@@ -39,6 +42,8 @@ def distill(
     ] = True,
     baseline: Baseline = True,
     results: Results = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
 ) -> None:
     """Learn a few synthetic images a class, and show what networks trained on them reach."""
     from iidlib.config import published
@@ -79,7 +84,7 @@ def distill(
             metrics, synthetic = RunFolder.reopen(folder.path, config).metrics(), SyntheticSet.load(folder.path)
             typer.echo(f"the run in {folder.path} is finished; its set stays as it is")
         else:
-            bar = sys.stderr.isatty()
+            bar = shows_progress()
             result = run(config, loaded, out=folder.path, resume=resume, allow_drift=allow_drift, progress=bar)
             metrics, synthetic = result.metrics, result.synthetic
             typer.echo(f"distilled in {result.seconds:.0f} s; images: {folder.path / 'synthetic.png'}")
@@ -94,7 +99,9 @@ def distill(
                 f"queue: {queue['queue_networks']:.0f} networks of at most {config.queue.size}, "
                 f"{queue['queue_mib']:.1f} MiB, {queue['queue_accuracy']:.0f} % on their training images"
             )
+        facts = run_facts(config, folder, metrics)
         if not evaluate:
+            report(folder.synthetic, facts)
             return
         if len(metrics):
             seconds = metrics["seconds"].iloc[-1] / config.iterations
@@ -116,3 +123,4 @@ def distill(
         if printed and scale == "paper":
             source = f"; settings: {row.origin}" if row else ""
             typer.echo(f"published: {printed.value} % ({printed.source}){source}")
+        report(folder.synthetic, facts | {"scores": summary(scores)})

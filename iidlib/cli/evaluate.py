@@ -6,9 +6,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from iidlib.cli.completion import (
+    complete_baseline,
+    complete_dataset,
+    complete_networks,
+    complete_protocol,
+    complete_scale,
+)
 from iidlib.cli.kept import KeptRows, check_apart
 from iidlib.cli.options import Baseline, Changes, DataRoot, Device, Results, given_changes
-from iidlib.cli.scores import scored, show_scores, with_random_beside
+from iidlib.cli.output import AsJson, Quiet, report
+from iidlib.cli.scores import scored, show_scores, summary, with_random_beside
 from iidlib.cli.session import check_names, given_command, keeping, load
 from iidlib.errors import InputError
 from iidlib.names import dataset_name
@@ -23,17 +31,36 @@ def evaluate(
     ctx: typer.Context,
     path: Annotated[
         str,
-        typer.Argument(help="A run's folder or set; or random, random-mosaic, herding, k-center or whole."),
+        typer.Argument(
+            help="A run's folder or set; or random, random-mosaic, herding, k-center or whole.",
+            autocompletion=complete_baseline,
+        ),
     ],
     dataset: Annotated[
-        str | None, typer.Option("--dataset", callback=dataset_name, help="Else the one the set was made for.")
+        str | None,
+        typer.Option(
+            "--dataset",
+            callback=dataset_name,
+            help="Else the one the set was made for.",
+            autocompletion=complete_dataset,
+        ),
     ] = None,
-    networks: Annotated[str | None, typer.Option("--networks", help="Such as convnet3,alexnet.")] = None,
+    networks: Annotated[
+        str | None, typer.Option("--networks", help="Such as convnet3,alexnet.", autocompletion=complete_networks)
+    ] = None,
     num_eval: Annotated[int | None, typer.Option("--num-eval", help="Networks of each architecture.")] = None,
     epochs: Annotated[int | None, typer.Option("--epochs", help="Passes over the set; 1001 in the paper.")] = None,
-    scale: Annotated[str | None, typer.Option("--scale", help="Protocol to start from; else the set's own.")] = None,
+    scale: Annotated[
+        str | None,
+        typer.Option("--scale", help="Protocol to start from; else the set's own.", autocompletion=complete_scale),
+    ] = None,
     protocol: Annotated[
-        str, typer.Option("--protocol", help="dm (DC, DM, IDM, IID) or idc (IDC, DREAM, DANCE: CutMix, 1500 passes).")
+        str,
+        typer.Option(
+            "--protocol",
+            help="dm (DC, DM, IDM, IID) or idc (IDC, DREAM, DANCE: CutMix, 1500 passes).",
+            autocompletion=complete_protocol,
+        ),
     ] = "dm",
     ipc: Annotated[int | None, typer.Option("--ipc", help="Images a class, for chosen images; else 10.")] = None,
     seed: Annotated[
@@ -45,6 +72,8 @@ def evaluate(
     baseline: Baseline = True,
     out: Annotated[Path | None, typer.Option("--out", help="JSON file for the scores.")] = None,
     results: Results = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
 ) -> None:
     """Train networks from scratch on a set and test them on the real test images."""
     from iidlib.config.recipes import BASELINES
@@ -131,3 +160,13 @@ def evaluate(
         judged_by = protocol_text(config.eval, origin.method, origin.factor)
         show_scores(scores, f"tested on {name}", "mean ± std over networks", judged_by)
         kept.save(scores, of_run=run is not None and not run.scored())
+        report(
+            None,
+            {
+                "set": path,
+                "dataset": name,
+                "protocol": judged_by,
+                "seconds": scores["seconds"].sum(),
+                "scores": summary(scores),
+            },
+        )

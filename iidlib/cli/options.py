@@ -5,11 +5,12 @@ from typing import Annotated
 
 import typer
 
+from iidlib.cli.completion import complete_dataset, complete_device, complete_scale, complete_setting
 from iidlib.config import settings
 from iidlib.errors import InputError
 from iidlib.names import dataset_name
 
-__all__ = ["Baseline", "Changes", "DataRoot", "DatasetName", "Device", "Results", "given_changes"]
+__all__ = ["Baseline", "Changes", "DataRoot", "DatasetName", "Device", "Results", "Scale", "given_changes"]
 
 DatasetName = Annotated[
     str,
@@ -18,6 +19,7 @@ DatasetName = Annotated[
         callback=dataset_name,
         help="cifar10-mini, cifar10, cifar100, svhn, mnist, fashionmnist, tinyimagenet, shapes or folder:PATH; "
         "validation:NAME judges on held-out training images.",
+        autocompletion=complete_dataset,
     ),
 ]
 
@@ -25,10 +27,17 @@ DataRoot = Annotated[
     Path | None, typer.Option("--data-root", help="Folder that holds the data sets; else the one in IID_DATA.")
 ]
 
-Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.")]
+Device = Annotated[
+    str, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.", autocompletion=complete_device)
+]
+
+Scale = Annotated[str, typer.Option("--scale", help="ci, tour, laptop or paper.", autocompletion=complete_scale)]
 
 Changes = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting, such as match.cm=0.02.")
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Change a setting, such as match.cm=0.02.", autocompletion=complete_setting
+    ),
 ]
 
 Baseline = Annotated[

@@ -11,12 +11,15 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
+from iidlib.cli.completion import complete_experiment, complete_scale
 from iidlib.cli.options import Device
-from iidlib.cli.session import console
+from iidlib.cli.output import Kind, Quiet, console, print_table, result
 from iidlib.config import SCALES
 from iidlib.errors import InputError, suggest
 
 __all__ = ["reproduce", "time_budget"]
+
+COLUMNS = ("cell", "published", "paper", "laptop", "tour")
 
 _SECONDS = {"s": 1, "m": 60, "h": 3600}
 
@@ -48,14 +51,17 @@ def _cells(name: str, title: str, only: str, folder: Path | None) -> None:
     from iidlib.experiments import mean_of, table, within
 
     cells = table(name, folder)
+    if only and not any(within(cell, only) for cell in cells["cell"]):
+        raise InputError(f"{name} has no cell {only!r}; see iid reproduce {name} --list")
     shown = Table(
         title=escape(f"{name}: {title}"), box=box.SIMPLE, show_edge=False, padding=(0, 1, 0, 0), pad_edge=False
     )
     shown.caption_justify = "left"
-    for column in ("cell", "published", "paper", "laptop", "tour"):
+    for column in COLUMNS:
         name_it = column == "cell"
         shown.add_column(column, justify="left" if name_it else "right", no_wrap=not name_it, overflow="fold")
     marks: dict[str, str] = {}
+    rows: list[tuple[str, ...]] = []
     for row in cells.to_dict("records"):
         if not within(row["cell"], only):
             continue
@@ -64,16 +70,29 @@ def _cells(name: str, title: str, only: str, folder: Path | None) -> None:
         if row["source"] != "not found":
             mark = marks.setdefault(row["source"], ascii_lowercase[len(marks)])
             published = f"{row['published']:.1f} {mark}"
-        shown.add_row(escape(_folded(row["cell"], console.width - 52)), published, *ours)
-    shown.caption = escape("\n".join(f"{mark}: {source}" for source, mark in marks.items()))
+        rows.append((row["cell"], published, *ours))
+    caption = "\n".join(f"{mark}: {source}" for source, mark in marks.items())
+    if console.width < 64:
+        columns: list[Kind] = ["text", "number", "number", "number", "number"]
+        print_table(dict(zip(COLUMNS, columns, strict=True)), rows, f"{name}: {title}")
+        typer.echo(f"\n{caption}")
+        return
+    for cell, *numbers in rows:
+        shown.add_row(escape(_folded(cell, console.width - 52)), *numbers)
+    shown.caption = escape(caption)
     console.print(shown)
 
 
 def reproduce(
-    name: Annotated[str | None, typer.Argument(help="main, ablation, architectures, ...; see --list.")] = None,
+    name: Annotated[
+        str | None,
+        typer.Argument(help="main, ablation, architectures, ...; see --list.", autocompletion=complete_experiment),
+    ] = None,
     show: Annotated[bool, typer.Option("--list", help="Show the cells: published, measured, missing.")] = False,
     only: Annotated[str, typer.Option("--only", help="Cells below it, such as cifar10/ipc10.")] = "",
-    scale: Annotated[str, typer.Option("--scale", help="tour, laptop or paper.")] = "tour",
+    scale: Annotated[
+        str, typer.Option("--scale", help="tour, laptop or paper.", autocompletion=complete_scale)
+    ] = "tour",
     seeds: Annotated[int, typer.Option("--seeds", min=1, help="Distillations of each cell.")] = 3,
     budget: Annotated[str | None, typer.Option("--budget", help="Stop cleanly after it, such as 8h or 30m.")] = None,
     device: Device = "auto",
@@ -81,6 +100,7 @@ def reproduce(
         Path | None, typer.Option("--results", help="Folder of the results; else the checkout's own.")
     ] = None,
     runs: Annotated[Path, typer.Option("--runs", help="Folder of the runs.")] = Path("runs/reproduce"),
+    quiet: Quiet = False,
 ) -> None:
     """Show the paper's cells, or run those that are missing, the most telling first."""
     from iidlib.experiments import EXPERIMENTS, jobs, run_jobs
@@ -90,8 +110,9 @@ def reproduce(
     if scale not in SCALES:
         raise InputError(f"unknown scale {scale!r}{suggest(scale, SCALES)}")
     if show or name is None:
-        for each in [name] if name else EXPERIMENTS:
-            _cells(each, EXPERIMENTS[each].title, only, folder)
+        with result():
+            for each in [name] if name else EXPERIMENTS:
+                _cells(each, EXPERIMENTS[each].title, only, folder)
         typer.echo(
             "Accuracy in percent; ours: mean ± std over distillation seeds (how many).\n"
             "Only scale paper fills a cell of the paper; tour is measured on cifar10-mini."
@@ -100,7 +121,7 @@ def reproduce(
     seconds = time_budget(budget) if budget else math.inf
     todo = jobs(name, scale=scale, seeds=seeds, only=only, folder=folder, runs=runs, device=device)
     typer.echo(f"{name} at scale {scale}: {len(todo)} runs are missing")
-    outcome = run_jobs(todo, budget=seconds, say=typer.echo)
+    outcome = run_jobs(todo, budget=seconds, say=typer.echo, options=["--quiet"] if quiet else [])
     typer.echo(f"{outcome.done} of {len(todo)} done")
     if outcome.failed:
         raise typer.Exit(1)

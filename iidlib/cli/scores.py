@@ -1,15 +1,12 @@
 """Evaluating a set in the terminal: the progress bar, and the table of its scores."""
 
 import dataclasses
-import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import typer
-from rich.markup import escape
-from rich.table import Table
 
-from iidlib.cli.session import console
+from iidlib.cli.output import epochs_told, print_table, result
 from iidlib.config import RunConfig
 
 if TYPE_CHECKING:
@@ -18,9 +15,10 @@ if TYPE_CHECKING:
     from iidlib.cli.kept import KeptRows
     from iidlib.data import Dataset, RealSet
     from iidlib.experiments import MadeBy, SetOrigin
+    from iidlib.runs import RunFolder
     from iidlib.synthetic import SyntheticSet
 
-__all__ = ["scored", "show_scores", "with_random_beside"]
+__all__ = ["run_facts", "scored", "show_scores", "summary", "with_random_beside"]
 
 
 def scored(
@@ -34,25 +32,24 @@ def scored(
     kept: "KeptRows",
 ) -> "pd.DataFrame":
     """Evaluates a set behind a progress bar: a row of results for each network, kept also if it ends early."""
-    from tqdm import tqdm
-
     from iidlib.evaluation import evaluated, scores_of, with_memory
     from iidlib.experiments import result_rows
 
     protocol = config.eval
     found: list[dict[str, object]] = []
-    total = len(protocol.networks) * protocol.num_eval
+    epochs = len(protocol.networks) * protocol.num_eval * protocol.epochs
 
     def rows() -> "pd.DataFrame":
         scores = scores_of(found, dataset, protocol, seed)
         return result_rows(scores, config, origin=origin, made_by=with_memory(made_by, dataset.train.device))
 
-    with tqdm(total=total, desc=f"evaluating {origin.method}", unit="network", disable=not sys.stderr.isatty()) as bar:
+    with epochs_told(f"evaluating {origin.method}", epochs) as told:
         try:
-            for row in evaluated(images, dataset, protocol=protocol, seed=seed, compute=config.compute):
+            for row in evaluated(
+                images, dataset, protocol=protocol, seed=seed, compute=config.compute, on_epochs=told.advance
+            ):
                 found.append(row)
-                bar.set_postfix_str(f"{row['network']} {row['accuracy']:.1f} %")
-                bar.update()
+                told.last = f"{row['network']} {row['accuracy']:.1f} %"
         finally:
             if found:
                 kept.add(rows())
@@ -97,11 +94,37 @@ def show_scores(scores: "pd.DataFrame", title: str, note: str, protocol: str) ->
     """A table with a line for each set and network."""
     from iidlib.evaluation import summarize
 
-    table = Table(title=escape(title))
-    for name, justify in (("set", "left"), ("network", "left"), ("accuracy (%)", "right"), ("networks", "right")):
-        table.add_column(name, justify=justify)  # type: ignore[arg-type]
+    rows = []
     for row in summarize(scores, by=("method", "network")).to_dict("records"):
         spread = f" ± {row['std']:.1f}" if row["n"] > 1 else ""
-        table.add_row(escape(str(row["method"])), str(row["network"]), f"{row['mean']:.1f}{spread}", str(row["n"]))
-    console.print(table)
+        rows.append((str(row["method"]), str(row["network"]), f"{row['mean']:.1f}{spread}", str(row["n"])))
+    with result():
+        print_table({"set": "text", "network": "text", "accuracy (%)": "number", "networks": "number"}, rows, title)
     typer.echo(f"{note}; protocol: {protocol}")
+
+
+def summary(scores: "pd.DataFrame") -> list[dict[str, object]]:
+    """What `show_scores` shows, for programs: an entry for each set and network, accuracies in percent."""
+    from iidlib.evaluation import summarize
+
+    lines = summarize(scores, by=("method", "network")).rename(columns={"mean": "accuracy", "n": "networks"})
+    return [{str(key): value for key, value in row.items()} for row in lines.to_dict("records")]
+
+
+def run_facts(config: RunConfig, folder: "RunFolder", metrics: "pd.DataFrame") -> dict[str, object]:
+    """What a distillation gave, for programs: where the set lies, seconds, the terms at the last iteration."""
+    last = {str(name): value for name, value in metrics.iloc[-1].items()} if len(metrics) else {}
+    return {
+        "run": folder.path,
+        "set": folder.synthetic,
+        "method": config.method,
+        "dataset": config.dataset,
+        "ipc": config.ipc,
+        "scale": config.scale,
+        "seed": config.seed,
+        "iterations": config.iterations,
+        "seconds": last.get("seconds"),
+        "loss": last.get("loss"),
+        "terms": {name[5:]: value for name, value in last.items() if name.startswith("loss_")},
+        "scores": [],
+    }

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
-from rich.console import Console
 
 from iidlib.config import RunConfig
 from iidlib.errors import InputError, suggest
@@ -16,14 +15,11 @@ if TYPE_CHECKING:
     from iidlib.data import Dataset
 
 
-__all__ = ["Failed", "check_names", "console", "given_command", "keeping", "load"]
+__all__ = ["Failed", "check_names", "given_command", "keeping", "load"]
 
 
 class Failed(Exception):
     """A failure while running that is no fault of the program; its text says what is kept and how to go on."""
-
-
-console = Console()
 
 
 def load(name: str, data_root: Path | None, device: str) -> "Dataset":

@@ -18,7 +18,8 @@ from iidlib.data.archives import unpack
 from iidlib.data.download import fetch, from_mirror
 from iidlib.data.source import PathLike, Remote, Source, file_checksum, in_short, in_the_way
 from iidlib.errors import InputError
-from iidlib.files import locked, make_folders, remove_empty
+from iidlib.files import make_folders, remove_empty
+from iidlib.locks import locked
 
 __all__ = ["install"]
 

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -129,6 +129,7 @@ def run_jobs(
     budget: float = math.inf,
     say: Callable[[str], None] = print,
     environment: Mapping[str, str] | None = None,
+    options: Sequence[str] = (),
 ) -> Outcome:
     """Runs jobs one after the other, each in a process of its own, until the budget is spent.
 
@@ -141,6 +142,7 @@ def run_jobs(
         budget: seconds.
         say: told what is begun and what went wrong.
         environment: of the processes; this one's when not given.
+        options: added to every command, such as ``--quiet``.
 
     Returns:
         How many were finished, and how many failed.
@@ -152,7 +154,8 @@ def run_jobs(
             say("the budget is spent")
             break
         status = 0
-        for command in job.commands():
+        for words in job.commands():
+            command = (*words, *options)
             say(shlex.join(("iid", *command)))
             # a group of its own, so that Ctrl-C reaches it once, through us: at a second signal a run ends at once
             call = [sys.executable, "-m", "iidlib.cli", *command]

@@ -1,0 +1,226 @@
+"""What a command prints: notes on the way, its result, progress; ``--quiet``, ``--json`` and narrow terminals.
+
+A command says everything on stdout by ``typer.echo`` and `console`. Under ``--json`` all that goes to stderr, and under
+``--quiet`` nowhere; what a command was asked for comes through `result` and `report` and reaches stdout all the same.
+"""
+
+import contextlib
+import json
+import logging
+import math
+import os
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, TextIO
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+__all__ = ["AsJson", "Kind", "Quiet", "console", "epochs_told", "print_table", "report", "result", "shows_progress"]
+
+logger = logging.getLogger("iidlib")
+
+console = Console(emoji=False)
+"""Where tables are printed."""
+
+
+@dataclass
+class _Heard:
+    """What of a command is heard."""
+
+    stdout: TextIO | None = None
+    """The stdout of the process, where notes go elsewhere."""
+    quiet: bool = False
+    as_json: bool = False
+
+
+_heard = _Heard()
+
+
+@contextlib.contextmanager
+def _notes_to(stream: TextIO) -> Iterator[None]:
+    """Within the block, what is printed goes to a stream; the result still goes to stdout."""
+    before = _heard.stdout
+    _heard.stdout = before or sys.stdout
+    try:
+        with contextlib.redirect_stdout(stream):
+            yield
+    finally:
+        _heard.stdout = before
+
+
+@contextlib.contextmanager
+def _without_notes() -> Iterator[None]:
+    """Within the block, only warnings, errors and the result are heard."""
+    level = logger.level
+    with Path(os.devnull).open("w", encoding="utf-8") as nowhere, _notes_to(nowhere):
+        logger.setLevel(logging.WARNING)
+        _heard.quiet = True
+        try:
+            yield
+        finally:
+            logger.setLevel(level)
+            _heard.quiet = False
+
+
+@contextlib.contextmanager
+def _result_as_json() -> Iterator[None]:
+    """Within the block, notes go to stderr, and the result is one line of JSON."""
+    with _notes_to(sys.stdout if _heard.quiet else sys.stderr):
+        _heard.as_json = True
+        try:
+            yield
+        finally:
+            _heard.as_json = False
+
+
+def _listen(ctx: typer.Context, param: Any, asked: bool) -> bool:
+    """Turns on what an option of the command asks for, until the command ends."""
+    if asked and not ctx.resilient_parsing:
+        resource: Any = ctx
+        resource.with_resource(_without_notes() if param.name == "quiet" else _result_as_json())
+    return asked
+
+
+Quiet = Annotated[
+    bool,
+    typer.Option(
+        "--quiet", "-q", callback=_listen, help="Print the result only: no notes, no progress; warnings stay on stderr."
+    ),
+]
+
+AsJson = Annotated[
+    bool,
+    typer.Option("--json", callback=_listen, help="Print the result as one JSON object; all else goes to stderr."),
+]
+
+
+@contextlib.contextmanager
+def result() -> Iterator[None]:
+    """Within the block, what is printed is the command's result: heard under ``--quiet`` too."""
+    if _heard.stdout is None or _heard.as_json:
+        yield
+        return
+    with contextlib.redirect_stdout(_heard.stdout):
+        yield
+
+
+def report(line: object | None, facts: Mapping[str, object]) -> None:
+    """Prints the result once more for programs; nothing without ``--json`` or ``--quiet``.
+
+    Args:
+        line: what ``--quiet`` prints of it; None where its tables say all.
+        facts: what ``--json`` prints; numbers that are not finite become null.
+    """
+    if _heard.stdout is None:
+        return
+    if _heard.as_json:
+        print(json.dumps(_plain(facts)), file=_heard.stdout, flush=True)
+    elif line is not None:
+        print(line, file=_heard.stdout, flush=True)
+
+
+def _plain(value: Any) -> Any:
+    """A value that JSON has."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(one) for one in value]
+    if hasattr(value, "item"):  # numpy's numbers
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if value is None or isinstance(value, bool | int | float | str) else str(value)
+
+
+def shows_progress() -> bool:
+    """Whether progress bars are shown: on a terminal that can move its cursor, unless ``--quiet``."""
+    return sys.stderr.isatty() and os.environ.get("TERM") != "dumb" and not _heard.quiet
+
+
+EVERY = 60.0
+"""Seconds between the lines that stand for a progress bar where there is no terminal."""
+
+
+@dataclass
+class Epochs:
+    """How far a training of networks is."""
+
+    what: str
+    total: int
+    bar: Any = None
+    """The progress bar; without one, a line every minute."""
+    done: int = 0
+    last: str = ""
+    """What to say of the networks that are done."""
+
+    def __post_init__(self) -> None:
+        self._begun = self._told = time.monotonic()
+
+    def advance(self, epochs: int) -> None:
+        """Counts epochs that were trained since the last call, those of all networks together."""
+        self.done += epochs
+        if self.bar is not None:
+            self.bar.set_postfix_str(self.last, refresh=False)
+            self.bar.update(epochs)
+            return
+        now = time.monotonic()
+        if now - self._told >= EVERY and self.done < self.total:
+            self._told = now
+            left = (now - self._begun) / self.done * (self.total - self.done)
+            minutes = f"{math.ceil(left / 60)} min left"
+            logger.info("%s: %d of %d epochs, about %s", self.what, self.done, self.total, minutes)
+
+
+@contextlib.contextmanager
+def epochs_told(what: str, total: int) -> Iterator[Epochs]:
+    """Shows how many epochs of a training are done, and how long the rest takes.
+
+    Args:
+        what: is done, such as "evaluating dm".
+        total: epochs of all networks together.
+    """
+    from tqdm import tqdm
+
+    if not shows_progress():
+        yield Epochs(what, total)
+        return
+    with tqdm(total=total, desc=what, unit="epoch") as bar:
+        yield Epochs(what, total, bar)
+
+
+Kind = Literal["text", "name", "number"]
+"""What a column holds: texts, which may be wrapped; names and numbers, which stay whole; numbers stand to the right."""
+
+
+def print_table(columns: Mapping[str, Kind], rows: Sequence[Sequence[str]], title: str = "") -> None:
+    """Prints a table whose numbers stay whole: in a narrow terminal texts are wrapped, or each row becomes some lines.
+
+    Args:
+        columns: names, and what they hold.
+        rows: a text for each column.
+        title: above it.
+    """
+    table = Table(title=escape(title) if title else None)
+    needed = 1
+    for column, cells in zip(columns, zip(columns, *rows, strict=True), strict=True):
+        kind, longest = columns[column], max(map(len, cells))
+        justify: Literal["left", "right"] = "right" if kind == "number" else "left"
+        table.add_column(column, justify=justify, no_wrap=kind != "text", overflow="fold")
+        needed += 3 + (min(longest, SHORTEST) if kind == "text" else longest)
+    for row in rows:
+        table.add_row(*(escape(text) for text in row))
+    if needed <= console.width:
+        console.print(table)
+        return
+    entries = ["\n".join(f"{name}: {text}" for name, text in zip(columns, row, strict=True) if text) for row in rows]
+    typer.echo("\n\n".join([title, *entries] if title else entries))
+
+
+SHORTEST = 10
+"""Letters that a text keeps on a line of a narrow table; with less room there is no table."""
