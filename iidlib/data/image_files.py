@@ -160,7 +160,7 @@ class _Work:
                 f"are taken as sRGB; the first is {self._paths[first].relative_to(self._root)} "
                 f"({self._profiles[first]})",
             )
-        if len(self._brightest) == len(self._paths) and (top := max(self._brightest.values())) < DARK:
+        if 0 < len(self._brightest) == len(self._paths) and (top := max(self._brightest.values())) < DARK:
             _once(
                 logger.warning,
                 f"{self._name}: all images are nearly black, as they use {8 + top.bit_length()} of 16 bits in each "

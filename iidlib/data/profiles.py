@@ -58,7 +58,10 @@ def _transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
     """From a profile to sRGB; None where both are the same, so that rounding changes nothing then."""
     try:
         source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        transform = ImageCms.buildTransform(source, ImageCms.createProfile("sRGB"), mode, "RGB")
+        exactly = (
+            ImageCms.Flags.NOOPTIMIZE if mode == "L" else ImageCms.Flags.NONE
+        )  # else dark greys are some steps off
+        transform = ImageCms.buildTransform(source, ImageCms.createProfile("sRGB"), mode, "RGB", flags=exactly)
         probe = _probe(mode)
         if probe is None:
             return transform
