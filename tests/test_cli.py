@@ -1543,6 +1543,36 @@ def test_data_commands(iid: Run, tmp_path: Path) -> None:
     assert_one_line(iid("evaluate", "random", "--data-root", "a[b]"), r"3-cat.webp is damaged")
 
 
+@pytest.mark.parametrize("columns", [40, 80])
+def test_the_list_of_datasets_fits_a_terminal(columns: int, iid: Run, tmp_path: Path) -> None:
+    (tmp_path / "root" / "svhn").mkdir(parents=True)
+    (tmp_path / "root" / "svhn" / "train_32x32.mat").write_bytes(b"")
+    output.console.width = columns
+    try:
+        lines = iid("data", "list", "--data-root", "root").out.splitlines()
+    finally:
+        output.console._width = None
+    table = lines[: next(i for i, line in enumerate(lines) if ":" in line)]
+    rows = [line.split() for line in table]
+    assert max(map(len, table)) <= 40, "names, numbers and words stay whole"
+    assert ["cifar10-mini", "4000", "1000", "yes"] in rows and ["mnist", "60000", "10000", "no"] in rows
+    assert ["svhn", "73257", "26032", "incomplete"] in rows
+    told = {line.partition(": ")[0]: line for line in lines[len(table) :]}
+    assert told["cifar10-mini"] == f"cifar10-mini: {data_dir()}"
+    assert "svhn: incomplete, " in told["svhn"] and "test_32x32.mat is missing; fetch it (246 MB)" in told["svhn"]
+    assert "iid data fetch mnist --data-root" in told["mnist"]
+
+
+def test_a_mirror_is_given_on_the_command_line(iid: Run) -> None:
+    for words, told in (
+        (["svhn", "--data-root", "new", "--mirror", "www.host.org"], "--mirror takes an http://.* got 'www.host.org'"),
+        (["svhn", "--data-root", "new", "--mirror", "file:///no/such/place"], "svhn could not be downloaded.*--mirror"),
+        (["CIFAR10-mini", "--mirror", "http://host/"], "cifar10-mini comes with iidlib"),
+    ):
+        assert_one_line(iid("data", "fetch", *words), told)
+    assert not Path("new").exists()
+
+
 @dataclass(frozen=True)
 class FakeReport:
     def tables(self) -> dict[str, list[dict[str, str]]]:

@@ -402,7 +402,7 @@ def pictures() -> tuple[tuple[torch.Tensor, torch.Tensor], tuple[torch.Tensor, t
 
 def test_not_found_says_which_archive_may_be_laid_beside(tmp_path: Path) -> None:
     for name, archive in (("cifar10", "cifar-10-python"), ("cifar100", "cifar-100-python"), (NAME, FOLDER)):
-        with pytest.raises(InputError, match=rf"{archive}\.(tar\.gz|zip) laid into DIR is taken instead"):
+        with pytest.raises(InputError, match=rf"{archive}\.(tar\.gz|zip) laid into {tmp_path} is taken"):
             load_dataset(name, data_root=tmp_path)
     for name in ("cifar10", "cifar100", NAME):
         remote = SOURCES[name].remotes()[0]  # type: ignore[misc]

@@ -108,10 +108,12 @@ class Source:
         folder = self.find(data_root)
         if folder is None:
             places = self.places(data_root)
-            looked = "neither --data-root nor IID_DATA names a folder to look in"
+            looked, get = "neither --data-root nor IID_DATA names a folder to look in", self.get
             if places:
-                looked = f"looked for {' and '.join(map(str, places))}{in_the_way(places[0])}"
-            raise InputError(f"{self.name} not found: {looked}; {self.get}")
+                wrong = in_the_way(places[0])
+                looked = f"looked for {' and '.join(map(str, places))}{wrong}"
+                get = get if wrong else get.replace("DIR", str(self.root_of(places[0])))
+            raise InputError(f"{self.name} not found: {looked}; {get}")
         return folder
 
     def places(self, data_root: PathLike | None = None) -> list[Path]:
