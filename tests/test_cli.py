@@ -776,7 +776,7 @@ def test_a_set_is_evaluated_on_a_new_folder_of_its_classes(
         "note: the set was made from folder:pictures and is tested on folder:newer; images are normalised with the "
         "set's own mean and standard deviation" in caplog.text
     )
-    table = pd.read_csv("r.csv").fillna("")
+    table = pd.read_csv("r.csv", keep_default_na=False)
     assert set(table["dataset"]) == {"folder:newer"} and table["method"].tolist() == ["random"] * 2 + ["dm"] * 2
     assert table["settings"].tolist() == ["", "", *["made_from=folder:pictures"] * 2]
 

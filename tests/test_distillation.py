@@ -554,6 +554,23 @@ def test_images_that_are_not_finite_are_not_kept(tmp_path, monkeypatch):
         distill(settings("dm", iterations=30, checkpoint__every=30), pictures(), **asked)
 
 
+# What an evaluation would refuse later
+
+
+def test_a_network_that_could_not_evaluate_the_set_is_told_before_the_first_iteration(caplog):
+    told = []
+
+    def look(done: int, synthetic: SyntheticSet) -> None:
+        told.append("eval.networks: vgg11 takes square images of a side that is a multiple of 32" in caplog.text)
+
+    config = settings("dm", eval__networks=("convnet3", "vgg11"))
+    distill(config, pictures(), on_iteration=look, iterations_to_show=(0,))
+    assert told == [True]
+    caplog.clear()
+    distill(settings("dm"), pictures())
+    assert "eval.networks" not in caplog.text
+
+
 # Terms and methods of one's own
 
 

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import json
 import logging
 import math
 import statistics
@@ -181,6 +182,26 @@ def test_rows_come_one_by_one(pictures, networks):
     chosen = random_real(pictures.train, 3)
     rows = evaluated(chosen, pictures, protocol=QUICK, compute=ComputeConfig(compile="off"))
     assert next(rows)["evaluation_seed"] == 0 and len(networks) == 1, "the second network is not trained yet"
+
+
+def test_what_ends_an_evaluation_early_notes_the_rows_of_finished_networks(pictures, monkeypatch):
+    begun, fit = [], evaluation_run.fit
+
+    def failing(*given, **named):
+        begun.append(1)
+        if len(begun) == 3:
+            raise KeyboardInterrupt
+        return fit(*given, **named)
+
+    chosen, protocol = random_real(pictures.train, 3), changed(num_eval=3)
+    whole = judge(chosen, pictures, protocol)["accuracy"].tolist()
+    monkeypatch.setattr(evaluation_run, "fit", failing)
+    with pytest.raises(KeyboardInterrupt) as caught:
+        judge(chosen, pictures, protocol)
+    (note,) = caught.value.__notes__
+    told, _, rows = note.partition(": ")
+    assert told == "2 networks were evaluated before that"
+    assert [row["accuracy"] for row in json.loads(rows)] == whole[:2]
 
 
 def test_a_seed_repeats_bit_for_bit(pictures, networks):

@@ -220,3 +220,16 @@ def test_the_command_lists_and_refuses(
 @pytest.mark.parametrize(("text", "seconds"), [("8h", 28800), ("30m", 1800), ("1.5m", 90), (" 5s ", 5)])
 def test_times(text: str, seconds: float) -> None:
     assert time_budget(text) == seconds
+
+
+def test_a_network_that_cannot_take_a_cells_images_is_found_out_before_any_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cells = Cell("cifar10", "dm", 1), Cell("tinyimagenet", "dm", 1, "convnet33")
+    monkeypatch.setitem(EXPERIMENTS, "wrong", Experiment("wrong", cells))
+    monkeypatch.setattr("iidlib.experiments.run_jobs", lambda *given, **named: pytest.fail("begun"))
+    (tmp_path / "results").mkdir()
+    with pytest.raises(SystemExit) as end:
+        main(["reproduce", "wrong", "--scale", "laptop", "--results", str(tmp_path / "results")])
+    assert end.value.code == 2
+    assert "the cell tinyimagenet/ipc1/dm/convnet33 cannot be measured: unknown network" in capsys.readouterr().err

@@ -2,9 +2,10 @@
 
 import math
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from string import ascii_lowercase
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich import box
@@ -16,6 +17,9 @@ from iidlib.cli.options import Device
 from iidlib.cli.output import Kind, Quiet, console, print_table, result
 from iidlib.config import SCALES
 from iidlib.errors import InputError, suggest
+
+if TYPE_CHECKING:
+    from iidlib.experiments import Job
 
 __all__ = ["reproduce", "time_budget"]
 
@@ -83,6 +87,20 @@ def _cells(name: str, title: str, only: str, folder: Path | None) -> None:
     console.print(shown)
 
 
+def _check_networks(todo: Iterable["Job"], scale: str) -> None:
+    """Refuses cells whose set a network could not be trained on, which would be found out after it was distilled."""
+    from iidlib.data.spec import SPECS
+    from iidlib.networks import check_network
+
+    for job in todo:
+        spec = SPECS.get(job.cell.dataset_at(scale))
+        try:
+            if spec is not None:
+                check_network(job.cell.network, num_classes=2, image_size=spec.image_size, channels=spec.channels)
+        except ValueError as error:
+            raise InputError(f"the cell {job.cell.name} cannot be measured: {error}") from None
+
+
 def reproduce(
     name: Annotated[
         str | None,
@@ -120,6 +138,7 @@ def reproduce(
         return
     seconds = time_budget(budget) if budget else math.inf
     todo = jobs(name, scale=scale, seeds=seeds, only=only, folder=folder, runs=runs, device=device)
+    _check_networks(todo, scale)
     typer.echo(f"{name} at scale {scale}: {len(todo)} runs are missing")
     outcome = run_jobs(todo, budget=seconds, say=typer.echo, options=["--quiet"] if quiet else [])
     typer.echo(f"{outcome.done} of {len(todo)} done")

@@ -21,6 +21,7 @@ from iidlib.distillation.step import Distillation
 from iidlib.engine import configure, pick_device, threads
 from iidlib.errors import InputError
 from iidlib.features import Pool
+from iidlib.networks import check_network_for
 from iidlib.runs import Checkpoints, RunFolder
 from iidlib.runs.environment import conditions, drift
 from iidlib.synthetic import SyntheticSet
@@ -131,6 +132,7 @@ def distill(
     if dataset is None:
         dataset = load_dataset(config.dataset, device=pick_device(device))
     run = Distillation(config, dataset)
+    _warn_of_evaluation(config, dataset)
     folder = _open(config, out, resume)
     with contextlib.ExitStack() as held:
         held.enter_context(folder.lock() if folder else contextlib.nullcontext())
@@ -217,6 +219,15 @@ def _last_good_named(folder: RunFolder | None) -> Iterator[None]:
         good = Checkpoints(folder.checkpoints).paths() if folder else []
         last = f"the last good checkpoint is {good[-1]}" if good else "there is no checkpoint yet"
         raise FloatingPointError(f"{error}; {last}") from None
+
+
+def _warn_of_evaluation(config: RunConfig, dataset: Dataset) -> None:
+    """Says before the first iteration if the settings name a network that could not be trained on the result."""
+    for name in config.eval.networks:
+        try:
+            check_network_for(name, dataset.spec, width=config.eval.width, compile=config.compute.compile)
+        except InputError as error:  # the set is distilled all the same, and may be evaluated by others
+            logger.warning("eval.networks: %s", error)
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
@@ -54,9 +55,17 @@ def evaluate(
 
     Raises:
         InputError: before anything is trained, for images that do not fit the dataset, a dataset without test images,
-            an unknown network or augmentation, or a network that cannot take the images.
+            an unknown network or augmentation, or a network that cannot take the images. Whatever ends an evaluation
+            later has a note with the rows of the networks that were finished.
     """
-    rows = evaluated(images, dataset, protocol=protocol, seed=seed, compute=compute, on_epochs=on_epochs)
+    rows: list[dict[str, object]] = []
+    try:
+        for row in evaluated(images, dataset, protocol=protocol, seed=seed, compute=compute, on_epochs=on_epochs):
+            rows.append(row)
+    except BaseException as error:  # out of memory, Ctrl-C: what is done stands in the traceback
+        if rows:
+            error.add_note(f"{len(rows)} networks were evaluated before that: {json.dumps(rows)}")
+        raise
     return scores_of(rows, dataset, protocol or EvalProtocol(), seed)
 
 
