@@ -207,6 +207,9 @@ def test_narrow_terminals_keep_numbers_whole(monkeypatch, capsys, width: int) ->
     if "│" in shown:
         assert all(len(line) <= width for line in shown.splitlines())
         assert "61.2 ± 0.3 │       20 │" in shown
+    elif "─" in shown:  # without a frame
+        assert all(len(line) <= width for line in shown.splitlines())
+        assert re.search(r"resnet18-bn +61.2 ± 0.3 +20$", shown, re.MULTILINE)
     else:
         assert "network: resnet18-bn\naccuracy (%): 61.2 ± 0.3\nnetworks: 20\n" in shown
     assert ("│" in shown) == (width >= 60), "words are wrapped first"

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TextIO
 
 import typer
+from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -199,27 +200,36 @@ Kind = Literal["text", "name", "number"]
 
 
 def print_table(columns: Mapping[str, Kind], rows: Sequence[Sequence[str]], title: str = "") -> None:
-    """Prints a table whose numbers stay whole: in a narrow terminal texts are wrapped, or each row becomes some lines.
+    """Prints a table whose numbers stay whole.
+
+    In a narrow terminal texts are wrapped, then the frame goes, then each row becomes some lines.
 
     Args:
         columns: names, and what they hold.
         rows: a text for each column.
         title: above it.
     """
-    table = Table(title=escape(title) if title else None)
-    needed = 1
-    for column, cells in zip(columns, zip(columns, *rows, strict=True), strict=True):
-        kind, longest = columns[column], max(map(len, cells))
+    widths = []
+    for kind, cells in zip(columns.values(), zip(columns, *rows, strict=True), strict=True):
+        longest = max(map(len, cells))
+        widths.append(min(longest, SHORTEST) if kind == "text" else longest)
+    title_text = escape(title) if title else None
+    if sum(widths) + 3 * len(widths) + 1 <= console.width:
+        table = Table(title=title_text)
+    elif sum(widths) + len(widths) <= console.width:  # without frame and lines
+        table = Table(title=title_text, box=box.SIMPLE, show_edge=False, padding=(0, 1, 0, 0), pad_edge=False)
+    else:
+        entries = [
+            "\n".join(f"{name}: {text}" for name, text in zip(columns, row, strict=True) if text) for row in rows
+        ]
+        typer.echo("\n\n".join([title, *entries] if title else entries))
+        return
+    for name, kind in columns.items():
         justify: Literal["left", "right"] = "right" if kind == "number" else "left"
-        table.add_column(column, justify=justify, no_wrap=kind != "text", overflow="fold")
-        needed += 3 + (min(longest, SHORTEST) if kind == "text" else longest)
+        table.add_column(name, justify=justify, no_wrap=kind != "text", overflow="fold")
     for row in rows:
         table.add_row(*(escape(text) for text in row))
-    if needed <= console.width:
-        console.print(table)
-        return
-    entries = ["\n".join(f"{name}: {text}" for name, text in zip(columns, row, strict=True) if text) for row in rows]
-    typer.echo("\n\n".join([title, *entries] if title else entries))
+    console.print(table)
 
 
 SHORTEST = 10
