@@ -96,6 +96,7 @@ if not folder:
 # A folder is a data set like any other, with its options in its name.
 # Images are scaled so that their shorter side fits and cut to a square about their centre.
 # Mean and deviation of the channels are those of the folder's own training images.
+# Grey pictures of more than 8 bits, as microscopes and scanners write them, share one scale: the values in all of them decide what is black and what is white, or you do, with `&range=0,4095` in the name.
 
 # %%
 name = f"folder:{place}?size={size}&test=0.2"
