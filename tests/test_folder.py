@@ -105,8 +105,8 @@ def test_files_and_folders_that_cannot_be_read_are_counted_and_named(tmp_path: P
     (root / "kitty").symlink_to(root / "cat")
     message = (
         r"1 folder and 4 of 12 images in .* cannot be read: kitty \(the same folder as cat, so that its images would "
-        r"count twice\), cat/x.png \(a named pipe, not a file\), dog/z0.png \(a link that leads nowhere\) and 2 more; "
-        "replace or remove them, or give yourself the right"
+        r"count twice\), cat/x.png \(a named pipe, not a file\), dog/z0.png \(a link that leads nowhere\) and 2 more "
+        r"\(iid data check names all\); replace or remove them, or give yourself the right"
     )
     with pytest.raises(InputError, match=message):
         read_folder(f"folder:{root}?size=8")

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from iidlib.cli.completion import complete_dataset
+from iidlib.cli.folder_report import tell_folder
 from iidlib.cli.options import DataRoot
 from iidlib.cli.output import AsJson, Quiet, print_table, report, result
 from iidlib.errors import InputError
@@ -60,20 +61,35 @@ def data_fetch(
 
 
 def data_check(
-    name: Annotated[str, typer.Argument(help="The data set.", callback=dataset_name, autocompletion=complete_dataset)],
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="The dataset; folder:PATH for your own images.",
+            callback=dataset_name,
+            autocompletion=complete_dataset,
+        ),
+    ],
     data_root: DataRoot = None,
+    as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Compare every file of a data set with its checksum."""
-    from iidlib.data import check
+    """Compare every file of a dataset with its checksum, or look through a folder of your own images.
 
-    report = check(name, data_root)
+    Of a folder are told: files that cannot be read, pictures that are there twice, and numbers of images per class.
+    """
+    from iidlib.data import check, inspect_folder
+
+    folder = name.removeprefix("validation:")
+    if folder.startswith("folder:"):
+        tell_folder(inspect_folder(folder))
+        return
+    found = check(name, data_root)
+    report(None, dataclasses.asdict(found) | {"ok": found.ok})
     with result():
-        for problem in report.problems:
+        for problem in found.problems:
             typer.echo(problem)
-    for file in report.files:
+    for file in found.files:
         with result() if file.state != "ok" else contextlib.nullcontext():
             typer.echo(f"{file.state:8} {file.path} {file.detail}".rstrip())
-    if not report.ok:
-        raise InputError(f"{name} is not whole; {report.get}")
-    typer.echo(f"{name}: {len(report.files)} files, all whole" if report.files else f"{name}: no files, {report.get}")
+    if not found.ok:
+        raise InputError(f"{name} is not whole; {found.get}")

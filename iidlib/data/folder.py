@@ -27,11 +27,18 @@ from iidlib.data.splits import MOST_NAMES, listed
 from iidlib.errors import InputError
 from iidlib.files import user_path
 
-__all__ = ["FolderOptions", "FolderSet", "find_images", "held_out", "labels_of", "parse_folder", "read_folder", "told"]
+__all__ = [
+    "Files", "FolderOptions", "FolderSet", "find_images", "held_out", "labels_of", "parse_folder", "read_folder",
+    "split_files", "told", "without_held_out",
+]  # fmt: skip
 
 SIZES = range(8, 513)
 
 logger = logging.getLogger("iidlib")
+
+
+Files = tuple[list[Path], Tensor]
+"""Image files and their labels, int64 [N]."""
 
 
 @dataclass(frozen=True)
@@ -124,25 +131,17 @@ def read_folder(name: str) -> FolderSet:
         logger.warning("%s: %s", thing.path, thing.reason)
     for note in layout.notes:
         logger.warning("%s: %s", name, note)
-    train, test = layout.train, layout.test
-    labels = labels_of(train)
-    if test is None:
-        out = held_out(labels, options.test)
-        if not out.any():
-            raise InputError(f"{name} has one image per class, so that none is left to test on; give it more")
-        logger.info("%s: %s, of which %d are held out to test on", name, told(layout, options.path), int(out.sum()))
-        if without := [label for label, count in train.counts.items() if count == 1]:
-            logger.warning("%s: classes of one image have no test images: %s", name, listed(without))
-    else:
-        logger.info("%s: %s", name, told(layout, options.path))
-    # one call, since pictures of more than 8 bits have one scale
-    paths = [*train.paths, *(test.paths if test else [])]
-    images = decode_all(name, options.path, paths, options.size, values=options.values)
+    logger.info("%s: %s", name, told(layout, options))
+    (paths, labels), (test_paths, test_labels) = split_files(layout, options)
+    if not test_paths:
+        raise InputError(f"{name} has one image per class, so that none is left to test on; give it more")
+    if without := without_held_out(layout):
+        logger.warning("%s: classes of one image have no test images: %s", name, listed(without))
+    # one array for both, so that no image is held twice, and pictures of more than 8 bits have one scale
+    images = decode_all(name, options.path, [*paths, *test_paths], options.size, values=options.values)
     images = padded(images, _padded_side(options.size))
-    if test is not None:
-        own = len(labels)
-        return FolderSet(train.classes, (images[:own], labels), (images[own:], labels_of(test, train)))
-    return FolderSet(train.classes, (images[~out], labels[~out]), (images[out], labels[out]))
+    own = len(paths)
+    return FolderSet(layout.train.classes, (images[:own], labels), (images[own:], test_labels))
 
 
 def find_images(root: Path) -> Tree:
@@ -162,6 +161,24 @@ def find_images(root: Path) -> Tree:
             return scan(root)
         what = f"{root} is a file, not a folder"
     raise InputError(f"{what}; folder:PATH takes a folder that has one folder of images for each class")
+
+
+def split_files(layout: Layout, options: FolderOptions) -> tuple[Files, Files]:
+    """Image files to train on and to test on, with their labels; the test images held out where there are no others."""
+    train, labels = layout.train, labels_of(layout.train)
+    if layout.test is not None:
+        return (train.paths, labels), (layout.test.paths, labels_of(layout.test, train))
+    out = held_out(labels, options.test)
+    first, second = (
+        ([path for path, taken in zip(train.paths, part.tolist(), strict=True) if taken], labels[part])
+        for part in (~out, out)
+    )
+    return first, second
+
+
+def without_held_out(layout: Layout) -> list[str]:
+    """Classes of which no image can be held out."""
+    return [] if layout.test else [name for name, count in layout.train.counts.items() if count == 1]
 
 
 def labels_of(part: Part, train: Part | None = None) -> Tensor:
@@ -186,10 +203,12 @@ def held_out(labels: Tensor, share: float) -> Tensor:
     return test
 
 
-def told(layout: Layout, root: Path) -> str:
+def told(layout: Layout, options: FolderOptions) -> str:
     """A line on what a folder was taken for: ``training images are 200 in Train (2 classes: cat 100, dog 100)``."""
-    line = f"training images are {_summary(layout.train, root)}"
-    return line if layout.test is None else f"{line}; test images are {_summary(layout.test, root)}"
+    line = f"training images are {_summary(layout.train, options.path)}"
+    if layout.test is not None:
+        return f"{line}; test images are {_summary(layout.test, options.path)}"
+    return f"{line}, of which {int(held_out(labels_of(layout.train), options.test).sum())} are held out to test on"
 
 
 def _summary(part: Part, root: Path) -> str:
@@ -206,7 +225,7 @@ def _cannot_be_read(name: str, tree: Tree, lost: Sequence[Unreadable]) -> str:
     parts = [f"{folders} folder{'s' * (folders > 1)}"] * bool(folders)
     parts += [f"{files} of {files + len(tree.all_images())} images"] * bool(files)
     names = [f"{one.path.relative_to(tree.path) if one.path != tree.path else one.path} ({one.reason})" for one in lost]
-    more = f" and {len(lost) - 3} more" if len(lost) > 3 else ""
+    more = f" and {len(lost) - 3} more (iid data check names all)" if len(lost) > 3 else ""
     return (
         f"{name}: {' and '.join(parts)} in {tree.path} cannot be read: {', '.join(names[:3])}{more}; replace or remove "
         "them, or give yourself the right to read them"

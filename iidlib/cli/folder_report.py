@@ -1,0 +1,77 @@
+"""How ``iid data check folder:PATH`` prints what was found in a folder of images."""
+
+import dataclasses
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import typer
+
+from iidlib.cli.output import report, result
+from iidlib.errors import InputError
+
+if TYPE_CHECKING:
+    from iidlib.data import FolderReport
+
+__all__ = ["tell_folder"]
+
+MOST_LINES = 20
+"""Classes, and pairs of pictures, that are listed at most; ``--json`` gives all of them."""
+
+
+def tell_folder(found: "FolderReport") -> None:
+    """Prints what was found in a folder of images.
+
+    Raises:
+        InputError: if it cannot be used as it is.
+    """
+    report(None, dataclasses.asdict(found) | {"ok": found.ok})
+    with result():
+        for line in _lines(found):
+            typer.echo(line)
+    if found.unreadable:
+        count = "1 file or folder" if len(found.unreadable) == 1 else f"{len(found.unreadable)} files or folders"
+        also = f"; besides, {found.problem}" if found.problem else ""
+        raise InputError(f"{found.name}: {count} cannot be read, named above; replace or remove them{also}")
+    if found.problem:
+        raise InputError(found.problem)
+
+
+def _lines(found: "FolderReport") -> Iterator[str]:
+    """What was found, line by line; of what cannot be read, all."""
+    for path, reason in found.unreadable.items():
+        yield f"cannot be read: {path} ({reason})"
+    if not found.summary:
+        return
+    yield found.summary
+    classes = [f"  {name}: {own} to train on, {found.test[name]} to test on" for name, own in found.train.items()]
+    yield from _first(classes)
+    if found.width and found.height:
+        sides = [
+            f"{side.least} to {side.most} pixels {what} (median {side.median:g})"
+            for side, what in ((found.width, "wide"), (found.height, "high"))
+        ]
+        yield f"pictures are {' and '.join(sides)}; modes: {_tally(found.modes)}; formats: {_tally(found.formats)}"
+    twice = {
+        "both for training and for testing": found.leaks,
+        "in two classes": found.contradictions,
+    }
+    for where, pairs in twice.items():
+        if pairs:
+            yield f"pictures that are there {where}: {len(pairs)}"
+        yield from _first(
+            [f"  {twin.first} and {twin.second} ({'the same' if twin.same else 'nearly the same'})" for twin in pairs]
+        )
+    if found.repeated:
+        yield f"pictures that are there again in their class: {found.repeated}"
+    yield from (f"note: {note}" for note in (*found.left_out, *found.notes))
+    if found.ok:
+        yield f"{found.name}: can be used"
+
+
+def _first(lines: list[str]) -> list[str]:
+    more = len(lines) - MOST_LINES
+    return [*lines[:MOST_LINES], *([f"  and {more} more, which --json lists"] if more > 0 else [])]
+
+
+def _tally(counts: dict[str, int]) -> str:
+    return ", ".join(f"{count} {name}" for name, count in counts.items())

@@ -1,0 +1,106 @@
+"""Pictures that are in a set twice: the same pixels, or nearly, as after saving a picture again as a JPEG.
+
+Two pictures count as nearly the same if they agree in four things, each looked at only where those before it agree:
+
+1. as grey pictures of 8 x 8 pixels they have a correlation of at least 0.98 (this is what all pairs are compared by);
+2. as colour pictures of 4 x 4 pixels they differ by at most 12 of 255, as a root of the mean square;
+3. as grey pictures of 16 x 16 pixels they have a correlation of at least 0.985;
+4. so do the differences of their neighbouring pixels, the edges, with at least 0.94, in both directions.
+
+So other sizes, formats and qualities of a picture are found, and slight changes of brightness; mirrored, turned and cut
+pictures are not. The edges tell apart what only has the same outline, as two X-ray pictures. Pictures without contrast
+have no pattern to compare, and are found only where their pixels are the same.
+"""
+
+import hashlib
+
+import torch
+from torch import Tensor
+from torch.nn.functional import adaptive_avg_pool2d, normalize
+
+__all__ = ["identical", "nearly_identical"]
+
+COLOUR, COARSE, FINE = 4, 8, 16
+"""Pixels a side of the pictures that are compared."""
+
+ALIKE_COARSE, ALIKE_FINE, ALIKE_EDGES = 0.98, 0.985, 0.94
+"""Correlations at least."""
+
+OTHER_COLOUR = 12.0
+"""Difference in colour at most, of 255."""
+
+FLAT = 2.0
+"""Standard deviation of the coarse picture below which it has no contrast, of 255."""
+
+ROWS = 1024
+"""Pictures that are compared with all others at a time."""
+
+GREY = (0.299, 0.587, 0.114)
+
+
+def identical(images: Tensor) -> list[list[int]]:
+    """Groups of pictures with the same pixels, in ascending order; only groups of two or more.
+
+    Args:
+        images: uint8 [N, 3, S, S].
+    """
+    groups: dict[bytes, list[int]] = {}
+    for place, image in enumerate(images):
+        groups.setdefault(hashlib.sha256(image.numpy().tobytes()).digest(), []).append(place)
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def nearly_identical(images: Tensor) -> list[tuple[int, int]]:
+    """Pairs of pictures that are nearly the same, by the rule above; of the same pixels only the first picture counts.
+
+    Args:
+        images: uint8 [N, 3, S, S]; all pairs of them are compared, which for 50,000 takes seconds.
+    """
+    again = {place for group in identical(images) for place in group[1:]}
+    places = torch.tensor([place for place in range(len(images)) if place not in again], dtype=torch.int64)
+    if len(places) < 2:
+        return []
+    parts = places.split(ROWS)
+    coarse = torch.cat([_grey(images[part], COARSE).flatten(1) for part in parts])  # [U, 64]
+    coarse = coarse - coarse.mean(1, keepdim=True)
+    contrast = coarse.std(1, correction=0) > FLAT
+    places, coarse = places[contrast], normalize(coarse[contrast])
+    found: list[tuple[int, int]] = []
+    for start in range(0, len(places), ROWS):
+        alike = coarse[start : start + ROWS] @ coarse[start:].T  # [ROWS, U - start]
+        alike.fill_diagonal_(-1)  # each with itself
+        rows = (alike.amax(1) >= ALIKE_COARSE).nonzero()[:, 0]  # few, and quicker found than places in all of it
+        near, second = (alike[rows] >= ALIKE_COARSE).nonzero(as_tuple=True)
+        once = rows[near] < second
+        for ours, theirs in zip(rows[near[once]].split(ROWS), second[once].split(ROWS), strict=True):
+            one, two = places[start + ours], places[start + theirs]
+            same = _confirmed(images[one], images[two])
+            found += zip(one[same].tolist(), two[same].tolist(), strict=True)
+    return found
+
+
+def _confirmed(one: Tensor, two: Tensor) -> Tensor:
+    """Whether pictures that are alike from afar are so in colour and detail, bool [B]; both are uint8 [B, 3, S, S]."""
+    colours = _reduced(one, COLOUR) - _reduced(two, COLOUR)
+    same = colours.square().mean((1, 2, 3)).sqrt() <= OTHER_COLOUR
+    first, second = (_grey(images, FINE) for images in (one, two))
+    means = (first.mean((1, 2), keepdim=True), second.mean((1, 2), keepdim=True))
+    same &= _correlation(first - means[0], second - means[1]) >= ALIKE_FINE
+    for axis in (1, 2):
+        same &= _correlation(first.diff(dim=axis), second.diff(dim=axis)) >= ALIKE_EDGES
+    return same
+
+
+def _correlation(one: Tensor, two: Tensor) -> Tensor:
+    return (normalize(one.flatten(1)) * normalize(two.flatten(1))).sum(1)
+
+
+def _reduced(images: Tensor, side: int) -> Tensor:
+    """Pictures as float32 [B, 3, side, side] by averaging; smaller ones as they are."""
+    values = images.float()
+    return values if images.shape[-1] <= side else adaptive_avg_pool2d(values, side)
+
+
+def _grey(images: Tensor, side: int) -> Tensor:
+    """Grey pictures, float32 [B, side, side]."""
+    return (_reduced(images, side) * torch.tensor(GREY).view(3, 1, 1)).sum(1)
