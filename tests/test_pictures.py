@@ -1,5 +1,6 @@
 """Image files of every kind as the picture that a person sees, compared with conversions by hand; and broken ones."""
 
+import logging
 import os
 import random
 import struct
@@ -388,6 +389,19 @@ def test_truncated_photographs_are_refused_also_where_scripts_allow_them(
         path.write_bytes(content[: int(share * len(content))])
         assert refused(path) == "truncated"
     assert ImageFile.LOAD_TRUNCATED_IMAGES, "the script's own setting is left as it was"
+
+
+def test_the_settings_of_pillow_are_restored_by_the_last_of_several_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
+    log, filters = logging.getLogger("PIL"), list(warnings.filters)
+    level = log.level
+    first, second = pictures.quiet(), pictures.quiet()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)  # as another thread would, while the second still reads
+    assert not ImageFile.LOAD_TRUNCATED_IMAGES and log.level == logging.CRITICAL
+    second.__exit__(None, None, None)
+    assert ImageFile.LOAD_TRUNCATED_IMAGES and log.level == level and list(warnings.filters) == filters
 
 
 @pytest.mark.parametrize(

@@ -121,7 +121,8 @@ class _Work:
         """Decodes files in parallel: Pillow lets other threads run meanwhile."""
         if not places:
             return
-        blocks = [places[start : start + BLOCK] for start in range(0, len(places), BLOCK)]
+        step = min(BLOCK, 1 + len(places) // (4 * threads()))  # of few pictures, which may be large, each gets some
+        blocks = [places[start : start + step] for start in range(0, len(places), step)]
         # a bar on a terminal only
         bar = tqdm(total=len(places), desc=title, unit="image", disable=None)
         with bar, ThreadPoolExecutor(threads()) as pool:

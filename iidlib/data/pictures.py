@@ -13,7 +13,7 @@ import stat
 import threading
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -71,9 +71,36 @@ def quiet() -> Iterator[None]:
     """A block in which Pillow reads files whole or not at all, and says so by exceptions alone.
 
     Its warnings, its log and the complaints of its TIFF library would reach the terminal in words that are not for
-    users, and scripts like to switch its refusal of truncated files off. These are settings of the process: threads
-    inside the block have them too.
+    users, and scripts like to switch its refusal of truncated files off. These are settings of the process: other
+    threads have them too, and the last of several blocks that overlap restores what was before the first.
     """
+    with _quiet.lock:
+        if not _quiet.blocks:
+            _quiet.settings.enter_context(_settings())
+        _quiet.blocks += 1
+    try:
+        yield
+    finally:
+        with _quiet.lock:
+            _quiet.blocks -= 1
+            if not _quiet.blocks:
+                _quiet.settings.close()
+
+
+@dataclass
+class _Quiet:
+    """The blocks of `quiet` that threads are in now."""
+
+    blocks: int = 0
+    settings: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+
+_quiet = _Quiet()
+
+
+@contextlib.contextmanager
+def _settings() -> Iterator[None]:
     log, whole, handler = logging.getLogger("PIL"), ImageFile.LOAD_TRUNCATED_IMAGES, _tiff_error_handler()
     level, complain = log.level, handler(None)
     with warnings.catch_warnings():
