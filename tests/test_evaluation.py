@@ -390,6 +390,13 @@ def test_classes_in_another_order_are_brought_into_the_sets(pictures, networks):
         judge(again, like(pictures, classes=("a", "b", "a", "c")))
 
 
+def test_what_is_no_set_or_no_dataset_is_refused(pictures):
+    with pytest.raises(InputError, match=r"must be a SyntheticSet or RealSet, got 'set'; SyntheticSet.load reads one"):
+        judge("set", pictures)
+    with pytest.raises(InputError, match=r"dataset must be a Dataset, such as load_dataset\(.*\), got 'shapes'"):
+        evaluate(random_real(pictures.train, 2), "shapes")
+
+
 def test_a_dataset_that_fits_as_it_is_stays_itself(pictures):
     assert dataset_for(random_real(pictures.train, 2), pictures) is pictures
     assert dataset_for(pictures.train, pictures) is pictures

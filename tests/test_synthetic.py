@@ -250,6 +250,11 @@ def test_the_class_axis_is_a_view(chosen):
             "dense tensor with values, got float32 .* on meta",
         ),
         ([torch.zeros(3, 8, 8)] * 6, [0, 0, 1, 1, 2, 2], "must be one tensor, got a list of 6: torch.stack them"),
+        (
+            torch.nested.nested_tensor([torch.zeros(2), torch.zeros(3)], layout=torch.jagged),
+            [0, 1, 2],
+            "got a nested one: torch.stack its parts",
+        ),
         ("images.pt", [0, 0, 1, 1, 2, 2], "images of a synthetic set must be a tensor, got str 'images.pt'"),
         (np.full((6, 3, 8, 8), 1e39), [0, 0, 1, 1, 2, 2], "6 of 6 images hold values that are not finite"),
     ],
@@ -277,6 +282,8 @@ def test_images_that_are_not_finite_are_refused_by_number(pictures, value):
         (lambda images: images.numpy(), 0),
         (lambda images: images.double().numpy(), 0),
         (lambda images: images.tolist(), 0),
+        (lambda images: images.numpy().astype(">f8"), 0),
+        (lambda images: images.flip(0).numpy()[::-1], 0),
         (lambda images: images.contiguous(memory_format=torch.channels_last), 0),
         (lambda images: images.permute(0, 1, 3, 2).contiguous().permute(0, 1, 3, 2), 0),
         (lambda images: images.clone().requires_grad_(), 0),
@@ -342,6 +349,28 @@ def test_a_specification_by_which_nothing_can_be_normalised_is_refused(chosen, c
         SyntheticSet(chosen.images, chosen.labels, dataclasses.replace(chosen.spec, **changes))
     with pytest.raises(InputError, match=r"spec must be a DatasetSpec, .*, got str 'cifar10'"):
         SyntheticSet(chosen.images, chosen.labels, "cifar10")
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"factor": "2"}, "factor of a synthetic set must be a whole number, got str '2'"),
+        ({"factor": 1.5}, r"must be a whole number, got float 1\.5"),
+        ({"provenance": None}, "provenance of a synthetic set must be a dict of texts, got None"),
+    ],
+)
+def test_a_factor_or_provenance_that_is_none_is_refused(chosen, more, message):
+    with pytest.raises(InputError, match=message):
+        SyntheticSet(chosen.images, chosen.labels, chosen.spec, **more)
+    assert SyntheticSet(chosen.images, chosen.labels, chosen.spec, factor=np.int64(2)).factor == 2
+
+
+def test_a_path_may_begin_at_home_and_is_a_path(chosen, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    chosen.save(tmp_path / "set")
+    assert torch.equal(SyntheticSet.load("~/set").images, chosen.images)
+    with pytest.raises(InputError, match="path of a synthetic set must be text or a path, got None"):
+        SyntheticSet.load(None)
 
 
 def test_a_set_that_was_changed_into_none_is_not_saved(chosen, tmp_path):

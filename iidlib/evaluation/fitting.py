@@ -55,8 +55,14 @@ def dataset_for(images: SyntheticSet | RealSet, dataset: Dataset) -> Dataset:
         The dataset itself where nothing differs. Its name stays; mean, deviation and augmentation are the set's.
 
     Raises:
-        InputError: if classes, size or channels differ; it names them.
+        InputError: if classes, size or channels differ, which it names, or for what is no set or no dataset.
     """
+    if not isinstance(images, SyntheticSet | RealSet):
+        raise InputError(
+            f"what is evaluated must be a SyntheticSet or RealSet, got {images!r}; SyntheticSet.load reads one"
+        )
+    if not isinstance(dataset, Dataset):
+        raise InputError(f"dataset must be a Dataset, such as load_dataset('cifar10-mini'), got {dataset!r}")
     own, given = images.spec, dataset.spec
     differing = _differing(own, given)
     if differing:

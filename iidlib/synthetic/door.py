@@ -5,15 +5,17 @@ uses a set may rely on one form, which is made here or nowhere.
 """
 
 import math
+import operator
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from iidlib.data import DatasetSpec, normalize
 from iidlib.errors import InputError
 
-__all__ = ["as_images", "as_labels", "check_spec", "class_order"]
+__all__ = ["as_factor", "as_images", "as_labels", "check_spec", "class_order"]
 
 
 def check_spec(spec: DatasetSpec) -> None:
@@ -117,6 +119,18 @@ def as_labels(given: object, images: Tensor, spec: DatasetSpec) -> Tensor:
     return labels
 
 
+def as_factor(given: object) -> int:
+    """The partition factor as an int; whether it divides the images, `expand` says.
+
+    Raises:
+        InputError: if it is no whole number.
+    """
+    try:
+        return operator.index(given)  # type: ignore[arg-type]
+    except TypeError:
+        raise InputError(f"factor of a synthetic set must be a whole number, got {_short(given)}") from None
+
+
 def class_order(labels: Tensor) -> Tensor | None:
     """Indices that bring labels into ascending order and leave equal ones as they follow each other.
 
@@ -134,10 +148,14 @@ def _as_tensor(given: object, called: str) -> Tensor:
             f"{called} of a synthetic set must be one tensor, got a list of {len(given)}: torch.stack them"
         )
     try:
+        if isinstance(given, np.ndarray):  # torch takes neither another byte order nor a reversed axis
+            given = np.ascontiguousarray(given, dtype=given.dtype.newbyteorder("="))
         tensor = torch.as_tensor(given)
     except (TypeError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"{called} of a synthetic set must be a tensor, got {_short(given)} ({reason})") from None
+    if tensor.is_nested:
+        raise InputError(f"{called} of a synthetic set must be one tensor, got a nested one: torch.stack its parts")
     if tensor.layout != torch.strided or tensor.is_meta:
         raise InputError(f"{called} of a synthetic set must be a dense tensor with values, got {_kind(tensor)}")
     return tensor

@@ -15,8 +15,8 @@ from torchvision.utils import make_grid
 
 from iidlib.data import DatasetSpec, RealSet, denormalize
 from iidlib.errors import InputError
-from iidlib.files import atomic_write
-from iidlib.synthetic.door import as_images, as_labels, check_spec, class_order
+from iidlib.files import atomic_write, user_path
+from iidlib.synthetic.door import as_factor, as_images, as_labels, check_spec, class_order
 from iidlib.synthetic.foreign import kind_of_folder, refusal
 from iidlib.synthetic.mosaics import expand, mosaics
 from iidlib.synthetic.storage import pack, spec_from, unpack
@@ -67,6 +67,9 @@ class SyntheticSet:
         self.labels = as_labels(self.labels, self.images, self.spec)
         if (order := class_order(self.labels)) is not None:
             self.images, self.labels = self.images[order], self.labels[order]
+        if not isinstance(self.provenance, dict):
+            raise InputError(f"provenance of a synthetic set must be a dict of texts, got {self.provenance!r}")
+        self.factor = as_factor(self.factor)
         expand(self.images[:1].detach(), self.factor)  # refuses a factor that does not fit
 
     @property
@@ -187,7 +190,10 @@ class SyntheticSet:
         Raises:
             InputError: for a file that is missing, damaged, or not a synthetic set: then the line says what it is.
         """
-        path = Path(path)
+        try:
+            path = user_path(path)
+        except TypeError:
+            raise InputError(f"path of a synthetic set must be text or a path, got {path!r}") from None
         try:
             path = _file_of_a_set(path)
             images, labels, metadata, sealed = unpack(path, device)
