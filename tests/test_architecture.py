@@ -47,8 +47,8 @@ NARROW = {
 # Rooms for chapters, scripts and the command line, which no other room imports.
 ASIDE = {"plots", "bench", "continual", "cli"}
 
-# The only file of the folder of the method that knows of folders, signals and checkpoints.
-WITH_FOLDERS = "distillation.run"
+# The only files of the folder of the method that know of folders and checkpoints.
+WITH_FOLDERS = ("distillation.run", "distillation.kept")
 
 # Imported without torch, so that settings and tables of results are read at once.
 LIGHT = ("_version", "config", "errors", "experiments", "files", "locks", "names", "private")
@@ -159,8 +159,8 @@ def test_a_room_imports_only_rooms_of_lower_floors(module: str) -> None:
             wrong.append(f"{own} may import {', '.join(sorted(NARROW[own]))} only, not {name}")
         elif name in ASIDE and own != "cli":
             wrong.append(f"{name} is for chapters, scripts and the command line")
-        elif (own, name) == ("distillation", "runs") and module != WITH_FOLDERS:
-            wrong.append(f"only {WITH_FOLDERS} knows of run folders")
+        elif (own, name) == ("distillation", "runs") and module not in WITH_FOLDERS:
+            wrong.append(f"only {' and '.join(WITH_FOLDERS)} know of run folders")
         elif {own, name} == {"distillation", "evaluation"}:
             wrong.append("evaluation reaches the loop as a callback")
     assert not wrong, f"{module}: {'; '.join(wrong)}"

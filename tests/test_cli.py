@@ -35,6 +35,7 @@ from iidlib.config.recipes import IDM_SCALES, PUBLISHED, Row
 from iidlib.data import data_dir, registry
 from iidlib.distillation import run as distillation_run
 from iidlib.distillation import step as distillation_step
+from iidlib.errors import InputError
 from iidlib.evaluation import coresets, fitting
 from iidlib.evaluation import run as evaluation_run
 from iidlib.experiments import Published, append_results, cells
@@ -1039,11 +1040,82 @@ def test_resuming_a_finished_run_keeps_the_set_and_evaluates_it(
     assert scores[0]["seconds_per_iteration"].tolist() == pytest.approx(scores[1]["seconds_per_iteration"], nan_ok=True)
 
 
+def test_a_finished_run_in_a_read_only_folder_is_evaluated_and_its_scores_shown(
+    iid: Run, finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = contents(finished)
+    really = os.open
+
+    def read_only(place: str | Path, flags: int, *rest: object, **named: object) -> int:
+        if flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT) and Path(place).absolute().is_relative_to(Path.cwd()):
+            raise OSError(30, "Read-only file system")
+        return really(place, flags, *rest, **named)
+
+    monkeypatch.setattr(os, "open", read_only)
+    ended = iid(*LONGER, "--resume")
+    assert ended.status == 0 and "its set stays as it is" in ended.out and "convnet" in ended.out
+    assert "the scores are shown and not kept (cannot write run/scores.json: Read-only file system" in ended.err
+    assert contents(finished) == before
+    ended = iid(*LONGER, "--resume", "--iterations", "14")
+    assert_one_line(ended, "cannot go on in the run folder run: Read-only file system")
+
+
+def test_a_finished_run_is_continued_and_evaluated_anew(iid: Run, finished: Path) -> None:
+    before = contents(finished)
+    ended = iid(*LONGER, "--resume", "--iterations", "14")
+    assert ended.status == 0, ended.err
+    after = contents(finished)
+    assert after["scores-12.json"] == before["scores.json"]
+    assert {row["iterations"] for row in json.loads(after["scores.json"]) if row["method"] == "iid-dm"} == {14}
+    assert after["synthetic.png"] != before["synthetic.png"]
+    again = [part for part in LONGER if part not in ("--iterations", "12")]
+    ended = iid(*again, "--resume", "--no-evaluate")
+    assert ended.status == 0 and "14 iterations" in ended.out and "its set stays as it is" in ended.out
+    whole = [part if part != "run" else "whole" for part in LONGER]
+    assert iid(*whole, "--iterations", "14", "--no-evaluate").status == 0
+    from iidlib import SyntheticSet
+
+    assert SyntheticSet.load("whole").images.equal(SyntheticSet.load("run").images)
+
+
+def test_a_run_starts_from_a_set_that_is_given(iid: Run, finished: Path) -> None:
+    ended = iid(*LONGER, "--out", "next", "--init", "run", "--results", "all.csv")
+    assert ended.status == 0, ended.err
+    from iidlib import SyntheticSet
+
+    made = SyntheticSet.load("next")
+    start = re.search(r"syn\.init=(set:[0-9a-f]{12})", made.provenance["settings"])
+    assert start and made.provenance["init"] == f"{start[1]} from run"
+    table = pd.read_csv("all.csv")
+    assert table.loc[table["method"] == "iid-dm", "settings"].str.contains(start[0]).all()
+    assert iid(*LONGER, "--out", "next", "--init", "run", "--resume", "--no-evaluate").status == 0
+    assert iid("evaluate", "next", "--no-baseline", "--out", "scores.json").status == 0
+    for arguments, message in {
+        ("--init", "nowhere"): "no synthetic set at nowhere",
+        ("--init", "run", "--set", "syn.init=noise"): "--init and --set syn.init= both say where to start",
+        ("--init", "run", "--ipc", "1"): "the set in run cannot be the start of a run on .*images per class, not 1",
+    }.items():
+        assert_one_line(iid(*LONGER, "--out", "other", *arguments), message)
+        assert not Path("other").exists()
+
+
+def test_corrupted_scores_are_replaced_when_the_run_is_evaluated_again(iid: Run, finished: Path) -> None:
+    from iidlib.runs import runs_frame
+
+    whole = (finished / "scores.json").read_bytes()
+    (finished / "scores.json").write_bytes(whole[:-20])
+    with pytest.raises(InputError, match="evaluate the run again, and it is replaced: iid evaluate run"):
+        runs_frame(finished)
+    assert iid("evaluate", "run").status == 0
+    assert len(runs_frame(finished)) == len(json.loads(whole))
+    assert (finished / "scores.json.corrupted").read_bytes() == whole[:-20]
+
+
 def test_resuming_with_other_settings_is_refused(iid: Run, finished: Path) -> None:
     before = contents(finished)
     for changes, message in {
         ("--seed", "4"): "begun with seed=3, not 4",
-        ("--iterations", "20"): "begun with iterations=12, not 20",
+        ("--iterations", "11"): "has done 12 iterations, more than iterations=11; give 12 or more",
         ("--set", "syn.lr=9"): "begun with syn.lr=1.0, not 9.0",
         ("--set", "eval.epochs=9"): "begun with eval.epochs=4, not 9",
     }.items():

@@ -79,6 +79,8 @@ def values(key: str) -> st.SearchStrategy:
         return st.lists(names, min_size=1, max_size=4, unique=True).map(tuple)
     if key == "pool.count":
         return st.integers(1, 10**6)
+    if key == "syn.init":
+        return st.sampled_from(["real", "crops", "noise", "set:0123456789ab"])
     if hint is str:
         return st.text("abcdefgh_-/.0123", max_size=12)
     if key in BELOW_ONE | {"eval.cutmix"}:

@@ -24,7 +24,7 @@ from iidlib.augment import OPERATIONS, sample
 from iidlib.config import ComputeConfig, RunConfig, fingerprint, override, preset
 from iidlib.config.recipes import BASES
 from iidlib.data import Dataset, load_dataset, shapes
-from iidlib.distillation import METHODS, TERMS, Distillation, Method, Stopped, Term, distill
+from iidlib.distillation import METHODS, TERMS, Distillation, Method, Stopped, Term, distill, kept
 from iidlib.distillation import run as distillation_run
 from iidlib.distillation import step as distillation_step
 from iidlib.engine import compiler_available, threads
@@ -811,7 +811,7 @@ def test_other_conditions_are_refused_or_recorded(name, tmp_path, monkeypatch):
     with pytest.raises(Crash):
         distill(config, pictures(), out=tmp_path / "run", **stop_at(7, crash))
     now = runs_environment.conditions(torch.device("cpu"), "off") | {name: "another"}
-    monkeypatch.setattr(distillation_run, "conditions", lambda *rest: now)
+    monkeypatch.setattr(kept, "conditions", lambda *rest: now)
     before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
     with pytest.raises(
         InputError, match=rf"other conditions \({name} was .+ and is another\).*--allow-drift"
@@ -831,7 +831,7 @@ def test_a_drift_is_remembered_when_the_run_is_stopped_again(tmp_path, monkeypat
     with pytest.raises(Crash):
         distill(config, pictures(), out=tmp_path / "run", **stop_at(4, crash))
     now = runs_environment.conditions(torch.device("cpu"), "off") | {"torch": "another"}
-    monkeypatch.setattr(distillation_run, "conditions", lambda *rest: now)
+    monkeypatch.setattr(kept, "conditions", lambda *rest: now)
     with pytest.raises(Crash):
         distill(config, pictures(), out=tmp_path / "run", resume=True, allow_drift=True, **stop_at(10, crash))
     result = distill(config, pictures(), out=tmp_path / "run", resume=True)  # as it was begun to go on
@@ -859,12 +859,36 @@ def test_the_last_two_checkpoints_are_kept_and_the_end_is_one(tmp_path):
     assert names == [f"{k:07d}.{ending}" for k in (6, 8) for ending in ("json", "safetensors")]
 
 
-def test_a_finished_run_resumed_stays_as_it_is(tmp_path):
+def test_a_finished_run_resumed_is_only_read(tmp_path, monkeypatch):
+    config, shown = settings("dm-cc", **LONG), []
+    whole = distill(config, pictures(), out=tmp_path / "run")
+
+    def read_only(place: object, flags: int, *rest: object, **named: object) -> int:
+        assert not flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT), f"{place} is written"
+        return really(place, flags, *rest, **named)
+
+    really = os.open
+    monkeypatch.setattr(os, "open", read_only)
+    monkeypatch.setattr(Distillation, "make_pool", lambda *given: pytest.fail("a pool is made"))
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
+    looking = {"on_iteration": lambda done, synthetic: shown.append(done), "iterations_to_show": (3, 12)}
+    again = distill(config, pictures(), out=tmp_path / "run", resume=True, **looking)
+    assert torch.equal(again.synthetic.images, whole.synthetic.images) and shown == [12]
+    assert again.metrics.equals(whole.metrics) and again.config == config
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")} == before
+    with pytest.raises(InputError, match=r"begun with other data .*; its set can be evaluated: iid evaluate"):
+        distill(config, pictures((9, 7, 12, 9)), out=tmp_path / "run", resume=True)
+
+
+def test_a_finished_run_whose_set_is_damaged_writes_it_again(tmp_path, caplog):
     config = settings("dm", **LONG)
     whole = distill(config, pictures(), out=tmp_path / "run")
+    path = tmp_path / "run" / "synthetic.safetensors"
+    content = path.read_bytes()
+    path.write_bytes(content[:-20])
     again = distill(config, pictures(), out=tmp_path / "run", resume=True)
-    assert torch.equal(again.synthetic.images, whole.synthetic.images)
-    assert again.metrics.equals(whole.metrics)
+    assert torch.equal(again.synthetic.images, whole.synthetic.images) and path.read_bytes() == content
+    assert "it is made again from the last checkpoint" in caplog.text
 
 
 def test_a_folder_that_is_in_use_is_not_touched(tmp_path):
@@ -880,7 +904,7 @@ def test_a_folder_that_is_in_use_is_not_touched(tmp_path):
     [
         ({"seed": 3}, None, r"begun with seed=0, not 3; resume it as it was"),
         ({"syn__lr": 0.5}, None, r"syn.lr=1.0, not 0.5"),
-        ({"iterations": 13}, None, r"iterations=12, not 13"),
+        ({"iterations": 5}, None, r"has done 6 iterations, more than iterations=5; give 6 or more"),
         ({}, (9, 7, 12, 9), r"begun with other data \("),
     ],
 )

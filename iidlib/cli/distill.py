@@ -3,7 +3,7 @@
 import dataclasses
 import re
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -16,6 +16,9 @@ from iidlib.cli.session import check_names, given_command, keeping, load
 from iidlib.config import preset
 from iidlib.errors import InputError, suggest
 
+if TYPE_CHECKING:
+    from iidlib.runs import RunFolder
+
 __all__ = ["distill"]
 
 
@@ -27,11 +30,17 @@ def distill(
     dataset: DatasetName = "cifar10-mini",
     ipc: Annotated[int, typer.Option("--ipc", help="Synthetic images a class.")] = 10,
     scale: Scale = "tour",
-    iterations: Annotated[int | None, typer.Option("--iterations", help="Updates; else the scale's.")] = None,
+    iterations: Annotated[
+        int | None,
+        typer.Option("--iterations", help="Updates in all; else the scale's. With --resume, more continue a run."),
+    ] = None,
     seed: Annotated[int, typer.Option("--seed", help="Of every draw.")] = 0,
     device: Device = "auto",
     out: Annotated[Path | None, typer.Option("--out", help="The run's folder; else one below runs/.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
+    init: Annotated[
+        Path | None, typer.Option("--init", help="Start from the images of this set, a run's folder or its file.")
+    ] = None,
     allow_drift: Annotated[
         bool, typer.Option("--allow-drift", help="Resume under other versions, device or kernels too; it is recorded.")
     ] = False,
@@ -47,19 +56,27 @@ def distill(
 ) -> None:
     """Learn a few synthetic images a class, and show what networks trained on them reach."""
     from iidlib.config import published
-    from iidlib.distillation import METHODS
+    from iidlib.distillation import METHODS, finished_run, save_pictures, starting_from
     from iidlib.distillation import distill as run
     from iidlib.evaluation import check_evaluation, dataset_for, made_by, random_beside, untested
     from iidlib.experiments import SetOrigin, check_results, protocol_text, published_value
     from iidlib.runs import RunFolder
-    from iidlib.synthetic import SyntheticSet
 
     if method not in METHODS:
         raise InputError(f"unknown method {method!r}{suggest(method, METHODS)}")
+    named = re.sub(r"[^\w.-]+", "-", dataset)  # a folder's path is part of a name, and no folders
+    folder = RunFolder(out or Path("runs") / f"{method}-{named}-ipc{ipc}-{scale}-seed{seed}")
+    if resume and iterations is None and (folder.path / "config.yaml").is_file():
+        iterations = folder.config().iterations  # of a run that was continued they are no scale's
     own = {"seed": seed} | ({} if iterations is None else {"iterations": iterations})
     given = given_changes(changes)
     config = preset(method, dataset, ipc, scale, own | given)
     check_names(config)
+    if init is not None:
+        if "syn.init" in given:
+            raise InputError("--init and --set syn.init= both say where to start; leave one of them out")
+        config, _ = starting_from(config, init)
+        given["syn.init"] = config.syn.init
     if results is not None:
         if not evaluate:
             raise InputError("--results needs the evaluation; leave out --no-evaluate or --results")
@@ -68,8 +85,6 @@ def distill(
     if evaluate:
         check_evaluation(config.eval, loaded.spec, config.compute)
         untested(loaded.test)
-    named = re.sub(r"[^\w.-]+", "-", dataset)  # a folder's path is part of a name, and no folders
-    folder = RunFolder(out or Path("runs") / f"{method}-{named}-ipc{ipc}-{scale}-seed{seed}")
     if results is not None:
         check_apart(results, folder.path, folder=True)
     typer.echo(
@@ -80,19 +95,20 @@ def distill(
     stamp = made_by(loaded.train.device, given_command(ctx))  # now, as a checkout may change meanwhile
     with keeping(folder.path, given_command(ctx, "--resume", *([] if out else ["--out", str(folder.path)]))):
         origin = dataclasses.replace(SetOrigin.planned(config), settings=given)
-        if resume and folder.finished:
-            metrics, synthetic = RunFolder.reopen(folder.path, config).metrics(), SyntheticSet.load(folder.path)
+        result = finished_run(config, loaded, folder.path) if resume else None
+        finished = result is not None
+        if result:
             typer.echo(f"the run in {folder.path} is finished; its set stays as it is")
         else:
             bar = shows_progress()
-            result = run(config, loaded, out=folder.path, resume=resume, allow_drift=allow_drift, progress=bar)
-            metrics, synthetic = result.metrics, result.synthetic
+            result = run(
+                config, loaded, out=folder.path, resume=resume, allow_drift=allow_drift, init=init, progress=bar
+            )
             typer.echo(f"distilled in {result.seconds:.0f} s; images: {folder.path / 'synthetic.png'}")
             if result.pool:
                 origin = dataclasses.replace(origin, pool_accuracies=result.pool.accuracies)
-        synthetic.save_png(folder.path / "synthetic.png")
-        if synthetic.factor > 1:
-            synthetic.expanded().save_png(folder.path / "synthetic-expanded.png")
+            save_pictures(result.synthetic, folder)
+        metrics, synthetic = result.metrics, result.synthetic
         if "queue_networks" in metrics:
             queue = metrics.iloc[-1]
             typer.echo(
@@ -103,10 +119,11 @@ def distill(
         if not evaluate:
             report(folder.synthetic, facts)
             return
-        if len(metrics):
+        keeps = not finished or _can_be_scored(folder)
+        if "seconds" in metrics:
             seconds = metrics["seconds"].iloc[-1] / config.iterations
             origin = dataclasses.replace(origin, seconds_per_iteration=seconds)
-        with KeptRows(run=folder, results=results) as kept:
+        with KeptRows(run=folder if keeps else None, results=results) as kept:
             scores = scored(synthetic, loaded, config, origin=origin, seed=seed, made_by=stamp, kept=kept)
             if baseline:
                 fitted = dataset_for(synthetic, loaded)  # another one where the images changed since a run was finished
@@ -124,3 +141,15 @@ def distill(
             source = f"; settings: {row.origin}" if row else ""
             typer.echo(f"published: {printed.value} % ({printed.source}){source}")
         report(folder.synthetic, facts | {"scores": summary(scores)})
+
+
+def _can_be_scored(folder: "RunFolder") -> bool:
+    """Whether scores can be kept in the folder of a finished run, which may be read-only; said before they are made."""
+    from iidlib.experiments import check_writable
+
+    try:
+        check_writable(folder.path / "scores.json")
+    except InputError as error:
+        typer.echo(f"the scores are shown and not kept ({error})", err=True)
+        return False
+    return True

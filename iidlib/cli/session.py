@@ -50,7 +50,9 @@ def check_names(config: RunConfig) -> None:
 def given_command(ctx: typer.Context, *more: str) -> str:
     """The command as it was given, for the record; or with `more` behind its name, to go on with."""
     name, *rest = ctx.obj
-    return shlex.join(["iid", name, *more, *(part for part in rest if part not in more)])
+    given = shlex.join(["iid", name, *more, *(part for part in rest if part not in more)])
+    # names that Python could not decode, where the locale knows ASCII only, as the text that they are
+    return given.encode(errors="surrogateescape").decode(errors="backslashreplace")
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ Before it is checked, a value is converted to its field's type, see `iidlib.conf
 takes any value of its type: names, such as those of networks, are checked by whoever looks them up.
 """
 
+import re
 import typing
 from collections.abc import Callable
 from typing import Any, ClassVar, Literal
@@ -74,6 +75,12 @@ def _known_scale(settings: Any, attribute: "Attribute[Any]", value: Any) -> None
         raise InputError(f"unknown scale {value!r}{suggest(value, SCALES)}")
 
 
+def _known_start(settings: Any, attribute: "Attribute[Any]", value: Any) -> None:
+    choices = ("real", "crops", "noise")
+    if value not in choices and not (isinstance(value, str) and re.fullmatch("set:[0-9a-f]{12}", value)):
+        raise InputError(f"{key_of(settings, attribute)} must be one of {', '.join(choices)}, got {value!r}")
+
+
 @frozen(field_transformer=converted)
 class MatchConfig:
     """What is matched, and how strongly (``match.*``)."""
@@ -120,9 +127,10 @@ class SynConfig:
 
     _prefix: ClassVar[str] = "syn."
 
-    init: Literal["real", "crops", "noise"] = field(default="real", validator=one_of_its_choices)
-    """Start from random real images of the class, or from normal noise. With a factor, ``real`` makes every tile of
-    another image, downscaled, and ``crops`` cuts the tiles from one image at its full size."""
+    init: str = field(default="real", validator=_known_start)
+    """Start from random ``real`` images of the class, or from normal ``noise``. With a factor, ``real`` makes every
+    tile of another image, downscaled, and ``crops`` cuts the tiles from one image at its full size. ``set:DIGEST`` is
+    the saved set that ``--init`` names."""
     factor: int = field(default=1, validator=above(0))
     """Each image is a mosaic of factor x factor tiles, which are enlarged before they are used, see
     `synthetic.expand`."""

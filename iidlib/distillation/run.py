@@ -1,77 +1,36 @@
-"""The run around the step: folder, lock, signals, checkpoints, resume and progress."""
+"""The run around the step: the loop, its checkpoints, and progress."""
 
 import contextlib
 import logging
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from iidlib.config import RunConfig
 from iidlib.data import Dataset, load_dataset
+from iidlib.distillation.kept import check_continued, conditions_kept, facts_of, keep_set, opened, restored
+from iidlib.distillation.start import starting_from
 from iidlib.distillation.step import Distillation
+from iidlib.distillation.stopping import Stopped, signals_noted
 from iidlib.engine import configure, pick_device, threads
 from iidlib.errors import InputError
 from iidlib.features import Pool
 from iidlib.networks import check_network_for
 from iidlib.runs import Checkpoints, RunFolder
-from iidlib.runs.environment import conditions, drift
 from iidlib.synthetic import SyntheticSet
 
-__all__ = ["DistillResult", "Stopped", "distill", "pool_bar", "progress"]
+__all__ = ["DistillResult", "distill", "finished_run", "pool_bar", "progress"]
 
 logger = logging.getLogger("iidlib")
 
 LOG_EVERY = 10
 """Iterations between logged ones; the last is logged too."""
-
-
-class Stopped(KeyboardInterrupt):
-    """A run was stopped by a signal; the iteration was finished and a checkpoint written.
-
-    Attributes:
-        signal: the signal's number.
-        iteration: iterations done.
-        folder: the run's folder, or None where nothing is kept.
-    """
-
-    def __init__(self, signal_number: int, iteration: int, folder: Path | None) -> None:
-        kept = f"kept in {folder}" if folder else "nothing kept, as no out folder was given"
-        super().__init__(f"stopped after {iteration} iterations; {kept}")
-        self.signal, self.iteration, self.folder = signal_number, iteration, folder
-
-
-@contextlib.contextmanager
-def _signals_noted() -> Iterator[list[int]]:
-    """Within the block, a first SIGINT or SIGTERM is only noted in the list; a second one acts as usual."""
-    noted: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield noted
-        return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def restore() -> None:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-    def note(number: int, frame: Any) -> None:
-        noted.append(number)
-        restore()
-
-    for number in before:
-        signal.signal(number, note)
-    try:
-        yield noted
-    finally:
-        restore()
 
 
 @dataclass
@@ -83,7 +42,7 @@ class DistillResult:
         metrics: the logged iterations: iteration, seconds, loss, ``loss_<term>``, ``grad_<term>``, and with a queue
             of networks their number, memory and accuracy.
         seconds: of the iterations of this call, the pool's training not counted.
-        pool: the pretrained networks, where the method used them.
+        pool: the pretrained networks, where this call used them.
         config: the settings.
     """
 
@@ -102,6 +61,7 @@ def distill(
     resume: bool = False,
     allow_drift: bool = False,
     device: str = "auto",
+    init: SyntheticSet | str | Path | None = None,
     on_iteration: Callable[[int, SyntheticSet], None] | None = None,
     iterations_to_show: tuple[int, ...] = (),
     progress: bool = False,
@@ -115,10 +75,13 @@ def distill(
         dataset: what is distilled, of the name that ``config.dataset`` gives; loaded by it when not given.
         out: the run's folder, made here; nothing is kept without it.
         resume: go on with the run in `out` from its newest checkpoint. On a CPU the outcome is that of an unbroken run
-            bit for bit, as long as the conditions are those that it was begun under.
+            bit for bit, as long as the conditions are those that it was begun under. With more iterations in `config`
+            than before the run is continued, with the same outcome as if it had been begun with as many; its earlier
+            set, picture and settings are replaced when it is done. A run that is finished is only read.
         allow_drift: go on even where conditions have changed (versions, device, compiled kernels), which is then said
             in ``environment.json`` and in the set's provenance.
         device: as in ``engine.pick_device``; used when the data set is loaded here.
+        init: a set, or the file or run folder of one, whose images are the first ones, see `start.starting_from`.
         on_iteration: called with the number of updates done and a copy of the set, at `iterations_to_show`.
         iterations_to_show: numbers of updates, 0 for the start.
         progress: show a progress bar.
@@ -131,26 +94,66 @@ def distill(
     configure(compiled=config.compute.compile != "off")
     if dataset is None:
         dataset = load_dataset(config.dataset, device=pick_device(device))
-    run = Distillation(config, dataset)
+    start = None
+    if init is not None:
+        config, start = starting_from(config, init)
+    run = Distillation(config, dataset, start)
     _warn_of_evaluation(config, dataset)
-    folder = _open(config, out, resume)
+    if resume and (kept := finished_run(config, dataset, out)):
+        if on_iteration is not None and config.iterations in iterations_to_show:
+            on_iteration(config.iterations, kept.synthetic)
+        return kept
     with contextlib.ExitStack() as held:
-        held.enter_context(folder.lock() if folder else contextlib.nullcontext())
-        if folder and resume:
-            folder.remove_unfinished()
+        folder = held.enter_context(opened(config, out, resume))
         saved = Checkpoints(folder.checkpoints).load() if folder and resume else None
+        if folder and resume:
+            check_continued(config, folder, saved)
         if folder and saved:
-            held.enter_context(threads(_conditions_kept(run, folder, saved[1], allow_drift)))
+            held.enter_context(threads(conditions_kept(run, folder, saved[1], allow_drift)))
         try:
             with pool_bar(config, progress) as on_pool_epoch:
                 run.make_pool(on_pool_epoch)
         except InputError:
             if folder and not resume:
-                held.close()  # the lock is a file in the folder
                 folder.discard()
             raise
-        done = _restore(run, folder, saved) if folder and resume else 0
+        done = restored(run, folder, saved) if folder and resume else 0
         return _distill(run, folder, done, on_iteration, iterations_to_show, progress)
+
+
+def finished_run(config: RunConfig, dataset: Dataset, out: str | Path | None) -> DistillResult | None:
+    """What a run has left that is finished, its pool not loaded; None where there is something left to do.
+
+    Nothing is written, so that the folder may be read-only.
+
+    Args:
+        config: the settings, with all iterations.
+        dataset: what the run distilled.
+        out: its folder.
+
+    Raises:
+        InputError: if there is no run, or it was begun with other settings or data.
+    """
+    if out is None:
+        return None
+    folder = RunFolder.reopen(out, config, more=True)
+    if not folder.finished or folder.config().iterations != config.iterations:
+        return None
+    try:
+        synthetic = SyntheticSet.load(folder.path, dataset.train.device)
+    except InputError as error:
+        logger.warning("%s; it is made again from the last checkpoint", error)
+        return None
+    known = synthetic.provenance
+    if known.get("iterations") != str(config.iterations):
+        return None
+    data = known.get("data", dataset.train.fingerprint)
+    if data != dataset.train.fingerprint:
+        raise InputError(
+            f"the run at {folder.path} was begun with other data ({data}, now {dataset.train.fingerprint}); its set "
+            f"can be evaluated: iid evaluate {folder.path}"
+        )
+    return DistillResult(synthetic, folder.metrics(), 0.0, None, config)
 
 
 def _distill(
@@ -163,19 +166,18 @@ def _distill(
 ) -> DistillResult:
     """The loop and what surrounds it, after `done` iterations, in a folder that no other process works in."""
     config = run.config
-    facts = run.facts() | {"chunk": run.chunk, "drifted": run.drifted}
-    facts["conditions"] = conditions(run.real.device, config.compute.compile)
+    facts = facts_of(run)
     run.record()
     rows: list[dict[str, Any]] = folder.metric_rows() if folder else []
     begun = saved_at = time.perf_counter()
-    seconds_before = float(rows[-1]["seconds"]) if rows else 0.0
+    seconds_before = float(rows[-1].get("seconds", 0)) if rows else 0.0
     bar = tqdm(total=config.iterations, initial=done, desc=config.method, unit="it", disable=not progress)
 
     def show() -> None:
         if on_iteration is not None and done in iterations_to_show:
             on_iteration(done, run.synthetic(done))
 
-    with _signals_noted() as noted, bar, _last_good_named(folder):
+    with signals_noted() as noted, bar, _last_good_named(folder):
         show()
         while done < config.iterations:
             row = run.step(done, log=done % LOG_EVERY == 0 or done == config.iterations - 1)
@@ -199,7 +201,7 @@ def _distill(
                 raise Stopped(noted[0], done, folder.path if folder else None)
     synthetic = run.synthetic(done)
     if folder:
-        synthetic.save(folder.synthetic)
+        keep_set(synthetic, run, folder)
     if run.statistics is not None:
         logger.info(
             "statistics of %d pairs cached: %.1f s, %.0f MiB",
@@ -247,53 +249,6 @@ def pool_bar(config: RunConfig, progress: bool) -> Iterator[Callable[[int, int],
     finally:
         if bar is not None:
             bar.close()
-
-
-def _open(config: RunConfig, out: str | Path | None, resume: bool) -> RunFolder | None:
-    """The run's folder, made or found; None where nothing is kept."""
-    if out is None:
-        if resume:
-            raise InputError("resume needs the folder of the run to go on with")
-        return None
-    return RunFolder.reopen(out, config) if resume else RunFolder.create(out, config)
-
-
-def _conditions_kept(run: Distillation, folder: RunFolder, facts: Mapping[str, Any], allow_drift: bool) -> int | None:
-    """Compares the conditions with those that the run was begun under; returns its number of threads.
-
-    Raises:
-        InputError: if they have changed and that is not allowed.
-    """
-    begun = facts.get("conditions", {})
-    changed = drift(begun, conditions(run.real.device, run.config.compute.compile))
-    if changed and not allow_drift:
-        text = ", ".join(f"{name} was {was} and is {now}" for name, (was, now) in changed.items())
-        raise InputError(
-            f"the run at {folder.path} was begun under other conditions ({text}), so that its numbers would be others "
-            "than those of an unbroken run; restore them, or accept that with --allow-drift"
-        )
-    if changed:
-        folder.note("drift", {"iteration": facts["iteration"]} | changed)
-        run.drifted = True
-    return begun.get("threads")
-
-
-def _restore(run: Distillation, folder: RunFolder, saved: tuple[dict[str, Tensor], dict[str, Any]] | None) -> int:
-    """Restores the state of `run` from a checkpoint, if there is one; returns the iterations already done."""
-    if saved is None:
-        folder.rewind_metrics(0)
-        return 0
-    state, facts = saved
-    for name, value in run.facts().items():
-        if facts.get(name, value) != value:
-            raise InputError(f"the run at {folder.path} was begun with other {name} ({facts.get(name)}, now {value})")
-    run.chunk = int(facts.get("chunk", run.chunk))  # what memory was free then decides, so that rounding is the same
-    run.drifted = run.drifted or bool(facts.get("drifted"))
-    run.restore(state)
-    done = int(facts["iteration"])
-    logger.info("going on after %d iterations, from %s", done, Checkpoints(folder.checkpoints).path(done))
-    folder.rewind_metrics(done)
-    return done
 
 
 def progress(

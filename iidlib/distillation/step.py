@@ -18,11 +18,11 @@ from iidlib.distillation.batch import StepBatch
 from iidlib.distillation.captured import CapturedStep, captured_step
 from iidlib.distillation.draws import LazyDraws
 from iidlib.distillation.methods import METHODS
+from iidlib.distillation.start import Start, first_images
 from iidlib.engine import default_chunk, half_maps, in_chunks, precision
 from iidlib.errors import InputError, suggest
 from iidlib.features import CachedStatistics, Pool, trained_pool
 from iidlib.names import dataset_name
-from iidlib.rng import stream
 from iidlib.synthetic import SyntheticSet
 from iidlib.training import resolve_augmentation
 
@@ -59,10 +59,16 @@ class Distillation:
         augmentation: DSA operations, or ``none``.
         chunk: most images in one forward pass, 0 for all at once.
         drifted: whether the run went on under other conditions than it was begun under.
+        totals: the numbers of iterations at which a run that was continued was to end before.
     """
 
-    def __init__(self, config: RunConfig, dataset: Dataset) -> None:
-        """Checks that the settings fit the data and draws the initial images; the pool is made by `make_pool`.
+    def __init__(self, config: RunConfig, dataset: Dataset, start: Start | None = None) -> None:
+        """Checks that the settings fit the data and takes the initial images; the pool is made by `make_pool`.
+
+        Args:
+            config: the settings.
+            dataset: what is distilled.
+            start: the set whose images are the initial ones, if ``syn.init`` names one.
 
         Raises:
             InputError: for settings that do not fit the data or are for another dataset, or an unknown method, network
@@ -81,12 +87,10 @@ class Distillation:
                 f"match.network must look at each image by itself; {config.match.network!r} has batch norm, through "
                 "which the classes of a batch would see each other"
             )
-        start = SyntheticSet.from_real(
-            self.real, config.ipc, stream(config.seed, 0, "initial images"), config.syn.init, config.syn.factor
-        )
-        self.group = start.labels.cpu()
-        self.images = start.images.requires_grad_()
-        self._labels = start.labels
+        first = first_images(config, self.real, start)
+        self.group = first.labels.cpu()
+        self.images = first.images.requires_grad_()
+        self._labels, self._start = first.labels, start
         self.terms = method.terms_in_use(config)
         self.source = method.source(config, dataset, device)
         # the first block's maps: convolved, normalised, pooled, and what a backward pass keeps of them
@@ -98,6 +102,7 @@ class Distillation:
             self.statistics = CachedStatistics(config.match.cached_pairs, config.seed)
         self.optimiser = method.optimiser(self.images, config.syn, self.real.num_classes)
         self.drifted = False
+        self.totals: list[int] = []
         self._recorded: CapturedStep | None = None
 
     def make_pool(self, on_epoch: Callable[[int, int], None] | None = None) -> None:
@@ -202,6 +207,10 @@ class Distillation:
         }
         if own := configuration.differing(self.config):
             provenance["settings"] = " ".join(f"{key}={value}" for key, value in own.items())
+        if self._start:
+            provenance["init"] = f"{self.config.syn.init} from {self._start.source}"
+        if self.totals:
+            provenance["continued"] = f"iterations was {', then '.join(map(str, self.totals))}"
         if self.drifted:
             provenance["drift"] = "see environment.json"
         images, factor = self.optimiser.images_after_sweep(), self.config.syn.factor

@@ -87,6 +87,7 @@ class Checkpoints:
                 content, known = path.read_bytes(), json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
                 if known.pop("sha256") != _digest(content, known):
                     raise ValueError("its checksum is another")
+                _check_facts(known, path)
                 return from_bytes(content), known
             except (SafetensorError, ValueError, KeyError, AttributeError, TypeError, RecursionError, OSError) as error:
                 reason = " ".join(str(error).split())[:200]
@@ -94,6 +95,19 @@ class Checkpoints:
         if paths:
             raise InputError(f"no checkpoint in {self.folder} is whole; begin anew with another --out")
         return None
+
+
+def _check_facts(facts: Mapping[str, Any], path: Path) -> None:
+    """Raises ValueError for facts of another shape than `Checkpoints.save` and a run give them."""
+    if facts["iteration"] != int(path.stem) or not isinstance(facts["iteration"], int):
+        raise ValueError(f"it says iteration {facts['iteration']!r}")
+    if not isinstance(facts.get("conditions", {}), dict):
+        raise ValueError("its conditions are no JSON object")
+    if not isinstance(facts.get("chunk", 0), int):
+        raise ValueError("its chunk is no whole number")
+    totals = facts.get("totals", [])
+    if not isinstance(totals, list) or not all(isinstance(total, int) for total in totals):
+        raise ValueError("its totals are no list of whole numbers")
 
 
 def _digest(content: bytes, facts: Mapping[str, Any]) -> str:

@@ -1,0 +1,129 @@
+"""What is kept of a run: its folder opened, resumed or continued, its state restored, its set and pictures written."""
+
+import contextlib
+import logging
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from iidlib.config import RunConfig
+from iidlib.distillation.step import Distillation
+from iidlib.errors import InputError
+from iidlib.runs import Checkpoints, RunFolder
+from iidlib.runs.environment import conditions, drift, environment
+from iidlib.synthetic import SyntheticSet
+
+__all__ = ["check_continued", "conditions_kept", "facts_of", "keep_set", "opened", "restored", "save_pictures"]
+
+logger = logging.getLogger("iidlib")
+
+
+@contextlib.contextmanager
+def opened(config: RunConfig, out: str | Path | None, resume: bool) -> Iterator[RunFolder | None]:
+    """The run's folder, made or found, in which no other process works meanwhile; None where nothing is kept."""
+    if out is None:
+        if resume:
+            raise InputError("resume needs the folder of the run to go on with")
+        yield None
+        return
+    with RunFolder.resume(out, config) if resume else RunFolder.begin(out, config) as folder:
+        yield folder
+
+
+def check_continued(
+    config: RunConfig, folder: RunFolder, saved: tuple[dict[str, Tensor], dict[str, Any]] | None
+) -> None:
+    """Finds out whether a run can go on to the number of iterations that is asked for.
+
+    Raises:
+        InputError: if it has done more already, or is finished and has no checkpoint left.
+    """
+    before, now = folder.config().iterations, config.iterations
+    done = max(saved[1]["iteration"] if saved else 0, before if folder.finished else 0)
+    if done > now:
+        raise InputError(
+            f"the run at {folder.path} has done {done} iterations, more than iterations={now}; give {done} or more"
+        )
+    if saved is None and folder.finished and now != before:
+        raise InputError(
+            f"the run at {folder.path} is finished and has no checkpoint to go on from to iterations={now}; begin "
+            f"another one from its set: --init {folder.path} with another --out"
+        )
+
+
+def keep_set(synthetic: SyntheticSet, run: Distillation, folder: RunFolder) -> None:
+    """Writes the set; of a run that was continued, the settings, and the picture where there was one.
+
+    Each file is replaced whole. Scores of the earlier set are put by before, so that they are never taken for the new
+    one's; a run that is stopped in between is continued again from its last checkpoint.
+    """
+    before = folder.config().iterations
+    if before != run.config.iterations:
+        folder.put_scores_by(before)
+    synthetic.save(folder.synthetic)
+    if before != run.config.iterations:
+        folder.write_continued(run.config, run.totals)
+        save_pictures(synthetic, folder, only_there=True)
+
+
+def save_pictures(synthetic: SyntheticSet, folder: RunFolder, *, only_there: bool = False) -> None:
+    """Writes the set's images as ``synthetic.png``, and as networks see them, where that is something else.
+
+    Args:
+        synthetic: the set.
+        folder: of the run.
+        only_there: write only over pictures that are there.
+    """
+    for name in ("synthetic.png", "synthetic-expanded.png"):
+        path = folder.path / name
+        if (name == "synthetic.png" or synthetic.factor > 1) and (path.exists() or not only_there):
+            (synthetic if name == "synthetic.png" else synthetic.expanded()).save_png(path)
+
+
+def conditions_kept(run: Distillation, folder: RunFolder, facts: Mapping[str, Any], allow_drift: bool) -> int | None:
+    """Compares the conditions with those that the run was begun under; returns its number of threads.
+
+    Raises:
+        InputError: if they have changed and that is not allowed.
+    """
+    begun = facts.get("conditions", {})
+    changed = drift(begun, conditions(run.real.device, run.config.compute.compile))
+    if changed and not allow_drift:
+        text = ", ".join(f"{name} was {was} and is {now}" for name, (was, now) in changed.items())
+        raise InputError(
+            f"the run at {folder.path} was begun under other conditions ({text}), so that its numbers would be others "
+            "than those of an unbroken run; restore them, or accept that with --allow-drift"
+        )
+    if changed:
+        folder.note("drift", {"iteration": facts["iteration"]} | changed)
+        run.drifted = True
+    return begun.get("threads")
+
+
+def facts_of(run: Distillation) -> dict[str, Any]:
+    """What a checkpoint holds beside the state."""
+    facts = run.facts() | {"chunk": run.chunk, "drifted": run.drifted, "totals": run.totals}
+    return facts | {"conditions": conditions(run.real.device, run.config.compute.compile)}
+
+
+def restored(run: Distillation, folder: RunFolder, saved: tuple[dict[str, Tensor], dict[str, Any]] | None) -> int:
+    """Restores the state of `run` from a checkpoint, if there is one; returns the iterations already done."""
+    state, facts = saved or ({}, {})
+    done, before = int(facts.get("iteration", 0)), folder.config().iterations
+    for name, value in run.facts().items():
+        if facts.get(name, value) != value:
+            raise InputError(f"the run at {folder.path} was begun with other {name} ({facts.get(name)}, now {value})")
+    run.chunk = int(facts.get("chunk", run.chunk))  # what memory was free then decides, so that rounding is the same
+    run.drifted = run.drifted or bool(facts.get("drifted"))
+    if saved:
+        run.restore(state)
+        logger.info("going on after %d iterations, from %s", done, Checkpoints(folder.checkpoints).path(done))
+    run.totals = [int(total) for total in facts.get("totals", [])]
+    if before != run.config.iterations:
+        run.totals += [before] if run.totals[-1:] != [before] else []
+        now = {"from": before, "done": done, "to": run.config.iterations, "date": environment()["date"]}
+        folder.note("continued", now)
+    folder.rewind_metrics(done)
+    return done
