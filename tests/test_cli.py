@@ -1018,6 +1018,49 @@ def test_damaged_config_is_one_line(iid: Run, finished: Path, case: str) -> None
         assert contents(Path()) == before
 
 
+def test_a_tilde_is_the_users_home_in_every_option_that_is_a_path(
+    iid: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A shell leaves it as it is in --out=~/run."""
+    home = tmp_path / "home"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    ended = iid("distill", "dm", *TINY, "--out=~/run", "--results=~/all.csv", "--data-root=~/data")
+    assert ended.status == 0, ended.err
+    assert iid("evaluate", "~/run", "--out=~/scores.json", "--no-baseline", "--set", "eval.num_eval=1").status == 0
+    assert iid("distill", "dm", *TINY, "--out=~/next", "--init=~/run", "--no-evaluate").status == 0
+    ended = iid("experts", "--out=~/pool", "--dataset", "shapes", "--network", "convnet2", "--count", "1", "--epochs",
+                "3", "--set", "pool.lr=0.05", "--set", "pool.width=8")  # fmt: skip
+    assert (home / "pool" / "pool.json").is_file() == (ended.status == 0), ended.err
+    assert {"run", "next", "all.csv", "scores.json"} <= {path.name for path in home.iterdir()}
+    assert not Path("~").exists()
+
+
+NAMES = ["--out", "rün", "--results", "tabéllé.csv"]
+
+
+@pytest.mark.parametrize(
+    "locale",
+    [
+        {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii"},
+        {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+        {"LC_ALL": "POSIX", "PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii:strict"},
+        {"PYTHONIOENCODING": "ascii"},
+    ],
+    ids=lambda locale: " ".join(locale),
+)
+def test_names_that_the_locale_does_not_know_end_no_run(locale: dict[str, str], tmp_path: Path) -> None:
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("LC_", "LANG"))}
+    environment |= {"PYTHONPATH": str(Path(iidlib.__file__).parents[1])} | locale
+    command = [sys.executable, "-m", "iidlib.cli"]
+    for given in (["distill", "dm", *TINY, *NAMES], ["evaluate", "rün", "--no-baseline", "--out", "ergebnis-ü.json"]):
+        ended = subprocess.run([*command, *given], cwd=tmp_path, env=environment, capture_output=True, timeout=300)
+        assert ended.returncode == 0, ended.stderr.decode(errors="replace")
+    assert {"rün", "tabéllé.csv", "ergebnis-ü.json"} <= {path.name for path in tmp_path.iterdir()}
+    assert pd.read_csv(tmp_path / "tabéllé.csv")["command"].str.contains("--out rün|--out 'rün'").all()
+    assert json.loads((tmp_path / "rün" / "scores.json").read_text(encoding="utf8"))
+
+
 # --- resume -----------------------------------------------------------------------------------------------------------
 
 LONGER = ["distill", "iid-dm", *TINY, "--seed", "3", "--iterations", "12", "--out", "run"]

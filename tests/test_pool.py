@@ -3,6 +3,7 @@
 import copy
 import json
 import logging
+import os
 import shutil
 from collections import Counter
 from collections.abc import Callable
@@ -550,12 +551,72 @@ def test_weights_of_another_network_are_damage(pictures, cache, pool_folder):
     assert one_line(caught)
 
 
-def test_a_cache_that_cannot_be_written_is_named(pictures, tmp_path, monkeypatch):
+def test_a_cache_that_cannot_be_written_is_named_before_anything_is_trained(pictures, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
+    monkeypatch.setattr(features_pool, "fit", lambda *given, **named: pytest.fail("a network is trained"))
+    monkeypatch.setattr(features_pool, "fit_together", features_pool.fit)
     monkeypatch.setenv("IID_CACHE", str(tmp_path / "file" / "cache"))
     with pytest.raises(InputError, match=r"cannot keep the pool in .*; set IID_CACHE to another folder") as caught:
         train(pictures, config(count=1))
     assert one_line(caught)
+
+
+def test_a_read_only_cache_is_named_and_a_whole_pool_is_loaded_from_it(pictures, cache, pool_folder, monkeypatch):
+    def read_only(*given, **named):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(features_pool.tempfile, "TemporaryFile", read_only)
+    assert len(train(pictures).networks) == 2
+    with pytest.raises(
+        InputError, match=r"cannot keep the pool in .*: Read-only file system; set IID_CACHE to another"
+    ):
+        train(pictures, config(width=7))
+    assert [path.name for path in (cache / "pools").iterdir()] == [pool_folder.name]
+
+
+@pytest.mark.parametrize("together", [1, 2])
+def test_networks_that_find_the_cache_full_still_serve_the_run(together, pictures, cache, monkeypatch, caplog):
+    whole = train(pictures, together=together)
+    shutil.rmtree(cache)
+    write, written = features_pool.atomic_write, []
+
+    def full(path, content, **named):
+        if written:
+            raise OSError(28, "No space left on device")
+        written.append(path.name)
+        write(path, content, **named)
+
+    monkeypatch.setattr(features_pool, "atomic_write", full)
+    pool = train(pictures, together=together)
+    assert all(map(same, pool.networks, whole.networks)) and pool.accuracies == whole.accuracies
+    assert (pool.digest, pool.fingerprint) == (whole.digest, whole.fingerprint)
+    (warning,) = [record.message for record in caplog.records if record.levelno == logging.WARNING]
+    assert "No space left on device" in warning and "this run uses the networks" in warning and "\n" not in warning
+    monkeypatch.undo()
+    monkeypatch.setenv("IID_CACHE", str(cache))
+    assert all(map(same, train(pictures, together=together).networks, whole.networks)), "what was left is no pool"
+
+
+def test_a_folder_that_was_asked_for_and_is_full_is_an_error(pictures, tmp_path, monkeypatch):
+    def full(*given, **named):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(features_pool, "atomic_write", full)
+    with pytest.raises(InputError, match=r"cannot keep the pool in .*: No space left on device; give another folder"):
+        train(pictures, config(path=str(tmp_path)))
+
+
+def test_a_pool_in_the_cache_is_for_its_user_alone(pictures, cache, tmp_path):
+    before = os.umask(0)
+    try:
+        train(pictures, config(count=1))
+        (tmp_path / "mine").mkdir()
+        train(pictures, config(count=1, path=str(tmp_path / "mine")))
+    finally:
+        os.umask(before)
+    modes = {path.stat().st_mode & 0o777 for path in (cache, *cache.rglob("*")) if path.is_dir()}
+    assert modes == {0o700} and {path.stat().st_mode & 0o777 for path in cache.rglob("*.*")} == {0o600}
+    assert {path.stat().st_mode & 0o777 for path in (tmp_path / "mine").iterdir()} == {0o666}, "as the umask says"
 
 
 # Drawing from a pool

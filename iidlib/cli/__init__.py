@@ -11,15 +11,17 @@ import logging
 import signal
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from iidlib._version import __version__
 from iidlib.cli import bench, config, continual, data, distill, evaluate, experts, reproduce, sweep
 from iidlib.cli.session import Failed
 from iidlib.errors import InputError
+from iidlib.files import user_path
 
 __all__ = ["app", "main"]
 
@@ -43,6 +45,16 @@ class _Commands(TyperGroup):
         except KeyboardInterrupt as stop:
             typer.echo(str(stop) or "stopped", err=True)
             raise typer.Exit(128 + getattr(stop, "signal", signal.SIGINT)) from None
+
+
+class _Command(TyperCommand):
+    """A command whose paths know ``~``, which a shell leaves as it is in ``--out=~/run``."""
+
+    def invoke(self, ctx: Any) -> Any:
+        for name, value in ctx.params.items():
+            if isinstance(value, Path):
+                ctx.params[name] = user_path(value)
+        return super().invoke(ctx)
 
 
 class _Log(logging.Handler):
@@ -71,6 +83,8 @@ data_app.command("list")(data.data_list)
 data_app.command("fetch")(data.data_fetch)
 data_app.command("check")(data.data_check)
 app.add_typer(data_app, name="data")
+for _registered in (*app.registered_commands, *data_app.registered_commands):
+    _registered.cls = _Command
 
 
 def _print_version(asked: bool) -> None:

@@ -91,10 +91,11 @@ def evaluate(
     from iidlib.evaluation.coresets import CHOICES
     from iidlib.experiments import SetOrigin, check_results, check_writable, protocol_text
     from iidlib.features import choosing_pool
-    from iidlib.files import place_of
+    from iidlib.files import place_of, user_path
     from iidlib.runs import RunFolder
     from iidlib.synthetic import SyntheticSet
 
+    path = path if path in BASELINES else str(user_path(path))
     if out is not None:
         check_writable(out)
         if place_of(out).exists() or out.is_symlink():

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from iidlib.files import cache_dir
+from iidlib.files import cache_dir, user_path
 from iidlib.private import private_dir
 
 __all__ = ["FusedBlock", "library", "refusal"]
@@ -52,7 +52,7 @@ def refusal() -> str:
     loads what anybody has put there.
     """
     variable = "TORCHINDUCTOR_CACHE_DIR"
-    chosen = Path(os.environ.get(variable, ""))
+    chosen = user_path(os.environ.get(variable, ""))
     # torch writes its own choice into the variable too, once it has made one
     by_torch = chosen.parent == Path(tempfile.gettempdir()) and chosen.name.startswith("torchinductor_")
     of_user = bool(os.environ.get(variable)) and not by_torch

@@ -3,6 +3,7 @@
 import itertools
 import json
 import logging
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
@@ -21,7 +22,7 @@ from iidlib.data import Dataset
 from iidlib.engine import default_together
 from iidlib.errors import InputError
 from iidlib.features.trained import HeldOut
-from iidlib.files import atomic_write, cache_dir, user_path
+from iidlib.files import atomic_write, cache_dir, make_folders, remove_empty, user_path
 from iidlib.networks import Network, frozen, network_for
 from iidlib.rng import stream
 from iidlib.training import Examples, Training, accuracy, fit, fit_together
@@ -113,8 +114,10 @@ def trained_pool(
     members = {(number, passes): _file_name(config, number, passes) for number, passes in pool_members(config)}
     missing = sorted({number for (number, _), name in members.items() if name not in known})
     if missing:
+        _check_keepable(folder, private=not config.path)
         logger.info("training %d %s for class centralization", len(missing), config.network)
     together = compute.together or default_together(device)
+    unkept: dict[str, bytes] = {}
     for first in range(0, len(missing), together):
         fresh = {number: build(number) for number in missing[first : first + together]}
         for (number, passes), weights in _train(fresh, dataset, config, together, on_epoch).items():
@@ -124,14 +127,16 @@ def trained_pool(
             known[name] = accuracy(network, dataset.test)
             _check_trained(config, held_out, number, passes, known[name])
             facts = {"fingerprint": fingerprint, "network": config.network, "accuracies": known}
-            _keep(folder, name, weights, facts)
+            content = to_bytes({key: tensor.contiguous() for key, tensor in weights.items()})
+            if unkept or not _keep(folder, name, content, facts, private=not config.path):
+                unkept[name] = content
             after = "" if passes == config.epochs else f" after {passes} of {config.epochs} passes"
             logger.info("network %d of %d%s: %.1f %% on held-out images", number + 1, config.count, after, known[name])
     networks, digest = [], sha256()
     for (number, passes), name in members.items():
         _check_trained(config, held_out, number, passes, known[name])
         networks.append(frozen(build(number)).eval())
-        digest.update(_load_weights(folder / f"{name}.safetensors", networks[-1]))
+        digest.update(_load_weights(folder / f"{name}.safetensors", networks[-1], unkept.get(name)))
     _warn_of_weak(config, held_out, [known[name] for name in members.values()])
     return Pool(networks, [known[name] for name in members.values()], fingerprint, digest.hexdigest()[:12])
 
@@ -264,23 +269,63 @@ def _read_facts(folder: Path, fingerprint: str, *, explicit: bool) -> dict[str, 
     return accuracies
 
 
-def _keep(folder: Path, name: str, weights: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
-    """Writes a member, then ``pool.json``, which says that it is there."""
+def _check_keepable(folder: Path, *, private: bool) -> None:
+    """Finds out before networks are trained whether they could be kept; leaves nothing behind.
+
+    Raises:
+        InputError: if the folder cannot be made or written.
+    """
+    made: list[Path] = []
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        contiguous = {key: tensor.contiguous() for key, tensor in weights.items()}
-        atomic_write(folder / f"{name}.safetensors", to_bytes(contiguous))
-        atomic_write(folder / "pool.json", json.dumps(facts, indent=2) + "\n")
+        made = make_folders(folder, private=private)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b"0")
     except OSError as error:
-        raise InputError(
-            f"cannot keep the pool in {folder}: {error.strerror or error}; set IID_CACHE to another folder"
-        ) from None
+        raise InputError(_cannot_keep(folder, error, private=private)) from None
+    finally:
+        remove_empty(made)
 
 
-def _load_weights(path: Path, network: Network) -> bytes:
-    """Gives the network its weights; returns the file's content."""
+def _cannot_keep(folder: Path, error: OSError, *, private: bool) -> str:
+    other = "set IID_CACHE to another folder" if private else "give another folder"
+    return f"cannot keep the pool in {folder}: {error.strerror or error}; {other}"
+
+
+def _keep(folder: Path, name: str, content: bytes, facts: Mapping[str, Any], *, private: bool) -> bool:
+    """Writes a member, then ``pool.json``, which says that it is there.
+
+    Args:
+        folder: of the pool.
+        name: of the member.
+        content: its weights, as they are stored.
+        facts: what ``pool.json`` says.
+        private: the folder is in the cache, for this user alone, and not one that was asked for.
+
+    Returns:
+        Whether it is kept; if the cache is full, the networks still serve this run, with a warning.
+
+    Raises:
+        InputError: if a folder that was asked for cannot be written.
+    """
     try:
-        content = path.read_bytes()
+        make_folders(folder, private=private)
+        atomic_write(folder / f"{name}.safetensors", content, private=private)
+        atomic_write(folder / "pool.json", json.dumps(facts, indent=2) + "\n", private=private)
+    except OSError as error:
+        if not private:
+            raise InputError(_cannot_keep(folder, error, private=private)) from None
+        logger.warning(
+            "%s; this run uses the networks, the next will train them again",
+            _cannot_keep(folder, error, private=private),
+        )
+        return False
+    return True
+
+
+def _load_weights(path: Path, network: Network, unkept: bytes | None = None) -> bytes:
+    """Gives the network its weights, from its file where that could be kept; returns the file's content."""
+    try:
+        content = path.read_bytes() if unkept is None else unkept
         network.load_state_dict(from_bytes(content))
     except (OSError, SafetensorError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]

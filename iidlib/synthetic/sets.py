@@ -97,7 +97,7 @@ class SyntheticSet:
         grid = make_grid(self.to_uint8().cpu(), nrow=self.ipc, padding=2, pad_value=255)
         buffer = io.BytesIO()
         Image.fromarray(grid.permute(1, 2, 0).numpy()).save(buffer, format="PNG")
-        atomic_write(Path(path), buffer.getvalue())
+        atomic_write(user_path(path), buffer.getvalue())
 
     @classmethod
     def from_real(
@@ -175,7 +175,7 @@ class SyntheticSet:
         if eight_bits:
             metadata["stored"] = "uint8"
         metadata["provenance"] = json.dumps({str(key): str(value) for key, value in self.provenance.items()})
-        atomic_write(Path(path), pack(self.to_uint8() if eight_bits else images, labels, metadata))
+        atomic_write(user_path(path), pack(self.to_uint8() if eight_bits else images, labels, metadata))
 
     @classmethod
     def load(cls, path: str | Path, device: torch.device | str = "cpu") -> "SyntheticSet":
