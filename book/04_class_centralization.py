@@ -132,7 +132,7 @@ pool = trained_pool(data, config.pool, compute=config.compute)
 print("accuracies (%):", *(round(accuracy, 1) for accuracy in pool.accuracies))
 
 # %%
-assert len(pool.networks) == config.pool.count
+assert ipc > 1, "one image has no scatter: set ipc to 2 or more"
 assert min(pool.accuracies) > 100 / data.train.num_classes
 
 # %% [markdown]

@@ -209,7 +209,7 @@ runs = {
 # %%
 for name, result in runs.items():
     assert result.synthetic.images.isfinite().all()
-    assert ("loss_cm" in result.metrics) == (name != "dm")
+    assert ("loss_cm" in result.metrics) == (name != "dm"), "set ipc to 2 or more"
 
 # %% [markdown]
 # The judges are random networks that no run has met.

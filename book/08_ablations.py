@@ -264,7 +264,7 @@ quantiles = distance.quantile([0.05, 0.2, 0.5, 0.8, 0.95])
 pd.DataFrame({"distance": quantiles, "beta": quantiles.map(math.exp)}).round(2)
 
 # %%
-assert distance.ge(0).all() and ("mini" not in dataset or 0.4 < quantiles[0.5] < 1.6)
+assert distance.ge(0).all() and (ipc != 10 or 0.4 < quantiles[0.5] < 1.6)
 
 # %% [markdown]
 # With $\alpha = 1$ an image at one unit has the cost $e$.

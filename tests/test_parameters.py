@@ -89,6 +89,7 @@ WRONG = {
     "steps": [1, 0, "abc", [4, 3, 3]],
     "judges": ["mlp", "", "convnet3,", "convnet3,convnet3", 3, []],
     "scale": ["Tour", "", 3, None, ["tour"]],
+    "only": ["cifar11", "cifar10-mini", 10],
     "method": ["iid", "IID-DM", None],
     "folder": [2024, None, ["a"], True],
     "dataset": [10, None],

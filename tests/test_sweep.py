@@ -137,11 +137,22 @@ def test_declared_parameters_and_defaults(folder: Path) -> None:
     }  # fmt: skip
 
 
+def test_a_value_of_another_type_is_found_at_any_point_and_a_number_for_a_list_is_taken(folder: Path) -> None:
+    plan = load_grid(grid(folder / "g.yaml", product={"seeds": [0, [1, 2]]}))
+    assert plan.points == ({"seeds": [0]}, {"seeds": [1, 2]})
+    with pytest.raises(InputError, match="ipc must be a number, got 'three'"):
+        load_grid(grid(folder / "g.yaml", product={"ipc": [1, 2, "three"]}))
+    with pytest.raises(InputError, match="name must be text, got 3"):
+        load_grid(grid(folder / "g.yaml", product={"ipc": [1]}, fixed={"name": 3}))
+
+
 def test_nothing_starts_when_something_is_wrong(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sweep, "_Execution", lambda *given: pytest.fail("a point was started"))
     unknown = Sweep(folder / "n.ipynb", ({"ipc": 1}, {"ipcs": 2}))
     with pytest.raises(InputError, match="no parameter 'ipcs'"):
         run_sweep(unknown, folder / "out")
+    with pytest.raises(InputError, match="seeds must be a list, got 'abc'"):
+        run_sweep(Sweep(folder / "n.ipynb", ({"seeds": [1]}, {"seeds": "abc"})), folder / "out")
     good = Sweep(folder / "n.ipynb", ({"ipc": 1},))
     with pytest.raises(InputError, match="workers must be at least 1, got 0"):
         run_sweep(good, folder / "out", workers=0)

@@ -9,7 +9,7 @@ import ast
 import logging
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping, MutableMapping
+from collections.abc import Callable, Collection, Iterable, Mapping, MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from typing import Any
 from iidlib.config import SCALES
 from iidlib.config.recipes import BASES
 from iidlib.errors import InputError, suggest
+from iidlib.experiments.cells import EXPERIMENTS
 
 __all__ = ["check_parameters", "fitting_parameters", "take_parameters"]
 
@@ -107,7 +108,7 @@ _SHARE = Kind("a number above 0", _number(0, math.inf, above=True))
 _TEXT = Kind("text", _text)
 
 KINDS = {
-    "dataset": _TEXT, "folder": _TEXT, "only": _TEXT, "out": _TEXT,
+    "dataset": _TEXT, "folder": _TEXT, "out": _TEXT,
     "classes": _COUNT, "ipc": _COUNT, "networks": _COUNT, "repeats": _COUNT, "size": _COUNT,
     "steps": Kind("a whole number of 2 or more", _whole(2)),
     "judges": Kind("names of different networks with commas between them, convnet3 among them", _names),
@@ -119,7 +120,11 @@ KINDS = {
 }  # fmt: skip
 """What the chapters' parameters take, by name."""
 
-CHOICES: dict[str, Iterable[str]] = {"scale": SCALES, "method": BASES}
+CHOICES: dict[str, Collection[str]] = {
+    "scale": SCALES,
+    "method": BASES,
+    "only": tuple(dict.fromkeys(cell.dataset for cell in EXPERIMENTS["main"].cells)),
+}
 """Those of the chapters' parameters that take one of a few names."""
 
 
