@@ -10,7 +10,7 @@ import typer
 from iidlib.cli.completion import complete_memory
 from iidlib.cli.options import Changes, DataRoot, DatasetName, Device, Results, Scale, given_changes
 from iidlib.cli.output import AsJson, Quiet, report, result, shows_progress
-from iidlib.cli.scores import summary
+from iidlib.cli.scores import accuracy_text, summary
 from iidlib.cli.session import check_names, given_command, keeping, load
 from iidlib.config import preset
 from iidlib.errors import InputError
@@ -74,9 +74,9 @@ def continual(
 
     def told(rows: pd.DataFrame) -> None:
         last = rows.iloc[-1]
-        mean, spread = rows["accuracy"].mean(), rows["accuracy"].std(ddof=0)
         with result():
-            typer.echo(f"step {last['step']} of {len(groups)}, {last['classes']} classes: {mean:.1f} ± {spread:.1f} %")
+            found = accuracy_text(rows, " %")
+            typer.echo(f"step {last['step']} of {len(groups)}, {last['classes']} classes: {found}")
         frames.append(rows)
 
     with keeping(folder, given_command(ctx, "--resume", *([] if out else ["--out", str(folder)]))):

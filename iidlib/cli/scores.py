@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from iidlib.runs import RunFolder
     from iidlib.synthetic import SyntheticSet
 
-__all__ = ["run_facts", "scored", "show_scores", "summary", "with_random_beside"]
+__all__ = ["accuracy_text", "run_facts", "scored", "show_scores", "summary", "with_random_beside"]
 
 
 def scored(
@@ -49,7 +49,8 @@ def scored(
                 images, dataset, protocol=protocol, seed=seed, compute=config.compute, on_epochs=told.advance
             ):
                 found.append(row)
-                told.last = f"{row['network']} {row['accuracy']:.1f} %"
+                ended = f"{row['accuracy']:.1f} %" if row["outcome"] == "trained" else row["outcome"]
+                told.last = f"{row['network']} {ended}"
         finally:
             if found:
                 kept.add(rows())
@@ -90,16 +91,32 @@ def with_random_beside(
     return pd.concat([*beside, scores], ignore_index=True)
 
 
+def accuracy_text(rows: "pd.DataFrame", unit: str = "") -> str:
+    """Mean and spread of some networks, ``46.0 ± 0.2``, or what they came to where that is no number to stand alone.
+
+    Args:
+        rows: of `iidlib.evaluation.evaluate`; those of older tables may lack the column outcome.
+        unit: what stands behind the numbers.
+    """
+    spread = f" ± {rows['accuracy'].std(ddof=0):.1f}" if len(rows) > 1 else ""
+    found = f"{rows['accuracy'].mean():.1f}{spread}{unit}"
+    outcomes = rows["outcome"].fillna("trained") if "outcome" in rows else rows["accuracy"].map(lambda _: "trained")
+    for outcome, count in outcomes.value_counts().items():
+        if outcome in ("diverged", "constant") and count == len(rows):
+            return str(outcome)
+        if outcome != "trained":
+            found += f" ({outcome}{f': {count} of {len(rows)}' if count < len(rows) else ''})"
+    return found
+
+
 def show_scores(scores: "pd.DataFrame", title: str, note: str, protocol: str) -> None:
     """A table with a line for each set and network."""
-    from iidlib.evaluation import summarize
-
-    rows = []
-    for row in summarize(scores, by=("method", "network")).to_dict("records"):
-        spread = f" ± {row['std']:.1f}" if row["n"] > 1 else ""
-        rows.append((str(row["method"]), str(row["network"]), f"{row['mean']:.1f}{spread}", str(row["n"])))
+    lines = [
+        (str(method), str(network), accuracy_text(rows), str(len(rows)))
+        for (method, network), rows in scores.groupby(["method", "network"], sort=False)
+    ]
     with result():
-        print_table({"set": "text", "network": "text", "accuracy (%)": "number", "networks": "number"}, rows, title)
+        print_table({"set": "text", "network": "text", "accuracy (%)": "number", "networks": "number"}, lines, title)
     typer.echo(f"{note}; protocol: {protocol}")
 
 

@@ -21,6 +21,10 @@ WEIGHTS: dict[str, tuple[str, ...]] = {
 """The weights of terms, each with the methods that have the term, see `iidlib.distillation.METHODS`."""
 
 
+_KNOWN = (*BASES, *BASELINES)
+"""Without methods of one's own, which join later."""
+
+
 def check_weights(method: str, given: Mapping[str, Any]) -> None:
     """Refuses a weight of a term that the method does not have: the set would be that of the method without it.
 
@@ -34,7 +38,7 @@ def check_weights(method: str, given: Mapping[str, Any]) -> None:
         InputError: with the method that has the term.
     """
     for key, methods in WEIGHTS.items():
-        if given.get(key) and method in (*BASES, *BASELINES) and method not in methods:
+        if given.get(key) and method in _KNOWN and method not in methods:
             near = _nearest(method, key)
             raise InputError(
                 f"{key}={given[key]} has no effect on {method}: only {', '.join(methods)} have this term; "

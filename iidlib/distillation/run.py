@@ -193,13 +193,14 @@ def _distill(
             if noted or waited or done % config.checkpoint.every == 0 or done == config.iterations:
                 # between logged iterations nothing else looks; the checkpoints before are still good
                 if not bool(torch.isfinite(run.images).all()):
-                    raise FloatingPointError(f"the images are not finite after {done} iterations; lower syn.lr")
+                    raise FloatingPointError(f"the images are not finite after {done} iterations; {run.remedy()}")
                 if folder:
                     Checkpoints(folder.checkpoints).save(done, run.state(), facts)
                 saved_at = time.perf_counter()
             if noted and done < config.iterations:
                 raise Stopped(noted[0], done, folder.path if folder else None)
     synthetic = run.synthetic(done)
+    run.warn_of_range()
     if folder:
         keep_set(synthetic, run, folder)
     if run.statistics is not None:

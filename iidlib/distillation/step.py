@@ -4,6 +4,7 @@ All classes go through one batched forward pass: the norms of the networks act o
 classes is the same as the official loop over classes, one at a time.
 """
 
+import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -13,20 +14,26 @@ from torch import Tensor
 from iidlib import config as configuration
 from iidlib._version import __version__
 from iidlib.config import RunConfig
+from iidlib.config.uses import WEIGHTS
 from iidlib.data import Dataset
 from iidlib.distillation.batch import StepBatch
 from iidlib.distillation.captured import CapturedStep, captured_step
 from iidlib.distillation.draws import LazyDraws
 from iidlib.distillation.methods import METHODS
 from iidlib.distillation.start import Start, first_images
+from iidlib.distillation.terms import TERMS
 from iidlib.engine import default_chunk, half_maps, in_chunks, precision
 from iidlib.errors import InputError, suggest
-from iidlib.features import CachedStatistics, Pool, trained_pool
+from iidlib.features import CachedStatistics, NetworkQueue, Pool, trained_pool
 from iidlib.names import dataset_name
+from iidlib.networks import Network
 from iidlib.synthetic import SyntheticSet
-from iidlib.training import resolve_augmentation
+from iidlib.training import range_exceeded, resolve_augmentation
+from iidlib.training.outcome import RUN_AWAY
 
 __all__ = ["Distillation", "check_dataset"]
+
+logger = logging.getLogger("iidlib")
 
 
 def check_dataset(config: RunConfig, dataset: Dataset) -> None:
@@ -40,6 +47,10 @@ def check_dataset(config: RunConfig, dataset: Dataset) -> None:
             f"the settings are for dataset {config.dataset!r}, but the dataset given is {dataset.name!r}, and the set "
             "would say that it was made from the former; take settings for it: preset(..., dataset=dataset.name)"
         )
+
+
+def _has_run_away(network: Network) -> bool:
+    return not all(bool((weights.detach().abs() < RUN_AWAY).all()) for weights in network.parameters())
 
 
 class Distillation:
@@ -176,9 +187,41 @@ class Distillation:
                 at = f"at iteration {iteration}"
                 if not bool(torch.isfinite(self.images).all()):
                     at = f"before iteration {iteration}, and so are the images"
-                raise FloatingPointError(
-                    f"the term {name!r} is {float(part.detach())} {at}; lower its weight or syn.lr"
-                )
+                remedy = self._remedy(name)
+                raise FloatingPointError(f"the term {name!r} is {float(part.detach())} {at}; {remedy}")
+
+    def _remedy(self, name: str) -> str:
+        """The setting that most likely made a term run away, from what else has: images, networks, or neither."""
+        config = self.config
+        exceeded = range_exceeded(self.images, self.real.spec)
+        if self._queue_has_run_away():
+            return f"networks of the queue have diverged: lower queue.lr (now {config.queue.lr:g})"
+        if name == "cc" and self.pool and any(map(_has_run_away, self.pool.networks)):
+            return f"networks of the pool have diverged: lower pool.lr (now {config.pool.lr:g})"
+        if exceeded:
+            reach = f"the images reach {exceeded[0]:.3g} where pictures reach {exceeded[1]:.3g}"
+            return f"{reach}: lower syn.lr (now {config.syn.lr:g})"
+        if name == "cc" and config.match.cc_form == "exp":
+            return f"its exponent overflows: lower match.cc_alpha (now {config.match.cc_alpha:g})"
+        weight = f"match.{name} (now {TERMS[name].weight(config):g}) or " if f"match.{name}" in WEIGHTS else ""
+        return f"lower {weight}syn.lr (now {config.syn.lr:g})"
+
+    def remedy(self) -> str:
+        """The setting that most likely made the images run away; they are looked at every so many iterations only."""
+        if self._queue_has_run_away():
+            return f"networks of the queue have diverged: lower queue.lr (now {self.config.queue.lr:g})"
+        return f"lower syn.lr (now {self.config.syn.lr:g})"
+
+    def _queue_has_run_away(self) -> bool:
+        return isinstance(self.source, NetworkQueue) and any(map(_has_run_away, self.source.networks))
+
+    def warn_of_range(self) -> None:
+        """Tells, with the likely cause, if the images lie orders of magnitude beyond any picture."""
+        if exceeded := range_exceeded(self.images, self.real.spec):
+            logger.warning(
+                "the images reach %.3g where pictures reach %.3g, so that they say little of the classes: %s, then "
+                "distil again", *exceeded, self.remedy(),
+            )  # fmt: skip
 
     def _describe(self, parts: Mapping[str, Tensor]) -> dict[str, float]:
         values = {name: float(part.detach()) for name, part in parts.items()}

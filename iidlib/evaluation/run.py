@@ -3,7 +3,9 @@
 import dataclasses
 import itertools
 import json
+import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import attrs
@@ -17,9 +19,11 @@ from iidlib.evaluation.fitting import check_evaluation, dataset_for, tell_differ
 from iidlib.networks import network_for
 from iidlib.rng import stream, stream_seed
 from iidlib.synthetic import SyntheticSet
-from iidlib.training import Examples, Training, accuracy, fit, fit_together
+from iidlib.training import Examples, Outcome, Training, fit, fit_together, range_exceeded, reached
 
 __all__ = ["evaluate", "evaluated", "scores_of", "summarize"]
+
+logger = logging.getLogger("iidlib")
 
 
 def evaluate(
@@ -49,9 +53,11 @@ def evaluate(
 
     Returns:
         One row for each trained network, with the columns network, evaluation_seed, accuracy (percent), epochs, images
-        (as many as are stored) and seconds (of networks trained at once, an equal share each); where classes have no
-        test images also test_images, their number, and untested_classes, those without. Its ``attrs`` note dataset,
-        seed and protocol, for `iidlib.experiments.result_rows`.
+        (as many as are stored), seconds (of networks trained at once, an equal share each) and outcome (``trained``, or
+        why the accuracy says little: ``diverged``, ``constant``, ``out of range``, see `training.Outcome`; each is also
+        told with its likely cause); where classes have no test images also test_images, their number, and
+        untested_classes, those without. Its ``attrs`` note dataset, seed and protocol, for
+        `iidlib.experiments.result_rows`.
 
     Raises:
         InputError: before anything is trained, for images that do not fit the dataset, a dataset without test images,
@@ -102,6 +108,13 @@ def evaluated(
     )
     stored = len(images.images)
     examples = _examples(images.expanded() if isinstance(images, SyntheticSet) else images, device)
+    exceeded = range_exceeded(images.images, spec) if isinstance(images, SyntheticSet) else None
+    if exceeded:
+        logger.warning(
+            "the images reach %.3g where pictures reach %.3g, so that networks trained on them say little; was the set "
+            "distilled with too high a syn.lr or queue.lr?", *exceeded,
+        )  # fmt: skip
+    outcomes: Counter[tuple[str, Outcome]] = Counter()
     together = compute.together or default_together(device)
     for name, first in itertools.product(protocol.networks, range(0, protocol.num_eval, together)):
         numbers = range(first, min(first + together, protocol.num_eval))
@@ -123,17 +136,34 @@ def evaluated(
                 fit(networks[0], examples, training, seed=seeds[0], on_epoch=done)
             else:
                 fit_together(networks, examples, training, seeds=seeds, on_epoch=done, hold=False)
-            reached = [accuracy(network, own.test) for network in networks]
+            ended = [reached(network, own.test) for network in networks]
         seconds = (time.perf_counter() - begun) / len(numbers)
-        for number, value in zip(numbers, reached, strict=True):
+        for number, found in zip(numbers, ended, strict=True):
+            outcome = "out of range" if exceeded and found.outcome == "trained" else found.outcome
+            outcomes[name, outcome] += 1
             yield {
                 "network": name,
                 "evaluation_seed": number,
-                "accuracy": value,
+                "accuracy": found.accuracy,
                 "epochs": protocol.epochs,
                 "images": stored,
                 "seconds": seconds,
+                "outcome": outcome,
             } | told
+    for (name, outcome), count in outcomes.items():
+        if outcome in _MEANING:
+            logger.warning(
+                "%d of %d %s %s: their accuracy is that of a guess; %s",
+                count, protocol.num_eval, name, _MEANING[outcome],
+                "as the images are no pictures" if exceeded else f"lower eval.lr (now {protocol.lr:g})",
+            )  # fmt: skip
+
+
+_MEANING: dict[Outcome, str] = {
+    "diverged": "diverged (their outputs are huge or not finite)",
+    "constant": "give the same outputs for every image",
+}
+"""What a warning says of an outcome."""
 
 
 def _counted(on_epochs: Callable[[int], object], networks: int) -> Callable[[int], None]:

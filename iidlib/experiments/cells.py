@@ -201,7 +201,7 @@ def all_rows(folder: Path | None = None) -> pd.DataFrame:
     rows = pd.concat(frames, ignore_index=True).fillna("")
     for name in _NUMBERS:
         rows[name] = pd.to_numeric(rows[name], errors="coerce") if name in rows else math.nan
-    for name in ("settings", "date", "step_sizes"):
+    for name in ("settings", "date", "step_sizes", "outcome"):
         if name not in rows:
             rows[name] = ""
     return rows
@@ -210,9 +210,10 @@ def all_rows(folder: Path | None = None) -> pd.DataFrame:
 def measured(cell: Cell, scale: str, rows: pd.DataFrame) -> pd.Series:
     """Accuracy of each seed that was measured, the mean over its networks; empty where there is none.
 
-    Rows of other settings, another number of iterations or another protocol do not count, nor a seed with fewer
-    networks than the protocol has. A setting that is written out and is the scale's own makes no difference. Where a
-    seed was measured again with the same networks, the newest row of each counts.
+    Rows of other settings, another number of iterations or another protocol do not count, nor networks that diverged
+    (rows that are older than the column ``outcome`` count), nor a seed with fewer networks than the protocol has. A
+    setting that is written out and is the scale's own makes no difference. Where a seed was measured again with the
+    same networks, the newest row of each counts.
 
     Args:
         cell: what is looked for.
@@ -222,6 +223,8 @@ def measured(cell: Cell, scale: str, rows: pd.DataFrame) -> pd.Series:
     dataset = cell.dataset_at(scale)
     if not rows.empty:
         rows = rows[(rows["dataset"] == dataset) & (rows["method"] == cell.method) & (rows["scale"] == scale)]
+        if "outcome" in rows:
+            rows = rows[rows["outcome"].fillna("").isin(["", "trained"])]
     if rows.empty:
         return pd.Series(dtype=float)
     if "step_sizes" in rows:  # the paper's steps are equal

@@ -19,7 +19,7 @@ __all__ = ["RESULT_COLUMNS", "MadeBy", "SetOrigin", "protocol_text", "result_row
 RESULT_COLUMNS = (
     "dataset", "method", "ipc", "scale", "network", "seed", "evaluation_seed", "accuracy", "protocol", "iterations",
     "seconds_per_iteration", "peak_memory_mib", "device", "torch", "iidlib", "commit", "date", "command",
-    "networks_seed", "epochs", "images", "seconds", "pool_accuracies", "settings",
+    "networks_seed", "epochs", "images", "seconds", "pool_accuracies", "settings", "outcome",
 )  # fmt: skip
 """What a row says; what does not apply is empty.
 
@@ -27,7 +27,8 @@ RESULT_COLUMNS = (
 evaluated; ``networks_seed`` with the network's number ``evaluation_seed`` names the draws of the evaluation, which took
 ``seconds``. ``settings`` are those beside the scale's that the set was made with, or the command was given, as far as
 they apply to it; among them ``made_from``, where a set was made of another data set than it was judged on. Accuracies
-are in percent.
+are in percent. ``outcome`` says what the network came to (``trained``, ``diverged``, ``constant`` or ``out of range``,
+see `iidlib.training.Outcome`); rows that are older than the column lack it.
 """
 
 

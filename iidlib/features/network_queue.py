@@ -90,6 +90,11 @@ class NetworkQueue(NetworkSource):
     def __len__(self) -> int:
         return len(self._members)
 
+    @property
+    def networks(self) -> list[Network]:
+        """The networks that are in the queue now, the oldest first."""
+        return [member.network for member in self._members]
+
     def draw(self, iteration: int) -> Drawn:
         """The iteration's matching network, after a fresh one has joined where it is time; again the same if asked.
 

@@ -1,6 +1,12 @@
 """Networks trained on labelled images; ``ensemble`` is the same for many at once and may be skipped."""
 
 from iidlib.training.ensemble import fit_together
-from iidlib.training.loop import Examples, Training, accuracy, augmentation_stages, fit, resolve_augmentation
+from iidlib.training.loop import (
+    Examples, Reached, Training, accuracy, augmentation_stages, fit, reached, resolve_augmentation,
+)  # fmt: skip
+from iidlib.training.outcome import Outcome, range_exceeded
 
-__all__ = ["Examples", "Training", "accuracy", "augmentation_stages", "fit", "fit_together", "resolve_augmentation"]
+__all__ = [
+    "Examples", "Outcome", "Reached", "Training", "accuracy", "augmentation_stages", "fit", "fit_together",
+    "range_exceeded", "reached", "resolve_augmentation",
+]  # fmt: skip

@@ -15,15 +15,18 @@ from iidlib.errors import InputError
 from iidlib.networks import Network
 from iidlib.rng import stream
 from iidlib.training import cutmix
+from iidlib.training.outcome import Outcome, Outputs
 
 __all__ = [
     "MOMENTUM",
     "WEIGHT_DECAY",
     "Examples",
+    "Reached",
     "Training",
     "accuracy",
     "augmentation_stages",
     "fit",
+    "reached",
     "resolve_augmentation",
 ]
 
@@ -150,7 +153,16 @@ def fit(
     return network
 
 
-@torch.no_grad()
+@dataclass(frozen=True)
+class Reached:
+    """What a network is on images that it was not trained on."""
+
+    accuracy: float
+    """Share of images whose largest logit is their label, in percent."""
+    outcome: Outcome
+    """What the network came to."""
+
+
 def accuracy(network: Network, real: RealSet, chunk: int = 0) -> float:
     """Share of images whose largest logit is their label, in percent; the network is put in evaluation mode.
 
@@ -159,10 +171,18 @@ def accuracy(network: Network, real: RealSet, chunk: int = 0) -> float:
         real: the images to classify.
         chunk: most images in one forward pass, 0 for the device's default.
     """
+    return reached(network, real, chunk).accuracy
+
+
+@torch.no_grad()
+def reached(network: Network, real: RealSet, chunk: int = 0) -> Reached:
+    """As `accuracy`, and whether the network's outputs mean anything."""
     network.eval()
+    outputs = Outputs()
     correct = torch.zeros((), dtype=torch.int64, device=real.device)
     for index in torch.arange(len(real)).split(2000):
         images = real.images_of(index).contiguous(memory_format=torch.channels_last)
         logits = in_chunks(network, images, chunk or default_chunk(real.device))
+        outputs.add(logits)
         correct += (logits.argmax(1) == real.labels[index.to(real.device)]).sum()
-    return 100 * int(correct) / len(real)
+    return Reached(100 * int(correct) / len(real), outputs.outcome)
