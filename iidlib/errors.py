@@ -3,7 +3,7 @@
 import difflib
 from collections.abc import Iterable
 
-__all__ = ["InputError", "near", "suggest"]
+__all__ = ["InputError", "near", "out_of_memory", "suggest"]
 
 
 class InputError(ValueError):
@@ -32,3 +32,19 @@ def suggest(value: str, choices: Iterable[str]) -> str:
     """
     names = list(choices)
     return near(value, names) or f"; choose one of {', '.join(names)}"
+
+
+_TOO_LARGE = (
+    "can't allocate memory", "not enough memory", "out of memory", "Storage size calculation overflowed",
+    "integer multiplication overflow", "numel overflow", "invalid buffer size", "too large to convert",
+    "Unable to allocate", "without overflow", "Overflow when unpacking", "array is too big",
+)  # fmt: skip
+"""How torch and numpy say that a tensor is larger than memory, or than they can count."""
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory was not enough; torch has no class of its own for that on a CPU."""
+    if isinstance(error, MemoryError):
+        return True
+    kinds = (RuntimeError, OverflowError, ValueError, TypeError)
+    return isinstance(error, kinds) and any(words in str(error) for words in _TOO_LARGE)

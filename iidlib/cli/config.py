@@ -13,7 +13,7 @@ from iidlib.config import published, resolved
 from iidlib.config.overrides import Setting
 from iidlib.config.schema import WHOLE_SET_EPOCHS
 from iidlib.errors import InputError, suggest
-from iidlib.names import DATASET_NAMES
+from iidlib.names import DATASET_NAMES, NETWORK_NAMES
 
 __all__ = ["config"]
 
@@ -42,11 +42,14 @@ def config(
         raise InputError(f"unknown dataset {name!r}{suggest(name, [*DATASET_NAMES, 'folder:PATH'])}")
     own = {key: value for key, value in {"iterations": iterations, "seed": seed}.items() if value is not None}
     given = own | given_changes(changes)
+    if name.startswith("folder:") and not name.removeprefix("folder:").partition("?")[0].strip():
+        raise InputError(f"dataset {dataset!r} names no folder; give its path, as in folder:PATH")
     rows = [(setting, _source(ctx, setting)) for setting in resolved(method, dataset, ipc, scale, given)]
     if method == "whole" and "eval.epochs" not in given:  # as `iid evaluate whole` takes it
         at = next(i for i, (setting, _) in enumerate(rows) if setting.key == "eval.epochs")
         epochs = rows[at][0]
         rows[at] = attrs.evolve(epochs, value=min(WHOLE_SET_EPOCHS, epochs.value)), "method"
+    _check_networks(rows)
     if as_json:
         listed = [{"key": setting.key, "value": setting.value, "source": source} for setting, source in rows]
         with result():
@@ -61,6 +64,19 @@ def config(
     row = published(method, name, ipc)
     if row and any(source == "published row" for _, source in rows):
         typer.echo(f"published row: {row.origin}")
+
+
+def _check_networks(rows: list[tuple[Setting, str]]) -> None:
+    """Refuses names of networks that a run would refuse.
+
+    Raises:
+        InputError: with the name that may have been meant.
+    """
+    for setting, _ in rows:
+        if setting.key.endswith((".network", ".networks")):
+            for name in setting.value if isinstance(setting.value, tuple) else (setting.value,):
+                if name not in NETWORK_NAMES:
+                    raise InputError(f"unknown network {name!r}{suggest(name, NETWORK_NAMES)}")
 
 
 def _source(ctx: typer.Context, setting: Setting) -> str:

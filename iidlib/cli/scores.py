@@ -100,7 +100,11 @@ def accuracy_text(rows: "pd.DataFrame", unit: str = "") -> str:
     """
     spread = f" ± {rows['accuracy'].std(ddof=0):.1f}" if len(rows) > 1 else ""
     found = f"{rows['accuracy'].mean():.1f}{spread}{unit}"
-    outcomes = rows["outcome"].fillna("trained") if "outcome" in rows else rows["accuracy"].map(lambda _: "trained")
+    outcomes = (
+        rows["outcome"].astype(object).fillna("trained")
+        if "outcome" in rows
+        else rows["accuracy"].map(lambda _: "trained")
+    )
     for outcome, count in outcomes.value_counts().items():
         if outcome in ("diverged", "constant") and count == len(rows):
             return str(outcome)

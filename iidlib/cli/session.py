@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from iidlib.config import RunConfig
-from iidlib.errors import InputError, suggest
+from iidlib.errors import InputError, out_of_memory, suggest
 
 if TYPE_CHECKING:
     from iidlib.data import Dataset
@@ -58,7 +58,6 @@ def given_command(ctx: typer.Context, *more: str) -> str:
 @contextlib.contextmanager
 def keeping(folder: Path | None = None, again: str = "") -> Iterator[None]:
     """Within the block, a stop or a failure from outside says what is kept in `folder` and how to go on."""
-    import torch
 
     def told(what: str, go_on: str) -> str:
         if folder is None or not folder.is_dir() or not any(folder.iterdir()):
@@ -73,11 +72,13 @@ def keeping(folder: Path | None = None, again: str = "") -> Iterator[None]:
         raise
     except FloatingPointError as error:
         raise Failed(told(f"failed: {error}", "begin anew with another --out")) from error
-    except torch.OutOfMemoryError as error:
+    except (RuntimeError, MemoryError, OverflowError, ValueError, TypeError) as error:
+        if isinstance(error, InputError) or not out_of_memory(error):
+            raise
         what = f"failed: out of memory ({' '.join(str(error).split())[:120]})"
         lower = (
             "it needs less with a smaller --set compute.chunk= (images in one pass), compute.together= (networks at "
-            "once), match.batch_real= or eval.batch="
+            "once), match.batch_real=, eval.batch=, or the width of a network"
         )
         raise Failed(told(f"{what}; {lower}", "begin anew with another --out")) from error
     except OSError as error:

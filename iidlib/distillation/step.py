@@ -19,6 +19,7 @@ from iidlib.data import Dataset
 from iidlib.distillation.batch import StepBatch
 from iidlib.distillation.captured import CapturedStep, captured_step
 from iidlib.distillation.draws import LazyDraws
+from iidlib.distillation.memory import check_memory
 from iidlib.distillation.methods import METHODS
 from iidlib.distillation.start import Start, first_images
 from iidlib.distillation.terms import TERMS
@@ -98,11 +99,13 @@ class Distillation:
                 f"match.network must look at each image by itself; {config.match.network!r} has batch norm, through "
                 "which the classes of a batch would see each other"
             )
+        terms = method.terms_in_use(config)
+        check_memory(config, dataset, terms, queue=method.base == "idm")
         first = first_images(config, self.real, start)
         self.group = first.labels.cpu()
         self.images = first.images.requires_grad_()
         self._labels, self._start = first.labels, start
-        self.terms = method.terms_in_use(config)
+        self.terms = terms
         self.source = method.source(config, dataset, device)
         # the first block's maps: convolved, normalised, pooled, and what a backward pass keeps of them
         image_bytes = 4 * 4 * config.match.width * dataset.spec.image_size**2

@@ -7,10 +7,12 @@ from iidlib.engine.device import (
 )  # fmt: skip
 from iidlib.engine.fused import compiler_available, norm_relu_pool
 from iidlib.engine.kernels import FusedBlock
+from iidlib.engine.memory import available_bytes, check_fits
 from iidlib.engine.process import configure
 
 __all__ = [
-    "FusedBlock", "Recording", "can_record", "compiler_available", "configure", "default_chunk", "default_together",
-    "device_kind", "device_name", "half_maps", "in_chunks", "kernels_in_use", "norm_relu_pool", "peak_memory_mib",
-    "pick_device", "precision", "recorded", "reset_peak_memory", "threads", "warn_no_graph",
+    "FusedBlock", "Recording", "available_bytes", "can_record", "check_fits", "compiler_available", "configure",
+    "default_chunk", "default_together", "device_kind", "device_name", "half_maps", "in_chunks", "kernels_in_use",
+    "norm_relu_pool", "peak_memory_mib", "pick_device", "precision", "recorded", "reset_peak_memory", "threads",
+    "warn_no_graph",
 ]  # fmt: skip

@@ -224,7 +224,7 @@ def measured(cell: Cell, scale: str, rows: pd.DataFrame) -> pd.Series:
     if not rows.empty:
         rows = rows[(rows["dataset"] == dataset) & (rows["method"] == cell.method) & (rows["scale"] == scale)]
         if "outcome" in rows:
-            rows = rows[rows["outcome"].fillna("").isin(["", "trained"])]
+            rows = rows[rows["outcome"].isna() | rows["outcome"].isin(["", "trained"])]
     if rows.empty:
         return pd.Series(dtype=float)
     if "step_sizes" in rows:  # the paper's steps are equal

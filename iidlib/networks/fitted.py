@@ -8,13 +8,13 @@ import torch
 from torch import nn
 
 from iidlib.data import DatasetSpec
-from iidlib.engine import compiler_available, configure, kernels
+from iidlib.engine import check_fits, compiler_available, configure, kernels
 from iidlib.errors import InputError, suggest
 from iidlib.names import network_name
 from iidlib.networks.architectures import NETWORKS, Network, build_network, check_network
 from iidlib.networks.blocks import conv_blocks
 
-__all__ = ["check_network_for", "frozen", "network_for", "prepare"]
+__all__ = ["check_network_for", "frozen", "network_bytes", "network_for", "prepare"]
 
 
 def prepare(network: nn.Module, *, compile: str = "auto") -> nn.Module:
@@ -64,6 +64,33 @@ def frozen(network: Network) -> Network:
     return network.requires_grad_(False)
 
 
+_WIDE = 1024
+"""Channels beyond which a ConvNet may not fit, and its size is looked at before it is built."""
+
+
+def network_bytes(name: str, spec: DatasetSpec, width: int) -> int:
+    """Bytes of a network's weights, counted without making any.
+
+    Args:
+        name: as in ``networks.NETWORKS``.
+        spec: gives the number of classes, image size and channels.
+        width: channels a layer; only ConvNets have the choice.
+
+    Raises:
+        ValueError: for an unknown network, or one that cannot take the images.
+    """
+    own = width if name.startswith("convnet") else None
+    classes, size, channels = len(spec.classes), spec.image_size, spec.channels
+    if own is None or own <= _WIDE:
+        with torch.device("meta"):
+            network = build_network(name, num_classes=classes, image_size=size, channels=channels, width=own)
+        return 4 * sum(parameter.numel() for parameter in network.parameters())
+    # a quadratic function of the width, from which sizes follow that torch cannot count
+    one, two, three = (network_bytes(name, spec, narrow) for narrow in (1, 2, 3))
+    square = (three - 2 * two + one) // 2
+    return square * own**2 + (two - one - 3 * square) * own + (3 * one - 3 * two + three)
+
+
 def network_for(
     name: str,
     spec: DatasetSpec,
@@ -82,10 +109,13 @@ def network_for(
         compile: as in ``networks.prepare``.
 
     Raises:
-        InputError: for an unknown network, or one that cannot take the images.
+        InputError: for an unknown network, one that cannot take the images, or one whose weights no memory holds.
     """
     name = network_name(name)
     with _told_in_one_line(name):
+        if width > _WIDE and name.startswith("convnet"):
+            weights = network_bytes(name, spec, width)
+            check_fits({f"the weights of a {name} of width {width}: lower the width": weights}, generator.device)
         network = build_network(name, **_fitting(name, spec, width), generator=generator)
         prepare(network, compile=compile)
     return network
@@ -116,6 +146,8 @@ def _told_in_one_line(name: str) -> Iterator[None]:
         raise InputError(f"unknown network {name!r}{suggest(name, NETWORKS)}")
     try:
         yield
+    except InputError:
+        raise
     except ValueError as error:
         raise InputError(str(error)) from None
 

@@ -1,0 +1,69 @@
+"""What a distillation needs of memory at the least, looked at before it begins."""
+
+from collections.abc import Collection
+
+import torch
+
+from iidlib.config import RunConfig
+from iidlib.data import Dataset
+from iidlib.engine import check_fits
+from iidlib.networks import network_bytes
+
+__all__ = ["check_memory", "least_memory"]
+
+
+def least_memory(config: RunConfig, dataset: Dataset, terms: Collection[str], *, queue: bool) -> dict[str, int]:
+    """Bytes that a distillation holds at one time at the least, by what they are for.
+
+    Counted are an iteration's real images and the last maps that the matching network gives of all of them (ConvNets
+    only), the synthetic images as a network sees them, and the weights of networks that are kept: of the matching
+    network, a queue with its momenta, a pool. Activations within a chunk are left out: what is refused does not fit,
+    what is not refused may still be too much.
+
+    Args:
+        config: the settings.
+        dataset: what is distilled.
+        terms: names of the terms in use.
+        queue: whether the matching networks are those of a queue.
+    """
+    spec, match = dataset.spec, config.match
+    pixels = 4 * spec.channels * spec.image_size**2
+    real = int(dataset.train.counts.clamp(max=match.batch_real).sum())
+    syn = len(spec.classes) * config.ipc * config.syn.factor**2
+    position = 0
+    if match.network.startswith("convnet") and match.network[7:8].isdigit():
+        position = 4 * match.width * (spec.image_size >> int(match.network[7])) ** 2
+    needs = {
+        f"{real} real images in an iteration: lower match.batch_real or match.width": real * (pixels + position),
+        f"{syn} synthetic images: lower ipc or syn.factor": syn * (pixels + position),
+    }
+    if (weights := _weights(match.network, dataset, match.width)) is not None:
+        held = 1
+        if queue:
+            settings = config.queue
+            held = 2 * min(settings.size, settings.start + config.iterations // settings.every + 1)
+        lower = "match.width, queue.size or queue.start" if queue else "match.width"
+        needs[f"the weights of {match.network}: lower {lower}"] = held * weights
+    weights = _weights(config.pool.network, dataset, config.pool.width) if "cc" in terms else None
+    if weights is not None:
+        members = config.pool.count * (len({*config.pool.epochs_kept, config.pool.epochs}))
+        needs["the weights of the pool: lower pool.width or pool.count"] = members * weights
+    return needs
+
+
+def _weights(name: str, dataset: Dataset, width: int) -> int | None:
+    """Bytes of a network's weights; None for one that cannot be built, which is told where it is."""
+    try:
+        return network_bytes(name, dataset.spec, width)
+    except ValueError:
+        return None
+
+
+def check_memory(config: RunConfig, dataset: Dataset, terms: Collection[str], *, queue: bool) -> None:
+    """Refuses settings that no memory holds, see `least_memory`.
+
+    Raises:
+        InputError: with what takes most of the memory, and the setting to lower.
+    """
+    device: torch.device = dataset.train.device
+    check_fits(least_memory(config, dataset, terms, queue=queue), device)

@@ -1,0 +1,57 @@
+"""Memory that is there and memory that is asked for, so that what cannot fit is refused before any work."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from iidlib.errors import InputError
+
+__all__ = ["available_bytes", "check_fits"]
+
+
+def available_bytes(device: torch.device) -> int | None:
+    """Memory that a device could still give, in bytes; None where the system does not tell.
+
+    On CUDA what the driver calls free. Elsewhere what Linux calls available, with swap, and no more than the control
+    group may have; on other systems all memory of the machine.
+    """
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        lines = (line.split() for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines())
+        kibibytes = {name: int(value) for name, value, *_ in lines}
+        found = 1024 * (kibibytes["MemAvailable:"] + kibibytes["SwapFree:"])
+    except (OSError, ValueError, KeyError):
+        try:
+            return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        except (AttributeError, OSError, ValueError):
+            return None
+    try:
+        return min(found, int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii")))
+    except (OSError, ValueError):  # no such group, or "max"
+        return found
+
+
+def check_fits(needs: Mapping[str, int], device: torch.device) -> None:
+    """Refuses what needs more memory than there is.
+
+    Args:
+        needs: bytes at the least, by what they are for, with the setting to lower.
+        device: where they are needed.
+
+    Raises:
+        InputError: with the largest need.
+    """
+    free, total = available_bytes(device), sum(needs.values())
+    if free is not None and total > free:
+        largest = max(needs, key=lambda what: needs[what])
+        raise InputError(
+            f"this needs {_size(total)} of memory at the least, and {device.type} has {_size(free)} available; "
+            f"most of it is for {largest}"
+        )
+
+
+def _size(count: int) -> str:
+    return f"{count / 2**30:,.1f} GiB" if count < 2**50 else f"{count / 2**30:.1e} GiB"

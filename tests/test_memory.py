@@ -1,0 +1,154 @@
+"""What no memory holds is refused before any work, in one line that names the setting to lower."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from iidlib import distill, evaluate, load_dataset, preset
+from iidlib.cli import main
+from iidlib.data import Dataset
+from iidlib.distillation import run as distillation_run
+from iidlib.distillation.memory import least_memory
+from iidlib.engine import available_bytes, check_fits
+from iidlib.errors import InputError, out_of_memory
+from iidlib.evaluation import random_real
+from iidlib.networks import build_network, network_bytes, network_for
+from iidlib.rng import stream
+
+CPU = torch.device("cpu")
+HUGE = 10**15
+
+
+@pytest.fixture(scope="module")
+def pictures() -> Dataset:
+    return load_dataset("shapes")
+
+
+def iid(*arguments: str) -> int:
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    return int(str(ended.value.code))
+
+
+def test_memory_that_is_there_is_that_of_a_machine() -> None:
+    found = available_bytes(CPU)
+    assert found is None or 2**20 < found < 2**50
+    assert found is not None or not sys.platform.startswith("linux")
+
+
+def test_what_does_not_fit_is_told_with_the_largest_need() -> None:
+    check_fits({"little": 10, "nothing": 0}, CPU)
+    with pytest.raises(
+        InputError, match=r"^this needs [\d.,]+ GiB of memory at the least, .* most of it is for images$"
+    ):
+        check_fits({"little": 10, "images": 2**49}, CPU)
+    with pytest.raises(InputError, match=r"needs 9.3e\+90 GiB"):
+        check_fits({"all": 10**100}, CPU)
+
+
+@pytest.mark.parametrize("name", ["convnet1", "convnet3", "convnet4-bn", "resnet18", "mlp"])
+def test_the_bytes_of_a_network_are_those_of_its_weights(name: str, pictures: Dataset) -> None:
+    spec = pictures.spec
+    for width in (4, 1500):
+        if width > 4 and not name.startswith("convnet"):
+            continue
+        own = width if name.startswith("convnet") else None
+        network = build_network(name, num_classes=len(spec.classes), image_size=spec.image_size, width=own)
+        assert network_bytes(name, spec, width) == sum(each.nbytes for each in network.parameters())
+
+
+@pytest.mark.parametrize(
+    ("method", "changes", "setting"),
+    [
+        ("dm", {"match.width": HUGE}, "match.width"),
+        ("dm", {"match.width": 2**63 - 1}, "match.width"),
+        ("idm", {"queue.start": HUGE, "queue.size": HUGE}, "queue.start"),
+        ("dm-cc", {"pool.width": HUGE}, "pool.width"),
+        ("dm-cc", {"pool.count": 10**6, "pool.network": "resnet18"}, "pool.count"),
+    ],
+)
+def test_a_distillation_that_does_not_fit_is_refused_before_it_begins(
+    method: str, changes: dict[str, object], setting: str, pictures: Dataset, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=rf"^this needs .* most of it is for .*lower .*{setting}"):
+        distill(preset(method, "shapes", 2, "ci", changes), pictures, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_batch_of_more_images_than_there_are_takes_all(pictures: Dataset) -> None:
+    keys = ("match.batch_real", "compute.chunk", "eval.batch", "queue.batch", "queue.size")
+    few = {"iterations": 1, "match.width": 2, "queue.steps": 1, "eval.num_eval": 1, "eval.epochs": 1}
+    config = preset("idm", "shapes", 1, "ci", few | dict.fromkeys(keys, 2**63 - 1))
+    made = distill(config, pictures).synthetic
+    assert evaluate(made, pictures, protocol=config.eval)["outcome"].tolist() == ["trained"]
+
+
+def test_what_a_distillation_needs_is_counted_from_below(pictures: Dataset) -> None:
+    config = preset("iid-idm", "shapes", 2, "ci")
+    needs = least_memory(config, pictures, ("mean", "cc"), queue=True)
+    assert len(needs) == 4 and all(value > 0 for value in needs.values()) and sum(needs.values()) < 2**27
+    assert len(least_memory(config, pictures, ("mean",), queue=True)) == 3
+
+
+def test_an_evaluating_network_that_does_not_fit_is_refused(pictures: Dataset) -> None:
+    protocol = preset("dm", "shapes", 2, "ci", {"eval.width": HUGE}).eval
+    with pytest.raises(InputError, match=r"the weights of a convnet3 of width 1000000000000000: lower the width"):
+        evaluate(random_real(pictures.train, 2), pictures, protocol=protocol)
+    assert network_for("convnet3", pictures.spec, width=4, generator=stream(0, 0, "x"))
+
+
+@pytest.mark.parametrize(
+    ("error", "is_that"),
+    [
+        (MemoryError(), True),
+        (
+            RuntimeError("[enforce fail at alloc_cpu.cpp:118] DefaultCPUAllocator: can't allocate memory: you tried"),
+            True,
+        ),
+        (RuntimeError("Storage size calculation overflowed with sizes=[1]"), True),
+        (OverflowError("Python int too large to convert to C long"), True),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 13.00 GiB"), True),
+        (RuntimeError("shapes cannot be multiplied"), False),
+        (KeyError("out of memory"), False),
+    ],
+)
+def test_errors_that_say_that_memory_was_not_enough_are_known(error: Exception, is_that: bool) -> None:
+    assert out_of_memory(error) is is_that
+
+
+def test_memory_that_runs_out_on_a_cpu_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def fails(*arguments: object, **options: object) -> None:
+        torch.empty(2**60)  # torch's own error
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(distillation_run, "_distill", fails)
+    assert iid("distill", "dm", "--dataset", "shapes", "--ipc", "2", "--scale", "ci", "--out", "run") == 1
+    told = capfd.readouterr().err.splitlines()
+    assert told[0].startswith("iid: failed: out of memory (") and "match.batch_real=" in told[0] and len(told) <= 2
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        ("--set", "match.width=1e18"), ("--set", "match.cm=1e39"), ("--set", "eval.batch=1e20"),
+        ("--ipc", "1" + "0" * 18), ("--iterations", "1" + "0" * 30), ("--seed", "9" * 400),
+        ("--set", "match.width=1e5000"),
+        ("--set", "syn.lr=1e-50"), ("--set", "syn.factor=1e15"), ("--set", "match.cm=0.02"),
+        ("--set", "queue.start=1e17", "--set", "queue.size=1e17"), ("--set", "eval.networks=convnet3,convnet3"),
+        ("--set", "pool.count=1e15"), ("--set", "match.width=0x10"),
+        ("--set", "checkpoint.seconds=inf"), ("--set", "compute.chunk=\u0663"), ("--ipc", "9" * 5000),
+    ],
+)  # fmt: skip
+def test_huge_and_odd_numbers_end_in_one_line_and_leave_nothing(
+    changes: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    method = "idm" if "queue.size=1e17" in changes else "dm"
+    assert iid("distill", method, "--dataset", "shapes", "--scale", "ci", "--ipc", "2", "--out", "run", *changes) == 2
+    told = capfd.readouterr().err.splitlines()
+    assert len(told) == 1 and told[0].startswith("iid: ") and len(told[0]) < 1100, told
+    assert not list(tmp_path.iterdir())
