@@ -32,6 +32,9 @@ LARGEST = 50_000_000
 _PHOTOMETRIC, _WHITE_IS_ZERO = 262, 0
 """The tag of TIFF files that says what their numbers mean, and its value where 0 is white."""
 
+_SAMPLE_FORMAT, _UNSIGNED = 339, 1
+"""The tag of TIFF files that says what kind of numbers they hold, and its value, also where it is missing."""
+
 
 @dataclass(frozen=True)
 class Picture:
@@ -219,13 +222,15 @@ _room = _Room()
 
 def _shown(picture: Image.Image, size: int, scale: Scale | None) -> Picture:
     """A picture that is open, as it is seen."""
-    inverted = getattr(picture, "tag_v2", {}).get(_PHOTOMETRIC) == _WHITE_IS_ZERO
+    tags = getattr(picture, "tag_v2", {})
+    inverted = tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO
+    unsigned = bool(tags) and tags.get(_SAMPLE_FORMAT, (_UNSIGNED,))[0] == _UNSIGNED
     halved = any(";16" in str(tile[3]) for tile in getattr(picture, "tile", ()))
     picture.load()
     with contextlib.suppress(Exception):  # orientation that cannot be read; the picture can
         ImageOps.exif_transpose(picture, in_place=True)
     if wide(picture.mode):
-        found, seen = _deep(picture, scale, inverted)
+        found, seen = _deep(picture, scale, inverted, unsigned)
         return Picture(_fitted(seen, size) if seen else None, found)
     seen, problem = _in_colour(picture)
     brightest = int(np.asarray(picture)[..., :3].max()) if halved and len(picture.getbands()) > 1 else None
@@ -236,9 +241,13 @@ def _fitted(picture: Image.Image, size: int) -> np.ndarray:
     return np.asarray(ImageOps.fit(picture, (size, size), Image.Resampling.BILINEAR))
 
 
-def _deep(picture: Image.Image, scale: Scale | None, inverted: bool) -> tuple[Found, Image.Image | None]:
+def _deep(
+    picture: Image.Image, scale: Scale | None, inverted: bool = False, unsigned: bool = False
+) -> tuple[Found, Image.Image | None]:
     """Values of a picture of one channel, and how it is seen."""
     values = np.asarray(picture)
+    if unsigned and values.dtype == np.int32:  # which is how Pillow holds all numbers of 32 bits
+        values = values.view(np.uint32)
     low, high = float(values.min()), float(values.max())
     if not (np.isfinite(low) and np.isfinite(high)):
         raise _RefusedError(
