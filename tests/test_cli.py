@@ -29,6 +29,7 @@ from safetensors.torch import save as to_bytes
 
 import iidlib
 from iidlib import cli
+from iidlib.augment import OPERATIONS
 from iidlib.cli import output
 from iidlib.config import SCALES, RunConfig, fingerprint, from_yaml, override, preset, settings
 from iidlib.config.recipes import IDM_SCALES, PUBLISHED, Row
@@ -42,7 +43,8 @@ from iidlib.experiments import Published, append_results, cells
 from iidlib.experiments.published import ACCURACIES
 from iidlib.experiments.results import RESULT_COLUMNS
 from iidlib.features import pool
-from iidlib.names import DATASET_NAMES
+from iidlib.names import DATASET_NAMES, NETWORK_NAMES
+from iidlib.networks import NETWORKS
 
 # Seconds of an iteration and of a network are what they are; all else of two equal runs is equal.
 TIMES = ["seconds", "seconds_per_iteration", "peak_memory_mib", "date", "command", "commit"]
@@ -546,6 +548,45 @@ def test_a_file_at_the_place_of_a_tables_lock_is_told_before_the_run(iid: Run) -
 
 def test_datasets_named_without_torch_are_those_of_the_registry() -> None:
     assert DATASET_NAMES == (*registry.SOURCES, "shapes")
+    assert tuple(NETWORKS) == NETWORK_NAMES and cli.config.OPERATIONS == OPERATIONS
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["--set", "match.network=convnt3"], r"unknown network 'convnt3'; did you mean 'convnet3'\?"),
+        (["--set", "pool.network=resnet19"], r"unknown network 'resnet19'; did you mean 'resnet18'"),
+        (["--set", "eval.networks=convnet3,foo"], "unknown network 'foo'; choose one of convnet1, "),
+        (
+            ["--set", "eval.augmentation=flip>crops"],
+            r"unknown DSA operation 'crops' in eval.augmentation; did you mean",
+        ),
+        (["--set", "match.augmentation=flip>crop"], "unknown DSA operation 'flip>crop' in match.augmentation; "),
+        (["--dataset", "folder:"], "dataset 'folder:' names no folder; give its path, as in folder:PATH"),
+        (["--dataset", "folder:?size=32"], "names no folder"),
+        (
+            ["--set", "match.cm=0.02"],
+            "match.cm=0.02 has no effect on dm: only dm-cm, .*; take dm-cm, or leave match.cm out",
+        ),
+    ],
+)
+def test_config_checks_names_as_a_run_does(iid: Run, given: list[str], message: str) -> None:
+    assert_one_line(iid("config", "dm", *given), message)
+    assert (
+        iid("config", "dm", "--set", "eval.augmentation=flip>color_crop", "--set", "match.augmentation=none").status
+        == 0
+    )
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 200])
+def test_keys_and_values_of_config_are_whole_in_any_terminal(
+    iid: Run, width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(output.console, "_width", width)
+    path = "/data/" + "a-long-name/" * 6
+    out = iid("config", "dm", "--set", f"pool.path={path}", "--set", "eval.networks=convnet3,resnet18-bn,vgg11").out
+    for text in ("checkpoint.seconds", "match.cc_scaling", path, "convnet3,resnet18-bn,vgg11"):
+        assert text in out, "whole, on one line"
 
 
 def test_a_set_of_an_unknown_method_is_still_evaluated(iid: Run, finished: Path) -> None:

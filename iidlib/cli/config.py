@@ -17,6 +17,9 @@ from iidlib.names import DATASET_NAMES, NETWORK_NAMES
 
 __all__ = ["config"]
 
+OPERATIONS = ("color", "crop", "cutout", "flip", "scale", "rotate")
+"""Names of `iidlib.augment`, which is not imported here: it needs torch, and this command answers at once."""
+
 
 def config(
     ctx: typer.Context,
@@ -49,7 +52,7 @@ def config(
         at = next(i for i, (setting, _) in enumerate(rows) if setting.key == "eval.epochs")
         epochs = rows[at][0]
         rows[at] = attrs.evolve(epochs, value=min(WHOLE_SET_EPOCHS, epochs.value)), "method"
-    _check_networks(rows)
+    _check_names(rows)
     if as_json:
         listed = [{"key": setting.key, "value": setting.value, "source": source} for setting, source in rows]
         with result():
@@ -57,7 +60,7 @@ def config(
         return
     with result():
         print_table(
-            {"setting": "name", "value": "text", "from": "text"},
+            {"setting": "name", "value": "name", "from": "text"},
             [(setting.key, setting.text, source) for setting, source in rows],
             f"{method} on {dataset}, IPC {ipc}, scale {scale}",
         )
@@ -66,8 +69,8 @@ def config(
         typer.echo(f"published row: {row.origin}")
 
 
-def _check_networks(rows: list[tuple[Setting, str]]) -> None:
-    """Refuses names of networks that a run would refuse.
+def _check_names(rows: list[tuple[Setting, str]]) -> None:
+    """Refuses names of networks and augmentations that a run would refuse.
 
     Raises:
         InputError: with the name that may have been meant.
@@ -77,6 +80,11 @@ def _check_networks(rows: list[tuple[Setting, str]]) -> None:
             for name in setting.value if isinstance(setting.value, tuple) else (setting.value,):
                 if name not in NETWORK_NAMES:
                     raise InputError(f"unknown network {name!r}{suggest(name, NETWORK_NAMES)}")
+        elif setting.key.endswith(".augmentation") and setting.value not in ("auto", "none"):
+            stages = setting.value.split(">") if setting.key == "eval.augmentation" else [setting.value]
+            for name in [name for stage in stages for name in stage.split("_")]:
+                if name not in OPERATIONS:
+                    raise InputError(f"unknown DSA operation {name!r} in {setting.key}{suggest(name, OPERATIONS)}")
 
 
 def _source(ctx: typer.Context, setting: Setting) -> str:
