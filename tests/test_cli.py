@@ -158,6 +158,27 @@ def test_help_answers_without_loading_the_library() -> None:
         assert option in done.stdout, option
 
 
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("distill dm --ipc ten", r"'--ipc'.*'ten' \(see iid distill --help\)"),
+        ("distill dm --ipc=1.5", r"'--ipc'.*'1.5' \(see iid distill --help\)"),
+        ("reproduce main --seeds 0", r"'--seeds'.*'0' \(see"),
+        ("reproduce main --list --only nowhere", "main has no cell 'nowhere'; see iid reproduce main --list"),
+        ("destill dm", "No such command 'destill'.*distill"),
+    ],
+)
+def test_what_is_mistyped_is_named(iid: Run, command: str, message: str) -> None:
+    assert_one_line(iid(*command.split()), message)
+
+
+@pytest.mark.parametrize("command", ["", "distill", "evaluate", "continual", "experts", "reproduce", "sweep", "bench",
+                                     "config", "data", "data list", "data fetch", "data check"])  # fmt: skip
+def test_a_short_option_asks_for_help(iid: Run, command: str) -> None:
+    ended = iid(*command.split(), "-h")
+    assert ended.status == 0 and "Usage" in ended.out and ended.err == ""
+
+
 def wide() -> dict[str, str]:
     return os.environ | {"COLUMNS": "160", "TERM": "dumb"}
 
@@ -1474,6 +1495,20 @@ def test_progress_bars_on_a_terminal(tmp_path: Path) -> None:
     assert re.search(r"evaluating random: .*\| 8/8 .*<.*epoch/s", text), "two networks, four epochs"
     assert re.search(r"evaluating dm-cm: .*\| 8/8 .*convnet3 \d+\.\d %", text)
     assert "random │ convnet3" in re.sub(r"\x1b\[[0-9;]*m", "", text)
+
+
+def test_a_stop_of_many_runs_says_how_to_go_on(iid: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    from iidlib import experiments
+
+    def stopped(todo: object, **given: object) -> None:
+        Path("cells/one").mkdir(parents=True)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(experiments, "run_jobs", stopped)
+    command = ["reproduce", "main", "--scale", "tour", "--runs", "cells"]
+    ended = iid(*command)
+    assert ended.status == 130 and ended.err.splitlines()[0] == "stopped; what was done is kept in cells"
+    assert go_on(ended) == command
 
 
 # --- evaluate ---------------------------------------------------------------------------------------------------------

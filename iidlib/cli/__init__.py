@@ -7,6 +7,7 @@ overwritten), 130 and 143 stopped by SIGINT and SIGTERM.
 # The library is imported inside the commands, so that `iid --help` answers at once.
 
 import io
+import itertools
 import logging
 import signal
 import sys
@@ -125,7 +126,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _end(2, str(error))
     except _UsageError as error:
         help_of = f" (see {error.ctx.command_path} --help)" if getattr(error, "ctx", None) else ""
-        _end(2, error.format_message() + help_of)
+        _end(2, _with_value(error, given) + help_of)
     except Failed as error:
         _end(1, *str(error).splitlines())
     except OSError as error:
@@ -135,6 +136,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise
         _end(1, f"failed: out of memory ({' '.join(str(error).split())[:120]})", "give smaller numbers")
     sys.exit(status if isinstance(status, int) else 0)
+
+
+def _with_value(error: Any, given: Sequence[str]) -> str:
+    """What is wrong with an option, with the value that it was given, which not every typer names."""
+    text: str = error.format_message()
+    for option in getattr(getattr(error, "param", None), "opts", ()):
+        values = [word.partition("=")[2] for word in given if word.startswith(f"{option}=")]
+        values += [after for word, after in itertools.pairwise(given) if word == option]
+        if values and repr(values[-1]) not in text:
+            return f"{text}, got {values[-1]!r}"
+    return text
 
 
 def _end(status: int, message: str, *more: str) -> NoReturn:

@@ -1,7 +1,7 @@
 """What a command prints: notes on the way, its result, progress; ``--quiet``, ``--json`` and narrow terminals.
 
-A command says everything on stdout by ``typer.echo`` and `console`. Under ``--json`` all that goes to stderr, and under
-``--quiet`` nowhere; what a command was asked for comes through `result` and `report` and reaches stdout all the same.
+What a command says goes to stdout. Under ``--json`` it goes to stderr, and under ``--quiet`` nowhere; what the command
+was asked for comes through `result` and `report`, and reaches stdout all the same.
 """
 
 import contextlib

@@ -15,6 +15,7 @@ from rich.table import Table
 from iidlib.cli.completion import complete_experiment, complete_scale
 from iidlib.cli.options import Device
 from iidlib.cli.output import Kind, Quiet, console, print_table, result
+from iidlib.cli.session import given_command, keeping
 from iidlib.config import SCALES
 from iidlib.errors import InputError, suggest
 
@@ -102,6 +103,7 @@ def _check_networks(todo: Iterable["Job"], scale: str) -> None:
 
 
 def reproduce(
+    ctx: typer.Context,
     name: Annotated[
         str | None,
         typer.Argument(help="main, ablation, architectures, ...; see --list.", autocompletion=complete_experiment),
@@ -140,7 +142,8 @@ def reproduce(
     todo = jobs(name, scale=scale, seeds=seeds, only=only, folder=folder, runs=runs, device=device)
     _check_networks(todo, scale)
     typer.echo(f"{name} at scale {scale}: {len(todo)} runs are missing")
-    outcome = run_jobs(todo, budget=seconds, say=typer.echo, options=["--quiet"] if quiet else [])
+    with keeping(runs, given_command(ctx)):
+        outcome = run_jobs(todo, budget=seconds, say=typer.echo, options=["--quiet"] if quiet else [])
     typer.echo(f"{outcome.done} of {len(todo)} done")
     if outcome.failed:
         raise typer.Exit(1)
