@@ -73,7 +73,7 @@ take_parameters(globals(), "scale folder size ipc method seed")
 #   dog/   ...
 # ```
 #
-# If there are folders `train` and `test` (or `val`) with such folders in each, they are taken as they are; otherwise a fifth of every class is held out for testing, always the same images.
+# If there are folders `train` and `test` (or `val`; `Training`, `test_set` and the like are known, too) with such folders in each, they are taken as they are; otherwise a fifth of every class is held out for testing, always the same images.
 # Sizes and formats may differ, classes may have different numbers of images.
 # Every file is opened and checked before anything is computed; the message names the first that are damaged, and `iid data check folder:PATH` names all of them.
 #

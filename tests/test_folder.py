@@ -103,10 +103,11 @@ def test_files_and_folders_that_cannot_be_read_are_counted_and_named(tmp_path: P
     for number in range(3):
         (root / "dog" / f"z{number}.png").symlink_to("nowhere")
     (root / "kitty").symlink_to(root / "cat")
+    (root / "zebra").symlink_to("nowhere")
     message = (
-        r"1 folder and 4 of 12 images in .* cannot be read: kitty \(the same folder as cat, so that its images would "
-        r"count twice\), cat/x.png \(a named pipe, not a file\), dog/z0.png \(a link that leads nowhere\) and 2 more "
-        r"\(iid data check names all\); replace or remove them, or give yourself the right"
+        r"1 folder and 1 link and 4 of 12 images in .* cannot be read: kitty \(the same folder as cat, so that its "
+        r"images would count twice\), zebra \(a link that leads nowhere\), cat/x.png \(a named pipe, not a file\) "
+        r"and 3 more \(iid data check names all\); replace or remove them, or give yourself the right"
     )
     with pytest.raises(InputError, match=message):
         read_folder(f"folder:{root}?size=8")

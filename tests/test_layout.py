@@ -148,7 +148,7 @@ AMBIGUOUS: dict[str, tuple[list[str], str]] = {
     "classes beside": ([*part("train"), *part("test"), "bird/*3.png"],
                        "test and train beside other folders with images: bird; if those are classes, move them into"),
     "classes beside train": ([*part("train"), "bird/*3.png"], "train beside other folders with images: bird"),
-    "test alone": (part("Test"), "a folder Test but none of training images"),
+    "test alone": (part("Test"), "a folder Test but none of training.*; put them .*, or use this one: folder:Test"),
     "a class called test": (["cat/*3.png", "dog/*3.png", "test/*3.png"],
                             "a folder test but none of training.* if it is a class, give its folder another name"),
     "validation alone": (["cat/*3.png", "dog/*3.png", "val/cat/*3.png"], "a folder val but none of training images"),

@@ -11,6 +11,7 @@ from iidlib.errors import InputError
 
 if TYPE_CHECKING:
     from iidlib.data import FolderReport
+    from iidlib.data.inspection import Range
 
 __all__ = ["tell_folder"]
 
@@ -46,10 +47,7 @@ def _lines(found: "FolderReport") -> Iterator[str]:
     classes = [f"  {name}: {own} to train on, {found.test[name]} to test on" for name, own in found.train.items()]
     yield from _first(classes)
     if found.width and found.height:
-        sides = [
-            f"{side.least} to {side.most} pixels {what} (median {side.median:g})"
-            for side, what in ((found.width, "wide"), (found.height, "high"))
-        ]
+        sides = [f"{_sides(found.width)} wide", f"{_sides(found.height)} high"]
         yield f"pictures are {' and '.join(sides)}; modes: {_tally(found.modes)}; formats: {_tally(found.formats)}"
     twice = {
         "both for training and for testing": found.leaks,
@@ -71,6 +69,12 @@ def _lines(found: "FolderReport") -> Iterator[str]:
 def _first(lines: list[str]) -> list[str]:
     more = len(lines) - MOST_LINES
     return [*lines[:MOST_LINES], *([f"  and {more} more, which --json lists"] if more > 0 else [])]
+
+
+def _sides(side: "Range") -> str:
+    if side.least == side.most:
+        return f"{side.most} pixels"
+    return f"{side.least} to {side.most} pixels (median {side.median:g})"
 
 
 def _tally(counts: dict[str, int]) -> str:

@@ -9,6 +9,7 @@ size that is no multiple of 8 needs ``fit=pad``: images of ``size=28&fit=pad`` l
 import logging
 import math
 import stat
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -182,7 +183,7 @@ def without_held_out(layout: Layout) -> list[str]:
 
 
 def labels_of(part: Part, train: Part | None = None) -> Tensor:
-    """The labels of `part.paths`, int64 [N]; those of test images are the classes' places in the training images."""
+    """The labels of a part's files, int64 [N]: the places of their classes in the training images, or in the part."""
     places = (train or part).classes
     numbers = torch.tensor([places.index(name) for name in part.classes])
     return numbers.repeat_interleave(torch.tensor(list(part.counts.values())))
@@ -215,15 +216,17 @@ def _summary(part: Part, root: Path) -> str:
     counts, place = part.counts, "" if part.path == root else f" in {part.path.relative_to(root)}"
     each = ", ".join(f"{name} {count}" for name, count in counts.items())
     if len(counts) > MOST_NAMES:
-        each = f"{min(counts.values())} to {max(counts.values())} images per class"
+        least, most = min(counts.values()), max(counts.values())
+        each = f"{most} images per class" if least == most else f"{least} to {most} images per class"
     return f"{sum(counts.values())}{place} ({len(counts)} classes: {each})"
 
 
 def _cannot_be_read(name: str, tree: Tree, lost: Sequence[Unreadable]) -> str:
     """What to say of files and folders that cannot be read."""
-    files, folders = sum(not one.is_folder for one in lost), sum(one.is_folder for one in lost)
-    parts = [f"{folders} folder{'s' * (folders > 1)}"] * bool(folders)
-    parts += [f"{files} of {files + len(tree.all_images())} images"] * bool(files)
+    kinds = Counter("folder" if one.is_folder else "image" if one.is_image else "link" for one in lost)
+    parts = [f"{count} {kind}{'s' * (count > 1)}" for kind in ("folder", "link") if (count := kinds[kind])]
+    if images := kinds["image"]:
+        parts.append(f"{images} of {images + len(tree.all_images())} images")
     names = [f"{one.path.relative_to(tree.path) if one.path != tree.path else one.path} ({one.reason})" for one in lost]
     more = f" and {len(lost) - 3} more (iid data check names all)" if len(lost) > 3 else ""
     return (

@@ -42,6 +42,11 @@ class Unreadable:
     reason: str
     is_folder: bool = False
 
+    @property
+    def is_image(self) -> bool:
+        """Whether it is called as images are; what is neither that nor a folder is a link."""
+        return not self.is_folder and self.path.suffix.lower() in ENDINGS
+
 
 @dataclass(eq=False)
 class Tree:

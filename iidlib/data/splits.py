@@ -128,12 +128,17 @@ def _roles(tree: Tree) -> dict[str, Tree]:
                 f"{tree.path} has {' and '.join(both)}, each of which can be the {words}; put them together, or move "
                 "one away"
             )
+    beside = [folder.name for folder in folders if folder.name not in names]
     if "train" not in roles:
+        (first, _), *_ = split
+        alone = f"{tree.path} has a folder {first.name} but none of training images"
+        if not beside:
+            raise InputError(f"{alone}; put them into {tree.path / 'train'}, or use this one: folder:{first.path}")
         raise InputError(
-            f"{tree.path} has a folder {names[0]} but none of training images; if {names[0]} holds test images, put "
-            f"the folders of the classes into {tree.path / 'train'}, and if it is a class, give its folder another name"
+            f"{alone}; if {first.name} holds test images, put the folders of the classes into {tree.path / 'train'}, "
+            "and if it is a class, give its folder another name"
         )
-    beside, train = [folder.name for folder in folders if folder.name not in names], roles["train"]
+    train = roles["train"]
     if not beside:
         return roles
     if not {"test", "val"} & set(roles) and train.images and not train.folders_with_images():
