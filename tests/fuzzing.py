@@ -4,11 +4,17 @@ A reader joins by a row of ``READERS``: good input, and what reads it. Its contr
 result or raises `InputError` with one line, soon; no other exception, no hang, no file written.
 """
 
+import gzip
+import io
 import json
+import math
 import random
 import re
 import shutil
+import tarfile
+import tempfile
 import time
+import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -21,7 +27,11 @@ from PIL import Image
 from iidlib import config as configuration
 from iidlib.config import ComputeConfig, preset
 from iidlib.data import load_dataset, shapes, tinyimagenet
+from iidlib.data.archives import unpack
+from iidlib.data.download import from_mirror
 from iidlib.data.folder import parse_folder
+from iidlib.data.mnist import read_mnist
+from iidlib.data.source import Remote
 from iidlib.errors import InputError
 from iidlib.experiments import check_parameters, load_grid, read_results
 from iidlib.features import trained_pool
@@ -209,6 +219,48 @@ def _folder_named(folder: Path) -> object:
     return parse_folder("folder:" + (folder / "name").read_text("utf8", errors="replace"))
 
 
+def _mirror_given(folder: Path) -> object:
+    given = (folder / "url").read_text("utf8", errors="replace").replace("user:word@", "", 1)
+    return from_mirror((Remote("http://host/set.zip", None, archive=True),), given)
+
+
+def _archive(kind: str) -> Callable[[Path], Path]:
+    def good(folder: Path) -> Path:
+        path, members = folder / "archive", {"set/a.bin": bytes(range(200)), "set/b.bin": bytes(300)}
+        with (
+            tarfile.open(path, "w:gz")
+            if kind == "tar"
+            else zipfile.ZipFile(path, "w", getattr(zipfile, kind)) as archive
+        ):
+            for name, content in members.items():
+                if isinstance(archive, tarfile.TarFile):
+                    member = tarfile.TarInfo(name)
+                    member.size = len(content)
+                    archive.addfile(member, io.BytesIO(content))
+                else:
+                    archive.writestr(name, content)
+        return path
+
+    return good
+
+
+def _unpacked(folder: Path) -> None:
+    with tempfile.TemporaryDirectory() as place:
+        unpack(folder / "archive", Path(place) / "inside", most_bytes=2000, most_members=5)
+        assert {path.name for path in Path(place).iterdir()} <= {"inside"}
+
+
+def _digits(file: str) -> Callable[[Path], Path]:
+    def good(folder: Path) -> Path:
+        for part in ("train", "t10k"):
+            for what, shape in (("images-idx3", (3, 28, 28)), ("labels-idx1", (3,))):
+                header = bytes((0, 0, 8, len(shape))) + b"".join(side.to_bytes(4, "big") for side in shape)
+                (folder / f"{part}-{what}-ubyte.gz").write_bytes(gzip.compress(header + bytes(math.prod(shape))))
+        return folder / file
+
+    return good
+
+
 READERS: dict[str, Reader] = {
     "config": Reader(
         _text("config.yaml", configuration.to_yaml(preset("iid-idm", "cifar10", 10, "paper"))),
@@ -237,6 +289,14 @@ READERS: dict[str, Reader] = {
     "annotations": Reader(_tiny("val/val_annotations.txt"), _read_tiny),
     "words": Reader(_tiny("words.txt"), _read_tiny),
     "folder name": Reader(_text("name", "my/images?size=64&test=0.2"), _folder_named),
+    "tar.gz": Reader(_archive("tar"), _unpacked),
+    "zip": Reader(_archive("ZIP_STORED"), _unpacked),
+    "deflated zip": Reader(_archive("ZIP_DEFLATED"), _unpacked),
+    "bzip2 zip": Reader(_archive("ZIP_BZIP2"), _unpacked),
+    "lzma zip": Reader(_archive("ZIP_LZMA"), _unpacked),
+    "digits": Reader(_digits("train-images-idx3-ubyte.gz"), lambda folder: read_mnist("mnist", folder)),
+    "digits' labels": Reader(_digits("t10k-labels-idx1-ubyte.gz"), lambda folder: read_mnist("mnist", folder)),
+    "mirror": Reader(_text("url", "https://user:word@[::1]:8080/a%20b/set.zip?x=1#y"), _mirror_given),
     "manifest": Reader(_mini, lambda folder: load_dataset("cifar10-mini", data_root=folder)),
 }
 

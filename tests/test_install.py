@@ -139,7 +139,9 @@ def test_files_of_the_user_are_not_overwritten(packed: bytes, server: Server, tm
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_bytes(content)
     mirror = server(ARCHIVE, packed)
-    with pytest.raises(InputError, match=r"val_annotations\.txt is there already and is not what .*; move it away"):
+    with pytest.raises(
+        InputError, match=r"val_annotations\.txt is there already and is not what .*; move it away.* is kept in"
+    ):
         load_dataset(NAME, data_root=root, download=True, mirror=mirror)
     found = contents(root)
     assert {name: found[name] for name in mine} == mine
@@ -341,8 +343,14 @@ SVHN = ("train_32x32.mat", "test_32x32.mat")
         (NAME, "www.host.org/sets", "takes an http://"),
         (NAME, "{here}", r"did you mean file:///\S+\?"),
         (NAME, "http://", "takes an http://"),
+        (NAME, "http://[::1", r"takes an http://.* \(Invalid IPv6 URL\)"),
+        (NAME, "~nobody/sets", "takes an http://"),
+        (NAME, "file:", "takes an http://"),
+        (NAME, "x" * 3000, "takes an http://"),
+        (NAME, "http://127.0.0.1:99999/", "could not be downloaded"),
+        (NAME, "http://127.0.0.1:1/a b\u00e9", "could not be downloaded"),
         (NAME, "http://127.0.0.1:port/sets", "could not be downloaded"),
-        (NAME, "http://user:word@127.0.0.1/sets", "could not be downloaded"),
+        (NAME, "http://user:word@127.0.0.1/sets", "takes an address without user name and password; download tiny"),
         ("svhn", "http://host/all.zip", "must be the address of the folder that holds train_32x32.mat, test_32x32.mat"),
         ("cifar10-mini", "http://host/", "comes with iidlib; there is nothing to fetch"),
         ("shapes", "http://host/", "shapes is not fetched"),

@@ -159,8 +159,10 @@ def test_every_method_learns_images_of_one_channel(method: str, digits: Dataset,
     assert result.synthetic.images.shape == (20, 1, 32, 32)
     kept = SyntheticSet.load(tmp_path / "run")
     assert kept.images.equal(result.synthetic.images) and kept.spec == digits.spec
-    scores = evaluate(kept, digits, protocol=attrs.evolve(config.eval, num_eval=1, epochs=2), seed=0)
-    assert scores["accuracy"].between(0, 100).all()
+    for together in (1, 2):  # one after the other, and as an ensemble
+        compute = attrs.evolve(config.compute, together=together)
+        scores = evaluate(kept, digits, protocol=attrs.evolve(config.eval, epochs=2), seed=0, compute=compute)
+        assert len(scores) == 2 and scores["accuracy"].between(0, 100).all()
 
 
 @pytest.mark.parametrize("name", NETWORKS)

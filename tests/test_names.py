@@ -111,6 +111,11 @@ def test_a_bare_path_offers_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPat
             load_dataset(path)
     with pytest.raises(InputError, match=r"unknown dataset 'sets.zip', which is a file; unpack it .* write folder:"):
         load_dataset("sets.zip")
+    (tmp_path / "sets" / "cifar-10-batches-py").mkdir(parents=True)
+    with pytest.raises(
+        InputError, match=r"for the cifar10 in it, write cifar10 and --data-root sets/cifar-10-batches-py$"
+    ):
+        load_dataset("sets/cifar-10-batches-py")
     (tmp_path / "Shapes").mkdir()  # a known name stays what it is
     assert load_dataset("Shapes").name == "shapes"
 

@@ -1,9 +1,12 @@
 """Archives unpacked with care: never more than the dataset is known to hold, and nothing but files in their folder."""
 
+import errno
 import gzip
 import io
+import lzma
 import re
 import stat
+import struct
 import tarfile
 import zipfile
 import zlib
@@ -13,6 +16,10 @@ from typing import IO
 from iidlib.errors import InputError
 
 __all__ = ["unpack"]
+
+
+_OF_THE_ARCHIVE = (None, errno.EINVAL, errno.EEXIST, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG)
+"""Errors of the system for which the archive is to blame: a damaged stream or place in it, a name that comes twice."""
 
 
 class _Refused(Exception):
@@ -41,12 +48,14 @@ def unpack(archive: Path, folder: Path, *, most_bytes: int, most_members: int) -
     except _Refused as error:
         raise InputError(f"{archive} cannot be unpacked: it {error}") from None
     # whatever damaged or hand-made archives make of the readers; RuntimeError and NotImplementedError are zipfile's
-    # for ways of packing that it does not know, and the three errors of the system for a name that comes twice
+    # for ways of packing that it does not know
     except (
-        zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError, NotImplementedError, RuntimeError,
-        ValueError, OverflowError, FileExistsError, IsADirectoryError, NotADirectoryError,
+        zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, RuntimeError, ValueError,
+        LookupError, ArithmeticError, MemoryError, struct.error, OSError,
     ) as error:  # fmt: skip
-        raise InputError(f"{archive} cannot be unpacked ({error})") from None
+        if isinstance(error, OSError) and error.errno not in _OF_THE_ARCHIVE:
+            raise
+        raise InputError(f"{archive} cannot be unpacked ({error or type(error).__name__})") from None
 
 
 def _unzip(archive: Path, folder: Path, most_bytes: int, most_members: int) -> None:

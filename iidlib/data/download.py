@@ -1,5 +1,6 @@
 """Files from the network, on request only: resumed where a download broke off, and checked."""
 
+import contextlib
 import http.client
 import posixpath
 import urllib.error
@@ -13,6 +14,7 @@ from tqdm import tqdm
 
 from iidlib.data.source import Remote, file_checksum
 from iidlib.errors import InputError
+from iidlib.files import user_path
 
 __all__ = ["fetch", "from_mirror"]
 
@@ -35,12 +37,22 @@ def from_mirror(remotes: Sequence[Remote], mirror: str) -> tuple[Remote, ...]:
     Raises:
         InputError: for an address of another kind, or that of a file where there are several.
     """
-    parts = urlsplit(mirror)
-    names = ", ".join(remote.name for remote in remotes)
-    if parts.scheme not in _SCHEMES or not (parts.netloc or parts.scheme == "file"):
-        local = Path(mirror).expanduser()
-        instead = f"; did you mean {local.resolve().as_uri()}?" if local.exists() else ""
-        raise InputError(f"--mirror takes an http://, https:// or file:// address, got {mirror!r}{instead}")
+    mirror, names = mirror.strip(), ", ".join(remote.name for remote in remotes)
+    wrong = f"--mirror takes an http://, https:// or file:// address, got {mirror!r}"
+    try:
+        parts = urlsplit(mirror)
+    except ValueError as error:
+        raise InputError(f"{wrong} ({error})") from None
+    if parts.scheme not in _SCHEMES or not (parts.path if parts.scheme == "file" else parts.netloc):
+        instead, local = "", user_path(mirror)
+        with contextlib.suppress(OSError, ValueError):  # no path either
+            instead = f"; did you mean {local.resolve().as_uri()}?" if mirror and local.exists() else ""
+        raise InputError(wrong + instead)
+    if "@" in parts.netloc:
+        raise InputError(
+            f"--mirror takes an address without user name and password; download {names} by other means and put it "
+            "into the data root"
+        )
     last = unquote(posixpath.basename(parts.path))
     if last in {remote.name for remote in remotes}:
         base = mirror[: mirror.rindex("/") + 1] if not parts.query else None

@@ -150,7 +150,11 @@ def _from_archive(source: Source, remote: Remote, root: Path, target: Path, work
             raise InputError(f"{error}; move it away and fetch again") from None
         archive.unlink(missing_ok=True)
         raise InputError(f"{error}; it was removed: fetch it again, or name another address with --mirror") from None
-    _place(found, target, archive)
+    try:
+        _place(found, target, archive)
+    except InputError as error:
+        kept = "" if users else f"; what was downloaded is kept in {workshop} until then"
+        raise InputError(f"{error}{kept}") from None
     if not users:
         archive.unlink()
 

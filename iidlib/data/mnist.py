@@ -6,6 +6,8 @@ convolution of DatasetCondensation's code pads grey images to 32): three pooling
 """
 
 import gzip
+import math
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -70,10 +72,14 @@ def read_mnist(name: str, folder: Path) -> tuple[Images, Images]:
     def split(part: str) -> Images:
         images = _read_idx(name, folder / f"{part}-images-idx3-ubyte", 3)
         labels = _read_idx(name, folder / f"{part}-labels-idx1-ubyte", 1)
-        if len(images) != len(labels) or images.shape[1:] != (SIDE - 2 * _BORDER, SIDE - 2 * _BORDER):
+        if (
+            len(images) != len(labels)
+            or (labels > 9).any()
+            or images.shape[1:] != (SIDE - 2 * _BORDER, SIDE - 2 * _BORDER)
+        ):
             raise InputError(
                 f"{name}: {folder} has {part} images {tuple(images.shape)} and {len(labels)} labels, expected images "
-                "of 28 x 28 and as many labels; fetch the dataset again"
+                "of 28 x 28 and as many labels from 0 to 9; fetch the dataset again"
             )
         return F.pad(images[:, None], (_BORDER,) * 4), labels.long()
 
@@ -83,9 +89,13 @@ def read_mnist(name: str, folder: Path) -> tuple[Images, Images]:
 def _read_idx(name: str, path: Path, axes: int) -> Tensor:
     """An array of bytes in the IDX format: two zeros, the type, the number of axes, their lengths, the values."""
     packed = path.with_name(f"{path.name}.gz")
-    content = path.read_bytes() if path.exists() else gzip.decompress(packed.read_bytes())
-    lengths = np.frombuffer(content[4 : 4 + 4 * axes], ">u4").tolist()
+    try:
+        content = path.read_bytes() if path.exists() else gzip.decompress(packed.read_bytes())
+    except (OSError, EOFError, zlib.error) as error:
+        raise InputError(f"{name}: {path} cannot be read ({error}); fetch the dataset again") from None
+    header = content[4 : 4 + 4 * axes]
+    lengths = np.frombuffer(header, ">u4").tolist() if len(header) == 4 * axes else []
     values = np.frombuffer(content[4 + 4 * axes :], np.uint8)
-    if content[:4] != bytes((0, 0, 8, axes)) or len(lengths) != axes or len(values) != np.prod(lengths):
+    if content[:4] != bytes((0, 0, 8, axes)) or len(lengths) != axes or len(values) != math.prod(lengths):
         raise InputError(f"{name}: {path} is not in the IDX format; fetch the dataset again")
     return torch.from_numpy(values.reshape(lengths).copy())

@@ -203,6 +203,11 @@ def _known(name: str) -> None:
         return
     path, _, _ = name.partition("?")
     place = user_path(path)
+    for source in SOURCES.values():
+        if place.name == Path(source.folder).parts[0] and place.is_dir():
+            raise InputError(
+                f"unknown dataset {name!r}; for the {source.name} in it, write {source.name} and --data-root {path}"
+            )
     if path and place.is_dir():
         raise InputError(f"unknown dataset {name!r}; to take the folder of that name, write folder:{name}")
     if path and place.is_file():
