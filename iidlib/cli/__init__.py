@@ -126,7 +126,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _end(2, str(error))
     except _UsageError as error:
         help_of = f" (see {error.ctx.command_path} --help)" if getattr(error, "ctx", None) else ""
-        _end(2, _with_value(error, given) + help_of)
+        _end(2, _shortened(_with_value(error, given)) + help_of)
     except Failed as error:
         _end(1, *str(error).splitlines())
     except OSError as error:
@@ -147,6 +147,11 @@ def _with_value(error: Any, given: Sequence[str]) -> str:
         if values and repr(values[-1]) not in text:
             return f"{text}, got {values[-1]!r}"
     return text
+
+
+def _shortened(text: str, most: int = 1000) -> str:
+    """The beginning and the end of a text of any length, such as one that repeats an endless number."""
+    return text if len(text) <= most else f"{text[: most // 2]} ... {text[-most // 2 :]}"
 
 
 def _end(status: int, message: str, *more: str) -> NoReturn:

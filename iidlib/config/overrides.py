@@ -284,6 +284,7 @@ def fingerprint(config: RunConfig) -> str:
     Settings of ``ADDED`` count only where they differ from their default, so that runs of earlier versions keep their
     name.
     """
+    _check_settings(config)
     named = _plain(attrs.asdict(config))
     for key, default in ADDED.items():
         *groups, name = key.split(".")

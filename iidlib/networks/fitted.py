@@ -113,9 +113,7 @@ def network_for(
     """
     name = network_name(name)
     with _told_in_one_line(name):
-        if width > _WIDE and name.startswith("convnet"):
-            weights = network_bytes(name, spec, width)
-            check_fits({f"the weights of a {name} of width {width}: lower the width": weights}, generator.device)
+        _check_width(name, spec, width, generator.device)
         network = build_network(name, **_fitting(name, spec, width), generator=generator)
         prepare(network, compile=compile)
     return network
@@ -135,8 +133,20 @@ def check_network_for(name: str, spec: DatasetSpec, *, width: int, compile: str 
     """
     name = network_name(name)
     with _told_in_one_line(name):
+        _check_width(name, spec, width, torch.device("cpu"))
         check_network(name, **_fitting(name, spec, width))
         check_compile(compile)
+
+
+def _check_width(name: str, spec: DatasetSpec, width: int, device: torch.device) -> None:
+    """Refuses a ConvNet whose weights no memory holds.
+
+    Raises:
+        InputError: saying how much it would take.
+    """
+    if width > _WIDE and name.startswith("convnet"):
+        weights = network_bytes(name, spec, width)
+        check_fits({f"the weights of a {name} of width {width}: lower the width": weights}, device)
 
 
 @contextlib.contextmanager
