@@ -1,11 +1,13 @@
 """iidlib.config.uses: a weight without effect is refused, by the name of the method that has the term."""
 
+from pathlib import Path
 from typing import Any
 
 import attrs
 import pytest
 
 from iidlib import load_dataset
+from iidlib.cli import main
 from iidlib.config import MatchConfig, RunConfig, from_yaml, override, preset, resolved, to_yaml
 from iidlib.config.recipes import BASELINES, BASES
 from iidlib.config.uses import WEIGHTS, without_effect
@@ -86,3 +88,16 @@ def test_settings_without_effect_are_found(method: str, unused: list[Any]) -> No
     assert (
         without_effect(method, ["pool.epochs", "queue.lr", "match.cc_beta", "syn.lr", "eval.lr", "match.cc"]) == unused
     )
+
+
+def test_distill_says_which_settings_have_no_effect(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    tiny = ["--dataset", "shapes", "--ipc", "2", "--scale", "ci", "--no-evaluate"]
+    for number, (changes, told) in enumerate(
+        ((["pool.epochs=3", "syn.lr=2", "queue.lr=1"], True), (["syn.lr=2"], False)),
+    ):
+        with pytest.raises(SystemExit, match="0"):
+            main(["distill", "dm", *tiny, "--out", str(number), *(f"--set={text}" for text in changes)])
+        assert ("without effect on dm: pool.epochs, queue.lr\n" in capsys.readouterr().out) is told

@@ -13,7 +13,7 @@ from iidlib.cli.options import Baseline, Changes, DataRoot, DatasetName, Device,
 from iidlib.cli.output import AsJson, Quiet, report, shows_progress
 from iidlib.cli.scores import run_facts, scored, show_scores, summary, with_random_beside
 from iidlib.cli.session import check_names, given_command, keeping, load
-from iidlib.config import preset
+from iidlib.config import preset, without_effect
 from iidlib.errors import InputError, suggest
 
 if TYPE_CHECKING:
@@ -92,6 +92,8 @@ def distill(
     )
     if left_out := METHODS[method].left_out(config):
         typer.echo(f"left out: {', '.join(f'{name} ({reason})' for name, reason in left_out.items())}")
+    if unused := without_effect(method, given):
+        typer.echo(f"without effect on {method}: {', '.join(unused)}")
     stamp = made_by(loaded.train.device, given_command(ctx))  # now, as a checkout may change meanwhile
     with keeping(folder.path, given_command(ctx, "--resume", *([] if out else ["--out", str(folder.path)]))):
         origin = dataclasses.replace(SetOrigin.planned(config), settings=given)
