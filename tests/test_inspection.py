@@ -190,6 +190,15 @@ def test_the_result_does_not_depend_on_blocks(monkeypatch: pytest.MonkeyPatch) -
     assert identical(both) == [[number, number + 120] for number in range(5)]
 
 
+def test_frames_of_a_film_are_paired_once_each() -> None:
+    """All pairs of two thousand would be two million."""
+    frames = MINI.train.images[:1].repeat(2000, 1, 1, 1)
+    frames[torch.arange(2000), 0, torch.arange(2000) % 32, torch.arange(2000) // 32 % 32] += 9
+    frames[torch.arange(2000), 1, 0, 0] = (torch.arange(2000) // 1024).byte()
+    found = nearly_identical(frames)
+    assert len(found) <= 1999 and {second for _, second in found} == set(range(1, 2000))
+
+
 @pytest.mark.parametrize("count", [0, 1, 2])
 def test_plain_and_few_pictures_are_no_trouble(count: int) -> None:
     plain = torch.full((count, 3, 8, 8), 7, dtype=torch.uint8)

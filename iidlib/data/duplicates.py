@@ -51,7 +51,10 @@ def identical(images: Tensor) -> list[list[int]]:
 
 
 def nearly_identical(images: Tensor) -> list[tuple[int, int]]:
-    """Pairs of pictures that are nearly the same, by the rule above; of the same pixels only the first picture counts.
+    """Pictures that are nearly the same as one before them, by the rule above, as pairs in ascending order.
+
+    Each picture is paired with the first that it is like, so that thousands of frames of one film are not millions of
+    pairs. Of pictures with the same pixels only the first counts.
 
     Args:
         images: uint8 [N, 3, S, S]; all pairs of them are compared, which for 50,000 takes seconds.
@@ -66,21 +69,27 @@ def nearly_identical(images: Tensor) -> list[tuple[int, int]]:
     contrast = coarse.std(1, correction=0) > FLAT
     places, coarse = places[contrast], normalize(coarse[contrast])
     found: list[tuple[int, int]] = []
+    paired = torch.zeros(len(places), dtype=torch.bool)
     for start in range(0, len(places), ROWS):
         alike = coarse[start : start + ROWS] @ coarse[start:].T  # [ROWS, U - start]
         alike.fill_diagonal_(-1)  # each with itself
-        rows = (alike.amax(1) >= ALIKE_COARSE).nonzero()[:, 0]  # few, and quicker found than places in all of it
-        near, second = (alike[rows] >= ALIKE_COARSE).nonzero(as_tuple=True)
-        once = rows[near] < second
-        for ours, theirs in zip(rows[near[once]].split(ROWS), second[once].split(ROWS), strict=True):
-            one, two = places[start + ours], places[start + theirs]
-            same = _confirmed(images[one], images[two])
-            found += zip(one[same].tolist(), two[same].tolist(), strict=True)
+        for row in (alike.amax(1) >= ALIKE_COARSE).nonzero()[:, 0].tolist():  # few
+            later = start + row + 1
+            near = later + ((alike[row, row + 1 :] >= ALIKE_COARSE) & ~paired[later:]).nonzero()[:, 0]
+            for others in near.split(ROWS):
+                same = others[_confirmed(images[places[start + row]][None], images[places[others]])]
+                paired[same] = True
+                found += [(int(places[start + row]), other) for other in places[same].tolist()]
     return found
 
 
 def _confirmed(one: Tensor, two: Tensor) -> Tensor:
-    """Whether pictures that are alike from afar are so in colour and detail, bool [B]; both are uint8 [B, 3, S, S]."""
+    """Whether pictures that are like one from afar are so in colour and detail, bool [B].
+
+    Args:
+        one: uint8 [1, 3, S, S].
+        two: uint8 [B, 3, S, S].
+    """
     colours = _reduced(one, COLOUR) - _reduced(two, COLOUR)
     same = colours.square().mean((1, 2, 3)).sqrt() <= OTHER_COLOUR
     first, second = (_grey(images, FINE) for images in (one, two))

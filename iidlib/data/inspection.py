@@ -106,7 +106,8 @@ def inspect_folder(name: str) -> FolderReport:
     unreadable |= {_shown(path, options.path): reason for path, reason in decoded.unreadable.items()}
     good = [place for place, path in enumerate(files) if path not in decoded.unreadable]
     kinds = [(place < len(paths), label) for place, label in enumerate([*labels.tolist(), *test_labels.tolist()])]
-    twins = _twins(decoded.images[good], [kinds[place] for place in good])
+    images = decoded.images if len(good) == len(files) else decoded.images[good]  # which takes as much memory again
+    twins = _twins(images, [kinds[place] for place in good])
     shown = [_shown(files[place], options.path) for place in good]
     leaks, contradictions = (
         tuple(Twins(shown[one], shown[two], same) for one, two, same in pairs) for pairs in twins[:2]
