@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import BinaryIO, Literal
 
 import numpy as np
 import torch
@@ -31,6 +32,9 @@ LARGEST = 50_000_000
 
 _PHOTOMETRIC, _WHITE_IS_ZERO = 262, 0
 """The tag of TIFF files that says what their numbers mean, and its value where 0 is white."""
+
+_TIFF, _PROFILE = 42, 34675
+"""What a TIFF file begins with after the order of its bytes, and the tag of its colour profile."""
 
 _SAMPLE_FORMAT, _UNSIGNED = 339, 1
 """The tag of TIFF files that says what kind of numbers they hold, and its value, also where it is missing."""
@@ -157,6 +161,8 @@ def read_picture(path: Path, size: int, scale: Scale | None = None) -> Picture:
                 picture.verify()  # its checksums, which are not compared when pixels are read
                 file.seek(0)
                 picture = Image.open(file)
+            if picture.format == "TIFF" and "icc_profile" not in picture.info and _lists_profile(file):
+                raise _RefusedError("truncated")  # Pillow leaves out what lies behind the end of the file
             with _room.for_pixels(pixels):
                 return _shown(picture, size, scale)
     except _RefusedError:
@@ -195,6 +201,24 @@ def _unknown(path: Path) -> str:
         if file.read(4) in (b"II*\0", b"MM\0*"):
             return "a TIFF that is corrupted or of an unsupported kind, such as floats in three channels"
     return "not an image"
+
+
+def _lists_profile(file: BinaryIO) -> bool:
+    """Whether the first directory of a TIFF names a colour profile."""
+    place = file.tell()
+    file.seek(0)
+    head = file.read(8)
+    order: Literal["little", "big"] = "little" if head[:2] == b"II" else "big"
+
+    def number(content: bytes) -> int:
+        return int.from_bytes(content, order)
+
+    entries = b""
+    if number(head[2:4]) == _TIFF:
+        file.seek(number(head[4:]))
+        entries = file.read(12 * number(file.read(2)))
+    file.seek(place)
+    return _PROFILE in (number(entries[start : start + 2]) for start in range(0, len(entries), 12))
 
 
 class _Room:
