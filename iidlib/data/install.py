@@ -187,7 +187,9 @@ def _place(new: Path, target: Path, origin: Path) -> None:
         InputError: if a file of the user's is in the way.
     """
     if not os.path.lexists(target):
-        (new / MARK).write_text("iid data fetch made this folder, and may replace files in it that are damaged\n")
+        (new / MARK).write_text(
+            "iid data fetch made this folder, and may replace files in it that are damaged\n", "utf-8"
+        )
         make_folders(target.parent)
         new.rename(target)
         return
