@@ -13,6 +13,7 @@ from PIL import Image
 
 from iidlib.data import image_tree, load_dataset, read_folder
 from iidlib.data.folder import held_out
+from iidlib.data.image_tree import ENDINGS
 from iidlib.errors import InputError
 from tests.test_layout import lay, on_disk, part, random_layout
 
@@ -180,3 +181,18 @@ def test_any_folder_is_read_with_all_its_images_or_refused_in_one_line(
         named += sum(int(line.split(": ")[1].split()[0]) for line in lines if "directly in it" in line)
         assert len(found.train[0]) + len(found.test[0]) + named == on_disk(root), lines
     assert read > 4
+
+
+def test_every_ending_that_counts_as_an_image_is_read(tmp_path: Path) -> None:
+    formats = {ending: kind for ending, kind in Image.registered_extensions().items() if ending in ENDINGS}
+    made = [ending for ending, kind in formats.items() if kind in Image.SAVE]
+    assert len(made) >= len(ENDINGS) - 3  # Pillow reads PSD, but does not write it
+    for name, colour in (("cat", (200, 10, 10)), ("dog", (10, 200, 10))):
+        (tmp_path / name).mkdir()
+        for ending in made:
+            mode = {".pbm": "1", ".pgm": "L"}.get(ending, "RGB")
+            Image.new("RGB", (16, 16), colour).convert(mode).save(
+                tmp_path / name / f"a{ending.upper()}", formats[ending]
+            )
+    found = read_folder(f"folder:{tmp_path}?size=8")
+    assert len(found.train[0]) + len(found.test[0]) == 2 * len(made)
