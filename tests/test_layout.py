@@ -154,6 +154,7 @@ AMBIGUOUS: dict[str, tuple[list[str], str]] = {
     "validation alone": (["cat/*3.png", "dog/*3.png", "val/cat/*3.png"], "a folder val but none of training images"),
     "flat train and test beside a class": (["bus/*3.png", "train/*3.png", "test/*3.png"],
                                            "test and train beside other folders with images: bus"),
+    "flat train and a numbered test": (["train/*3.png", "test1/*3.png"], "train beside other folders .*: test1"),
     "split below the classes": (["cat/train/*3.png", "cat/test/*3.png", "dog/train/*3.png", "dog/test/*3.png"],
                                 r"put the split above them \(train/cat, test/cat\)"),
     "two data sets": (["images/train/cat/*3.png", "images/test/cat/*3.png", "masks/train/cat/*3.png"],

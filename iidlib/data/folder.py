@@ -214,11 +214,11 @@ def told(layout: Layout, options: FolderOptions) -> str:
 
 def _summary(part: Part, root: Path) -> str:
     counts, place = part.counts, "" if part.path == root else f" in {part.path.relative_to(root)}"
-    each = ", ".join(f"{name} {count}" for name, count in counts.items())
+    each = ", ".join(f"{' '.join(name.splitlines())} {count}" for name, count in counts.items())
     if len(counts) > MOST_NAMES:
         least, most = min(counts.values()), max(counts.values())
         each = f"{most} images per class" if least == most else f"{least} to {most} images per class"
-    return f"{sum(counts.values())}{place} ({len(counts)} classes: {each})"
+    return f"{sum(counts.values())}{place} ({len(counts)} {'class' if len(counts) == 1 else 'classes'}: {each})"
 
 
 def _cannot_be_read(name: str, tree: Tree, lost: Sequence[Unreadable]) -> str:

@@ -141,7 +141,8 @@ def _roles(tree: Tree) -> dict[str, Tree]:
     train = roles["train"]
     if not beside:
         return roles
-    if not {"test", "val"} & set(roles) and train.images and not train.folders_with_images():
+    numbered = [name for name in beside if role_of(re.sub(r"[\s_-]*\d+$", "", name))]  # Kaggle's test1
+    if not {"test", "val"} & set(roles) and not numbered and train.images and not train.folders_with_images():
         return {}  # trains beside buses and cars: a split without classes would be of no use
     raise InputError(
         f"{tree.path} has {' and '.join(names)} beside other folders with images: {listed(beside)}; if those are "
