@@ -153,7 +153,7 @@ def _sort(tree: Tree, entry: "os.DirEntry[str]", real: str) -> str | None:
             return os.path.realpath(path) if linked else os.path.join(real, entry.name)  # noqa: PTH118
         elif entry.is_file():
             (tree.images if ending in ENDINGS else tree.others).append(path)
-        elif linked and not os.path.exists(path):  # noqa: PTH110, which raises for a link that leads to itself
+        elif linked and not path.exists():
             tree.unreadable.append(Unreadable(path, "a link that leads nowhere"))
         elif ending in ENDINGS:
             mode = path.stat().st_mode
