@@ -38,7 +38,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
 
 # Stricter than their floor: what these rooms import at most.
 NARROW = {
-    "engine": {"errors", "files", "private"},
+    "engine": {"errors", "files", "locks", "private"},
     "data": {"errors", "files", "locks", "names"},  # no settings, no engine, no runs
     "config": {"errors", "files", "names"},
     "experiments": {"config", "errors", "files", "locks", "names"},  # reading results needs no torch

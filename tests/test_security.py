@@ -2,6 +2,7 @@
 
 import ast
 import csv
+import hashlib
 import json
 import logging
 import os
@@ -152,7 +153,9 @@ def test_compiled_code_is_kept_and_loaded_where_nobody_else_can_put_any(tmp_path
     subprocess.run(command, check=True)
     for library in libraries:
         library.unlink()
-        library.write_bytes((tmp_path / "trap.so").read_bytes())
+        content = (tmp_path / "trap.so").read_bytes()
+        library.write_bytes(content)
+        Path(f"{library}.sha256").write_text(hashlib.sha256(content).hexdigest())
     computed(tmp_path)
     assert sprung.exists(), "the trap is none"
     sprung.unlink()

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from iidlib.engine.compiled import compiler_folder, load_whole
 from iidlib.files import cache_dir, user_path
 from iidlib.private import private_dir
 
@@ -58,6 +59,7 @@ def refusal() -> str:
     of_user = bool(os.environ.get(variable)) and not by_torch
     try:
         folder = private_dir(chosen, readable=True) if of_user else private_dir(cache_dir() / "compiled")
+        folder = compiler_folder(folder, variable if of_user else "IID_CACHE")
         os.environ[variable] = str(folder)  # before the import, at which torch may make its folder
         from torch._inductor import config
 
@@ -81,11 +83,10 @@ def library() -> Any:
     if refusal():
         return None
     try:
-        from torch._inductor.codecache import CppCodeCache
-
         source = Path(__file__).with_suffix(".cpp").read_text(encoding="utf8")
         # contraction into fused multiply-adds, which torch turns off, is half of the speed
-        built = CppCodeCache.load(source, extra_flags=("-ffp-contract=fast",))
+        folder = Path(os.environ["TORCHINDUCTOR_CACHE_DIR"])
+        built = load_whole(source, ("-ffp-contract=fast",), folder)
         built.block.restype = ctypes.c_long
         for name in ("direct_forward", "direct_backward", "winograd_forward", "winograd_backward"):
             getattr(built, name).restype = None
