@@ -22,6 +22,7 @@ __all__ = [
     "make_folders",
     "missing_folders",
     "place_of",
+    "readable",
     "remove_empty",
     "set_aside",
     "unfinished",
@@ -116,6 +117,11 @@ def _encoded(text: str) -> bytes:
             raw.decode()  # the name's own bytes, where they are UTF-8
             return raw
         return text.encode(errors="backslashreplace")
+
+
+def readable(text: str) -> str:
+    """Text with names of files as they are, also those that Python could not decode where the locale is ASCII."""
+    return text.encode(errors="surrogateescape").decode(errors="backslashreplace")
 
 
 def _take_mode(descriptor: int, path: Path, *, private: bool) -> None:

@@ -632,3 +632,17 @@ def test_equal_sets_are_equal_files(tmp_path: Path) -> None:
     (content,) = contents
     assert (8 + int.from_bytes(content[:8], "little")) % 8 == 0
     assert torch.equal(SyntheticSet.load(tmp_path / "0.safetensors").images, chosen.images)
+
+
+def test_a_folders_name_that_python_could_not_decode_is_kept_as_it_is(tmp_path, monkeypatch):
+    """As it gives them where the locale knows ASCII only."""
+    from iidlib import synthetic as module
+
+    given = b"folder:\xc3\xbc".decode("ascii", "surrogateescape")
+    spec = dataclasses.replace(shapes(2, 4, 16).spec, name=given)
+    made = SyntheticSet(torch.zeros(2, 3, 16, 16), torch.arange(2), spec)
+    made.save(tmp_path / "set.safetensors")
+    assert SyntheticSet.load(tmp_path / "set.safetensors").spec.name == "folder:ü"
+    monkeypatch.setattr(module.sys, "getfilesystemencoding", lambda: "ascii")
+    monkeypatch.setattr(module.os, "fsdecode", lambda name: name.decode("ascii", "surrogateescape"))
+    assert SyntheticSet.load(tmp_path / "set.safetensors").spec.name == given

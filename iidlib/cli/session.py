@@ -10,6 +10,7 @@ import typer
 
 from iidlib.config import RunConfig
 from iidlib.errors import InputError, out_of_memory, suggest
+from iidlib.files import readable
 
 if TYPE_CHECKING:
     from iidlib.data import Dataset
@@ -50,9 +51,7 @@ def check_names(config: RunConfig) -> None:
 def given_command(ctx: typer.Context, *more: str) -> str:
     """The command as it was given, for the record; or with `more` behind its name, to go on with."""
     name, *rest = ctx.obj
-    given = shlex.join(["iid", name, *more, *(part for part in rest if part not in more)])
-    # names that Python could not decode, where the locale knows ASCII only, as the text that they are
-    return given.encode(errors="surrogateescape").decode(errors="backslashreplace")
+    return readable(shlex.join(["iid", name, *more, *(part for part in rest if part not in more)]))
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ from torchvision.utils import make_grid
 
 from iidlib.data import DatasetSpec, RealSet, denormalize
 from iidlib.errors import InputError
-from iidlib.files import atomic_write, user_path
+from iidlib.files import atomic_write, readable, user_path
 from iidlib.synthetic.door import as_factor, as_images, as_labels, check_spec, class_order
 from iidlib.synthetic.foreign import kind_of_folder, refusal
 from iidlib.synthetic.mosaics import expand, mosaics
@@ -162,7 +162,7 @@ class SyntheticSet:
         images = as_images(self.images.detach(), self.spec)
         labels = as_labels(self.labels, images, self.spec)
         metadata = {
-            "dataset": self.spec.name,
+            "dataset": readable(self.spec.name),
             "classes": json.dumps(list(self.spec.classes)),
             "image_size": str(self.spec.image_size),
             "channels": str(self.spec.channels),

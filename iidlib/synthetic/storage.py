@@ -7,6 +7,8 @@ how test images are normalised, so that one changed digit would change the accur
 
 import hashlib
 import json
+import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -74,6 +76,11 @@ def unpack(path: Path, device: torch.device | str) -> tuple[Tensor, Tensor, dict
     return images, labels, metadata, sealed
 
 
+def _ascii() -> bool:
+    """Whether names of files are ASCII here, and all else in them stands for bytes."""
+    return sys.getfilesystemencoding() in ("ascii", "us-ascii")
+
+
 def spec_from(metadata: Mapping[str, str]) -> DatasetSpec:
     """The dataset that the metadata describe; whether its numbers make sense is for `check_spec` to say.
 
@@ -84,7 +91,8 @@ def spec_from(metadata: Mapping[str, str]) -> DatasetSpec:
     if not isinstance(classes, list) or not classes or not all(isinstance(name, str) for name in classes):
         raise ValueError(f"classes {metadata['classes']}")
     return DatasetSpec(
-        name=metadata["dataset"],
+        # as Python gives a folder's name under this locale, so that it is found
+        name=os.fsdecode(metadata["dataset"].encode()) if _ascii() else metadata["dataset"],
         classes=tuple(classes),
         image_size=int(metadata["image_size"]),
         channels=int(metadata["channels"]),
