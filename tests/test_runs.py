@@ -592,6 +592,12 @@ def test_corrupted_scores_are_told_with_the_remedy_which_replaces_them(content, 
     assert sorted(path.name for path in folder.path.glob("scores*")) == ["scores.json", "scores.json.corrupted"]
 
 
+def test_scores_of_a_folder_that_python_could_not_decode_are_written(folder):
+    given = b"folder:\xc3\xbc".decode("ascii", "surrogateescape")
+    folder.write_scores(pd.DataFrame({"dataset": [given], "accuracy": [50.0]}))
+    assert folder.scores() == [{"dataset": "folder:ü", "accuracy": 50.0}]
+
+
 def test_an_accuracy_that_is_none_is_no_corruption(folder):
     folder.write_scores(pd.DataFrame({"accuracy": [float("nan"), 50.0]}))
     assert folder.scored() and [record["accuracy"] for record in folder.scores()] == [None, 50.0]

@@ -24,6 +24,7 @@ from iidlib.files import (
     atomic_write,
     make_folders,
     place_of,
+    readable,
     remove_empty,
     set_aside,
     unfinished,
@@ -331,7 +332,9 @@ class RunFolder:
         path = self.path / "scores.json"
         if path.exists() and not self.scored():
             logger.warning("%s was corrupted; it is now %s", path, set_aside(path).name)
-        atomic_write(path, frame.to_json(orient="records", indent=2) + "\n")
+        # a folder's name may hold bytes that the locale does not know, which the writer of JSON refuses
+        plain = frame.map(lambda value: readable(value) if isinstance(value, str) else value)
+        atomic_write(path, plain.to_json(orient="records", indent=2) + "\n")
 
 
 def _version(path: Path) -> tuple[int, int]:
