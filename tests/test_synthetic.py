@@ -636,7 +636,7 @@ def test_equal_sets_are_equal_files(tmp_path: Path) -> None:
 
 def test_a_folders_name_that_python_could_not_decode_is_kept_as_it_is(tmp_path, monkeypatch):
     """As it gives them where the locale knows ASCII only."""
-    from iidlib import synthetic as module
+    from iidlib.synthetic import storage as module
 
     given = b"folder:\xc3\xbc".decode("ascii", "surrogateescape")
     spec = dataclasses.replace(shapes(2, 4, 16).spec, name=given)
