@@ -240,8 +240,9 @@ def test_updates_on_idm_are_a_step_a_class_and_the_queue_moves_on(method, double
         run.step(iteration, log=iteration == 1)
         x, velocity = reference.class_sweep(x, velocity, gradient_of, config.syn.lr, config.syn.momentum)
         twin.source.advance(iteration)
-        assert difference(run.synthetic(iteration).images, x.flatten(0, 1)) <= 10 * tolerance
-        assert not torch.equal(run.images.detach(), run.synthetic(iteration).images)
+        assert difference(run.optimiser.images_after_sweep(), x.flatten(0, 1)) <= 10 * tolerance
+        assert torch.equal(run.synthetic(iteration).images, run.optimiser.images_after_sweep().float())
+        assert not torch.equal(run.images.detach(), run.optimiser.images_after_sweep())
 
 
 def test_synthetic_images_go_through_the_matching_network_once_for_features_and_logits():

@@ -8,7 +8,7 @@ import typer
 
 from iidlib.cli.completion import complete_recipe
 from iidlib.cli.options import Changes, DatasetName, Scale, given_changes
-from iidlib.cli.output import Quiet, print_table, result
+from iidlib.cli.output import Kind, Quiet, columns_needed, console, print_table, result
 from iidlib.config import published, resolved
 from iidlib.config.overrides import Setting
 from iidlib.config.schema import WHOLE_SET_EPOCHS
@@ -58,12 +58,14 @@ def config(
         with result():
             typer.echo(json.dumps(listed, indent=2))
         return
+    columns: dict[str, Kind] = {"setting": "name", "value": "name", "from": "text"}
+    cells = [(setting.key, setting.text, source) for setting, source in rows]
+    title = f"{method} on {dataset}, IPC {ipc}, scale {scale}"
     with result():
-        print_table(
-            {"setting": "name", "value": "name", "from": "text"},
-            [(setting.key, setting.text, source) for setting, source in rows],
-            f"{method} on {dataset}, IPC {ipc}, scale {scale}",
-        )
+        if columns_needed(columns, cells) + len(columns) <= console.width:
+            print_table(columns, cells, title)
+        else:  # whole keys and values, which a terminal may wrap and nobody cuts
+            typer.echo("\n".join([title, *(f"{key}={value}  ({source})" for key, value, source in cells)]))
     row = published(method, name, ipc)
     if row and any(source == "published row" for _, source in rows):
         typer.echo(f"published row: {row.origin}")

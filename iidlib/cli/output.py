@@ -22,7 +22,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-__all__ = ["AsJson", "Kind", "Quiet", "console", "epochs_told", "print_table", "report", "result", "shows_progress"]
+__all__ = [
+    "AsJson", "Kind", "Quiet", "columns_needed", "console", "epochs_told", "print_table", "report", "result",
+    "shows_progress",
+]  # fmt: skip
 
 logger = logging.getLogger("iidlib")
 
@@ -195,6 +198,14 @@ def epochs_told(what: str, total: int) -> Iterator[Epochs]:
         yield Epochs(what, total, bar)
 
 
+def columns_needed(columns: "Mapping[str, Kind]", rows: Sequence[Sequence[str]]) -> int:
+    """Letters that the columns of a table take at least, without frame and space between them."""
+    longest = (max(map(len, cells)) for cells in zip(columns, *rows, strict=True))
+    return sum(
+        min(most, SHORTEST) if kind == "text" else most for kind, most in zip(columns.values(), longest, strict=True)
+    )
+
+
 Kind = Literal["text", "name", "number"]
 """What a column holds: texts, which may be wrapped; names and numbers, which stay whole; numbers stand to the right."""
 
@@ -209,14 +220,11 @@ def print_table(columns: Mapping[str, Kind], rows: Sequence[Sequence[str]], titl
         rows: a text for each column.
         title: above it.
     """
-    widths = []
-    for kind, cells in zip(columns.values(), zip(columns, *rows, strict=True), strict=True):
-        longest = max(map(len, cells))
-        widths.append(min(longest, SHORTEST) if kind == "text" else longest)
     title_text = escape(title) if title else None
-    if sum(widths) + 3 * len(widths) + 1 <= console.width:
+    needed = columns_needed(columns, rows)
+    if needed + 3 * len(columns) + 1 <= console.width:
         table = Table(title=title_text)
-    elif sum(widths) + len(widths) <= console.width:  # without frame and lines
+    elif needed + len(columns) <= console.width:  # without frame and lines
         table = Table(title=title_text, box=box.SIMPLE, show_edge=False, padding=(0, 1, 0, 0), pad_edge=False)
     else:
         entries = [

@@ -91,13 +91,13 @@ def _cells(name: str, title: str, only: str, folder: Path | None) -> None:
 def _check_networks(todo: Iterable["Job"], scale: str) -> None:
     """Refuses cells whose set a network could not be trained on, which would be found out after it was distilled."""
     from iidlib.data.spec import SPECS
-    from iidlib.networks import check_network
+    from iidlib.networks import empty_network
 
     for job in todo:
         spec = SPECS.get(job.cell.dataset_at(scale))
         try:
             if spec is not None:
-                check_network(job.cell.network, num_classes=2, image_size=spec.image_size, channels=spec.channels)
+                empty_network(job.cell.network, num_classes=2, image_size=spec.image_size, channels=spec.channels)
         except ValueError as error:
             raise InputError(f"the cell {job.cell.name} cannot be measured: {error}") from None
 

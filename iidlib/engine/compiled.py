@@ -80,7 +80,7 @@ def load_whole(source: str, flags: Sequence[str], folder: Path) -> Any:
             known, digest = Path(f"{path}.sha256"), hashlib.sha256(Path(path).read_bytes()).hexdigest()
             if fresh:
                 atomic_write(known, digest)
-            if not known.is_file() or known.read_text() != digest:
+            if not known.is_file() or known.read_text(encoding="utf-8") != digest:
                 raise _NotWhole(path)
             return CppCodeCache._load_library_inner(path, key)
 

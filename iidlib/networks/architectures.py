@@ -33,7 +33,7 @@ from iidlib.errors import near
 from iidlib.names import network_name
 from iidlib.networks.blocks import ConvBlock, ResidualBlock, instance_norm
 
-__all__ = ["NETWORKS", "Network", "build_network", "check_network", "draw_parameters_"]
+__all__ = ["NETWORKS", "Network", "build_network", "draw_parameters_", "empty_network"]
 
 
 class Network(nn.Module):
@@ -251,7 +251,7 @@ def build_network(
     if generator is None:
         return _assembled(name, num_classes, image_size, channels, width, device="cpu")
     # The meta device holds no values, so that nothing is drawn only to be drawn again.
-    network = _assembled(name, num_classes, image_size, channels, width, device="meta")
+    network = empty_network(name, num_classes=num_classes, image_size=image_size, channels=channels, width=width)
     network.to_empty(device=generator.device)
     draw_parameters_(network, generator)
     return network
@@ -279,8 +279,8 @@ def _assembled(name: str, num_classes: int, image_size: int, channels: int, widt
     return Network(trunk, head, classifier, name=name, image_size=image_size, channels=channels)
 
 
-def check_network(name: str, *, num_classes: int, image_size: int, channels: int, width: int | None = None) -> None:
-    """Finds out whether `build_network` would build a network, in milliseconds and without memory for its values.
+def empty_network(name: str, *, num_classes: int, image_size: int, channels: int, width: int | None = None) -> Network:
+    """A network without values, on the meta device, in milliseconds; nothing is drawn.
 
     Args:
         name: one of ``NETWORKS``.
@@ -292,7 +292,7 @@ def check_network(name: str, *, num_classes: int, image_size: int, channels: int
     Raises:
         ValueError: as `build_network`.
     """
-    _assembled(name, num_classes, image_size, channels, width, device="meta")
+    return _assembled(name, num_classes, image_size, channels, width, device="meta")
 
 
 @torch.no_grad()

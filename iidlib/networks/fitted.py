@@ -11,7 +11,7 @@ from iidlib.data import DatasetSpec
 from iidlib.engine import check_fits, compiler_available, configure, kernels
 from iidlib.errors import InputError, suggest
 from iidlib.names import network_name
-from iidlib.networks.architectures import NETWORKS, Network, build_network, check_network
+from iidlib.networks.architectures import NETWORKS, Network, build_network, empty_network
 from iidlib.networks.blocks import conv_blocks
 
 __all__ = ["check_network_for", "frozen", "network_bytes", "network_for", "prepare"]
@@ -82,8 +82,7 @@ def network_bytes(name: str, spec: DatasetSpec, width: int) -> int:
     own = width if name.startswith("convnet") else None
     classes, size, channels = len(spec.classes), spec.image_size, spec.channels
     if own is None or own <= _WIDE:
-        with torch.device("meta"):
-            network = build_network(name, num_classes=classes, image_size=size, channels=channels, width=own)
+        network = empty_network(name, num_classes=classes, image_size=size, channels=channels, width=own)
         return 4 * sum(parameter.numel() for parameter in network.parameters())
     # a quadratic function of the width, from which sizes follow that torch cannot count
     one, two, three = (network_bytes(name, spec, narrow) for narrow in (1, 2, 3))
@@ -134,7 +133,7 @@ def check_network_for(name: str, spec: DatasetSpec, *, width: int, compile: str 
     name = network_name(name)
     with _told_in_one_line(name):
         _check_width(name, spec, width, torch.device("cpu"))
-        check_network(name, **_fitting(name, spec, width))
+        empty_network(name, **_fitting(name, spec, width))
         check_compile(compile)
 
 
