@@ -227,7 +227,7 @@ def _check_steps(config: RunConfig, dataset: Dataset, groups: Sequence[Sequence[
 def _needs_pool(config: RunConfig) -> bool:
     """Whether a step trains a pool of networks on its classes."""
     terms = METHODS[config.method].terms_in_use(config).values() if config.method in METHODS else ()
-    return config.method in CHOICES or any(term.needs_pool and term.weight(config) > 0 for term in terms)
+    return config.method in CHOICES or any(term.needs_pool for term in terms)
 
 
 def _listed(names: Sequence[str], most: int = 10) -> str:

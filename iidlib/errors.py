@@ -3,7 +3,7 @@
 import difflib
 from collections.abc import Iterable
 
-__all__ = ["InputError", "near", "out_of_memory", "suggest"]
+__all__ = ["InputError", "memory_text", "near", "out_of_memory", "suggest"]
 
 
 class InputError(ValueError):
@@ -43,8 +43,14 @@ _TOO_LARGE = (
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory was not enough; torch has no class of its own for that on a CPU."""
-    if isinstance(error, MemoryError):
+    """Whether an error says that memory was not enough; on a CPU torch has no class of its own for that."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's, of a GPU
         return True
     kinds = (RuntimeError, OverflowError, ValueError, TypeError)
     return isinstance(error, kinds) and any(words in str(error) for words in _TOO_LARGE)
+
+
+def memory_text(error: BaseException) -> str:
+    """That memory was not enough, with what the error says of it."""
+    said = " ".join(str(error).split())[:120]
+    return f"out of memory ({said})" if said else "out of memory"

@@ -943,7 +943,7 @@ WRONG = {
     "experts untrained": (["experts", "--dataset", "shapes", "--out", "pool", "--network", "convnet1", "--set",
                            "pool.width=1", "--set", "pool.lr=1e-9", "--count", "1", "--epochs", "1",
                            "--set", "compute.compile=off"],
-                          "which guessing could too; .* Raise pool.epochs"),
+                          "no better than guessing .* Raise pool.epochs"),
     "bench device": (["bench", "--device", "gpu"], "device 'gpu' is not known"),
     "data nothing": (["data"], "Missing command.*iid data --help"),
     "data check": (["data", "check", "cifar"], "unknown dataset 'cifar'; did you mean 'cifar10'"),

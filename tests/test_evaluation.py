@@ -124,7 +124,7 @@ def test_the_protocol_is_what_training_is_given(pictures, monkeypatch):
     judge(chosen, pictures, changed(epochs=11, num_eval=2), seed=5)
     training = Training(11, 0.02, 8, (Drop(7, 0.002, restart=True),), pictures.spec.augmentation, cutmix=0.0)
     seeds = [stream_seed(5, number, "evaluation of convnet2") for number in range(2)]
-    assert asked == [(training, {"seed": seed}) for seed in seeds]
+    assert asked == [(training, {"seed": seed, "on_epoch": None}) for seed in seeds]
     asked.clear()
     judge(chosen, pictures, changed(augmentation="none", num_eval=1))
     judge(chosen, pictures, changed(augmentation="flip", num_eval=1))
@@ -656,3 +656,12 @@ def test_scores_note_how_they_were_obtained(pictures):
     protocol = changed(epochs=1, num_eval=1)
     noted = judge(random_real(pictures.train, 1), pictures, protocol, seed=4).attrs
     assert noted == {"dataset": "shapes", "seed": 4, "protocol": attrs.asdict(protocol)}
+
+
+def test_any_number_of_networks_may_be_asked_for(pictures):
+    """Nothing is listed beforehand; a reader may stop after any of them."""
+    rows = evaluation_run.evaluated(
+        random_real(pictures.train, 1), pictures, protocol=changed(num_eval=10**12, epochs=1)
+    )
+    assert next(rows)["evaluation_seed"] == 0
+    rows.close()

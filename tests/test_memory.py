@@ -138,6 +138,7 @@ def test_memory_that_runs_out_on_a_cpu_is_one_line(
         ("--ipc", "1" + "0" * 18), ("--iterations", "1" + "0" * 30), ("--seed", "9" * 400),
         ("--set", "match.width=1e5000"),
         ("--set", "syn.lr=1e-50"), ("--set", "syn.factor=1e15"), ("--set", "match.cm=0.02"),
+        ("--set", "match.statistics=cached", "--set", "match.cached_pairs=9223372036854775807"),
         ("--set", "queue.start=1e17", "--set", "queue.size=1e17"), ("--set", "eval.networks=convnet3,convnet3"),
         ("--set", "pool.count=1e15"), ("--set", "match.width=0x10"),
         ("--set", "checkpoint.seconds=inf"), ("--set", "compute.chunk=\u0663"), ("--ipc", "9" * 5000),

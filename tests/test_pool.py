@@ -289,7 +289,9 @@ def test_a_training_that_lacks_a_member_is_done_again(pictures, cache):
 
 
 def test_an_untrained_copy_is_refused_by_the_passes_it_had(pictures, cache):
-    with pytest.raises(InputError, match=r"after 1 passes \(pool.epochs_kept\), which guessing .*Keep later passes"):
+    with pytest.raises(
+        InputError, match=r"after 1 epochs \(pool.epochs_kept\), no better than guessing .*Keep later epochs"
+    ):
         train(pictures, config(lr=1e-9, epochs_kept=(1,), seed=1))
     assert not cache.exists()
 
@@ -447,8 +449,26 @@ def test_a_weak_network_is_used_with_a_warning(cache, caplog):
     assert len(caplog.records) == 1
 
 
+def test_a_guess_at_the_largest_class_is_weak_however_large_it_is(cache, caplog):
+    whole = shapes(2, 40, 16)
+    uneven = torch.cat([torch.arange(20), torch.arange(20, 25)])  # 20 of one class, five of the other
+    test = RealSet(whole.test.images[uneven], whole.test.labels[uneven], whole.spec)
+    held_out = HeldOut.of(test)
+    assert held_out.chance == 0.8 and held_out.well_trained < 20 < held_out.better_than_chance
+    with caplog.at_level(logging.WARNING, logger="iidlib"):
+        train(Dataset(whole.name, whole.train, test, whole.spec), config(lr=1e-9, epochs=1, untrained="warn"))
+    assert f"where {held_out.better_than_chance} are usual" in caplog.text
+
+
+def test_a_dataset_without_test_images_has_no_pool(pictures, cache):
+    none = RealSet(pictures.test.images[:0], pictures.test.labels[:0], pictures.spec)
+    with pytest.raises(InputError, match=r"shapes has no test images, .*dm and dm-cm need no pool"):
+        train(Dataset(pictures.name, pictures.train, none, pictures.spec))
+    assert not cache.exists()
+
+
 def test_labels_that_nothing_can_learn_are_told(cache):
-    with pytest.raises(InputError, match="names 20 of 40 held-out images right, which guessing could too; 26 would"):
+    with pytest.raises(InputError, match="names 20 of 40 held-out images right, no better than guessing \\(26 would"):
         train(cats_and_dogs(0.5), config(lr=0.02))
 
 
@@ -456,7 +476,7 @@ def test_an_untrained_pool_is_refused_and_not_kept(pictures, cache):
     with pytest.raises(InputError) as caught:
         train(pictures, config(lr=1e-9, epochs=1, seed=1))
     assert one_line(caught)
-    for part in ("network 0 of the pool (convnet2) names", "which guessing could too", "Raise pool.epochs (now 1)"):
+    for part in ("network 0 of the pool (convnet2) names", "no better than guessing", "Raise pool.epochs (now 1)"):
         assert part in str(caught.value)
     for remedy in ("give more images", "pool.untrained=warn", "dm and dm-cm need no pool"):
         assert remedy in str(caught.value)
@@ -467,7 +487,7 @@ def test_an_untrained_pool_is_taken_on_request_and_told(pictures, cache, caplog)
     with caplog.at_level(logging.WARNING, logger="iidlib"):
         pool = train(pictures, config(lr=1e-9, epochs=1, seed=1, untrained="warn"))
     assert len(pool.networks) == 2 and "nothing that can be told from guessing" in caplog.text
-    with pytest.raises(InputError, match="which guessing could too"):
+    with pytest.raises(InputError, match="no better than guessing"):
         train(pictures, config(lr=1e-9, epochs=1, seed=1))  # the kept one, without the request
 
 

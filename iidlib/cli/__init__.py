@@ -21,7 +21,7 @@ from typer.core import TyperCommand, TyperGroup
 from iidlib._version import __version__
 from iidlib.cli import bench, config, continual, data, distill, evaluate, experts, reproduce, sweep
 from iidlib.cli.session import Failed
-from iidlib.errors import InputError, out_of_memory
+from iidlib.errors import InputError, memory_text, out_of_memory
 from iidlib.files import user_path
 
 __all__ = ["app", "main"]
@@ -131,10 +131,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _end(1, *str(error).splitlines())
     except OSError as error:
         _end(1, f"failed: {error}")
-    except (RuntimeError, MemoryError, OverflowError) as error:
+    except (RuntimeError, MemoryError, OverflowError, ValueError, TypeError) as error:
         if not out_of_memory(error):
             raise
-        _end(1, f"failed: out of memory ({' '.join(str(error).split())[:120]})", "give smaller numbers")
+        _end(1, f"failed: {memory_text(error)}", "give smaller numbers")
     sys.exit(status if isinstance(status, int) else 0)
 
 

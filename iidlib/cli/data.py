@@ -93,3 +93,4 @@ def data_check(
             typer.echo(f"{file.state:8} {file.path} {file.detail}".rstrip())
     if not found.ok:
         raise InputError(f"{name} is not whole; {found.get}")
+    typer.echo(f"{name}: {len(found.files)} files, all whole" if found.files else f"{name}: no files, {found.get}")

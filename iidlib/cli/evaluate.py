@@ -123,7 +123,9 @@ def evaluate(
     except InputError as error:
         if dataset is not None or synthetic is None:
             raise
-        raise InputError(f"{error}; the set was made from {name}: name what it is tested on with --dataset") from None
+        raise InputError(
+            f"{error} (the set was made from {name}; --dataset names another dataset to test it on)"
+        ) from None
     fitted = dataset_for(synthetic, loaded) if synthetic else loaded
     size = synthetic.ipc if synthetic else 10 if ipc is None else ipc
     config = evaluation_config(origin, fitted, size, scale=scale, protocol=protocol, changes=chosen)

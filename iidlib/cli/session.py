@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from iidlib.config import RunConfig
-from iidlib.errors import InputError, out_of_memory, suggest
+from iidlib.errors import InputError, memory_text, out_of_memory, suggest
 from iidlib.files import readable
 
 if TYPE_CHECKING:
@@ -74,11 +74,14 @@ def keeping(folder: Path | None = None, again: str = "") -> Iterator[None]:
     except (RuntimeError, MemoryError, OverflowError, ValueError, TypeError) as error:
         if isinstance(error, InputError) or not out_of_memory(error):
             raise
-        what = f"failed: out of memory ({' '.join(str(error).split())[:120]})"
         lower = (
             "it needs less with a smaller --set compute.chunk= (images in one pass), compute.together= (networks at "
-            "once), match.batch_real=, eval.batch=, or the width of a network"
+            "once), match.batch_real=, eval.batch=, eval.num_eval=, or the width of a network"
         )
-        raise Failed(told(f"{what}; {lower}", "begin anew with another --out")) from error
+        distilled = folder is not None and (folder / "synthetic.safetensors").is_file()
+        next_ = (
+            f"evaluate its set with: iid evaluate {folder} --set ..." if distilled else "begin anew with another --out"
+        )
+        raise Failed(told(f"failed: {memory_text(error)}; {lower}", next_)) from error
     except OSError as error:
         raise Failed(told(f"failed: {' '.join(str(error).split())}", f"go on with: {again}")) from error

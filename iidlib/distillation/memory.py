@@ -16,9 +16,9 @@ def least_memory(config: RunConfig, dataset: Dataset, terms: Collection[str], *,
     """Bytes that a distillation holds at one time at the least, by what they are for.
 
     Counted are an iteration's real images and the last maps that the matching network gives of all of them (ConvNets
-    only), the synthetic images as a network sees them, and the weights of networks that are kept: of the matching
-    network, a queue with its momenta, a pool. Activations within a chunk are left out: what is refused does not fit,
-    what is not refused may still be too much.
+    only), the synthetic images as a network sees them, cached statistics, and the weights of networks that are kept:
+    of the matching network, a queue with its momenta, a pool. Activations within a chunk are left out: what is refused
+    does not fit, what is not refused may still be too much.
 
     Args:
         config: the settings.
@@ -37,6 +37,11 @@ def least_memory(config: RunConfig, dataset: Dataset, terms: Collection[str], *,
         f"{real} real images in an iteration: lower match.batch_real or match.width": real * (pixels + position),
         f"{syn} synthetic images: lower ipc or syn.factor": syn * (pixels + position),
     }
+    if match.statistics == "cached":
+        kept = min(match.cached_pairs, config.iterations)
+        statistics = len(spec.classes) * (position + 4 * match.width**2) if position else 0
+        # their order is drawn as one list of numbers
+        needs["the cached statistics: lower match.cached_pairs"] = 8 * match.cached_pairs + kept * statistics
     if (weights := _weights(match.network, dataset, match.width)) is not None:
         held = 1
         if queue:

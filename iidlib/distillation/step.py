@@ -261,7 +261,7 @@ class Distillation:
             provenance["drift"] = "see environment.json"
         images, factor = self.optimiser.images_after_sweep(), self.config.syn.factor
         if not bool(torch.isfinite(images).all()):  # wrong input of a set, but here a failure of the run
-            raise FloatingPointError(f"the images are not finite after {iteration} iterations; lower syn.lr")
+            raise FloatingPointError(f"the images are not finite after {iteration} iterations; {self.remedy()}")
         return SyntheticSet(images, self._labels, self.real.spec, provenance, factor)
 
     def state(self) -> dict[str, Tensor]:

@@ -110,6 +110,10 @@ def trained_pool(
             compile=compute.compile,
         )
 
+    if not len(dataset.test):
+        raise InputError(
+            f"{dataset.name} has no test images, on which pretrained networks are tried; give it some ({NO_POOL})"
+        )
     held_out = HeldOut.of(dataset.test)
     members = {(number, passes): _file_name(config, number, passes) for number, passes in pool_members(config)}
     missing = sorted({number for (number, _), name in members.items() if name not in known})
@@ -130,7 +134,7 @@ def trained_pool(
             content = to_bytes({key: tensor.contiguous() for key, tensor in weights.items()})
             if unkept or not _keep(folder, name, content, facts, private=not config.path):
                 unkept[name] = content
-            after = "" if passes == config.epochs else f" after {passes} of {config.epochs} passes"
+            after = "" if passes == config.epochs else f" after {passes} of {config.epochs} epochs"
             logger.info("network %d of %d%s: %.1f %% on held-out images", number + 1, config.count, after, known[name])
     networks, digest = [], sha256()
     for (number, passes), name in members.items():
@@ -216,24 +220,24 @@ def _check_trained(config: PoolConfig, held_out: HeldOut, number: int, passes: i
     if needed is None or right >= needed or config.untrained == "warn":
         return
     early = passes < config.epochs
-    remedy = "keep later passes" if early else f"raise pool.epochs (now {config.epochs})"
+    remedy = "Keep later epochs" if early else f"Raise pool.epochs (now {config.epochs})"
     raise InputError(
         f"network {number} of the pool ({config.network}) names {right} of {held_out.images} held-out images right"
-        f"{f' after {passes} passes (pool.epochs_kept)' if early else ''}, which guessing could too; {needed} would be "
-        f"better than chance ({100 * held_out.chance:.1f} %). {remedy.capitalize()}, give more images, or take the "
-        f"network as it is with pool.untrained=warn; {NO_POOL}"
+        f"{f' after {passes} epochs (pool.epochs_kept)' if early else ''}, no better than guessing ({needed} would "
+        f"be). {remedy}, give more images, or set pool.untrained=warn; {NO_POOL}"
     )
 
 
 def _warn_of_weak(config: PoolConfig, held_out: HeldOut, accuracies: Sequence[float]) -> None:
     """Says once what the networks of a pool are worth, where that is little or cannot be known."""
     right, needed = [held_out.right(reached) for reached in accuracies], held_out.better_than_chance
-    who = f"{config.network} trained for {config.epochs} passes"
+    who = f"{config.network} trained for {config.epochs} epochs"
+    usual = max(held_out.well_trained, needed or 0)
     if needed is None:
         logger.warning(
             "%d held-out images are too few to tell whether the pool (%s) has learned anything", held_out.images, who
         )
-    elif weak := [count for count in right if count < held_out.well_trained]:
+    elif weak := [count for count in right if count < usual]:
         guessing = [count for count in weak if count < needed]
         logger.warning(
             "the pool (%s) has learned %s: %s of %d held-out images right, where %d are usual and %d are better than "
@@ -242,7 +246,7 @@ def _warn_of_weak(config: PoolConfig, held_out: HeldOut, accuracies: Sequence[fl
             "nothing that can be told from guessing" if guessing else "little",
             ", ".join(map(str, weak)),
             held_out.images,
-            held_out.well_trained,
+            usual,
             needed,
             NO_POOL,
         )

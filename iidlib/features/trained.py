@@ -32,7 +32,7 @@ class HeldOut:
     @classmethod
     def of(cls, test: RealSet) -> "HeldOut":
         """The held-out images of a dataset."""
-        return cls(len(test), test.num_classes, max(test.counts) / len(test))
+        return cls(len(test), test.num_classes, int(test.counts.max()) / len(test))
 
     def right(self, accuracy: float) -> int:
         """How many images an accuracy in percent stands for."""
