@@ -874,7 +874,7 @@ def test_a_class_without_test_images_is_told_once(iid: Run, pictures: Path, capl
 def test_a_set_of_a_dataset_that_is_not_known_here_says_what_to_give(iid: Run, finished: Path) -> None:
     path = finished / "synthetic.safetensors"
     path.write_bytes(changed(path.read_bytes(), dataset="birds"))
-    message = "unknown dataset 'birds'.*the set was made from birds: name what it is tested on with --dataset"
+    message = "unknown dataset 'birds'.*the set was made from birds; --dataset names another"
     assert_one_line(iid("evaluate", "run"), message)
     assert iid("evaluate", "run", "--dataset", "shapes", "--no-baseline").status == 0
 
