@@ -153,6 +153,7 @@ def folder(root: Path, *names: str) -> Path:
         (("a/synthetic.safetensors", "b/synthetic.safetensors"), r"holds runs \(2 of them\); give one .*such as .*/a$"),
         (("a/synthetic.png", "b/synthetic.png"), "a folder of pictures, not a synthetic set.*whole --dataset folder:"),
         (("0.jpg",), "a folder of pictures"),
+        (("0.JP2",), "a folder of pictures"),
         (("res_DC.pt",), "no synthetic set .*/res_DC.pt is a pickle in torch's format before 1.6 in DatasetCond"),
         (("images_best.pt", "labels_best.pt"), "images_best.pt is a pickle of torch.save in MTT's layout"),
         (

@@ -15,12 +15,12 @@ from pathlib import Path
 
 from PIL import Image
 
+from iidlib.data.image_tree import ENDINGS
+
 __all__ = ["kind_of_folder", "kind_of_tensors", "refusal"]
 
 HEAD = 1 << 20
 """Bytes that are looked at, of a file or of the pickle in it; the names that tell formats apart come first."""
-
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 _LEGACY_TORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 """The number that torch.save began its files with before it wrote zip archives."""
@@ -114,7 +114,7 @@ def kind_of_folder(path: Path) -> str:
         what, remedy = told or ("a file of another program", from_tensors("load it"))
         return f"no synthetic set at {path / 'synthetic.safetensors'}; {path / pickles[0]} is {what}; {remedy}"
     below = (entry for name in names for entry in (path / name, *_some(path / name)))
-    if any(entry.suffix.lower() in PICTURES for entry in below):
+    if any(entry.suffix.lower() in ENDINGS for entry in below):
         return (
             f"{path} is a folder of pictures, not a synthetic set; pictures have lost digits, and a set keeps them: "
             "give the set itself (synthetic.safetensors), or take the pictures as a dataset: "
