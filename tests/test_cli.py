@@ -771,6 +771,7 @@ def test_a_file_that_appears_where_the_scores_go_stays_as_it_is(
             "lie one in the other, and one of them is a",
         ),
         (["evaluate", "run", "--results", "run/scores-incomplete.json"], "where the run in run writes its own files"),
+        (["evaluate", "run", "--results", "run/scores-12.json"], "where the run in run writes its own files"),
     ],
 )
 def test_a_table_where_the_command_writes_something_else_is_found_out_before(

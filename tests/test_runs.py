@@ -109,7 +109,7 @@ def test_what_a_process_left_that_was_killed_while_writing_is_not_in_the_way(tmp
     folder = RunFolder.create(tmp_path / "run", CONFIG)
     assert folder.config() == CONFIG and not left.exists()
     folder.checkpoints.mkdir()
-    for name in ("synthetic.safetensors", "scores.json", "synthetic-expanded.png"):
+    for name in ("synthetic.safetensors", "scores.json", "scores-incomplete.json", "synthetic-expanded.png"):
         (folder.path / temporary(name)).write_bytes(b"half")
     for name in ("0000005.safetensors", "0000005.json"):
         (folder.checkpoints / temporary(name)).write_bytes(b"half")

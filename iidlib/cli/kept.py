@@ -21,10 +21,6 @@ if TYPE_CHECKING:
 
 __all__ = ["KeptRows", "check_apart", "write_new"]
 
-OF_A_RUN = ("config.yaml", "environment.json", "metrics.jsonl", "scores.json", "scores-incomplete.json", "checkpoints",
-            ".lock", "synthetic.safetensors", "synthetic.png", "synthetic-expanded.png")  # fmt: skip
-"""What a run writes in its folder."""
-
 
 def check_apart(results: Path, out: Path, *, folder: bool) -> None:
     """Refuses a table of results where the command writes something else, which would be found out after its work.
@@ -42,8 +38,10 @@ def check_apart(results: Path, out: Path, *, folder: bool) -> None:
     if table == other or table in other.parents or (not folder and other in table.parents):
         raise InputError(f"--results {results} and --out {out} {clash}; give another --results")
     if folder and other in table.parents:
+        from iidlib.runs.contents import belongs_to_run
+
         first = table.relative_to(other).parts[0]
-        if first in OF_A_RUN or first.startswith("step-"):
+        if belongs_to_run(first) or first.startswith("step-"):
             raise InputError(
                 f"--results {results} is where the run in {out} writes its own files; give another --results"
             )

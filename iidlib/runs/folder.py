@@ -8,7 +8,6 @@ import contextlib
 import json
 import logging
 import os
-import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -31,19 +30,11 @@ from iidlib.files import (
     user_path,
 )
 from iidlib.locks import is_lock, locked
+from iidlib.runs.contents import CHECKPOINT_FILE, LOCK, RUN_FILE
 from iidlib.runs.environment import environment
 from iidlib.runs.records import in_short, json_object, metric_rows, score_records
 
 __all__ = ["RunFolder"]
-
-# The files that a run writes in its folder and in that of its checkpoints: their temporary files are removed when a
-# process was killed while writing, and nobody else's.
-_OWN = re.compile(
-    r"config\.yaml|environment\.json|metrics\.jsonl|scores\.json|synthetic\.safetensors|synthetic(-expanded)?\.png"
-)
-_OWN_CHECKPOINT = re.compile(r"\d{7,}\.(safetensors|json)")
-
-_LOCK = ".lock"
 
 logger = logging.getLogger("iidlib")
 
@@ -117,7 +108,7 @@ class RunFolder:
         place = place_of(self.path)
         if not place.exists() or (place.is_dir() and not self._holds_something(place)):
             return
-        if place.is_dir() and not self._held and os.path.lexists(place / _LOCK) and is_lock(place / _LOCK):
+        if place.is_dir() and not self._held and os.path.lexists(place / LOCK) and is_lock(place / LOCK):
             # held by another process, which it names, or left by one that died
             with contextlib.suppress(OSError), self.lock():
                 pass
@@ -215,13 +206,13 @@ class RunFolder:
     def _holds_something(place: Path) -> bool:
         """Whether there is more than a lock, and what a process left that was killed while it wrote the settings."""
         return any(
-            unfinished(path.name) != "config.yaml" and not (path.name == _LOCK and is_lock(path))
+            unfinished(path.name) != "config.yaml" and not (path.name == LOCK and is_lock(path))
             for path in place.iterdir()
         )
 
     def remove_unfinished(self) -> None:
         """Removes the temporary files of processes that were killed while writing; of use to whoever holds the lock."""
-        for folder, names in ((self.path, _OWN), (self.checkpoints, _OWN_CHECKPOINT)):
+        for folder, names in ((self.path, RUN_FILE), (self.checkpoints, CHECKPOINT_FILE)):
             for path in folder.glob(".*"):
                 if names.fullmatch(unfinished(path.name) or "") and path.is_file():
                     path.unlink(missing_ok=True)
@@ -295,7 +286,7 @@ class RunFolder:
         """
         with contextlib.ExitStack() as held:
             try:
-                held.enter_context(locked(self.path / _LOCK, wait=False))
+                held.enter_context(locked(self.path / LOCK, wait=False))
             except BlockingIOError as holder:
                 raise InputError(f"{self.path} is in use by {holder}; wait for it, or give another --out") from None
             except FileExistsError as error:

@@ -1,0 +1,22 @@
+"""What a run writes in its folder, by name."""
+
+import re
+
+__all__ = ["CHECKPOINT_FILE", "LOCK", "RUN_FILE", "belongs_to_run"]
+
+LOCK = ".lock"
+"""Held by the process that works in the folder."""
+
+RUN_FILE = re.compile(
+    r"config\.yaml|environment\.json|metrics\.jsonl|scores(-incomplete|-\d+)?\.json"
+    r"|synthetic\.safetensors|synthetic(-expanded)?\.png"
+)
+"""Files of a run; scores with a number are those of a set that was replaced when the run was continued."""
+
+CHECKPOINT_FILE = re.compile(r"\d{7,}\.(safetensors|json)")
+"""Files in the folder of its checkpoints."""
+
+
+def belongs_to_run(name: str) -> bool:
+    """Whether a run writes a file or a folder of this name directly in its folder."""
+    return name in (LOCK, "checkpoints") or bool(RUN_FILE.fullmatch(name))
