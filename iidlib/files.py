@@ -7,9 +7,9 @@ import re
 import secrets
 import stat
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import yaml
 
@@ -27,6 +27,7 @@ __all__ = [
     "set_aside",
     "unfinished",
     "user_path",
+    "write_new",
 ]
 
 PACKAGE = Path(__file__).resolve().parent
@@ -81,19 +82,84 @@ def atomic_write(path: Path, content: bytes | str, *, private: bool = False) -> 
     Raises:
         OSError: if it cannot be written; what was there is as it was.
     """
-    temporary = path.with_name(f".{_cut(path.name)}.{os.getpid()}-{secrets.token_hex(8)}.unfinished")
-    # a name that nobody can guess, and O_EXCL: nothing is opened that somebody else has put there, and no link followed
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
-    descriptor = os.open(temporary, flags, 0o600 if private else 0o666)
+    temporary = _temporary(path)
     try:
-        with open(descriptor, "wb") as file:  # noqa: PTH123, a descriptor and no path
-            _take_mode(descriptor, path, private=private)
+        with _created(temporary, 0o600 if private else 0o666) as file:
+            _take_mode(file.fileno(), path, private=private)
             file.write(_encoded(content) if isinstance(content, str) else content)
-            file.flush()
-            os.fsync(file.fileno())
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_new(path: Path, content: bytes | str) -> Path:
+    """Writes a file whole, and never over another one: if one is there, beside it under a name with a number.
+
+    Args:
+        path: the file that is meant; its folder is made.
+        content: of the file, as for `atomic_write`.
+
+    Returns:
+        The file that was written.
+
+    Raises:
+        OSError: if it cannot be written; nothing is left of it.
+    """
+    make_folders(path.parent)
+    temporary = _temporary(path)
+    numbered = (path.with_name(f"{path.stem}-{number}{path.suffix}") for number in itertools.count(2))
+    try:
+        with _created(temporary, 0o666) as file:
+            file.write(_encoded(content) if isinstance(content, str) else content)
+        return next(place for place in itertools.chain([path], numbered) if _renamed(temporary, place))
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _renamed(temporary: Path, place: Path) -> bool:
+    """Gives a file a name that no other file has; False where one has it."""
+    try:
+        os.link(temporary, place)
+    except FileExistsError:
+        return False
+    except OSError:  # a file system without links: an empty file takes the name, and is replaced
+        try:
+            with _created(place, 0o666):
+                pass
+        except FileExistsError:
+            return False
+        try:
+            temporary.replace(place)
+        except BaseException:
+            place.unlink(missing_ok=True)
+            raise
+    return True
+
+
+def _temporary(path: Path) -> Path:
+    """A name beside a file, for the time until it is written, that nobody can guess."""
+    return path.with_name(f".{_cut(path.name)}.{os.getpid()}-{secrets.token_hex(8)}.unfinished")
+
+
+@contextlib.contextmanager
+def _created(path: Path, mode: int) -> Iterator[BinaryIO]:
+    """A file that was not there, to be written in the block and then flushed to disk; removed where that fails.
+
+    Nothing is opened that somebody else has put there, and no link is followed.
+
+    Raises:
+        FileExistsError: if it is there.
+    """
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+    descriptor = os.open(path, flags, mode)
+    try:
+        with open(descriptor, "w+b") as file:  # noqa: PTH123, a descriptor and no path
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
 
 
 def unfinished(name: str) -> str | None:

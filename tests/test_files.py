@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from iidlib import files
-from iidlib.files import atomic_write, cache_dir, make_folders
+from iidlib.files import atomic_write, cache_dir, make_folders, write_new
 
 
 def mode(path: Path) -> int:
@@ -151,6 +151,44 @@ def test_a_corrupted_file_is_set_aside_under_a_name_that_is_free(tmp_path: Path)
         (tmp_path / "a.json").write_text(str(number))
         assert files.set_aside(tmp_path / "a.json") == tmp_path / name
     assert [path.read_text() for path in sorted(tmp_path.iterdir())] == ["0", "1", "2"]
+
+
+@pytest.fixture(params=["links", "no links"])
+def links(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A file system that knows hard links, and one that does not."""
+
+    def refuse(source: Path, place: Path) -> None:
+        if place.exists():
+            raise FileExistsError(place)
+        raise OSError("Operation not supported")
+
+    if request.param == "no links":
+        monkeypatch.setattr(os, "link", refuse)
+    return request.param
+
+
+@pytest.mark.usefixtures("links")
+def test_a_new_file_goes_beside_those_that_are_there(tmp_path):
+    target = tmp_path / "new" / "scores.json"
+    assert [write_new(target, f"{number}").name for number in (1, 2, 3)] == [
+        "scores.json", "scores-2.json", "scores-3.json",
+    ]  # fmt: skip
+    assert [path.read_text() for path in sorted(target.parent.iterdir())] == ["2", "3", "1"]
+    (tmp_path / "link.json").symlink_to(tmp_path / "nowhere")
+    assert write_new(tmp_path / "link.json", "").name == "link-2.json"
+    assert not (tmp_path / "nowhere").exists()
+
+
+@pytest.mark.parametrize("broken", ["fsync", "replace"])
+def test_nothing_is_left_of_a_new_file_that_cannot_be_written(broken, tmp_path, monkeypatch):
+    def fail(*args: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(os, "link", fail)
+    monkeypatch.setattr(*((os, "fsync") if broken == "fsync" else (Path, "replace")), fail)
+    with pytest.raises(OSError, match="disk full"):
+        write_new(tmp_path / "file", "after")
+    assert not list(tmp_path.iterdir())
 
 
 # Folders

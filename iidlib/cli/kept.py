@@ -1,8 +1,6 @@
 """Rows of evaluated networks: saved where the options say, also when something ends the evaluation before its end."""
 
 import contextlib
-import itertools
-import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -12,14 +10,14 @@ from typing import TYPE_CHECKING
 import typer
 
 from iidlib.errors import InputError
-from iidlib.files import atomic_write, place_of
+from iidlib.files import atomic_write, place_of, write_new
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from iidlib.runs import RunFolder
 
-__all__ = ["KeptRows", "check_apart", "write_new"]
+__all__ = ["KeptRows", "check_apart"]
 
 
 def check_apart(results: Path, out: Path, *, folder: bool) -> None:
@@ -45,41 +43,6 @@ def check_apart(results: Path, out: Path, *, folder: bool) -> None:
             raise InputError(
                 f"--results {results} is where the run in {out} writes its own files; give another --results"
             )
-
-
-def write_new(path: Path, content: str) -> Path:
-    """Writes a file whole, and never over another one: if one is there, beside it under a name with a number.
-
-    Args:
-        path: the file that is meant; its folder is made.
-        content: of the file.
-
-    Returns:
-        The file that was written.
-
-    Raises:
-        OSError: if it cannot be written.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    whole = path.with_name(f".{path.name}.{os.getpid()}.new")
-    try:
-        atomic_write(whole, content)
-        for place in itertools.chain(
-            [path], (path.with_name(f"{path.stem}-{n}{path.suffix}") for n in itertools.count(2))
-        ):
-            try:
-                os.link(whole, place)
-            except FileExistsError:
-                continue
-            except OSError:  # a file system without links: the name is taken first, and then filled
-                with contextlib.suppress(FileExistsError), place.open("x", encoding="utf-8") as file:
-                    file.write(content)
-                    return place
-                continue
-            return place
-    finally:
-        whole.unlink(missing_ok=True)
-    raise AssertionError("numbers do not end")
 
 
 class KeptRows:
