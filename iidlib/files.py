@@ -7,6 +7,7 @@ import re
 import secrets
 import stat
 import sys
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -24,6 +25,8 @@ __all__ = [
     "place_of",
     "readable",
     "remove_empty",
+    "remove_stale",
+    "replaced",
     "set_aside",
     "unfinished",
     "user_path",
@@ -32,6 +35,9 @@ __all__ = [
 
 PACKAGE = Path(__file__).resolve().parent
 """The folder that the package is installed in."""
+
+STALE_SECONDS = 3600
+"""A temporary file that has not changed for so long belongs to no process that is still writing."""
 
 
 class _NoAliases(yaml.SafeLoader):
@@ -68,15 +74,15 @@ def load_yaml(text: str) -> Any:
         raise ValueError(" ".join(str(error).split())) from None
 
 
-def atomic_write(path: Path, content: bytes | str, *, private: bool = False) -> None:
-    """Writes a file whole or not at all: temporary file beside it, flush to disk, rename.
+@contextlib.contextmanager
+def replaced(path: Path, *, private: bool = False) -> Iterator[BinaryIO]:
+    """A file to be written in the block, which takes the place of another when the block is done, or not at all.
 
-    A file that was there keeps its mode, and its owner where this user may give files away; a new one has the mode that
-    the umask says.
+    It is a temporary file beside the other, flushed to disk and renamed. A file that was there keeps its mode, and its
+    owner where this user may give files away; a new one has the mode that the umask says.
 
     Args:
         path: the file; a link is replaced, not followed.
-        content: its bytes, or its text, which is written as UTF-8.
         private: a file of the cache, for this user alone (mode 0600) whatever the umask.
 
     Raises:
@@ -86,10 +92,25 @@ def atomic_write(path: Path, content: bytes | str, *, private: bool = False) -> 
     try:
         with _created(temporary, 0o600 if private else 0o666) as file:
             _take_mode(file.fileno(), path, private=private)
-            file.write(_encoded(content) if isinstance(content, str) else content)
+            yield file
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def atomic_write(path: Path, content: bytes | str, *, private: bool = False) -> None:
+    """Writes a file whole or not at all, see `replaced`.
+
+    Args:
+        path: the file; a link is replaced, not followed.
+        content: its bytes, or its text, which is written as UTF-8.
+        private: a file of the cache, for this user alone (mode 0600) whatever the umask.
+
+    Raises:
+        OSError: if it cannot be written; what was there is as it was.
+    """
+    with replaced(path, private=private) as file:
+        file.write(_encoded(content) if isinstance(content, str) else content)
 
 
 def write_new(path: Path, content: bytes | str) -> Path:
@@ -166,6 +187,14 @@ def unfinished(name: str) -> str | None:
     """The name of the file that a temporary file of `atomic_write` was to become; None for any other file."""
     found = re.fullmatch(r"\.(.+)\.\d+-[0-9a-f]{16}\.unfinished", name, re.DOTALL)
     return found[1] if found else None
+
+
+def remove_stale(path: Path) -> None:
+    """Removes the temporary files of a file that nobody has written to for an hour: their processes were killed."""
+    with contextlib.suppress(OSError):  # a folder that is not there, or that another process clears as well
+        for place in path.parent.glob(".*.unfinished"):
+            if unfinished(place.name) == _cut(path.name) and time.time() - place.lstat().st_mtime > STALE_SECONDS:
+                place.unlink(missing_ok=True)
 
 
 def _cut(name: str) -> str:

@@ -177,6 +177,21 @@ def test_what_is_kept_is_private_and_an_ordinary_file_of_safetensors(root: Path)
         assert "00.png" not in str(content.metadata()), "names of files are the user's business"
     if os.name == "posix":
         assert kept(root).parent.stat().st_mode & 0o777 == 0o700
+        assert kept(root).stat().st_mode & 0o777 == 0o600
+
+
+def test_what_a_killed_process_left_of_the_cache_is_removed_when_it_is_old(root: Path) -> None:
+    whole(root)
+    cache = kept(root)
+    old, new = (cache.with_name(f".{cache.name}.4711-{digit * 16}.unfinished") for digit in "01")
+    other = cache.with_name(f".other.safetensors.4711-{'0' * 16}.unfinished")
+    for left in (old, new, other):
+        left.write_bytes(b"half")
+    for left in (old, other):
+        os.utime(left, (0, 0))
+    cache.unlink()
+    whole(root)
+    assert sorted(path.name for path in cache.parent.iterdir()) == sorted([cache.name, new.name, other.name])
 
 
 def test_nothing_is_left_of_a_write_that_fails(root: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -4,20 +4,17 @@ Whoever reads a folder again decodes only what is new or changed in it, also whe
 stopped halfway. What is kept is a safetensors file, whose metadata say which image is whose.
 """
 
-import contextlib
 import hashlib
 import json
 import logging
-import os
-import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from iidlib.data.depth import Found, Scale, ValueRange
-from iidlib.files import cache_dir
+from iidlib.files import cache_dir, make_folders, remove_stale, replaced
 
 __all__ = ["DecodedImages", "Kept", "file_keys"]
 
@@ -122,9 +119,9 @@ class DecodedImages:
 
         try:
             # what is decoded may be nobody else's business; a folder that is there stays as its owner wants it
-            self.path.parent.parent.mkdir(parents=True, exist_ok=True)
-            self.path.parent.mkdir(mode=0o700, exist_ok=True)
-            with _replaced(self.path) as file:
+            make_folders(self.path.parent, private=True)
+            remove_stale(self.path)
+            with replaced(self.path, private=True) as file:  # the images are never all in memory twice
                 digest = hashlib.sha256((files + facts["scale"]).encode())
                 file.write(header(digest.hexdigest()))
                 for place in kept:
@@ -135,20 +132,6 @@ class DecodedImages:
                 file.write(header(digest.hexdigest()))  # of the same length
         except OSError as error:
             logger.warning("cannot keep the decoded images in %s (%s)", self.path.parent, error.strerror or error)
-
-
-@contextlib.contextmanager
-def _replaced(path: Path) -> Iterator:
-    """A new file that takes the place of another once it is written; the images in it are never all in memory twice."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
-    try:
-        with temporary.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def file_keys(root: Path, paths: Sequence[Path]) -> list[str | None]:
