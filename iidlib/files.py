@@ -7,6 +7,7 @@ import re
 import secrets
 import stat
 import sys
+import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ __all__ = [
     "PACKAGE",
     "atomic_write",
     "cache_dir",
+    "check_writable",
     "checkout",
     "load_yaml",
     "make_folders",
@@ -275,6 +277,22 @@ def missing_folders(path: Path) -> list[Path]:
         if place.is_symlink():
             raise FileNotFoundError(f"{place} is a link that leads nowhere (to {place.readlink()})")
     return missing
+
+
+def check_writable(path: Path) -> None:
+    """Finds out whether a file could be written, long before it is; leaves nothing behind.
+
+    Args:
+        path: the file; folders above it may be absent.
+
+    Raises:
+        OSError: if it could not be written, or is there and read-only.
+    """
+    missing = missing_folders(path.parent)
+    with tempfile.TemporaryFile(dir=missing[-1].parent if missing else path.parent) as file:
+        file.write(b"0")
+    if path.exists() and not os.access(path, os.W_OK):
+        raise PermissionError("it is read-only")
 
 
 def make_folders(path: Path, *, private: bool = False) -> list[Path]:

@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import shutil
+import tempfile
 from collections import Counter
 from collections.abc import Callable
 from fractions import Fraction
@@ -585,7 +586,7 @@ def test_a_read_only_cache_is_named_and_a_whole_pool_is_loaded_from_it(pictures,
     def read_only(*given, **named):
         raise OSError(30, "Read-only file system")
 
-    monkeypatch.setattr(features_pool.tempfile, "TemporaryFile", read_only)
+    monkeypatch.setattr(tempfile, "TemporaryFile", read_only)
     assert len(train(pictures).networks) == 2
     with pytest.raises(
         InputError, match=r"cannot keep the pool in .*: Read-only file system; set IID_CACHE to another"

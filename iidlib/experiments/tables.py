@@ -1,15 +1,14 @@
 """Tables of results: CSV files to which runs add their rows, and those that come with a checkout."""
 
 import csv
-import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
 
+from iidlib import files
 from iidlib.errors import InputError
-from iidlib.files import PACKAGE, atomic_write, checkout, missing_folders, user_path
+from iidlib.files import PACKAGE, atomic_write, checkout, user_path
 from iidlib.locks import check_lock, locked
 
 __all__ = ["append_results", "append_rows", "check_results", "check_writable", "read_results", "results_dir", "rows_of"]
@@ -65,14 +64,9 @@ def check_writable(path: Path, option: str = "--out") -> None:
     Raises:
         InputError: if it cannot be written.
     """
+    path = user_path(path)
     try:
-        path = user_path(path)
-        missing = missing_folders(path.parent)
-        place = missing[-1].parent if missing else path.parent
-        with tempfile.TemporaryFile(dir=place):
-            pass
-        if path.exists() and not os.access(path, os.W_OK):
-            raise PermissionError("it is read-only")
+        files.check_writable(path)
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror or error}; give another {option}") from None
 

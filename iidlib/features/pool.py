@@ -3,7 +3,6 @@
 import itertools
 import json
 import logging
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
@@ -22,7 +21,7 @@ from iidlib.data import Dataset
 from iidlib.engine import default_together
 from iidlib.errors import InputError
 from iidlib.features.trained import HeldOut
-from iidlib.files import atomic_write, cache_dir, make_folders, remove_empty, user_path
+from iidlib.files import atomic_write, cache_dir, check_writable, make_folders, user_path
 from iidlib.networks import Network, frozen, network_for
 from iidlib.rng import stream
 from iidlib.training import Examples, Training, accuracy, fit, fit_together
@@ -118,7 +117,11 @@ def trained_pool(
     members = {(number, passes): _file_name(config, number, passes) for number, passes in pool_members(config)}
     missing = sorted({number for (number, _), name in members.items() if name not in known})
     if missing:
-        _check_keepable(folder, private=not config.path)
+        unwritten = next(name for name in members.values() if name not in known)
+        try:
+            check_writable(folder / f"{unwritten}.safetensors")
+        except OSError as error:
+            raise InputError(_cannot_keep(folder, error, private=not config.path)) from None
         logger.info("training %d %s for class centralization", len(missing), config.network)
     together = compute.together or default_together(device)
     unkept: dict[str, bytes] = {}
@@ -271,23 +274,6 @@ def _read_facts(folder: Path, fingerprint: str, *, explicit: bool) -> dict[str, 
             "give the settings it was trained with, or another pool.path"
         )
     return accuracies
-
-
-def _check_keepable(folder: Path, *, private: bool) -> None:
-    """Finds out before networks are trained whether they could be kept; leaves nothing behind.
-
-    Raises:
-        InputError: if the folder cannot be made or written.
-    """
-    made: list[Path] = []
-    try:
-        made = make_folders(folder, private=private)
-        with tempfile.TemporaryFile(dir=folder) as file:
-            file.write(b"0")
-    except OSError as error:
-        raise InputError(_cannot_keep(folder, error, private=private)) from None
-    finally:
-        remove_empty(made)
 
 
 def _cannot_keep(folder: Path, error: OSError, *, private: bool) -> str:
