@@ -24,7 +24,7 @@ from tqdm import tqdm
 from iidlib.config import RunConfig
 from iidlib.data import Dataset, RealSet
 from iidlib.distillation import METHODS, check_dataset, distill
-from iidlib.errors import InputError, suggest
+from iidlib.errors import InputError, listed, suggest
 from iidlib.evaluation import check_evaluation, choose, evaluate, random_real
 from iidlib.evaluation.coresets import CHOICES
 from iidlib.features import choosing_pool
@@ -200,12 +200,12 @@ def _check_steps(config: RunConfig, dataset: Dataset, groups: Sequence[Sequence[
     for number, group in enumerate(groups, 1):
         if set(group) <= set(untested):
             raise InputError(
-                f"step {number} ({_listed([names[label] for label in group])}) has no test images, so that it cannot "
-                "be tested; add some, or put its classes together with others by another order or other steps"
+                f"step {number} ({listed([names[label] for label in group], 10)}) has no test images, so that it "
+                "cannot be tested; add some, or put its classes together with others by another order or other steps"
             )
     if untested:
         logger.warning(
-            "no test images: %s; accuracies are those of the other classes", _listed([names[n] for n in untested])
+            "no test images: %s; accuracies are those of the other classes", listed([names[n] for n in untested], 10)
         )
     if _needs_pool(config) and config.pool.path and len(groups) > 1:
         raise InputError(
@@ -215,7 +215,7 @@ def _check_steps(config: RunConfig, dataset: Dataset, groups: Sequence[Sequence[
     alone = {number: names[group[0]] for number, group in enumerate(groups, 1) if len(group) == 1}
     if not alone or len(names) == 1:
         return
-    said = _listed([f"step {number} ({name})" for number, name in alone.items()])
+    said = listed([f"step {number} ({name})" for number, name in alone.items()], 10)
     if _needs_pool(config):
         raise InputError(
             f"{config.method} needs networks that tell classes apart, but {said} has one class; give every step "
@@ -228,12 +228,6 @@ def _needs_pool(config: RunConfig) -> bool:
     """Whether a step trains a pool of networks on its classes."""
     terms = METHODS[config.method].terms_in_use(config).values() if config.method in METHODS else ()
     return config.method in CHOICES or any(term.needs_pool for term in terms)
-
-
-def _listed(names: Sequence[str], most: int = 10) -> str:
-    """Names with commas, the first of many."""
-    more = len(names) - most
-    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
 
 
 def _with_longer_pool(config: RunConfig, times: float) -> RunConfig:

@@ -1,9 +1,9 @@
 """What users give wrong: one clear line, with a suggestion where a name is nearly right."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
-__all__ = ["InputError", "memory_text", "near", "out_of_memory", "suggest"]
+__all__ = ["InputError", "listed", "memory_text", "near", "out_of_memory", "suggest"]
 
 
 class InputError(ValueError):
@@ -16,6 +16,15 @@ class InputError(ValueError):
     def __init__(self, message: str) -> None:
         line = " ".join(message.splitlines())
         super().__init__(line if len(line) <= 1000 else f"{line[:600]} ... {line[-390:]}")
+
+
+def listed(names: Sequence[str], most: int = 5, *, between: str = ", ") -> str:
+    """The first names of a list, and how many more there are.
+
+    >>> listed(["cat", "dog", "owl"], 2)
+    'cat, dog and 1 more'
+    """
+    return between.join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def near(value: str, choices: Iterable[str]) -> str:

@@ -24,8 +24,7 @@ from iidlib.data.image_tree import Tree, Unreadable, scan
 from iidlib.data.layout import Layout, Part, layout_of
 from iidlib.data.padding import padded
 from iidlib.data.source import Images
-from iidlib.data.splits import MOST_NAMES, listed
-from iidlib.errors import InputError
+from iidlib.errors import InputError, listed
 from iidlib.files import user_path
 
 __all__ = [
@@ -34,6 +33,9 @@ __all__ = [
 ]  # fmt: skip
 
 SIZES = range(8, 513)
+
+MOST_COUNTS = 5
+"""Classes that are listed each with its number of images."""
 
 logger = logging.getLogger("iidlib")
 
@@ -215,7 +217,7 @@ def told(layout: Layout, options: FolderOptions) -> str:
 def _summary(part: Part, root: Path) -> str:
     counts, place = part.counts, "" if part.path == root else f" in {part.path.relative_to(root)}"
     each = ", ".join(f"{' '.join(name.splitlines())} {count}" for name, count in counts.items())
-    if len(counts) > MOST_NAMES:
+    if len(counts) > MOST_COUNTS:
         least, most = min(counts.values()), max(counts.values())
         each = f"{most} images per class" if least == most else f"{least} to {most} images per class"
     return f"{sum(counts.values())}{place} ({len(counts)} {'class' if len(counts) == 1 else 'classes'}: {each})"
@@ -228,8 +230,8 @@ def _cannot_be_read(name: str, tree: Tree, lost: Sequence[Unreadable]) -> str:
     if images := kinds["image"]:
         parts.append(f"{images} of {images + len(tree.all_images())} images")
     names = [f"{one.path.relative_to(tree.path) if one.path != tree.path else one.path} ({one.reason})" for one in lost]
-    more = f" and {len(lost) - 3} more (iid data check names all)" if len(lost) > 3 else ""
+    all_of_them = " (iid data check names all)" if len(lost) > 3 else ""
     return (
-        f"{name}: {' and '.join(parts)} in {tree.path} cannot be read: {', '.join(names[:3])}{more}; replace or remove "
-        "them, or give yourself the right to read them"
+        f"{name}: {' and '.join(parts)} in {tree.path} cannot be read: {listed(names, 3)}{all_of_them}; replace or "
+        "remove them, or give yourself the right to read them"
     )

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from iidlib.data.decoded import DecodedImages, file_keys
 from iidlib.data.depth import Found, Scale, ValueRange
 from iidlib.data.pictures import LARGEST, decode, quiet, read_picture
-from iidlib.errors import InputError
+from iidlib.errors import InputError, listed
 
 __all__ = ["LARGEST", "DecodedFiles", "decode", "decode_all", "decode_files"]
 
@@ -56,9 +56,8 @@ def decode_all(
     """
     decoded = decode_files(name, root, paths, size, values=values, keep=keep)
     if damaged := [f"{path.relative_to(root)} ({reason})" for path, reason in decoded.unreadable.items()]:
-        more = f" and {len(damaged) - 3} more" if len(damaged) > 3 else ""
         raise InputError(
-            f"{name}: {len(damaged)} of {len(paths)} images in {root} cannot be read: {', '.join(damaged[:3])}{more}; "
+            f"{name}: {len(damaged)} of {len(paths)} images in {root} cannot be read: {listed(damaged, 3)}; "
             "replace or remove them"
         )
     return decoded.images

@@ -16,8 +16,7 @@ from iidlib.data.duplicates import identical, nearly_identical
 from iidlib.data.folder import find_images, parse_folder, split_files, told, without_held_out
 from iidlib.data.image_files import decode_files
 from iidlib.data.layout import Layout, layout_of
-from iidlib.data.splits import listed
-from iidlib.errors import InputError
+from iidlib.errors import InputError, listed
 
 __all__ = ["FolderReport", "Range", "Twins", "inspect_folder"]
 

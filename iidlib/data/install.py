@@ -16,8 +16,8 @@ from pathlib import Path
 
 from iidlib.data.archives import unpack
 from iidlib.data.download import fetch, from_mirror
-from iidlib.data.source import PathLike, Remote, Source, file_checksum, in_short, in_the_way
-from iidlib.errors import InputError
+from iidlib.data.source import PathLike, Remote, Source, file_checksum, in_the_way
+from iidlib.errors import InputError, listed
 from iidlib.files import make_folders, remove_empty
 from iidlib.locks import locked
 
@@ -144,7 +144,7 @@ def _from_archive(source: Source, remote: Remote, root: Path, target: Path, work
         told = source.lacks(found)
         told += [f"{file.path.name} is damaged" for file in source.check(found) if file.state == "damaged"]
         if told:
-            raise InputError(f"{source.name}: what {archive} holds is not whole: {in_short(told)}")
+            raise InputError(f"{source.name}: what {archive} holds is not whole: {listed(told, 4, between='; ')}")
     except InputError as error:
         if users:
             raise InputError(f"{error}; move it away and fetch again") from None

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from iidlib.data.image_tree import UNREAD_PICTURES, Tree
-from iidlib.data.splits import find_split, inside, listed, role_of
-from iidlib.errors import InputError
+from iidlib.data.splits import find_split, inside, role_of
+from iidlib.errors import InputError, listed
 
 __all__ = ["Layout", "LeftOut", "Part", "layout_of"]
 

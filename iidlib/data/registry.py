@@ -12,7 +12,7 @@ from iidlib.data.folder import read_folder
 from iidlib.data.install import install
 from iidlib.data.mnist import mnist_checksums, mnist_remotes, read_mnist
 from iidlib.data.realset import Dataset, RealSet
-from iidlib.data.source import FileCheck, PathLike, Size, Source, in_short
+from iidlib.data.source import FileCheck, PathLike, Size, Source
 from iidlib.data.spec import ALL_OPERATIONS, SPECS, DatasetSpec, channel_statistics
 from iidlib.data.tinyimagenet import classes_of, problems, read_tinyimagenet, tinyimagenet_remotes
 from iidlib.data.torchvision_sets import (
@@ -24,7 +24,7 @@ from iidlib.data.torchvision_sets import (
     svhn_checksums,
     svhn_remotes,
 )
-from iidlib.errors import InputError, suggest
+from iidlib.errors import InputError, listed, suggest
 from iidlib.files import user_path
 from iidlib.names import dataset_name
 
@@ -240,7 +240,7 @@ def datasets(data_root: PathLike | None = None) -> list[DatasetRow]:
         folder = source.find(data_root)
         get = "comes with iidlib" if source.embedded else source.get
         told = source.lacks(folder) if folder else []
-        incomplete = f"{folder}: {in_short(told)}" if told else ""
+        incomplete = f"{folder}: {listed(told, 4, between='; ')}" if told else ""
         found = str(folder) if folder and not told else None
         rows.append(DatasetRow(source.name, found, *source.images, get, incomplete))
     drawn = shapes()

@@ -14,7 +14,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from iidlib.errors import InputError
+from iidlib.errors import InputError, listed
 from iidlib.files import PACKAGE, checkout, user_path
 
 __all__ = ["FileCheck", "Images", "PathLike", "Remote", "Size", "Source", "data_dir"]
@@ -145,7 +145,7 @@ class Source:
         folder = self.locate(data_root)
         get = self.get.replace("DIR", str(self.root_of(folder)))
         if self.problems and (told := self.problems(folder)):
-            raise InputError(f"{self.name}: {folder} is not whole: {in_short(told)}. {get}")
+            raise InputError(f"{self.name}: {folder} is not whole: {listed(told, 4, between='; ')}. {get}")
         for file in self.check(folder):
             if file.state == "missing":
                 raise InputError(f"{self.name}: {file.path} is missing; {get}")
@@ -165,11 +165,6 @@ def in_the_way(place: Path) -> str:
     """The end of a message, where a file stands where a folder above should be."""
     files = [above for above in place.parents if above.is_file()]
     return f", but {files[0]} is a file, not a folder" if files else ""
-
-
-def in_short(told: list[str]) -> str:
-    """The first four of what is told, and how much more there is."""
-    return "; ".join(told[:4]) + (f" and {len(told) - 4} more" if len(told) > 4 else "")
 
 
 def data_dir(name: str = "cifar10-mini", data_root: PathLike | None = None) -> Path:

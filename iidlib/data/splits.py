@@ -4,9 +4,9 @@ import re
 from collections.abc import Sequence
 
 from iidlib.data.image_tree import Tree
-from iidlib.errors import InputError
+from iidlib.errors import InputError, listed
 
-__all__ = ["find_split", "inside", "listed", "role_of"]
+__all__ = ["find_split", "inside", "role_of"]
 
 ROLES = {
     "train": ("train", "training"),
@@ -23,15 +23,6 @@ CONTAINERS = {"images", "image", "imgs", "img", "data"}
 """Folders between a split and its classes, as in ``train/images/cat``."""
 
 WORDS = {"train": "training images", "test": "test images", "val": "validation images"}
-
-MOST_NAMES = 5
-"""Names that a message lists at most."""
-
-
-def listed(names: Sequence[str]) -> str:
-    """The first names of a list, and how many more there are."""
-    more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
-    return ", ".join(names[:MOST_NAMES]) + more
 
 
 def role_of(name: str) -> tuple[str, str] | None:

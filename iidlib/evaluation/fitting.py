@@ -15,7 +15,7 @@ import torch
 
 from iidlib.config import ComputeConfig, EvalProtocol
 from iidlib.data import Dataset, DatasetSpec, RealSet
-from iidlib.errors import InputError
+from iidlib.errors import InputError, listed
 from iidlib.networks import check_network_for
 from iidlib.synthetic import SyntheticSet
 from iidlib.training import augmentation_stages
@@ -89,8 +89,8 @@ def _differing(own: DatasetSpec, given: DatasetSpec) -> list[str]:
         lacking = [name for name in own.classes if name not in given.classes]
         more = [name for name in given.classes if name not in own.classes]
         told = [f"{len(own.classes)} classes in the set, {len(given.classes)} there"]
-        told += [f"only in the set {_names(lacking)}"] if lacking else []
-        told += [f"only there {_names(more)}"] if more else []
+        told += [f"only in the set {listed([*map(repr, lacking)], 4)}"] if lacking else []
+        told += [f"only there {listed([*map(repr, more)], 4)}"] if more else []
         found.append(" - ".join(told))
     elif own.classes != given.classes and len(set(own.classes)) < len(own.classes):
         found.append("two classes have one name, and the classes stand in another order")
@@ -104,10 +104,6 @@ def _differing(own: DatasetSpec, given: DatasetSpec) -> list[str]:
     if own.channels != given.channels:
         found.append(f"the set's images have {own.channels} channels, these have {given.channels}")
     return found
-
-
-def _names(names: list[str]) -> str:
-    return ", ".join(map(repr, names[:4])) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
 
 
 def tell_differences(images: SyntheticSet | RealSet, dataset: Dataset) -> None:
@@ -147,7 +143,8 @@ def untested(test: RealSet) -> list[str]:
         rest = test.num_classes - len(names)
         say_once(
             logging.WARNING,
-            f"{test.spec.name} has no test images of {len(names)} of its {test.num_classes} classes ({_names(names)}); "
+            f"{test.spec.name} has no test images of {len(names)} of its {test.num_classes} classes "
+            f"({listed([*map(repr, names)], 4)}); "
             f"accuracies are over the {len(test)} images of the other {rest}",
         )
     return names

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from iidlib.data import DatasetSpec, normalize
-from iidlib.errors import InputError
+from iidlib.errors import InputError, listed
 
 __all__ = ["as_factor", "as_images", "as_labels", "check_spec", "class_order"]
 
@@ -111,11 +111,8 @@ def as_labels(given: object, images: Tensor, spec: DatasetSpec) -> Tensor:
     ipc = len(images) // classes
     counts = torch.bincount(labels, minlength=classes).tolist()
     if unequal := [label for label, count in enumerate(counts) if count != ipc]:
-        told = ", ".join(f"{spec.classes[label]!r} {counts[label]}" for label in unequal[:3])
-        more = f" and {len(unequal) - 3} more" if len(unequal) > 3 else ""
-        raise InputError(
-            f"a synthetic set of {len(images)} images needs {ipc} of each class; there are of {told}{more}"
-        )
+        told = listed([f"{spec.classes[label]!r} {counts[label]}" for label in unequal], 3)
+        raise InputError(f"a synthetic set of {len(images)} images needs {ipc} of each class; there are of {told}")
     return labels
 
 
