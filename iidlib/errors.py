@@ -3,7 +3,7 @@
 import difflib
 from collections.abc import Iterable, Sequence
 
-__all__ = ["InputError", "listed", "memory_text", "near", "out_of_memory", "suggest"]
+__all__ = ["InputError", "listed", "memory_text", "near", "one_line", "out_of_memory", "shortened", "suggest"]
 
 
 class InputError(ValueError):
@@ -14,8 +14,25 @@ class InputError(ValueError):
     """
 
     def __init__(self, message: str) -> None:
-        line = " ".join(message.splitlines())
-        super().__init__(line if len(line) <= 1000 else f"{line[:600]} ... {line[-390:]}")
+        super().__init__(shortened(" ".join(message.splitlines())))
+
+
+def shortened(text: str, most: int = 1000) -> str:
+    """Text of any length, such as one that repeats an endless number; where it is too long, without its middle.
+
+    >>> shortened("0123456789" * 9, 20)
+    '012345678901 ... 3456789'
+    """
+    return text if len(text) <= most else f"{text[: most * 60 // 100]} ... {text[-(most * 39 // 100) :]}"
+
+
+def one_line(error: object, most: int = 200) -> str:
+    r"""The beginning of an error's text in one line, for a message around it.
+
+    >>> one_line(ValueError("no number:\n  x"))
+    'no number: x'
+    """
+    return " ".join(str(error).split())[:most]
 
 
 def listed(names: Sequence[str], most: int = 5, *, between: str = ", ") -> str:
@@ -61,5 +78,5 @@ def out_of_memory(error: BaseException) -> bool:
 
 def memory_text(error: BaseException) -> str:
     """That memory was not enough, with what the error says of it."""
-    said = " ".join(str(error).split())[:120]
+    said = one_line(error, 120) if str(error) else ""
     return f"out of memory ({said})" if said else "out of memory"

@@ -21,7 +21,7 @@ from typer.core import TyperCommand, TyperGroup
 from iidlib._version import __version__
 from iidlib.cli import bench, config, continual, data, distill, evaluate, experts, reproduce, sweep
 from iidlib.cli.session import Failed
-from iidlib.errors import InputError, memory_text, out_of_memory
+from iidlib.errors import InputError, memory_text, one_line, out_of_memory, shortened
 from iidlib.files import user_path
 
 __all__ = ["app", "main"]
@@ -126,7 +126,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _end(2, str(error))
     except _UsageError as error:
         help_of = f" (see {error.ctx.command_path} --help)" if getattr(error, "ctx", None) else ""
-        _end(2, _shortened(_with_value(error, given)) + help_of)
+        _end(2, shortened(_with_value(error, given)) + help_of)
     except Failed as error:
         _end(1, *str(error).splitlines())
     except OSError as error:
@@ -147,11 +147,6 @@ def _with_value(error: Any, given: Sequence[str]) -> str:
         if values and repr(values[-1]) not in text:
             return f"{text}, got {values[-1]!r}"
     return text
-
-
-def _shortened(text: str, most: int = 1000) -> str:
-    """The beginning and the end of a text of any length, such as one that repeats an endless number."""
-    return text if len(text) <= most else f"{text[: most // 2]} ... {text[-most // 2 :]}"
 
 
 def _end(status: int, message: str, *more: str) -> NoReturn:

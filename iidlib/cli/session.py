@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from iidlib.config import RunConfig
-from iidlib.errors import InputError, memory_text, out_of_memory, suggest
+from iidlib.errors import InputError, memory_text, one_line, out_of_memory, suggest
 from iidlib.files import readable
 
 if TYPE_CHECKING:
@@ -84,4 +84,4 @@ def keeping(folder: Path | None = None, again: str = "") -> Iterator[None]:
         )
         raise Failed(told(f"failed: {memory_text(error)}; {lower}", next_)) from error
     except OSError as error:
-        raise Failed(told(f"failed: {' '.join(str(error).split())}", f"go on with: {again}")) from error
+        raise Failed(told(f"failed: {one_line(error)}", f"go on with: {again}")) from error

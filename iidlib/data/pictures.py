@@ -24,8 +24,12 @@ from torch import Tensor
 
 from iidlib.data.depth import Found, Scale, ValueRange, rows_of, to_bytes, wide
 from iidlib.data.profiles import UnusableProfileError, in_srgb
+from iidlib.errors import one_line
 
 __all__ = ["LARGEST", "Picture", "decode", "quiet", "read_picture"]
+
+FEW_WORDS = 80
+"""Characters of the reason why a picture cannot be read."""
 
 LARGEST = 50_000_000
 """Pixels of a picture at most: a small file can stand for a picture that fills the memory."""
@@ -175,8 +179,8 @@ def read_picture(path: Path, size: int, scale: Scale | None = None) -> Picture:
         raise _RefusedError("too large for the memory") from None
     except Exception as error:  # there is no end to what a damaged file makes a decoder raise
         if isinstance(error, OSError) and error.strerror:
-            raise _RefusedError(_few_words(error.strerror)) from None
-        text = _few_words(str(error))
+            raise _RefusedError(one_line(error.strerror, FEW_WORDS)) from None
+        text = one_line(error, FEW_WORDS)
         told = [reason for sign, reason in _KNOWN.items() if sign in text.lower()]
         raise _RefusedError(told[0] if told else f"corrupted: {text or type(error).__name__}") from None
 
@@ -190,10 +194,6 @@ _KNOWN = {
     "checksum": "corrupted: a checksum differs",
 }
 """Parts of messages of Pillow, and what is said instead."""
-
-
-def _few_words(text: str) -> str:
-    return " ".join(text.split())[:80]
 
 
 def _unknown(path: Path) -> str:
@@ -309,7 +309,7 @@ def _in_colour(picture: Image.Image) -> tuple[Image.Image, str]:
         try:
             flat = in_srgb(flat, profile)
         except UnusableProfileError as error:
-            problem = _few_words(str(error)) or "unusable"
+            problem = one_line(error, FEW_WORDS) or "unusable"
     flat = flat if flat.mode == "RGB" else flat.convert("RGB")
     if above is None:
         return flat, problem

@@ -19,7 +19,7 @@ from torch import Tensor
 from iidlib.config import ComputeConfig, PoolConfig, RunConfig
 from iidlib.data import Dataset
 from iidlib.engine import default_together
-from iidlib.errors import InputError
+from iidlib.errors import InputError, one_line
 from iidlib.features.trained import HeldOut
 from iidlib.files import atomic_write, cache_dir, check_writable, make_folders, user_path
 from iidlib.networks import Network, frozen, network_for
@@ -318,6 +318,6 @@ def _load_weights(path: Path, network: Network, unkept: bytes | None = None) -> 
         content = path.read_bytes() if unkept is None else unkept
         network.load_state_dict(from_bytes(content))
     except (OSError, SafetensorError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error)
         raise InputError(f"{path} is damaged ({reason}); remove its folder and the pool is trained again") from None
     return content

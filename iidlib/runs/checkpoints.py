@@ -17,7 +17,7 @@ from safetensors.torch import load as from_bytes
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
-from iidlib.errors import InputError
+from iidlib.errors import InputError, one_line
 from iidlib.files import atomic_write
 
 __all__ = ["Checkpoints"]
@@ -90,7 +90,7 @@ class Checkpoints:
                 _check_facts(known, path)
                 return from_bytes(content), known
             except (SafetensorError, ValueError, KeyError, AttributeError, TypeError, RecursionError, OSError) as error:
-                reason = " ".join(str(error).split())[:200]
+                reason = one_line(error)
                 logger.warning("checkpoint %s is damaged (%s) and passed over", path, reason)
         if paths:
             raise InputError(f"no checkpoint in {self.folder} is whole; begin anew with another --out")

@@ -18,7 +18,7 @@ import pandas as pd
 
 from iidlib import config as configuration
 from iidlib.config import RunConfig
-from iidlib.errors import InputError
+from iidlib.errors import InputError, one_line
 from iidlib.files import (
     atomic_write,
     make_folders,
@@ -32,7 +32,7 @@ from iidlib.files import (
 from iidlib.locks import is_lock, locked
 from iidlib.runs.contents import CHECKPOINT_FILE, LOCK, RUN_FILE
 from iidlib.runs.environment import environment
-from iidlib.runs.records import in_short, json_object, metric_rows, score_records
+from iidlib.runs.records import json_object, metric_rows, score_records
 
 __all__ = ["RunFolder"]
 
@@ -238,7 +238,7 @@ class RunFolder:
             listed = []
         except (ValueError, RecursionError) as error:
             known, listed = environment(), []
-            logger.warning("%s is corrupted (%s); it is now %s", path, in_short(error), set_aside(path).name)
+            logger.warning("%s is corrupted (%s); it is now %s", path, one_line(error), set_aside(path).name)
         atomic_write(path, json.dumps(known | {name: [*listed, value]}, indent=2) + "\n")
 
     def config(self) -> RunConfig:
@@ -305,7 +305,7 @@ class RunFolder:
             return score_records(self.path / "scores.json")
         except ValueError as error:
             again = f"iid evaluate {shlex.quote(str(self.path))}"
-            reason = f"{self.path / 'scores.json'} is damaged ({in_short(error)})"
+            reason = f"{self.path / 'scores.json'} is damaged ({one_line(error)})"
             raise InputError(f"{reason}; evaluate the run again, and it is replaced: {again}") from None
 
     def scored(self) -> bool:

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from iidlib.errors import InputError
+from iidlib.errors import InputError, one_line
 
-__all__ = ["in_short", "json_object", "metric_rows", "score_records"]
+__all__ = ["json_object", "metric_rows", "score_records"]
 
 
 def json_object(text: bytes) -> dict[str, Any]:
@@ -60,7 +60,7 @@ def score_records(path: Path) -> list[dict[str, Any]]:
     except FileNotFoundError:
         return []
     except (OSError, RecursionError) as error:
-        raise ValueError(in_short(error)) from None
+        raise ValueError(one_line(error)) from None
     if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
         raise ValueError("it is not a list of records")
     for record in records:
@@ -85,8 +85,3 @@ def _is_score(record: Mapping[str, Any]) -> bool:
     accuracy = record.get("accuracy", "")
     plain = not any(isinstance(value, dict | list) for value in record.values())
     return plain and (accuracy is None or _is_number(accuracy))
-
-
-def in_short(error: BaseException) -> str:
-    """An error's text in one line, for a message around it."""
-    return " ".join(str(error).split())[:200]

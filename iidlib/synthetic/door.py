@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from iidlib.data import DatasetSpec, normalize
-from iidlib.errors import InputError, listed
+from iidlib.errors import InputError, listed, one_line
 
 __all__ = ["as_factor", "as_images", "as_labels", "check_spec", "class_order"]
 
@@ -149,7 +149,7 @@ def _as_tensor(given: object, called: str) -> Tensor:
             given = np.ascontiguousarray(given, dtype=given.dtype.newbyteorder("="))
         tensor = torch.as_tensor(given)
     except (TypeError, ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error)
         raise InputError(f"{called} of a synthetic set must be a tensor, got {_short(given)} ({reason})") from None
     if tensor.is_nested:
         raise InputError(f"{called} of a synthetic set must be one tensor, got a nested one: torch.stack its parts")
