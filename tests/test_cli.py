@@ -37,7 +37,7 @@ from iidlib.data import data_dir, registry
 from iidlib.distillation import run as distillation_run
 from iidlib.distillation import step as distillation_step
 from iidlib.errors import InputError
-from iidlib.evaluation import coresets, fitting
+from iidlib.evaluation import coresets
 from iidlib.evaluation import run as evaluation_run
 from iidlib.experiments import Published, append_results, cells
 from iidlib.experiments.published import ACCURACIES
@@ -45,6 +45,7 @@ from iidlib.experiments.results import RESULT_COLUMNS
 from iidlib.features import pool
 from iidlib.names import DATASET_NAMES, NETWORK_NAMES
 from iidlib.networks import NETWORKS
+from iidlib.notes import say_once
 
 # Seconds of an iteration and of a network are what they are; all else of two equal runs is equal.
 TIMES = ["seconds", "seconds_per_iteration", "peak_memory_mib", "date", "command", "commit"]
@@ -811,7 +812,7 @@ def test_a_set_is_evaluated_after_its_folder_has_changed(
     iid: Run, pictures: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert iid("distill", "dm", "--dataset", "folder:pictures", *SMALL, "--no-evaluate", "--out", "run").status == 0
-    fitting.say_once.cache_clear()
+    say_once.cache_clear()
     before = iid("evaluate", "run", "--no-baseline", "--out", "before.json")
     assert before.status == 0 and "note" not in caplog.text, before
     (pictures / "train" / "cats" / "0.png").unlink()
@@ -833,7 +834,7 @@ def test_a_set_is_evaluated_on_a_new_folder_of_its_classes(
     shutil.copytree("pictures", "newer")
     for path in Path("newer/train/dogs").iterdir():
         Image.new("RGB", (8, 8), (200, 10, 10)).save(path)
-    fitting.say_once.cache_clear()
+    say_once.cache_clear()
     ended = iid("evaluate", "run", "--dataset", "folder:newer", "--results", "r.csv")
     assert ended.status == 0, ended
     assert (
@@ -863,7 +864,7 @@ def test_a_class_without_test_images_is_told_once(iid: Run, pictures: Path, capl
     for part in ("train", "test"):
         shutil.copytree(pictures / part / "dogs", pictures / part / "wolves")
     shutil.rmtree(pictures / "test" / "dogs")
-    fitting.say_once.cache_clear()
+    say_once.cache_clear()
     ended = iid("distill", "dm", "--dataset", "folder:pictures", *SMALL, "--out", "run")
     assert ended.status == 0, ended
     told = "no test images of 1 of its 3 classes ('dogs'); accuracies are over the 12 images of the other 2"

@@ -27,7 +27,6 @@ from iidlib.evaluation import (
     evaluate,
     evaluated,
     evaluation_config,
-    fitting,
     origin_of,
     random_beside,
     random_real,
@@ -36,6 +35,7 @@ from iidlib.evaluation import (
 from iidlib.evaluation import run as evaluation_run
 from iidlib.experiments import SetOrigin, paired_gains, paired_interval, result_rows
 from iidlib.networks import Network, build_network
+from iidlib.notes import say_once
 from iidlib.rng import stream, stream_seed
 from iidlib.synthetic import SyntheticSet
 from iidlib.training import Training
@@ -404,7 +404,7 @@ def test_a_dataset_that_fits_as_it_is_stays_itself(pictures):
 
 def notes(caplog: pytest.LogCaptureFixture, images: SyntheticSet | RealSet, dataset: Dataset) -> list[str]:
     """What two evaluations say."""
-    fitting.say_once.cache_clear()
+    say_once.cache_clear()
     caplog.clear()
     with caplog.at_level(logging.INFO, "iidlib"):
         for seed in range(2):
@@ -432,7 +432,7 @@ def test_a_distilled_set_of_cifar10_is_tested_on_cifar10_mini(caplog):
     made = random_real(like(mini, name="cifar10").train, 1)
     protocol = changed(networks=("convnet3",), epochs=1, num_eval=1)
     compute = ComputeConfig(compile="off")
-    fitting.say_once.cache_clear()
+    say_once.cache_clear()
     with caplog.at_level(logging.INFO, "iidlib"):
         scores = evaluate(made, mini, protocol=protocol, compute=compute)
     assert "the set was made from cifar10 and is tested on cifar10-mini" in caplog.text

@@ -3,10 +3,9 @@
 What cannot be read is reported together; what can be read is kept also then, so that the next attempt is quick.
 """
 
-import functools
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from iidlib.data.decoded import DecodedImages, file_keys
 from iidlib.data.depth import Found, Scale, ValueRange
 from iidlib.data.pictures import LARGEST, decode, quiet, read_picture
 from iidlib.errors import InputError, listed
+from iidlib.notes import say_once
 
 __all__ = ["LARGEST", "DecodedFiles", "decode", "decode_all", "decode_files"]
 
@@ -30,8 +30,6 @@ MOST_THREADS = 16
 
 DARK = 64
 """Steps of 255 that colours of 14 bits reach in a file of 16 bits per channel."""
-
-logger = logging.getLogger("iidlib")
 
 
 @dataclass(frozen=True)
@@ -154,15 +152,15 @@ class _Work:
         """Says what was decided about colours and depth."""
         if self._profiles:
             first = min(self._profiles)
-            _once(
-                logger.warning,
+            say_once(
+                logging.WARNING,
                 f"{self._name}: the colour profiles of {len(self._profiles)} images cannot be used, and their colours "
                 f"are taken as sRGB; the first is {self._paths[first].relative_to(self._root)} "
                 f"({self._profiles[first]})",
             )
         if 0 < len(self._brightest) == len(self._paths) and (top := max(self._brightest.values())) < DARK:
-            _once(
-                logger.warning,
+            say_once(
+                logging.WARNING,
                 f"{self._name}: all images are nearly black, as they use {8 + top.bit_length()} of 16 bits in each "
                 "channel and colours are read with the upper 8; save them with 8 bits per channel",
             )
@@ -170,25 +168,20 @@ class _Work:
             scale = Scale.of(list(deep.values()), values)
             low, high = min(one.low for one in deep.values()), max(one.high for one in deep.values())
             rest = len(self._paths) - len(deep) - len(self.unreadable)
-            _once(
-                logger.info,
+            say_once(
+                logging.INFO,
                 f"{self._name}: {len(deep)} images have more than 8 bits and values from {low:.9g} to {high:.9g}, of "
                 f"which {scale}"
                 + (f"; the other {rest} have 8 bits, 0 to 255" if rest else "")
                 + ("" if values else f"; if this is wrong, say so as in range={_example(scale)} in the dataset's name"),
             )
         elif values:
-            _once(logger.warning, f"{self._name}: no image has more than 8 bits, so that range= changes nothing")
+            say_once(logging.WARNING, f"{self._name}: no image has more than 8 bits, so that range= changes nothing")
 
 
 def _example(scale: Scale) -> str:
     low, high = scale.whole or scale.floating or (0.0, 4095.0)
     return f"{low:.9g},{high:.9g}"
-
-
-@functools.lru_cache(1000)
-def _once(say: Callable[[str], None], text: str) -> None:
-    say(text)
 
 
 def threads() -> int:

@@ -8,7 +8,6 @@ comparison would not be of the images alone.
 """
 
 import dataclasses
-import functools
 import logging
 
 import torch
@@ -17,12 +16,11 @@ from iidlib.config import ComputeConfig, EvalProtocol
 from iidlib.data import Dataset, DatasetSpec, RealSet
 from iidlib.errors import InputError, listed
 from iidlib.networks import check_network_for
+from iidlib.notes import say_once
 from iidlib.synthetic import SyntheticSet
 from iidlib.training import augmentation_stages
 
-__all__ = ["check_evaluation", "dataset_for", "say_once", "tell_differences", "untested"]
-
-logger = logging.getLogger("iidlib")
+__all__ = ["check_evaluation", "dataset_for", "tell_differences", "untested"]
 
 
 def check_evaluation(protocol: EvalProtocol, spec: DatasetSpec, compute: ComputeConfig | None = None) -> None:
@@ -148,9 +146,3 @@ def untested(test: RealSet) -> list[str]:
             f"accuracies are over the {len(test)} images of the other {rest}",
         )
     return names
-
-
-@functools.cache
-def say_once(level: int, text: str) -> None:
-    """Logs a line once in a process, however many networks or sets are evaluated."""
-    logger.log(level, "%s", text)

@@ -1,6 +1,5 @@
 """The synthetic set: the images being learned, their labels and where they come from; saved without pickle."""
 
-import functools
 import io
 import json
 import logging
@@ -16,14 +15,13 @@ from torchvision.utils import make_grid
 from iidlib.data import DatasetSpec, RealSet, denormalize
 from iidlib.errors import InputError
 from iidlib.files import atomic_write, readable, user_path
+from iidlib.notes import say_once
 from iidlib.synthetic.door import as_factor, as_images, as_labels, check_spec, class_order
 from iidlib.synthetic.foreign import kind_of_folder, refusal
 from iidlib.synthetic.mosaics import expand, mosaics
 from iidlib.synthetic.storage import pack, spec_from, unpack
 
 __all__ = ["SyntheticSet"]
-
-logger = logging.getLogger("iidlib")
 
 
 @dataclass
@@ -220,7 +218,11 @@ class SyntheticSet:
                 f"{path} is damaged: its labels are not {ipc} of each class in order; distil or copy it again"
             )
         if not sealed:
-            _say_unsealed(path.resolve())
+            say_once(
+                logging.WARNING,
+                f"{path.resolve()} was written by iidlib 0.1.0, whose checksum leaves out the metadata (classes, mean, "
+                "std, factor); SyntheticSet.load(...).save(...) writes it with one that covers them",
+            )
         return found
 
 
@@ -239,13 +241,3 @@ def _file_of_a_set(path: Path) -> Path:
         what = f"{path} is no regular file" if path.exists() else f"no synthetic set at {path}"
         raise InputError(f"{what}; give the file or the folder of a finished run")
     return path
-
-
-@functools.cache
-def _say_unsealed(path: Path) -> None:
-    """Once for each file."""
-    logger.warning(
-        "%s was written by iidlib 0.1.0, whose checksum leaves out the metadata (classes, mean, std, factor); "
-        "SyntheticSet.load(...).save(...) writes it with one that covers them",
-        path,
-    )
