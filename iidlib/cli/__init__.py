@@ -21,7 +21,7 @@ from typer.core import TyperCommand, TyperGroup
 from iidlib._version import __version__
 from iidlib.cli import bench, config, continual, data, distill, evaluate, experts, reproduce, sweep
 from iidlib.cli.session import Failed
-from iidlib.errors import InputError, memory_text, one_line, out_of_memory, shortened
+from iidlib.errors import InputError, memory_text, out_of_memory, shortened
 from iidlib.files import user_path
 
 __all__ = ["app", "main"]
