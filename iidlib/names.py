@@ -30,14 +30,14 @@ _OTHER_NETWORKS = {"convnet": "convnet3", "convnetbn": "convnet3-bn"} | {
 _PREFIXES = ("validation:", "folder:")
 
 
-def _plain(name: str) -> str:
+def _without_separators(name: str) -> str:
     return re.sub(r"[\s_-]+", "", name.casefold())
 
 
 def _meant(name: str, names: Iterable[str], others: dict[str, str]) -> str:
     """The name that is meant, or what was given."""
-    known = {_plain(each): each for each in names} | others
-    return known.get(_plain(name), name)
+    known = {_without_separators(each): each for each in names} | others
+    return known.get(_without_separators(name), name)
 
 
 def dataset_name(name: str) -> str:

@@ -48,7 +48,7 @@ NARROW = {
 ASIDE = {"plots", "bench", "continual", "cli"}
 
 # The only files of the folder of the method that know of folders and checkpoints.
-WITH_FOLDERS = ("distillation.run", "distillation.kept")
+WITH_FOLDERS = ("distillation.run", "distillation.finished")
 
 # Imported without torch, so that settings and tables of results are read at once.
 LIGHT = ("_version", "config", "errors", "experiments", "files", "locks", "names", "notes", "private")

@@ -24,7 +24,7 @@ from iidlib.augment import OPERATIONS, sample
 from iidlib.config import ComputeConfig, RunConfig, fingerprint, override, preset
 from iidlib.config.recipes import BASES
 from iidlib.data import Dataset, load_dataset, shapes
-from iidlib.distillation import METHODS, TERMS, Distillation, Method, Stopped, Term, distill, kept
+from iidlib.distillation import METHODS, TERMS, Distillation, Method, Stopped, Term, distill, finished
 from iidlib.distillation import run as distillation_run
 from iidlib.distillation import step as distillation_step
 from iidlib.engine import compiler_available, threads
@@ -812,7 +812,7 @@ def test_other_conditions_are_refused_or_recorded(name, tmp_path, monkeypatch):
     with pytest.raises(Crash):
         distill(config, pictures(), out=tmp_path / "run", **stop_at(7, crash))
     now = runs_environment.conditions(torch.device("cpu"), "off") | {name: "another"}
-    monkeypatch.setattr(kept, "conditions", lambda *rest: now)
+    monkeypatch.setattr(finished, "conditions", lambda *rest: now)
     before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
     with pytest.raises(
         InputError, match=rf"other conditions \({name} was .+ and is another\).*--allow-drift"
@@ -832,7 +832,7 @@ def test_a_drift_is_remembered_when_the_run_is_stopped_again(tmp_path, monkeypat
     with pytest.raises(Crash):
         distill(config, pictures(), out=tmp_path / "run", **stop_at(4, crash))
     now = runs_environment.conditions(torch.device("cpu"), "off") | {"torch": "another"}
-    monkeypatch.setattr(kept, "conditions", lambda *rest: now)
+    monkeypatch.setattr(finished, "conditions", lambda *rest: now)
     with pytest.raises(Crash):
         distill(config, pictures(), out=tmp_path / "run", resume=True, allow_drift=True, **stop_at(10, crash))
     result = distill(config, pictures(), out=tmp_path / "run", resume=True)  # as it was begun to go on

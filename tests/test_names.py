@@ -56,9 +56,9 @@ def test_a_network_is_known_however_it_is_written(given: str) -> None:
 
 def test_no_name_stands_for_two() -> None:
     for known, others in ((DATASET_NAMES, names._OTHER_DATASETS), (NETWORK_NAMES, names._OTHER_NETWORKS)):
-        plain = [names._plain(name) for name in known]
+        plain = [names._without_separators(name) for name in known]
         assert len(set(plain)) == len(plain) and not set(plain) & set(others)
-        assert all(names._plain(name) == name for name in others) and set(others.values()) <= set(known)
+        assert all(names._without_separators(name) == name for name in others) and set(others.values()) <= set(known)
 
 
 @pytest.mark.parametrize("unknown", ["cifar", "imagenet", "mnist2", "", "tiny/imagenet", "my_set"])

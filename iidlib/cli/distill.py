@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from iidlib.cli.completion import complete_method
-from iidlib.cli.kept import KeptRows, check_apart
 from iidlib.cli.options import Baseline, Changes, DataRoot, DatasetName, Device, Results, Scale, given_changes
 from iidlib.cli.output import AsJson, Quiet, report, shows_progress
+from iidlib.cli.score_files import KeptRows, check_apart
 from iidlib.cli.scores import run_facts, scored, show_scores, summary, with_random_beside
 from iidlib.cli.session import check_names, given_command, keeping, load
 from iidlib.config import preset, without_effect

@@ -13,9 +13,9 @@ from iidlib.cli.completion import (
     complete_protocol,
     complete_scale,
 )
-from iidlib.cli.kept import KeptRows, check_apart
 from iidlib.cli.options import Baseline, Changes, DataRoot, Device, Results, given_changes
 from iidlib.cli.output import AsJson, Quiet, report
+from iidlib.cli.score_files import KeptRows, check_apart
 from iidlib.cli.scores import scored, show_scores, summary, with_random_beside
 from iidlib.cli.session import check_names, given_command, keeping, load
 from iidlib.errors import InputError

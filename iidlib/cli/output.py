@@ -124,17 +124,17 @@ def report(line: object | None, facts: Mapping[str, object]) -> None:
     if _heard.stdout is None:
         return
     if _heard.as_json:
-        print(json.dumps(_plain(facts)), file=_heard.stdout, flush=True)
+        print(json.dumps(_for_json(facts)), file=_heard.stdout, flush=True)
     elif line is not None:
         print(line, file=_heard.stdout, flush=True)
 
 
-def _plain(value: Any) -> Any:
+def _for_json(value: Any) -> Any:
     """A value that JSON has."""
     if isinstance(value, Mapping):
-        return {str(key): _plain(one) for key, one in value.items()}
+        return {str(key): _for_json(one) for key, one in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(one) for one in value]
+        return [_for_json(one) for one in value]
     if hasattr(value, "item"):  # numpy's numbers
         value = value.item()
     if isinstance(value, float) and not math.isfinite(value):

@@ -12,7 +12,7 @@ from iidlib.config import RunConfig
 if TYPE_CHECKING:
     import pandas as pd
 
-    from iidlib.cli.kept import KeptRows
+    from iidlib.cli.score_files import KeptRows
     from iidlib.data import Dataset, RealSet
     from iidlib.experiments import MadeBy, SetOrigin
     from iidlib.runs import RunFolder

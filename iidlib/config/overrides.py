@@ -243,13 +243,13 @@ def preset(
 def to_yaml(config: RunConfig) -> str:
     """The settings as YAML text that `from_yaml` reads back to an equal config."""
     _check_settings(config)
-    return yaml.safe_dump(_plain(attrs.asdict(config)), sort_keys=False)
+    return yaml.safe_dump(_for_yaml(attrs.asdict(config)), sort_keys=False)
 
 
-def _plain(value: Any) -> Any:
+def _for_yaml(value: Any) -> Any:
     """Mappings, lists, texts and numbers, as YAML knows them."""
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: _for_yaml(item) for key, item in value.items()}
     return list(value) if isinstance(value, tuple) else value
 
 
@@ -285,7 +285,7 @@ def fingerprint(config: RunConfig) -> str:
     name.
     """
     _check_settings(config)
-    named = _plain(attrs.asdict(config))
+    named = _for_yaml(attrs.asdict(config))
     for key, default in ADDED.items():
         *groups, name = key.split(".")
         holder = named[groups[0]] if groups else named

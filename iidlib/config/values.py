@@ -72,12 +72,12 @@ def _rule(kind: Any) -> Callable[[Any, Any, "Attribute[Any]"], Any]:
         raise TypeError(f"settings of type {kind} have no rule in {__name__}")
 
     def rule(value: Any, settings: Any, attribute: "Attribute[Any]") -> Any:
-        return convert(key_of(settings, attribute), _plain(value))
+        return convert(key_of(settings, attribute), _as_python(value))
 
     return rule
 
 
-def _plain(value: Any) -> Any:
+def _as_python(value: Any) -> Any:
     """Numbers and lists of Python in the place of numpy's and torch's."""
     return value.tolist() if hasattr(value, "tolist") and not isinstance(value, type) else value
 

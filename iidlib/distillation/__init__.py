@@ -3,7 +3,7 @@
 from iidlib.distillation.batch import StepBatch
 from iidlib.distillation.captured import CapturedStep, captured_step
 from iidlib.distillation.draws import LazyDraws, StepDraws
-from iidlib.distillation.kept import save_pictures
+from iidlib.distillation.finished import save_pictures
 from iidlib.distillation.methods import METHODS, Method
 from iidlib.distillation.optimisers import ImageOptimiser, class_sweep, joint
 from iidlib.distillation.run import DistillResult, distill, finished_run, pool_bar, progress

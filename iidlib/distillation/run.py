@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from iidlib.config import RunConfig
 from iidlib.data import Dataset, load_dataset
-from iidlib.distillation.kept import check_continued, conditions_kept, facts_of, keep_set, opened, restored
+from iidlib.distillation.finished import check_continued, conditions_kept, facts_of, keep_set, opened, restored
 from iidlib.distillation.start import starting_from
 from iidlib.distillation.step import Distillation
 from iidlib.distillation.stopping import Stopped, signals_noted

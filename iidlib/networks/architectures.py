@@ -105,7 +105,7 @@ def _convnet(channels: int, size: int, *, depth: int, width: int = 128, batch_no
     return nn.Sequential(blocks), nn.Flatten(), width * (size >> depth) ** 2
 
 
-def _plain(
+def _in_a_row(
     channels: int, size: int, *, layers: tuple[tuple[int, int] | None, ...], norm: Callable[[int], nn.Module] | None
 ) -> _Parts:
     """Convolutions in a row, each (width, kernel size) with norm and ReLU, and 2x2 max pooling where None."""
@@ -206,15 +206,15 @@ _ARCHITECTURES = {
     "convnet2": _Architecture(partial(_convnet, depth=2), 4),
     "convnet3": _Architecture(partial(_convnet, depth=3), 8),
     "convnet4": _Architecture(partial(_convnet, depth=4), 16),
-    "alexnet": _Architecture(partial(_plain, layers=_ALEXNET, norm=None), 8),
-    "vgg11": _Architecture(partial(_plain, layers=_VGG11, norm=instance_norm), 32),
+    "alexnet": _Architecture(partial(_in_a_row, layers=_ALEXNET, norm=None), 8),
+    "vgg11": _Architecture(partial(_in_a_row, layers=_VGG11, norm=instance_norm), 32),
     "resnet18": _Architecture(partial(_resnet18, norm=instance_norm), 32),
     "mlp": _Architecture(_mlp, 1),
     "lenet": _Architecture(_lenet, 4, smallest=16),
     "convnet3-bn": _Architecture(partial(_convnet, depth=3, batch_norm=True), 8),
     "convnet4-bn": _Architecture(partial(_convnet, depth=4, batch_norm=True), 16),
-    "alexnet-bn": _Architecture(partial(_plain, layers=_ALEXNET, norm=nn.BatchNorm2d), 8),
-    "vgg11-bn": _Architecture(partial(_plain, layers=_VGG11, norm=nn.BatchNorm2d), 32),
+    "alexnet-bn": _Architecture(partial(_in_a_row, layers=_ALEXNET, norm=nn.BatchNorm2d), 8),
+    "vgg11-bn": _Architecture(partial(_in_a_row, layers=_VGG11, norm=nn.BatchNorm2d), 32),
     "resnet18-bn": _Architecture(partial(_resnet18, norm=nn.BatchNorm2d), 32),
 }
 

@@ -197,7 +197,7 @@ class RunFolder:
         text = f"# continued: iterations was {told}\n{configuration.to_yaml(config)}"
         atomic_write(self.path / "config.yaml", text)
 
-    def put_scores_by(self, iterations: int) -> None:
+    def rename_scores(self, iterations: int) -> None:
         """Renames the scores of a set that is about to be replaced; they stay as ``scores-ITERATIONS.json``."""
         with contextlib.suppress(FileNotFoundError):
             (self.path / "scores.json").replace(self.path / f"scores-{iterations}.json")

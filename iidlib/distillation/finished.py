@@ -61,7 +61,7 @@ def keep_set(synthetic: SyntheticSet, run: Distillation, folder: RunFolder) -> N
     """
     before = folder.config().iterations
     if before != run.config.iterations:
-        folder.put_scores_by(before)
+        folder.rename_scores(before)
     synthetic.save(folder.synthetic)
     if before != run.config.iterations:
         folder.write_continued(run.config, run.totals)

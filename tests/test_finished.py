@@ -9,7 +9,7 @@ import pytest
 import torch
 import yaml
 
-from iidlib.distillation import distill, kept, save_pictures
+from iidlib.distillation import distill, finished, save_pictures
 from iidlib.errors import InputError
 from iidlib.runs import Checkpoints, RunFolder, runs_frame
 from iidlib.synthetic import SyntheticSet
@@ -166,7 +166,7 @@ def test_pictures_are_those_that_networks_see_too_where_they_differ(tmp_path: Pa
     config = settings("dm", iterations=1, syn__factor=2)
     synthetic = distill(config, pictures(40), out=tmp_path / "run").synthetic
     folder = RunFolder(tmp_path / "run")
-    kept.save_pictures(synthetic, folder, only_there=True)
+    finished.save_pictures(synthetic, folder, only_there=True)
     assert not list(folder.path.glob("*.png"))
-    kept.save_pictures(synthetic, folder)
+    finished.save_pictures(synthetic, folder)
     assert sorted(path.name for path in folder.path.glob("*.png")) == ["synthetic-expanded.png", "synthetic.png"]
