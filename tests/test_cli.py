@@ -120,6 +120,11 @@ def assert_one_line(ended: Ended, message: str, status: int = 2) -> None:
     assert re.search(message, ended.err), ended.err
 
 
+def rows_of(path: Path) -> list[dict[str, float]]:
+    """The lines of a ``metrics.jsonl``."""
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
 def rows(path: Path) -> pd.DataFrame:
     return pd.DataFrame(json.loads(path.read_text()))
 
@@ -1183,6 +1188,40 @@ def test_a_finished_run_is_continued_and_evaluated_anew(iid: Run, finished: Path
     from iidlib import SyntheticSet
 
     assert SyntheticSet.load("whole").images.equal(SyntheticSet.load("run").images)
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_a_set_whose_continuation_was_stopped_keeps_its_own_numbers(
+    iid: Run, finished: Path, monkeypatch: pytest.MonkeyPatch, killed: bool
+) -> None:
+    again = [part for part in LONGER if part not in ("--iterations", "12")]
+    asked = [*again, "--resume", "--no-baseline", "--json", "--results"]
+    before = iid(*asked, "before.csv")
+
+    class Killed(BaseException):
+        pass
+
+    def stop() -> None:
+        if killed:
+            raise Killed
+        signal.raise_signal(signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        at_iteration(33, stop, patch)
+        if killed:
+            with pytest.raises(Killed):
+                iid(*again, "--resume", "--iterations", "60")
+        else:
+            assert iid(*again, "--resume", "--iterations", "60").status == 130
+    assert rows_of(finished / "metrics.jsonl")[-1]["iteration"] == 30, "the case is what it says"
+    after = iid(*asked, "after.csv")
+    left, right = (json.loads(ended.out) for ended in (before, after))
+    known = rows_of(finished / "metrics.jsonl")[2]
+    assert (known["iteration"], known["seconds"]) == (11, left["seconds"])
+    for name in ("iterations", "seconds", "loss", "terms"):
+        assert left[name] == right[name], name
+    tables = [pd.read_csv(name)["seconds_per_iteration"] for name in ("before.csv", "after.csv")]
+    assert tables[0].tolist() == tables[1].tolist() == pytest.approx([known["seconds"] / 12] * len(tables[0]))
 
 
 def test_a_run_starts_from_a_set_that_is_given(iid: Run, finished: Path) -> None:

@@ -153,7 +153,9 @@ def finished_run(config: RunConfig, dataset: Dataset, out: str | Path | None) ->
             f"the run at {folder.path} was begun with other data ({data}, now {dataset.train.fingerprint}); its set "
             f"can be evaluated: iid evaluate {folder.path}"
         )
-    return DistillResult(synthetic, folder.metrics(), 0.0, None, config)
+    # a run that was being continued when it was stopped has logged iterations beyond those of its set
+    rows = [row for row in folder.metric_rows() if row["iteration"] < config.iterations]
+    return DistillResult(synthetic, pd.DataFrame(rows), 0.0, None, config)
 
 
 def _distill(
