@@ -130,6 +130,30 @@ def test_unreadable_files_are_all_told(root: Path) -> None:
     assert found.images[1::2, 0, 0, 0].tolist() == list(range(1, 20, 2))
 
 
+@pytest.mark.parametrize("values", [None, (0.0, 4095.0)])
+def test_deep_pictures_are_decoded_once_with_a_range(
+    root: Path, decoded: list[str], values: tuple[float, float] | None
+) -> None:
+    for number in range(5):
+        Image.fromarray(np.full((9, 9), 800 * number, np.uint16)).save(root / f"{number:02}.png")
+    first = decode_files("my", root, files(root), 8, values=values).images
+    assert len(decoded) == (20 if values else 25), "without a range their values are found first"
+    decoded.clear()
+    assert decode_files("my", root, files(root), 8, values=values).images.equal(first) and not decoded
+
+
+def test_what_is_kept_is_written_only_where_something_changed(root: Path, decoded: list[str]) -> None:
+    (root / "03.png").write_bytes(b"x")
+    decode_files("my", root, files(root), 8)
+    written = kept(root).stat().st_ino, kept(root).stat().st_mtime_ns
+    decoded.clear()
+    decode_files("my", root, files(root), 8)
+    assert decoded == ["03.png"] and (kept(root).stat().st_ino, kept(root).stat().st_mtime_ns) == written
+    Image.new("RGB", (9, 9)).save(root / "03.png")
+    decode_files("my", root, files(root), 8)
+    assert (kept(root).stat().st_ino, kept(root).stat().st_mtime_ns) != written
+
+
 DAMAGES = {
     "a bit of an image": lambda content: content[:-1] + bytes([content[-1] ^ 1]),
     "cut": lambda content: content[:-1],

@@ -82,21 +82,23 @@ def decode_files(
     keys, cache = file_keys(root, paths), DecodedImages(root, size, values)
     kept = cache.read(keys, work.rows)
     work.done = dict(kept.found)
-    new, scale = [place for place in range(len(paths)) if place not in work.done], kept.scale
-    stale: list[int] = []
+    new = [place for place in range(len(paths)) if place not in work.done]
+    given = Scale(values, values) if values else None
+    scale, redone = given or kept.scale, False
     try:
         with quiet():
-            given = Scale(values, values) if values else None
             work.read(new, f"decoding {name}", given)
             # pictures of more than 8 bits wait until the values of all are known, unless the user has decided
             deep = {place: found for place, found in (work.done | work.waiting).items() if found is not None}
             scale = given or Scale.of(list(deep.values()))
-            stale = sorted(deep if scale != kept.scale else work.waiting)
+            # those that were kept were decoded with another scale, perhaps; those decoded just now were not
+            other = [place for place in deep if place in kept.found] if scale != kept.scale else []
+            redone, stale = bool(other), sorted({*work.waiting, *other})
             for place in stale:
                 work.done.pop(place, None)
             work.read(stale, f"decoding {name}, more than 8 bits", scale)
     finally:  # also what was decoded before an error or an interruption
-        if keep and (new or stale) and work.done:
+        if keep and work.done and (redone or work.done != kept.found):
             cache.write(keys, work.rows, work.done, scale)
     work.tell(deep, values)
     return DecodedFiles(images, {paths[place]: work.unreadable[place] for place in sorted(work.unreadable)})
