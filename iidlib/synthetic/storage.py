@@ -24,6 +24,7 @@ from iidlib.synthetic.foreign import kind_of_tensors
 __all__ = ["FORMAT", "pack", "spec_from", "unpack"]
 
 FORMAT = "iidlib.synthetic/1"
+"""Names the format in the file."""
 
 FIRST_KEYS = frozenset(
     "augmentation channels classes dataset factor format image_size ipc mean provenance sha256 std stored".split()
