@@ -17,6 +17,7 @@ from PIL import Image, ImageCms, ImageFile
 
 from iidlib.data import pictures
 from iidlib.data.pictures import decode
+from iidlib.data.pillow_settings import quiet
 
 SIDE = 16
 DRAW = np.random.default_rng(0)
@@ -147,7 +148,7 @@ def test_a_picture_of_any_mode_is_what_a_person_sees(mode: str) -> None:
 
 @pytest.mark.parametrize("mode", ["I;16", "I;16L", "I;16B", "I;16N", "I", "F"])
 def test_pictures_of_more_than_8_bits_are_known_by_their_mode(mode: str) -> None:
-    with pictures.quiet():
+    with quiet():
         found, shown = pictures._deep(Image.new(mode, (4, 4)), pictures.Scale((0, 9), (0, 9)))
     assert shown is not None and shown.mode == "RGB" and (found.low, found.high) == (0, 0)
 
@@ -396,7 +397,7 @@ def test_a_profile_that_cannot_be_used_leaves_the_colours(kind: str, tmp_path: P
     own = {"rubbish": b"no profile" * 30, "cut": colour_profile("p3")[:200], "inks": inks_profile(),
            "grey": profile(b"GRAY", {b"kTRC": gamma(1.0)})}[kind]  # fmt: skip
     assert distance(saved(RGB, tmp_path / "a.png", icc_profile=own), COLOURS) == 0
-    with pictures.quiet():
+    with quiet():
         assert pictures.read_picture(tmp_path / "a.png", SIDE).profile
 
 
@@ -461,7 +462,7 @@ def test_the_settings_of_pillow_are_restored_by_the_last_of_several_threads(monk
     monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
     log, filters = logging.getLogger("PIL"), list(warnings.filters)
     level = log.level
-    first, second = pictures.quiet(), pictures.quiet()
+    first, second = quiet(), quiet()
     first.__enter__()
     second.__enter__()
     first.__exit__(None, None, None)  # as another thread would, while the second still reads

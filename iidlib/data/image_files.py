@@ -16,7 +16,8 @@ from tqdm import tqdm
 
 from iidlib.data.decoded import DecodedImages, file_keys
 from iidlib.data.depth import Found, Scale, ValueRange
-from iidlib.data.pictures import LARGEST, decode, quiet, read_picture
+from iidlib.data.pictures import LARGEST, decode, read_picture
+from iidlib.data.pillow_settings import quiet
 from iidlib.errors import InputError, listed
 from iidlib.notes import say_once
 

@@ -8,8 +8,7 @@ point, and a chapter checks its own in the line after its imports.
 import ast
 import logging
 import math
-import os
-from collections.abc import Callable, Collection, Iterable, Mapping, MutableMapping
+from collections.abc import Callable, Collection, Mapping, MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,13 +17,11 @@ from iidlib.config import SCALES
 from iidlib.config.recipes import BASES
 from iidlib.errors import InputError, suggest
 from iidlib.experiments.cells import EXPERIMENTS
+from iidlib.experiments.notebook_source import declared_in, executed, literal
 
 __all__ = ["check_parameters", "fitting_parameters", "take_parameters"]
 
 logger = logging.getLogger("iidlib")
-
-INJECTED = "# Parameters"
-"""How the cell begins that papermill puts behind the one tagged ``parameters``."""
 
 
 @dataclass(frozen=True)
@@ -145,7 +142,7 @@ def take_parameters(namespace: MutableMapping[str, Any], names: str) -> None:
             fit.
     """
     declared = names.split()
-    own, injected = _executed(map(str, namespace.get("In", ())), declared)
+    own, injected = executed(map(str, namespace.get("In", ())), declared)
     known = [*declared, *(name for name in own or () if name not in declared)]
     for name in injected:
         if name not in known:
@@ -156,44 +153,6 @@ def take_parameters(namespace: MutableMapping[str, Any], names: str) -> None:
             hint = f"; it has {', '.join(map(repr, strange))}" if strange else ""
             raise InputError(f"the parameters cell gives no {name!r}{hint}; run it with every parameter in it")
         namespace[name] = _fitted(name, namespace[name], _kind(name))
-
-
-def _executed(cells: Iterable[str], declared: list[str]) -> tuple[list[str] | None, list[str]]:
-    """Names in the parameters cell that was executed last, and those that papermill put behind it since then."""
-    injected: list[str] = []
-    for cell in reversed(list(cells)):
-        try:
-            body = ast.parse(cell).body
-        except (SyntaxError, ValueError, RecursionError, MemoryError):
-            continue
-        names = [name for statement in body for name, _ in _assignments(statement)]
-        if cell.startswith(INJECTED):
-            injected = injected or names
-        elif all(map(_is_literal, body)) and 2 * len({*names} & {*declared}) > len(declared):
-            return names, injected  # a cell of the reader's own rarely sets most of the parameters, and to literals
-    return None, injected
-
-
-def _is_literal(statement: ast.stmt) -> bool:
-    found = [value for _, value in _assignments(statement)]
-    return bool(found) and all(_literal(value)[0] for value in found)
-
-
-def _assignments(statement: ast.stmt) -> list[tuple[str, ast.expr]]:
-    """The names that a statement gives a value, with the expressions; those of other statements are not looked for."""
-    if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name) and statement.value is not None:
-        return [(statement.target.id, statement.value)]
-    if isinstance(statement, ast.Assign):
-        return [(target.id, statement.value) for target in statement.targets if isinstance(target, ast.Name)]
-    return []
-
-
-def _literal(node: ast.expr) -> tuple[bool, Any]:
-    """Whether an expression is a literal, and its value."""
-    try:
-        return True, ast.literal_eval(node)
-    except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
-        return False, None
 
 
 def _kind(name: str) -> Kind | None:
@@ -268,7 +227,7 @@ def check_parameters(notebook: str | Path, parameters: Mapping[str, Any]) -> dic
             not fit.
     """
     fitting_parameters(notebook, parameters)
-    return {name: text for name, (text, _) in _declared(notebook)[0].items()}
+    return {name: text for name, (text, _) in declared_in(notebook)[0].items()}
 
 
 def fitting_parameters(notebook: str | Path, parameters: Mapping[str, Any]) -> dict[str, Any]:
@@ -279,7 +238,7 @@ def fitting_parameters(notebook: str | Path, parameters: Mapping[str, Any]) -> d
     Raises:
         InputError: as for `check_parameters`.
     """
-    declared, checked = _declared(notebook)
+    declared, checked = declared_in(notebook)
     found = {}
     for name, value in parameters.items():
         if name not in declared:
@@ -289,43 +248,7 @@ def fitting_parameters(notebook: str | Path, parameters: Mapping[str, Any]) -> d
             found[name] = _fitted(name, value, _kind(name))
         else:
             # None is how many notebooks say "no limit", whatever their default is
-            known, default = _literal(declared[name][1])
+            known, default = literal(declared[name][1])
             kind = _kind_like(default) if known and value is not None else None
             found[name] = _fitted(name, value, kind)
     return found
-
-
-def _declared(notebook: str | Path) -> tuple[dict[str, tuple[str, ast.expr]], bool]:
-    """The parameters of a notebook, each with its default as text and parsed; and whether it checks them itself.
-
-    Raises:
-        InputError: if there is no such notebook, or its parameters cell is not Python.
-    """
-    notebook = Path(notebook)
-    if not os.path.isfile(notebook):  # noqa: PTH113, which also takes names that no file can have
-        raise InputError(f"no notebook at {notebook}")
-    try:
-        from papermill.iorw import load_notebook_node
-    except ImportError:
-        raise InputError("notebooks need papermill; install it with: pip install 'iidlib[book]'") from None
-    try:
-        cells = [
-            (str(cell.source), "parameters" in cell.metadata.tags)
-            for cell in load_notebook_node(str(notebook)).cells
-            if cell.cell_type == "code"
-        ]
-    except Exception as error:  # whatever a damaged notebook makes of papermill's reader
-        raise InputError(
-            f"{notebook} is not a notebook that papermill can read ({' '.join(str(error).split())})"
-        ) from None
-    source = next((text for text, tagged in cells if tagged), "")
-    try:
-        body = ast.parse(source).body
-    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        raise InputError(f"the cell tagged parameters of {notebook} is not Python ({error})") from None
-    declared = {
-        name: (ast.get_source_segment(source, value) or "", value)
-        for statement in body
-        for name, value in _assignments(statement)
-    }
-    return declared, any(f"{take_parameters.__name__}(globals()" in text for text, _ in cells)

@@ -1,0 +1,91 @@
+"""The parameters in a notebook's source, found with Python's parser; nothing of the notebook is executed."""
+
+import ast
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from iidlib.errors import InputError
+
+__all__ = ["declared_in", "executed", "literal"]
+
+INJECTED = "# Parameters"
+"""How the cell begins that papermill puts behind the one tagged ``parameters``."""
+
+CHECK = "take_parameters(globals()"
+"""How a chapter checks its parameters itself."""
+
+
+def executed(cells: Iterable[str], declared: list[str]) -> tuple[list[str] | None, list[str]]:
+    """Names in the parameters cell that was executed last, and those that papermill put behind it since then."""
+    injected: list[str] = []
+    for cell in reversed(list(cells)):
+        try:
+            body = ast.parse(cell).body
+        except (SyntaxError, ValueError, RecursionError, MemoryError):
+            continue
+        names = [name for statement in body for name, _ in _assignments(statement)]
+        if cell.startswith(INJECTED):
+            injected = injected or names
+        elif all(map(_is_literal, body)) and 2 * len({*names} & {*declared}) > len(declared):
+            return names, injected  # a cell of the reader's own rarely sets most of the parameters, and to literals
+    return None, injected
+
+
+def _is_literal(statement: ast.stmt) -> bool:
+    found = [value for _, value in _assignments(statement)]
+    return bool(found) and all(literal(value)[0] for value in found)
+
+
+def _assignments(statement: ast.stmt) -> list[tuple[str, ast.expr]]:
+    """The names that a statement gives a value, with the expressions; those of other statements are not looked for."""
+    if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name) and statement.value is not None:
+        return [(statement.target.id, statement.value)]
+    if isinstance(statement, ast.Assign):
+        return [(target.id, statement.value) for target in statement.targets if isinstance(target, ast.Name)]
+    return []
+
+
+def literal(node: ast.expr) -> tuple[bool, Any]:
+    """Whether an expression is a literal, and its value."""
+    try:
+        return True, ast.literal_eval(node)
+    except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
+        return False, None
+
+
+def declared_in(notebook: str | Path) -> tuple[dict[str, tuple[str, ast.expr]], bool]:
+    """The parameters of a notebook, each with its default as text and parsed; and whether it checks them itself.
+
+    Raises:
+        InputError: if there is no such notebook, or its parameters cell is not Python.
+    """
+    notebook = Path(notebook)
+    if not os.path.isfile(notebook):  # noqa: PTH113, which also takes names that no file can have
+        raise InputError(f"no notebook at {notebook}")
+    try:
+        from papermill.iorw import load_notebook_node
+    except ImportError:
+        raise InputError("notebooks need papermill; install it with: pip install 'iidlib[book]'") from None
+    try:
+        cells = [
+            (str(cell.source), "parameters" in cell.metadata.tags)
+            for cell in load_notebook_node(str(notebook)).cells
+            if cell.cell_type == "code"
+        ]
+    except Exception as error:  # whatever a damaged notebook makes of papermill's reader
+        raise InputError(
+            f"{notebook} is not a notebook that papermill can read ({' '.join(str(error).split())})"
+        ) from None
+    source = next((text for text, tagged in cells if tagged), "")
+    try:
+        body = ast.parse(source).body
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        raise InputError(f"the cell tagged parameters of {notebook} is not Python ({error})") from None
+    declared = {
+        name: (ast.get_source_segment(source, value) or "", value)
+        for statement in body
+        for name, value in _assignments(statement)
+    }
+    return declared, any(CHECK in text for text, _ in cells)
