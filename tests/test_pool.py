@@ -20,7 +20,7 @@ import torch
 from iidlib.config import ComputeConfig, PoolConfig
 from iidlib.data import Dataset, RealSet, shapes
 from iidlib.errors import InputError
-from iidlib.features import HeldOut, Pool, RandomNetworks, pool_fingerprint, pool_members, trained_pool
+from iidlib.features import HeldOut, Pool, RandomNetworks, pool_files, pool_fingerprint, pool_members, trained_pool
 from iidlib.features import pool as features_pool
 from iidlib.networks import NETWORKS, Network, build_network, frozen, network_for
 from iidlib.rng import stream
@@ -599,7 +599,7 @@ def test_a_read_only_cache_is_named_and_a_whole_pool_is_loaded_from_it(pictures,
 def test_networks_that_find_the_cache_full_still_serve_the_run(together, pictures, cache, monkeypatch, caplog):
     whole = train(pictures, together=together)
     shutil.rmtree(cache)
-    write, written = features_pool.atomic_write, []
+    write, written = pool_files.atomic_write, []
 
     def full(path, content, **named):
         if written:
@@ -607,7 +607,7 @@ def test_networks_that_find_the_cache_full_still_serve_the_run(together, picture
         written.append(path.name)
         write(path, content, **named)
 
-    monkeypatch.setattr(features_pool, "atomic_write", full)
+    monkeypatch.setattr(pool_files, "atomic_write", full)
     pool = train(pictures, together=together)
     assert all(map(same, pool.networks, whole.networks)) and pool.accuracies == whole.accuracies
     assert (pool.digest, pool.fingerprint) == (whole.digest, whole.fingerprint)
@@ -622,7 +622,7 @@ def test_a_folder_that_was_asked_for_and_is_full_is_an_error(pictures, tmp_path,
     def full(*given, **named):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(features_pool, "atomic_write", full)
+    monkeypatch.setattr(pool_files, "atomic_write", full)
     with pytest.raises(InputError, match=r"cannot keep the pool in .*: No space left on device; give another folder"):
         train(pictures, config(path=str(tmp_path)))
 

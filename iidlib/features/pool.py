@@ -6,22 +6,19 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
-from pathlib import Path
-from typing import Any
 
 import attrs
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load as from_bytes
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from iidlib.config import ComputeConfig, PoolConfig, RunConfig
 from iidlib.data import Dataset
 from iidlib.engine import default_together
-from iidlib.errors import InputError, one_line
+from iidlib.errors import InputError
+from iidlib.features.pool_files import check_keepable, keep, load_weights, read_facts
 from iidlib.features.trained import HeldOut
-from iidlib.files import atomic_write, cache_dir, check_writable, make_folders, user_path
+from iidlib.files import cache_dir, user_path
 from iidlib.networks import Network, frozen, network_for
 from iidlib.rng import stream
 from iidlib.training import Examples, Training, accuracy, fit, fit_together
@@ -98,7 +95,7 @@ def trained_pool(
     compute, device = compute or ComputeConfig(), dataset.train.device
     fingerprint = pool_fingerprint(dataset, config)
     folder = user_path(config.path) if config.path else cache_dir() / "pools" / fingerprint
-    known = _read_facts(folder, fingerprint, explicit=bool(config.path))
+    known = read_facts(folder, fingerprint, explicit=bool(config.path))
 
     def build(number: int) -> Network:
         return network_for(
@@ -118,10 +115,7 @@ def trained_pool(
     missing = sorted({number for (number, _), name in members.items() if name not in known})
     if missing:
         unwritten = next(name for name in members.values() if name not in known)
-        try:
-            check_writable(folder / f"{unwritten}.safetensors")
-        except OSError as error:
-            raise InputError(_cannot_keep(folder, error, private=not config.path)) from None
+        check_keepable(folder, unwritten, private=not config.path)
         logger.info("training %d %s for class centralization", len(missing), config.network)
     together = compute.together or default_together(device)
     unkept: dict[str, bytes] = {}
@@ -135,7 +129,7 @@ def trained_pool(
             _check_trained(config, held_out, number, passes, known[name])
             facts = {"fingerprint": fingerprint, "network": config.network, "accuracies": known}
             content = to_bytes({key: tensor.contiguous() for key, tensor in weights.items()})
-            if unkept or not _keep(folder, name, content, facts, private=not config.path):
+            if unkept or not keep(folder, name, content, facts, private=not config.path):
                 unkept[name] = content
             after = "" if passes == config.epochs else f" after {passes} of {config.epochs} epochs"
             logger.info("network %d of %d%s: %.1f %% on held-out images", number + 1, config.count, after, known[name])
@@ -143,7 +137,7 @@ def trained_pool(
     for (number, passes), name in members.items():
         _check_trained(config, held_out, number, passes, known[name])
         networks.append(frozen(build(number)).eval())
-        digest.update(_load_weights(folder / f"{name}.safetensors", networks[-1], unkept.get(name)))
+        digest.update(load_weights(folder / f"{name}.safetensors", networks[-1], unkept.get(name)))
     _warn_of_weak(config, held_out, [known[name] for name in members.values()])
     return Pool(networks, [known[name] for name in members.values()], fingerprint, digest.hexdigest()[:12])
 
@@ -253,71 +247,3 @@ def _warn_of_weak(config: PoolConfig, held_out: HeldOut, accuracies: Sequence[fl
             needed,
             NO_POOL,
         )
-
-
-def _read_facts(folder: Path, fingerprint: str, *, explicit: bool) -> dict[str, float]:
-    """Held-out accuracy by network, of those already in the folder."""
-    path = folder / "pool.json"
-    if not path.is_file():
-        if explicit and not folder.is_dir():
-            raise InputError(f"pool.path: no folder {folder}; leave it out and a pool is trained and kept in the cache")
-        return {}
-    try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
-        accuracies = {str(name): float(value) for name, value in facts["accuracies"].items()}
-        found = facts["fingerprint"]
-    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError, OSError) as error:
-        raise InputError(f"{path} is damaged ({error}); remove the folder and the pool is trained again") from None
-    if found != fingerprint:
-        raise InputError(
-            f"the pool in {folder} was trained with other data or settings ({found}, these are {fingerprint}); "
-            "give the settings it was trained with, or another pool.path"
-        )
-    return accuracies
-
-
-def _cannot_keep(folder: Path, error: OSError, *, private: bool) -> str:
-    other = "set IID_CACHE to another folder" if private else "give another folder"
-    return f"cannot keep the pool in {folder}: {error.strerror or error}; {other}"
-
-
-def _keep(folder: Path, name: str, content: bytes, facts: Mapping[str, Any], *, private: bool) -> bool:
-    """Writes a member, then ``pool.json``, which says that it is there.
-
-    Args:
-        folder: of the pool.
-        name: of the member.
-        content: its weights, as they are stored.
-        facts: what ``pool.json`` says.
-        private: the folder is in the cache, for this user alone, and not one that was asked for.
-
-    Returns:
-        Whether it is kept; if the cache is full, the networks still serve this run, with a warning.
-
-    Raises:
-        InputError: if a folder that was asked for cannot be written.
-    """
-    try:
-        make_folders(folder, private=private)
-        atomic_write(folder / f"{name}.safetensors", content, private=private)
-        atomic_write(folder / "pool.json", json.dumps(facts, indent=2) + "\n", private=private)
-    except OSError as error:
-        if not private:
-            raise InputError(_cannot_keep(folder, error, private=private)) from None
-        logger.warning(
-            "%s; this run uses the networks, the next will train them again",
-            _cannot_keep(folder, error, private=private),
-        )
-        return False
-    return True
-
-
-def _load_weights(path: Path, network: Network, unkept: bytes | None = None) -> bytes:
-    """Gives the network its weights, from its file where that could be kept; returns the file's content."""
-    try:
-        content = path.read_bytes() if unkept is None else unkept
-        network.load_state_dict(from_bytes(content))
-    except (OSError, SafetensorError, RuntimeError) as error:
-        reason = one_line(error)
-        raise InputError(f"{path} is damaged ({reason}); remove its folder and the pool is trained again") from None
-    return content
