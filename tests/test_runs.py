@@ -16,8 +16,7 @@ import torch
 from iidlib import files
 from iidlib.config import preset
 from iidlib.errors import InputError
-from iidlib.runs import Checkpoints, RunFolder, runs_frame
-from iidlib.runs import folder as runs_folder
+from iidlib.runs import Checkpoints, RunFolder, claim, runs_frame
 from iidlib.runs.environment import environment
 
 CONFIG = preset("dm", "shapes", 3, "ci")
@@ -148,7 +147,7 @@ def test_a_folder_with_a_hidden_file_of_the_users_is_not_empty(name, tmp_path):
 def test_nothing_is_written_before_the_lock_is_held_and_the_folder_looked_at_again(tmp_path, monkeypatch):
     """What another process puts there in between is seen."""
     steps = []
-    lock, write, look = RunFolder.lock, runs_folder.atomic_write, RunFolder._holds_something
+    lock, write, look = claim.Claim.lock, claim.atomic_write, claim.Claim._holds_something
 
     @contextlib.contextmanager
     def noted_lock(self):
@@ -157,18 +156,16 @@ def test_nothing_is_written_before_the_lock_is_held_and_the_folder_looked_at_aga
             yield
         steps.append("let go")
 
-    monkeypatch.setattr(RunFolder, "lock", noted_lock)
-    monkeypatch.setattr(
-        runs_folder, "atomic_write", lambda path, content: steps.append(path.name) or write(path, content)
-    )
-    monkeypatch.setattr(RunFolder, "_holds_something", staticmethod(lambda place: steps.append("look") or look(place)))
+    monkeypatch.setattr(claim.Claim, "lock", noted_lock)
+    monkeypatch.setattr(claim, "atomic_write", lambda path, content: steps.append(path.name) or write(path, content))
+    monkeypatch.setattr(claim.Claim, "_holds_something", lambda self, place: steps.append("look") or look(place))
     RunFolder.create(tmp_path / "run", CONFIG)
     assert steps == ["lock", "look", "config.yaml", "environment.json", "let go"]
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt(), ValueError("other")])
 def test_whatever_stops_the_beginning_only_what_it_wrote_is_taken_back(error, tmp_path, monkeypatch):
-    write = runs_folder.atomic_write
+    write = claim.atomic_write
 
     def second_fails(path: Path, content: str) -> None:
         if path.name == "environment.json":
@@ -176,7 +173,7 @@ def test_whatever_stops_the_beginning_only_what_it_wrote_is_taken_back(error, tm
             raise error
         write(path, content)
 
-    monkeypatch.setattr(runs_folder, "atomic_write", second_fails)
+    monkeypatch.setattr(claim, "atomic_write", second_fails)
     with pytest.raises(InputError if isinstance(error, OSError) else type(error)):
         RunFolder.create(tmp_path / "a" / "run", CONFIG)
     assert [path.name for path in (tmp_path / "a" / "run").iterdir()] == ["notes.txt"]
@@ -300,7 +297,7 @@ def test_a_folder_that_could_not_be_begun_is_taken_back(tmp_path, monkeypatch):
     def full(*given: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(runs_folder, "atomic_write", full)
+    monkeypatch.setattr(claim, "atomic_write", full)
     with pytest.raises(InputError, match="No space left on device"):
         RunFolder.create(tmp_path / "a" / "run", CONFIG)
     assert not list(tmp_path.iterdir())

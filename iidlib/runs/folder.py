@@ -7,7 +7,6 @@ grows, a line at a time.
 import contextlib
 import json
 import logging
-import os
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -21,16 +20,11 @@ from iidlib.config import RunConfig
 from iidlib.errors import InputError, one_line
 from iidlib.files import (
     atomic_write,
-    make_folders,
-    place_of,
     readable,
-    remove_empty,
     set_aside,
-    unfinished,
     user_path,
 )
-from iidlib.locks import is_lock, locked
-from iidlib.runs.contents import CHECKPOINT_FILE, LOCK, RUN_FILE
+from iidlib.runs.claim import Claim
 from iidlib.runs.environment import environment
 from iidlib.runs.records import json_object, metric_rows, score_records
 
@@ -48,9 +42,7 @@ class RunFolder:
 
     def __init__(self, path: str | Path) -> None:
         self.path = user_path(path)
-        self._held = False
-        self._made: list[Path] = []
-        self._begun: dict[Path, tuple[int, int]] = {}
+        self._claim = Claim(self.path)
 
     @property
     def synthetic(self) -> Path:
@@ -85,42 +77,13 @@ class RunFolder:
             InputError: if the path exists and is not an empty folder, is in use, or cannot be written.
         """
         folder = cls(path)
-        with contextlib.ExitStack() as held:
-            try:
-                folder._refuse_full()  # before a lock is put into what may be a folder of the user's
-                folder._made = make_folders(folder.path)
-                held.callback(folder._remove_made)  # runs after the lock is gone, which is a file in the folder
-                held.enter_context(folder.lock())
-                folder._refuse_full()
-                folder.remove_unfinished()
-                folder._write_new("config.yaml", configuration.to_yaml(config))
-                folder._write_new("environment.json", json.dumps(environment(), indent=2) + "\n")
-            except BaseException as error:
-                folder.discard()
-                if isinstance(error, OSError):
-                    reason = error.strerror or error
-                    raise InputError(f"cannot write the run folder {path}: {reason}") from None
-                raise
+        with folder._claim.begin(
+            lambda: {
+                "config.yaml": configuration.to_yaml(config),
+                "environment.json": json.dumps(environment(), indent=2) + "\n",
+            }
+        ):
             yield folder
-
-    def _refuse_full(self) -> None:
-        """Raises InputError where there is something that a new run must not write over; in use is told as such."""
-        place = place_of(self.path)
-        if not place.exists() or (place.is_dir() and not self._holds_something(place)):
-            return
-        if place.is_dir() and not self._held and os.path.lexists(place / LOCK) and is_lock(place / LOCK):
-            # held by another process, which it names, or left by one that died
-            with contextlib.suppress(OSError), self.lock():
-                pass
-        raise InputError(
-            f"{self.path} exists already; nothing was overwritten: give another --out, or --resume to go on with it"
-        )
-
-    def _write_new(self, name: str, content: str) -> None:
-        """Writes a file and remembers it, so that `discard` can take it back."""
-        path = self.path / name
-        atomic_write(path, content)
-        self._begun[path] = _version(path)
 
     def discard(self) -> None:
         """Takes back what `begin` wrote, for a run that could not begin.
@@ -130,15 +93,7 @@ class RunFolder:
         there stays, and so does a folder or a link that was there before. What cannot be removed stays without an
         error: the caller has one of its own to tell.
         """
-        for path, written in self._begun.items():
-            with contextlib.suppress(OSError):
-                if _version(path) == written:
-                    path.unlink()
-        self._remove_made()
-
-    def _remove_made(self) -> None:
-        """Removes the folders that were made, where they are empty."""
-        remove_empty(self._made)
+        self._claim.take_back()
 
     @classmethod
     def reopen(cls, path: str | Path, config: RunConfig, *, more: bool = False) -> "RunFolder":
@@ -202,20 +157,9 @@ class RunFolder:
         with contextlib.suppress(FileNotFoundError):
             (self.path / "scores.json").replace(self.path / f"scores-{iterations}.json")
 
-    @staticmethod
-    def _holds_something(place: Path) -> bool:
-        """Whether there is more than a lock, and what a process left that was killed while it wrote the settings."""
-        return any(
-            unfinished(path.name) != "config.yaml" and not (path.name == LOCK and is_lock(path))
-            for path in place.iterdir()
-        )
-
     def remove_unfinished(self) -> None:
         """Removes the temporary files of processes that were killed while writing; of use to whoever holds the lock."""
-        for folder, names in ((self.path, RUN_FILE), (self.checkpoints, CHECKPOINT_FILE)):
-            for path in folder.glob(".*"):
-                if names.fullmatch(unfinished(path.name) or "") and path.is_file():
-                    path.unlink(missing_ok=True)
+        self._claim.remove_unfinished()
 
     @property
     def checkpoints(self) -> Path:
@@ -284,15 +228,7 @@ class RunFolder:
             InputError: if another process works there; it is named.
             OSError: if the folder cannot be written.
         """
-        with contextlib.ExitStack() as held:
-            try:
-                held.enter_context(locked(self.path / LOCK, wait=False))
-            except BlockingIOError as holder:
-                raise InputError(f"{self.path} is in use by {holder}; wait for it, or give another --out") from None
-            except FileExistsError as error:
-                raise InputError(str(error.strerror)) from None
-            self._held = True
-            held.callback(setattr, self, "_held", False)
+        with self._claim.lock():
             yield
 
     def scores(self) -> list[dict[str, Any]]:
@@ -326,12 +262,6 @@ class RunFolder:
         # a folder's name may hold bytes that the locale does not know, which the writer of JSON refuses
         plain = frame.map(lambda value: readable(value) if isinstance(value, str) else value)
         atomic_write(path, plain.to_json(orient="records", indent=2) + "\n")
-
-
-def _version(path: Path) -> tuple[int, int]:
-    """Length and time of a file, by which one that was changed or put in its place is told apart."""
-    facts = path.stat()
-    return facts.st_size, facts.st_mtime_ns
 
 
 def _lines(config: RunConfig) -> list[str]:
