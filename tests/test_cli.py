@@ -33,7 +33,7 @@ from iidlib.augment import OPERATIONS
 from iidlib.cli import output
 from iidlib.config import SCALES, RunConfig, fingerprint, from_yaml, override, preset, settings
 from iidlib.config.recipes import IDM_SCALES, PUBLISHED, Row
-from iidlib.data import data_dir, registry
+from iidlib.data import data_dir, registry, shapes
 from iidlib.distillation import run as distillation_run
 from iidlib.distillation import step as distillation_step
 from iidlib.errors import InputError
@@ -1675,6 +1675,27 @@ def test_scores_are_kept_with_a_run_that_has_none(iid: Run, finished: Path) -> N
     assert not (finished / "scores.json").exists(), "not under a protocol that is not the run's"
     assert iid("evaluate", finished).status == 0
     assert rows(finished / "scores.json")["accuracy"].tolist() == kept["accuracy"].tolist()
+
+
+@pytest.mark.parametrize("other", ["dataset", "seed", "baseline", "data"])
+def test_scores_of_another_evaluation_are_not_kept_as_the_runs_own(
+    iid: Run, finished: Path, monkeypatch: pytest.MonkeyPatch, other: str
+) -> None:
+    (finished / "scores.json").unlink()
+    given = {"seed": ["--seed", "7"], "baseline": ["--no-baseline"], "dataset": ["--dataset", "validation:shapes"]}
+    if other == "data":
+        monkeypatch.setattr(registry, "shapes", lambda: shapes(4, 44))
+    assert iid("evaluate", finished, *given.get(other, []), "--out", "scores.json").status == 0
+    assert not (finished / "scores.json").exists() and Path("scores.json").is_file()
+    monkeypatch.setattr(evaluation_run, "fit", lambda *given, **named: signal.raise_signal(signal.SIGINT))
+    assert iid("evaluate", finished, *given.get(other, [])).status == 130
+    assert not list(finished.glob("scores*"))
+
+
+def test_scores_with_the_runs_own_seed_and_dataset_named_are_its_own(iid: Run, finished: Path) -> None:
+    (finished / "scores.json").unlink()
+    assert iid("evaluate", finished, "--seed", "3", "--dataset", "shapes").status == 0
+    assert set(rows(finished / "scores.json")["method"]) == {"random", "iid-dm"}
 
 
 def test_random_images_are_not_put_beside_themselves(iid: Run) -> None:

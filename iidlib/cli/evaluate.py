@@ -133,7 +133,15 @@ def evaluate(
     check_evaluation(config.eval, fitted.spec, config.compute)
     untested(loaded.test)
     stamp = made_by(loaded.train.device, given_command(ctx))  # now, as a checkout may change meanwhile
-    as_made = run is not None and run.config().eval == config.eval
+    made_from = synthetic.provenance.get("data", loaded.train.fingerprint) if synthetic else ""
+    # the run's own scores are those that its distillation would have left
+    as_made = (
+        run is not None
+        and run.config().eval == config.eval
+        and (loaded.name, loaded.train.fingerprint) == (run.config().dataset, made_from)
+        and seed in (None, origin.seed)
+        and baseline
+    )
     with keeping(), KeptRows(run=run if as_made else None, out=out, results=results) as kept:
         images: SyntheticSet | RealSet
         if synthetic:
