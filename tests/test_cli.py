@@ -1245,6 +1245,28 @@ def test_a_run_starts_from_a_set_that_is_given(iid: Run, finished: Path) -> None
         assert not Path("other").exists()
 
 
+def test_a_run_from_a_set_goes_on_when_the_set_is_another_or_gone(
+    iid: Run, finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = [*LONGER, "--out", "next", "--no-evaluate"]
+    with monkeypatch.context() as patch:
+        at_iteration(4, lambda: signal.raise_signal(signal.SIGINT), patch)
+        stopped = iid(*command, "--init", "run")
+    kept = from_yaml(Path("next/config.yaml").read_text()).syn.init
+    assert iid(*LONGER, "--resume", "--iterations", "14", "--no-evaluate").status == 0  # the source changes
+    assert_one_line(iid(*go_on(stopped)), f"next was begun from {kept}, and the set in run is set:.* now; leave --init")
+    shutil.rmtree(finished)
+    ended = iid(*command, "--resume")
+    assert ended.status == 0, ended.err
+    from iidlib import SyntheticSet
+
+    made = SyntheticSet.load("next").provenance
+    assert made["init"] == f"{kept} from run" and f"syn.init={kept}" in made["settings"]
+    ended = iid(*command, "--resume", "--iterations", "14")
+    assert ended.status == 0 and SyntheticSet.load("next").provenance["init"] == f"{kept} from run"
+    assert_one_line(iid(*command, "--resume", "--set", "syn.init=noise"), f"begun with syn.init={kept}, not noise")
+
+
 def test_corrupted_scores_are_replaced_when_the_run_is_evaluated_again(iid: Run, finished: Path) -> None:
     from iidlib.runs import runs_frame
 

@@ -1,6 +1,7 @@
 """Runs that start from the images of a saved set."""
 
 import dataclasses
+import shutil
 from pathlib import Path
 
 import pytest
@@ -127,3 +128,43 @@ def test_a_run_from_a_set_is_resumed_with_the_same_set_only(saved: Path, tmp_pat
             distill(CONFIG, pictures(), init=init, out=tmp_path / "run", resume=True)
     resumed = distill(CONFIG, pictures(), init=saved, out=tmp_path / "run", resume=True)
     assert torch.equal(resumed.synthetic.images, distill(CONFIG, pictures(), init=saved).synthetic.images)
+
+
+@pytest.mark.parametrize("method", ["dm", "idm"])
+@pytest.mark.parametrize("finished", [False, True])
+def test_a_run_is_resumed_without_the_set_that_it_was_begun_from(
+    method: str, finished: bool, saved: Path, tmp_path: Path
+) -> None:
+    given = settings(method, iterations=4, checkpoint__every=2, syn__factor=1)
+    longer = settings(method, iterations=6, checkpoint__every=2, syn__factor=1)
+    if finished:
+        distill(given, pictures(), init=saved, out=tmp_path / "run")
+    else:
+        with pytest.raises(Crash):
+            distill(longer, pictures(), init=saved, out=tmp_path / "run", **stop_at(3, crash))
+    whole = distill(longer, pictures(), init=saved).synthetic
+    config, _ = starting_from(longer, saved)
+    shutil.rmtree(saved)
+    resumed = distill(config, pictures(), out=tmp_path / "run", resume=True).synthetic
+    assert torch.equal(resumed.images, whole.images)
+    assert resumed.provenance["init"] == whole.provenance["init"] == f"{config.syn.init} from {saved}"
+    again = distill(config, pictures(), out=tmp_path / "run", resume=True).synthetic
+    assert torch.equal(again.images, whole.images), "a finished run is read without the set too"
+
+
+def test_a_run_without_a_checkpoint_asks_for_its_set(saved: Path, tmp_path: Path) -> None:
+    config, _ = starting_from(CONFIG, saved)
+    with pytest.raises(Crash):
+        distill(CONFIG, pictures(), init=saved, out=tmp_path / "run", **stop_at(1, crash))
+    with pytest.raises(InputError, match=r"syn.init=set:\w{12} is a saved set, which must be given by --init PATH"):
+        distill(config, pictures(), out=tmp_path / "run", resume=True)
+    with pytest.raises(InputError, match="no run to resume"):
+        distill(config, pictures(), out=tmp_path / "nowhere", resume=True)
+    finished = distill(CONFIG, pictures(), init=saved, out=tmp_path / "run", resume=True).synthetic
+    assert torch.equal(finished.images, distill(CONFIG, pictures(), init=saved).synthetic.images)
+    # a set that is not its last iteration's, and nothing that the run could go on from
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    finished.provenance["iterations"] = "3"
+    finished.save(tmp_path / "run" / "synthetic.safetensors")
+    with pytest.raises(InputError, match=r"no checkpoint, so that it begins anew from set:\w{12}; give"):
+        distill(config, pictures(), out=tmp_path / "run", resume=True)

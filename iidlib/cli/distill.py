@@ -66,10 +66,14 @@ def distill(
         raise InputError(f"unknown method {method!r}{suggest(method, METHODS)}")
     named = re.sub(r"[^\w.-]+", "-", dataset)  # a folder's path is part of a name, and no folders
     folder = RunFolder(out or Path("runs") / f"{method}-{named}-ipc{ipc}-{scale}-seed{seed}")
-    if resume and iterations is None and (folder.path / "config.yaml").is_file():
-        iterations = folder.config().iterations  # of a run that was continued they are no scale's
+    begun = folder.config() if resume and (folder.path / "config.yaml").is_file() else None
+    if begun and iterations is None:
+        iterations = begun.iterations  # of a run that was continued they are no scale's
     own = {"seed": seed} | ({} if iterations is None else {"iterations": iterations})
     given = given_changes(changes)
+    from_set = begun.syn.init if begun and begun.syn.init.startswith("set:") else None
+    if from_set and init is None:
+        given.setdefault("syn.init", from_set)  # its checkpoint has what is left of the set
     config = preset(method, dataset, ipc, scale, own | given)
     check_names(config)
     if init is not None:
@@ -77,6 +81,11 @@ def distill(
             raise InputError("--init and --set syn.init= both say where to start; leave one of them out")
         config, _ = starting_from(config, init)
         given["syn.init"] = config.syn.init
+        if from_set and from_set != config.syn.init:
+            raise InputError(
+                f"the run at {folder.path} was begun from {from_set}, and the set in {init} is {config.syn.init} now; "
+                "leave --init out to go on with the run"
+            )
     if results is not None:
         if not evaluate:
             raise InputError("--results needs the evaluation; leave out --no-evaluate or --results")

@@ -105,6 +105,7 @@ def conditions_kept(run: Distillation, folder: RunFolder, facts: Mapping[str, An
 def facts_of(run: Distillation) -> dict[str, Any]:
     """What a checkpoint holds beside the state."""
     facts = run.facts() | {"chunk": run.chunk, "drifted": run.drifted, "totals": run.totals}
+    facts |= {} if run.started_from is None else {"init": run.started_from}
     return facts | {"conditions": conditions(run.real.device, run.config.compute.compile)}
 
 

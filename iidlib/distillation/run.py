@@ -15,8 +15,8 @@ from tqdm import tqdm
 from iidlib.config import RunConfig
 from iidlib.data import Dataset, load_dataset
 from iidlib.distillation.finished import check_continued, conditions_kept, facts_of, keep_set, opened, restored
-from iidlib.distillation.start import starting_from
-from iidlib.distillation.step import Distillation
+from iidlib.distillation.start import kept_start, starting_from
+from iidlib.distillation.step import Distillation, check_dataset
 from iidlib.distillation.stopping import Stopped, signals_noted
 from iidlib.engine import configure, pick_device, threads
 from iidlib.errors import InputError
@@ -81,7 +81,8 @@ def distill(
         allow_drift: go on even where conditions have changed (versions, device, compiled kernels), which is then said
             in ``environment.json`` and in the set's provenance.
         device: as in ``engine.pick_device``; used when the data set is loaded here.
-        init: a set, or the file or run folder of one, whose images are the first ones, see `start.starting_from`.
+        init: a set, or the file or run folder of one, whose images are the first ones, see `start.starting_from`. A
+            run that has a checkpoint is resumed without it where ``config.syn.init`` names the set.
         on_iteration: called with the number of updates done and a copy of the set, at `iterations_to_show`.
         iterations_to_show: numbers of updates, 0 for the start.
         progress: show a progress bar.
@@ -95,8 +96,12 @@ def distill(
     if dataset is None:
         dataset = load_dataset(config.dataset, device=pick_device(device))
     start = None
+    only_named = resume and init is None and config.syn.init.startswith("set:")
     if init is not None:
         config, start = starting_from(config, init)
+    elif only_named and out is not None:
+        check_dataset(config, dataset)
+        start = kept_start(config, dataset.train, RunFolder.reopen(out, config, more=True))
     run = Distillation(config, dataset, start)
     _warn_of_evaluation(config, dataset)
     if resume and (kept := finished_run(config, dataset, out)):
@@ -108,6 +113,11 @@ def distill(
         saved = Checkpoints(folder.checkpoints).load() if folder and resume else None
         if folder and resume:
             check_continued(config, folder, saved)
+            if only_named and saved is None:
+                raise InputError(
+                    f"the run at {folder.path} has no checkpoint, so that it begins anew from {config.syn.init}; give "
+                    "that set by --init PATH"
+                )
         if folder and saved:
             held.enter_context(threads(conditions_kept(run, folder, saved[1], allow_drift)))
         try:

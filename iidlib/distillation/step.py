@@ -254,7 +254,8 @@ class Distillation:
         if own := configuration.differing(self.config):
             provenance["settings"] = " ".join(f"{key}={value}" for key, value in own.items())
         if self._start:
-            provenance["init"] = f"{self.config.syn.init} from {self._start.source}"
+            source = self._start.source  # of a run that earlier versions began, no checkpoint knows it
+            provenance["init"] = f"{self.config.syn.init} from {source}" if source else self.config.syn.init
         if self.totals:
             provenance["continued"] = f"iterations was {', then '.join(map(str, self.totals))}"
         if self.drifted:
@@ -263,6 +264,11 @@ class Distillation:
         if not bool(torch.isfinite(images).all()):  # wrong input of a set, but here a failure of the run
             raise FloatingPointError(f"the images are not finite after {iteration} iterations; {self.remedy()}")
         return SyntheticSet(images, self._labels, self.real.spec, provenance, factor)
+
+    @property
+    def started_from(self) -> str | None:
+        """Where the set was read from which the run started, for the record; None for another start."""
+        return self._start.source if self._start else None
 
     def state(self) -> dict[str, Tensor]:
         """What a checkpoint holds; draws are functions of seed and iteration and need no history."""

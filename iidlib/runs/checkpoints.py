@@ -105,6 +105,8 @@ def _check_facts(facts: Mapping[str, Any], path: Path) -> None:
         raise ValueError("its conditions are no JSON object")
     if not isinstance(facts.get("chunk", 0), int):
         raise ValueError("its chunk is no whole number")
+    if not isinstance(facts.get("init", ""), str):
+        raise ValueError("its init is no text")
     totals = facts.get("totals", [])
     if not isinstance(totals, list) or not all(isinstance(total, int) for total in totals):
         raise ValueError("its totals are no list of whole numbers")
