@@ -1,6 +1,5 @@
 """Images laid in the middle of larger ones: networks with three poolings want sides that are multiples of 8."""
 
-import torch
 from torch import Tensor
 
 __all__ = ["padded"]
@@ -21,5 +20,12 @@ def padded(images: Tensor, side: int) -> Tensor:
     size = images.shape[-1]
     if side == size:
         return images
-    index = (torch.arange(side) - (side - size) // 2).clamp(0, size - 1)
-    return images[:, :, index][..., index]
+    begin = (side - size) // 2
+    end, larger = begin + size, images.new_empty(*images.shape[:-2], side, side)
+    # part by part into the place, so that there is nothing in memory but these and those
+    larger[..., begin:end, begin:end] = images
+    larger[..., begin:end, :begin] = images[..., :1]
+    larger[..., begin:end, end:] = images[..., -1:]
+    larger[..., :begin, :] = larger[..., begin : begin + 1, :]
+    larger[..., end:, :] = larger[..., end - 1 : end, :]
+    return larger
