@@ -13,6 +13,9 @@ from iidlib.data import load_dataset
 from iidlib.data.depth import Found, Scale, to_bytes
 from iidlib.data.folder import parse_folder
 from iidlib.errors import InputError
+from iidlib.evaluation import random_real
+from iidlib.evaluation.fitting import tell_differences
+from iidlib.synthetic import SyntheticSet
 from tests.test_pictures import png_of_16_bits
 
 
@@ -180,6 +183,31 @@ def test_colours_of_12_bits_in_16_are_told_to_be_nearly_black(tmp_path: Path, ca
         path.write_bytes(png_of_16_bits(np.full((9, 9, 3), 4095 - number, np.uint16)))
     load_dataset(f"folder:{tmp_path}?size=8")
     assert "all images are nearly black, as they use 12 of 16 bits in each channel" in caplog.text
+
+
+def test_a_set_keeps_the_range_and_is_not_tested_on_another_one_silently(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    made_from = load_dataset(dataset(tmp_path / "made", lambda n: flat(4095 - n, np.uint16)))
+    random_real(made_from.train, 1).save(tmp_path / "set.safetensors")
+    chosen = SyntheticSet.load(tmp_path / "set.safetensors")
+    assert chosen.provenance["range"] == "0,4095"
+    name = dataset(tmp_path / "dimmer", lambda n: flat(1020 - n, np.uint16))
+    for images in (chosen, made_from.train, chosen):
+        tell_differences(images, load_dataset(name))
+    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert len(warnings) == 1, "once"
+    assert f"0 is black and 4095 is white, and in {name} 0 is black and 1023 is white" in warnings[0]
+    remedy = warnings[0].split()[-1]
+    assert remedy == f"{name}&range=0,4095"
+    caplog.clear()
+    tell_differences(chosen, load_dataset(remedy))
+    floats = dataset(tmp_path / "floats", lambda n: flat(n / 5, np.float32), "tif")
+    bytes_ = dataset(tmp_path / "bytes", lambda n: flat(40 * n, np.uint8))
+    for other in (floats, bytes_):
+        tell_differences(chosen, load_dataset(other))
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+    assert "range" not in random_real(load_dataset(bytes_).train, 1).provenance
 
 
 def test_the_options_of_a_folder_say_its_range() -> None:

@@ -59,6 +59,12 @@ class Scale:
             raise ValueError("no range for values of this kind")
         return values
 
+    @property
+    def text(self) -> str:
+        """The ranges as ``range=`` takes them: ``0,4095``, or ``0,1 (floating point)``, or both; empty for none."""
+        both = {"": self.whole, " (floating point)": self.floating}
+        return " and ".join(f"{values[0]:.9g},{values[1]:.9g}{kind}" for kind, values in both.items() if values)
+
     def __str__(self) -> str:
         both = {"": self.whole, " (floating point)": self.floating}
         return " and ".join(

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from iidlib.data.depth import ValueRange
-from iidlib.data.image_files import decode_all
+from iidlib.data.image_files import decode_whole
 from iidlib.data.image_tree import Tree, Unreadable, scan
 from iidlib.data.layout import Layout, Part, layout_of
 from iidlib.data.padding import padded
@@ -64,6 +64,8 @@ class FolderSet:
     classes: tuple[str, ...]
     train: Images
     test: Images
+    ranges: str = ""
+    """What is black and white in its pictures of more than 8 bits, as `DatasetSpec.ranges` has it."""
 
 
 def _padded_side(size: int) -> int:
@@ -141,10 +143,10 @@ def read_folder(name: str) -> FolderSet:
     if without := without_held_out(layout):
         logger.warning("%s: classes of one image have no test images: %s", name, listed(without))
     # one array for both, so that no image is held twice, and pictures of more than 8 bits have one scale
-    images = decode_all(name, options.path, [*paths, *test_paths], options.size, values=options.values)
-    images = padded(images, _padded_side(options.size))
+    decoded = decode_whole(name, options.path, [*paths, *test_paths], options.size, values=options.values)
+    images, ranges = padded(decoded.images, _padded_side(options.size)), decoded.scale.text
     own = len(paths)
-    return FolderSet(layout.train.classes, (images[:own], labels), (images[own:], test_labels))
+    return FolderSet(layout.train.classes, (images[:own], labels), (images[own:], test_labels), ranges)
 
 
 def find_images(root: Path) -> Tree:

@@ -7,7 +7,7 @@ import logging
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -21,7 +21,7 @@ from iidlib.data.pillow_settings import quiet
 from iidlib.errors import InputError, listed
 from iidlib.notes import say_once
 
-__all__ = ["LARGEST", "DecodedFiles", "decode", "decode_all", "decode_files"]
+__all__ = ["LARGEST", "DecodedFiles", "decode", "decode_all", "decode_files", "decode_whole"]
 
 BLOCK = 16
 """Files that a thread takes at a time."""
@@ -41,12 +41,24 @@ class DecodedFiles:
     """uint8 [N, 3, size, size]; those of unreadable files hold nothing of use."""
     unreadable: dict[Path, str]
     """Files that cannot be read, in order, with the reason in few words."""
+    scale: Scale = field(default_factory=Scale)
+    """What is black and white in those of more than 8 bits."""
 
 
 def decode_all(
     name: str, root: Path, paths: Sequence[Path], size: int, *, values: ValueRange | None = None, keep: bool = True
 ) -> Tensor:
     """Image files as uint8 [N, 3, size, size], from the cache where they have been decoded before.
+
+    Arguments and errors are those of `decode_whole`.
+    """
+    return decode_whole(name, root, paths, size, values=values, keep=keep).images
+
+
+def decode_whole(
+    name: str, root: Path, paths: Sequence[Path], size: int, *, values: ValueRange | None = None, keep: bool = True
+) -> DecodedFiles:
+    """Image files as `decode_files` gives them, where all of them must be readable.
 
     Arguments are those of `decode_files`.
 
@@ -59,7 +71,7 @@ def decode_all(
             f"{name}: {len(damaged)} of {len(paths)} images in {root} cannot be read: {listed(damaged, 3)}; "
             "replace or remove them"
         )
-    return decoded.images
+    return decoded
 
 
 def decode_files(
@@ -102,7 +114,8 @@ def decode_files(
         if keep and work.done and (redone or work.done != kept.found):
             cache.write(keys, work.rows, work.done, scale)
     work.tell(deep, values)
-    return DecodedFiles(images, {paths[place]: work.unreadable[place] for place in sorted(work.unreadable)})
+    unreadable = {paths[place]: work.unreadable[place] for place in sorted(work.unreadable)}
+    return DecodedFiles(images, unreadable, Scale.of(list(deep.values()), values))
 
 
 class _Work:

@@ -193,6 +193,7 @@ def _of_folder(name: str, device: torch.device | str) -> Dataset:
         mean=tuple(round(value, 4) for value in mean),
         std=tuple(round(max(value, 1 / 255), 4) for value in std),
         augmentation=ALL_OPERATIONS,
+        ranges=found.ranges,
     )
     return Dataset.of(spec, found.train, found.test, device)
 

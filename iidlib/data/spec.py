@@ -1,7 +1,7 @@
 """What is known of a dataset without reading it, and how its pixels are normalised."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -27,6 +27,8 @@ class DatasetSpec:
     """Standard deviation of each channel, of images in [0, 1]."""
     augmentation: str
     """The DSA operations that suit it, joined by ``_`` (no flip where a mirror image is another class)."""
+    ranges: str = field(default="", compare=False, repr=False)
+    """What was black and white in its pictures of more than 8 bits, see `data.depth.Scale.text`; empty without such."""
 
 
 AT_ONCE = 1 << 20

@@ -123,6 +123,34 @@ def tell_differences(images: SyntheticSet | RealSet, dataset: Dataset) -> None:
         told.append("classes are numbered in the set's order")
     if told:
         say_once(logging.INFO, f"note: {'; '.join(told)}")
+    _tell_range(images.provenance.get("range", "") if isinstance(images, SyntheticSet) else own.ranges, given)
+
+
+def _tell_range(made: str, given: DatasetSpec) -> None:
+    """Warns where pictures of more than 8 bits are shown brighter or darker than those that a set was made from.
+
+    Args:
+        made: what was black and white in those, as `DatasetSpec.ranges` has it.
+        given: of the dataset that is tested on.
+    """
+    mine, theirs = _by_kind(made), _by_kind(given.ranges)
+    for kind in sorted(mine.keys() & theirs.keys()):
+        if mine[kind] != theirs[kind]:
+            path, _, options = given.name.partition("?")
+            rest = [option for option in options.split("&") if option and not option.startswith("range=")]
+            say_once(
+                logging.WARNING,
+                f"the set was made from pictures in which {mine[kind].replace(',', ' is black and ')} is white, and in "
+                f"{given.name} {theirs[kind].replace(',', ' is black and ')} is white, so that test images are "
+                "brighter or darker than the set's; if they come from one source, say what is black and white: "
+                f"{path}?{'&'.join([*rest, f'range={mine[kind]}'])}",
+            )
+
+
+def _by_kind(ranges: str) -> dict[str, str]:
+    """Ranges of whole and of floating-point numbers, which are not compared with each other."""
+    parts = (part.partition(" ") for part in ranges.split(" and ") if part)
+    return {kind: numbers for numbers, _, kind in parts}
 
 
 def untested(test: RealSet) -> list[str]:

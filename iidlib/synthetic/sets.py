@@ -67,6 +67,8 @@ class SyntheticSet:
             self.images, self.labels = self.images[order], self.labels[order]
         if not isinstance(self.provenance, dict):
             raise InputError(f"provenance of a synthetic set must be a dict of texts, got {self.provenance!r}")
+        if self.spec.ranges:
+            self.provenance = self.provenance | {"range": self.spec.ranges}
         self.factor = as_factor(self.factor)
         expand(self.images[:1].detach(), self.factor)  # refuses a factor that does not fit
 
