@@ -214,6 +214,28 @@ def test_notes_tell_what_may_be_meant_otherwise(tmp_path: Path) -> None:
     assert without.notes == ("1 class has no test images: cow",)
 
 
+@pytest.mark.parametrize("split", [("fold1", "fold2"), ("Entrenamiento", "Prueba"), ("k1", "k2", "k3")])
+def test_a_split_under_unknown_names_is_told(split: tuple[str, ...], tmp_path: Path) -> None:
+    found = read(lay(tmp_path, *(line for one in split for line in part(one))))
+    assert found.train.classes == split, "as it may be meant so: cat/female, cat/male, dog/female, dog/male"
+    (note,) = found.notes
+    assert note.startswith(f"all classes ({', '.join(split)}) have the same folders in them: cat, dog; if these are")
+    assert f"name its folders train and test, or take one of them, as in folder:{tmp_path / split[0]}" in note
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ("a/x/*2.png", "b/x/*2.png"),
+        ("a/x/*2.png", "a/y/*2.png", "b/x/*2.png"),
+        ("a/x/*2.png", "a/y/*2.png", "a/*1.png", "b/x/*2.png", "b/y/*2.png"),
+        ("a/x/*2.png", "a/y/*2.png", "b/*2.png"),
+    ],
+)
+def test_classes_with_other_folders_in_them_are_not_told(lines: tuple[str, ...], tmp_path: Path) -> None:
+    assert not read(lay(tmp_path, *lines)).notes
+
+
 # --- what is left out is named ----------------------------------------------------------------------------------------
 
 

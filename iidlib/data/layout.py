@@ -80,7 +80,7 @@ def layout_of(tree: Tree) -> Layout:
         train = _part(tree)
         roles = [name for name in train.classes if role_of(name) == ("", "train")]
         notes = [f"{name} is taken as a class, as it has images beside other classes" for name in roles]
-        return Layout(train, None, tuple(_left_out(tree, [tree], {})), (*notes, *_alike(train)))
+        return Layout(train, None, tuple(_left_out(tree, [tree], {})), (*notes, *_alike(train), *_same_inside(tree)))
     place = next(one for one in tree.walk() if any(folder in one.folders for folder in split.values()))
     _check_kinds([folder for folder in place.folders if role_of(folder.name)])
     inner = {role: inside(folder, role) for role, folder in split.items()}
@@ -169,6 +169,22 @@ def _alike(part: Part) -> list[str]:
     count = Counter(name.casefold() for name in part.classes)
     alike = [name for name in part.classes if count[name.casefold()] > 1]
     return [f"classes that differ by capitals only are taken as different ones: {listed(alike)}"] if alike else []
+
+
+def _same_inside(tree: Tree) -> list[str]:
+    """A note on classes that all have the same folders in them: perhaps a split, under names that are not known here.
+
+    It may be right, too: ``cat/{female,male}`` and ``dog/{female,male}`` are two classes.
+    """
+    folders = tree.folders_with_images()
+    inner = {tuple(sorted(_names(folder))) for folder in folders if not folder.images}
+    if len(inner) != 1 or any(folder.images for folder in folders) or len(shared := inner.pop()) < 2:
+        return []
+    names = listed([folder.name for folder in folders])
+    return [
+        f"all classes ({names}) have the same folders in them: {listed(shared)}; if these are the classes and {names} "
+        f"are a split, name its folders train and test, or take one of them, as in folder:{folders[0].path}"
+    ]
 
 
 def _check_unlabelled(tree: Tree, train: Part, *, alone: bool) -> None:
