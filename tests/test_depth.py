@@ -210,6 +210,23 @@ def test_a_set_keeps_the_range_and_is_not_tested_on_another_one_silently(
     assert "range" not in random_real(load_dataset(bytes_).train, 1).provenance
 
 
+@pytest.mark.parametrize(
+    ("query", "told"),
+    [
+        ("size=32&size=16", r"size is given twice \(32 and 16\); give it once"),
+        ("size=32&size=32", "size is given twice"),
+        ("range=0,1&test=0.3&range=0,2", "range is given twice"),
+        ("size=３２", "size takes the digits 0 to 9, got '３２'"),
+        ("size=3_2", "size takes the digits 0 to 9"),
+        ("test=٠.٣", "test takes the digits 0 to 9"),
+        ("range=0,４", "range takes the digits 0 to 9"),
+    ],
+)
+def test_options_are_given_once_and_in_plain_digits(query: str, told: str) -> None:
+    with pytest.raises(InputError, match=told):
+        parse_folder(f"folder:x?{query}")
+
+
 def test_the_options_of_a_folder_say_its_range() -> None:
     options = parse_folder("folder:x?range=-1024,3071&size=64")
     assert dataclasses.astuple(options)[1:] == (64, 0.2, (-1024, 3071))

@@ -82,10 +82,15 @@ def parse_folder(name: str) -> FolderOptions:
     path, _, query = name.removeprefix("folder:").partition("?")
     if not path.strip():
         raise InputError("folder: needs the path of a folder, as in folder:my/images or folder:my/images?size=64")
-    given = dict(parse_qsl(query, keep_blank_values=True))
-    for key in given:
+    pairs = parse_qsl(query, keep_blank_values=True)
+    given = dict(pairs)
+    for key, value in given.items():
         if key not in ("size", "fit", "test", "range"):
             raise InputError(f"folder: knows the options size, fit, test and range, got {key!r}")
+        if len(values := [value for name, value in pairs if name == key]) > 1:
+            raise InputError(f"folder: {key} is given twice ({' and '.join(values)}); give it once")
+        if not value.isascii() or "_" in value:  # which Python takes in numbers
+            raise InputError(f"folder: {key} takes the digits 0 to 9, got {value!r}")
     try:
         size, test = int(given.get("size", "32")), float(given.get("test", "0.2"))
     except ValueError:
