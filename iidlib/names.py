@@ -7,7 +7,7 @@ that the library knows. Unknown names stay as they are: whoever looks them up sa
 import re
 from collections.abc import Iterable
 
-__all__ = ["DATASET_NAMES", "NETWORK_NAMES", "dataset_name", "network_name", "network_names"]
+__all__ = ["DATASET_NAMES", "NETWORK_NAMES", "dataset_name", "network_name", "network_names", "on_one_line"]
 
 DATASET_NAMES = (
     "cifar10-mini", "cifar10", "cifar100", "svhn", "mnist", "fashionmnist", "tinyimagenet", "shapes",
@@ -55,6 +55,15 @@ def dataset_name(name: str) -> str:
             rest = name[len(prefix) :]
             return prefix + (rest if prefix == "folder:" else dataset_name(rest))
     return _meant(name, DATASET_NAMES, _OTHER_DATASETS)
+
+
+def on_one_line(text: str) -> str:
+    r"""A text whose line breaks, and other characters that do not print, are written as in Python.
+
+    >>> print(on_one_line("a\nclass"))
+    a\nclass
+    """
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode("ascii") for each in text)
 
 
 def network_name(name: str) -> str:

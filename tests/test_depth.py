@@ -216,10 +216,10 @@ def test_a_set_keeps_the_range_and_is_not_tested_on_another_one_silently(
         ("size=32&size=16", r"size is given twice \(32 and 16\); give it once"),
         ("size=32&size=32", "size is given twice"),
         ("range=0,1&test=0.3&range=0,2", "range is given twice"),
-        ("size=３２", "size takes the digits 0 to 9, got '３２'"),
+        ("size=\uff13\uff12", "size takes the digits 0 to 9, got '\uff13\uff12'"),
         ("size=3_2", "size takes the digits 0 to 9"),
-        ("test=٠.٣", "test takes the digits 0 to 9"),
-        ("range=0,４", "range takes the digits 0 to 9"),
+        ("test=\u0660.\u0663", "test takes the digits 0 to 9"),
+        ("range=0,\uff14", "range takes the digits 0 to 9"),
     ],
 )
 def test_options_are_given_once_and_in_plain_digits(query: str, told: str) -> None:

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -252,6 +253,42 @@ def test_the_command_gives_json(pets: Path, capsys: pytest.CaptureFixture[str]) 
 def test_the_command_tells_what_is_no_data_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     status, out, err = run(capsys, f"validation:folder:{lay(tmp_path, 'cat/*2.png')}")
     assert status == 2 and out == [] and "has 1 folder with images (cat)" in err
+
+
+def drawn(root: Path, counts: dict[str, int]) -> str:
+    """A folder with as many pictures of each class; returns the dataset's name."""
+    for place, (name, count) in enumerate(counts.items()):
+        (root / name).mkdir()
+        for number in range(count):
+            picture(100 * place + number).save(root / name / f"{number}.png")
+    return f"folder:{root}"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such names")
+def test_every_line_is_one_line_whatever_the_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    name = drawn(tmp_path, {"a\nb": 12, "cat\x1b[31m": 12, "few\n": 1})
+    status, out, _ = run(capsys, name)
+    assert status == 0 and "  a\\nb: 10 to train on, 2 to test on" in out
+    assert any("classes of one image have no test images: few\\n" in line for line in out)
+    assert any(line.startswith("training images are") and "a\\nb 12, cat\\x1b[31m 12" in line for line in out)
+
+
+def test_a_class_that_cannot_be_read_is_told_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = drawn(tmp_path, {"cat": 12, "cow": 12, "dog": 2})
+    (tmp_path / "empty").mkdir()
+    look = os.scandir
+
+    def scandir(path: Path) -> object:
+        if Path(path).name == "dog":  # for root, too, who may read everything
+            raise PermissionError(13, "Permission denied")
+        return look(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    _, out, err = run(capsys, name)
+    assert [line for line in [*out, err] if "dog" in line] == ["cannot be read: dog (permission denied)"]
+    assert any("no images in them: empty" in line for line in out)
 
 
 def test_long_lists_are_cut_but_not_in_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

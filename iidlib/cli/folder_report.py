@@ -8,6 +8,7 @@ import typer
 
 from iidlib.cli.output import report, result
 from iidlib.errors import InputError
+from iidlib.names import on_one_line
 
 if TYPE_CHECKING:
     from iidlib.data import FolderReport
@@ -28,7 +29,7 @@ def tell_folder(found: "FolderReport") -> None:
     report(None, dataclasses.asdict(found) | {"ok": found.ok})
     with result():
         for line in _lines(found):
-            typer.echo(line)
+            typer.echo(on_one_line(line))
     if found.unreadable:
         count = "1 file or folder" if len(found.unreadable) == 1 else f"{len(found.unreadable)} files or folders"
         also = f"; besides, {found.problem}" if found.problem else ""

@@ -26,6 +26,7 @@ from iidlib.data.padding import padded
 from iidlib.data.source import Images
 from iidlib.errors import InputError, listed
 from iidlib.files import user_path
+from iidlib.names import on_one_line
 
 __all__ = [
     "Files", "FolderOptions", "FolderSet", "find_images", "held_out", "labels_of", "parse_folder", "read_folder",
@@ -138,9 +139,9 @@ def read_folder(name: str) -> FolderSet:
         raise InputError(_cannot_be_read(name, tree, lost))
     layout = layout_of(tree)
     for thing in layout.left_out:
-        logger.warning("%s: %s", thing.path, thing.reason)
+        logger.warning("%s: %s", thing.path, on_one_line(thing.reason))
     for note in layout.notes:
-        logger.warning("%s: %s", name, note)
+        logger.warning("%s: %s", name, on_one_line(note))
     logger.info("%s: %s", name, told(layout, options))
     (paths, labels), (test_paths, test_labels) = split_files(layout, options)
     if not test_paths:
@@ -223,7 +224,7 @@ def told(layout: Layout, options: FolderOptions) -> str:
 
 def _summary(part: Part, root: Path) -> str:
     counts, place = part.counts, "" if part.path == root else f" in {part.path.relative_to(root)}"
-    each = ", ".join(f"{' '.join(name.splitlines())} {count}" for name, count in counts.items())
+    each = ", ".join(f"{on_one_line(name)} {count}" for name, count in counts.items())
     if len(counts) > MOST_COUNTS:
         least, most = min(counts.values()), max(counts.values())
         each = f"{most} images per class" if least == most else f"{least} to {most} images per class"

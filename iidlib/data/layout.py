@@ -234,7 +234,8 @@ def _loose(tree: Tree) -> list[LeftOut]:
 
 
 def _empty(tree: Tree) -> list[LeftOut]:
-    empty = [folder.name for folder in tree.folders if not folder.has_images()]
+    # in what cannot be read there may be images, and it is told as such
+    empty = [folder.name for folder in tree.folders if not folder.has_images() and not folder.all_unreadable()]
     return [LeftOut(tree.path, f"left out, as there are no images in them: {listed(empty)}")] if empty else []
 
 
