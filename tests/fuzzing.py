@@ -131,9 +131,9 @@ def _pool(name: str) -> Callable[[Path], Path]:
 
 def _run(name: str) -> Callable[[Path], Path]:
     def make(folder: Path) -> Path:
-        run = RunFolder.create(folder / "run", preset("dm", "shapes", 2, "ci"))
-        for iteration in (0, 10):
-            run.append_metrics({"iteration": iteration, "seconds": 1.5, "loss": 2.0})
+        with RunFolder.begin(folder / "run", preset("dm", "shapes", 2, "ci")) as run:
+            for iteration in (0, 10):
+                run.append_metrics({"iteration": iteration, "seconds": 1.5, "loss": 2.0})
         (run.path / "scores.json").write_text(json.dumps([{"label": "dm", "network": "convnet3", "accuracy": 30.5}]))
         return run.path / name
 

@@ -23,7 +23,7 @@ from iidlib.config import preset
 from iidlib.data import check, datasets, download, image_files, load_dataset, tinyimagenet
 from iidlib.data.archives import unpack
 from iidlib.data.download import fetch
-from iidlib.data.image_files import decode
+from iidlib.data.pictures import decode
 from iidlib.data.registry import SOURCES
 from iidlib.distillation import distill
 from iidlib.errors import InputError

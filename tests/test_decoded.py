@@ -56,7 +56,7 @@ def kept(root: Path) -> Path:
 
 def test_images_come_in_the_order_of_the_files(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(image_files, "BLOCK", 1)
-    monkeypatch.setattr(image_files, "threads", lambda: 4)
+    monkeypatch.setattr(image_files, "_decoding_threads", lambda: 4)
     for _ in range(2):  # decoded, and from the cache
         assert whole(root)[:, 0, 0, 0].tolist() == list(range(20))
 
@@ -104,7 +104,7 @@ def test_what_was_decoded_before_an_interruption_is_kept(
     root: Path, decoded: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(image_files, "BLOCK", 1)
-    monkeypatch.setattr(image_files, "threads", lambda: 1)
+    monkeypatch.setattr(image_files, "_decoding_threads", lambda: 1)
     read = image_files.read_picture
 
     def interrupted(path: Path, *rest: object) -> object:

@@ -93,7 +93,7 @@ def test_as_many_threads_decode_as_the_process_may_use(
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(cores)), raising=False)
     monkeypatch.setattr(torch, "get_num_threads", lambda: torch_threads)
-    assert image_files.threads() == expected
+    assert image_files._decoding_threads() == expected
 
 
 def test_large_pictures_wait_for_each_other() -> None:

@@ -16,12 +16,12 @@ from tqdm import tqdm
 
 from iidlib.data.decoded import DecodedImages, file_keys
 from iidlib.data.depth import Found, Scale, ValueRange
-from iidlib.data.pictures import LARGEST, decode, read_picture
+from iidlib.data.pictures import read_picture
 from iidlib.data.pillow_settings import quiet
 from iidlib.errors import InputError, listed
 from iidlib.notes import say_once
 
-__all__ = ["LARGEST", "DecodedFiles", "decode", "decode_all", "decode_files", "decode_whole"]
+__all__ = ["DecodedFiles", "decode_all", "decode_files", "decode_whole"]
 
 BLOCK = 16
 """Files that a thread takes at a time."""
@@ -134,11 +134,12 @@ class _Work:
         """Decodes files in parallel: Pillow lets other threads run meanwhile."""
         if not places:
             return
-        step = min(BLOCK, 1 + len(places) // (4 * threads()))  # of few pictures, which may be large, each gets some
+        # of few pictures, which may be large, each thread gets some
+        step = min(BLOCK, 1 + len(places) // (4 * _decoding_threads()))
         blocks = [places[start : start + step] for start in range(0, len(places), step)]
         # a bar on a terminal only
         bar = tqdm(total=len(places), desc=title, unit="image", disable=None)
-        with bar, ThreadPoolExecutor(threads()) as pool:
+        with bar, ThreadPoolExecutor(_decoding_threads()) as pool:
             try:
                 for done in as_completed([pool.submit(self._block, block, scale) for block in blocks]):
                     bar.update(done.result())
@@ -200,7 +201,7 @@ def _example(scale: Scale) -> str:
     return f"{low:.9g},{high:.9g}"
 
 
-def threads() -> int:
+def _decoding_threads() -> int:
     """Threads to decode with: as many as torch uses and the process has cores, within reason."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min(cores, torch.get_num_threads(), MOST_THREADS))

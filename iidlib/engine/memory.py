@@ -20,7 +20,7 @@ def available_bytes(device: torch.device) -> int | None:
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     try:
-        lines = (line.split() for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines())
+        lines = (line.split() for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines())
         kibibytes = {name: int(value) for name, value, *_ in lines}
         found = 1024 * (kibibytes["MemAvailable:"] + kibibytes["SwapFree:"])
     except (OSError, ValueError, KeyError):
@@ -29,7 +29,7 @@ def available_bytes(device: torch.device) -> int | None:
         except (AttributeError, OSError, ValueError):
             return None
     try:
-        return min(found, int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii")))
+        return min(found, int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="utf-8")))
     except (OSError, ValueError):  # no such group, or "max"
         return found
 

@@ -55,16 +55,6 @@ class RunFolder:
         return self.synthetic.is_file()
 
     @classmethod
-    def create(cls, path: str | Path, config: RunConfig) -> "RunFolder":
-        """Makes the folder and writes ``config.yaml`` and ``environment.json``, as `begin` does for a run at work.
-
-        Raises:
-            InputError: if the path exists and is not an empty folder, or cannot be written.
-        """
-        with cls.begin(path, config) as folder:
-            return folder
-
-    @classmethod
     @contextlib.contextmanager
     def begin(cls, path: str | Path, config: RunConfig) -> Iterator["RunFolder"]:
         """Makes the folder, and keeps it from other processes for as long as the block lasts.
