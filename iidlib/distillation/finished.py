@@ -6,16 +6,28 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from iidlib.config import RunConfig
+from iidlib.data import RealSet
+from iidlib.distillation.start import Start
 from iidlib.distillation.step import Distillation
 from iidlib.errors import InputError
 from iidlib.runs import Checkpoints, RunFolder
 from iidlib.runs.environment import conditions, drift, environment
 from iidlib.synthetic import SyntheticSet
 
-__all__ = ["check_continued", "conditions_kept", "facts_of", "keep_set", "opened", "restored", "save_pictures"]
+__all__ = [
+    "check_continued",
+    "conditions_kept",
+    "facts_of",
+    "keep_set",
+    "kept_start",
+    "opened",
+    "restored",
+    "save_pictures",
+]
 
 logger = logging.getLogger("iidlib")
 
@@ -51,6 +63,38 @@ def check_continued(
             f"the run at {folder.path} is finished and has no checkpoint to go on from to iterations={now}; begin "
             f"another one from its set: --init {folder.path} with another --out"
         )
+
+
+def kept_start(config: RunConfig, real: RealSet, folder: RunFolder) -> Start | None:
+    """What stands for the set from which a run was begun, so that the run is resumed without it.
+
+    Its images are those of the run as it is now: they have the shape of the first ones, and a checkpoint replaces them.
+
+    Args:
+        config: the settings; ``syn.init`` names the set.
+        real: the training images.
+        folder: of the run.
+
+    Returns:
+        The start; None where the run has left neither a set nor a checkpoint.
+
+    Raises:
+        InputError: if there are checkpoints, and none is whole.
+    """
+    digest = config.syn.init.removeprefix("set:")
+    if folder.finished:
+        with contextlib.suppress(InputError):  # a damaged set is made again from the last checkpoint
+            made = SyntheticSet.load(folder.path, real.device)
+            return Start(made, made.provenance.get("init", "").partition(" from ")[2], digest)
+    saved = Checkpoints(folder.checkpoints).load()
+    if saved is None:
+        return None
+    images = saved[0]["images"].to(real.device)
+    labels = torch.arange(real.num_classes, device=real.device).repeat_interleave(config.ipc)
+    if len(images) != len(labels):
+        raise InputError(f"the checkpoint in {folder.checkpoints} has {len(images)} images, not {len(labels)}")
+    made = SyntheticSet(images, labels, real.spec, {}, config.syn.factor)
+    return Start(made, str(saved[1].get("init", "")), digest)
 
 
 def keep_set(synthetic: SyntheticSet, run: Distillation, folder: RunFolder) -> None:

@@ -14,8 +14,16 @@ from tqdm import tqdm
 
 from iidlib.config import RunConfig
 from iidlib.data import Dataset, load_dataset
-from iidlib.distillation.finished import check_continued, conditions_kept, facts_of, keep_set, opened, restored
-from iidlib.distillation.start import kept_start, starting_from
+from iidlib.distillation.finished import (
+    check_continued,
+    conditions_kept,
+    facts_of,
+    keep_set,
+    kept_start,
+    opened,
+    restored,
+)
+from iidlib.distillation.start import starting_from
 from iidlib.distillation.step import Distillation, check_dataset
 from iidlib.distillation.stopping import Stopped, signals_noted
 from iidlib.engine import configure, pick_device, threads

@@ -1,6 +1,5 @@
 """Where a distillation starts: from real images or noise, or from the images of a saved set."""
 
-import contextlib
 import hashlib
 import json
 from dataclasses import dataclass
@@ -14,10 +13,9 @@ from iidlib.config import RunConfig
 from iidlib.data import DatasetSpec, RealSet, denormalize, normalize
 from iidlib.errors import InputError
 from iidlib.rng import stream
-from iidlib.runs import Checkpoints, RunFolder
 from iidlib.synthetic import SyntheticSet
 
-__all__ = ["Start", "first_images", "kept_start", "starting_from"]
+__all__ = ["Start", "first_images", "starting_from"]
 
 
 @dataclass(frozen=True)
@@ -50,38 +48,6 @@ def starting_from(config: RunConfig, init: SyntheticSet | str | Path) -> tuple[R
     digest = _digest(synthetic)
     start = Start(synthetic, "a set given in Python" if given else str(init), digest)
     return attrs.evolve(config, syn=attrs.evolve(config.syn, init=f"set:{digest}")), start
-
-
-def kept_start(config: RunConfig, real: RealSet, folder: RunFolder) -> Start | None:
-    """What stands for the set from which a run was begun, so that the run is resumed without it.
-
-    Its images are those of the run as it is now: they have the shape of the first ones, and a checkpoint replaces them.
-
-    Args:
-        config: the settings; ``syn.init`` names the set.
-        real: the training images.
-        folder: of the run.
-
-    Returns:
-        The start; None where the run has left neither a set nor a checkpoint.
-
-    Raises:
-        InputError: if there are checkpoints, and none is whole.
-    """
-    digest = config.syn.init.removeprefix("set:")
-    if folder.finished:
-        with contextlib.suppress(InputError):  # a damaged set is made again from the last checkpoint
-            made = SyntheticSet.load(folder.path, real.device)
-            return Start(made, made.provenance.get("init", "").partition(" from ")[2], digest)
-    saved = Checkpoints(folder.checkpoints).load()
-    if saved is None:
-        return None
-    images = saved[0]["images"].to(real.device)
-    labels = torch.arange(real.num_classes, device=real.device).repeat_interleave(config.ipc)
-    if len(images) != len(labels):
-        raise InputError(f"the checkpoint in {folder.checkpoints} has {len(images)} images, not {len(labels)}")
-    made = SyntheticSet(images, labels, real.spec, {}, config.syn.factor)
-    return Start(made, str(saved[1].get("init", "")), digest)
 
 
 def first_images(config: RunConfig, real: RealSet, start: Start | None) -> SyntheticSet:
