@@ -148,7 +148,18 @@ def learn_in_steps(
     for number, group in enumerate(groups, 1):
         folder = Path(out) / f"step-{number:02d}" if out is not None else None
         trained_longer = _with_longer_pool(config, dataset.train.num_classes / len(group))
-        memory.append(_remembered(trained_longer, of_classes(dataset, group), folder, progress))
+        try:
+            memory.append(_remembered(trained_longer, of_classes(dataset, group), folder, progress))
+        except InputError as error:
+            if folder is None or number == 1 or config.method not in METHODS or (folder / "config.yaml").is_file():
+                raise
+            steps_kept = "step 1 is" if number == 2 else f"steps 1 to {number - 1} are"
+            # of what else would help, such as more epochs, the steps that are kept had none
+            change = " --set pool.untrained=warn" if "pool.untrained=warn" in str(error) else ""
+            raise InputError(
+                f"step {number} cannot begin: {error}; {steps_kept} kept in {out}: go on with --resume{change}, or give "
+                "another --out"
+            ) from None
         seen += group
         known = of_classes(dataset, seen)
         images = torch.cat([one.images for one in memory])

@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+import shutil
 from pathlib import Path
 
 import attrs
@@ -248,6 +249,47 @@ def test_steps_that_are_done_are_not_done_again(pictures, tmp_path: Path, monkey
     monkeypatch.setattr(continual, "distill", never)
     again = learn_in_steps(config(), pictures, steps=2, out=tmp_path)
     pd.testing.assert_frame_equal(first.drop(columns="seconds"), again.drop(columns="seconds"))
+
+
+def test_steps_before_a_pool_that_is_refused_are_kept_and_gone_on_from(tmp_path: Path, monkeypatch, capsys):
+    from iidlib.data import registry
+    from iidlib.features import pool
+
+    really = pool._check_trained
+
+    def second_refused(config, held_out, number, passes, reached):
+        second = Path("r/step-01/synthetic.safetensors").is_file()
+        really(config, held_out, number, passes, 0.0 if second else reached)
+
+    monkeypatch.setattr(pool, "_check_trained", second_refused)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("IID_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(registry, "shapes", lambda: shapes(4, 40, 32))
+    given = ["continual", "dm-cc", "--dataset", "shapes", "--ipc", "2", "--steps", "2", "--scale", "ci", "--out", "r"]
+    given += ["--set", "pool.count=1"]
+    assert iid(*given) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert re.search(
+        r"step 2 cannot begin: .* pool.untrained=warn; .*; step 1 is kept in r: go on with .* --resume", said
+    )
+    assert iid(*given, "--resume", "--set", "pool.untrained=warn") == 0, capsys.readouterr().err
+    assert Path("r/step-02/synthetic.safetensors").is_file()
+    shutil.rmtree("r")
+    alone = [
+        "distill",
+        "dm-cc",
+        "--dataset",
+        "shapes",
+        "--ipc",
+        "2",
+        "--scale",
+        "ci",
+        "--out",
+        "alone",
+        "--no-evaluate",
+    ]
+    assert iid(*alone) == 0 and iid(*alone, "--resume", "--set", "pool.untrained=warn") == 0
 
 
 def iid(*arguments: str) -> int:

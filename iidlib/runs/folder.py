@@ -87,7 +87,7 @@ class RunFolder:
 
     @classmethod
     def reopen(cls, path: str | Path, config: RunConfig, *, more: bool = False) -> "RunFolder":
-        """The folder of a run that was begun with the same settings.
+        """The folder of a run that was begun with the same settings, ``pool.untrained`` aside.
 
         Args:
             path: the folder.
@@ -102,6 +102,8 @@ class RunFolder:
         if not (folder.path / "config.yaml").is_file():
             raise InputError(f"no run to resume at {path} (it has no config.yaml); leave --resume out to begin one")
         begun = folder.config()
+        # whether weak networks are refused changes no number, and a run that they ended is to be finished with them
+        begun = attrs.evolve(begun, pool=attrs.evolve(begun.pool, untrained=config.pool.untrained))
         if more:
             begun = attrs.evolve(begun, iterations=config.iterations)
         if begun != config:
