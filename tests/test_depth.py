@@ -210,6 +210,17 @@ def test_a_set_keeps_the_range_and_is_not_tested_on_another_one_silently(
     assert "range" not in random_real(load_dataset(bytes_).train, 1).provenance
 
 
+def test_the_held_out_images_of_a_folder_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "iidlib")
+    name = dataset(tmp_path, lambda n: flat(n, np.uint8), count=60)
+    data = load_dataset(f"validation:{name}")
+    assert (len(data.train), len(data.test)) == (36, 4)
+    assert caplog.messages[-1] == (
+        f"validation:{name}: 36 of the training images are trained on and the other 4 are tested on; the 20 test "
+        "images are not looked at"
+    )
+
+
 @pytest.mark.parametrize(
     ("query", "told"),
     [

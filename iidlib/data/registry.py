@@ -1,5 +1,6 @@
 """The datasets by name: loaded, listed, and checked against their checksums."""
 
+import logging
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -115,12 +116,19 @@ SOURCES: dict[str, Source] = {
 
 _VALIDATION = "validation:"
 
+logger = logging.getLogger("iidlib")
+
 
 def _held_out(dataset: Dataset) -> Dataset:
     """Nine tenths of the training images, and the last tenth in place of the test images, which stay unseen."""
     train, held_out = dataset.train.split(0.9, torch.Generator().manual_seed(0))
     spec = replace(dataset.spec, name=_VALIDATION + dataset.name)
     train, held_out = (RealSet(part.images, part.labels, spec) for part in (train, held_out))
+    if dataset.name.startswith("folder:"):  # whose numbers have been told
+        logger.info(
+            "%s: %d of the training images are trained on and the other %d are tested on; the %d test images are not "
+            "looked at", spec.name, len(train), len(held_out), len(dataset.test),
+        )  # fmt: skip
     return Dataset(spec.name, train, held_out, spec)
 
 
