@@ -4,10 +4,19 @@ Whatever takes such a name passes it through here first, so that settings, runs 
 that the library knows. Unknown names stay as they are: whoever looks them up says so, with a suggestion.
 """
 
+import os
 import re
 from collections.abc import Iterable
 
-__all__ = ["DATASET_NAMES", "NETWORK_NAMES", "dataset_name", "network_name", "network_names", "on_one_line"]
+__all__ = [
+    "DATASET_NAMES",
+    "NETWORK_NAMES",
+    "dataset_name",
+    "network_name",
+    "network_names",
+    "on_one_line",
+    "same_dataset",
+]
 
 DATASET_NAMES = (
     "cifar10-mini", "cifar10", "cifar100", "svhn", "mnist", "fashionmnist", "tinyimagenet", "shapes",
@@ -55,6 +64,24 @@ def dataset_name(name: str) -> str:
             rest = name[len(prefix) :]
             return prefix + (rest if prefix == "folder:" else dataset_name(rest))
     return _meant(name, DATASET_NAMES, _OTHER_DATASETS)
+
+
+def same_dataset(one: str, other: str) -> bool:
+    """Whether two names stand for one dataset; those of folders may be written in several ways.
+
+    >>> same_dataset("folder:./pets?size=8&test=0.3", "folder:pets/?test=0.3&size=8"), same_dataset("mnist", "svhn")
+    (True, False)
+    """
+    return _in_one_form(one) == _in_one_form(other)
+
+
+def _in_one_form(name: str) -> str:
+    prefix, found, rest = dataset_name(name).partition("folder:")
+    if not found or prefix not in ("", "validation:"):
+        return dataset_name(name)
+    path, _, query = rest.partition("?")
+    path = os.path.abspath(os.path.expanduser(path))  # noqa: PTH100, PTH111, pathlib keeps ".." and wants a home
+    return f"{prefix}folder:{path}?{'&'.join(sorted(query.split('&')))}"
 
 
 def on_one_line(text: str) -> str:

@@ -380,6 +380,16 @@ def test_a_run_is_taken_up_again_with_its_own_settings_alone(folder):
         one_line(caught)
 
 
+def test_a_run_is_taken_up_again_however_its_folder_is_written(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = RunFolder.create(tmp_path / "run", preset("dm", "folder:./pets?size=16&test=0.3", 3, "ci"))
+    for same in ("folder:pets/?test=0.3&size=16", f"folder:{tmp_path}/pets?size=16&test=0.3"):
+        assert RunFolder.reopen(run.path, preset("dm", same, 3, "ci")).path == run.path
+    for other in ("folder:pets?size=16", "folder:pet?size=16&test=0.3", "validation:folder:pets?size=16&test=0.3"):
+        with pytest.raises(InputError, match="was begun with dataset="):
+            RunFolder.reopen(run.path, preset("dm", other, 3, "ci"))
+
+
 def test_what_is_not_a_run_cannot_be_taken_up(tmp_path, folder):
     with pytest.raises(InputError, match=r"no run to resume at .*nowhere \(it has no config.yaml\)") as caught:
         RunFolder.reopen(tmp_path / "nowhere", CONFIG)

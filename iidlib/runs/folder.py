@@ -24,6 +24,7 @@ from iidlib.files import (
     set_aside,
     user_path,
 )
+from iidlib.names import same_dataset
 from iidlib.runs.claim import Claim
 from iidlib.runs.environment import environment
 from iidlib.runs.records import json_object, metric_rows, score_records
@@ -106,6 +107,8 @@ class RunFolder:
         begun = attrs.evolve(begun, pool=attrs.evolve(begun.pool, untrained=config.pool.untrained))
         if more:
             begun = attrs.evolve(begun, iterations=config.iterations)
+        if same_dataset(begun.dataset, config.dataset):  # whether the images are the same is for the checkpoints to say
+            begun = attrs.evolve(begun, dataset=config.dataset)
         if begun != config:
             mine = dict(line.split(": ", 1) for line in _lines(config))
             theirs = dict(line.split(": ", 1) for line in _lines(begun))
