@@ -291,6 +291,12 @@ def test_a_class_that_cannot_be_read_is_told_once(
     assert any("no images in them: empty" in line for line in out)
 
 
+@pytest.mark.parametrize("name", ["validation:cifar10-mini", "Validation:CIFAR10_mini", "validation:shapes"])
+def test_the_files_behind_held_out_images_are_checked(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    status, _, err = run(capsys, name)
+    assert status == 0 and not err
+
+
 def test_long_lists_are_cut_but_not_in_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for number in range(30):
         for place in range(4):

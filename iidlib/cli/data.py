@@ -79,9 +79,9 @@ def data_check(
     """
     from iidlib.data import check, inspect_folder
 
-    folder = name.removeprefix("validation:")
-    if folder.startswith("folder:"):
-        tell_folder(inspect_folder(folder))
+    name = name.removeprefix("validation:")  # which takes the same files
+    if name.startswith("folder:"):
+        tell_folder(inspect_folder(name))
         return
     found = check(name, data_root)
     report(None, dataclasses.asdict(found) | {"ok": found.ok})
