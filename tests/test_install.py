@@ -207,6 +207,16 @@ def test_a_failed_fetch_leaves_no_folder_and_no_find(
     assert {row.name: row.found for row in datasets(root)}[NAME] is None
 
 
+def test_a_file_in_the_place_of_the_lock_is_told_and_stays(packed: bytes, server: Server, tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    root.mkdir()
+    (root / f".iidlib-fetch-{NAME}.lock").write_text("mine")
+    with pytest.raises(InputError, match=r"is needed as a lock and is .*; move it away$") as caught:
+        load_dataset(NAME, data_root=root, download=True, mirror=server(ARCHIVE, packed))
+    assert "network" not in one_line(caught) and "--mirror" not in one_line(caught)
+    assert (root / f".iidlib-fetch-{NAME}.lock").read_text() == "mine"
+
+
 def test_two_at_once_do_not_disturb_each_other(packed: bytes, server: Server, tmp_path: Path) -> None:
     root = tmp_path / "root"
     root.mkdir()
