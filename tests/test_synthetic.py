@@ -465,7 +465,8 @@ def test_the_file_says_what_the_design_promises(chosen, tmp_path):
     assert json.loads(metadata["classes"]) == list(chosen.spec.classes)
     assert json.loads(metadata["provenance"])["method"] == "dm"
     assert "augmentation" in metadata
-    assert {field.name for field in dataclasses.fields(DatasetSpec)} - {"name"} <= set(metadata)
+    # ranges are in the provenance, of sets that have any
+    assert {field.name for field in dataclasses.fields(DatasetSpec)} - {"name", "ranges"} <= set(metadata)
 
 
 def test_a_file_is_written_whole_or_not_at_all(chosen, tmp_path, monkeypatch):

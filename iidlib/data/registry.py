@@ -1,6 +1,7 @@
 """The datasets by name: loaded, listed, and checked against their checksums."""
 
 import logging
+import os
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -132,8 +133,30 @@ def _held_out(dataset: Dataset) -> Dataset:
     return Dataset(spec.name, train, held_out, spec)
 
 
+def _as_name(given: object) -> str:
+    """A dataset's name, where a path stands for the folder."""
+    if isinstance(given, os.PathLike) and isinstance(path := os.fspath(given), str):
+        return f"folder:{path}"
+    if not isinstance(given, str):
+        raise InputError(f"name of a dataset must be text, such as 'cifar10-mini' or 'folder:PATH', got {given!r}")
+    return dataset_name(given)
+
+
+def _as_device(given: torch.device | str) -> torch.device:
+    """A device that is there."""
+    try:
+        device = torch.device(given)
+    except (RuntimeError, TypeError):
+        raise InputError(f"device {given!r} is not known; give cpu, cuda, cuda:N or mps") from None
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError):  # as torch says it that was built without it
+        raise InputError(f"device {given!r} cannot be used here; give another one, such as cpu") from None
+    return device
+
+
 def load_dataset(
-    name: str = "cifar10-mini",
+    name: PathLike = "cifar10-mini",
     *,
     data_root: PathLike | None = None,
     device: torch.device | str = "cpu",
@@ -147,7 +170,8 @@ def load_dataset(
             ``fashionmnist`` (torchvision's files), ``tinyimagenet`` (the original folder), ``shapes`` (drawn), or
             ``folder:PATH`` (see `data.folder`); or one of them after ``validation:``, which holds out a tenth of each
             class's training images, always the same ones, to be judged on in place of the test images: settings are
-            chosen on it. Capitals, dashes and underscores do not matter: ``CIFAR-10`` is cifar10.
+            chosen on it. Capitals, dashes and underscores do not matter: ``CIFAR-10`` is cifar10. A path object stands
+            for ``folder:`` with that path.
         data_root: the folder that holds the data set's folder; the one in ``IID_DATA`` when not given. What comes with
             the library is found without either.
         device: where the images are put.
@@ -156,14 +180,19 @@ def load_dataset(
         mirror: with `download`, another address to fetch from: that of a folder, or of the file; http(s) or file.
 
     Raises:
-        InputError: for an unknown name, and for missing or damaged files: which, where looked, how to get them.
+        InputError: for an unknown name or device, and for missing or damaged files: which, where looked, how to get
+            them.
 
     Example:
         >>> data = load_dataset("cifar10-mini")
         >>> data.train.images.shape, data.spec.classes[:2]
         (torch.Size([4000, 3, 32, 32]), ('airplane', 'automobile'))
     """
-    name = dataset_name(name)
+    name, device = _as_name(name), _as_device(device)
+    if not isinstance(data_root, str | os.PathLike | None):
+        raise InputError(f"data_root must be the path of a folder, got {data_root!r}")
+    if not isinstance(mirror, str | None):
+        raise InputError(f"mirror must be the text of an address, got {mirror!r}")
     if mirror is not None and not download:
         raise InputError("mirror says where to download from; it goes with download=True")
     if name.startswith(_VALIDATION):

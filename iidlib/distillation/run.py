@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -100,6 +101,12 @@ def distill(
         Stopped: on SIGINT or SIGTERM, after the iteration was finished and kept.
         FloatingPointError: if a term of the objective, or the images at a checkpoint, are not finite.
     """
+    if not isinstance(config, RunConfig):
+        raise InputError(f"config must be a RunConfig, such as preset('dm', 'cifar10-mini') gives one, got {config!r}")
+    if not isinstance(dataset, Dataset | None):
+        raise InputError(f"dataset must be a Dataset, such as load_dataset('cifar10-mini'), got {dataset!r}")
+    if not isinstance(out, str | os.PathLike | None):
+        raise InputError(f"out must be the path of a folder, got {out!r}")
     configure(compiled=config.compute.compile != "off")
     if dataset is None:
         dataset = load_dataset(config.dataset, device=pick_device(device))

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from iidlib.engine import kernels
+from iidlib.errors import InputError
 
 __all__ = [
     "CPU_CHUNK",
@@ -38,23 +39,23 @@ def pick_device(name: str = "auto") -> torch.device:
         name: ``auto`` (CUDA if present, else the CPU), ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
 
     Raises:
-        ValueError: for a name that is not a device, or a device that this machine does not have.
+        InputError: for a name that is not a device, or a device that this machine does not have.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-    except RuntimeError:
-        raise ValueError(f"device {name!r} is not known; choose auto, cpu, cuda, cuda:N or mps") from None
+    except (RuntimeError, TypeError):
+        raise InputError(f"device {name!r} is not known; choose auto, cpu, cuda, cuda:N or mps") from None
     if device.type == "cuda":
         found = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if (device.index or 0) >= found:
-            raise ValueError(f"device {name!r} asked for, but torch sees {found} CUDA device(s) here; try --device cpu")
+            raise InputError(f"device {name!r} asked for, but torch sees {found} CUDA device(s) here; try --device cpu")
     elif device.type == "mps":
         if not torch.backends.mps.is_available():
-            raise ValueError(f"device {name!r} asked for, but torch sees no Apple GPU here; try --device cpu")
+            raise InputError(f"device {name!r} asked for, but torch sees no Apple GPU here; try --device cpu")
     elif device.type != "cpu":
-        raise ValueError(f"device {name!r} is not supported; choose auto, cpu, cuda, cuda:N or mps")
+        raise InputError(f"device {name!r} is not supported; choose auto, cpu, cuda, cuda:N or mps")
     return device
 
 

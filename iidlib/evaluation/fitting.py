@@ -9,6 +9,7 @@ comparison would not be of the images alone.
 
 import dataclasses
 import logging
+import operator
 
 import torch
 
@@ -20,7 +21,25 @@ from iidlib.notes import say_once
 from iidlib.synthetic import SyntheticSet
 from iidlib.training import augmentation_stages
 
-__all__ = ["check_evaluation", "dataset_for", "tell_differences", "untested"]
+__all__ = ["check_arguments", "check_evaluation", "dataset_for", "tell_differences", "untested"]
+
+
+MOST_SEED = 2**63 - 1
+"""That of the settings, which are kept in 64 bits."""
+
+
+def check_arguments(protocol: object, compute: object, seed: object) -> None:
+    """Refuses arguments of an evaluation that are of another type, or no seed.
+
+    Raises:
+        InputError: naming the argument, and what it should be.
+    """
+    if not isinstance(protocol, EvalProtocol):
+        raise InputError(f"protocol must be an EvalProtocol, such as preset('dm', 'cifar10').eval, got {protocol!r}")
+    if not isinstance(compute, ComputeConfig):
+        raise InputError(f"compute must be a ComputeConfig, got {compute!r}")
+    if isinstance(seed, bool) or not hasattr(seed, "__index__") or not 0 <= operator.index(seed) <= MOST_SEED:
+        raise InputError(f"seed must be a whole number from 0 to {MOST_SEED}, got {seed!r}")
 
 
 def check_evaluation(protocol: EvalProtocol, spec: DatasetSpec, compute: ComputeConfig | None = None) -> None:

@@ -14,7 +14,7 @@ import torch
 from iidlib.config import ComputeConfig, EvalProtocol
 from iidlib.data import Dataset, RealSet
 from iidlib.engine import default_together, precision
-from iidlib.evaluation.fitting import check_evaluation, dataset_for, tell_differences, untested
+from iidlib.evaluation.fitting import check_arguments, check_evaluation, dataset_for, tell_differences, untested
 from iidlib.networks import network_for
 from iidlib.rng import stream, stream_seed
 from iidlib.synthetic import SyntheticSet
@@ -88,7 +88,9 @@ def evaluated(
     Raises:
         InputError: as `evaluate`, with the first row.
     """
-    protocol, compute = protocol or EvalProtocol(), compute or ComputeConfig()
+    protocol = EvalProtocol() if protocol is None else protocol
+    compute = ComputeConfig() if compute is None else compute
+    check_arguments(protocol, compute, seed)
     if isinstance(images, SyntheticSet):
         images = dataclasses.replace(images)  # refuses what it may have been changed into
     own = dataset_for(images, dataset)

@@ -15,7 +15,7 @@ from torch import Tensor
 from iidlib.data import DatasetSpec, normalize
 from iidlib.errors import InputError, listed, one_line
 
-__all__ = ["as_factor", "as_images", "as_labels", "check_spec", "class_order"]
+__all__ = ["as_count", "as_factor", "as_images", "as_labels", "check_spec", "class_order"]
 
 
 def check_spec(spec: DatasetSpec) -> None:
@@ -122,10 +122,21 @@ def as_factor(given: object) -> int:
     Raises:
         InputError: if it is no whole number.
     """
+    return as_count(given, "factor")
+
+
+def as_count(given: object, called: str) -> int:
+    """A whole number as an int; what is true or false is none.
+
+    Raises:
+        InputError: if it is no whole number.
+    """
     try:
+        if isinstance(given, bool):
+            raise TypeError
         return operator.index(given)  # type: ignore[arg-type]
     except TypeError:
-        raise InputError(f"factor of a synthetic set must be a whole number, got {_short(given)}") from None
+        raise InputError(f"{called} of a synthetic set must be a whole number, got {_short(given)}") from None
 
 
 def class_order(labels: Tensor) -> Tensor | None:

@@ -16,7 +16,7 @@ from iidlib.data import DatasetSpec, RealSet, denormalize
 from iidlib.errors import InputError
 from iidlib.files import atomic_write, readable, user_path
 from iidlib.notes import say_once
-from iidlib.synthetic.door import as_factor, as_images, as_labels, check_spec, class_order
+from iidlib.synthetic.door import as_count, as_factor, as_images, as_labels, check_spec, class_order
 from iidlib.synthetic.foreign import kind_of_folder, refusal
 from iidlib.synthetic.mosaics import expand, mosaics
 from iidlib.synthetic.storage import pack, spec_from, unpack
@@ -97,7 +97,7 @@ class SyntheticSet:
         grid = make_grid(self.to_uint8().cpu(), nrow=self.ipc, padding=2, pad_value=255)
         buffer = io.BytesIO()
         Image.fromarray(grid.permute(1, 2, 0).numpy()).save(buffer, format="PNG")
-        atomic_write(user_path(path), buffer.getvalue())
+        atomic_write(_file_to_write(path), buffer.getvalue())
 
     @classmethod
     def from_real(
@@ -118,6 +118,11 @@ class SyntheticSet:
             InputError: if ipc is below 1, if it takes more images than the smallest class has, if the factor does not
                 divide the image's side, or if init is unknown.
         """
+        if not isinstance(real, RealSet):
+            raise InputError(
+                f"real must be a RealSet, such as load_dataset('cifar10-mini').train, got a {type(real).__name__}"
+            )
+        ipc, factor = as_count(ipc, "ipc"), as_factor(factor)
         if init not in ("real", "crops", "noise"):
             raise InputError(f"syn.init must be real, crops or noise, got {init!r}")
         size, smallest = real.spec.image_size, int(real.counts.min())
@@ -157,8 +162,10 @@ class SyntheticSet:
                 image's range is clipped, so that such a set is another one, to be evaluated by itself.
 
         Raises:
-            InputError: if the images or labels were changed into what is no set, such as images that are not finite.
+            InputError: if the images or labels were changed into what is no set, such as images that are not finite; or
+                for a path that is a folder.
         """
+        path = _file_to_write(path)
         images = as_images(self.images.detach(), self.spec)
         labels = as_labels(self.labels, images, self.spec)
         metadata = {
@@ -175,7 +182,7 @@ class SyntheticSet:
         if eight_bits:
             metadata["stored"] = "uint8"
         metadata["provenance"] = json.dumps({str(key): str(value) for key, value in self.provenance.items()})
-        atomic_write(user_path(path), pack(self.to_uint8() if eight_bits else images, labels, metadata))
+        atomic_write(path, pack(self.to_uint8() if eight_bits else images, labels, metadata))
 
     @classmethod
     def load(cls, path: str | Path, device: torch.device | str = "cpu") -> "SyntheticSet":
@@ -226,6 +233,21 @@ class SyntheticSet:
                 "std, factor); SyntheticSet.load(...).save(...) writes it with one that covers them",
             )
         return found
+
+
+def _file_to_write(path: str | Path) -> Path:
+    """A path that a user gave, for a file.
+
+    Raises:
+        InputError: if it is no path, or there is a folder.
+    """
+    try:
+        place = user_path(path)
+    except TypeError:
+        raise InputError(f"path must be text or a path, got {path!r}") from None
+    if place.is_dir():
+        raise InputError(f"{place} is a folder; give the path of a file in it, such as {place / 'set.safetensors'}")
+    return place
 
 
 def _file_of_a_set(path: Path) -> Path:
