@@ -4,6 +4,7 @@ People have sets of DatasetCondensation, of MTT, as numpy arrays or pictures, an
 them. A pickle can run code when it is read, so that only its opcodes are looked at.
 """
 
+import contextlib
 import io
 import itertools
 import pickletools
@@ -21,6 +22,9 @@ __all__ = ["kind_of_folder", "kind_of_tensors", "refusal"]
 
 HEAD = 1 << 20
 """Bytes that are looked at, of a file or of the pickle in it; the names that tell formats apart come first."""
+
+MADE_SENSE = 3
+"""Opcodes by which what is cut, or longer than is looked at, is known as a pickle."""
 
 _LEGACY_TORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 """The number that torch.save began its files with before it wrote zip archives."""
@@ -83,7 +87,8 @@ def kind_of_file(path: Path) -> tuple[str, str] | None:
         shape = re.search(rb"'shape': \(([^)]*)\)", head[:10_000])
         told = f" of shape ({shape[1].decode('latin-1')})" if shape else ""
         return f"a numpy array{told}", from_tensors("images = torch.from_numpy(numpy.load(FILE)), and labels beside it")
-    if re.match(rb"\x80[\x02-\x05]", head) and (texts := set(_strings(io.BytesIO(head), pickles=1))):
+    if re.match(rb"\x80[\x02-\x05]", head) and _begins_as_pickle(head):
+        texts = set(_strings(io.BytesIO(head), pickles=1))
         what = "a pickle" + (" of numpy arrays" if any(text.startswith("numpy") for text in texts) else "")
         return what, f"a pickle can run code when it is read, which is not done here; {from_tensors('load it')}"
     for magic, what in _MAGIC.items():
@@ -196,6 +201,17 @@ def _strings(stream: io.BytesIO, *, pickles: int) -> Iterator[str]:
                     yield argument
         except (ValueError, IndexError, OverflowError, struct.error, EOFError):
             return
+
+
+def _begins_as_pickle(head: bytes) -> bool:
+    """Whether bytes go on as a pickle: at least three opcodes that make sense, as far as they were read."""
+    found = 0
+    with contextlib.suppress(ValueError, IndexError, OverflowError, struct.error, EOFError):
+        for opcode, _, _ in pickletools.genops(io.BytesIO(head)):
+            found += 1
+            if opcode.name == "STOP":
+                return True
+    return found > MADE_SENSE
 
 
 def _picture(head: bytes) -> tuple[str, str] | None:
