@@ -130,6 +130,21 @@ def test_a_set_of_version_0_1_0_is_read_with_one_warning(saved, caplog):
     assert SyntheticSet.load(saved).spec == before.spec and not caplog.records
 
 
+def test_a_file_without_any_checksum_is_of_no_version(saved):
+    as_version_0_1_0(saved)
+    header = header_of(saved)
+    del header["__metadata__"]["sha256"]
+    with_header(saved, header)
+    with pytest.raises(InputError, match=r"damaged .*the checksum of its images and labels is missing"):
+        SyntheticSet.load(saved)
+
+
+def test_numbers_of_version_0_1_0_that_are_none_in_float32_are_refused(saved):
+    as_version_0_1_0(saved, std="[0.25, 0.25, 1e39]")
+    with pytest.raises(InputError, match="needs one std for each of 3 channels"):
+        SyntheticSet.load(saved)
+
+
 def test_a_set_that_was_read_does_not_change_with_its_file(saved):
     read = SyntheticSet.load(saved)
     before = read.images.clone()

@@ -4,7 +4,6 @@ Sets come from optimisers, numpy, other people's files: in half precision, as pi
 uses a set may rely on one form, which is made here or nowhere.
 """
 
-import math
 import operator
 from collections.abc import Sequence
 
@@ -16,6 +15,13 @@ from iidlib.data import DatasetSpec, normalize
 from iidlib.errors import InputError, listed, one_line
 
 __all__ = ["as_count", "as_factor", "as_images", "as_labels", "check_spec", "class_order"]
+
+
+LARGEST = torch.finfo(torch.float32).max
+"""The largest mean or deviation, as images are normalised in float32."""
+
+SMALLEST = torch.finfo(torch.float32).tiny
+"""The smallest deviation: one below it is 0 there."""
 
 
 def check_spec(spec: DatasetSpec) -> None:
@@ -31,11 +37,11 @@ def check_spec(spec: DatasetSpec) -> None:
             f"the spec of {spec.name} names no classes; take that of a loaded dataset: load_dataset(...).spec"
         )
     for name, numbers in (("mean", spec.mean), ("std", spec.std)):
-        if len(numbers) != spec.channels or not all(math.isfinite(number) for number in numbers):
+        if len(numbers) != spec.channels or not all(abs(number) <= LARGEST for number in numbers):  # NaN is not
             raise InputError(
                 f"the spec of {spec.name} needs one {name} for each of {spec.channels} channels, got {numbers}"
             )
-    if min(spec.std) <= 0:
+    if min(spec.std) < SMALLEST:
         raise InputError(f"std of the spec of {spec.name} must be above 0, by which images are divided; got {spec.std}")
 
 

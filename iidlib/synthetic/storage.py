@@ -67,7 +67,9 @@ def unpack(path: Path, device: torch.device | str) -> tuple[Tensor, Tensor, dict
     if images.dtype != expected or labels.dtype != torch.int64 or not len(images):
         raise ValueError(f"images {images.dtype} {tuple(images.shape)}, labels {labels.dtype}")
     digest = _digest(images, labels)
-    if metadata.get("sha256", digest) != digest:
+    if "sha256" not in metadata:  # which all versions wrote
+        raise ValueError("the checksum of its images and labels is missing")
+    if metadata["sha256"] != digest:
         raise ValueError("its images or labels are not those that were written")
     sealed = "metadata_sha256" in metadata
     if sealed and metadata["metadata_sha256"] != _metadata_digest(metadata):
