@@ -157,8 +157,8 @@ def learn_in_steps(
             # of what else would help, such as more epochs, the steps that are kept had none
             change = " --set pool.untrained=warn" if "pool.untrained=warn" in str(error) else ""
             raise InputError(
-                f"step {number} cannot begin: {error}; {steps_kept} kept in {out}: resume with --resume{change}, or give "
-                "another --out"
+                f"step {number} cannot begin: {error}; {steps_kept} kept in {out}: resume with "
+                f"--resume{change}, or give another --out"
             ) from None
         seen += group
         known = of_classes(dataset, seen)

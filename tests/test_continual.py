@@ -271,7 +271,7 @@ def test_steps_before_a_pool_that_is_refused_are_kept_and_gone_on_from(tmp_path:
     said = capsys.readouterr().err
     assert said.count("\n") == 1
     assert re.search(
-        r"step 2 cannot begin: .* pool.untrained=warn; .*; step 1 is kept in r: go on with .* --resume", said
+        r"step 2 cannot begin: .* pool.untrained=warn; .*; step 1 is kept in r: resume with --resume", said
     )
     assert iid(*given, "--resume", "--set", "pool.untrained=warn") == 0, capsys.readouterr().err
     assert Path("r/step-02/synthetic.safetensors").is_file()

@@ -382,7 +382,7 @@ def test_a_run_is_taken_up_again_with_its_own_settings_alone(folder):
 
 def test_a_run_is_taken_up_again_however_its_folder_is_written(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    run = RunFolder.create(tmp_path / "run", preset("dm", "folder:./pets?size=16&test=0.3", 3, "ci"))
+    run = begun(tmp_path / "run", preset("dm", "folder:./pets?size=16&test=0.3", 3, "ci"))
     for same in ("folder:pets/?test=0.3&size=16", f"folder:{tmp_path}/pets?size=16&test=0.3"):
         assert RunFolder.reopen(run.path, preset("dm", same, 3, "ci")).path == run.path
     for other in ("folder:pets?size=16", "folder:pet?size=16&test=0.3", "validation:folder:pets?size=16&test=0.3"):
