@@ -1,13 +1,14 @@
 """Settings shared by all tests: no window, no surprise in the user's folders, few threads, skips that give a reason."""
 
 import importlib.util
+import logging
 import os
 import shutil
 import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -28,6 +29,9 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 import hypothesis
 import torch
 
+if TYPE_CHECKING:
+    from tests.command_line import Run
+
 Path(os.environ["TORCHINDUCTOR_CACHE_DIR"]).mkdir(mode=0o700, exist_ok=True)
 
 # torch's first call is slow, and so is a machine that builds a book meanwhile.
@@ -41,6 +45,40 @@ def cache_of_this_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("IID_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture
+def handlers_as_before() -> Iterator[None]:
+    """The command line sets handlers for the process that it takes this to be."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    level = logging.getLogger("iidlib").level
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+    logging.getLogger("iidlib").setLevel(level)
+
+
+@pytest.fixture
+def iid(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    handlers_as_before: None,
+) -> "Run":
+    """Runs a command line in this process, in an empty folder."""
+    from iidlib import cli
+    from tests.command_line import Ended
+
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: object) -> Ended:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as end:
+            cli.main([str(part) for part in arguments])
+        captured = capsys.readouterr()
+        return Ended(int(end.value.code or 0), captured.out, captured.err)
+
+    return run
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

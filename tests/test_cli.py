@@ -3,7 +3,6 @@
 import dataclasses
 import io
 import json
-import logging
 import os
 import re
 import select
@@ -15,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,50 +42,15 @@ from iidlib.experiments import Published, append_results, cells
 from iidlib.experiments.published import ACCURACIES
 from iidlib.experiments.results import RESULT_COLUMNS
 from iidlib.features import pool
-from iidlib.names import DATASET_NAMES, NETWORK_NAMES
-from iidlib.networks import NETWORKS
 from iidlib.notes import say_once
+from tests.command_line import Ended, Run
 
 # Seconds of an iteration and of a network are what they are; all else of two equal runs is equal.
 TIMES = ["seconds", "seconds_per_iteration", "peak_memory_mib", "date", "command", "commit"]
 
 TINY = ("--dataset", "shapes", "--ipc", "2", "--scale", "ci")
 
-
-@dataclass
-class Ended:
-    status: int
-    out: str
-    err: str
-
-
-Run = Callable[..., Ended]
-
-
-@pytest.fixture(autouse=True)
-def handlers_as_before() -> Iterator[None]:
-    """The command line sets handlers for the process that it takes this to be."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    level = logging.getLogger("iidlib").level
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
-    logging.getLogger("iidlib").setLevel(level)
-
-
-@pytest.fixture
-def iid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Runs a command line in this process, in an empty folder."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: object) -> Ended:
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as end:
-            cli.main([str(part) for part in arguments])
-        captured = capsys.readouterr()
-        return Ended(int(end.value.code or 0), captured.out, captured.err)
-
-    return run
+pytestmark = pytest.mark.usefixtures("handlers_as_before")
 
 
 @pytest.fixture(scope="module")
@@ -573,9 +537,8 @@ def test_a_file_at_the_place_of_a_tables_lock_is_told_before_the_run(iid: Run) -
     assert Path(".rows.csv.lock").read_text() == "mine" and not Path("rows.csv").exists()
 
 
-def test_datasets_named_without_torch_are_those_of_the_registry() -> None:
-    assert DATASET_NAMES == (*registry.SOURCES, "shapes")
-    assert tuple(NETWORKS) == NETWORK_NAMES and cli.config.OPERATIONS == OPERATIONS
+def test_operations_named_without_torch_are_those_of_the_augmentation() -> None:
+    assert cli.config.OPERATIONS == OPERATIONS
 
 
 @pytest.mark.parametrize(

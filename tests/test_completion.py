@@ -11,8 +11,6 @@ from iidlib.cli import completion
 from iidlib.config import SCALES
 from iidlib.config.recipes import BASELINES, BASES
 from iidlib.experiments import EXPERIMENTS
-from iidlib.names import NETWORK_NAMES
-from iidlib.networks import NETWORKS
 
 
 def completed(line: str, shell: str = "bash") -> list[str]:
@@ -69,8 +67,7 @@ def test_zsh_and_fish_complete() -> None:
     assert completed("iid distill nothing", "zsh")[0] == "_files"
 
 
-def test_names_known_to_the_shell_are_those_of_the_library() -> None:
-    assert NETWORK_NAMES == tuple(NETWORKS)
+def test_experiments_known_to_the_shell_are_those_of_the_library() -> None:
     assert completion.EXPERIMENTS == tuple(EXPERIMENTS)
 
 

@@ -4,11 +4,10 @@ import json
 import logging
 import os
 import re
-import signal
 import struct
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,34 +15,11 @@ from rich.console import Console
 
 from iidlib import cli
 from iidlib.cli import output
+from tests.command_line import Run
 
 TINY = ("--dataset", "shapes", "--ipc", "2", "--scale", "ci")
 
-Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture(autouse=True)
-def handlers_as_before() -> Iterator[None]:
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    level = logging.getLogger("iidlib").level
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
-    logging.getLogger("iidlib").setLevel(level)
-
-
-@pytest.fixture
-def iid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Runs a command line in this process, in an empty folder: its status, stdout and stderr."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as end:
-            cli.main([str(part) for part in arguments])
-        return (int(end.value.code or 0), *capsys.readouterr())
-
-    return run
+pytestmark = pytest.mark.usefixtures("handlers_as_before")
 
 
 def commands(app: object) -> Iterator[tuple[list[str], object]]:
