@@ -1115,10 +1115,8 @@ def test_resuming_a_finished_run_keeps_the_set_and_evaluates_it(
     assert scores[0]["seconds_per_iteration"].tolist() == pytest.approx(scores[1]["seconds_per_iteration"], nan_ok=True)
 
 
-def test_a_finished_run_in_a_read_only_folder_is_evaluated_and_its_scores_shown(
-    iid: Run, finished: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    before = contents(finished)
+def make_read_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets nothing be written below the working folder."""
     really = os.open
 
     def read_only(place: str | Path, flags: int, *rest: object, **named: object) -> int:
@@ -1127,6 +1125,28 @@ def test_a_finished_run_in_a_read_only_folder_is_evaluated_and_its_scores_shown(
         return really(place, flags, *rest, **named)
 
     monkeypatch.setattr(os, "open", read_only)
+
+
+@pytest.mark.parametrize("scored", [False, True])
+def test_evaluating_a_run_in_a_read_only_folder_shows_its_scores(
+    iid: Run, finished: Path, monkeypatch: pytest.MonkeyPatch, scored: bool
+) -> None:
+    if not scored:
+        (finished / "scores.json").unlink()
+    before = contents(finished)
+    make_read_only(monkeypatch)
+    ended = iid("evaluate", "run", "--json")
+    assert ended.status == 0, ended.err
+    assert [line["method"] for line in json.loads(ended.out)["scores"]] == ["random", "iid-dm"]
+    told = "the scores are shown and not kept (cannot write run/scores.json: Read-only file system"
+    assert (told in ended.err) is not scored and contents(finished) == before
+
+
+def test_a_finished_run_in_a_read_only_folder_is_evaluated_and_its_scores_shown(
+    iid: Run, finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = contents(finished)
+    make_read_only(monkeypatch)
     ended = iid(*LONGER, "--resume")
     assert ended.status == 0 and "its set stays as it is" in ended.out and "convnet" in ended.out
     assert "the scores are shown and not kept (cannot write run/scores.json: Read-only file system" in ended.err

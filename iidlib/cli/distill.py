@@ -3,21 +3,18 @@
 import dataclasses
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from iidlib.cli.completion import complete_method
 from iidlib.cli.options import Baseline, Changes, DataRoot, DatasetName, Device, Results, Scale, given_changes
 from iidlib.cli.output import AsJson, Quiet, report, shows_progress
-from iidlib.cli.score_files import KeptRows, check_apart
+from iidlib.cli.score_files import KeptRows, can_be_scored, check_apart
 from iidlib.cli.scores import run_facts, scored, show_scores, summary, with_random_beside
 from iidlib.cli.session import check_names, given_command, keeping, load
 from iidlib.config import preset, without_effect
 from iidlib.errors import InputError, suggest
-
-if TYPE_CHECKING:
-    from iidlib.runs import RunFolder
 
 __all__ = ["distill"]
 
@@ -130,7 +127,7 @@ def distill(
         if not evaluate:
             report(folder.synthetic, facts)
             return
-        keeps = not finished or _can_be_scored(folder)
+        keeps = not finished or can_be_scored(folder)
         if "seconds" in metrics:
             seconds = metrics["seconds"].iloc[-1] / config.iterations
             origin = dataclasses.replace(origin, seconds_per_iteration=seconds)
@@ -152,15 +149,3 @@ def distill(
             source = f"; settings: {row.origin}" if row else ""
             typer.echo(f"published: {printed.value} % ({printed.source}){source}")
         report(folder.synthetic, facts | {"scores": summary(scores)})
-
-
-def _can_be_scored(folder: "RunFolder") -> bool:
-    """Whether scores can be kept in the folder of a finished run, which may be read-only; said before they are made."""
-    from iidlib.experiments import check_writable
-
-    try:
-        check_writable(folder.path / "scores.json")
-    except InputError as error:
-        typer.echo(f"the scores are shown and not kept ({error})", err=True)
-        return False
-    return True

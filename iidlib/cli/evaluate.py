@@ -15,7 +15,7 @@ from iidlib.cli.completion import (
 )
 from iidlib.cli.options import Baseline, Changes, DataRoot, Device, Results, given_changes
 from iidlib.cli.output import AsJson, Quiet, report
-from iidlib.cli.score_files import KeptRows, check_apart
+from iidlib.cli.score_files import KeptRows, can_be_scored, check_apart
 from iidlib.cli.scores import scored, show_scores, summary, with_random_beside
 from iidlib.cli.session import check_names, given_command, keeping, load
 from iidlib.errors import InputError
@@ -142,6 +142,7 @@ def evaluate(
         and seed in (None, origin.seed)
         and baseline
     )
+    of_run = run is not None and as_made and not run.scored() and can_be_scored(run)
     with keeping(), KeptRows(run=run if as_made else None, out=out, results=results) as kept:
         images: SyntheticSet | RealSet
         if synthetic:
@@ -170,7 +171,7 @@ def evaluate(
             )
         judged_by = protocol_text(config.eval, origin.method, origin.factor)
         show_scores(scores, f"tested on {name}", "mean ± std over networks", judged_by)
-        kept.save(scores, of_run=run is not None and not run.scored())
+        kept.save(scores, of_run=of_run)
         report(
             None,
             {

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from iidlib.runs import RunFolder
 
-__all__ = ["KeptRows", "check_apart"]
+__all__ = ["KeptRows", "can_be_scored", "check_apart"]
 
 
 def check_apart(results: Path, out: Path, *, folder: bool) -> None:
@@ -43,6 +43,18 @@ def check_apart(results: Path, out: Path, *, folder: bool) -> None:
             raise InputError(
                 f"--results {results} is where the run in {out} writes its own files; give another --results"
             )
+
+
+def can_be_scored(folder: "RunFolder") -> bool:
+    """Whether scores can be kept in the folder of a finished run, which may be read-only; said before they are made."""
+    from iidlib.experiments import check_writable
+
+    try:
+        check_writable(folder.path / "scores.json")
+    except InputError as error:
+        typer.echo(f"the scores are shown and not kept ({error})", err=True)
+        return False
+    return True
 
 
 class KeptRows:
