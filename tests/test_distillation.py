@@ -550,7 +550,7 @@ def test_images_that_are_not_finite_are_not_kept(tmp_path, monkeypatch):
     assert Checkpoints(tmp_path / "run" / "checkpoints").load()[1]["iteration"] == 3
     asked = {"on_iteration": lambda done, synthetic: pytest.fail("shown"), "iterations_to_show": (6,)}
     with pytest.raises(
-        FloatingPointError, match=r"not finite after 6 iterations; lower syn\.lr; there is no checkpoint"
+        FloatingPointError, match=r"not finite after 6 iterations; lower syn\.lr \(now 1\); there is no checkpoint"
     ):
         distill(settings("dm", iterations=30, checkpoint__every=30), pictures(), **asked)
 

@@ -172,4 +172,4 @@ def test_text_has_the_same_encoding_everywhere(module: str) -> None:
             continue
         texts = {node.value for node in ast.walk(call) if isinstance(node, ast.Constant)}
         stated = any(keyword.arg == "encoding" for keyword in call.keywords) or "utf-8" in texts
-        assert stated or (name == "open" and texts & {"ab", "rb", "wb"}), ast.unparse(call)
+        assert stated or (name == "open" and texts & {"ab", "rb", "wb", "w+b"}), ast.unparse(call)

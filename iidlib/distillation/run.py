@@ -91,7 +91,7 @@ def distill(
             in ``environment.json`` and in the set's provenance.
         device: as in ``engine.pick_device``; used when the data set is loaded here.
         init: a set, or the file or run folder of one, whose images are the first ones, see `start.starting_from`. A
-            run that has a checkpoint is resumed without it where ``config.syn.init`` names the set.
+            run that has a checkpoint is resumed without it where ``syn.init`` names the set.
         on_iteration: called with the number of updates done and a copy of the set, at `iterations_to_show`.
         iterations_to_show: numbers of updates, 0 for the start.
         progress: show a progress bar.
