@@ -26,7 +26,7 @@ from iidlib.data import Dataset, RealSet
 from iidlib.distillation import METHODS, check_dataset, distill
 from iidlib.errors import InputError, listed, suggest
 from iidlib.evaluation import check_evaluation, choose, evaluate, random_real
-from iidlib.evaluation.coresets import CHOICES
+from iidlib.evaluation.coresets import CHOICES, check_choice
 from iidlib.features import choosing_pool
 from iidlib.runs import RunFolder
 from iidlib.synthetic import SyntheticSet
@@ -141,6 +141,8 @@ def learn_in_steps(
     check_evaluation(config.eval, dataset.spec, config.compute)
     groups = class_steps(class_order(dataset.train.num_classes, order), steps)
     _check_steps(config, dataset, groups)
+    if out is not None:
+        _check_kept(Path(out), dataset, groups)
     sizes = ",".join(str(len(group)) for group in groups)
     memory: list[SyntheticSet] = []
     seen: list[int] = []
@@ -218,6 +220,8 @@ def _check_steps(config: RunConfig, dataset: Dataset, groups: Sequence[Sequence[
         logger.warning(
             "no test images: %s; accuracies are those of the other classes", listed([names[n] for n in untested], 10)
         )
+    if config.method in CHOICES:
+        check_choice(config.method, dataset.train, config.ipc)
     if _needs_pool(config) and config.pool.path and len(groups) > 1:
         raise InputError(
             f"pool.path ({config.pool.path}) holds the pool of one dataset, and every step has one of its own classes; "
@@ -233,6 +237,24 @@ def _check_steps(config: RunConfig, dataset: Dataset, groups: Sequence[Sequence[
             "two classes or more, or take dm, dm-cm or random"
         )
     logger.warning("only one class in %s: networks trained on it alone learn to tell nothing apart", said)
+
+
+def _check_kept(out: Path, dataset: Dataset, groups: Sequence[Sequence[int]]) -> None:
+    """Finds out before anything is done whether the steps that are finished in a folder are these steps.
+
+    Raises:
+        InputError: if one of them distilled other classes.
+    """
+    for number, group in enumerate(groups, 1):
+        folder = out / f"step-{number:02d}"
+        if not (folder / "synthetic.safetensors").is_file():
+            continue
+        wanted = tuple(dataset.spec.classes[label] for label in group)
+        if (found := SyntheticSet.load(folder).spec.classes) != wanted:
+            raise InputError(
+                f"the run in {folder} distilled other classes or images ({listed(found)}, not {listed(wanted)}); "
+                "resume with the steps and the order that it was begun with, or give another --out"
+            )
 
 
 def _needs_pool(config: RunConfig) -> bool:

@@ -1894,3 +1894,13 @@ def test_sweep_says_what_failed(iid: Run, monkeypatch: pytest.MonkeyPatch) -> No
     assert asked == [(Path("g[1].yaml"), Path("runs/sweep-g[1]"), {"workers": 2, "progress": False})]
     points.pop()
     assert iid("sweep", "g[1].yaml", "--out", "x").status == 0
+
+
+@pytest.mark.parametrize("command", [["evaluate", "herding"], ["continual", "k-center", "--steps", "2"]])
+def test_too_few_images_to_choose_from_are_told_before_a_network_is_trained(
+    command: list[str], iid: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool, "fit", lambda *given, **named: pytest.fail("trained"))
+    monkeypatch.setattr(pool, "fit_together", lambda *given, **named: pytest.fail("trained"))
+    ended = iid(*command, "--dataset", "shapes", "--scale", "ci", "--ipc", "500")
+    assert_one_line(ended, "needs 500 images per class, but class '.*' has [0-9]+; lower ipc to [0-9]+ or less")

@@ -357,3 +357,15 @@ def test_the_help_names_it(capsys):
     assert iid("continual", "--help") == 0
     assert "memory of distilled images" in capsys.readouterr().out
     assert cli.app is not None
+
+
+def test_other_steps_than_those_that_are_kept_are_told_before_anything_is_done(tmp_path, monkeypatch):
+    """Their pools would have been trained for other epochs, which is not what is wrong."""
+    data, config = shapes(4, 20, 16), preset("dm", "shapes", 1, "ci", {"iterations": 1, "eval.epochs": 1})
+    learn_in_steps(config, data, steps=(2, 1, 1), out=tmp_path)
+    monkeypatch.setattr(continual, "evaluate", lambda *given, **named: pytest.fail("evaluated"))
+    for other in ((2, 2), (1, 2, 1), (4,)):
+        with pytest.raises(
+            InputError, match=r"step-0\d distilled other classes .*; resume with the steps and the order"
+        ):
+            learn_in_steps(config, data, steps=other, out=tmp_path)

@@ -88,7 +88,7 @@ def evaluate(
         real_images,
         untested,
     )
-    from iidlib.evaluation.coresets import CHOICES
+    from iidlib.evaluation.coresets import CHOICES, check_choice
     from iidlib.experiments import SetOrigin, check_results, check_writable, protocol_text
     from iidlib.features import choosing_pool
     from iidlib.files import place_of, user_path
@@ -148,6 +148,8 @@ def evaluate(
         if synthetic:
             images = synthetic
         else:
+            if path in CHOICES:
+                check_choice(path, loaded.train, size)
             pool = choosing_pool(loaded, config) if path in CHOICES else None
             images = real_images(
                 path,

@@ -18,7 +18,7 @@ from iidlib.networks import Network
 from iidlib.rng import stream
 from iidlib.synthetic import SyntheticSet
 
-__all__ = ["CHOICES", "choose", "herding", "k_center", "random_beside", "random_real", "real_images"]
+__all__ = ["CHOICES", "check_choice", "choose", "herding", "k_center", "random_beside", "random_real", "real_images"]
 
 logger = logging.getLogger("iidlib")
 
@@ -90,6 +90,25 @@ CHOICES = {"herding": herding, "k-center": k_center}
 """Ways to choose, by the name under which their rows stand."""
 
 
+def check_choice(name: str, train: RealSet, ipc: int) -> None:
+    """Finds out whether every class has images enough, before a network is trained to choose them by.
+
+    Args:
+        name: one of ``CHOICES``.
+        train: the training images.
+        ipc: images per class.
+
+    Raises:
+        InputError: if a class has fewer images.
+    """
+    smallest = int(train.counts.argmin())
+    if (fewest := int(train.counts[smallest])) < ipc:
+        raise InputError(
+            f"{name} needs {ipc} images per class, but class {train.spec.classes[smallest]!r} has {fewest}; lower ipc "
+            f"to {fewest} or less"
+        )
+
+
 def choose(name: str, train: RealSet, ipc: int, network: Network) -> SyntheticSet:
     """Real images of each class, chosen on the features of a trained network.
 
@@ -102,8 +121,7 @@ def choose(name: str, train: RealSet, ipc: int, network: Network) -> SyntheticSe
     Raises:
         InputError: if a class has fewer images.
     """
-    if (fewest := int(train.counts.min())) < ipc:
-        raise InputError(f"{name} needs {ipc} images a class, and a class has {fewest}")
+    check_choice(name, train, ipc)
     index = []
     for label in range(train.num_classes):
         own = train.of_class(label)
