@@ -87,12 +87,11 @@ def distill(
         if not evaluate:
             raise InputError("--results needs the evaluation; leave out --no-evaluate or --results")
         check_results(results)
+        check_apart(results, folder.path, folder=True)
     loaded = load(dataset, data_root, device)
     if evaluate:
         check_evaluation(config.eval, loaded.spec, config.compute)
         untested(loaded.test)
-    if results is not None:
-        check_apart(results, folder.path, folder=True)
     typer.echo(
         f"{method} on {dataset}, IPC {ipc}: {config.iterations} iterations, scale {scale}, {loaded.train.device}"
     )
