@@ -554,7 +554,7 @@ def test_an_interval_of_fewer_than_three_seeds_is_refused(first, second):
 def test_the_specification_is_compared_in_full():
     """A field added to DatasetSpec: does it tell images or classes apart, or belong to the set as its mean does?"""
     compared = {"classes", "image_size", "channels", "mean", "std"}
-    assert {field.name for field in dataclasses.fields(DatasetSpec)} == compared | {"name", "augmentation"}
+    assert {field.name for field in dataclasses.fields(DatasetSpec)} == compared | {"name", "augmentation", "ranges"}
 
 
 # Mosaics

@@ -177,7 +177,7 @@ def test_scripts_that_use_the_installed_wheel_are_type_checked(wheel: Path, tmp_
         ("3", 'Revealed type is "int"'),
         ("4", 'Revealed type is "iidlib.data.realset.RealSet"'),
         ("5", 'Module has no attribute "destill"; maybe "distill"?  [attr-defined]'),
-        ("6", 'Argument 1 to "load_dataset" has incompatible type "int"; expected "str"  [arg-type]'),
+        ("6", 'Argument 1 to "load_dataset" has incompatible type "int"; expected "str | PathLike[str]"  [arg-type]'),
     ], done.stdout + done.stderr
 
 

@@ -265,7 +265,7 @@ def test_copies_after_chosen_passes_are_members(pictures, cache, monkeypatch, ca
     assert sorted(path.stem for path in folder_of(pictures, cache, settings).glob("*.safetensors")) == [
         "0000", "0000-after-2", "0000-after-3", "0001", "0001-after-2", "0001-after-3"
     ]  # fmt: skip
-    assert f"network 2 of 2 after 3 of 4 passes: {pool.accuracies[4]:.1f} % on held-out images" in caplog.messages
+    assert f"network 2 of 2 after 3 of 4 epochs: {pool.accuracies[4]:.1f} % on held-out images" in caplog.messages
     for (number, passes), network in zip(members, pool.networks, strict=True):
         # a copy after so many passes is the network of a training that ends there
         assert same(network, train(pictures, config(epochs=passes, stored="fp32")).networks[number])

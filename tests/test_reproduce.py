@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from iidlib import experiments
-from iidlib.cli import main, session
+from iidlib.cli import main, output
 from iidlib.cli.reproduce import time_budget
 from iidlib.errors import InputError
 from iidlib.experiments import EXPERIMENTS, Cell, Experiment, Job, all_rows, jobs, run_jobs
@@ -194,7 +194,7 @@ def test_ctrl_c_reaches_a_run_once(small: dict[str, str], tmp_path: Path, monkey
 def test_the_command_lists_and_refuses(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(session.console, "width", 80)
+    monkeypatch.setattr(output.console, "width", 80)
     with pytest.raises(SystemExit) as ended:
         main(["reproduce", "ablation", "--list"])
     shown = capsys.readouterr().out

@@ -87,7 +87,8 @@ def _workshop(root: Path, name: str) -> Iterator[Path]:
         except BlockingIOError as error:
             raise InputError(f"{name} is being fetched into {root} by {error}; wait for it") from None
         except FileExistsError as error:  # a file of the user's in the lock's place
-            raise InputError(f"{name} cannot be fetched into {root}: {error.strerror}") from None
+            what = error.strerror if root.is_dir() else f"{root} is a file, not a folder"
+            raise InputError(f"{name} cannot be fetched into {root}: {what}") from None
         if place.is_symlink() or (place.exists() and not place.is_dir()):
             raise InputError(f"{place} is needed as a folder to work in and is something else; move it away")
         place.mkdir(mode=0o700, exist_ok=True)

@@ -8,12 +8,12 @@ LOCK = ".lock"
 """Held by the process that works in the folder."""
 
 RUN_FILE = re.compile(
-    r"config\.yaml|environment\.json|metrics\.jsonl|scores(-incomplete|-\d+)?\.json"
+    r"config\.yaml|environment\.json|metrics\.jsonl|scores(-incomplete|-[0-9]+)?\.json"
     r"|synthetic\.safetensors|synthetic(-expanded)?\.png"
 )
 """Files of a run; scores with a number are those of a set that was replaced when the run was continued."""
 
-CHECKPOINT_FILE = re.compile(r"\d{7,}\.(safetensors|json)")
+CHECKPOINT_FILE = re.compile(r"[0-9]{7,}\.(safetensors|json)")
 """Files in the folder of its checkpoints."""
 
 
