@@ -1,4 +1,4 @@
-"""Folders of images as data sets: what is said while they are read, and that no image is lost on the way."""
+"""Folders of images as datasets: what is said while they are read, and that no image is lost on the way."""
 
 import logging
 import os

@@ -123,7 +123,10 @@ def test_a_file_is_named_as_what_it_is(name, tmp_path, monkeypatch):
     ("tensors", "message"),
     [
         (WEIGHTS, r"not a synthetic set of this library, but the weights of a network \(classifier.bias"),
-        ({"images": IMAGES, "momentum": IMAGES}, "a checkpoint of a distillation, .*: go on with iid distill --resume"),
+        (
+            {"images": IMAGES, "momentum": IMAGES},
+            "a checkpoint of a distillation, .*: resume it with iid distill --resume",
+        ),
         ({"images": IMAGES, "labels": LABELS}, r"of other make with images and labels; .* safetensors.torch.load_file"),
         ({"a": LABELS, "b": LABELS}, r"a file of other tensors \(a, b\)"),
         ({}, "a file without tensors"),
@@ -152,7 +155,7 @@ def folder(root: Path, *names: str) -> Path:
     [
         (
             ("config.yaml", "environment.json"),
-            "is a run that has not left its set yet; go on with it: iid distill .*--res",
+            "is a run that has not left its set yet; resume it with: iid distill .*--res",
         ),
         (("a/synthetic.safetensors", "b/synthetic.safetensors"), r"holds runs \(2 of them\); give one .*such as .*/a$"),
         (("a/synthetic.png", "b/synthetic.png"), "a folder of pictures, not a synthetic set.*whole --dataset folder:"),

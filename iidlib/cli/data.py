@@ -1,4 +1,4 @@
-"""``iid data``: which data sets are known, fetching one, checking its files."""
+"""``iid data``: which datasets are known, fetching one, checking its files."""
 
 import contextlib
 import dataclasses
@@ -17,7 +17,7 @@ __all__ = ["data_check", "data_fetch", "data_list"]
 
 
 def data_list(data_root: DataRoot = None, as_json: AsJson = False, quiet: Quiet = False) -> None:
-    """Show the known data sets and where they were found."""
+    """Show the known datasets and where they were found."""
     from iidlib.data import datasets
 
     rows = datasets(data_root)
@@ -45,7 +45,7 @@ def data_list(data_root: DataRoot = None, as_json: AsJson = False, quiet: Quiet 
 
 
 def data_fetch(
-    name: Annotated[str, typer.Argument(help="The data set.", callback=dataset_name, autocompletion=complete_dataset)],
+    name: Annotated[str, typer.Argument(help="The dataset.", callback=dataset_name, autocompletion=complete_dataset)],
     data_root: DataRoot = None,
     mirror: Annotated[
         str | None,
@@ -53,7 +53,7 @@ def data_fetch(
     ] = None,
     quiet: Quiet = False,
 ) -> None:
-    """Download a data set into the data root, with checksums; an archive that lies there is unpacked instead."""
+    """Download a dataset into the data root, with checksums; an archive that lies there is unpacked instead."""
     from iidlib.data import load_dataset
 
     loaded = load_dataset(name, data_root=data_root, download=True, mirror=mirror)

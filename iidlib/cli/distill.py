@@ -81,7 +81,7 @@ def distill(
         if from_set and from_set != config.syn.init:
             raise InputError(
                 f"the run at {folder.path} was begun from {from_set}, and the set in {init} is {config.syn.init} now; "
-                "leave --init out to go on with the run"
+                "leave --init out to resume the run"
             )
     if results is not None:
         if not evaluate:

@@ -1,4 +1,4 @@
-"""A data set out of a folder of images: a folder for each class, split into training and test images.
+"""A dataset out of a folder of images: a folder for each class, split into training and test images.
 
 ``folder:PATH`` takes what most tools write: one folder for each class, with images at any depth in it; or ``train`` and
 ``test`` (or ``val``) with such folders in each. Options follow as in an address: ``folder:PATH?size=64&test=0.2``. A
@@ -47,7 +47,7 @@ Files = tuple[list[Path], Tensor]
 
 @dataclass(frozen=True)
 class FolderOptions:
-    """What the name of a folder data set says."""
+    """What the name of a folder dataset says."""
 
     path: Path
     size: int = 32
@@ -123,7 +123,7 @@ def _value_range(text: str) -> ValueRange:
 
 
 def read_folder(name: str) -> FolderSet:
-    """Decodes the images of a folder data set, or takes them from the cache.
+    """Decodes the images of a folder dataset, or takes them from the cache.
 
     Classes are the folders with images, in the order of their names. Where there are no test images, a share of each
     class of two or more images is held out, always the same ones. What was taken for what is logged, and what is left

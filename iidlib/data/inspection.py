@@ -54,7 +54,7 @@ class FolderReport:
     summary: str
     """What the folder was taken for; empty if it cannot be used."""
     problem: str
-    """Why the folder cannot be used as a data set; empty if it can."""
+    """Why the folder cannot be used as a dataset; empty if it can."""
     unreadable: dict[str, str]
     """Files and folders that cannot be read, with the reason."""
     left_out: tuple[str, ...]
@@ -87,7 +87,7 @@ def inspect_folder(name: str) -> FolderReport:
     """Reads every image of a folder and reports on them; what is decoded is kept for later.
 
     Args:
-        name: of the data set, ``folder:PATH`` with its options.
+        name: of the dataset, ``folder:PATH`` with its options.
 
     Raises:
         InputError: if there is no such folder, or for a wrong option.

@@ -155,7 +155,7 @@ def _too_few(tree: Tree, folders: Sequence[Tree]) -> str:
     loose = f" and {len(tree.images)} images directly in it" if tree.images else ""
     inner = [sub.name for sub in folders[0].folders_with_images()] if folders else []
     hint = f"; did you mean folder:{folders[0].path}, which has {listed(inner)}?" if len(inner) > 1 else ""
-    return f"{tree.path} has {which}{loose}; a data set needs one folder for each class, and at least two{hint}"
+    return f"{tree.path} has {which}{loose}; a dataset needs one folder for each class, and at least two{hint}"
 
 
 def _other_case(name: str, classes: Iterable[str]) -> str:

@@ -28,7 +28,7 @@ Images = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class FileCheck:
-    """What became of one file of a data set."""
+    """What became of one file of a dataset."""
 
     path: Path
     state: Literal["ok", "missing", "damaged"]
@@ -67,7 +67,7 @@ class Size:
 
 @dataclass(frozen=True)
 class Source:
-    """A data set kept in files."""
+    """A dataset kept in files."""
 
     name: str
     folder: str
@@ -199,7 +199,7 @@ def _places(folder: str, data_root: PathLike | None, embedded: bool) -> list[Pat
     parts = Path(folder).parts
     places = []
     for root in roots:
-        # whoever names the data set's own folder, or one between, instead of the one that holds it is understood
+        # whoever names the dataset's own folder, or one between, instead of the one that holds it is understood
         own = [n for n in range(len(parts), 0, -1) if root.parts[-n:] == parts[:n]]
         places += [root.joinpath(*parts[own[0] :])] if own else []
         if not own or len(parts) > 1:  # torchvision.datasets.MNIST("MNIST") makes MNIST/MNIST/raw

@@ -1,4 +1,4 @@
-"""Which folders of a data set are the split into training and test images, by the names that people give them."""
+"""Which folders of a dataset are the split into training and test images, by the names that people give them."""
 
 import re
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ WORDS = {"train": "training images", "test": "test images", "val": "validation i
 
 
 def role_of(name: str) -> tuple[str, str] | None:
-    """What comes before it in a folder's name, and the part of a data set that the name stands for; None for others.
+    """What comes before it in a folder's name, and the part of a dataset that the name stands for; None for others.
 
     >>> role_of("Training"), role_of("test_set"), role_of("valid"), role_of("seg_train")
     (('', 'train'), ('', 'test'), ('', 'val'), ('seg', 'train'))
@@ -66,7 +66,7 @@ def find_split(tree: Tree) -> dict[str, Tree]:
             raise InputError(
                 f"{place.path} has the folders {listed([folder.name for folder in folders])}, and in {one.name} are "
                 f"{parts}; if the folders are classes, put the split above them (train/{one.name}, test/{one.name}); "
-                f"if {one.name} is the data set, name it: folder:{one.path}"
+                f"if {one.name} is the dataset, name it: folder:{one.path}"
             )
         if len(folders) != 1 or place.images:
             return {}

@@ -37,7 +37,7 @@ def opened(config: RunConfig, out: str | Path | None, resume: bool) -> Iterator[
     """The run's folder, made or found, in which no other process works meanwhile; None where nothing is kept."""
     if out is None:
         if resume:
-            raise InputError("resume needs the folder of the run to go on with")
+            raise InputError("resume needs the folder of the run to resume")
         yield None
         return
     with RunFolder.resume(out, config) if resume else RunFolder.begin(out, config) as folder:

@@ -40,7 +40,7 @@ def metric_rows(path: Path) -> list[dict[str, Any]]:
     except FileNotFoundError:
         return rows
     except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror or error}; move it away to go on without it") from None
+        raise InputError(f"cannot read {path}: {error.strerror or error}; move it away to do without it") from None
     for line in lines:
         with contextlib.suppress(ValueError, RecursionError):
             row = json_object(line)

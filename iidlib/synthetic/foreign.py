@@ -108,7 +108,7 @@ def kind_of_folder(path: Path) -> str:
     names = sorted(entry.name for entry in itertools.islice(path.iterdir(), 10_000))
     if "config.yaml" in names:
         begun = "a run that has not left its set yet"
-        return f"{path} is {begun}; go on with it: iid distill METHOD --out {path} --resume, with its own options"
+        return f"{path} is {begun}; resume it with: iid distill METHOD --out {path} --resume, with its own options"
     runs = [name for name in names if (path / name / "synthetic.safetensors").is_file()]
     if runs:
         more = f" ({len(runs)} of them)" if len(runs) > 1 else ""
@@ -138,7 +138,7 @@ def kind_of_tensors(names: Iterable[str], metadata: Mapping[str, str]) -> str:
         return f"one in the format {written}, of a newer version: upgrade iidlib"
     if "images" in found and "labels" not in found:
         return (
-            "a checkpoint of a distillation, whose set is written when it is finished: go on with iid distill --resume"
+            "a checkpoint of a distillation, whose set comes when it is finished: resume it with iid distill --resume"
         )
     if any(name.endswith(".weight") or name.endswith("_weight") for name in found):
         return f"the weights of a network ({', '.join(found[:2])}, ...)"

@@ -36,7 +36,7 @@ class SyntheticSet:
     Attributes:
         images: float32 [C*ipc, channels, H, W], normalised with the mean and standard deviation of `spec`; finite.
         labels: long [C*ipc]: 0 ... 0, 1 ... 1, and so on, on the images' device.
-        spec: the data set that they stand for.
+        spec: the dataset that they stand for.
         provenance: method, seed, iterations, config hash, library version and so on, as text.
         factor: tiles along a side of an image, see `expand`; 1 for images that are shown as they are.
 
