@@ -148,9 +148,10 @@ def evaluate(
         if synthetic:
             images = synthetic
         else:
+            pool = None
             if path in CHOICES:
                 check_choice(path, loaded.train, size)
-            pool = choosing_pool(loaded, config) if path in CHOICES else None
+                pool = choosing_pool(loaded, config)
             images = real_images(
                 path,
                 loaded.train,

@@ -14,6 +14,7 @@ import operator
 import torch
 
 from iidlib.config import ComputeConfig, EvalProtocol
+from iidlib.config.values import LARGEST_WHOLE
 from iidlib.data import Dataset, DatasetSpec, RealSet
 from iidlib.errors import InputError, listed
 from iidlib.networks import check_network_for
@@ -22,10 +23,6 @@ from iidlib.synthetic import SyntheticSet
 from iidlib.training import augmentation_stages
 
 __all__ = ["check_arguments", "check_evaluation", "dataset_for", "tell_differences", "untested"]
-
-
-MOST_SEED = 2**63 - 1
-"""That of the settings, which are kept in 64 bits."""
 
 
 def check_arguments(protocol: object, compute: object, seed: object) -> None:
@@ -38,8 +35,8 @@ def check_arguments(protocol: object, compute: object, seed: object) -> None:
         raise InputError(f"protocol must be an EvalProtocol, such as preset('dm', 'cifar10').eval, got {protocol!r}")
     if not isinstance(compute, ComputeConfig):
         raise InputError(f"compute must be a ComputeConfig, got {compute!r}")
-    if isinstance(seed, bool) or not hasattr(seed, "__index__") or not 0 <= operator.index(seed) <= MOST_SEED:
-        raise InputError(f"seed must be a whole number from 0 to {MOST_SEED}, got {seed!r}")
+    if isinstance(seed, bool) or not hasattr(seed, "__index__") or not 0 <= operator.index(seed) <= LARGEST_WHOLE:
+        raise InputError(f"seed must be a whole number from 0 to {LARGEST_WHOLE}, got {seed!r}")
 
 
 def check_evaluation(protocol: EvalProtocol, spec: DatasetSpec, compute: ComputeConfig | None = None) -> None:
