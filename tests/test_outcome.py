@@ -15,7 +15,7 @@ from iidlib.data import Dataset
 from iidlib.distillation.step import Distillation
 from iidlib.evaluation import random_real
 from iidlib.experiments import append_results, result_rows
-from iidlib.experiments.cells import Cell, all_rows, measured
+from iidlib.experiments.cells import Cell, all_rows, mean_of, measured, table
 from iidlib.networks import Network, build_network
 from iidlib.training import range_exceeded, reached
 from iidlib.training.outcome import Outputs
@@ -141,15 +141,21 @@ def test_a_table_of_scores_says_what_networks_came_to(outcomes: list[object], te
     assert accuracy_text(pd.DataFrame({"accuracy": [10.0, 30.0]})) == "20.0 ± 10.0"  # of an older table
 
 
-def test_a_cell_counts_no_network_that_diverged_and_rows_of_older_tables() -> None:
+def test_a_cell_counts_networks_that_diverged_and_says_how_many(tmp_path: Path) -> None:
+    """To leave them out would be to choose by the result, and their seed would be run again and again."""
     cell = Cell("cifar10", "dm", 10)
-    assert len(measured(cell, "laptop", rows({}))) == 1
-    assert len(measured(cell, "laptop", rows({"outcome": "trained"}))) == 1
-    for older in ("", math.nan):
-        assert len(measured(cell, "laptop", rows({"outcome": older}))) == 1
-    assert measured(cell, "laptop", rows({"outcome": "diverged"})).empty
-    again = rows({"outcome": "diverged"}, {"outcome": "trained", "seed": 1})
-    assert measured(cell, "laptop", again).index.tolist() == [1]
+    for outcome in ("trained", "", math.nan, "diverged"):
+        assert len(measured(cell, "laptop", rows({"outcome": outcome}))) == 1
+    both = rows({"outcome": "trained", "accuracy": 40.0}, {"outcome": "diverged", "seed": 1, "accuracy": 10.0})
+    assert sorted(measured(cell, "laptop", both)) == [10.0, 40.0]
+    later = rows({"outcome": "trained", "accuracy": 40.0}, {"outcome": "diverged", "accuracy": 10.0, "date": "9999"})
+    assert measured(cell, "laptop", later).tolist() == [10.0], "the newest counts, whatever it is"
+    both.to_csv(tmp_path / "laptop.csv", index=False)
+    shown = table("main", tmp_path).query("dataset == 'cifar10' and ipc == 10 and method == 'dm'")
+    (line,) = shown.to_dict("records")
+    networks = int((both["outcome"] == "diverged").sum())
+    assert line["laptop_failed"] == f"{networks} diverged"
+    assert mean_of(line, "laptop") == f"25.0 ± 15.0 (2; {networks} diverged)"
 
 
 def test_a_set_of_other_deviations_is_measured_by_its_own(pictures: Dataset) -> None:

@@ -210,23 +210,27 @@ def all_rows(folder: Path | None = None) -> pd.DataFrame:
 def measured(cell: Cell, scale: str, rows: pd.DataFrame) -> pd.Series:
     """Accuracy of each seed that was measured, the mean over its networks; empty where there is none.
 
-    Rows of other settings, another number of iterations or another protocol do not count, nor networks that diverged
-    (rows that are older than the column ``outcome`` count), nor a seed with fewer networks than the protocol has. A
-    setting that is written out and is the scale's own makes no difference. Where a seed was measured again with the
-    same networks, the newest row of each counts.
+    Rows of other settings, another number of iterations or another protocol do not count, nor a seed with fewer
+    networks than the protocol has. Networks that diverged count with the accuracy that they have: to leave them out
+    would be to choose by the result; `table` says how many they are. A setting that is written out and is the scale's
+    own makes no difference. Where a seed was measured again with the same networks, the newest row of each counts.
 
     Args:
         cell: what is looked for.
         scale: at which scale; at ``tour`` the data set is ``cifar10-mini``.
         rows: of results.
     """
+    own = _own_rows(cell, scale, rows)
+    return own.groupby("seed")["accuracy"].mean() if len(own) else pd.Series(dtype=float)
+
+
+def _own_rows(cell: Cell, scale: str, rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows of a cell's networks, the newest of each, of the seeds that have all of them."""
     dataset = cell.dataset_at(scale)
     if not rows.empty:
         rows = rows[(rows["dataset"] == dataset) & (rows["method"] == cell.method) & (rows["scale"] == scale)]
-        if "outcome" in rows:
-            rows = rows[rows["outcome"].isna() | rows["outcome"].isin(["", "trained"])]
     if rows.empty:
-        return pd.Series(dtype=float)
+        return rows
     if "step_sizes" in rows:  # the paper's steps are equal
         rows = rows[rows["step_sizes"].map(lambda sizes: len(set(sizes.split(","))) == 1)]
     given = cell.changes(scale)
@@ -260,8 +264,13 @@ def measured(cell: Cell, scale: str, rows: pd.DataFrame) -> pd.Series:
     own = own.sort_values("date", kind="stable").drop_duplicates(
         ["seed", "networks_seed", "evaluation_seed"], keep="last"
     )
-    by_seed = own.groupby("seed")["accuracy"].agg(["mean", "size"])
-    return by_seed.loc[by_seed["size"] >= protocol.num_eval, "mean"].rename("accuracy")
+    return own[own.groupby("seed")["accuracy"].transform("size") >= protocol.num_eval]
+
+
+def _failed(own: pd.DataFrame) -> str:
+    """How many of some networks did not come to be trained, ``2 diverged``; rows older than the column do not say."""
+    told = own["outcome"].replace({"trained": ""}).fillna("") if "outcome" in own else pd.Series(dtype=object)
+    return ", ".join(f"{count} {outcome}" for outcome, count in told[told != ""].value_counts().items())
 
 
 def _changed(config: RunConfig, pair: str) -> RunConfig | str:
@@ -282,10 +291,10 @@ def table(name: str, folder: Path | None = None) -> pd.DataFrame:
 
     Returns:
         Columns cell (its name), dataset, ipc, method, network, settings, steps, published, source; and for each of the
-        scales paper, laptop and tour its mean, std (over distillation seeds, population; of two or more) and seeds.
-        What is missing is NaN, with 0 seeds. Two columns after DD-Ranking say what needs no soft labels, at scale
-        laptop: improvement over random images, and the gap to the whole set under the same scale, where both were
-        measured.
+        scales paper, laptop and tour its mean, std (over distillation seeds, population; of two or more), seeds and
+        failed (how many networks diverged, or the like). What is missing is NaN, with 0 seeds. Two columns after
+        DD-Ranking say what needs no soft labels, at scale laptop: improvement over random images, and the gap to the
+        whole set under the same scale, where both were measured.
 
     Raises:
         InputError: for an unknown experiment.
@@ -306,11 +315,13 @@ def table(name: str, folder: Path | None = None) -> pd.DataFrame:
             "source": printed.source if printed else "not found",
         }
         for scale in ("paper", "laptop", "tour"):
-            values = measured(cell, scale, rows) if cell.runs_at(scale) else pd.Series(dtype=float)
+            own = _own_rows(cell, scale, rows) if cell.runs_at(scale) else rows[:0]
+            values = own.groupby("seed")["accuracy"].mean()
             line |= {
                 f"{scale}_mean": values.mean() if len(values) else math.nan,
                 f"{scale}_std": values.std(ddof=0) if len(values) > 1 else math.nan,
                 f"{scale}_seeds": len(values),
+                f"{scale}_failed": _failed(own),
             }
         found.append(line)
     return _with_scores(pd.DataFrame(found))
@@ -319,12 +330,17 @@ def table(name: str, folder: Path | None = None) -> pd.DataFrame:
 def mean_of(row: Mapping[Any, Any], scale: str) -> str:
     """What was measured at a scale as text, ``46.0 ± 0.2 (3)``: mean, spread over seeds, how many; "" for nothing.
 
+    Networks that diverged are named: ``10.0 ± 0.0 (3; 15 diverged)``.
+
     Args:
         row: of `table`.
         scale: ``paper``, ``laptop`` or ``tour``.
     """
     mean, std, seeds = (row[f"{scale}_{part}"] for part in ("mean", "std", "seeds"))
-    return f"{mean:.1f}{f' ± {std:.1f}' if seeds > 1 else ''} ({seeds})" if seeds else ""
+    failed = row.get(f"{scale}_failed", "")
+    return (
+        f"{mean:.1f}{f' ± {std:.1f}' if seeds > 1 else ''} ({seeds}{f'; {failed}' if failed else ''})" if seeds else ""
+    )
 
 
 def _with_scores(cells: pd.DataFrame) -> pd.DataFrame:
