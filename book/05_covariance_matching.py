@@ -244,9 +244,9 @@ measured = measured.groupby("set", sort=False).mean()
 measured.round(3)
 
 # %%
-gaps = measured["gap"]
-if (scale, dataset, ipc) == ("tour", "cifar10-mini", 10):
-    assert gaps[f"{stronger:g}x dm-cm"] < gaps["dm-cm"] < gaps["dm"]
+order = measured["gap"][[f"{stronger:g}x dm-cm", "dm-cm", "dm"]]
+assert scale == "ci" or "folder:" in dataset or order.diff().iloc[1:].gt(0).all()
+if (scale, ipc) == ("tour", 10) and "folder:" not in dataset:
     assert measured["spread"]["dm"] > measured["spread"]["random"]
     assert measured["factor"]["random"] > 1
 
@@ -266,7 +266,7 @@ pictures = {name: (own - real)[0].cpu() for name, own in seen.items()}
 # %% tags=["nbval-ignore-output"]
 unit = "difference (feature units²)"
 heat = plots.covariance_heatmaps(pictures, unit=unit)
-finding = ", ".join(f"{name} {gaps[name]:.2f}" for name in pictures)
+finding = ", ".join(f"{name} {measured['gap'][name]:.2f}" for name in pictures)
 plots.show(heat, f"Gap of the covariances over the size of the real: {finding}.")
 
 # %% [markdown]
