@@ -10,11 +10,11 @@ import pandas as pd
 import pytest
 import torch
 
-from iidlib import cli, continual
+from iidlib import cli, continual, experiments
 from iidlib.cli import main
 from iidlib.config import ComputeConfig, RunConfig, override, preset
 from iidlib.continual import class_order, class_steps, learn_in_steps, of_classes
-from iidlib.data import Dataset, shapes
+from iidlib.data import Dataset, registry, shapes
 from iidlib.distillation import distill
 from iidlib.errors import InputError
 from iidlib.evaluation import evaluate, random_real
@@ -369,3 +369,27 @@ def test_other_steps_than_those_that_are_kept_are_told_before_anything_is_done(t
             InputError, match=r"step-0\d distilled other classes .*; resume with the steps and the order"
         ):
             learn_in_steps(config, data, steps=other, out=tmp_path)
+
+
+def test_steps_that_are_finished_are_only_read(tmp_path: Path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(registry, "shapes", lambda: shapes(4, 40, 32))
+    given = ["continual", "dm", "--dataset", "shapes", "--ipc", "1", "--steps", "2", "--scale", "ci", "--out", "r"]
+    assert iid(*given) == 0
+
+    def read_only(path: Path) -> None:
+        raise InputError(f"cannot write {path}")
+
+    monkeypatch.setattr(experiments, "check_writable", read_only)
+    assert iid(*given, "--resume") == 0, capsys.readouterr().err
+    shutil.rmtree("r/step-02")
+    assert iid(*given, "--resume") == 2 and "cannot write" in capsys.readouterr().err
+
+
+def test_a_folder_of_the_users_is_not_said_to_hold_steps(tmp_path: Path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("mine")
+    given = ["continual", "dm", "--dataset", "shapes", "--ipc", "1", "--steps", "2", "--scale", "ci", "--out", "mine"]
+    assert iid(*given) == 2
+    assert capsys.readouterr().err == "iid: mine holds something already; give another --out\n"

@@ -134,7 +134,7 @@ def test_the_range_can_be_given(tmp_path: Path, caplog: pytest.LogCaptureFixture
     )
 
 
-@pytest.mark.parametrize("text", ["", "5", "1,2,3", "9,1", "3,3", "a,b", "nan,1", "0,inf", "0,1e999"])
+@pytest.mark.parametrize("text", ["", "5", "1,2,3", "9,1", "3,3", "a,b", "nan,1", "0,inf", "0,1e999", "-1e308,1e308"])
 def test_a_wrong_range_is_one_line(text: str) -> None:
     with pytest.raises(InputError, match=r"range takes the values of black and of white.*range=0,4095, got") as caught:
         parse_folder(f"folder:x?range={text}")

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from iidlib import distill, evaluate, load_dataset, preset
-from iidlib.cli.scores import accuracy_text
+from iidlib.cli.scores import accuracy_text, summary
 from iidlib.data import Dataset
 from iidlib.distillation.step import Distillation
 from iidlib.evaluation import random_real
@@ -162,3 +162,12 @@ def test_a_set_of_other_deviations_is_measured_by_its_own(pictures: Dataset) -> 
     spec = dataclasses.replace(pictures.spec, std=tuple(0.001 for _ in pictures.spec.std))
     images = random_real(pictures.train, 2).images * 100
     assert range_exceeded(images, pictures.spec) and range_exceeded(images, spec) is None
+
+
+def test_programs_are_told_what_networks_came_to() -> None:
+    """An accuracy alone would be that of a guess, as clean as any other."""
+    scores = pd.DataFrame({"method": "dm", "network": "convnet3", "accuracy": [10.0, 10.0, 40.0]})
+    assert [entry["outcomes"] for entry in summary(scores)] == [{"trained": 3}], "of an older table"
+    scores["outcome"] = ["diverged", "diverged", "trained"]
+    (entry,) = summary(scores)
+    assert entry["networks"] == 3 and entry["outcomes"] == {"diverged": 2, "trained": 1}

@@ -9,8 +9,9 @@ import torch
 
 from iidlib.config import differing, fingerprint, preset
 from iidlib.data import denormalize
-from iidlib.distillation import Distillation, distill, starting_from
+from iidlib.distillation import Distillation, distill, starting_from, step
 from iidlib.errors import InputError
+from iidlib.notes import say_once
 from iidlib.runs import RunFolder
 from iidlib.synthetic import SyntheticSet
 from tests.test_distillation import Crash, crash, pictures, settings, stop_at
@@ -168,3 +169,20 @@ def test_a_run_without_a_checkpoint_asks_for_its_set(saved: Path, tmp_path: Path
     finished.save(tmp_path / "run" / "synthetic.safetensors")
     with pytest.raises(InputError, match=r"no checkpoint, so that it begins anew from set:\w{12}; give"):
         distill(config, pictures(), out=tmp_path / "run", resume=True)
+
+
+def test_a_start_from_a_set_of_another_dataset_is_told(saved: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Test images of the one may be training images of the other, as with the held-out images of validation:NAME."""
+    say_once.cache_clear()
+    starting_from(CONFIG, saved)
+    assert not caplog.records
+    starting_from(preset("dm", "validation:shapes", 2, "ci"), saved)
+    assert "the run on validation:shapes starts from a set made from shapes; test images" in caplog.text
+
+
+def test_a_finished_run_is_only_read_whatever_it_would_take_to_make_it(
+    saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(step, "check_memory", lambda *given, **named: pytest.fail("made again"))
+    config = settings("dm-cm", iterations=3, seed=5)
+    assert len(distill(config, pictures(), out=saved, resume=True).metrics) == 2

@@ -650,3 +650,17 @@ def test_a_folders_name_that_python_could_not_decode_is_kept_as_it_is(tmp_path, 
     monkeypatch.setattr(module.sys, "getfilesystemencoding", lambda: "ascii")
     monkeypatch.setattr(module.os, "fsdecode", lambda name: name.decode("ascii", "surrogateescape"))
     assert SyntheticSet.load(tmp_path / "set.safetensors").spec.name == given
+
+
+def test_a_set_that_was_changed_is_saved_as_it_would_be_made(tmp_path):
+    made = SyntheticSet(torch.rand(4, 3, 16, 16), torch.tensor([0, 0, 1, 1]), shapes(2, 4, 16).spec)
+    made.labels = made.labels.flip(0)
+    made.save(tmp_path / "set.safetensors")
+    again = SyntheticSet.load(tmp_path / "set.safetensors")
+    assert again.labels.tolist() == [0, 0, 1, 1] and torch.equal(again.images, made.images[[2, 3, 0, 1]])
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path):
+    made = SyntheticSet(torch.rand(2, 3, 16, 16), torch.tensor([0, 1]), shapes(2, 4, 16).spec)
+    with pytest.raises(InputError, match=r"set.safetensors cannot be written, as there is no folder .*/no/such$"):
+        made.save(tmp_path / "no" / "such" / "set.safetensors")

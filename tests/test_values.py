@@ -185,6 +185,10 @@ def test_values_are_converted_by_rule(build: Any, kept: Any) -> None:
         (lambda: RunConfig(match={"cm": -1}), "match.cm must not be negative, got -1.0"),
         (lambda: EvalProtocol(networks=()), r"eval.networks must be names separated by commas, got \(\)"),
         (lambda: EvalProtocol(networks="a,a"), "eval.networks must be names separated by commas, each once, got 'a,a'"),
+        (
+            lambda: EvalProtocol(networks="ConvNet,convnet3"),
+            "eval.networks must be names separated by commas, each once, got 'convnet3,convnet3'",
+        ),
         (lambda: PoolConfig(epochs_kept=(1.5,)), "pool.epochs_kept must be a whole number, got 1.5"),
         (lambda: PoolConfig(count=10**18), r"pool.count is a number of networks, at most 1000000, got 10+"),
         (lambda: MatchConfig(cm=math.inf), "match.cm must be a number, got inf"),

@@ -51,6 +51,7 @@ def continual(
     from iidlib.distillation import METHODS
     from iidlib.evaluation import made_by, with_memory
     from iidlib.experiments import SetOrigin, append_results, check_results, check_writable, result_rows
+    from iidlib.runs import RunFolder
 
     cut, given = _steps(steps), given_changes(changes)
     config = preset(method, dataset, ipc, scale, {"seed": seed} | given)
@@ -67,8 +68,12 @@ def continual(
     if place.exists() and not place.is_dir():
         raise InputError(f"{folder} is a file, not a folder; give another --out")
     if place.is_dir() and not resume and any(place.iterdir()):
-        raise InputError(f"{folder} holds something already; go on with it by --resume, or give another --out")
-    if method in METHODS:
+        how = "go on with it by --resume, or give another --out"
+        if not (place / "step-01" / "config.yaml").is_file():
+            how = "give another --out"
+        raise InputError(f"{folder} holds something already; {how}")
+    finished = all(RunFolder(folder / f"step-{step:02d}").finished for step in range(1, len(groups) + 1))
+    if method in METHODS and not (resume and finished):  # what is finished is only read
         check_writable(folder / "step-01" / "config.yaml")
     stamp, frames = made_by(loaded.train.device, given_command(ctx)), []
 

@@ -172,9 +172,9 @@ def evaluate(
             scores = with_random_beside(
                 scores, beside, fitted, config, origin=origin, given=own, made_by=stamp, kept=kept
             )
+        kept.save(scores, of_run=of_run)  # before it is shown: a pipe may close
         judged_by = protocol_text(config.eval, origin.method, origin.factor)
         show_scores(scores, f"tested on {name}", "mean ± std over networks", judged_by)
-        kept.save(scores, of_run=of_run)
         report(
             None,
             {

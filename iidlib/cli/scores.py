@@ -39,10 +39,6 @@ def scored(
     found: list[dict[str, object]] = []
     epochs = len(protocol.networks) * protocol.num_eval * protocol.epochs
 
-    def rows() -> "pd.DataFrame":
-        scores = scores_of(found, dataset, protocol, seed)
-        return result_rows(scores, config, origin=origin, made_by=with_memory(made_by, dataset.train.device))
-
     with epochs_told(f"evaluating {origin.method}", epochs) as told:
         try:
             for row in evaluated(
@@ -53,8 +49,10 @@ def scored(
                 told.last = f"{row['network']} {ended}"
         finally:
             if found:
-                kept.add(rows())
-    return rows()
+                scores = scores_of(found, dataset, protocol, seed)
+                known = with_memory(made_by, dataset.train.device)
+                kept.add(rows := result_rows(scores, config, origin=origin, made_by=known))
+    return rows
 
 
 def with_random_beside(
@@ -100,17 +98,19 @@ def accuracy_text(rows: "pd.DataFrame", unit: str = "") -> str:
     """
     spread = f" ± {rows['accuracy'].std(ddof=0):.1f}" if len(rows) > 1 else ""
     found = f"{rows['accuracy'].mean():.1f}{spread}{unit}"
-    outcomes = (
-        rows["outcome"].astype(object).fillna("trained")
-        if "outcome" in rows
-        else rows["accuracy"].map(lambda _: "trained")
-    )
-    for outcome, count in outcomes.value_counts().items():
+    for outcome, count in _outcomes(rows).value_counts().items():
         if outcome in ("diverged", "constant") and count == len(rows):
             return str(outcome)
         if outcome != "trained":
             found += f" ({outcome}{f': {count} of {len(rows)}' if count < len(rows) else ''})"
     return found
+
+
+def _outcomes(rows: "pd.DataFrame") -> "pd.Series":
+    """What each network came to; rows of older tables count as trained."""
+    if "outcome" not in rows:
+        return rows["accuracy"].map(lambda _: "trained")
+    return rows["outcome"].astype(object).fillna("trained")
 
 
 def show_scores(scores: "pd.DataFrame", title: str, note: str, protocol: str) -> None:
@@ -125,11 +125,18 @@ def show_scores(scores: "pd.DataFrame", title: str, note: str, protocol: str) ->
 
 
 def summary(scores: "pd.DataFrame") -> list[dict[str, object]]:
-    """What `show_scores` shows, for programs: an entry for each set and network, accuracies in percent."""
+    """What `show_scores` shows, for programs: an entry for each set and network, accuracies in percent, and outcomes.
+
+    ``outcomes`` says how many networks were trained, diverged, and so on: an accuracy alone may be that of a guess.
+    """
     from iidlib.evaluation import summarize
 
     lines = summarize(scores, by=("method", "network")).rename(columns={"mean": "accuracy", "n": "networks"})
-    return [{str(key): value for key, value in row.items()} for row in lines.to_dict("records")]
+    entries = [{str(key): value for key, value in row.items()} for row in lines.to_dict("records")]
+    for entry in entries:
+        own = scores[(scores["method"] == entry["method"]) & (scores["network"] == entry["network"])]
+        entry["outcomes"] = {str(outcome): int(count) for outcome, count in _outcomes(own).value_counts().items()}
+    return entries
 
 
 def run_facts(config: RunConfig, folder: "RunFolder", metrics: "pd.DataFrame") -> dict[str, object]:

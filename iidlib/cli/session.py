@@ -29,11 +29,7 @@ def load(name: str, data_root: Path | None, device: str) -> "Dataset":
     from iidlib.engine import configure, pick_device
 
     configure(compiled=False)  # whether kernels are compiled, the settings say later
-    try:
-        chosen = pick_device(device)
-    except ValueError as error:
-        raise InputError(str(error)) from None
-    return load_dataset(name, data_root=data_root, device=chosen)
+    return load_dataset(name, data_root=data_root, device=pick_device(device))
 
 
 def check_names(config: RunConfig) -> None:

@@ -70,6 +70,14 @@ def one_of_its_choices(settings: Any, attribute: "Attribute[Any]", value: Any) -
         raise InputError(f"{key_of(settings, attribute)} must be one of {', '.join(choices)}, got {value!r}")
 
 
+def _each_once(settings: Any, attribute: "Attribute[Any]", value: tuple[str, ...]) -> None:
+    """After names are those of the library: ``ConvNet`` and ``convnet3`` are one network."""
+    if len(set(value)) < len(value):
+        raise InputError(
+            f"{key_of(settings, attribute)} must be names separated by commas, each once, got {','.join(value)!r}"
+        )
+
+
 def _known_scale(settings: Any, attribute: "Attribute[Any]", value: Any) -> None:
     if value not in SCALES:
         raise InputError(f"unknown scale {value!r}{suggest(value, SCALES)}")
@@ -236,7 +244,7 @@ class EvalProtocol:
 
     _prefix: ClassVar[str] = "eval."
 
-    networks: tuple[str, ...] = field(default=("convnet3",), converter=network_names)
+    networks: tuple[str, ...] = field(default=("convnet3",), converter=network_names, validator=_each_once)
     """Architectures, each trained ``num_eval`` times."""
     width: int = field(default=128, validator=above(0))
     """Channels a layer where the network is a ConvNet."""

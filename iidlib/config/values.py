@@ -174,8 +174,6 @@ def _names(key: str, value: Any) -> tuple[str, ...]:
     items = [item.strip() if isinstance(item, str) else item for item in _items(value) or [None]]
     if not all(isinstance(item, str) and item and "," not in item for item in items):
         raise _refuse(key, "names separated by commas", value)
-    if len(set(items)) < len(items):
-        raise _refuse(key, "names separated by commas, each once", value)
     return tuple(map(str, items))
 
 

@@ -121,7 +121,7 @@ def _receive(url: str, part: Path, name: str, most: int | None) -> None:
             if have and answer.status != 206:  # a server that cannot go on begins anew
                 have = 0
             total = int(answer.headers.get("Content-Length") or 0) + have
-            bar = tqdm(total=total or None, initial=have, unit="B", unit_scale=True, desc=name)
+            bar = tqdm(total=total or None, initial=have, unit="B", unit_scale=True, desc=name, disable=None)
             with part.open("ab" if have else "wb") as file, bar:
                 size = have
                 while (most is None or max(size, total) <= most) and (block := answer.read(_BLOCK)):

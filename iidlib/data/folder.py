@@ -115,7 +115,7 @@ def _value_range(text: str) -> ValueRange:
         black, white = (float(value) for value in text.split(","))
     except ValueError:
         black, white = math.nan, math.nan
-    if not (math.isfinite(black) and math.isfinite(white) and black < white):
+    if not (math.isfinite(white - black) and black < white):
         raise InputError(
             f"folder: range takes the values of black and of white, the smaller first, as in range=0,4095, got {text!r}"
         )

@@ -45,18 +45,16 @@ class DecodedFiles:
     """What is black and white in those of more than 8 bits."""
 
 
-def decode_all(
-    name: str, root: Path, paths: Sequence[Path], size: int, *, values: ValueRange | None = None, keep: bool = True
-) -> Tensor:
+def decode_all(name: str, root: Path, paths: Sequence[Path], size: int, *, values: ValueRange | None = None) -> Tensor:
     """Image files as uint8 [N, 3, size, size], from the cache where they have been decoded before.
 
     Arguments and errors are those of `decode_whole`.
     """
-    return decode_whole(name, root, paths, size, values=values, keep=keep).images
+    return decode_whole(name, root, paths, size, values=values).images
 
 
 def decode_whole(
-    name: str, root: Path, paths: Sequence[Path], size: int, *, values: ValueRange | None = None, keep: bool = True
+    name: str, root: Path, paths: Sequence[Path], size: int, *, values: ValueRange | None = None
 ) -> DecodedFiles:
     """Image files as `decode_files` gives them, where all of them must be readable.
 
@@ -65,7 +63,7 @@ def decode_whole(
     Raises:
         InputError: listing the files that cannot be read, the first three with the reason.
     """
-    decoded = decode_files(name, root, paths, size, values=values, keep=keep)
+    decoded = decode_files(name, root, paths, size, values=values)
     if damaged := [f"{path.relative_to(root)} ({reason})" for path, reason in decoded.unreadable.items()]:
         raise InputError(
             f"{name}: {len(damaged)} of {len(paths)} images in {root} cannot be read: {listed(damaged, 3)}; "
@@ -75,9 +73,9 @@ def decode_whole(
 
 
 def decode_files(
-    name: str, root: Path, paths: Sequence[Path], size: int, *, values: ValueRange | None = None, keep: bool = True
+    name: str, root: Path, paths: Sequence[Path], size: int, *, values: ValueRange | None = None
 ) -> DecodedFiles:
-    """Image files as one array, and those that cannot be read; only what is not in the cache is decoded.
+    """Image files as one array, and those that cannot be read; only what ``IID_CACHE`` lacks is decoded.
 
     All files of a dataset belong into one call, those for training and those for testing: pictures of more than 8 bits
     are shown on one scale, which is decided by the values of all of them.
@@ -88,7 +86,6 @@ def decode_files(
         paths: the files.
         size: pixels a side.
         values: what is black and what is white in pictures of more than 8 bits.
-        keep: write what was decoded to the cache (``IID_CACHE``), with a checksum.
     """
     images = torch.empty(len(paths), 3, size, size, dtype=torch.uint8)
     work = _Work(name, root, paths, size, images)
@@ -111,7 +108,7 @@ def decode_files(
                 work.done.pop(place, None)
             work.read(stale, f"decoding {name}, more than 8 bits", scale)
     finally:  # also what was decoded before an error or an interruption
-        if keep and work.done and (redone or work.done != kept.found):
+        if work.done and (redone or work.done != kept.found):
             cache.write(keys, work.rows, work.done, scale)
     work.tell(deep, values)
     unreadable = {paths[place]: work.unreadable[place] for place in sorted(work.unreadable)}

@@ -28,7 +28,9 @@ def least_memory(config: RunConfig, dataset: Dataset, terms: Collection[str], *,
     """
     spec, match = dataset.spec, config.match
     pixels = 4 * spec.channels * spec.image_size**2
-    real = int(dataset.train.counts.clamp(max=match.batch_real).sum())
+    # an iteration's real images of all classes; cached statistics are measured on all images of a class at a time
+    counts = dataset.train.counts
+    real = int(counts.max() if match.statistics == "cached" else counts.clamp(max=match.batch_real).sum())
     syn = len(spec.classes) * config.ipc * config.syn.factor**2
     position = 0
     if match.network.startswith("convnet") and match.network[7:8].isdigit():

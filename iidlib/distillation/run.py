@@ -114,15 +114,16 @@ def distill(
     only_named = resume and init is None and config.syn.init.startswith("set:")
     if init is not None:
         config, start = starting_from(config, init)
-    elif only_named and out is not None:
+    if resume:
         check_dataset(config, dataset)
+        if kept := finished_run(config, dataset, out):  # only read, whatever it would take to make it again
+            if on_iteration is not None and config.iterations in iterations_to_show:
+                on_iteration(config.iterations, kept.synthetic)
+            return kept
+    if only_named and out is not None:
         start = kept_start(config, dataset.train, RunFolder.reopen(out, config, more=True))
     run = Distillation(config, dataset, start)
     _warn_of_evaluation(config, dataset)
-    if resume and (kept := finished_run(config, dataset, out)):
-        if on_iteration is not None and config.iterations in iterations_to_show:
-            on_iteration(config.iterations, kept.synthetic)
-        return kept
     with contextlib.ExitStack() as held:
         folder = held.enter_context(opened(config, out, resume))
         saved = Checkpoints(folder.checkpoints).load() if folder and resume else None

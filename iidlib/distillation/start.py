@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from torch import Tensor
 from iidlib.config import RunConfig
 from iidlib.data import DatasetSpec, RealSet, denormalize, normalize
 from iidlib.errors import InputError
+from iidlib.names import same_dataset
+from iidlib.notes import say_once
 from iidlib.rng import stream
 from iidlib.synthetic import SyntheticSet
 
@@ -46,6 +49,12 @@ def starting_from(config: RunConfig, init: SyntheticSet | str | Path) -> tuple[R
     given = isinstance(init, SyntheticSet)
     synthetic = init if isinstance(init, SyntheticSet) else SyntheticSet.load(init)
     digest = _digest(synthetic)
+    if not same_dataset(synthetic.spec.name, config.dataset):
+        say_once(
+            logging.WARNING,
+            f"the run on {config.dataset} starts from a set made from {synthetic.spec.name}; test images of the one "
+            "may be among the training images of the other, and then accuracies say too much",
+        )
     start = Start(synthetic, "a set given in Python" if given else str(init), digest)
     return attrs.evolve(config, syn=attrs.evolve(config.syn, init=f"set:{digest}")), start
 

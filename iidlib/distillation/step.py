@@ -26,7 +26,7 @@ from iidlib.distillation.terms import TERMS
 from iidlib.engine import default_chunk, half_maps, in_chunks, precision
 from iidlib.errors import InputError, suggest
 from iidlib.features import CachedStatistics, NetworkQueue, Pool, trained_pool
-from iidlib.names import dataset_name
+from iidlib.names import same_dataset
 from iidlib.networks import Network
 from iidlib.synthetic import SyntheticSet
 from iidlib.training import range_exceeded, resolve_augmentation
@@ -43,7 +43,7 @@ def check_dataset(config: RunConfig, dataset: Dataset) -> None:
     Raises:
         InputError: if the settings name another dataset than this one.
     """
-    if config.dataset != dataset_name(dataset.name):
+    if not same_dataset(config.dataset, dataset.name):
         raise InputError(
             f"the settings are for dataset {config.dataset!r}, but the dataset given is {dataset.name!r}, and the set "
             "would say that it was made from the former; take settings for it: preset(..., dataset=dataset.name)"

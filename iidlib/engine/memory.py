@@ -14,11 +14,12 @@ __all__ = ["available_bytes", "check_fits"]
 def available_bytes(device: torch.device) -> int | None:
     """Memory that a device could still give, in bytes; None where the system does not tell.
 
-    On CUDA what the driver calls free. Elsewhere what Linux calls available, with swap, and no more than the control
-    group may have; on other systems all memory of the machine.
+    On CUDA what the driver calls free, and what torch keeps to give out again. Elsewhere what Linux calls available,
+    with swap, and no more than the control group may have; on other systems all memory of the machine.
     """
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + kept
     try:
         lines = (line.split() for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines())
         kibibytes = {name: int(value) for name, value, *_ in lines}

@@ -12,7 +12,7 @@ import pandas as pd
 from iidlib.config import EvalProtocol, RunConfig, differing, preset
 from iidlib.config.recipes import BASELINES
 from iidlib.errors import InputError
-from iidlib.names import dataset_name
+from iidlib.names import same_dataset
 
 __all__ = ["RESULT_COLUMNS", "MadeBy", "SetOrigin", "protocol_text", "result_rows"]
 
@@ -196,7 +196,7 @@ def _evaluated_as(scores: pd.DataFrame, config: RunConfig) -> int:
             "rows of results need the scores of one call of evaluate, which says in their attrs what it did; "
             "make the rows of each call by themselves and join those"
         )
-    if dataset_name(noted["dataset"]) != config.dataset:
+    if not same_dataset(noted["dataset"], config.dataset):
         raise InputError(
             f"the scores were obtained on {noted['dataset']}, and the settings say {config.dataset}; "
             "take settings for it: preset(..., dataset=dataset.name)"

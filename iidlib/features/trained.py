@@ -1,5 +1,6 @@
 """Whether a network has learned anything, judged by how many held-out images it names right."""
 
+import functools
 import math
 from dataclasses import dataclass
 
@@ -38,7 +39,7 @@ class HeldOut:
         """How many images an accuracy in percent stands for."""
         return round(accuracy / 100 * self.images)
 
-    @property
+    @functools.cached_property
     def better_than_chance(self) -> int | None:
         """The fewest right answers that guessing hardly gives; None if even all right would prove nothing."""
         from scipy.stats import binom  # type: ignore[import-untyped]

@@ -83,9 +83,8 @@ class Claim:
             # held by another process, which it names, or left by one that died
             with contextlib.suppress(OSError), self.lock():
                 pass
-        raise InputError(
-            f"{self.path} exists already; nothing was overwritten: give another --out, or --resume to go on with it"
-        )
+        begun = ", or --resume to go on with it" if (place / "config.yaml").is_file() else ""
+        raise InputError(f"{self.path} exists already; nothing was overwritten: give another --out{begun}")
 
     @staticmethod
     def _holds_something(place: Path) -> bool:

@@ -148,7 +148,11 @@ class RunFolder:
         atomic_write(self.path / "config.yaml", text)
 
     def rename_scores(self, iterations: int) -> None:
-        """Renames the scores of a set that is about to be replaced; they stay as ``scores-ITERATIONS.json``."""
+        """Renames the scores of a set that is about to be replaced; they stay as ``scores-ITERATIONS.json``.
+
+        What an evaluation of that set left unfinished goes.
+        """
+        (self.path / "scores-incomplete.json").unlink(missing_ok=True)
         with contextlib.suppress(FileNotFoundError):
             (self.path / "scores.json").replace(self.path / f"scores-{iterations}.json")
 

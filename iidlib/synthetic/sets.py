@@ -1,5 +1,6 @@
 """The synthetic set: the images being learned, their labels and where they come from; saved without pickle."""
 
+import dataclasses
 import io
 import json
 import logging
@@ -163,11 +164,10 @@ class SyntheticSet:
 
         Raises:
             InputError: if the images or labels were changed into what is no set, such as images that are not finite; or
-                for a path that is a folder.
+                for a path that is a folder, or lies in one that is not there.
         """
         path = _file_to_write(path)
-        images = as_images(self.images.detach(), self.spec)
-        labels = as_labels(self.labels, images, self.spec)
+        own = dataclasses.replace(self, images=self.images.detach())  # converted, sorted and checked anew
         metadata = {
             "dataset": readable(self.spec.name),
             "classes": json.dumps(list(self.spec.classes)),
@@ -182,7 +182,11 @@ class SyntheticSet:
         if eight_bits:
             metadata["stored"] = "uint8"
         metadata["provenance"] = json.dumps({str(key): str(value) for key, value in self.provenance.items()})
-        atomic_write(path, pack(self.to_uint8() if eight_bits else images, labels, metadata))
+        images = own.to_uint8() if eight_bits else own.images
+        try:
+            atomic_write(path, pack(images, own.labels, metadata))
+        except FileNotFoundError:
+            raise InputError(f"{path} cannot be written, as there is no folder {path.parent}") from None
 
     @classmethod
     def load(cls, path: str | Path, device: torch.device | str = "cpu") -> "SyntheticSet":
