@@ -18,12 +18,12 @@ Outcome = Literal["trained", "diverged", "constant", "out of range"]
 outputs; ``out of range``: trained, on images that are no pictures."""
 
 OUT_OF_RANGE = 100.0
-"""How many times beyond the values of any picture the images of a set lie where that is told: two orders of magnitude;
-a distillation at the usual rates stays below ten."""
+"""How many times beyond the values of any picture the images of a set lie where that is told: two orders of magnitude,
+so that images which learning has merely pushed out of the range of pictures are not."""
 
 RUN_AWAY = 1e6
-"""Size of weights and outputs beyond which a network has diverged, though they are still finite; those of a trained
-network are below a thousand."""
+"""Size of weights and outputs beyond which a network has diverged, though they are still finite: orders of magnitude
+beyond the logits of any network that a softmax can train."""
 
 _SAME = 1e-5
 """Differences of outputs, in units of the largest, that are rounding."""
