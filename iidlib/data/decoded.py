@@ -22,7 +22,7 @@ DECODER = 2
 """Goes up when the same file is decoded to other pixels than before, so that what was kept is not used."""
 
 LONGEST_HEADER = 1 << 28
-"""Bytes of a header at most, far more than the names of a million images take."""
+"""Bytes of a header at most; a file that says more is taken for corrupted."""
 
 logger = logging.getLogger("iidlib")
 
