@@ -19,8 +19,8 @@ import attrs
 import numpy as np
 import pandas as pd
 import torch
-from tqdm import tqdm
 
+from iidlib.bars import bar
 from iidlib.config import RunConfig
 from iidlib.data import Dataset, RealSet
 from iidlib.distillation import METHODS, check_dataset, distill
@@ -108,7 +108,7 @@ def learn_in_steps(
     steps: int | Sequence[int] = 5,
     order: int = 0,
     out: str | Path | None = None,
-    progress: bool = False,
+    progress: bool | None = False,
     on_step: Callable[[pd.DataFrame], None] | None = None,
 ) -> pd.DataFrame:
     """Learns a data set's classes step by step from a memory of ``config.ipc`` images a class. Explained in chapter 11.
@@ -122,7 +122,7 @@ def learn_in_steps(
         order: seed of the order of classes.
         out: a folder for the runs of the steps; an interrupted one goes on where it stopped, step by step and within
             a step. Nothing is kept without it.
-        progress: show progress bars.
+        progress: draw progress bars; None draws them on a terminal, and elsewhere logs a line every minute.
         on_step: called with the rows of each step when it is done.
 
     Returns:
@@ -169,9 +169,10 @@ def learn_in_steps(
         # of the images behind it one step's provenance would tell a part only
         provenance = {key: text for key, text in memory[0].provenance.items() if key != "data"}
         whole = SyntheticSet(images, labels, known.spec, provenance, memory[0].factor)
-        with _epoch_bar(config, f"evaluating step {number} of {len(groups)}", progress) as bar:
+        step = f"evaluating step {number} of {len(groups)}"
+        with bar(step, config.eval.all_epochs, "epoch", shown=progress) as told:
             frame = evaluate(
-                whole, known, protocol=config.eval, seed=config.seed, compute=config.compute, on_epochs=bar.update
+                whole, known, protocol=config.eval, seed=config.seed, compute=config.compute, on_epochs=told.advance
             )
         where: dict[str, Any] = {
             "step": number,
@@ -185,12 +186,6 @@ def learn_in_steps(
         if on_step is not None:
             on_step(frame)
     return pd.concat(rows, ignore_index=True)
-
-
-def _epoch_bar(config: RunConfig, what: str, progress: bool) -> tqdm:
-    """A progress bar over the epochs of an evaluation."""
-    total = len(config.eval.networks) * config.eval.num_eval * config.eval.epochs
-    return tqdm(total=total, desc=what, unit="epoch", disable=not progress)
 
 
 def _check_steps(config: RunConfig, dataset: Dataset, groups: Sequence[Sequence[int]]) -> None:
@@ -271,7 +266,7 @@ def _with_longer_pool(config: RunConfig, times: float) -> RunConfig:
     )
 
 
-def _remembered(config: RunConfig, dataset: Dataset, folder: Path | None, progress: bool) -> SyntheticSet:
+def _remembered(config: RunConfig, dataset: Dataset, folder: Path | None, progress: bool | None) -> SyntheticSet:
     """The images of one step's classes that go into the memory."""
     if config.method.startswith("random"):
         return random_real(dataset.train, config.ipc, config.seed, config.syn.factor)

@@ -25,7 +25,7 @@ MODULES = sorted(
 # The house, floor by floor: a room (a file or a folder of the package) imports only rooms of lower floors. Inside a
 # folder the files form a graph without circles. A new room gets a place here, on the lowest floor that can hold it.
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("errors", "files", "locks", "names", "notes", "private", "rng", "_version"),  # the ground
+    ("bars", "errors", "files", "locks", "names", "notes", "private", "rng", "_version"),  # the ground
     ("losses", "augment", "engine", "plots"),
     ("config", "data"),
     ("networks", "synthetic", "runs", "experiments"),
@@ -39,9 +39,9 @@ FLOORS: tuple[tuple[str, ...], ...] = (
 # Stricter than their floor: what these rooms import at most.
 NARROW = {
     "engine": {"errors", "files", "locks", "private"},
-    "data": {"errors", "files", "locks", "names", "notes"},  # no settings, no engine, no runs
+    "data": {"bars", "errors", "files", "locks", "names", "notes"},  # no settings, no engine, no runs
     "config": {"errors", "files", "names"},
-    "experiments": {"config", "errors", "files", "locks", "names"},  # reading results needs no torch
+    "experiments": {"bars", "config", "errors", "files", "locks", "names"},  # reading results needs no torch
 }
 
 # Rooms for chapters, scripts and the command line, which no other room imports.
@@ -51,7 +51,7 @@ ASIDE = {"plots", "bench", "continual", "cli"}
 WITH_FOLDERS = ("distillation.run", "distillation.finished")
 
 # Imported without torch, so that settings and tables of results are read at once.
-LIGHT = ("_version", "config", "errors", "experiments", "files", "locks", "names", "notes", "private")
+LIGHT = ("_version", "bars", "config", "errors", "experiments", "files", "locks", "names", "notes", "private")
 
 LONGEST_FACE = 20
 

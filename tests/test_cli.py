@@ -279,10 +279,11 @@ def test_signs_that_the_terminal_does_not_have(
     assert b"iid-dm" in buffer.getvalue()
 
 
-def test_default_folder_says_what_it_holds(iid: Run) -> None:
+def test_default_folder_says_what_it_holds(iid: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     assert iid("distill", "dm", *TINY, "--seed", "7", "--no-evaluate").status == 0
     assert Path("runs/dm-shapes-ipc2-ci-seed7/synthetic.safetensors").is_file()
     assert not Path("runs/dm-shapes-ipc2-ci-seed7/scores.json").exists()
+    monkeypatch.setattr(cli.distill, "load", lambda *given: pytest.fail("the images are read before that is told"))
     ended = iid("distill", "dm", *TINY, "--seed", "7", "--no-evaluate")
     assert_one_line(ended, "runs/dm-shapes-ipc2-ci-seed7 exists already; nothing was overwritten.*--resume")
 
@@ -1862,7 +1863,7 @@ def test_bench_is_wired(iid: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     assert Path("b c.csv").read_text() == "iid bench --json --results 'b c.csv'"
     assert iid("bench", "--scaling").status == 0
     assert [(given["quick"], given["device"], given["progress"]) for given in asked] == [
-        (True, "cpu", False), (False, "auto", False), ("scaling", "auto", False),
+        (True, "cpu", None), (False, "auto", None), ("scaling", "auto", None),
     ]  # fmt: skip
 
     def differ(**given: object) -> None:
@@ -1891,7 +1892,7 @@ def test_sweep_says_what_failed(iid: Run, monkeypatch: pytest.MonkeyPatch) -> No
     assert ended.status == 1
     assert ended.err == "failed: runs/sweep-g[1]/point-001/n.ipynb: ValueError: [no]\n"
     assert ended.out == "1 of 2 points done; table in runs/sweep-g[1]/sweep.csv\n"
-    assert asked == [(Path("g[1].yaml"), Path("runs/sweep-g[1]"), {"workers": 2, "progress": False})]
+    assert asked == [(Path("g[1].yaml"), Path("runs/sweep-g[1]"), {"workers": 2, "progress": None})]
     points.pop()
     assert iid("sweep", "g[1].yaml", "--out", "x").status == 0
 

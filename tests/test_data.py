@@ -329,7 +329,7 @@ def test_cifar10_is_downloaded_when_asked_and_repaired_when_damaged(
         )
         monkeypatch.setattr(torchvision_datasets.CIFAR10, "tgz_md5", md5(Path(archive)))
         assert load_dataset("cifar10", data_root=root, download=True).train.images.equal(images[:20])
-        assert "100%" in capfd.readouterr().err
+        assert not capfd.readouterr().err, "no bar where there is no terminal"
         (root / "cifar-10-batches-py" / "data_batch_2").write_bytes(b"cut short")
         assert load_dataset("cifar10", data_root=root, download=True).train.images.equal(images[:20])
         server.shutdown()

@@ -19,8 +19,9 @@ import torchvision
 from PIL import Image
 from scipy.io import savemat
 
+from iidlib import bars
 from iidlib.config import preset
-from iidlib.data import check, datasets, download, image_files, load_dataset, tinyimagenet
+from iidlib.data import check, datasets, image_files, load_dataset, tinyimagenet
 from iidlib.data.archives import unpack
 from iidlib.data.download import fetch
 from iidlib.data.pictures import decode
@@ -564,13 +565,11 @@ def test_a_file_that_came_during_the_download_is_not_overwritten(
 ) -> None:
     own = tmp_path / "file.zip"
 
-    class Bar(download.tqdm):
+    def put_meanwhile(*_: object) -> None:
         """Stands for the user, who puts the file there meanwhile."""
+        own.write_bytes(b"mine")
 
-        def update(self, *given: object) -> None:
-            own.write_bytes(b"mine")
-
-    monkeypatch.setattr(download, "tqdm", Bar)
+    monkeypatch.setattr(bars.Bar, "advance", put_meanwhile)
     assert not fetch(served(b"what is served"), own)
     assert own.read_bytes() == b"mine" and [own] == list(tmp_path.iterdir())
 

@@ -5,6 +5,7 @@ import functools
 import itertools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from safetensors.torch import load as from_bytes
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
-from iidlib import evaluate
+from iidlib import bars, evaluate
 from iidlib.augment import OPERATIONS, sample
 from iidlib.config import ComputeConfig, RunConfig, fingerprint, override, preset
 from iidlib.config.recipes import BASES
@@ -890,6 +891,12 @@ def test_a_finished_run_whose_set_is_damaged_writes_it_again(tmp_path, caplog):
     again = distill(config, pictures(), out=tmp_path / "run", resume=True)
     assert torch.equal(again.synthetic.images, whole.synthetic.images) and path.read_bytes() == content
     assert "it is made again from the last checkpoint" in caplog.text
+    path.write_bytes(content[:-20])
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    caplog.clear()
+    again = distill(config, pictures(), out=tmp_path / "run", resume=True)
+    assert torch.equal(again.synthetic.images, whole.synthetic.images) and path.read_bytes() == content
+    assert "it is made again from the first iteration" in caplog.text
 
 
 def test_a_folder_that_is_in_use_is_not_touched(tmp_path):
@@ -1092,15 +1099,13 @@ def test_files_that_came_while_the_pool_trained_stay_when_it_is_refused(place, n
         out = tmp_path / "link"
         out.symlink_to(target)
 
-    class Bar(distillation_run.tqdm):
-        """Stands for the user, who writes into the folder during the first pass."""
+    def written_meanwhile(*_: object) -> None:
+        """Stands for the user, who writes into the folder during the first epoch."""
+        assert (out / "config.yaml").is_file() and (out / ".lock").is_file()
+        if notes:
+            (out / "notes.txt").write_text("mine")
 
-        def update(self, *given: object) -> None:
-            assert (out / "config.yaml").is_file() and (out / ".lock").is_file()
-            if notes:
-                (out / "notes.txt").write_text("mine")
-
-    monkeypatch.setattr(distillation_run, "tqdm", Bar)
+    monkeypatch.setattr(bars.Bar, "advance", written_meanwhile)
     with pytest.raises(InputError, match="network 0 of the pool") as caught:
         distill(settings("iid-dm", pool__lr=1e-9, pool__epochs=1, pool__seed=1), pictures(), out=out)
     assert "\n" not in str(caught.value)
@@ -1115,14 +1120,12 @@ def test_a_run_whose_folder_vanished_while_the_pool_trained_tells_why_it_was_ref
     """Nothing that goes wrong while the folder is taken back hides the reason."""
     monkeypatch.setenv("IID_CACHE", str(tmp_path / "cache"))
 
-    class Bar(distillation_run.tqdm):
+    def moved_meanwhile(*_: object) -> None:
         """Stands for the user, who puts a file in the folder's place."""
+        (tmp_path / "run").rename(tmp_path / "moved")
+        (tmp_path / "run").write_text("mine")
 
-        def update(self, *given: object) -> None:
-            (tmp_path / "run").rename(tmp_path / "moved")
-            (tmp_path / "run").write_text("mine")
-
-    monkeypatch.setattr(distillation_run, "tqdm", Bar)
+    monkeypatch.setattr(bars.Bar, "advance", moved_meanwhile)
     with pytest.raises(InputError, match="network 0 of the pool"):
         distill(settings("iid-dm", pool__lr=1e-9, pool__epochs=1, pool__seed=1), pictures(), out=tmp_path / "run")
     assert (tmp_path / "run").read_text() == "mine" and (tmp_path / "moved" / "config.yaml").is_file()

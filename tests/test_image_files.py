@@ -1,5 +1,6 @@
 """Many image files at once: memory, threads, and what is said about them."""
 
+import contextlib
 import hashlib
 import os
 import subprocess
@@ -11,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from iidlib import bars
 from iidlib.data import image_files, load_dataset, spec
 from iidlib.data.image_files import decode_all
 from iidlib.data.pictures import LARGEST, _Room
@@ -126,12 +128,11 @@ def test_profiles_that_cannot_be_used_are_said_once(tmp_path: Path, caplog: pyte
 def test_progress_names_what_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     titles: list[str] = []
 
-    class Bar(image_files.tqdm):  # type: ignore[misc]
-        def __init__(self, *given: object, **named: object) -> None:
-            titles.append(f"{named['desc']} {named['total']}")
-            super().__init__(*given, **named | {"disable": True})
+    def noted(what: str, total: int, unit: str) -> contextlib.AbstractContextManager[bars.Bar]:
+        titles.append(f"{what} {total}")
+        return bars.bar(what, total, unit, shown=False)
 
-    monkeypatch.setattr(image_files, "tqdm", Bar)
+    monkeypatch.setattr(image_files, "bar", noted)
     Image.new("RGB", (9, 9)).save(tmp_path / "a.png")
     Image.new("I;16", (9, 9)).save(tmp_path / "b.png")
     decode_all("my", tmp_path, sorted(tmp_path.iterdir()), 8)

@@ -49,8 +49,9 @@ def test_a_dataset_is_known_however_it_is_written(given: str) -> None:
 @pytest.mark.parametrize("given", NETWORKS_MEANT)
 def test_a_network_is_known_however_it_is_written(given: str) -> None:
     assert network_name(given) == NETWORKS_MEANT[given]
-    config = preset("dm", scale="ci", changes={"match.network": given, "eval.networks": f"{given}, mlp"})
-    assert config.match.network == NETWORKS_MEANT[given] and config.eval.networks == (NETWORKS_MEANT[given], "mlp")
+    other = "convnet1" if NETWORKS_MEANT[given] == "mlp" else "mlp"
+    config = preset("dm", scale="ci", changes={"match.network": given, "eval.networks": f"{given}, {other}"})
+    assert config.match.network == NETWORKS_MEANT[given] and config.eval.networks == (NETWORKS_MEANT[given], other)
     assert build_network(given).name == NETWORKS_MEANT[given]
 
 

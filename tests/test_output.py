@@ -118,33 +118,6 @@ def test_numbers_that_json_does_not_have_are_null(capsys: pytest.CaptureFixture[
 # --- progress ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("terminal", "term", "shown"), [(True, "xterm", True), (True, "dumb", False),
-                                                         (False, "xterm", False)])  # fmt: skip
-def test_progress_needs_a_terminal_that_moves_its_cursor(
-    monkeypatch: pytest.MonkeyPatch, terminal: bool, term: str, shown: bool
-) -> None:
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal, raising=False)
-    monkeypatch.setenv("TERM", term)
-    assert output.shows_progress() is shown
-    with output._without_notes():
-        assert not output.shows_progress()
-
-
-def test_a_line_every_minute_where_there_is_no_bar(monkeypatch: pytest.MonkeyPatch, caplog) -> None:
-    now = [0.0]
-    monkeypatch.setattr(output.time, "monotonic", lambda: now[0])
-    caplog.set_level(logging.INFO, "iidlib")
-    with output.epochs_told("evaluating dm", 100) as told:
-        for _ in range(20):
-            now[0] += 13
-            told.advance(5)
-    assert [record.getMessage() for record in caplog.records] == [
-        "evaluating dm: 25 of 100 epochs, about 4 min left",
-        "evaluating dm: 50 of 100 epochs, about 3 min left",
-        "evaluating dm: 75 of 100 epochs, about 2 min left",
-    ]
-
-
 @pytest.mark.parametrize("together", [1, 3])
 def test_epochs_of_an_evaluation_are_counted_while_networks_train(together: int) -> None:
     from iidlib.config import override, preset

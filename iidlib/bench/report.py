@@ -9,8 +9,8 @@ from typing import Any
 
 import pandas as pd
 import torch
-from tqdm import tqdm
 
+from iidlib.bars import bar
 from iidlib.bench.ceilings import copy_rate, matrix_product_rate
 from iidlib.bench.timing import Timing, compare, compare_training
 from iidlib.config import RunConfig, preset
@@ -245,7 +245,7 @@ def measure(
     rounds: int | None = None,
     pool_network: str | None = None,
     changes: Mapping[str, Any] | None = None,
-    progress: bool = False,
+    progress: bool | None = False,
 ) -> BenchReport:
     """Times methods and evaluation at the paper's shapes, on images of cifar10-mini at 10 images a class.
 
@@ -257,7 +257,7 @@ def measure(
         pool_network: architecture for class centralization, with random weights; ``resnet18`` as in the paper, or
             ``convnet3`` when quick, if not given.
         changes: further settings by dotted key, as for ``config.override``.
-        progress: show a progress bar.
+        progress: draw a progress bar; None draws one on a terminal, and elsewhere logs a line every minute.
 
     Raises:
         InputError: for an unknown method, network, device or setting, no method, or fewer than one round.
@@ -279,7 +279,7 @@ def scaling(
     device: str = "auto",
     rounds: int = 1,
     changes: Mapping[str, Any] | None = None,
-    progress: bool = False,
+    progress: bool | None = False,
 ) -> BenchReport:
     """Times a method as the work grows, along one axis at a time about the paper's shapes.
 
@@ -289,7 +289,7 @@ def scaling(
         device: as in ``engine.pick_device``.
         rounds: timed iterations of each side.
         changes: further settings by dotted key, as for ``config.override``.
-        progress: show a progress bar.
+        progress: draw a progress bar; None draws one on a terminal, and elsewhere logs a line every minute.
 
     Raises:
         InputError: for an unknown method, device or setting.
@@ -322,7 +322,7 @@ def _timed(
     classes: Sequence[int],
     rounds: int,
     device: str,
-    progress: bool,
+    progress: bool | None,
     evaluate: bool = False,
 ) -> BenchReport:
     for config in configs:  # before anything is timed
@@ -333,11 +333,11 @@ def _timed(
                 raise InputError(f"unknown network {name!r}{suggest(name, NETWORKS)}")
     bench = _Bench.on(device, configs[0].compute.precision)
     timings = []
-    with tqdm(total=(len(configs) + evaluate) * 2 * (rounds + 1), unit="it", disable=not progress) as bar:
+    with bar("bench", (len(configs) + evaluate) * 2 * (rounds + 1), "iteration", shown=progress) as told:
         for config, count in zip(configs, classes, strict=True):
-            bar.set_description(config.method)
-            timings.append(bench.distill(config, count, rounds, bar.update))
+            told.rename(config.method)
+            timings.append(bench.distill(config, count, rounds, told.advance))
         if evaluate:
-            bar.set_description("evaluation")
-            timings.append(bench.evaluate(configs[0], _CLASSES, rounds, bar.update))
+            told.rename("evaluation")
+            timings.append(bench.evaluate(configs[0], _CLASSES, rounds, told.advance))
     return bench.report(timings, configs[0])

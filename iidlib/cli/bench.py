@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from iidlib.cli.options import Device
-from iidlib.cli.output import Kind, Quiet, print_table, result, shows_progress
+from iidlib.cli.output import Kind, Quiet, print_table, result
 from iidlib.cli.session import Failed, given_command, keeping
 from iidlib.errors import InputError
 
@@ -35,13 +35,12 @@ def bench(
         raise InputError("--quick and --scaling are two measurements; give one of them")
     if results:
         check_results(results, benchmark.NEEDED)
-    progress = shows_progress()
     try:
         with keeping():
             if scaling:
-                report = benchmark.scaling(device=device, progress=progress)
+                report = benchmark.scaling(device=device, progress=None)
             else:
-                report = benchmark.measure(quick=quick, device=device, progress=progress)
+                report = benchmark.measure(quick=quick, device=device, progress=None)
     except LossesDiffer as error:
         raise Failed(f"failed: {error}") from error
     if results:

@@ -9,7 +9,7 @@ import typer
 
 from iidlib.cli.completion import complete_memory
 from iidlib.cli.options import Changes, DataRoot, DatasetName, Device, Results, Scale, given_changes
-from iidlib.cli.output import AsJson, Quiet, report, result, shows_progress
+from iidlib.cli.output import AsJson, Quiet, report, result
 from iidlib.cli.scores import accuracy_text, summary
 from iidlib.cli.session import check_names, given_command, keeping, load
 from iidlib.config import preset
@@ -85,7 +85,7 @@ def continual(
         frames.append(rows)
 
     with keeping(folder, given_command(ctx, "--resume", *([] if out else ["--out", str(folder)]))):
-        learn_in_steps(config, loaded, steps=cut, order=number, out=folder, progress=shows_progress(), on_step=told)
+        learn_in_steps(config, loaded, steps=cut, order=number, out=folder, progress=None, on_step=told)
         scores = pd.concat(frames, ignore_index=True)
         if results is not None:
             origin = dataclasses.replace(SetOrigin.planned(config), settings=given)

@@ -9,7 +9,7 @@ import typer
 
 from iidlib.cli.completion import complete_method
 from iidlib.cli.options import Baseline, Changes, DataRoot, DatasetName, Device, Results, Scale, given_changes
-from iidlib.cli.output import AsJson, Quiet, report, shows_progress
+from iidlib.cli.output import AsJson, Quiet, report
 from iidlib.cli.score_files import KeptRows, can_be_scored, check_apart
 from iidlib.cli.scores import run_facts, scored, show_scores, summary, with_random_beside
 from iidlib.cli.session import check_names, given_command, keeping, load
@@ -88,6 +88,8 @@ def distill(
             raise InputError("--results needs the evaluation; leave out --no-evaluate or --results")
         check_results(results)
         check_apart(results, folder.path, folder=True)
+    if not resume:
+        folder.check_free()
     loaded = load(dataset, data_root, device)
     if evaluate:
         check_evaluation(config.eval, loaded.spec, config.compute)
@@ -107,9 +109,8 @@ def distill(
         if result:
             typer.echo(f"the run in {folder.path} is finished; its set stays as it is")
         else:
-            bar = shows_progress()
             result = run(
-                config, loaded, out=folder.path, resume=resume, allow_drift=allow_drift, init=init, progress=bar
+                config, loaded, out=folder.path, resume=resume, allow_drift=allow_drift, init=init, progress=None
             )
             typer.echo(f"distilled in {result.seconds:.0f} s; images: {folder.path / 'synthetic.png'}")
             if result.pool:

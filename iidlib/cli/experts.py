@@ -8,7 +8,7 @@ import typer
 
 from iidlib.cli.completion import complete_network
 from iidlib.cli.options import Changes, DataRoot, DatasetName, Device, given_changes
-from iidlib.cli.output import AsJson, Quiet, print_table, report, shows_progress
+from iidlib.cli.output import AsJson, Quiet, print_table, report
 from iidlib.cli.session import check_names, given_command, keeping, load
 from iidlib.config import SCALES, PoolConfig, preset
 from iidlib.files import make_folders, remove_empty
@@ -44,7 +44,7 @@ def experts(
     loaded = load(dataset, data_root, device)
     made = make_folders(out)
     try:
-        with keeping(out, given_command(ctx)), pool_bar(config, shows_progress()) as on_epoch:
+        with keeping(out, given_command(ctx)), pool_bar(config, None) as on_epoch:
             pool = trained_pool(loaded, config.pool, compute=config.compute, on_epoch=on_epoch)
     finally:
         remove_empty(made)  # where no network was kept

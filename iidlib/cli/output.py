@@ -10,7 +10,6 @@ import logging
 import math
 import os
 import sys
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,9 +21,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from iidlib.bars import hidden
+
 __all__ = [
-    "AsJson", "Kind", "Quiet", "columns_needed", "console", "epochs_told", "print_table", "report", "result",
-    "shows_progress",
+    "AsJson", "Kind", "Quiet", "columns_needed", "console", "print_table", "report", "result",
 ]  # fmt: skip
 
 logger = logging.getLogger("iidlib")
@@ -62,7 +62,7 @@ def _notes_to(stream: TextIO) -> Iterator[None]:
 def _without_notes() -> Iterator[None]:
     """Within the block, only warnings, errors and the result are heard."""
     level = logger.level
-    with Path(os.devnull).open("w", encoding="utf-8") as nowhere, _notes_to(nowhere):
+    with Path(os.devnull).open("w", encoding="utf-8") as nowhere, _notes_to(nowhere), hidden():
         logger.setLevel(logging.WARNING)
         _heard.quiet = True
         try:
@@ -140,62 +140,6 @@ def _for_json(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value if value is None or isinstance(value, bool | int | float | str) else str(value)
-
-
-def shows_progress() -> bool:
-    """Whether progress bars are shown: on a terminal that can move its cursor, unless ``--quiet``."""
-    return sys.stderr.isatty() and os.environ.get("TERM") != "dumb" and not _heard.quiet
-
-
-EVERY = 60.0
-"""Seconds between the lines that stand for a progress bar where there is no terminal."""
-
-
-@dataclass
-class Epochs:
-    """How far a training of networks is."""
-
-    what: str
-    total: int
-    bar: Any = None
-    """The progress bar; without one, a line every minute."""
-    done: int = 0
-    last: str = ""
-    """What to say of the networks that are done."""
-
-    def __post_init__(self) -> None:
-        self._begun = self._told = time.monotonic()
-
-    def advance(self, epochs: int) -> None:
-        """Counts epochs that were trained since the last call, those of all networks together."""
-        self.done += epochs
-        if self.bar is not None:
-            self.bar.set_postfix_str(self.last, refresh=False)
-            self.bar.update(epochs)
-            return
-        now = time.monotonic()
-        if now - self._told >= EVERY and self.done < self.total:
-            self._told = now
-            left = (now - self._begun) / self.done * (self.total - self.done)
-            minutes = f"{math.ceil(left / 60)} min left"
-            logger.info("%s: %d of %d epochs, about %s", self.what, self.done, self.total, minutes)
-
-
-@contextlib.contextmanager
-def epochs_told(what: str, total: int) -> Iterator[Epochs]:
-    """Shows how many epochs of a training are done, and how long the rest takes.
-
-    Args:
-        what: is done, such as "evaluating dm".
-        total: epochs of all networks together.
-    """
-    from tqdm import tqdm
-
-    if not shows_progress():
-        yield Epochs(what, total)
-        return
-    with tqdm(total=total, desc=what, unit="epoch") as bar:
-        yield Epochs(what, total, bar)
 
 
 def columns_needed(columns: "Mapping[str, Kind]", rows: Sequence[Sequence[str]]) -> int:

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from iidlib.cli.output import epochs_told, print_table, result
+from iidlib.bars import bar
+from iidlib.cli.output import print_table, result
 from iidlib.config import RunConfig
 
 if TYPE_CHECKING:
@@ -37,16 +38,15 @@ def scored(
 
     protocol = config.eval
     found: list[dict[str, object]] = []
-    epochs = len(protocol.networks) * protocol.num_eval * protocol.epochs
 
-    with epochs_told(f"evaluating {origin.method}", epochs) as told:
+    with bar(f"evaluating {origin.method}", protocol.all_epochs, "epoch") as told:
         try:
             for row in evaluated(
                 images, dataset, protocol=protocol, seed=seed, compute=config.compute, on_epochs=told.advance
             ):
                 found.append(row)
                 ended = f"{row['accuracy']:.1f} %" if row["outcome"] == "trained" else row["outcome"]
-                told.last = f"{row['network']} {ended}"
+                told.note(f"{row['network']} {ended}")
         finally:
             if found:
                 scores = scores_of(found, dataset, protocol, seed)

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from iidlib.cli.output import Quiet, report, shows_progress
+from iidlib.cli.output import Quiet, report
 
 __all__ = ["sweep"]
 
@@ -20,7 +20,7 @@ def sweep(
     from iidlib.experiments import load_grid, run_sweep
 
     folder = out or Path("runs") / f"sweep-{grid.stem}"
-    frame = run_sweep(load_grid(grid), folder, workers=workers, progress=shows_progress())
+    frame = run_sweep(load_grid(grid), folder, workers=workers, progress=None)
     failed = frame[frame["status"] != "done"]
     for row in failed.to_dict("records"):
         typer.echo(f"failed: {folder / row['notebook']}: {row['error']}", err=True)

@@ -266,6 +266,11 @@ class EvalProtocol:
     (DC, DM, IDM, IID); or by a factor of 0.2 after two thirds and after five sixths of the passes (the IDC family)."""
 
     @property
+    def all_epochs(self) -> int:
+        """Passes of all networks together."""
+        return len(self.networks) * self.num_eval * self.epochs
+
+    @property
     def drops(self) -> tuple[Drop, ...]:
         """Before which passes the learning rate changes."""
         if self.schedule == "restart":

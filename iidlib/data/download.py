@@ -10,8 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from tqdm import tqdm
-
+from iidlib.bars import bar
 from iidlib.data.source import Remote, file_checksum
 from iidlib.errors import InputError
 from iidlib.files import user_path
@@ -121,13 +120,12 @@ def _receive(url: str, part: Path, name: str, most: int | None) -> None:
             if have and answer.status != 206:  # a server that cannot go on begins anew
                 have = 0
             total = int(answer.headers.get("Content-Length") or 0) + have
-            bar = tqdm(total=total or None, initial=have, unit="B", unit_scale=True, desc=name, disable=None)
-            with part.open("ab" if have else "wb") as file, bar:
+            with part.open("ab" if have else "wb") as file, bar(name, total or None, "B", done=have) as told:
                 size = have
                 while (most is None or max(size, total) <= most) and (block := answer.read(_BLOCK)):
                     file.write(block)
                     size += len(block)
-                    bar.update(len(block))
+                    told.advance(len(block))
     except urllib.error.HTTPError as error:
         if error.code != 416:  # nothing is left to ask for
             raise

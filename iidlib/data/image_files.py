@@ -12,8 +12,8 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
+from iidlib.bars import bar
 from iidlib.data.decoded import DecodedImages, file_keys
 from iidlib.data.depth import Found, Scale, ValueRange
 from iidlib.data.pictures import read_picture
@@ -134,12 +134,10 @@ class _Work:
         # of few pictures, which may be large, each thread gets some
         step = min(BLOCK, 1 + len(places) // (4 * _decoding_threads()))
         blocks = [places[start : start + step] for start in range(0, len(places), step)]
-        # a bar on a terminal only
-        bar = tqdm(total=len(places), desc=title, unit="image", disable=None)
-        with bar, ThreadPoolExecutor(_decoding_threads()) as pool:
+        with bar(title, len(places), "image") as told, ThreadPoolExecutor(_decoding_threads()) as pool:
             try:
                 for done in as_completed([pool.submit(self._block, block, scale) for block in blocks]):
-                    bar.update(done.result())
+                    told.advance(done.result())
             except BaseException:
                 pool.shutdown(wait=True, cancel_futures=True)
                 raise

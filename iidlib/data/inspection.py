@@ -10,8 +10,8 @@ from pathlib import Path
 
 from PIL import Image
 from torch import Tensor
-from tqdm import tqdm
 
+from iidlib.bars import counted
 from iidlib.data.duplicates import identical, nearly_identical
 from iidlib.data.folder import find_images, parse_folder, split_files, told, without_held_out
 from iidlib.data.image_files import decode_files
@@ -165,7 +165,7 @@ def _headers(name: str, paths: Sequence[Path]) -> tuple[list[int], list[int], di
     modes, formats = Counter[str](), Counter[str]()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of odd metadata, which is no matter here
-        for path in tqdm(paths, desc=f"looking at {name}", unit="image", disable=None):
+        for path in counted(paths, f"looking at {name}", "image"):
             with contextlib.suppress(OSError, ValueError, SyntaxError), Image.open(path) as picture:
                 widths.append(picture.width)
                 heights.append(picture.height)

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
+
+from iidlib.bars import counted
 
 __all__ = ["SPECS", "DatasetSpec", "denormalize", "normalize"]
 
@@ -107,7 +108,7 @@ def channel_statistics(images: Tensor) -> tuple[list[float], list[float]]:
     pixels = images[:, 0].numel()
     first, second = np.zeros((2, images.shape[1]))
     parts = images.split(max(1, CACHED // images[0].numel()))
-    for part in tqdm(parts, desc="mean and deviation", unit="part", disable=None, leave=False):
+    for part in counted(parts, "mean and deviation", "part"):
         values = part.cpu().numpy().astype(np.float64)  # torch's threads would wait for each other at each part
         first += values.sum((0, 2, 3))  # whole numbers below 2**53, and so exact
         second += np.square(values, out=values).sum((0, 2, 3))

@@ -11,8 +11,8 @@ from typing import Any
 
 import pandas as pd
 import torch
-from tqdm import tqdm
 
+from iidlib.bars import Bar, bar
 from iidlib.config import RunConfig
 from iidlib.data import Dataset, load_dataset
 from iidlib.distillation.finished import (
@@ -73,7 +73,7 @@ def distill(
     init: SyntheticSet | str | Path | None = None,
     on_iteration: Callable[[int, SyntheticSet], None] | None = None,
     iterations_to_show: tuple[int, ...] = (),
-    progress: bool = False,
+    progress: bool | None = False,
 ) -> DistillResult:
     """Distils a data set: learns ``config.ipc`` synthetic images a class.
 
@@ -94,7 +94,7 @@ def distill(
             run that has a checkpoint is resumed without it where ``syn.init`` names the set.
         on_iteration: called with the number of updates done and a copy of the set, at `iterations_to_show`.
         iterations_to_show: numbers of updates, 0 for the start.
-        progress: show a progress bar.
+        progress: draw a progress bar; None draws one on a terminal, and elsewhere logs a line every minute.
 
     Raises:
         InputError: for settings that do not fit the data or are for another dataset, or a folder that cannot be used.
@@ -168,7 +168,8 @@ def finished_run(config: RunConfig, dataset: Dataset, out: str | Path | None) ->
     try:
         synthetic = SyntheticSet.load(folder.path, dataset.train.device)
     except InputError as error:
-        logger.warning("%s; it is made again from the last checkpoint", error)
+        again = "from the last checkpoint" if Checkpoints(folder.checkpoints).paths() else "from the first iteration"
+        logger.warning("%s; it is made again %s", error, again)
         return None
     known = synthetic.provenance
     if known.get("iterations") != str(config.iterations):
@@ -190,7 +191,7 @@ def _distill(
     done: int,
     on_iteration: Callable[[int, SyntheticSet], None] | None,
     iterations_to_show: tuple[int, ...],
-    progress: bool,
+    progress: bool | None,
 ) -> DistillResult:
     """The loop and what surrounds it, after `done` iterations, in a folder that no other process works in."""
     config = run.config
@@ -199,23 +200,23 @@ def _distill(
     rows: list[dict[str, Any]] = folder.metric_rows() if folder else []
     begun = saved_at = time.perf_counter()
     seconds_before = float(rows[-1].get("seconds", 0)) if rows else 0.0
-    bar = tqdm(total=config.iterations, initial=done, desc=config.method, unit="it", disable=not progress)
 
     def show() -> None:
         if on_iteration is not None and done in iterations_to_show:
             on_iteration(done, run.synthetic(done))
 
-    with signals_noted() as noted, bar, _last_good_named(folder):
+    drawn = bar(config.method, config.iterations, "iteration", done=done, shown=progress)
+    with signals_noted() as noted, drawn as told, _last_good_named(folder):
         show()
         while done < config.iterations:
             row = run.step(done, log=done % LOG_EVERY == 0 or done == config.iterations - 1)
             if row:
                 rows.append({"iteration": done, "seconds": seconds_before + time.perf_counter() - begun} | row)
-                bar.set_postfix({name: f"{value:.3g}" for name, value in row.items() if name.startswith("loss")})
+                told.note(", ".join(f"{name}={value:.3g}" for name, value in row.items() if name.startswith("loss")))
                 if folder:
                     folder.append_metrics(rows[-1])
             done += 1
-            bar.update()
+            told.advance()
             show()
             waited = 0 < config.checkpoint.seconds <= time.perf_counter() - saved_at
             if noted or waited or done % config.checkpoint.every == 0 or done == config.iterations:
@@ -262,22 +263,19 @@ def _warn_of_evaluation(config: RunConfig, dataset: Dataset) -> None:
 
 
 @contextlib.contextmanager
-def pool_bar(config: RunConfig, progress: bool) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar over the passes of the pool's training, which appears with the first pass."""
-    bar: tqdm | None = None
+def pool_bar(config: RunConfig, progress: bool | None) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar over the epochs of the pool's training, which appears with the first one."""
+    told: Bar | None = None
 
     def on_epoch(number: int, epoch: int) -> None:
-        nonlocal bar
-        if bar is None:
-            passes = (config.pool.count - number) * config.pool.epochs
-            bar = tqdm(total=passes, desc="training the pool", unit="pass", disable=not progress)
-        bar.update()
+        nonlocal told
+        if told is None:
+            epochs = (config.pool.count - number) * config.pool.epochs
+            told = drawn.enter_context(bar("training the pool", epochs, "epoch", shown=progress))
+        told.advance()
 
-    try:
+    with contextlib.ExitStack() as drawn:
         yield on_epoch
-    finally:
-        if bar is not None:
-            bar.close()
 
 
 def progress(

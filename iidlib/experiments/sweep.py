@@ -28,8 +28,8 @@ from typing import Any
 
 import pandas as pd
 import yaml
-from tqdm import tqdm
 
+from iidlib.bars import bar
 from iidlib.errors import InputError, suggest
 from iidlib.experiments.parameters import check_parameters, fitting_parameters
 from iidlib.files import atomic_write, load_yaml, place_of, user_path
@@ -94,7 +94,7 @@ def load_grid(path: str | Path) -> Sweep:
     return Sweep(notebook, tuple(fitting_parameters(notebook, point) for point in points))
 
 
-def run_sweep(sweep: Sweep, out: str | Path, *, workers: int = 1, progress: bool = False) -> pd.DataFrame:
+def run_sweep(sweep: Sweep, out: str | Path, *, workers: int = 1, progress: bool | None = False) -> pd.DataFrame:
     """Executes every point; one that fails does not stop the others. Explained in chapter 13.
 
     Args:
@@ -102,7 +102,7 @@ def run_sweep(sweep: Sweep, out: str | Path, *, workers: int = 1, progress: bool
         out: folder made for the sweep: ``point-000/`` and so on, each with the executed notebook, its parameters and
             what papermill said, and ``sweep.csv``.
         workers: notebooks executed at a time; they share the cores, unless ``OMP_NUM_THREADS`` is set.
-        progress: show a progress bar.
+        progress: draw a progress bar; None draws one on a terminal, and elsewhere logs a line every minute.
 
     Returns:
         One row a point, with the columns point, the parameters, status (done or failed), error, seconds, notebook.
@@ -131,7 +131,7 @@ def run_sweep(sweep: Sweep, out: str | Path, *, workers: int = 1, progress: bool
     rows: dict[int, dict[str, Any]] = {}
     tables: dict[int, pd.DataFrame] = {}
     try:
-        with tqdm(total=len(sweep.points), desc="sweep", unit="point", disable=not progress) as bar:
+        with bar("sweep", len(sweep.points), "point", shown=progress) as told:
             while waiting or running:
                 while waiting and len(running) < workers:
                     number, parameters = waiting.pop(0)
@@ -145,7 +145,7 @@ def run_sweep(sweep: Sweep, out: str | Path, *, workers: int = 1, progress: bool
                     rows[execution.number], tables[execution.number] = row, _joined(row, scores)
                     in_order = pd.concat([tables[number] for number in sorted(tables)], ignore_index=True)
                     atomic_write(out / "sweep.csv", in_order.to_csv(index=False))
-                    bar.update()
+                    told.advance()
     except KeyboardInterrupt as stop:
         stop.args = (f"stopped; {len(rows)} of {len(sweep.points)} points are finished, kept in {out}",)
         raise

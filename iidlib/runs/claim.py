@@ -39,11 +39,11 @@ class Claim:
         """
         with contextlib.ExitStack() as held:
             try:
-                self._refuse_full()  # before a lock is put into what may be a folder of the user's
+                self.refuse_full()  # before a lock is put into what may be a folder of the user's
                 self._made = make_folders(self.path)
                 held.callback(self._remove_made)  # runs after the lock is gone, which is a file in the folder
                 held.enter_context(self.lock())
-                self._refuse_full()
+                self.refuse_full()
                 self.remove_unfinished()
                 for name, content in files().items():
                     self._write_new(name, content)
@@ -74,7 +74,7 @@ class Claim:
             held.callback(setattr, self, "_held", False)
             yield
 
-    def _refuse_full(self) -> None:
+    def refuse_full(self) -> None:
         """Raises InputError where there is something that a new run must not write over; in use is told as such."""
         place = place_of(self.path)
         if not place.exists() or (place.is_dir() and not self._holds_something(place)):

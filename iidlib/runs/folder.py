@@ -76,6 +76,17 @@ class RunFolder:
         ):
             yield folder
 
+    def check_free(self) -> None:
+        """Finds out, before the data are loaded, whether a run can begin here; `begin` looks again.
+
+        Raises:
+            InputError: if the path exists and is not an empty folder, is in use, or cannot be read.
+        """
+        try:
+            self._claim.refuse_full()
+        except OSError as error:
+            raise InputError(f"cannot write the run folder {self.path}: {error.strerror or error}") from None
+
     def discard(self) -> None:
         """Takes back what `begin` wrote, for a run that could not begin.
 

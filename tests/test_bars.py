@@ -1,0 +1,101 @@
+"""iidlib.bars: a bar on a terminal, a line every minute elsewhere, nothing where it is not wanted."""
+
+import logging
+import sys
+
+import pytest
+from PIL import Image
+
+from iidlib import bars
+from tests.command_line import Run
+
+
+@pytest.fixture
+def now(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The time in seconds, which a test sets."""
+    time = [0.0]
+    monkeypatch.setattr(bars.time, "monotonic", lambda: time[0])
+    return time
+
+
+def terminal(monkeypatch: pytest.MonkeyPatch, is_one: bool, term: str = "xterm") -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: is_one, raising=False)
+    monkeypatch.setenv("TERM", term)
+
+
+@pytest.mark.parametrize(("is_one", "term", "drawn"), [(True, "xterm", True), (True, "dumb", False),
+                                                       (False, "xterm", False)])  # fmt: skip
+def test_a_bar_needs_a_terminal_that_moves_its_cursor(monkeypatch, capsys, is_one, term, drawn) -> None:
+    terminal(monkeypatch, is_one, term)
+    with bars.bar("evaluating dm", 4, "epoch") as told:
+        for _ in range(4):
+            told.note("convnet3 60.0 %")
+            told.advance()
+        told.rename("evaluating idm")
+    shown = capsys.readouterr().err
+    assert ("100%" in shown and "4/4" in shown and "convnet3 60.0 %" in shown and "idm" in shown) == drawn
+    assert drawn or not shown
+    with bars.hidden(), bars.bar("evaluating dm", 4, "epoch") as told:
+        told.advance()
+    with bars.bar("evaluating dm", 4, "epoch", shown=False) as told:
+        told.advance()
+    assert not capsys.readouterr().err
+
+
+def test_a_bar_that_was_asked_for_is_drawn_anywhere_but_under_quiet(monkeypatch, capsys) -> None:
+    terminal(monkeypatch, False)
+    assert list(bars.counted("ab", "spelling", "letter")) == ["a", "b"] and not capsys.readouterr().err
+    with bars.bar("spelling", 2, "letter", shown=True, done=1) as told:
+        told.advance()
+    assert "2/2" in capsys.readouterr().err
+    with bars.hidden(), bars.bar("spelling", 2, "letter", shown=True) as told:
+        told.advance()
+    assert not capsys.readouterr().err
+
+
+def test_a_line_every_minute_where_there_is_no_bar(now: list[float], caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "iidlib")
+    with bars.bar("evaluating dm", 100, "epoch") as told:
+        for _ in range(20):
+            now[0] += 13
+            told.advance(5)
+    assert [record.getMessage() for record in caplog.records] == [
+        "evaluating dm: 25 of 100 epochs, about 4 min left",
+        "evaluating dm: 50 of 100 epochs, about 3 min left",
+        "evaluating dm: 75 of 100 epochs, about 2 min left",
+    ]
+    caplog.clear()
+    with bars.bar("evaluating dm", 100, "epoch", shown=False) as told:
+        now[0] += 200
+        told.advance()
+    assert not caplog.records
+
+
+def test_what_was_done_before_is_not_counted_as_fast(now: list[float], caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "iidlib")
+    with bars.bar("x.zip", 200_000_000, "B", done=100_000_000) as told:
+        now[0] += 120
+        told.advance(20_000_000)
+    with bars.bar("y.zip", None, "B") as told:
+        now[0] += 120
+        told.advance(20_000_000)
+    assert [record.getMessage() for record in caplog.records] == [
+        "x.zip: 120 of 200 MB, about 8 min left",
+        "y.zip: 20 MB",
+    ]
+
+
+@pytest.mark.usefixtures("handlers_as_before")
+def test_quiet_hides_what_is_read_too(iid: Run, monkeypatch, tmp_path, capsys) -> None:
+    """Images are decoded behind a bar of their own, which no command knows of."""
+    for name in ("ant", "bee"):
+        (tmp_path / "own" / name).mkdir(parents=True)
+        for number in range(8):
+            Image.new("RGB", (8, 8), (number, 9, 30 * number)).save(tmp_path / "own" / name / f"{number}.png")
+    monkeypatch.setenv("IID_CACHE", str(tmp_path / "cache"))
+    terminal(monkeypatch, True)
+    given = ("evaluate", "random", "--dataset", f"folder:{tmp_path / 'own'}?size=16", "--ipc", "1", "--scale", "ci")
+    loud = iid(*given, "--num-eval", "1")
+    assert loud.status == 0 and "decoding" in loud.err and "evaluating random" in loud.err
+    quiet = iid(*given, "--num-eval", "1", "--quiet")
+    assert quiet.status == 0 and "%|" not in quiet.err, quiet.err
