@@ -16,7 +16,7 @@ __all__ = ["Bar", "bar", "counted", "hidden"]
 
 logger = logging.getLogger("iidlib")
 
-Item = TypeVar("Item")
+_Item = TypeVar("_Item")
 
 EVERY = 60.0
 """Seconds between the lines that stand for a progress bar."""
@@ -98,7 +98,7 @@ def bar(what: str, total: int | None, unit: str, *, done: int = 0, shown: bool |
         yield Bar(drawn, what, total, unit, done, lines=False)
 
 
-def counted(items: Sequence[Item], what: str, unit: str) -> Iterator[Item]:
+def counted(items: Sequence[_Item], what: str, unit: str) -> Iterator[_Item]:
     """The items one by one, each counted as done when the next is asked for; arguments as of `bar`."""
     with bar(what, len(items), unit) as told:
         for item in items:
