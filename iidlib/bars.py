@@ -88,14 +88,23 @@ def bar(what: str, total: int | None, unit: str, *, done: int = 0, shown: bool |
     """
     if _hiding:
         shown = False
-    on_terminal = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
-    if not (on_terminal if shown is None else shown):
+    if not (_on_terminal() if shown is None else shown):
         yield Bar(None, what, total, unit, done, lines=shown is None)
         return
     from tqdm import tqdm
 
     with tqdm(total=total, initial=done, desc=what, unit=unit, unit_scale=unit == "B") as drawn:
         yield Bar(drawn, what, total, unit, done, lines=False)
+
+
+def _on_terminal() -> bool:
+    """Whether stderr is a terminal that can move its cursor and has room for a bar."""
+    if not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
+        return False
+    try:
+        return os.get_terminal_size(sys.stderr.fileno()).lines != 0  # a container's may have no size
+    except (OSError, ValueError):
+        return True
 
 
 def counted(items: Sequence[_Item], what: str, unit: str) -> Iterator[_Item]:

@@ -1,6 +1,7 @@
 """iidlib.bars: a bar on a terminal, a line every minute elsewhere, nothing where it is not wanted."""
 
 import logging
+import os
 import sys
 
 import pytest
@@ -23,10 +24,15 @@ def terminal(monkeypatch: pytest.MonkeyPatch, is_one: bool, term: str = "xterm")
     monkeypatch.setenv("TERM", term)
 
 
-@pytest.mark.parametrize(("is_one", "term", "drawn"), [(True, "xterm", True), (True, "dumb", False),
-                                                       (False, "xterm", False)])  # fmt: skip
-def test_a_bar_needs_a_terminal_that_moves_its_cursor(monkeypatch, capsys, is_one, term, drawn) -> None:
+@pytest.mark.parametrize(
+    ("is_one", "term", "size", "drawn"),
+    [(True, "xterm", (80, 24), True), (True, "xterm", (0, 0), False), (True, "dumb", (80, 24), False),
+     (False, "xterm", (80, 24), False)],
+)  # fmt: skip
+def test_a_bar_needs_a_terminal_that_moves_its_cursor(monkeypatch, capsys, is_one, term, size, drawn) -> None:
     terminal(monkeypatch, is_one, term)
+    monkeypatch.setattr(sys.stderr, "fileno", lambda: 2, raising=False)
+    monkeypatch.setattr(os, "get_terminal_size", lambda *given: os.terminal_size(size))
     with bars.bar("evaluating dm", 4, "epoch") as told:
         for _ in range(4):
             told.note("convnet3 60.0 %")
