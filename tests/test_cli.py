@@ -1312,10 +1312,10 @@ def test_a_half_written_line_of_metrics_does_not_end_a_run(iid: Run, finished: P
 
 
 def go_on(ended: Ended | str) -> list[str]:
-    """The arguments of the command that a stopped run says to go on with."""
+    """The arguments of the command that resumes a stopped run, as it says."""
     last = (ended if isinstance(ended, str) else ended.err).splitlines()[-1]
-    assert last.startswith("go on with: iid "), last
-    return shlex.split(last.removeprefix("go on with: iid "))
+    assert last.startswith("resume with: iid "), last
+    return shlex.split(last.removeprefix("resume with: iid "))
 
 
 def at_iteration(number: int, act: Callable[[], None], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,8 +11,7 @@ import pandas as pd
 import pytest
 
 from iidlib.data import load_dataset
-from iidlib.experiments import cells as experiments_cells
-from iidlib.experiments import results_dir, rows_of
+from iidlib.experiments import results_dir, rows_of, table
 from iidlib.experiments.results import RESULT_COLUMNS
 from iidlib.synthetic import SyntheticSet
 
@@ -41,12 +40,12 @@ def test_the_tables_of_results_are_those_of_the_rows(page: str) -> None:
 
 
 def test_the_table_says_what_is_missing_and_what_was_not_found() -> None:
-    table = script("build_results_tables").table("laptop")
-    mosaics = next(line for line in table.splitlines() if line.startswith("| random mosaics"))
+    text = script("build_results_tables").table("laptop")
+    mosaics = next(line for line in text.splitlines() if line.startswith("| random mosaics"))
     assert mosaics.count("not found") == 2
-    cells = experiments_cells.table("main").query("dataset == 'cifar10' and ipc in (1, 10)")
+    cells = table("main").query("dataset == 'cifar10' and ipc in (1, 10)")
     shown = cells[cells["method"].isin(script("build_results_tables").METHODS)]
-    assert len(shown) == 12 and table.count("missing") == (shown["laptop_seeds"] == 0).sum()
+    assert len(shown) == 12 and text.count("missing") == (shown["laptop_seeds"] == 0).sum()
 
 
 @pytest.mark.parametrize("path", sorted(results_dir().glob("*.csv")), ids=lambda path: path.name)

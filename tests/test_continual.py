@@ -299,8 +299,9 @@ def iid(*arguments: str) -> int:
 
 
 def test_the_command_learns_goes_on_and_keeps_rows(tmp_path: Path, monkeypatch, capsys):
+    from iidlib.cli import continual as command
     from iidlib.data import registry
-    from iidlib.experiments import cells
+    from iidlib.experiments import Cell, all_rows, measured
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(registry, "shapes", lambda: shapes(4, 40, 32))
@@ -310,23 +311,24 @@ def test_the_command_learns_goes_on_and_keeps_rows(tmp_path: Path, monkeypatch, 
     out = capsys.readouterr().out
     assert "step 1 of 2, 2 classes:" in out and "step 2 of 2, 4 classes:" in out
     assert iid(*given) == 2
-    assert "go on with it by --resume" in capsys.readouterr().err
+    assert "resume it with --resume" in capsys.readouterr().err
     assert iid(*given, "--resume") == 0
-    rows = cells.all_rows(tmp_path / "r")
+    rows = all_rows(tmp_path / "r")
     assert len(rows) == 8 and rows["step"].tolist() == [1, 1, 2, 2] * 2
-    cell = cells.Cell("shapes", "dm", 2, steps=2)
-    monkeypatch.setattr(cells.Cell, "dataset_at", lambda cell, scale: "shapes")
+    cell = Cell("shapes", "dm", 2, steps=2)
+    monkeypatch.setattr(Cell, "dataset_at", lambda cell, scale: "shapes")
     last = rows[rows["step"] == 2].drop_duplicates("evaluation_seed")["accuracy"].mean()
-    assert cells.measured(cell, "ci", rows).to_dict() == {0: last}
-    assert cells.measured(cells.Cell("shapes", "dm", 2), "ci", rows).empty
+    assert measured(cell, "ci", rows).to_dict() == {0: last}
+    assert measured(Cell("shapes", "dm", 2), "ci", rows).empty
     assert iid(*given[:-2], "--steps", "3", "--out", "x") == 2
     assert "4 classes make no 3 equal steps" in capsys.readouterr().err and not Path("x").exists()
     uneven = [*given[:6], "--scale", "ci", "--steps", "3, 1", "--results", "r/rows.csv"]
     assert iid(*uneven) == 0 and Path("runs/continual-dm-shapes-ipc2-3-1steps-ci-seed0-order0/step-02").is_dir()
-    rows = cells.all_rows(tmp_path / "r")
+    rows = all_rows(tmp_path / "r")
     assert rows["step_sizes"].tolist() == ["2,2"] * 8 + ["3,1"] * 4
-    assert cells.measured(cell, "ci", rows).to_dict() == {0: last}, "uneven steps are not those of the paper"
-    assert cells.measured(cell, "ci", rows[8:]).empty
+    assert measured(cell, "ci", rows).to_dict() == {0: last}, "uneven steps are not those of the paper"
+    assert measured(cell, "ci", rows[8:]).empty
+    Path("file").write_text("mine")
     for wrong, message in (
         (["--steps", "3,2"], "steps of 3,2 classes have 5 in all, and the dataset has 4"),
         (["--steps", "two"], "--steps takes a number of equal steps, such as 5, or .* such as 4,3,3; got 'two'"),
@@ -334,22 +336,29 @@ def test_the_command_learns_goes_on_and_keeps_rows(tmp_path: Path, monkeypatch, 
         (["--order", "-1"], "must lie in 0 to 4294967295, got -1"),
         (["--out", "r/rows.csv"], "r/rows.csv is a file, not a folder; give another --out"),
         (["--out", "r/rows.csv", "--resume"], "r/rows.csv is a file, not a folder; give another --out"),
-        (["--out", "r/rows.csv/x"], "cannot write r/rows.csv/x/step-01/config.yaml: Not a directory"),
+        (["--out", "file/x"], "cannot write file/x/step-01/config.yaml: Not a directory"),
+        (["--out", "r/rows.csv/x"], "--results r/rows.csv and --out r/rows.csv/x lie one in the other"),
+        (["--out", "new", "--results", "new"], "--results new and --out new are the same"),
+        (["--out", "new", "--results", "new/step-02/scores.json"], "is where the run in new writes its own files"),
     ):
         capsys.readouterr()
         assert iid(*given, *wrong) == 2
         said = capsys.readouterr().err
         assert said.count("\n") == 1 and re.search(message, said), said
+    assert not Path("new").exists()
+    monkeypatch.setattr(command, "load", lambda *given: pytest.fail("the images are read before that is told"))
+    assert iid(*given) == 2
+    assert "resume it with --resume" in capsys.readouterr().err
 
 
 def test_rows_name_the_form_of_the_memory(tmp_path: Path, monkeypatch):
-    from iidlib.experiments import cells
+    from iidlib.experiments import all_rows
 
     monkeypatch.chdir(tmp_path)
     for method in ("herding", "random"):
         given = ["continual", method, "--dataset", "shapes", "--ipc", "2", "--steps", "2", "--scale", "ci"]
         assert iid(*given, "--set", "syn.factor=2", "--set", "pool.epochs=6", "--results", "r/rows.csv") == 0
-    rows = cells.all_rows(tmp_path / "r").groupby("method")["protocol"].first()
+    rows = all_rows(tmp_path / "r").groupby("method")["protocol"].first()
     assert "expanded" not in rows["herding"] and rows["random-mosaic"].endswith("each image expanded to 4")
 
 

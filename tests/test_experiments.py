@@ -137,6 +137,14 @@ def test_a_mean_says_its_spread_and_seeds_where_there_are_some() -> None:
     assert [mean_of(row, scale) for scale in ("laptop", "tour", "paper")] == ["46.0 ± 0.2 (3)", "37.5 (1)", ""]
 
 
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_a_folder_without_results_has_nothing_but_missing_cells(tmp_path: Path, name: str) -> None:
+    cells = table(name, tmp_path)
+    for scale in ("paper", "laptop", "tour"):
+        assert cells[f"{scale}_mean"].isna().all() and not cells[f"{scale}_seeds"].any()
+        assert (cells[f"{scale}_failed"] == "").all()
+
+
 def test_the_table_reads_what_is_in_the_checkout() -> None:
     cells = table("main").set_index(["dataset", "ipc", "method"])
     assert cells.loc[("cifar10", 10, "dm"), "laptop_seeds"] >= 1

@@ -182,7 +182,7 @@ def test_a_full_disk_leaves_the_checkpoint_before_whole(processes: ForkServerCon
     status, text = ended(
         processes, [*command, "--out", str(folder), "--resume"], tmp_path / "said1", largest_file=size // 2
     )
-    assert status == 1 and "File too large" in text and "go on with: iid distill --resume" in text, text
+    assert status == 1 and "File too large" in text and "resume with: iid distill --resume" in text, text
     assert "Traceback" not in text and not temporary(folder)
     state, facts = Checkpoints(folder / "checkpoints").load()
     assert facts["iteration"] == 8 and state["images"].isfinite().all()

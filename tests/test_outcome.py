@@ -14,8 +14,7 @@ from iidlib.cli.scores import accuracy_text, summary
 from iidlib.data import Dataset
 from iidlib.distillation.step import Distillation
 from iidlib.evaluation import random_real
-from iidlib.experiments import append_results, result_rows
-from iidlib.experiments.cells import Cell, all_rows, mean_of, measured, table
+from iidlib.experiments import Cell, all_rows, append_results, mean_of, measured, result_rows, table
 from iidlib.networks import Network, build_network
 from iidlib.training import range_exceeded, reached
 from iidlib.training.outcome import Outputs

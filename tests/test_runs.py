@@ -341,7 +341,7 @@ def test_what_exists_is_never_overwritten(folder, tmp_path):
     (tmp_path / "file").write_text("mine")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "notes").write_text("mine")
-    resumed = ", or --resume to go on with it"
+    resumed = ", or resume it with --resume"
     for path, more in ((folder.path, resumed), (tmp_path / "file", ""), (tmp_path / "full", "")):
         before = sorted(str(p) for p in tmp_path.rglob("*"))
         with pytest.raises(

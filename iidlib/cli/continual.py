@@ -10,6 +10,7 @@ import typer
 from iidlib.cli.completion import complete_memory
 from iidlib.cli.options import Changes, DataRoot, DatasetName, Device, Results, Scale, given_changes
 from iidlib.cli.output import AsJson, Quiet, report, result
+from iidlib.cli.score_files import check_apart
 from iidlib.cli.scores import accuracy_text, summary
 from iidlib.cli.session import check_names, given_command, keeping, load
 from iidlib.config import preset
@@ -37,7 +38,7 @@ def continual(
     seed: Annotated[int, typer.Option("--seed", help="Of every other draw.")] = 0,
     device: Device = "auto",
     out: Annotated[Path | None, typer.Option("--out", help="Folder of the steps' runs; else one below runs/.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the steps in --out.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Resume the steps in --out.")] = False,
     data_root: DataRoot = None,
     changes: Changes = None,
     results: Results = None,
@@ -56,11 +57,7 @@ def continual(
     cut, given = _steps(steps), given_changes(changes)
     config = preset(method, dataset, ipc, scale, {"seed": seed} | given)
     check_names(config)
-    if results is not None:
-        check_results(results)
-    loaded = load(dataset, data_root, device)
     number = seed if order is None else order
-    groups = class_steps(class_order(loaded.train.num_classes, number), cut)
     named = re.sub(r"[^\w.-]+", "-", dataset)
     how = f"{'-'.join(map(str, cut)) if isinstance(cut, tuple) else cut}steps"
     folder = out or Path("runs") / f"continual-{method}-{named}-ipc{ipc}-{how}-{scale}-seed{seed}-order{number}"
@@ -68,10 +65,15 @@ def continual(
     if place.exists() and not place.is_dir():
         raise InputError(f"{folder} is a file, not a folder; give another --out")
     if place.is_dir() and not resume and any(place.iterdir()):
-        how = "go on with it by --resume, or give another --out"
-        if not (place / "step-01" / "config.yaml").is_file():
-            how = "give another --out"
-        raise InputError(f"{folder} holds something already; {how}")
+        begun = (place / "step-01" / "config.yaml").is_file()
+        raise InputError(
+            f"{folder} holds something already; {'resume it with --resume, or ' if begun else ''}give another --out"
+        )
+    if results is not None:
+        check_results(results)
+        check_apart(results, folder, folder=True)
+    loaded = load(dataset, data_root, device)
+    groups = class_steps(class_order(loaded.train.num_classes, number), cut)
     finished = all(RunFolder(folder / f"step-{step:02d}").finished for step in range(1, len(groups) + 1))
     if method in METHODS and not (resume and finished):  # what is finished is only read
         check_writable(folder / "step-01" / "config.yaml")

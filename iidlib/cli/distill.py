@@ -34,7 +34,7 @@ def distill(
     seed: Annotated[int, typer.Option("--seed", help="Of every draw.")] = 0,
     device: Device = "auto",
     out: Annotated[Path | None, typer.Option("--out", help="The run's folder; else one below runs/.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Resume the run in --out.")] = False,
     init: Annotated[
         Path | None, typer.Option("--init", help="Start from the images of this set, a run's folder or its file.")
     ] = None,

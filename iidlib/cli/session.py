@@ -45,7 +45,7 @@ def check_names(config: RunConfig) -> None:
 
 
 def given_command(ctx: typer.Context, *more: str) -> str:
-    """The command as it was given, for the record; or with `more` behind its name, to go on with."""
+    """The command as it was given, for the record; or with `more` behind its name, to resume."""
     name, *rest = ctx.obj
     return readable(shlex.join(["iid", name, *more, *(part for part in rest if part not in more)]))
 
@@ -63,7 +63,7 @@ def keeping(folder: Path | None = None, again: str = "") -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt as stop:
-        stop.args = (told(str(stop) or "stopped", f"go on with: {again}"),)
+        stop.args = (told(str(stop) or "stopped", f"resume with: {again}"),)
         raise
     except FloatingPointError as error:
         raise Failed(told(f"failed: {error}", "begin anew with another --out")) from error
@@ -80,4 +80,4 @@ def keeping(folder: Path | None = None, again: str = "") -> Iterator[None]:
         )
         raise Failed(told(f"failed: {memory_text(error)}; {lower}", next_)) from error
     except OSError as error:
-        raise Failed(told(f"failed: {one_line(error)}", f"go on with: {again}")) from error
+        raise Failed(told(f"failed: {one_line(error)}", f"resume with: {again}")) from error

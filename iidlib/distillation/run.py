@@ -83,7 +83,7 @@ def distill(
         config: the settings, see ``config.preset``.
         dataset: what is distilled, of the name that ``config.dataset`` gives; loaded by it when not given.
         out: the run's folder, made here; nothing is kept without it.
-        resume: go on with the run in `out` from its newest checkpoint. On a CPU the outcome is that of an unbroken run
+        resume: resume the run in `out` from its newest checkpoint. On a CPU the outcome is that of an unbroken run
             bit for bit, as long as the conditions are those that it was begun under. With more iterations in `config`
             than before the run is continued, with the same outcome as if it had been begun with as many; its earlier
             set, picture and settings are replaced when it is done. A run that is finished is only read.

@@ -1,6 +1,7 @@
 """Results as data: measured rows, published values, the paper's cells; needs no torch."""
 
-from iidlib.experiments.cells import EXPERIMENTS, Cell, Experiment, all_rows, find, mean_of, measured, table, within
+from iidlib.experiments.cells import EXPERIMENTS, Cell, Experiment, find, within
+from iidlib.experiments.measurements import all_rows, mean_of, measured, table
 from iidlib.experiments.paired import paired_gains, paired_interval
 from iidlib.experiments.parameters import check_parameters, take_parameters
 from iidlib.experiments.published import Published, published_value
@@ -15,6 +16,5 @@ __all__ = [
     "EXPERIMENTS", "Cell", "Experiment", "Job", "MadeBy", "Published", "SetOrigin", "Sweep", "all_rows",
     "append_results", "append_rows", "check_parameters", "check_results", "check_writable", "find", "jobs", "load_grid",
     "mean_of", "measured", "paired_gains", "paired_interval", "protocol_text", "published_value", "read_results",
-    "result_rows", "results_dir", "rows_of", "run_jobs", "run_sweep", "table", "take_parameters",
-    "within",
+    "result_rows", "results_dir", "rows_of", "run_jobs", "run_sweep", "table", "take_parameters", "within",
 ]  # fmt: skip

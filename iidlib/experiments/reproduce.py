@@ -14,7 +14,8 @@ from typing import NamedTuple
 
 from iidlib.config.recipes import BASELINES
 from iidlib.errors import InputError
-from iidlib.experiments.cells import Cell, all_rows, find, measured, within
+from iidlib.experiments.cells import Cell, find, within
+from iidlib.experiments.measurements import all_rows, measured
 from iidlib.experiments.tables import results_dir
 
 __all__ = ["Job", "Outcome", "jobs", "run_jobs"]

@@ -83,7 +83,7 @@ class Claim:
             # held by another process, which it names, or left by one that died
             with contextlib.suppress(OSError), self.lock():
                 pass
-        begun = ", or --resume to go on with it" if (place / "config.yaml").is_file() else ""
+        begun = ", or resume it with --resume" if (place / "config.yaml").is_file() else ""
         raise InputError(f"{self.path} exists already; nothing was overwritten: give another --out{begun}")
 
     @staticmethod

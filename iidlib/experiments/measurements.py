@@ -1,0 +1,208 @@
+"""What has been measured of the paper's cells, what was published of them, and what is missing.
+
+A cell is filled by rows of results (``data/results``): those of its dataset, method, images per class, network and
+settings, at one scale. A cell of the paper counts as measured at scale ``paper`` only; smaller scales stand beside it
+under their own names.
+"""
+
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from iidlib.config import RunConfig, override, preset
+from iidlib.config.recipes import BASELINES
+from iidlib.errors import InputError
+from iidlib.experiments.cells import Cell, find
+from iidlib.experiments.published import published_value
+from iidlib.experiments.results import protocol_text
+from iidlib.experiments.tables import read_results, results_dir
+
+__all__ = ["all_rows", "mean_of", "measured", "table"]
+
+_NUMBERS = (
+    "ipc", "seed", "accuracy", "iterations", "epochs", "networks_seed", "evaluation_seed", "step", "steps", "order",
+)  # fmt: skip
+
+
+def all_rows(folder: Path | None = None) -> pd.DataFrame:
+    """Rows of every table of accuracies in a folder, one below the other.
+
+    Args:
+        folder: of the results; the checkout's own when not given.
+
+    Returns:
+        Texts as they stand in the files, and as numbers ipc, seed, accuracy, iterations, epochs, networks_seed,
+        evaluation_seed, step, steps and order.
+    """
+    frames = []
+    for path in sorted((folder or results_dir()).glob("*.csv")):
+        header = path.open(encoding="utf-8-sig").readline().strip().split(",")
+        if {"dataset", "method", "ipc", "scale", "network", "seed", "accuracy"} <= set(header):
+            frames.append(read_results(path))
+    if not frames:
+        return pd.DataFrame()
+    rows = pd.concat(frames, ignore_index=True).fillna("")
+    for name in _NUMBERS:
+        rows[name] = pd.to_numeric(rows[name], errors="coerce") if name in rows else math.nan
+    for name in ("settings", "date", "step_sizes", "outcome"):
+        if name not in rows:
+            rows[name] = ""
+    return rows
+
+
+def measured(cell: Cell, scale: str, rows: pd.DataFrame) -> pd.Series:
+    """Accuracy of each seed that was measured, the mean over its networks; empty where there is none.
+
+    Rows of other settings, another number of iterations or another protocol do not count, nor a seed with fewer
+    networks than the protocol has. Networks that diverged count with the accuracy that they have: to leave them out
+    would be to choose by the result; `table` says how many they are. A setting that is written out and is the scale's
+    own makes no difference. Where a seed was measured again with the same networks, the newest row of each counts.
+
+    Args:
+        cell: what is looked for.
+        scale: at which scale; at ``tour`` the data set is ``cifar10-mini``.
+        rows: of results.
+    """
+    return _by_seed(_own_rows(cell, scale, rows))
+
+
+def _by_seed(own: pd.DataFrame) -> pd.Series:
+    """Mean accuracy of each seed's networks; there may be no rows, and then no columns."""
+    return own.groupby("seed")["accuracy"].mean() if len(own) else pd.Series(dtype=float)
+
+
+def _own_rows(cell: Cell, scale: str, rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows of a cell's networks, the newest of each, of the seeds that have all of them."""
+    dataset = cell.dataset_at(scale)
+    if not rows.empty:
+        rows = rows[(rows["dataset"] == dataset) & (rows["method"] == cell.method) & (rows["scale"] == scale)]
+    if rows.empty:
+        return rows
+    if "step_sizes" in rows:  # the paper's steps are equal
+        rows = rows[rows["step_sizes"].map(lambda sizes: len(set(sizes.split(","))) == 1)]
+    given = cell.changes(scale)
+    usual = preset(cell.method, dataset, max(cell.ipc, 1), scale)
+    planned = override(usual, given)
+    chosen = cell.method in BASELINES
+    protocol = planned.eval.for_whole_set() if cell.method == "whole" else planned.eval
+    tiles = 1 if chosen and cell.method != "random-mosaic" else planned.syn.factor
+    given.pop("iterations", None)
+
+    def unusual(pairs: Iterable[str]) -> set[RunConfig | str]:
+        """What each of them makes of the scale's settings, without those that say what it has anyway.
+
+        Those of the evaluation are left to the row's network, epochs, protocol and number of networks.
+        """
+        return {_changed(usual, pair) for pair in pairs if not pair.startswith("eval.")} - {usual}
+
+    wanted = unusual(f"{key}={value}" for key, value in given.items())
+    same = [text for text in rows["settings"].unique() if unusual(text.split()) == wanted]
+    own = rows[
+        rows["settings"].isin(same)
+        & (rows["network"] == cell.network)
+        & (rows["iterations"] == (0 if chosen else planned.iterations))
+        & (rows["epochs"] == protocol.epochs)
+        & (rows["protocol"] == protocol_text(protocol, cell.method, tiles))
+        & ((rows["ipc"] == cell.ipc) | (cell.ipc == 0))
+        & (rows["steps"].fillna(0) == cell.steps)
+        & (rows["step"].fillna(0) == cell.steps)
+        & ((rows["order"] == rows["seed"]) | (cell.steps == 0))
+    ]
+    own = own.sort_values("date", kind="stable").drop_duplicates(
+        ["seed", "networks_seed", "evaluation_seed"], keep="last"
+    )
+    return own[own.groupby("seed")["accuracy"].transform("size") >= protocol.num_eval]
+
+
+def _failed(own: pd.DataFrame) -> str:
+    """How many of some networks did not come to be trained, ``2 diverged``; rows older than the column do not say."""
+    told = own["outcome"].replace({"trained": ""}).fillna("") if "outcome" in own else pd.Series(dtype=object)
+    return ", ".join(f"{count} {outcome}" for outcome, count in told[told != ""].value_counts().items())
+
+
+def _changed(config: RunConfig, pair: str) -> RunConfig | str:
+    """The settings with a change such as ``match.cc=1``; itself where a table names what does not exist."""
+    key, _, value = pair.partition("=")
+    try:
+        return override(config, {key: value})
+    except InputError:
+        return pair
+
+
+def table(name: str, folder: Path | None = None) -> pd.DataFrame:
+    """The cells of an experiment, a row each: what was published, and what was measured at every scale.
+
+    Args:
+        name: one of ``EXPERIMENTS``.
+        folder: of the results; the checkout's own when not given.
+
+    Returns:
+        Columns cell (its name), dataset, ipc, method, network, settings, steps, published, source; and for each of the
+        scales paper, laptop and tour its mean, std (over distillation seeds, population; of two or more), seeds and
+        failed (how many networks diverged, or the like). What is missing is NaN, with 0 seeds. Two columns after
+        DD-Ranking say what needs no soft labels, at scale laptop: improvement over random images, and the gap to the
+        whole set under the same scale, where both were measured.
+
+    Raises:
+        InputError: for an unknown experiment.
+    """
+    rows, found = all_rows(folder), []
+    for cell in find(name).cells:
+        other = cell.settings or cell.steps or cell != cell.usual
+        printed = None if other else published_value(cell.dataset, cell.method, cell.ipc)
+        line: dict[str, Any] = {
+            "cell": cell.name,
+            "dataset": cell.dataset,
+            "ipc": cell.ipc,
+            "method": cell.method,
+            "network": cell.network,
+            "settings": " ".join(f"{key}={value}" for key, value in cell.settings),
+            "steps": cell.steps,
+            "published": printed.value if printed else math.nan,
+            "source": printed.source if printed else "not found",
+        }
+        for scale in ("paper", "laptop", "tour"):
+            own = _own_rows(cell, scale, rows) if cell.runs_at(scale) else rows[:0]
+            values = _by_seed(own)
+            line |= {
+                f"{scale}_mean": values.mean() if len(values) else math.nan,
+                f"{scale}_std": values.std(ddof=0) if len(values) > 1 else math.nan,
+                f"{scale}_seeds": len(values),
+                f"{scale}_failed": _failed(own),
+            }
+        found.append(line)
+    return _with_scores(pd.DataFrame(found))
+
+
+def mean_of(row: Mapping[Any, Any], scale: str) -> str:
+    """What was measured at a scale as text, ``46.0 ± 0.2 (3)``: mean, spread over seeds, how many; "" for nothing.
+
+    Networks that diverged are named: ``10.0 ± 0.0 (3; 15 diverged)``.
+
+    Args:
+        row: of `table`.
+        scale: ``paper``, ``laptop`` or ``tour``.
+    """
+    mean, std, seeds = (row[f"{scale}_{part}"] for part in ("mean", "std", "seeds"))
+    failed = row.get(f"{scale}_failed", "")
+    return (
+        f"{mean:.1f}{f' ± {std:.1f}' if seeds > 1 else ''} ({seeds}{f'; {failed}' if failed else ''})" if seeds else ""
+    )
+
+
+def _with_scores(cells: pd.DataFrame) -> pd.DataFrame:
+    keys = ["dataset", "ipc"]
+    plain = cells[(cells["settings"] == "") & (cells["steps"] == 0)]
+    random = plain[plain["method"] == "random"].drop_duplicates([*keys, "network"])
+    base = cells[[*keys, "network"]].merge(random[[*keys, "network", "laptop_mean"]], "left", [*keys, "network"])
+    whole = plain[plain["method"] == "whole"].drop_duplicates(["dataset", "network"])
+    top = cells[["dataset", "network"]].merge(
+        whole[["dataset", "network", "laptop_mean"]], "left", ["dataset", "network"]
+    )
+    return cells.assign(
+        over_random=cells["laptop_mean"] - base["laptop_mean"].to_numpy(),
+        below_whole=top["laptop_mean"].to_numpy() - cells["laptop_mean"],
+    )
