@@ -68,10 +68,12 @@ class Bar:
         done, total, unit = self._done, self._total, self._unit + "s"
         if self._unit == "B":
             done, total, unit = done // 1_000_000, total and total // 1_000_000, "MB"
-        if total is None:
-            return f"{done} {unit}"
-        left = seconds / (self._done - self._before) * ((self._total or 0) - self._done)
-        return f"{done} of {total} {unit}, about {math.ceil(left / 60)} min left"
+        far = f"{done} {unit}" if total is None else f"{done} of {total} {unit}"
+        own = self._done - self._before
+        if self._total is None or own <= 0:
+            return far
+        left = seconds / own * (self._total - self._done)
+        return f"{far}, about {math.ceil(left / 60)} min left"
 
 
 @contextlib.contextmanager
@@ -84,9 +86,10 @@ def bar(what: str, total: int | None, unit: str, *, done: int = 0, shown: bool |
         unit: what is counted, in the singular; "B" for bytes.
         done: units that were done before.
         shown: True draws a bar whatever stderr is, as in a notebook; False shows nothing; None draws one on a terminal
-            that can move its cursor, and elsewhere logs a line every minute. Inside `hidden` nothing is shown.
+            that can move its cursor, and elsewhere logs a line every minute. Inside `hidden`, and in a process without
+            stderr, nothing is shown.
     """
-    if _hiding:
+    if _hiding or sys.stderr is None:  # closed by the shell, or never there
         shown = False
     if not (_on_terminal() if shown is None else shown):
         yield Bar(None, what, total, unit, done, lines=shown is None)
@@ -99,11 +102,11 @@ def bar(what: str, total: int | None, unit: str, *, done: int = 0, shown: bool |
 
 def _on_terminal() -> bool:
     """Whether stderr is a terminal that can move its cursor and has room for a bar."""
-    if not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
+    if not (hasattr(sys.stderr, "isatty") and sys.stderr.isatty()) or os.environ.get("TERM") == "dumb":
         return False
     try:
         return os.get_terminal_size(sys.stderr.fileno()).lines != 0  # a container's may have no size
-    except (OSError, ValueError):
+    except (OSError, ValueError, AttributeError):
         return True
 
 

@@ -2,7 +2,9 @@
 
 import logging
 import os
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -75,6 +77,45 @@ def test_a_line_every_minute_where_there_is_no_bar(now: list[float], caplog: pyt
         now[0] += 200
         told.advance()
     assert not caplog.records
+
+
+@pytest.mark.parametrize(("total", "text"), [(9, "spelling: 3 of 9 letters"), (None, "spelling: 3 letters")])
+def test_nobody_knows_how_long_what_has_not_moved_takes(now, caplog, total: int | None, text: str) -> None:
+    caplog.set_level(logging.INFO, "iidlib")
+    with bars.bar("spelling", total, "letter", done=3) as told:
+        now[0] += 61
+        told.advance(0)
+    assert [record.getMessage() for record in caplog.records] == [text]
+
+
+@pytest.mark.parametrize("stream", [None, object()], ids=["closed", "without isatty"])
+@pytest.mark.parametrize("shown", [None, False])
+def test_work_needs_no_stderr(monkeypatch, stream: object, shown: bool | None) -> None:
+    monkeypatch.setattr(sys, "stderr", stream)
+    with bars.bar("spelling", 2, "letter", shown=shown) as told:
+        told.advance()
+        told.note("b")
+
+
+def test_a_bar_that_was_asked_for_needs_a_stderr(monkeypatch) -> None:
+    monkeypatch.setattr(sys, "stderr", None)
+    with bars.bar("spelling", 2, "letter", shown=True) as told:
+        told.advance()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no device that is always full")
+@pytest.mark.parametrize("stderr", ["2>&-", "2>/dev/full"])
+@pytest.mark.parametrize(("method", "status"), [("iid-dm", 0), ("dmm", 2)])
+def test_a_stderr_that_takes_nothing_ends_no_command(tmp_path: Path, stderr: str, method: str, status: int) -> None:
+    code = (
+        "from iidlib import bars; bars.EVERY = 0.0; from iidlib.cli import main; "
+        f"main(['distill', '{method}', '--dataset', 'shapes', '--ipc', '2', '--scale', 'ci', '--out', 'run'])"
+    )
+    done = subprocess.run(
+        ["sh", "-c", f'exec "$0" -c "$1" {stderr}', sys.executable, code], cwd=tmp_path, stdout=subprocess.PIPE
+    )
+    assert done.returncode == status, done.stdout
+    assert (tmp_path / "run" / "scores.json").is_file() == (status == 0)
 
 
 def test_what_was_done_before_is_not_counted_as_fast(now: list[float], caplog: pytest.LogCaptureFixture) -> None:

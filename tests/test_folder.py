@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from iidlib.data import image_tree, load_dataset, read_folder
-from iidlib.data.folder import held_out
+from iidlib.data.folder import held_out, parse_folder
 from iidlib.data.image_tree import ENDINGS
 from iidlib.errors import InputError
 from tests.test_layout import lay, on_disk, part, random_layout
@@ -196,3 +196,11 @@ def test_every_ending_that_counts_as_an_image_is_read(tmp_path: Path) -> None:
             )
     found = read_folder(f"folder:{tmp_path}?size=8")
     assert len(found.train[0]) + len(found.test[0]) == 2 * len(made)
+
+
+def test_a_folder_with_a_question_mark_says_why_it_cannot_be_named(tmp_path: Path) -> None:
+    (tmp_path / "odd?name").mkdir()
+    with pytest.raises(InputError, match=r"takes what follows \? for options; rename .*odd\?name, or give a link"):
+        parse_folder(f"folder:{tmp_path}/odd?name")
+    with pytest.raises(InputError, match="knows the options size, fit, test and range, got 'name'"):
+        parse_folder(f"folder:{tmp_path}/other?name")

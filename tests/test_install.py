@@ -22,6 +22,7 @@ from iidlib.data.archives import unpack
 from iidlib.data.registry import SOURCES
 from iidlib.data.source import Size
 from iidlib.errors import InputError
+from tests.command_line import Run
 
 NAME, FOLDER, ARCHIVE = "tinyimagenet", "tiny-imagenet-200", "tiny-imagenet-200.zip"
 
@@ -472,3 +473,13 @@ def test_torchvision_that_says_other_things_is_named(tmp_path: Path, monkeypatch
         InputError, match=r"torchvision cannot be imported .*; install the version that belongs to torch"
     ):
         load_dataset("cifar10", data_root=tmp_path)
+
+
+def test_a_stopped_fetch_says_that_what_arrived_is_kept(iid: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(*given: object, **named: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("iidlib.data.load_dataset", stop)
+    ended = iid("data", "fetch", "cifar10", "--data-root", "data")
+    assert ended.status == 130
+    assert "stopped; what has arrived is kept, and the same command fetches the rest" in ended.err

@@ -341,6 +341,7 @@ def test_what_exists_is_never_overwritten(folder, tmp_path):
     (tmp_path / "file").write_text("mine")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "notes").write_text("mine")
+    (tmp_path / "full" / ".lock").write_text("")  # the user's: no process has put its name into it
     resumed = ", or resume it with --resume"
     for path, more in ((folder.path, resumed), (tmp_path / "file", ""), (tmp_path / "full", "")):
         before = sorted(str(p) for p in tmp_path.rglob("*"))

@@ -6,6 +6,7 @@ overwritten), 130 and 143 stopped by SIGINT and SIGTERM.
 
 # The library is imported inside the commands, so that `iid --help` answers at once.
 
+import contextlib
 import io
 import itertools
 import logging
@@ -59,12 +60,14 @@ class _Command(TyperCommand):
 
 
 class _Log(logging.Handler):
-    """Messages on stderr, above a progress bar where there is one."""
+    """Messages on stderr, above a progress bar where there is one; what cannot be said there ends no work."""
 
     def emit(self, record: logging.LogRecord) -> None:
         from tqdm import tqdm
 
-        tqdm.write(self.format(record), file=sys.stderr)
+        if sys.stderr is not None:  # closed by the shell, or never there
+            with contextlib.suppress(OSError, ValueError):
+                tqdm.write(self.format(record), file=sys.stderr)
 
 
 app = typer.Typer(
@@ -151,5 +154,6 @@ def _with_value(error: Any, given: Sequence[str]) -> str:
 
 def _end(status: int, message: str, *more: str) -> NoReturn:
     """Ends with a line on stderr, and what goes below it."""
-    typer.echo("\n".join([f"iid: {' '.join(message.split())}", *more]), err=True)
+    with contextlib.suppress(OSError):  # the status says it too
+        typer.echo("\n".join([f"iid: {' '.join(message.split())}", *more]), err=True)
     sys.exit(status)

@@ -56,7 +56,11 @@ def data_fetch(
     """Download a dataset into the data root, with checksums; an archive that lies there is unpacked instead."""
     from iidlib.data import load_dataset
 
-    loaded = load_dataset(name, data_root=data_root, download=True, mirror=mirror)
+    try:
+        loaded = load_dataset(name, data_root=data_root, download=True, mirror=mirror)
+    except KeyboardInterrupt as stop:
+        stop.args = ("stopped; what has arrived is kept, and the same command fetches the rest",)
+        raise
     typer.echo(f"{name}: {len(loaded.train)} training and {len(loaded.test)} test images, complete")
 
 

@@ -87,6 +87,8 @@ def parse_folder(name: str) -> FolderOptions:
     given = dict(pairs)
     for key, value in given.items():
         if key not in ("size", "fit", "test", "range"):
+            if (whole := user_path(name.removeprefix("folder:"))).is_dir():
+                raise InputError(f"folder: takes what follows ? for options; rename {whole}, or give a link to it")
             raise InputError(f"folder: knows the options size, fit, test and range, got {key!r}")
         if len(values := [value for name, value in pairs if name == key]) > 1:
             raise InputError(f"folder: {key} is given twice ({' and '.join(values)}); give it once")

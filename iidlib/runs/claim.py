@@ -79,12 +79,17 @@ class Claim:
         place = place_of(self.path)
         if not place.exists() or (place.is_dir() and not self._holds_something(place)):
             return
-        if place.is_dir() and not self._held and os.path.lexists(place / LOCK) and is_lock(place / LOCK):
+        if place.is_dir() and not self._held and self._signed(place / LOCK):
             # held by another process, which it names, or left by one that died
             with contextlib.suppress(OSError), self.lock():
                 pass
         begun = ", or resume it with --resume" if (place / "config.yaml").is_file() else ""
         raise InputError(f"{self.path} exists already; nothing was overwritten: give another --out{begun}")
+
+    @staticmethod
+    def _signed(lock: Path) -> bool:
+        """Whether a process has put its name into a lock; an empty file may be the user's, and stays."""
+        return os.path.lexists(lock) and lock.lstat().st_size > 0 and is_lock(lock)
 
     @staticmethod
     def _holds_something(place: Path) -> bool:
