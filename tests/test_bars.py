@@ -144,5 +144,6 @@ def test_quiet_hides_what_is_read_too(iid: Run, monkeypatch, tmp_path, capsys) -
     given = ("evaluate", "random", "--dataset", f"folder:{tmp_path / 'own'}?size=16", "--ipc", "1", "--scale", "ci")
     loud = iid(*given, "--num-eval", "1")
     assert loud.status == 0 and "decoding" in loud.err and "evaluating random" in loud.err
+    monkeypatch.setenv("IID_CACHE", str(tmp_path / "another"))  # where nothing has been decoded yet
     quiet = iid(*given, "--num-eval", "1", "--quiet")
     assert quiet.status == 0 and "%|" not in quiet.err, quiet.err

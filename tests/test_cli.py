@@ -30,6 +30,7 @@ import iidlib
 from iidlib import cli
 from iidlib.augment import OPERATIONS
 from iidlib.cli import output
+from iidlib.cli.score_files import KeptRows
 from iidlib.config import SCALES, RunConfig, fingerprint, from_yaml, override, preset, settings
 from iidlib.config.recipes import IDM_SCALES, PUBLISHED, Row
 from iidlib.data import data_dir, registry, shapes
@@ -1905,3 +1906,16 @@ def test_too_few_images_to_choose_from_are_told_before_a_network_is_trained(
     monkeypatch.setattr(pool, "fit_together", lambda *given, **named: pytest.fail("trained"))
     ended = iid(*command, "--dataset", "shapes", "--scale", "ci", "--ipc", "500")
     assert_one_line(ended, "needs 500 images per class, but class '.*' has [0-9]+; lower ipc to [0-9]+ or less")
+
+
+def test_rows_of_a_folder_that_python_could_not_decode_are_kept(tmp_path: Path) -> None:
+    given = b"folder:\xc3\xbc".decode("ascii", "surrogateescape")
+    frame = pd.DataFrame({"dataset": [given], "accuracy": [50.0]})
+    with pytest.raises(KeyboardInterrupt), KeptRows(out=tmp_path / "cut.json") as kept:
+        kept.add(frame)
+        raise KeyboardInterrupt
+    (row,) = json.loads((tmp_path / "cut.json").read_text(encoding="utf-8"))
+    assert row == {"dataset": "folder:ü", "accuracy": 50.0, "incomplete": True}
+    KeptRows(out=tmp_path / "whole.json").save(frame, of_run=False)
+    (row,) = json.loads((tmp_path / "whole.json").read_text(encoding="utf-8"))
+    assert row == {"dataset": "folder:ü", "accuracy": 50.0}

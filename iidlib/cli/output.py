@@ -1,4 +1,4 @@
-"""What a command prints: notes on the way, its result, progress; ``--quiet``, ``--json`` and narrow terminals.
+"""What a command prints: notes on the way and its result; ``--quiet``, ``--json`` and narrow terminals.
 
 What a command says goes to stdout. Under ``--json`` it goes to stderr, and under ``--quiet`` nowhere; what the command
 was asked for comes through `result` and `report`, and reaches stdout all the same.

@@ -89,7 +89,9 @@ class KeptRows:
         from iidlib.experiments import append_results
 
         if self._out is not None:
-            placed = write_new(self._out, as_json(scores))
+            from iidlib.runs.records import score_text
+
+            placed = write_new(self._out, score_text(scores))
             if placed != self._out:
                 typer.echo(f"{self._out} appeared meanwhile and stays as it is; the scores are in {placed}", err=True)
             self._out = None
@@ -121,7 +123,9 @@ class KeptRows:
 
     def _saved(self, rows: "pd.DataFrame") -> list[str]:
         """Saves rows in each place that has not had them, or else wherever that can be done."""
-        marked = as_json(rows.assign(incomplete=True))
+        from iidlib.runs.records import score_text
+
+        marked = score_text(rows.assign(incomplete=True))
         places: list[Callable[[], Path]] = []
         if self._run is not None and self._run.path.is_dir():
             incomplete = self._run.path / "scores-incomplete.json"
@@ -139,11 +143,6 @@ class KeptRows:
                 with contextlib.suppress(OSError):
                     return [str(write_new(folder / "scores-incomplete.json", marked))]
         return found
-
-
-def as_json(scores: "pd.DataFrame") -> str:
-    """A record for each evaluated network."""
-    return scores.to_json(orient="records", indent=2) + "\n"
 
 
 def _replaced(path: Path, content: str) -> Path:

@@ -31,6 +31,7 @@ from iidlib.engine import configure, pick_device, threads
 from iidlib.errors import InputError
 from iidlib.features import Pool
 from iidlib.networks import check_network_for
+from iidlib.notes import say_once
 from iidlib.runs import Checkpoints, RunFolder
 from iidlib.synthetic import SyntheticSet
 
@@ -169,7 +170,7 @@ def finished_run(config: RunConfig, dataset: Dataset, out: str | Path | None) ->
         synthetic = SyntheticSet.load(folder.path, dataset.train.device)
     except InputError as error:
         again = "from the last checkpoint" if Checkpoints(folder.checkpoints).paths() else "from the first iteration"
-        logger.warning("%s; it is made again %s", error, again)
+        say_once(logging.WARNING, f"{error}; it is made again {again}")  # the command line asks here too
         return None
     known = synthetic.provenance
     if known.get("iterations") != str(config.iterations):

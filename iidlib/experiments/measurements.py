@@ -39,7 +39,8 @@ def all_rows(folder: Path | None = None) -> pd.DataFrame:
     """
     frames = []
     for path in sorted((folder or results_dir()).glob("*.csv")):
-        header = path.open(encoding="utf-8-sig").readline().strip().split(",")
+        with path.open(encoding="utf-8-sig") as file:
+            header = file.readline().strip().split(",")
         if {"dataset", "method", "ipc", "scale", "network", "seed", "accuracy"} <= set(header):
             frames.append(read_results(path))
     if not frames:

@@ -100,7 +100,7 @@ class Claim:
         )
 
     def _write_new(self, name: str, content: str) -> None:
-        """Writes a file and remembers it, so that `discard` can take it back."""
+        """Writes a file and remembers it, so that `take_back` can remove it."""
         path = self.path / name
         atomic_write(path, content)
         self._begun[path] = _version(path)

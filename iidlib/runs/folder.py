@@ -20,14 +20,13 @@ from iidlib.config import RunConfig
 from iidlib.errors import InputError, one_line
 from iidlib.files import (
     atomic_write,
-    readable,
     set_aside,
     user_path,
 )
 from iidlib.names import same_dataset
 from iidlib.runs.claim import Claim
 from iidlib.runs.environment import environment
-from iidlib.runs.records import json_object, metric_rows, score_records
+from iidlib.runs.records import json_object, metric_rows, score_records, score_text
 
 __all__ = ["RunFolder"]
 
@@ -60,9 +59,9 @@ class RunFolder:
     def begin(cls, path: str | Path, config: RunConfig) -> Iterator["RunFolder"]:
         """Makes the folder, and keeps it from other processes for as long as the block lasts.
 
-        Nothing is looked at or written before the lock is held, so that of two processes that begin at once one has the
-        folder, and the other finds it in use. If the run cannot begin, what it wrote is taken back. Within the block
-        that is up to `discard`.
+        What is there is looked at again, and the files are written, only once the lock is held, so that of two
+        processes that begin at once one has the folder, and the other finds it in use. If the run cannot begin, what it
+        wrote is taken back. Within the block that is up to `discard`.
 
         Raises:
             InputError: if the path exists and is not an empty folder, is in use, or cannot be written.
@@ -269,9 +268,7 @@ class RunFolder:
         path = self.path / "scores.json"
         if path.exists() and not self.scored():
             logger.warning("%s was corrupted; it is now %s", path, set_aside(path).name)
-        # a folder's name may hold bytes that the locale does not know, which the writer of JSON refuses
-        plain = frame.map(lambda value: readable(value) if isinstance(value, str) else value)
-        atomic_write(path, plain.to_json(orient="records", indent=2) + "\n")
+        atomic_write(path, score_text(frame))
 
 
 def _lines(config: RunConfig) -> list[str]:

@@ -5,11 +5,15 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from iidlib.errors import InputError, one_line
+from iidlib.files import readable
 
-__all__ = ["json_object", "metric_rows", "score_records"]
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["json_object", "metric_rows", "score_records", "score_text"]
 
 
 def json_object(text: bytes) -> dict[str, Any]:
@@ -47,6 +51,16 @@ def metric_rows(path: Path) -> list[dict[str, Any]]:
             if _is_metric_row(row) and (not rows or row["iteration"] > rows[-1]["iteration"]):
                 rows.append(row)
     return rows
+
+
+def score_text(scores: "pd.DataFrame") -> str:
+    """The text of a ``scores.json``: a record for each evaluated network.
+
+    A folder's name may hold bytes that the locale does not know, which the writer of JSON refuses; they are made
+    readable.
+    """
+    plain = scores.map(lambda value: readable(value) if isinstance(value, str) else value)
+    return plain.to_json(orient="records", indent=2) + "\n"
 
 
 def score_records(path: Path) -> list[dict[str, Any]]:
