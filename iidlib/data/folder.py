@@ -8,6 +8,7 @@ size that is no multiple of 8 needs ``fit=pad``: images of ``size=28&fit=pad`` l
 
 import logging
 import math
+import os
 import stat
 from collections import Counter
 from collections.abc import Sequence
@@ -87,7 +88,7 @@ def parse_folder(name: str) -> FolderOptions:
     given = dict(pairs)
     for key, value in given.items():
         if key not in ("size", "fit", "test", "range"):
-            if (whole := user_path(name.removeprefix("folder:"))).is_dir():
+            if os.path.isdir(whole := user_path(name.removeprefix("folder:"))):  # noqa: PTH112, of any length and letter
                 raise InputError(f"folder: takes what follows ? for options; rename {whole}, or give a link to it")
             raise InputError(f"folder: knows the options size, fit, test and range, got {key!r}")
         if len(values := [value for name, value in pairs if name == key]) > 1:
