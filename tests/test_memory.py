@@ -87,9 +87,9 @@ def test_a_batch_of_more_images_than_there_are_takes_all(pictures: Dataset) -> N
 
 def test_what_a_distillation_needs_is_counted_from_below(pictures: Dataset) -> None:
     config = preset("iid-idm", "shapes", 2, "ci")
-    needs = least_memory(config, pictures, ("mean", "cc"), queue=True)
+    needs = least_memory(config, pictures, ("mean", "cc"), "queue")
     assert len(needs) == 4 and all(value > 0 for value in needs.values()) and sum(needs.values()) < 2**27
-    assert len(least_memory(config, pictures, ("mean",), queue=True)) == 3
+    assert len(least_memory(config, pictures, ("mean",), "queue")) == 3
 
 
 def test_an_evaluating_network_that_does_not_fit_is_refused(pictures: Dataset) -> None:

@@ -219,7 +219,7 @@ def test_training_is_said_once_with_what_it_reached(pictures, cache, caplog):
     caplog.set_level(logging.INFO, "iidlib")
     pool = train(pictures)
     assert [record.message for record in caplog.records] == [
-        "training 2 convnet2 for class centralization",
+        "training 2 convnet2 for the pool",
         f"network 1 of 2: {pool.accuracies[0]:.1f} % on held-out images",
         f"network 2 of 2: {pool.accuracies[1]:.1f} % on held-out images",
     ]

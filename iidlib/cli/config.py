@@ -11,7 +11,7 @@ from iidlib.cli.options import Changes, DatasetName, Scale, given_changes
 from iidlib.cli.output import Kind, Quiet, columns_needed, console, print_table, result
 from iidlib.config import published, resolved
 from iidlib.config.overrides import Setting
-from iidlib.config.schema import WHOLE_SET_EPOCHS
+from iidlib.config.protocols import WHOLE_SET_EPOCHS
 from iidlib.errors import InputError, suggest
 from iidlib.names import DATASET_NAMES, NETWORK_NAMES
 

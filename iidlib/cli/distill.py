@@ -99,7 +99,7 @@ def distill(
     )
     if left_out := METHODS[method].left_out(config):
         typer.echo(f"left out: {', '.join(f'{name} ({reason})' for name, reason in left_out.items())}")
-    if unused := without_effect(method, given):
+    if unused := without_effect(config, given):
         typer.echo(f"without effect on {method}: {', '.join(unused)}")
     stamp = made_by(loaded.train.device, given_command(ctx))  # now, as a checkout may change meanwhile
     with keeping(folder.path, given_command(ctx, "--resume", *([] if out else ["--out", str(folder.path)]))):

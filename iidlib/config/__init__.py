@@ -3,14 +3,15 @@
 from iidlib.config.overrides import (
     check_weights_by_hand, differing, fingerprint, from_yaml, override, preset, resolved, settings, to_yaml,
 )  # fmt: skip
+from iidlib.config.protocols import Drop, EvalProtocol
 from iidlib.config.recipes import SCALES, protocol, published
 from iidlib.config.schema import (
-    CheckpointConfig, ComputeConfig, Drop, EvalProtocol, MatchConfig, PoolConfig, QueueConfig, RunConfig, SynConfig,
+    CheckpointConfig, ComputeConfig, MatchConfig, PoolConfig, QueueConfig, RunConfig, StageConfig, SynConfig,
 )  # fmt: skip
 from iidlib.config.uses import without_effect
 
 __all__ = [
     "SCALES", "CheckpointConfig", "ComputeConfig", "Drop", "EvalProtocol", "MatchConfig", "PoolConfig", "QueueConfig",
-    "RunConfig", "SynConfig", "check_weights_by_hand", "differing", "fingerprint", "from_yaml", "override", "preset",
-    "protocol", "published", "resolved", "settings", "to_yaml", "without_effect",
+    "RunConfig", "StageConfig", "SynConfig", "check_weights_by_hand", "differing", "fingerprint", "from_yaml",
+    "override", "preset", "protocol", "published", "resolved", "settings", "to_yaml", "without_effect",
 ]  # fmt: skip

@@ -32,7 +32,17 @@ __all__ = [
     "to_yaml",
 ]
 
-ADDED: Mapping[str, Any] = {"pool.untrained": "refuse"}
+ADDED: Mapping[str, Any] = {
+    "match.source": "auto",
+    "match.cm_blocks": 1,
+    "match.mmd": 0.0,
+    "match.mmd_form": "gaussian",
+    "match.mmd_frequencies": 256,
+    "pool.augmentation": "none",
+    "pool.untrained": "refuse",
+    "stages.schedule": "uniform",
+    "stages.interpolate": "off",
+}
 """Settings that came after version 0.1.0, with their defaults."""
 
 
@@ -291,4 +301,6 @@ def fingerprint(config: RunConfig) -> str:
         holder = named[groups[0]] if groups else named
         if holder[name] == default:
             del holder[name]
+            if not holder:  # a group of which every setting came later
+                del named[groups[0]]
     return hashlib.sha256(yaml.safe_dump(named, sort_keys=False).encode()).hexdigest()[:12]

@@ -11,9 +11,11 @@ __all__ = [
     "BASELINES",
     "BASES",
     "IDM_SCALES",
+    "PLUS_SCALES",
     "PROTOCOLS",
     "PUBLISHED",
     "SCALES",
+    "SOURCES",
     "Base",
     "Origin",
     "Row",
@@ -23,7 +25,7 @@ __all__ = [
     "published",
 ]
 
-Base = Literal["dm", "idm"]
+Base = Literal["dm", "idm", "plus"]
 """What a method builds on."""
 
 BASES: dict[str, Base] = {
@@ -35,8 +37,12 @@ BASES: dict[str, Base] = {
     "idm-cc": "idm",
     "idm-cm": "idm",
     "iid-idm": "idm",
+    "iid-plus": "plus",
 }
 """The distillation methods with their base; `distillation.METHODS` says what they do."""
+
+SOURCES: dict[Base, str] = {"dm": "random", "idm": "queue", "plus": "stages"}
+"""Where the matching networks of a method come from, see ``match.source``."""
 
 BASELINES = ("random", "random-mosaic", "herding", "k-center", "whole")
 """Methods that choose real images instead of learning any."""
@@ -193,11 +199,34 @@ def protocol(name: str, augmentation: str, scale: str) -> dict[str, Any]:
     return PROTOCOLS[name] | own
 
 
+_PLUS: dict[str, Any] = {
+    "syn.factor": 2,
+    "syn.lr": 0.2,
+    "match.ce": 0.1,
+    "match.cm": 1.0,
+    "match.cc": 0.0,
+    "match.cc_scaling": "relative",
+    "pool.network": "convnet3",
+    "pool.width": 128,
+    "pool.count": 5,
+    "pool.epochs": 32,
+    "pool.epochs_kept": (1, 2, 4, 8, 16),
+}
+"""Of iid-plus at every scale, but for what ``PLUS_SCALES`` changes."""
+
+PLUS_SCALES: dict[str, dict[str, Any]] = {
+    "laptop": {"match.cc": 0.0, "pool.count": 3, "pool.epochs": 16, "pool.epochs_kept": (1, 2, 4, 8)},
+    "tour": {"match.cc": 0.0, "pool.count": 3, "pool.epochs": 16, "pool.epochs_kept": (1, 2, 4, 8)},
+    "ci": {"match.cc": 0.1, "pool.width": 8, "pool.count": 1, "pool.epochs": 3, "pool.epochs_kept": (1,)},
+}
+"""What iid-plus changes at the smaller scales, beside what the scale itself changes."""
+
+
 def common(method: str) -> dict[str, Any]:
     """What a method changes at every scale, before the scale's own changes; also what its random baseline does."""
     if method == "random-mosaic":
         return {"syn.factor": _COMMON["syn.factor"]}
-    return dict(_COMMON) if BASES.get(method) == "idm" else {}
+    return dict({"idm": _COMMON, "plus": _PLUS}.get(BASES.get(method, "dm"), {}))
 
 
 def published(method: str, dataset: str, ipc: int) -> Row | None:
@@ -214,10 +243,11 @@ def layers(method: str, dataset: str, ipc: int, scale: str) -> dict[Origin, Mapp
     found: dict[Origin, Mapping[str, Any]] = {"method": common(method), "scale": SCALES[scale]}
     dataset = dataset.removeprefix("validation:")
     if dataset == "tinyimagenet":
-        found["dataset"] = _DEEP
+        found["dataset"] = _DEEP | ({"pool.network": "convnet4"} if BASES.get(method) == "plus" else {})
     if scale == "paper":
         if row := published(method, dataset, ipc):
             found["published row"] = row.changes
-    elif BASES.get(method) == "idm":
-        found["method at this scale"] = IDM_SCALES.get(scale, {})
+    else:
+        own = {"idm": IDM_SCALES, "plus": PLUS_SCALES}.get(BASES.get(method, "dm"), {})
+        found["method at this scale"] = own.get(scale, {})
     return found

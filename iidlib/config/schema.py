@@ -4,89 +4,26 @@ Before it is checked, a value is converted to its field's type, see `iidlib.conf
 takes any value of its type: names, such as those of networks, are checked by whoever looks them up.
 """
 
-import re
-import typing
-from collections.abc import Callable
 from typing import Any, ClassVar, Literal
 
-from attrs import Attribute, evolve, field, frozen
+from attrs import Attribute, field, frozen
 
-from iidlib.config.recipes import PROTOCOLS, SCALES
-from iidlib.config.values import converted, key_of
-from iidlib.errors import InputError, suggest
-from iidlib.names import dataset_name, network_name, network_names
+from iidlib.config.protocols import EvalProtocol
+from iidlib.config.validators import above, at_least, at_most, below, known_scale, known_start, one_of_its_choices
+from iidlib.config.values import converted
+from iidlib.errors import InputError
+from iidlib.names import dataset_name, network_name
 
 __all__ = [
-    "WHOLE_SET_EPOCHS",
     "CheckpointConfig",
     "ComputeConfig",
-    "Drop",
-    "EvalProtocol",
     "MatchConfig",
     "PoolConfig",
     "QueueConfig",
     "RunConfig",
+    "StageConfig",
     "SynConfig",
 ]
-
-_Validator = Callable[[Any, "Attribute[Any]", Any], None]
-"""Called with the settings, the field's declaration and its value."""
-
-
-def _bound(holds: Callable[[Any], bool], text: str) -> _Validator:
-    """Refuses numbers that do not satisfy `holds`."""
-
-    def check(settings: Any, attribute: "Attribute[Any]", value: Any) -> None:
-        if not holds(value):
-            raise InputError(f"{key_of(settings, attribute)} {text}, got {value!r}")
-
-    return check
-
-
-def above(bound: float) -> _Validator:
-    """Numbers greater than `bound`."""
-    return _bound(lambda value: value > bound, f"must be above {bound}")
-
-
-def at_least(bound: float) -> _Validator:
-    """Numbers from `bound` on."""
-    return _bound(lambda value: value >= bound, f"must be at least {bound}" if bound else "must not be negative")
-
-
-def below(bound: float) -> _Validator:
-    """Numbers less than `bound`."""
-    return _bound(lambda value: value < bound, f"must be below {bound}")
-
-
-def at_most(bound: float, what: str) -> _Validator:
-    """Numbers up to `bound`; the message says what the number is."""
-    return _bound(lambda value: value <= bound, f"is {what}, at most {bound}")
-
-
-def one_of_its_choices(settings: Any, attribute: "Attribute[Any]", value: Any) -> None:
-    """The choices that the field's ``Literal`` type names."""
-    choices = typing.get_args(attribute.type)
-    if value not in choices:
-        raise InputError(f"{key_of(settings, attribute)} must be one of {', '.join(choices)}, got {value!r}")
-
-
-def _each_once(settings: Any, attribute: "Attribute[Any]", value: tuple[str, ...]) -> None:
-    """After names are those of the library: ``ConvNet`` and ``convnet3`` are one network."""
-    if len(set(value)) < len(value):
-        raise InputError(
-            f"{key_of(settings, attribute)} must be names separated by commas, each once, got {','.join(value)!r}"
-        )
-
-
-def _known_scale(settings: Any, attribute: "Attribute[Any]", value: Any) -> None:
-    if value not in SCALES:
-        raise InputError(f"unknown scale {value!r}{suggest(value, SCALES)}")
-
-
-def _known_start(settings: Any, attribute: "Attribute[Any]", value: Any) -> None:
-    choices = ("real", "crops", "noise")
-    if value not in choices and not (isinstance(value, str) and re.fullmatch("set:[0-9a-f]{12}", value)):
-        raise InputError(f"{key_of(settings, attribute)} must be one of {', '.join(choices)}, got {value!r}")
 
 
 @frozen(field_transformer=converted)
@@ -124,9 +61,21 @@ class MatchConfig:
     cc_beta: float = field(default=0.0, validator=at_least(0))
     """What an image may cost before it is pulled (exp form)."""
     ce: float = field(default=0.5, validator=at_least(0))
-    """Weight of IDM's cross-entropy, times the matching network's accuracy in percent."""
+    """Weight of the cross-entropy of the synthetic images (IDM), times the matching network's accuracy in percent."""
     cc_real: int = field(default=64, validator=above(0))
     """Real images a class that ``cc_scaling=relative`` measures the scatter on, at most ``batch_real``."""
+    source: Literal["auto", "random", "queue", "stages"] = field(default="auto", validator=one_of_its_choices)
+    """Where matching networks come from: ``random`` weights (DM), the ``queue`` of networks in training (IDM), or the
+    ``stages`` of the pool's training (iid-plus); ``auto`` is the method's own."""
+    cm_blocks: int = field(default=1, validator=above(0))
+    """Covariance matching looks at the maps after this many of a ConvNet's last blocks; 1 is the published form."""
+    mmd: float = field(default=0.0, validator=at_least(0))
+    """Weight of the kernel distance between the features of real and synthetic images, which sees more than means."""
+    mmd_form: Literal["gaussian", "characteristic"] = field(default="gaussian", validator=one_of_its_choices)
+    """``gaussian``: the kernel's sums over all pairs of images; ``characteristic``: the same distance by random
+    frequencies of the characteristic function, see ``losses.characteristic_distance``."""
+    mmd_frequencies: int = field(default=256, validator=above(0))
+    """Frequencies drawn in an iteration with ``mmd_form=characteristic``."""
 
 
 @frozen(field_transformer=converted)
@@ -135,10 +84,11 @@ class SynConfig:
 
     _prefix: ClassVar[str] = "syn."
 
-    init: str = field(default="real", validator=_known_start)
+    init: str = field(default="real", validator=known_start)
     """Start from random ``real`` images of the class, or from normal ``noise``. With a factor, ``real`` makes every
-    tile of another image, downscaled, and ``crops`` cuts the tiles from one image at its full size. ``set:DIGEST`` is
-    the saved set that ``--init`` names."""
+    tile of another image, downscaled, and ``crops`` cuts the tiles from one image at its full size. ``centres`` and
+    ``easiest`` are real images chosen by a network of the pool, see `iidlib.features.choices`. ``set:DIGEST`` is the
+    saved set that ``--init`` names."""
     factor: int = field(default=1, validator=above(0))
     """Each image is a mosaic of factor x factor tiles, which are enlarged before they are used, see
     `synthetic.expand`."""
@@ -169,13 +119,17 @@ class PoolConfig:
     epochs: int = field(default=20, validator=above(0))
     """Passes over the training set for each; 40 in the official recipe."""
     epochs_kept: tuple[int, ...] = field(default=())
-    """Passes after which a copy of each network joins the pool as a member of its own, beside that after the last."""
+    """Epochs after which a copy of each network joins the pool as a member of its own, beside that after the last; 0 is
+    the network before its training."""
     stored: Literal["fp16", "fp32"] = field(default="fp16", validator=one_of_its_choices)
     """Precision of the weights on disk, to which they are rounded before they are used; computing is in fp32."""
     lr: float = field(default=0.01, validator=above(0))
     """Learning rate, constant, SGD with momentum 0.9 and weight decay 5e-4."""
     batch: int = field(default=256, validator=above(0))
     """Images a training step."""
+    augmentation: str = "none"
+    """DSA operations of the training joined by ``_``, ``auto`` for the dataset's own, or ``none`` (the official
+    recipe)."""
     seed: int = field(default=0, validator=at_least(0))
     """Of the pool's own draws: runs with other seeds share one pool, as they share the data."""
     path: str = ""
@@ -185,10 +139,26 @@ class PoolConfig:
 
     @epochs_kept.validator
     def _kept_in_training(self, attribute: "Attribute[Any]", kept: tuple[int, ...]) -> None:
-        if kept and not (min(kept) >= 1 and max(kept) <= self.epochs):
+        if kept and not (min(kept) >= 0 and max(kept) <= self.epochs):
             raise InputError(
-                f"pool.epochs_kept must lie in 1 to pool.epochs (now {self.epochs}), got {', '.join(map(str, kept))}"
+                f"pool.epochs_kept must lie in 0 to pool.epochs (now {self.epochs}), got {', '.join(map(str, kept))}"
             )
+
+
+@frozen(field_transformer=converted)
+class StageConfig:
+    """Matching networks from the stages of the pool's training (``stages.*``), see `iidlib.features.stages`.
+
+    The stages are the epochs at which ``pool.epochs_kept`` keeps copies, and the last.
+    """
+
+    _prefix: ClassVar[str] = "stages."
+
+    schedule: Literal["uniform", "early", "late"] = field(default="uniform", validator=one_of_its_choices)
+    """Which stages an iteration draws from: all of them; or in the course of the run the ``early`` ones first, or the
+    ``late`` ones first, one more being opened at a time."""
+    interpolate: Literal["off", "on"] = field(default="off", validator=one_of_its_choices)
+    """Whether a network lies at a random point between two neighbouring stages, instead of at one of them."""
 
 
 @frozen(field_transformer=converted)
@@ -216,83 +186,6 @@ class QueueConfig:
     evaluates (before iterations 2000, 5000, 10000 and 20000)."""
     meter_interval: int = field(default=100, validator=above(0))
     """Iterations between resets with ``meter_reset=interval``."""
-
-
-@frozen
-class Drop:
-    """A change of the learning rate in training."""
-
-    before: int
-    """Index (from 0) of the pass that is the first at the new rate."""
-    lr: float
-    """The new rate."""
-    restart: bool = False
-    """Whether the momentum starts from nothing."""
-
-
-WHOLE_SET_EPOCHS = 60
-"""Epochs of a network that is trained on the whole training set."""
-
-
-@frozen(field_transformer=converted)
-class EvalProtocol:
-    """How a set is judged (``eval.*``): networks trained on it from scratch and tested on real images.
-
-    The defaults are the paper's: 1001 passes, SGD at 0.01 with momentum 0.9 and weight decay 5e-4, a new optimiser at a
-    tenth of the rate after pass ``(epochs - 1) // 2 + 1``, DSA on every batch, the last pass counts.
-    """
-
-    _prefix: ClassVar[str] = "eval."
-
-    networks: tuple[str, ...] = field(default=("convnet3",), converter=network_names, validator=_each_once)
-    """Architectures, each trained ``num_eval`` times."""
-    width: int = field(default=128, validator=above(0))
-    """Channels a layer where the network is a ConvNet."""
-    num_eval: int = field(default=5, validator=above(0))
-    """Networks of each architecture."""
-    epochs: int = field(default=1001, validator=above(0))
-    """Passes over the set (the official argument 1000 means 1001)."""
-    lr: float = field(default=0.01, validator=above(0))
-    """Learning rate before the drop."""
-    batch: int = field(default=256, validator=above(0))
-    """Images a step; the last, smaller batch of a pass is kept."""
-    augmentation: str = "auto"
-    """DSA operations joined by ``_``, of which one is drawn a batch; stages of such draws joined by ``>``; ``none``; or
-    ``auto`` for the data set's own."""
-    cutmix: float = field(default=0.0, validator=[at_least(0), at_most(1, "a share of the batches")])
-    """Share of the batches that are mixed by CutMix, see `iidlib.training.cutmix`."""
-    schedule: Literal["restart", "milestones"] = field(default="restart", validator=one_of_its_choices)
-    """How the learning rate falls: to a tenth half way **with a new optimiser**, whose momentum starts from nothing
-    (DC, DM, IDM, IID); or by a factor of 0.2 after two thirds and after five sixths of the passes (the IDC family)."""
-
-    @property
-    def all_epochs(self) -> int:
-        """Passes of all networks together."""
-        return len(self.networks) * self.num_eval * self.epochs
-
-    @property
-    def drops(self) -> tuple[Drop, ...]:
-        """Before which passes the learning rate changes."""
-        if self.schedule == "restart":
-            return (Drop((self.epochs - 1) // 2 + 2, self.lr / 10, restart=True),)
-        first, second = 2 * self.epochs // 3, 5 * self.epochs // 6
-        return (Drop(first, 0.2 * self.lr), Drop(second, 0.04 * self.lr))
-
-    @property
-    def name(self) -> str:
-        """``dm``, ``idc``, or ``own`` for another combination of what the two differ in."""
-        same = {
-            name: all(getattr(self, key.removeprefix("eval.")) == value for key, value in changes.items())
-            for name, changes in PROTOCOLS.items()
-        }
-        return next((name for name, is_this in same.items() if is_this), "own")
-
-    def for_whole_set(self) -> "EvalProtocol":
-        """The protocol for the whole training set: the same, with 60 epochs at most.
-
-        1001 epochs over 50,000 images would cost more than everything else together; a row that uses this says so.
-        """
-        return evolve(self, epochs=min(WHOLE_SET_EPOCHS, self.epochs))
 
 
 @frozen(field_transformer=converted)
@@ -336,13 +229,14 @@ class RunConfig:
     dataset: str = field(default="cifar10-mini", converter=dataset_name)
     ipc: int = field(default=10, validator=above(0))
     """Synthetic images a class."""
-    scale: str = field(default="tour", validator=_known_scale)
+    scale: str = field(default="tour", validator=known_scale)
     """The preset that the settings started from; a number always says its scale."""
     iterations: int = field(default=20_000, validator=above(0))
     seed: int = field(default=0, validator=at_least(0))
     match: MatchConfig = field(factory=MatchConfig)
     syn: SynConfig = field(factory=SynConfig)
     pool: PoolConfig = field(factory=PoolConfig)
+    stages: StageConfig = field(factory=StageConfig)
     queue: QueueConfig = field(factory=QueueConfig)
     eval: EvalProtocol = field(factory=EvalProtocol)
     checkpoint: CheckpointConfig = field(factory=CheckpointConfig)

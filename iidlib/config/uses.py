@@ -3,20 +3,26 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from iidlib.config.recipes import BASELINES, BASES
+from iidlib.config.recipes import BASELINES, BASES, SOURCES, Base
+from iidlib.config.schema import RunConfig
 from iidlib.errors import InputError
 
-__all__ = ["WEIGHTS", "check_weights", "without_effect"]
+__all__ = ["WEIGHTS", "check_weights", "chosen_by_pool", "source_of", "without_effect"]
 
 
 def _with_term(name: str) -> tuple[str, ...]:
     return tuple(method for method in BASES if method.endswith(f"-{name}") or method.startswith("iid-"))
 
 
+def _on(*bases: Base) -> tuple[str, ...]:
+    return tuple(method for method, base in BASES.items() if base in bases)
+
+
 WEIGHTS: dict[str, tuple[str, ...]] = {
     "match.cm": _with_term("cm"),
     "match.cc": _with_term("cc"),
-    "match.ce": tuple(method for method, base in BASES.items() if base == "idm"),
+    "match.ce": _on("idm", "plus"),
+    "match.mmd": _on("plus"),
 }
 """The weights of terms, each with the methods that have the term, see `iidlib.distillation.METHODS`."""
 
@@ -53,15 +59,30 @@ def _nearest(method: str, key: str) -> str:
     return min((name for name in BASES if wanted <= terms[name]), key=lambda name: len(terms[name]))
 
 
-def without_effect(method: str, keys: Iterable[str]) -> list[str]:
-    """Those of some settings that a method does not use, weights left to `check_weights`.
+def source_of(config: RunConfig) -> str:
+    """Where the matching networks of a run come from: a name of ``match.source`` that is not ``auto``."""
+    return SOURCES[BASES.get(config.method, "dm")] if config.match.source == "auto" else config.match.source
 
-    >>> without_effect("dm", ["pool.epochs", "syn.lr"])
+
+def without_effect(config: RunConfig, keys: Iterable[str]) -> list[str]:
+    """Those of some settings that a run does not use, weights left to `check_weights`.
+
+    >>> without_effect(RunConfig(method="dm"), ["pool.epochs", "syn.lr"])
     ['pool.epochs']
     """
+    method, source = config.method, source_of(config)
     if method not in BASES:
         return []
-    unused = ["queue."] if BASES[method] != "idm" else []
+    unused = [f"{group}." for group in ("queue", "stages") if group != source]
     if method not in WEIGHTS["match.cc"]:
-        unused += ["pool.", "match.cc_"]
+        unused += ["match.cc_"] + (["pool."] if source != "stages" and not chosen_by_pool(config) else [])
+    if method not in WEIGHTS["match.cm"]:
+        unused.append("match.cm_")
+    if method not in WEIGHTS["match.mmd"]:
+        unused.append("match.mmd_")
     return [key for key in keys if key.startswith(tuple(unused))]
+
+
+def chosen_by_pool(config: RunConfig) -> bool:
+    """Whether the initial images are chosen by a network of the pool."""
+    return config.syn.init in ("centres", "easiest")

@@ -64,21 +64,40 @@ class StepBatch:
         """Augmented synthetic images, expanded and sorted by class."""
         return self._draws.augmented(expand(self._run.images, self.config.syn.factor))  # [C*n, 3, H, W]
 
+    def _maps(self, images: Tensor) -> list[Tensor]:
+        """The maps of images after each block that covariance matching looks at, [B, K, h, w]; the last is last."""
+        count = self.config.match.cm_blocks if self.config.match.cm else 1
+        shapes: list[torch.Size] = []
+
+        def joined(part: Tensor) -> Tensor:
+            maps = self.network.block_maps(part, count)
+            shapes[:] = [one.shape[1:] for one in maps]
+            return torch.cat([one.flatten(1) for one in maps], 1)  # one tensor, whose chunks can be joined
+
+        if count == 1:
+            return [self._run.forward(self.network.feature_map, images)]
+        flat = self._run.forward(joined, images).split([shape.numel() for shape in shapes], 1)
+        return [one.unflatten(1, shape) for one, shape in zip(flat, shapes, strict=True)]
+
     @cached_property
-    def _real_maps(self) -> tuple[Tensor, Tensor | None]:
+    def _all_real_maps(self) -> tuple[list[Tensor], Tensor | None]:
         with torch.no_grad():
-            maps = self._run.forward(self.network.feature_map, self._draws.real)  # [B, K, h, w]
-        return _stack_classes(maps, self._draws.counts)  # [C, N, K, h, w]
+            found = [_stack_classes(maps, self._draws.counts) for maps in self._maps(self._draws.real)]
+        return [maps for maps, _ in found], found[-1][1]  # [C, N, K, h, w]
+
+    @property
+    def _real_maps(self) -> Tensor:
+        return self._all_real_maps[0][-1]
 
     @property
     def real_mask(self) -> Tensor | None:
         """True where the real side holds an image, [C, N]; None where all classes are of one size."""
-        return self._real_maps[1]
+        return self._all_real_maps[1]
 
     @property
     def real_fmap(self) -> Tensor:
         """Feature maps of the real images, [C, N, K, P], without gradient."""
-        return self._real_maps[0].flatten(3)
+        return self._real_maps.flatten(3)
 
     @cached_property
     def _cached(self) -> ClassStatistics | None:
@@ -106,9 +125,21 @@ class StepBatch:
         return losses.local_covariance(self.real_fmap, self.real_mask)
 
     @cached_property
+    def _all_syn_maps(self) -> list[Tensor]:
+        classes = self._run.real.num_classes
+        return [maps.unflatten(0, (classes, -1)) for maps in self._maps(self._syn_images)]  # [C, n, K, h, w]
+
+    @property
     def _syn_maps(self) -> Tensor:
-        maps = self._run.forward(self.network.feature_map, self._syn_images)  # [C*n, K, h, w]
-        return maps.unflatten(0, (self._run.real.num_classes, -1))  # [C, n, K, h, w]
+        return self._all_syn_maps[-1]
+
+    @property
+    def earlier_fmaps(self) -> list[tuple[Tensor, Tensor]]:
+        """Maps of real and synthetic images after the blocks before the last, [C, N, K, P'] and [C, n, K, P']."""
+        if len(self._all_syn_maps) == 1:
+            return []
+        real, syn = self._all_real_maps[0][:-1], self._all_syn_maps[:-1]
+        return [(one.flatten(3), other.flatten(3)) for one, other in zip(real, syn, strict=True)]
 
     @property
     def syn_fmap(self) -> Tensor:
@@ -118,7 +149,7 @@ class StepBatch:
     @cached_property
     def real_features(self) -> Tensor:
         """Feature vectors of the real images, [C, N, D], without gradient."""
-        maps = self._real_maps[0]  # [C, N, K, h, w]
+        maps = self._real_maps  # [C, N, K, h, w]
         with torch.no_grad():
             return self.network.head(maps.flatten(0, 1)).unflatten(0, maps.shape[:2])  # [C, N, D]
 
@@ -133,6 +164,11 @@ class StepBatch:
         return self.network.classifier(self.syn_features)
 
     @property
+    def frequencies(self) -> Tensor:
+        """Random frequencies of features, standard normal, [F, D]."""
+        return self._draws.frequencies
+
+    @property
     def accuracy(self) -> Tensor | float:
         """The matching network's accuracy on what it was trained on, in percent; 0 where it is not trained."""
         return self._draws.matching.accuracy
@@ -140,6 +176,8 @@ class StepBatch:
     @cached_property
     def pretrained_syn_features(self) -> Tensor:
         """Feature vectors of the synthetic images under the pretrained network, [C, n, D]."""
+        if self.pretrained is self.network:
+            return self.syn_features
         features = self._run.forward(self.pretrained.embed, self._syn_images)  # [C*n, D]
         return features.unflatten(0, (self._run.real.num_classes, -1))
 
@@ -160,6 +198,9 @@ class StepBatch:
         Returns:
             [C, N, D] with N at most `per_class`, and the mask [C, N] or None.
         """
+        if self.pretrained is self.network and self._run.statistics is None:
+            mask = self.real_mask
+            return self.real_features[:, :per_class], mask if mask is None else mask[:, :per_class]
         images, counts = self._first_real(per_class)
         with torch.no_grad():
             features = self._run.forward(self.pretrained.embed, images)  # [B, D]

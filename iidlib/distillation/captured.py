@@ -20,7 +20,7 @@ from iidlib.distillation.draws import LazyDraws, Run
 from iidlib.distillation.optimisers import ImageOptimiser
 from iidlib.distillation.terms import Term
 from iidlib.engine import Recording, can_record, recorded, warn_no_graph
-from iidlib.features import RandomNetworks
+from iidlib.features import Drawn
 from iidlib.networks import Network
 
 __all__ = ["BufferedDraws", "CapturedStep", "captured_step"]
@@ -47,7 +47,7 @@ class BufferedDraws:
         """
         if run.statistics is not None:
             raise ValueError("cached statistics have no real images to load")
-        if not isinstance(run.source, RandomNetworks):
+        if not run.source.in_place:
             raise ValueError("networks in training are not at one address")
         if run.pool is not None and len({network.name for network in run.pool.networks}) > 1:
             raise ValueError("a pool of several architectures has no fixed shapes")
@@ -57,9 +57,13 @@ class BufferedDraws:
         self._run, self.iteration = run, 0
         self.real = first.real.contiguous(memory_format=torch.channels_last).clone()
         self.counts = first.counts
-        self.matching = first.matching
-        self._pretrained = None if run.pool is None else copy.deepcopy(run.pool.networks[0])
         device = run.images.device
+        match = run.config.match
+        self._frequencies = first.frequencies.clone() if match.mmd and match.mmd_form == "characteristic" else None
+        self._accuracy = torch.zeros((), device=device)
+        self.matching = Drawn(first.matching.network, self._accuracy)
+        own = run.pool is None or run.source.from_pool
+        self._pretrained = None if own or run.pool is None else copy.deepcopy(run.pool.networks[0])
         self._group = run.group.repeat_interleave(run.config.syn.factor**2).to(device)
         self._op = torch.zeros(run.real.num_classes, dtype=torch.int64, device=device)
         self._u = torch.zeros(run.real.num_classes, 3, device=device)
@@ -68,8 +72,16 @@ class BufferedDraws:
     @property
     def pretrained(self) -> Network:
         """A network that takes the weights of the iteration's pretrained one."""
+        if self._run.source.from_pool:
+            return self.matching.network
         assert self._pretrained is not None, "a term that reads `pretrained` must set needs_pool"
         return self._pretrained
+
+    @property
+    def frequencies(self) -> Tensor:
+        """Frequencies of features, [F, D]."""
+        assert self._frequencies is not None, "match.mmd_form is characteristic"
+        return self._frequencies
 
     def augmented(self, images: Tensor, label: int | None = None) -> Tensor:
         """Applies to images the transform in the buffers of their class; see `StepDraws.augmented`."""
@@ -88,6 +100,9 @@ class BufferedDraws:
             self._op.copy_(draws.transforms.op, non_blocking=True)
             self._u.copy_(draws.transforms.u, non_blocking=True)
         assert draws.matching.network is self.matching.network, "the source draws its network in place"
+        self._accuracy.copy_(torch.as_tensor(draws.matching.accuracy))
+        if self._frequencies is not None:
+            self._frequencies.copy_(draws.frequencies, non_blocking=True)
         if self._pretrained is not None:
             theirs = [*draws.pretrained.parameters(), *draws.pretrained.buffers()]
             torch._foreach_copy_([*self._pretrained.parameters(), *self._pretrained.buffers()], theirs)

@@ -57,6 +57,11 @@ class StepDraws(Protocol):
         ...
 
     @property
+    def frequencies(self) -> Tensor:
+        """Frequencies of features, standard normal, [F, D]."""
+        ...
+
+    @property
     def real(self) -> Tensor:
         """Augmented real images sorted by class, [B, K, H, H]."""
         ...
@@ -106,9 +111,18 @@ class LazyDraws:
 
     @cached_property
     def pretrained(self) -> Network:
-        """The pretrained network, drawn from the pool."""
+        """The pretrained network, drawn from the pool; the matching network, where that is drawn from there."""
+        if self._run.source.from_pool:
+            return self.matching.network
         assert self._run.pool is not None, "a term that reads `pretrained` must set needs_pool"
         return self._run.pool.sample(self._stream("expert"))
+
+    @cached_property
+    def frequencies(self) -> Tensor:
+        """Frequencies of features, standard normal, [F, D]."""
+        dimensions = self.matching.network.classifier.in_features
+        count = self._run.config.match.mmd_frequencies
+        return torch.randn(count, dimensions, generator=self._stream("frequencies")).to(self._run.images.device)
 
     @cached_property
     def _real_and_counts(self) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,9 @@ from iidlib.networks import network_bytes
 __all__ = ["check_memory", "least_memory"]
 
 
-def least_memory(config: RunConfig, dataset: Dataset, terms: Collection[str], *, queue: bool) -> dict[str, int]:
+def least_memory(
+    config: RunConfig, dataset: Dataset, terms: Collection[str], source: object = "random"
+) -> dict[str, int]:
     """Bytes that a distillation holds at one time at the least, by what they are for.
 
     Counted are an iteration's real images and the last maps that the matching network gives of all of them (ConvNets
@@ -24,7 +26,7 @@ def least_memory(config: RunConfig, dataset: Dataset, terms: Collection[str], *,
         config: the settings.
         dataset: what is distilled.
         terms: names of the terms in use.
-        queue: whether the matching networks are those of a queue.
+        source: of the matching networks, as ``match.source`` names it.
     """
     spec, match = dataset.spec, config.match
     pixels = 4 * spec.channels * spec.image_size**2
@@ -46,12 +48,12 @@ def least_memory(config: RunConfig, dataset: Dataset, terms: Collection[str], *,
         needs["the cached statistics: lower match.cached_pairs"] = 8 * match.cached_pairs + kept * statistics
     if (weights := _weights(match.network, dataset, match.width)) is not None:
         held = 1
-        if queue:
+        if source == "queue":
             settings = config.queue
             held = 2 * min(settings.size, settings.start + config.iterations // settings.every + 1)
-        lower = "match.width, queue.size or queue.start" if queue else "match.width"
+        lower = "match.width, queue.size or queue.start" if source == "queue" else "match.width"
         needs[f"the weights of {match.network}: lower {lower}"] = held * weights
-    weights = _weights(config.pool.network, dataset, config.pool.width) if "cc" in terms else None
+    weights = _weights(config.pool.network, dataset, config.pool.width) if "cc" in terms or source == "stages" else None
     if weights is not None:
         members = config.pool.count * (len({*config.pool.epochs_kept, config.pool.epochs}))
         needs["the weights of the pool: lower pool.width or pool.count"] = members * weights
@@ -66,11 +68,11 @@ def _weights(name: str, dataset: Dataset, width: int) -> int | None:
         return None
 
 
-def check_memory(config: RunConfig, dataset: Dataset, terms: Collection[str], *, queue: bool) -> None:
+def check_memory(config: RunConfig, dataset: Dataset, terms: Collection[str], source: object = "random") -> None:
     """Refuses settings that no memory holds, see `least_memory`.
 
     Raises:
         InputError: with what takes most of the memory, and the setting to lower.
     """
     device: torch.device = dataset.train.device
-    check_fits(least_memory(config, dataset, terms, queue=queue), device)
+    check_fits(least_memory(config, dataset, terms, source), device)

@@ -10,15 +10,18 @@ from dataclasses import dataclass
 import torch
 
 from iidlib.config import RunConfig
-from iidlib.config.recipes import BASES, Base
 from iidlib.data import Dataset
 from iidlib.distillation.optimisers import ImageOptimiserFactory, class_sweep, joint
 from iidlib.distillation.terms import TERMS, Term
 from iidlib.errors import InputError
-from iidlib.features import NetworkQueue, NetworkSource, RandomNetworks
+from iidlib.features import NetworkQueue, NetworkSource, RandomNetworks, StageNetworks
 from iidlib.networks import Network, network_for
 
-__all__ = ["METHODS", "Method"]
+__all__ = ["METHODS", "SOURCES", "Method", "SourceFactory"]
+
+
+SourceFactory = Callable[[RunConfig, Dataset, torch.device], NetworkSource]
+"""Makes a source of matching networks from the settings, the dataset and the device of the run."""
 
 
 def _random_networks(config: RunConfig, dataset: Dataset, device: torch.device) -> NetworkSource:
@@ -37,8 +40,8 @@ def _network_queue(config: RunConfig, dataset: Dataset, device: torch.device) ->
     match = config.match
     if match.statistics == "cached":
         raise InputError(
-            f"match.statistics=cached keeps what fixed networks see; those of {config.method} are in training, "
-            "leave it at fresh"
+            "match.statistics=cached keeps what fixed networks see; those of the queue are in training; leave "
+            "it at fresh"
         )
 
     def build(generator: torch.Generator) -> Network:
@@ -53,18 +56,50 @@ def _network_queue(config: RunConfig, dataset: Dataset, device: torch.device) ->
     return NetworkQueue(build, dataset.train, config.queue, config.seed)
 
 
+def _stages(config: RunConfig, dataset: Dataset, device: torch.device) -> NetworkSource:
+    match, pool = config.match, config.pool
+    for name, own, theirs in (("network", match.network, pool.network), ("width", match.width, pool.width)):
+        if own != theirs and (name == "network" or match.network.startswith("convnet")):  # others have one width
+            raise InputError(
+                f"the matching networks are stages of the pool, so that match.{name} ({own}) must be pool.{name} "
+                f"({theirs}); set both, or take match.source=random"
+            )
+    if match.statistics == "cached" and config.stages.schedule != "uniform":
+        raise InputError(
+            f"match.statistics=cached goes through its networks again and again, which stages.schedule="
+            f"{config.stages.schedule} does not allow; leave it at uniform"
+        )
+    return StageNetworks(pool, config.stages, dataset.train, iterations=config.iterations, seed=config.seed)
+
+
+SOURCES: dict[str, SourceFactory] = {"random": _random_networks, "queue": _network_queue, "stages": _stages}
+"""Sources of matching networks by name, see ``match.source``."""
+
+
 @dataclass(frozen=True)
 class Method:
     """A row of the table of methods."""
 
     terms: tuple[str, ...]
     """Names out of ``TERMS``; the objective is their weighted sum."""
-    source: Callable[[RunConfig, Dataset, torch.device], NetworkSource] = _random_networks
-    """Makes what draws the matching network of an iteration."""
+    source: str | SourceFactory = "random"
+    """What draws the matching network of an iteration: a name out of ``SOURCES``, or what makes a source. The setting
+    ``match.source`` takes its place where it is not ``auto``."""
     optimiser: ImageOptimiserFactory = joint
     """Makes what moves the images along the gradient."""
-    base: Base = "dm"
-    """What it builds on, as `recipes.BASES` says, by which `config.preset` chooses a method's usual settings."""
+
+    def source_under(self, config: RunConfig) -> str | SourceFactory:
+        """The source that given settings choose: a name out of ``SOURCES``, or what makes a source."""
+        return self.source if config.match.source == "auto" else config.match.source
+
+    def make_source(self, config: RunConfig, dataset: Dataset, device: torch.device) -> NetworkSource:
+        """What draws the matching networks under given settings.
+
+        Raises:
+            InputError: for settings that the source cannot serve.
+        """
+        source = self.source_under(config)
+        return (SOURCES[source] if isinstance(source, str) else source)(config, dataset, device)
 
     def left_out(self, config: RunConfig) -> dict[str, str]:
         """The terms that are zero under given settings, by name, with the reason; they are not computed."""
@@ -83,13 +118,14 @@ class Method:
 
 
 METHODS: dict[str, Method] = {
-    "dm": Method(("mean",), base=BASES["dm"]),
-    "dm-cc": Method(("mean", "cc"), base=BASES["dm-cc"]),
-    "dm-cm": Method(("mean", "cm"), base=BASES["dm-cm"]),
-    "iid-dm": Method(("mean", "cm", "cc"), base=BASES["iid-dm"]),
-    "idm": Method(("mean", "ce"), _network_queue, class_sweep, base=BASES["idm"]),
-    "idm-cc": Method(("mean", "ce", "cc"), _network_queue, class_sweep, base=BASES["idm-cc"]),
-    "idm-cm": Method(("mean", "ce", "cm"), _network_queue, class_sweep, base=BASES["idm-cm"]),
-    "iid-idm": Method(("mean", "ce", "cm", "cc"), _network_queue, class_sweep, base=BASES["iid-idm"]),
+    "dm": Method(("mean",)),
+    "dm-cc": Method(("mean", "cc")),
+    "dm-cm": Method(("mean", "cm")),
+    "iid-dm": Method(("mean", "cm", "cc")),
+    "idm": Method(("mean", "ce"), "queue", class_sweep),
+    "idm-cc": Method(("mean", "ce", "cc"), "queue", class_sweep),
+    "idm-cm": Method(("mean", "ce", "cm"), "queue", class_sweep),
+    "iid-idm": Method(("mean", "ce", "cm", "cc"), "queue", class_sweep),
+    "iid-plus": Method(("mean", "ce", "cm", "cc", "mmd"), "stages"),
 }
 """The methods by name."""

@@ -22,7 +22,7 @@ from iidlib.distillation.draws import LazyDraws
 from iidlib.distillation.memory import check_memory
 from iidlib.distillation.methods import METHODS
 from iidlib.distillation.start import Start, first_images
-from iidlib.distillation.terms import TERMS
+from iidlib.distillation.terms import TERMS, check_terms
 from iidlib.engine import default_chunk, half_maps, in_chunks, precision
 from iidlib.errors import InputError, suggest
 from iidlib.features import CachedStatistics, NetworkQueue, Pool, trained_pool
@@ -100,13 +100,14 @@ class Distillation:
                 "which the classes of a batch would see each other"
             )
         terms = method.terms_in_use(config)
-        check_memory(config, dataset, terms, queue=method.base == "idm")
+        check_terms(config, terms)
+        check_memory(config, dataset, terms, method.source_under(config))
         first = first_images(config, self.real, start)
         self.group = first.labels.cpu()
         self.images = first.images.requires_grad_()
         self._labels, self._start = first.labels, start
         self.terms = terms
-        self.source = method.source(config, dataset, device)
+        self.source = method.make_source(config, dataset, device)
         # the first block's maps: convolved, normalised, pooled, and what a backward pass keeps of them
         image_bytes = 4 * 4 * config.match.width * dataset.spec.image_size**2
         self.chunk = config.compute.chunk or default_chunk(device, image_bytes)
@@ -125,8 +126,9 @@ class Distillation:
         Args:
             on_epoch: called with the network's number and the pass that is done.
         """
-        if any(term.needs_pool for term in self.terms.values()):
+        if self.source.from_pool or any(term.needs_pool for term in self.terms.values()):
             self.pool = trained_pool(self._dataset, self.config.pool, compute=self.config.compute, on_epoch=on_epoch)
+            self.source.use_pool(self.pool)
 
     def record(self) -> None:
         """Records the step as a CUDA graph where the settings ask for it and it can be had."""

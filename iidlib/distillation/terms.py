@@ -4,7 +4,7 @@ A term of your own is a function from a `StepBatch` to one value a class, entere
 named in a row of ``methods.METHODS``; the loop needs no change.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import partial
 
@@ -14,8 +14,9 @@ from torch import Tensor
 from iidlib import losses
 from iidlib.config import RunConfig
 from iidlib.distillation.batch import StepBatch
+from iidlib.errors import InputError
 
-__all__ = ["TERMS", "Term"]
+__all__ = ["TERMS", "Term", "check_terms"]
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,11 @@ def _mean_term(batch: StepBatch) -> Tensor:
 
 
 def _cm_term(batch: StepBatch) -> Tensor:
-    return losses.covariance_matching_to(batch.real_covariance, batch.syn_fmap)  # [C, K, K], [C, n, K, P] -> [C]
+    last = losses.covariance_matching_to(batch.real_covariance, batch.syn_fmap)  # [C, K, K], [C, n, K, P] -> [C]
+    for real, syn in batch.earlier_fmaps:  # [C, N, K, P'], [C, n, K, P']
+        positions = batch.syn_fmap.shape[3] / syn.shape[3]  # a covariance sums over positions, of which these have more
+        last = last + positions**2 * losses.covariance_matching(real, syn, batch.real_mask)
+    return last
 
 
 def _cc_term(batch: StepBatch) -> Tensor:
@@ -58,10 +63,47 @@ def _ce_term(batch: StepBatch) -> Tensor:
     return batch.accuracy * losses.class_cross_entropy(batch.syn_logits)  # [C, n, C] -> [C]
 
 
+def _mmd_term(batch: StepBatch) -> Tensor:
+    real, syn, mask = batch.real_features, batch.syn_features, batch.real_mask
+    distances = losses.squared_distances(real, mask)  # [C, N]
+    scatter = distances.sum(1) / (distances.shape[1] if mask is None else mask.sum(1))
+    scatter = torch.where(scatter > 0, scatter, 1)  # [C]; a class of one real image has none
+    if batch.config.match.mmd_form == "gaussian":
+        return losses.kernel_distance(real, syn, scatter, mask)
+    return losses.characteristic_distance(real, syn, scatter, batch.frequencies, mask)
+
+
 TERMS: dict[str, Term] = {
     "mean": Term(_mean_term, weight=lambda config: 1.0),
     "cm": Term(_cm_term, weight=lambda config: config.match.cm, needs_pairs=True),
     "cc": Term(_cc_term, weight=lambda config: config.match.cc, needs_pairs=True, needs_pool=True),
     "ce": Term(_ce_term, weight=lambda config: config.match.ce),
+    "mmd": Term(_mmd_term, weight=lambda config: config.match.mmd),
 }
 """The terms of the objectives, by the name under which they are logged."""
+
+
+def check_terms(config: RunConfig, terms: Collection[str]) -> None:
+    """Finds out whether the terms in use can be computed under given settings.
+
+    Raises:
+        InputError: for blocks that the matching network does not have, or what cached statistics do not hold.
+    """
+    match = config.match
+    beyond: dict[str, float] = {"match.cm_blocks": match.cm_blocks} if "cm" in terms and match.cm_blocks > 1 else {}
+    if beyond and match.network.startswith("convnet"):
+        depth = int(match.network.removeprefix("convnet").partition("-")[0])
+        if match.cm_blocks > depth:
+            raise InputError(
+                f"match.cm_blocks must be at most {depth}, as {match.network} has blocks; got {match.cm_blocks}"
+            )
+    elif beyond:
+        raise InputError(f"match.cm_blocks={match.cm_blocks} needs a ConvNet; {match.network} has no such blocks")
+    if "mmd" in terms:
+        beyond["match.mmd"] = match.mmd
+    if beyond and match.statistics == "cached":
+        told = " and ".join(f"{key}={value:g}" for key, value in beyond.items())
+        raise InputError(
+            f"match.statistics=cached holds means and covariances of the last block alone, {told} asks for more; leave "
+            "match.statistics at fresh"
+        )

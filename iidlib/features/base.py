@@ -1,11 +1,14 @@
 """What every source of features has in common: it draws the matching network of an iteration."""
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 from torch import Tensor
 
 from iidlib.networks import Network
+
+if TYPE_CHECKING:
+    from iidlib.features.pool import Pool
 
 __all__ = ["Drawn", "NetworkSource"]
 
@@ -21,6 +24,15 @@ class Drawn(NamedTuple):
 
 class NetworkSource:
     """What draws the matching network of each iteration; one without a history is all in its `draw`."""
+
+    in_place: ClassVar[bool] = False
+    """Whether every draw gives one and the same network with other weights, as a recorded step needs it."""
+    from_pool: ClassVar[bool] = False
+    """Whether it draws from the pool of pretrained networks, which is then given to `use_pool`; its networks serve
+    class centralization too."""
+
+    def use_pool(self, pool: "Pool") -> None:
+        """Takes the pool, before the first draw, where the source is `from_pool`."""
 
     def draw(self, iteration: int) -> Drawn:
         """The iteration's network and its accuracy; the same if they are asked for again before `advance`."""

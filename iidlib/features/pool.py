@@ -21,7 +21,7 @@ from iidlib.features.trained import HeldOut
 from iidlib.files import cache_dir, user_path
 from iidlib.networks import Network, frozen, network_for
 from iidlib.rng import stream
-from iidlib.training import Examples, Training, accuracy, fit, fit_together
+from iidlib.training import Examples, Training, accuracy, fit, fit_together, resolve_augmentation
 
 __all__ = ["Pool", "choosing_pool", "pool_fingerprint", "pool_members", "trained_pool"]
 
@@ -33,7 +33,7 @@ logger = logging.getLogger("iidlib")
 
 @dataclass
 class Pool:
-    """Trained networks that give the features of class centralization.
+    """Trained networks that give the features of class centralization, and iid-plus its matching networks.
 
     Attributes:
         networks: frozen, at least one.
@@ -55,6 +55,9 @@ class Pool:
 def pool_fingerprint(dataset: Dataset, config: PoolConfig) -> str:
     """Twelve hex digits of the training images and every setting that shapes the networks."""
     facts = {key: value for key, value in attrs.asdict(config).items() if key not in ("count", "path", "untrained")}
+    facts["augmentation"] = _augmentation(dataset, config)
+    if facts["augmentation"] == "none":  # pools trained before there was a choice keep their name
+        del facts["augmentation"]
     return sha256(json.dumps([dataset.train.fingerprint, facts], sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -74,12 +77,13 @@ def trained_pool(
 
     Explained in chapter 04.
 
-    Each network is trained without augmentation at a constant rate on all training images, as in the official code.
-    Copies of it after the passes ``config.epochs_kept`` and after the last one are members of the pool, rounded to the
-    precision ``config.stored`` in which they are kept, so that a pool is the same when it is trained and when it is
-    loaded. They are written as soon as their training is done, so that a pool interrupted half way goes on where it
-    stopped. Held-out accuracy is that on the test images; nothing is selected by it, it only tells a network that has
-    learned something from one that guesses (see `HeldOut`); networks that have learned little are used with a warning.
+    Each network is trained at a constant rate on all training images, without augmentation, as in the official code,
+    or with that of ``config.augmentation``. Copies of it after the epochs ``config.epochs_kept`` and after the last one
+    are members of the pool, rounded to the precision ``config.stored`` in which they are kept, so that a pool is the
+    same when it is trained and when it is loaded. They are written as soon as their training is done, so that a pool
+    that was interrupted is resumed. Held-out accuracy is that on the test images; nothing is selected by it, it only
+    tells a network that has learned something from one that guesses (see `HeldOut`); networks that have learned little
+    are used with a warning.
 
     Args:
         dataset: what the networks learn, on the device where they are trained and kept.
@@ -116,7 +120,7 @@ def trained_pool(
     if missing:
         unwritten = next(name for name in members.values() if name not in known)
         check_keepable(folder, unwritten, private=not config.path)
-        logger.info("training %d %s for class centralization", len(missing), config.network)
+        logger.info("training %d %s for the pool", len(missing), config.network)
     together = compute.together or default_together(device)
     unkept: dict[str, bytes] = {}
     for first in range(0, len(missing), together):
@@ -138,7 +142,7 @@ def trained_pool(
         _check_trained(config, held_out, number, passes, known[name])
         networks.append(frozen(build(number)).eval())
         digest.update(load_weights(folder / f"{name}.safetensors", networks[-1], unkept.get(name)))
-    _warn_of_weak(config, held_out, [known[name] for name in members.values()])
+    _warn_of_weak(config, held_out, [known[name] for (_, passes), name in members.items() if passes])
     return Pool(networks, [known[name] for name in members.values()], fingerprint, digest.hexdigest()[:12])
 
 
@@ -153,8 +157,13 @@ def choosing_pool(dataset: Dataset, config: RunConfig) -> Pool:
     Raises:
         InputError: as for `trained_pool`.
     """
-    one = attrs.evolve(config.pool, count=1, seed=config.pool.seed + config.seed)
+    one = attrs.evolve(config.pool, count=1, epochs_kept=(), seed=config.pool.seed + config.seed)
     return trained_pool(dataset, one, compute=config.compute)
+
+
+def _augmentation(dataset: Dataset, config: PoolConfig) -> str:
+    """DSA operations of the networks' training, or ``none``."""
+    return resolve_augmentation(config.augmentation, dataset.spec.augmentation)
 
 
 def _passes_kept(config: PoolConfig) -> list[int]:
@@ -184,7 +193,10 @@ def _train(
                 on_epoch(number, epoch)
 
     examples, seeds = Examples(dataset.train.images_of, dataset.train.labels), [config.seed + n for n in networks]
-    training = Training(config.epochs, config.lr, config.batch)
+    augmentation = _augmentation(dataset, config)
+    training = Training(config.epochs, config.lr, config.batch, augmentation=augmentation)
+    if 0 in _passes_kept(config):
+        kept |= {(number, 0): _rounded(network.state_dict(), config.stored) for number, network in networks.items()}
     if together == 1:
         (network,) = networks.values()
         fit(network, examples, training, seed=seeds[0], on_epoch=done)
@@ -214,7 +226,7 @@ def _check_finite(config: PoolConfig, number: int, weights: Mapping[str, Tensor]
 def _check_trained(config: PoolConfig, held_out: HeldOut, number: int, passes: int, reached: float) -> None:
     """Refuses a network that is no better than guessing."""
     right, needed = held_out.right(reached), held_out.better_than_chance
-    if needed is None or right >= needed or config.untrained == "warn":
+    if not passes or needed is None or right >= needed or config.untrained == "warn":
         return
     early = passes < config.epochs
     remedy = "Keep later epochs" if early else f"Raise pool.epochs (now {config.epochs})"

@@ -16,6 +16,8 @@ class RandomNetworks(NetworkSource):
     One network is built and its weights are drawn again in place, on its device, as a function of seed and iteration.
     """
 
+    in_place = True
+
     def __init__(
         self, name: str, spec: DatasetSpec, *, width: int, seed: int, device: torch.device, compile: str = "auto"
     ) -> None:

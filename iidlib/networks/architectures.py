@@ -70,12 +70,33 @@ class Network(nn.Module):
         Raises:
             ValueError: if the images have another shape than the network was built for.
         """
+        self._check_shape(images)
+        return self.trunk(images)
+
+    def _check_shape(self, images: Tensor) -> None:
         if images.shape[1:] != (self.channels, self.image_size, self.image_size):
             raise ValueError(
                 f"{self.name} was built for images [B, {self.channels}, {self.image_size}, {self.image_size}], "
                 f"got {list(images.shape)}"
             )
-        return self.trunk(images)
+
+    def block_maps(self, images: Tensor, count: int) -> list[Tensor]:
+        """The maps after the last `count` blocks of a ConvNet, [B, K, h, w] each; the last is `feature_map`'s.
+
+        Raises:
+            ValueError: for a network that is no ConvNet, more blocks than it has, or images of another shape.
+        """
+        if not self.name.startswith("convnet") or count > len(self.trunk):  # type: ignore[arg-type]
+            has = f"has {len(self.trunk)}" if self.name.startswith("convnet") else "is no ConvNet"  # type: ignore[arg-type]
+            raise ValueError(f"the maps of {count} blocks are asked for, but {self.name} {has}")
+        if count == 1:
+            return [self.feature_map(images)]
+        self._check_shape(images)
+        maps = []
+        for block in self.trunk.children():
+            images = block(images)
+            maps.append(images)
+        return maps[-count:]
 
     def embed(self, images: Tensor) -> Tensor:
         """Images [B, K_in, H, H] to features [B, D], what the classifier sees."""

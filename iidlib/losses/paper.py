@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from iidlib.losses.masked import centred, counts, mean, require, require_alike, require_statistic
+
 __all__ = [
     "class_centralization",
     "class_cross_entropy",
@@ -25,60 +27,6 @@ __all__ = [
     "mean_matching_to",
     "squared_distances",
 ]
-
-
-def _require(name: str, x: Tensor, axes: str, mask: Tensor | None = None) -> None:
-    """Raises ValueError unless `x` has the axes named by `axes`, at least one image, and a mask of its first two."""
-    if x.ndim != len(axes):
-        raise ValueError(f"{name} must have shape [{', '.join(axes)}], got {tuple(x.shape)}")
-    if x.shape[1] == 0:
-        raise ValueError(f"{name} must hold at least one image a class, got shape {tuple(x.shape)}")
-    if mask is not None and (mask.dtype != torch.bool or mask.shape != x.shape[:2]):
-        raise ValueError(
-            f"the mask of {name} must be boolean of shape {tuple(x.shape[:2])}, got {mask.dtype} {tuple(mask.shape)}"
-        )
-
-
-def _require_alike(real: Tensor, syn: Tensor, axes: str) -> None:
-    """Raises ValueError unless both sides agree in all axes but the images'."""
-    if real.shape[0] != syn.shape[0] or real.shape[2:] != syn.shape[2:]:
-        raise ValueError(
-            f"real and syn must agree in every axis of [{', '.join(axes)}] but the second, "
-            f"got {tuple(real.shape)} and {tuple(syn.shape)}"
-        )
-
-
-def _require_statistic(name: str, x: Tensor, shape: tuple[int, ...]) -> None:
-    """Raises ValueError unless `x` has the shape that the synthetic side asks for."""
-    if x.shape != shape:
-        raise ValueError(f"{name} must have shape {shape} beside these synthetic images, got {tuple(x.shape)}")
-
-
-def _counts(x: Tensor, mask: Tensor | None) -> Tensor:
-    """Images a class, shape [C], in x's dtype."""
-    if mask is None:
-        return x.new_full((x.shape[0],), x.shape[1])
-    counts = mask.sum(1)
-    if not bool((counts > 0).all()):
-        raise ValueError("every class needs at least one image; a class whose mask is all false has none")
-    return counts.to(x.dtype)
-
-
-def _mean(x: Tensor, mask: Tensor | None) -> Tensor:
-    """Mean over the image axis of [C, N, ...], padded entries left out; shape [C, ...]."""
-    if mask is None:
-        return x.mean(1)
-    weights = mask.reshape(mask.shape + (1,) * (x.ndim - 2))
-    total = torch.where(weights, x, 0).sum(1)
-    return total / _counts(x, mask).reshape((-1,) + (1,) * (x.ndim - 2))
-
-
-def _centred(x: Tensor, mask: Tensor | None) -> Tensor:
-    """[C, N, ...] less its mean over the image axis; zero at padded entries, so that no gradient comes from there."""
-    centred = x - _mean(x, mask).unsqueeze(1)
-    if mask is None:
-        return centred
-    return torch.where(mask.reshape(mask.shape + (1,) * (x.ndim - 2)), centred, 0)
 
 
 def class_mean(features: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -94,8 +42,8 @@ def class_mean(features: Tensor, mask: Tensor | None = None) -> Tensor:
     Raises:
         ValueError: on a wrong shape, or a class without images.
     """
-    _require("features", features, "CND", mask)
-    return _mean(features, mask)
+    require("features", features, "CND", mask)
+    return mean(features, mask)
 
 
 def mean_matching(real: Tensor, syn: Tensor, real_mask: Tensor | None = None, syn_mask: Tensor | None = None) -> Tensor:
@@ -122,17 +70,17 @@ def mean_matching(real: Tensor, syn: Tensor, real_mask: Tensor | None = None, sy
         >>> mean_matching(real, syn)
         tensor([3., 3.])
     """
-    _require("real", real, "CND", real_mask)
-    _require("syn", syn, "CnD", syn_mask)
-    _require_alike(real, syn, "CND")
+    require("real", real, "CND", real_mask)
+    require("syn", syn, "CnD", syn_mask)
+    require_alike(real, syn, "CND")
     return mean_matching_to(class_mean(real, real_mask), syn, syn_mask)
 
 
 def mean_matching_to(real_mean: Tensor, syn: Tensor, syn_mask: Tensor | None = None) -> Tensor:
     """`mean_matching` where the mean features of the real images, [C, D], are known."""
-    _require("syn", syn, "CnD", syn_mask)
-    _require_statistic("real_mean", real_mean, (syn.shape[0], syn.shape[2]))
-    return (real_mean - _mean(syn, syn_mask)).square().sum(1)
+    require("syn", syn, "CnD", syn_mask)
+    require_statistic("real_mean", real_mean, (syn.shape[0], syn.shape[2]))
+    return (real_mean - mean(syn, syn_mask)).square().sum(1)
 
 
 def local_covariance(fmap: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -154,9 +102,9 @@ def local_covariance(fmap: Tensor, mask: Tensor | None = None) -> Tensor:
     Raises:
         ValueError: on a wrong shape, or a class without images.
     """
-    _require("fmap", fmap, "CNKP", mask)
-    observations = _centred(fmap, mask).permute(0, 2, 1, 3).flatten(2)  # [C, K, N*P]: one matrix product a class
-    return observations @ observations.mT / _counts(fmap, mask)[:, None, None]
+    require("fmap", fmap, "CNKP", mask)
+    observations = centred(fmap, mask).permute(0, 2, 1, 3).flatten(2)  # [C, K, N*P]: one matrix product a class
+    return observations @ observations.mT / counts(fmap, mask)[:, None, None]
 
 
 def covariance_matching(
@@ -180,16 +128,16 @@ def covariance_matching(
     Raises:
         ValueError: on shapes that do not fit, or a class without images.
     """
-    _require("real", real, "CNKP", real_mask)
-    _require("syn", syn, "CnKP", syn_mask)
-    _require_alike(real, syn, "CNKP")
+    require("real", real, "CNKP", real_mask)
+    require("syn", syn, "CnKP", syn_mask)
+    require_alike(real, syn, "CNKP")
     return covariance_matching_to(local_covariance(real, real_mask), syn, syn_mask)
 
 
 def covariance_matching_to(real_covariance: Tensor, syn: Tensor, syn_mask: Tensor | None = None) -> Tensor:
     """`covariance_matching` where the local covariances of the real images, [C, K, K], are known."""
-    _require("syn", syn, "CnKP", syn_mask)
-    _require_statistic("real_covariance", real_covariance, (syn.shape[0], syn.shape[2], syn.shape[2]))
+    require("syn", syn, "CnKP", syn_mask)
+    require_statistic("real_covariance", real_covariance, (syn.shape[0], syn.shape[2], syn.shape[2]))
     return (real_covariance - local_covariance(syn, syn_mask)).square().sum((1, 2))
 
 
@@ -208,8 +156,8 @@ def squared_distances(features: Tensor, mask: Tensor | None = None) -> Tensor:
     Raises:
         ValueError: on a wrong shape, or a class without images.
     """
-    _require("features", features, "CnD", mask)
-    return _centred(features, mask).square().sum(2)
+    require("features", features, "CnD", mask)
+    return centred(features, mask).square().sum(2)
 
 
 def class_centralization(
@@ -274,7 +222,7 @@ def class_cross_entropy(logits: Tensor) -> Tensor:
     Raises:
         ValueError: on a wrong shape, or a class without images.
     """
-    _require("logits", logits, "CnC")
+    require("logits", logits, "CnC")
     if logits.shape[0] != logits.shape[2]:
         raise ValueError(f"logits must have one value a class in their last axis, got {tuple(logits.shape)}")
     own = torch.arange(len(logits), device=logits.device)[:, None].expand(logits.shape[:2])

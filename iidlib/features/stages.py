@@ -1,0 +1,117 @@
+"""iid-plus's feature source: matching networks from the stages of a few pretrained networks' training.
+
+A pool keeps copies of each of its networks after the epochs of ``pool.epochs_kept``. Early copies see edges and
+colours, late ones see objects; an iteration draws one of the networks and one of its stages. A queue of networks in
+training (`iidlib.features.network_queue`) offers the same variety, but trains its networks anew in every run.
+
+The idea of matching in several stages of pretrained networks is that of Tang et al., "Trajectory guided dataset
+distillation" (AAAI 2026, arXiv 2512.02469), and of Zhang et al., DANCE (IJCAI 2024, arXiv 2406.01063), who draw points
+between a random and a trained network.
+"""
+
+import copy
+
+import torch
+
+from iidlib.config import PoolConfig, StageConfig
+from iidlib.data import RealSet
+from iidlib.features.base import Drawn, NetworkSource
+from iidlib.features.pool import Pool, pool_members
+from iidlib.networks import frozen
+from iidlib.rng import stream
+from iidlib.training import accuracy
+
+__all__ = ["ASKED", "StageNetworks"]
+
+ASKED = 1000
+"""Training images on which the accuracy of a stage is measured."""
+
+
+class StageNetworks(NetworkSource):
+    """Draws a network of the pool, and a stage of its training, as a function of seed and iteration.
+
+    The weights of a stage are copied into one network, so that a recorded step finds them at one address.
+    """
+
+    in_place = True
+    from_pool = True
+
+    def __init__(self, pool: PoolConfig, settings: StageConfig, real: RealSet, *, iterations: int, seed: int) -> None:
+        """Waits for the pool, see `use_pool`.
+
+        Args:
+            pool: its settings, which say what the stages are.
+            settings: schedule and interpolation.
+            real: the training images, on some of which the accuracy of a stage is measured.
+            iterations: of the whole run, over which the schedule opens one stage after the other.
+            seed: of the run.
+        """
+        self._settings, self._real, self._iterations, self._seed = settings, real, iterations, seed
+        members = pool_members(pool)
+        self._epochs = sorted({epochs for _, epochs in members})
+        self._networks = pool.count
+        self._accuracies: dict[int, float] = {}
+        self._drawn = 0.0
+
+    def use_pool(self, pool: Pool) -> None:
+        """Takes the networks of the pool; they stay as they are."""
+        self._pool = pool
+        self._network = frozen(copy.deepcopy(pool.networks[0])).eval()
+
+    @property
+    def stages(self) -> int:
+        """How many stages each network of the pool has."""
+        return len(self._epochs)
+
+    def open_stages(self, iteration: int) -> range:
+        """The stages that an iteration may draw from, numbered from 0 in the order of training."""
+        if self._settings.schedule == "uniform":
+            return range(self.stages)
+        opened = min(self.stages, 1 + iteration * self.stages // self._iterations)
+        return range(opened) if self._settings.schedule == "early" else range(self.stages - opened, self.stages)
+
+    @torch.no_grad()
+    def draw(self, iteration: int) -> Drawn:
+        """The iteration's network, which overwrites the one drawn before, and its accuracy on training images.
+
+        The accuracy between two stages is taken to lie between theirs. That of a network before its training is 0.
+        """
+        draws = stream(self._seed, iteration, "stage")
+        first = int(torch.randint(self._networks, (), generator=draws)) * self.stages
+        opened = self.open_stages(iteration)
+        if self._settings.interpolate == "off" or len(opened) == 1:
+            low, share = opened[int(torch.randint(len(opened), (), generator=draws))], 0.0
+        else:
+            place = float(torch.rand((), generator=draws, dtype=torch.float64)) * (len(opened) - 1)
+            low, share = opened[int(place)], place % 1
+        self._load(first + low, first + low + 1, share)
+        reached = self.accuracy_of(first + low)
+        if share:
+            reached += share * (self.accuracy_of(first + low + 1) - reached)
+        self._drawn = reached
+        return Drawn(self._network, reached)
+
+    def _load(self, low: int, high: int, share: float) -> None:
+        """Puts the weights of a member of the pool into the network, or those between it and the next one."""
+        own = [*self._network.parameters(), *self._network.buffers()]
+        theirs = self._pool.networks[low]
+        torch._foreach_copy_(own, [*theirs.parameters(), *theirs.buffers()])
+        if share:
+            torch._foreach_lerp_(list(self._network.parameters()), list(self._pool.networks[high].parameters()), share)
+
+    def accuracy_of(self, member: int) -> float:
+        """Accuracy of a member of the pool on some of the training images, in percent; 0 before its training.
+
+        Test images are not asked: what they say would weigh a term of the objective.
+        """
+        if self._epochs[member % self.stages] == 0:
+            return 0.0
+        if member not in self._accuracies:
+            order = torch.randperm(len(self._real), generator=stream(self._seed, 0, "stage accuracy"))
+            asked = self._real.subset(order[:ASKED].sort().values.to(self._real.device))
+            self._accuracies[member] = accuracy(self._pool.networks[member], asked)
+        return self._accuracies[member]
+
+    def facts(self) -> dict[str, float]:
+        """What is logged: the accuracy of the network that was drawn last, in percent."""
+        return {"stage_accuracy": self._drawn}

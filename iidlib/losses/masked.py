@@ -1,0 +1,72 @@
+"""Classes of unequal size in one tensor: what is asked of its shape, and means that leave padded entries out."""
+
+import torch
+from torch import Tensor
+
+__all__ = ["centred", "counts", "mean", "require", "require_alike", "require_statistic", "shares", "zeroed"]
+
+
+def require(name: str, x: Tensor, axes: str, mask: Tensor | None = None) -> None:
+    """Raises ValueError unless `x` has the axes named by `axes`, at least one image, and a mask of its first two."""
+    if x.ndim != len(axes):
+        raise ValueError(f"{name} must have shape [{', '.join(axes)}], got {tuple(x.shape)}")
+    if x.shape[1] == 0:
+        raise ValueError(f"{name} must hold at least one image a class, got shape {tuple(x.shape)}")
+    if mask is not None and (mask.dtype != torch.bool or mask.shape != x.shape[:2]):
+        raise ValueError(
+            f"the mask of {name} must be boolean of shape {tuple(x.shape[:2])}, got {mask.dtype} {tuple(mask.shape)}"
+        )
+
+
+def require_alike(real: Tensor, syn: Tensor, axes: str) -> None:
+    """Raises ValueError unless both sides agree in all axes but the images'."""
+    if real.shape[0] != syn.shape[0] or real.shape[2:] != syn.shape[2:]:
+        raise ValueError(
+            f"real and syn must agree in every axis of [{', '.join(axes)}] but the second, "
+            f"got {tuple(real.shape)} and {tuple(syn.shape)}"
+        )
+
+
+def require_statistic(name: str, x: Tensor, shape: tuple[int, ...]) -> None:
+    """Raises ValueError unless `x` has the shape that the synthetic side asks for."""
+    if x.shape != shape:
+        raise ValueError(f"{name} must have shape {shape} beside these synthetic images, got {tuple(x.shape)}")
+
+
+def counts(x: Tensor, mask: Tensor | None) -> Tensor:
+    """Images a class, shape [C], in x's dtype."""
+    if mask is None:
+        return x.new_full((x.shape[0],), x.shape[1])
+    images = mask.sum(1)
+    if not bool((images > 0).all()):
+        raise ValueError("every class needs at least one image; a class whose mask is all false has none")
+    return images.to(x.dtype)
+
+
+def mean(x: Tensor, mask: Tensor | None) -> Tensor:
+    """Mean over the image axis of [C, N, ...], padded entries left out; shape [C, ...]."""
+    if mask is None:
+        return x.mean(1)
+    weights = mask.reshape(mask.shape + (1,) * (x.ndim - 2))
+    total = torch.where(weights, x, 0).sum(1)
+    return total / counts(x, mask).reshape((-1,) + (1,) * (x.ndim - 2))
+
+
+def centred(x: Tensor, mask: Tensor | None) -> Tensor:
+    """[C, N, ...] less its mean over the image axis; zero at padded entries, so that no gradient comes from there."""
+    offsets = x - mean(x, mask).unsqueeze(1)
+    if mask is None:
+        return offsets
+    return torch.where(mask.reshape(mask.shape + (1,) * (x.ndim - 2)), offsets, 0)
+
+
+def zeroed(x: Tensor, mask: Tensor | None) -> Tensor:
+    """[C, N, D] with zeros at padded entries, whatever they held."""
+    return x if mask is None else torch.where(mask[:, :, None], x, 0)
+
+
+def shares(x: Tensor, mask: Tensor | None) -> Tensor:
+    """What each image counts in the mean of its class, [C, N]; nothing where padded."""
+    if mask is None:
+        return x.new_full(x.shape[:2], 1 / x.shape[1])
+    return mask.to(x.dtype) / counts(x, mask)[:, None]
