@@ -106,7 +106,9 @@ def reproduce(
     ctx: typer.Context,
     name: Annotated[
         str | None,
-        typer.Argument(help="main, ablation, architectures, ...; see --list.", autocompletion=complete_experiment),
+        typer.Argument(
+            help="main, ablation, ..., see --list; or the YAML file of a grid.", autocompletion=complete_experiment
+        ),
     ] = None,
     show: Annotated[bool, typer.Option("--list", help="Show the cells: published, measured, missing.")] = False,
     only: Annotated[str, typer.Option("--only", help="Cells below it, such as cifar10/ipc10.")] = "",
@@ -123,16 +125,16 @@ def reproduce(
     quiet: Quiet = False,
 ) -> None:
     """Show the paper's cells, or run those that are missing, the most telling first."""
-    from iidlib.experiments import EXPERIMENTS, jobs, run_jobs
+    from iidlib.experiments import EXPERIMENTS, find, jobs, run_jobs
 
-    if name is not None and name not in EXPERIMENTS:
-        raise InputError(f"unknown experiment {name!r}{suggest(name, EXPERIMENTS)}")
+    if name is not None:
+        find(name)
     if scale not in SCALES:
         raise InputError(f"unknown scale {scale!r}{suggest(scale, SCALES)}")
     if show or name is None:
         with result():
             for each in [name] if name else EXPERIMENTS:
-                _cells(each, EXPERIMENTS[each].title, only, folder)
+                _cells(each, find(each).title, only, folder)
         typer.echo(
             "Accuracy in percent; ours: mean ± std over distillation seeds (how many).\n"
             "Only scale paper fills a cell of the paper; tour is measured on cifar10-mini."

@@ -1,6 +1,7 @@
 """Results as data: measured rows, published values, the paper's cells; needs no torch."""
 
-from iidlib.experiments.cells import EXPERIMENTS, Cell, Experiment, find, within
+from iidlib.experiments.cells import EXPERIMENTS, Cell, Experiment, within
+from iidlib.experiments.grids import find
 from iidlib.experiments.measurements import all_rows, mean_of, measured, table
 from iidlib.experiments.paired import paired_gains, paired_interval
 from iidlib.experiments.parameters import check_parameters, take_parameters

@@ -5,16 +5,26 @@ A cell is one number of a table or a point of a figure; `iidlib.experiments.meas
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
-from iidlib.config import preset
-from iidlib.errors import InputError, suggest
+from attrs import evolve
 
-__all__ = ["EXPERIMENTS", "Cell", "Experiment", "find", "within"]
+from iidlib.config import EvalProtocol, RunConfig, override, preset, protocol
+
+__all__ = ["EXPERIMENTS", "Cell", "Evaluation", "Experiment", "within"]
+
+Evaluation = Literal["", "idc", "paper"]
+"""How a set is evaluated: as its scale does, as that does under the protocol ``idc``, or as scale ``paper`` does with
+one network for each distillation seed."""
 
 
 def _usual_network(dataset: str) -> str:
     """What sets of a data set are judged by in the paper's main table."""
-    return "convnet4" if dataset == "tinyimagenet" else "convnet3"
+    return "convnet4" if dataset.removeprefix(_VALIDATION) == "tinyimagenet" else "convnet3"
+
+
+_VALIDATION = "validation:"
+"""Before the name of a dataset: a part of its training images in the place of its test images."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +42,8 @@ class Cell:
     steps: int = 0
     """Of class-incremental learning: the accuracy is that after the last one, and a seed is also that of the order of
     classes. 0 where all classes are distilled at once."""
+    evaluation: Evaluation = ""
+    """How the set is evaluated, where that is not as its scale does."""
 
     @property
     def name(self) -> str:
@@ -39,21 +51,43 @@ class Cell:
         parts = [self.dataset, f"ipc{self.ipc}" if self.ipc else "all", self.method]
         parts += [self.network] if self.network != self.usual.network else []
         parts += [f"{self.steps}steps"] if self.steps else []
+        parts += [f"{self.evaluation}-protocol"] if self.evaluation else []
         return "/".join([*parts, *(f"{key}={value}" for key, value in self.settings)])
 
     @property
     def usual(self) -> "Cell":
-        """The cell of the same set, judged by the usual network."""
-        return replace(self, network=_usual_network(self.dataset))
+        """The cell of the same set, judged by the usual network under the scale's protocol."""
+        return replace(self, network=_usual_network(self.dataset), evaluation="")
+
+    @property
+    def file(self) -> str:
+        """What names the folder of its run: `name` without what no file name may have."""
+        return self.name.translate({ord("/"): "-", ord(":"): "-", ord("%"): None})
+
+    def protocol_of(self, config: RunConfig) -> EvalProtocol:
+        """How its set is evaluated, given its scale's settings; but for the augmentation, which is the dataset's."""
+        if self.evaluation == "idc":
+            return override(config, protocol("idc", "none", config.scale) | {"eval.augmentation": "auto"}).eval
+        if self.evaluation == "paper":
+            paper = preset(self.method, self.dataset, max(self.ipc, 1), "paper")
+            return evolve(paper.eval, num_eval=1)
+        return config.eval
+
+    def table_at(self, scale: str) -> str:
+        """The file of results that its rows go to: choices on validation images are kept apart."""
+        return f"{scale}-validation.csv" if self.dataset.startswith(_VALIDATION) else f"{scale}.csv"
 
     def dataset_at(self, scale: str) -> str:
         """The data set that a run of it takes: the embedded images at the smallest scales."""
-        embedded = scale in ("tour", "ci") and (self.dataset == "cifar10" or self.steps)
-        return "cifar10-mini" if embedded else self.dataset
+        own = self.dataset.removeprefix(_VALIDATION)
+        embedded = scale in ("tour", "ci") and (own == "cifar10" or self.steps)
+        return f"{self.dataset.removesuffix(own)}cifar10-mini" if embedded else self.dataset
 
     def runs_at(self, scale: str) -> bool:
         """Whether there is such a run: scales below ``laptop`` have the embedded images only."""
-        return scale in ("paper", "laptop") or self.dataset == "cifar10" or self.steps == 5
+        if self.evaluation == "paper":
+            return scale != "paper"  # there it is the usual protocol
+        return scale in ("paper", "laptop") or self.dataset.removesuffix("-mini").endswith("cifar10") or self.steps == 5
 
     def changes(self, scale: str) -> dict[str, str]:
         """Settings that a run of it is given beside the scale's, iterations as a number.
@@ -80,7 +114,7 @@ class Experiment:
 
 
 def _main() -> tuple[Cell, ...]:
-    methods = ("dm", "iid-dm", "idm", "iid-idm", "random", "random-mosaic", "herding", "k-center")
+    methods = ("dm", "iid-dm", "idm", "iid-idm", "iid-plus", "random", "random-mosaic", "herding", "k-center")
     cells = []
     for dataset in ("cifar10", "cifar100", "svhn", "tinyimagenet"):
         network = _usual_network(dataset)
@@ -95,9 +129,46 @@ def _sweep(method: str, key: str, values: Sequence[float | str], **more: str) ->
     return [Cell("cifar10", method, 10, settings=(*own, (key, str(value)))) for value in values]
 
 
+_PARTS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "syn.factor": ("1", ()),
+    "match.source": ("random", ()),
+    "match.ce": ("0", ("match.source",)),  # weighs nothing under networks that are not trained
+    "match.cm": ("0", ()),
+    "match.cc": ("0", ()),
+}
+"""The parts of iid-plus: the value that leaves one out, and the parts without which it does nothing."""
+
 _ABLATED = ("dm", "dm-cc", "dm-cm", "iid-dm", "idm", "idm-cc", "idm-cm", "iid-idm")
 
 _NETWORKS = ("convnet3", "alexnet", "vgg11", "resnet18")
+
+
+def _plus() -> tuple[Cell, ...]:
+    """iid-plus, its parts added one at a time to what is left without any (dm), and left out one at a time."""
+    off = {part: value for part, (value, _) in _PARTS.items()}
+    cells = [Cell("cifar10", "iid-plus", 10), Cell("cifar10", "iid-plus", 10, settings=tuple(off.items()))]
+    cells += [Cell("cifar10", "iid-plus", 10, settings=((part, off[part]),)) for part in _PARTS]
+    for part, (_, needs) in _PARTS.items():
+        kept = {part, *needs}
+        cells.append(Cell("cifar10", "iid-plus", 10, settings=tuple((key, off[key]) for key in off if key not in kept)))
+    return tuple(cells)
+
+
+def _plus_sizes() -> tuple[Cell, ...]:
+    methods = ("iid-plus", "iid-idm", "random-mosaic", "idm", "iid-dm", "dm", "random")
+    sizes = (("cifar10", 10), ("cifar10", 1), ("cifar10", 50), ("cifar100", 10), ("cifar100", 1))
+    protocols: tuple[Evaluation, ...] = ("", "idc")
+    cells = [
+        Cell(dataset, method, ipc, evaluation=evaluation)
+        for evaluation in protocols
+        for dataset, ipc in sizes
+        for method in methods
+    ]
+    return (
+        *cells,
+        *(Cell(dataset, "whole", 0, evaluation=e) for dataset in ("cifar10", "cifar100") for e in protocols),
+    )
+
 
 EXPERIMENTS: dict[str, Experiment] = {
     "main": Experiment("Test accuracy on four data sets (the paper's main table)", _main()),
@@ -106,7 +177,8 @@ EXPERIMENTS: dict[str, Experiment] = {
     ),
     "architectures": Experiment(
         "Sets distilled with a ConvNet, judged by other networks",
-        tuple(Cell("cifar10", m, 10, n) for m in ("iid-dm", "dm", "iid-idm", "idm", "random") for n in _NETWORKS),
+        tuple(Cell("cifar10", m, 10, n) for m in ("iid-dm", "dm", "iid-idm", "idm", "iid-plus", "random")
+              for n in _NETWORKS),
     ),
     "weights": Experiment(
         "Accuracy over the weights of the two terms",
@@ -123,6 +195,16 @@ EXPERIMENTS: dict[str, Experiment] = {
         "Accuracy over the iterations of a distillation",
         tuple(cell for method in ("dm", "iid-dm") for cell in _sweep(method, "iterations", ("25%", "50%", "75%"))),
     ),
+    "plus": Experiment("iid-plus: each part left out, and each added alone", _plus()),
+    "plus-sizes": Experiment("iid-plus beside the others, under both protocols of evaluation", _plus_sizes()),
+    "headline": Experiment(
+        "Sets of smaller scales under the paper's own evaluation, a network for each seed",
+        tuple(
+            Cell("cifar10", method, ipc, evaluation="paper")
+            for ipc in (10, 1, 50)
+            for method in ("iid-plus", "iid-idm")
+        ),
+    ),
     "tsne": Experiment(
         "The sets that the t-SNE figure draws (chapter 09, which draws it)",
         tuple(Cell("cifar10", method, 50) for method in ("iid-dm", "dm")),
@@ -137,17 +219,6 @@ EXPERIMENTS: dict[str, Experiment] = {
     ),
 }  # fmt: skip
 """What can be run by name."""
-
-
-def find(name: str) -> Experiment:
-    """An experiment by its name.
-
-    Raises:
-        InputError: for an unknown one.
-    """
-    if name not in EXPERIMENTS:
-        raise InputError(f"unknown experiment {name!r}{suggest(name, EXPERIMENTS)}")
-    return EXPERIMENTS[name]
 
 
 def within(name: str, only: str) -> bool:

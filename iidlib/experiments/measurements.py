@@ -15,7 +15,8 @@ import pandas as pd
 from iidlib.config import RunConfig, override, preset
 from iidlib.config.recipes import BASELINES
 from iidlib.errors import InputError
-from iidlib.experiments.cells import Cell, find
+from iidlib.experiments.cells import Cell
+from iidlib.experiments.grids import find
 from iidlib.experiments.published import published_value
 from iidlib.experiments.results import protocol_text
 from iidlib.experiments.tables import read_results, results_dir
@@ -70,6 +71,11 @@ def measured(cell: Cell, scale: str, rows: pd.DataFrame) -> pd.Series:
     return _by_seed(_own_rows(cell, scale, rows))
 
 
+def _without_augmentation(text: str) -> str:
+    """A protocol as a row says it, without the operations, which are the dataset's own under a protocol."""
+    return text.partition(", augmentation ")[0] if text.startswith("idc") else text
+
+
 def _by_seed(own: pd.DataFrame) -> pd.Series:
     """Mean accuracy of each seed's networks; there may be no rows, and then no columns."""
     return own.groupby("seed")["accuracy"].mean() if len(own) else pd.Series(dtype=float)
@@ -88,7 +94,9 @@ def _own_rows(cell: Cell, scale: str, rows: pd.DataFrame) -> pd.DataFrame:
     usual = preset(cell.method, dataset, max(cell.ipc, 1), scale)
     planned = override(usual, given)
     chosen = cell.method in BASELINES
-    protocol = planned.eval.for_whole_set() if cell.method == "whole" else planned.eval
+    protocol = cell.protocol_of(planned)
+    if cell.method == "whole":
+        protocol = protocol.for_whole_set()
     tiles = 1 if chosen and cell.method != "random-mosaic" else planned.syn.factor
     given.pop("iterations", None)
 
@@ -106,7 +114,7 @@ def _own_rows(cell: Cell, scale: str, rows: pd.DataFrame) -> pd.DataFrame:
         & (rows["network"] == cell.network)
         & (rows["iterations"] == (0 if chosen else planned.iterations))
         & (rows["epochs"] == protocol.epochs)
-        & (rows["protocol"] == protocol_text(protocol, cell.method, tiles))
+        & (rows["protocol"].map(_without_augmentation) == protocol_text(protocol, cell.method, tiles))
         & ((rows["ipc"] == cell.ipc) | (cell.ipc == 0))
         & (rows["steps"].fillna(0) == cell.steps)
         & (rows["step"].fillna(0) == cell.steps)
@@ -137,7 +145,7 @@ def table(name: str, folder: Path | None = None) -> pd.DataFrame:
     """The cells of an experiment, a row each: what was published, and what was measured at every scale.
 
     Args:
-        name: one of ``EXPERIMENTS``.
+        name: one of ``EXPERIMENTS``, or the file of a grid.
         folder: of the results; the checkout's own when not given.
 
     Returns:
@@ -152,7 +160,7 @@ def table(name: str, folder: Path | None = None) -> pd.DataFrame:
     """
     rows, found = all_rows(folder), []
     for cell in find(name).cells:
-        other = cell.settings or cell.steps or cell != cell.usual
+        other = cell.settings or cell.steps or cell.network != cell.usual.network or cell.evaluation == "idc"
         printed = None if other else published_value(cell.dataset, cell.method, cell.ipc)
         line: dict[str, Any] = {
             "cell": cell.name,

@@ -8,13 +8,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
 from iidlib.config.recipes import BASELINES
 from iidlib.errors import InputError
-from iidlib.experiments.cells import Cell, find, within
+from iidlib.experiments.cells import Cell, within
+from iidlib.experiments.grids import find
 from iidlib.experiments.measurements import all_rows, measured
 from iidlib.experiments.tables import results_dir
 
@@ -58,7 +59,7 @@ def jobs(
     """The runs that are missing, in the order of worth: every cell once before any cell twice.
 
     Args:
-        name: one of ``EXPERIMENTS``.
+        name: one of ``EXPERIMENTS``, or the file of a grid.
         scale: ``tour``, ``laptop`` or ``paper`` (``ci`` for tests).
         seeds: how many distillation seeds a cell should have.
         only: cells whose name is it, or begins with its parts, such as ``cifar10/ipc10``.
@@ -79,20 +80,30 @@ def jobs(
     for seed in range(seeds):
         for cell in cells:
             if seed not in measured(cell, scale, rows).index and not (cell.method == "whole" and seed > 0):
-                found.append(_job(cell, scale, seed, target / f"{scale}.csv", runs, device))
+                found.append(_job(cell, scale, seed, target / cell.table_at(scale), runs, device))
     return found
 
 
 def _job(cell: Cell, scale: str, seed: int, results: Path, runs: Path, device: str) -> Job:
-    if cell == cell.usual or cell.method in BASELINES or cell.steps:
+    chosen = cell.method in BASELINES
+    if cell == cell.usual or cell.steps or (chosen and not cell.evaluation):
         return Job(cell, seed, _command(cell, scale, seed, results, runs, device))
-    # the same set for all networks: distilled once, by whichever cell comes first
+    if chosen:
+        made = _command(replace(cell, evaluation=""), scale, seed, results, runs, device)
+        return Job(cell, seed, (*made, *_evaluation(cell, scale)))
+    # the same set for all networks and protocols: distilled once, by whichever cell comes first
     made = _command(cell.usual, scale, seed, results, runs, device)
     place = Path(made[made.index("--out") + 1])
     before = tuple(part for part in made if part not in ("--resume", "--results", results.as_posix(), "--no-baseline"))
     judge = ["evaluate", place.as_posix(), "--networks", cell.network, "--no-baseline"]
-    judge += ["--scale", scale, "--device", device, "--results", results.as_posix()]
+    judge += ["--scale", scale] if cell.evaluation != "paper" else []
+    judge += ["--device", device, "--results", results.as_posix(), *_evaluation(cell, scale)]
     return Job(cell, seed, tuple(judge), (*before, "--no-evaluate"), place / "synthetic.safetensors")
+
+
+def _evaluation(cell: Cell, scale: str) -> list[str]:
+    """Options of ``iid evaluate`` for another way to evaluate than the scale's own."""
+    return {"": [], "idc": ["--protocol", "idc"], "paper": ["--scale", "paper", "--num-eval", "1"]}[cell.evaluation]
 
 
 def _command(cell: Cell, scale: str, seed: int, results: Path, runs: Path, device: str) -> tuple[str, ...]:
@@ -101,7 +112,7 @@ def _command(cell: Cell, scale: str, seed: int, results: Path, runs: Path, devic
     common += ["--results", results.as_posix()]  # a row says its command, which holds anywhere
     common += [] if cell == cell.usual else ["--set", f"eval.networks={cell.network}"]
     if cell.steps:
-        place = runs / f"{scale}-{cell.name.replace('/', '-')}-seed{seed}"
+        place = runs / f"{scale}-{cell.file}-seed{seed}"
         resume = ["--resume"] if place.is_dir() else []
         steps = ["--ipc", str(cell.ipc), "--steps", str(cell.steps), "--out", place.as_posix()]
         return ("continual", cell.method, *common, *steps, *resume)
@@ -111,7 +122,7 @@ def _command(cell: Cell, scale: str, seed: int, results: Path, runs: Path, devic
     given = cell.changes(scale)
     length = ["--iterations", given.pop("iterations")] if "iterations" in given else []
     changes = [part for key, value in given.items() for part in ("--set", f"{key}={value}")]
-    place = runs / f"{scale}-{cell.name.replace('/', '-').replace('%', '')}-seed{seed}"
+    place = runs / f"{scale}-{cell.file}-seed{seed}"
     resume = ["--resume"] if (place / "config.yaml").is_file() else []
     out = ["--ipc", str(cell.ipc), "--out", place.as_posix(), "--no-baseline"]
     return ("distill", cell.method, *common, *out, *length, *changes, *resume)
