@@ -114,7 +114,9 @@ def distill(
             )
             typer.echo(f"distilled in {result.seconds:.0f} s; images: {folder.path / 'synthetic.png'}")
             if result.pool:
-                origin = dataclasses.replace(origin, pool_accuracies=result.pool.accuracies)
+                origin = dataclasses.replace(
+                    origin, pool_accuracies=result.pool.accuracies, pool_seconds=result.pool.seconds
+                )
             save_pictures(result.synthetic, folder)
         metrics, synthetic = result.metrics, result.synthetic
         if "queue_networks" in metrics:

@@ -144,6 +144,8 @@ def distill(
             if folder and not resume:
                 folder.discard()
             raise
+        if folder and run.pool and saved is None:
+            folder.note("pool", {"accuracies": run.pool.accuracies, "seconds": run.pool.seconds})
         done = restored(run, folder, saved) if folder and resume else 0
         return _distill(run, folder, done, on_iteration, iterations_to_show, progress)
 

@@ -1,7 +1,9 @@
 """What surrounds an evaluation: how the set was made, the settings that evaluate it, the versions behind its rows."""
 
+import contextlib
 import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 import attrs
 import torch
@@ -73,6 +75,7 @@ def origin_of(
         raise InputError(
             f"{called} is damaged (its seed or iterations are not numbers); distil or copy it again"
         ) from None
+    cost = {} if run is None else _cost(run, iterations)
     pairs = (pair.partition("=") for pair in noted.get("settings", "").split())
     return SetOrigin(
         method=noted.get("method", "unknown"),
@@ -82,7 +85,18 @@ def origin_of(
         factor=images.factor,
         settings={key: value for key, _, value in pairs} if run is None else differing(run.config()),
         dataset=images.spec.name,
+        **cost,
     )
+
+
+def _cost(run: RunFolder, iterations: int) -> dict[str, Any]:
+    """What a run says of its time and of its pool, as fields of `SetOrigin`."""
+    rows, pool = [], run.noted("pool")
+    with contextlib.suppress(InputError):  # a log that cannot be read costs the row its time, not its accuracy
+        rows = run.metric_rows()
+    spent = rows[-1].get("seconds") if rows else None
+    found: dict[str, Any] = {"seconds_per_iteration": spent / iterations} if spent and iterations else {}
+    return found | ({"pool_accuracies": pool["accuracies"], "pool_seconds": pool.get("seconds")} if pool else {})
 
 
 def check_protocol(name: str) -> None:

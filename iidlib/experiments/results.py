@@ -20,15 +20,17 @@ RESULT_COLUMNS = (
     "dataset", "method", "ipc", "scale", "network", "seed", "evaluation_seed", "accuracy", "protocol", "iterations",
     "seconds_per_iteration", "peak_memory_mib", "device", "torch", "iidlib", "commit", "date", "command",
     "networks_seed", "epochs", "images", "seconds", "pool_accuracies", "settings", "outcome",
+    "pool_seconds",
 )  # fmt: skip
 """What a row says; what does not apply is empty.
 
 ``scale`` and ``seed`` are the distillation's (or of the choice of real images), ``protocol`` says how the set was
 evaluated; ``networks_seed`` with the network's number ``evaluation_seed`` names the draws of the evaluation, which took
-``seconds``. ``settings`` are those beside the scale's that the set was made with, or the command was given, as far as
-they apply to it; among them ``made_from``, where a set was made of another data set than it was judged on. Accuracies
-are in percent. ``outcome`` says what the network came to (``trained``, ``diverged``, ``constant`` or ``out of range``,
-see `iidlib.training.Outcome`); rows that are older than the column lack it.
+``seconds``; ``pool_seconds`` is what the training of the distillation's pool took, whenever it was. ``settings`` are
+those beside the scale's that the set was made with, or the command was given, as far as they apply to it; among them
+``made_from``, where a set was made of another data set than it was judged on. Accuracies are in percent. ``outcome``
+says what the network came to (``trained``, ``diverged``, ``constant`` or ``out of range``, see
+`iidlib.training.Outcome`); rows that are older than the column lack it.
 """
 
 
@@ -71,6 +73,7 @@ class SetOrigin:
     """Whose images they were made from, where it is not the dataset that the row names."""
     seconds_per_iteration: float | None = None
     pool_accuracies: Sequence[float] = ()
+    pool_seconds: float | None = None
     """Held-out accuracy of each pretrained network that was used, in percent."""
 
     @classmethod
@@ -150,6 +153,8 @@ def result_rows(
         row["seconds_per_iteration"] = made.seconds_per_iteration
     if made.pool_accuracies:
         row["pool_accuracies"] = " ".join(f"{value:.2f}" for value in made.pool_accuracies)
+    if made.pool_seconds is not None:
+        row["pool_seconds"] = made.pool_seconds
     if settings := _settings_that_apply(made, config):
         row["settings"] = " ".join(f"{key}={value}" for key, value in settings.items())
     if made_by is not None:

@@ -3,6 +3,7 @@
 import itertools
 import json
 import logging
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
@@ -40,12 +41,14 @@ class Pool:
         accuracies: of each on held-out images, in percent.
         fingerprint: names the data and settings that they were trained with.
         digest: twelve hex digits of the weights as they are stored; another machine, or other threads, train others.
+        seconds: that their training took, whenever it was; None for networks of earlier versions, which do not say.
     """
 
     networks: list[Network]
     accuracies: list[float]
     fingerprint: str
     digest: str = ""
+    seconds: float | None = None
 
     def sample(self, generator: torch.Generator) -> Network:
         """One network, uniformly drawn; the generator is on the CPU."""
@@ -99,7 +102,7 @@ def trained_pool(
     compute, device = compute or ComputeConfig(), dataset.train.device
     fingerprint = pool_fingerprint(dataset, config)
     folder = user_path(config.path) if config.path else cache_dir() / "pools" / fingerprint
-    known = read_facts(folder, fingerprint, explicit=bool(config.path))
+    known, seconds = read_facts(folder, fingerprint, explicit=bool(config.path))
 
     def build(number: int) -> Network:
         return network_for(
@@ -125,13 +128,16 @@ def trained_pool(
     unkept: dict[str, bytes] = {}
     for first in range(0, len(missing), together):
         fresh = {number: build(number) for number in missing[first : first + together]}
-        for (number, passes), weights in _train(fresh, dataset, config, together, on_epoch).items():
+        begun = time.perf_counter()
+        trained = _train(fresh, dataset, config, together, on_epoch)
+        seconds |= dict.fromkeys(map(str, fresh), round((time.perf_counter() - begun) / len(fresh), 3))
+        for (number, passes), weights in trained.items():
             network, name = build(number), members[number, passes]
             network.load_state_dict(weights)
             _check_finite(config, number, weights)
             known[name] = accuracy(network, dataset.test)
             _check_trained(config, held_out, number, passes, known[name])
-            facts = {"fingerprint": fingerprint, "network": config.network, "accuracies": known}
+            facts = {"fingerprint": fingerprint, "network": config.network, "accuracies": known, "seconds": seconds}
             content = to_bytes({key: tensor.contiguous() for key, tensor in weights.items()})
             if unkept or not keep(folder, name, content, facts, private=not config.path):
                 unkept[name] = content
@@ -143,7 +149,9 @@ def trained_pool(
         networks.append(frozen(build(number)).eval())
         digest.update(load_weights(folder / f"{name}.safetensors", networks[-1], unkept.get(name)))
     _warn_of_weak(config, held_out, [known[name] for (_, passes), name in members.items() if passes])
-    return Pool(networks, [known[name] for name in members.values()], fingerprint, digest.hexdigest()[:12])
+    told = [seconds.get(str(number)) for number in range(config.count)]
+    whole = None if None in told else sum(one for one in told if one is not None)
+    return Pool(networks, [known[name] for name in members.values()], fingerprint, digest.hexdigest()[:12], whole)
 
 
 def choosing_pool(dataset: Dataset, config: RunConfig) -> Pool:

@@ -18,13 +18,16 @@ __all__ = ["check_keepable", "keep", "load_weights", "read_facts"]
 logger = logging.getLogger("iidlib")
 
 
-def read_facts(folder: Path, fingerprint: str, *, explicit: bool) -> dict[str, float]:
-    """Held-out accuracy by member, of those already in the folder.
+def read_facts(folder: Path, fingerprint: str, *, explicit: bool) -> tuple[dict[str, float], dict[str, float]]:
+    """What ``pool.json`` says of the members that are already in the folder.
 
     Args:
         folder: of the pool.
         fingerprint: of the data and settings that the pool is wanted for.
         explicit: the folder was asked for, and must be there.
+
+    Returns:
+        Held-out accuracy by member; and seconds of training by network, which pools of earlier versions do not say.
 
     Raises:
         InputError: if it is absent, damaged, or of other data or settings.
@@ -33,10 +36,11 @@ def read_facts(folder: Path, fingerprint: str, *, explicit: bool) -> dict[str, f
     if not path.is_file():
         if explicit and not folder.is_dir():
             raise InputError(f"pool.path: no folder {folder}; leave it out and a pool is trained and kept in the cache")
-        return {}
+        return {}, {}
     try:
         facts = json.loads(path.read_text(encoding="utf-8"))
         accuracies = {str(name): float(value) for name, value in facts["accuracies"].items()}
+        seconds = {str(number): float(value) for number, value in facts.get("seconds", {}).items()}
         found = facts["fingerprint"]
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError, OSError) as error:
         raise InputError(f"{path} is damaged ({error}); remove the folder and the pool is trained again") from None
@@ -45,7 +49,7 @@ def read_facts(folder: Path, fingerprint: str, *, explicit: bool) -> dict[str, f
             f"the pool in {folder} was trained with other data or settings ({found}, these are {fingerprint}); "
             "give the settings it was trained with, or another pool.path"
         )
-    return accuracies
+    return accuracies, seconds
 
 
 def check_keepable(folder: Path, name: str, *, private: bool) -> None:

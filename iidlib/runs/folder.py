@@ -194,6 +194,15 @@ class RunFolder:
             logger.warning("%s is corrupted (%s); it is now %s", path, one_line(error), set_aside(path).name)
         atomic_write(path, json.dumps(known | {name: [*listed, value]}, indent=2) + "\n")
 
+    def noted(self, name: str) -> dict[str, Any]:
+        """What was added last under a name by `note`; empty where there is nothing, or the file cannot be read."""
+        try:
+            listed = json_object((self.path / "environment.json").read_bytes()).get(name)
+        except (OSError, ValueError, RecursionError):
+            return {}
+        last = listed[-1] if isinstance(listed, list) and listed else {}
+        return last if isinstance(last, dict) else {}
+
     def config(self) -> RunConfig:
         """The run's settings.
 
