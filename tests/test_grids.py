@@ -1,0 +1,117 @@
+"""Grids of settings: rounds of a search as cells, whose rows are kept apart where images are held out."""
+
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from iidlib.config import preset
+from iidlib.errors import InputError
+from iidlib.experiments import Cell, find, jobs, measured, protocol_text, table
+from tests.result_rows import rows
+
+ROOT = Path(__file__).parents[1]
+
+GRID = """
+title: a search
+method: iid-plus
+dataset: validation:cifar10
+ipc: 10
+rounds:
+  - vary: {match.ce: [0, 0.3], stages.interpolate: [on]}
+  - given: {match.ce: 0.3}
+    vary: {match.cm: [0], pool.epochs_kept: [[1, 2], [0]]}
+"""
+
+
+def grid(tmp_path: Path, text: str = GRID) -> str:
+    path = tmp_path / "grid.yaml"
+    path.write_text(textwrap.dedent(text))
+    return str(path)
+
+
+def test_rounds_are_cells_each_once(tmp_path: Path) -> None:
+    found = find(grid(tmp_path))
+    assert found.title == "a search"
+    assert [dict(cell.settings) for cell in found.cells] == [
+        {},
+        {"match.ce": "0"},
+        {"match.ce": "0.3"},
+        {"stages.interpolate": "on"},
+        {"match.ce": "0.3", "match.cm": "0"},
+        {"match.ce": "0.3", "pool.epochs_kept": "1,2"},
+        {"match.ce": "0.3", "pool.epochs_kept": "0"},
+    ]
+    assert {(cell.dataset, cell.method, cell.ipc) for cell in found.cells} == {("validation:cifar10", "iid-plus", 10)}
+
+
+def test_a_grid_is_run_like_an_experiment_and_its_rows_are_kept_apart(tmp_path: Path) -> None:
+    for scale, dataset in (("tour", "validation:cifar10-mini"), ("laptop", "validation:cifar10")):
+        todo = jobs(grid(tmp_path), scale=scale, seeds=2, folder=tmp_path)
+        assert len(todo) == 14
+        words = str(todo[4])
+        assert f"--dataset {dataset} --scale {scale}" in words and "--set match.ce=0.3 --set match.cm=0" in words
+        assert (tmp_path / f"{scale}-validation.csv").as_posix() in words
+        assert ":" not in words.partition("--out ")[2].partition(" ")[0], "no folder of Windows has a colon"
+    done = {"dataset": "validation:cifar10-mini", "method": "iid-plus", "scale": "tour", "settings": "match.ce=0"}
+    plus = preset("iid-plus", scale="tour")
+    more = {"iterations": plus.iterations, "protocol": protocol_text(plus.eval, "iid-plus", 2)}
+    more |= {"epochs": plus.eval.epochs}
+    rows(*[done | more | {"evaluation_seed": number} for number in range(plus.eval.num_eval)]).to_csv(
+        tmp_path / "tour-validation.csv", index=False
+    )
+    assert len(jobs(grid(tmp_path), scale="tour", seeds=2, folder=tmp_path)) == 13
+    assert table(grid(tmp_path), tmp_path).set_index("cell")["tour_seeds"].tolist() == [0, 1, 0, 0, 0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[1, 2]", "must be a mapping with a list of rounds"),
+        ("rounds: []", "must be a mapping with a list of rounds"),
+        ("rounds: [1]", "rounds in the grid .* must be mappings with vary, got 1"),
+        ("rounds: [{vary: {match.ce: 1}}]", "must give a list of values for match.ce, got 1"),
+        ("rounds: [{vray: {match.ce: [1]}}]", "unknown key 'vray' .*did you mean 'vary'"),
+        ("rounds: [{vary: {match.cee: [1]}}]", "unknown setting 'match.cee'; did you mean 'match.ce'"),
+        ("rounds: [{vary: {match.ce: [-1]}}]", "match.ce must not be negative"),
+        ("rounds: [{given: [1]}]", "given and vary in the grid .* must map settings to values"),
+        ("rounds: [{}]\nmethod: iidplus", "unknown method 'iidplus'; did you mean 'iid-plus'"),
+        ("rounds: [{}]\nipc: 0", "ipc must be above 0"),
+        ("a: [", "is not YAML"),
+    ],
+)
+def test_what_is_no_grid_is_told_in_one_line(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(InputError, match=message) as told:
+        find(grid(tmp_path, text))
+    assert "\n" not in str(told.value)
+
+
+def test_a_missing_grid_and_an_unknown_name(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="cannot read the grid .*: No such file or directory"):
+        find(str(tmp_path / "none.yaml"))
+    with pytest.raises(InputError, match=r"unknown experiment 'plsu'; did you mean 'plus'"):
+        find("plsu")
+
+
+def test_the_search_behind_iid_plus_can_be_run_again() -> None:
+    """Its grid names validation images only: the test set chooses nothing."""
+    found = find(str(ROOT / "data" / "results" / "iid-plus-search.yaml"))
+    assert {cell.dataset for cell in found.cells} == {"validation:cifar10"}
+    assert jobs(str(ROOT / "data" / "results" / "iid-plus-search.yaml"), scale="laptop", seeds=1, folder=Path("/none"))
+
+
+def test_a_protocol_is_a_cell_of_its_own(tmp_path: Path) -> None:
+    """The set is distilled once, by whichever cell comes first, and evaluated under each protocol."""
+    usual, idc = Cell("cifar10", "iid-plus", 10), Cell("cifar10", "iid-plus", 10, evaluation="idc")
+    assert (idc.name, idc.usual) == ("cifar10/ipc10/iid-plus/idc-protocol", usual)
+    own = preset("iid-plus", scale="laptop")
+    text = protocol_text(idc.protocol_of(own), "iid-plus", 2)
+    line = {"method": "iid-plus", "scale": "laptop", "iterations": own.iterations, "epochs": own.eval.epochs}
+    line |= {"dataset": "cifar10", "protocol": f"{text}, augmentation flip>color>crop_scale_rotate"}
+    found = rows(*[line | {"evaluation_seed": number} for number in range(own.eval.num_eval)])
+    for column in ("ipc", "seed", "accuracy", "iterations", "epochs", "evaluation_seed", "steps", "step", "order"):
+        found[column] = found[column].astype(float) if column in found else float("nan")
+    found["settings"] = found["settings"].fillna("") if "settings" in found else ""
+    assert len(measured(idc, "laptop", found)) == 1 and measured(usual, "laptop", found).empty
+    job = next(j for j in jobs("plus-sizes", scale="laptop", seeds=1, folder=tmp_path) if j.cell == idc)
+    assert "--protocol idc" in str(job) and "--no-evaluate" in job.before
