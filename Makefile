@@ -16,7 +16,7 @@ CHAPTER ?= book/01_quickstart.ipynb
 DEMO := runs/demo
 
 # What the demo makes, by name. Only that is removed; what you have put beside it, or into its runs, stays.
-DEMO_RUNS := $(DEMO)/dm-seed0 $(DEMO)/iid-dm-seed0
+DEMO_RUNS := $(addprefix $(DEMO)/,dm-seed0 iid-dm-seed0 iid-plus-seed0)
 DEMO_FILES := $(addprefix $(DEMO)/,01_quickstart.ipynb 01_quickstart.html summary.txt scores.csv) \
   $(foreach run,$(DEMO_RUNS),$(addprefix $(run)/,config.yaml environment.json metrics.jsonl scores.json \
   synthetic.safetensors .lock checkpoints/[0-9]*.safetensors checkpoints/[0-9]*.json))

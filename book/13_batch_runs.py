@@ -101,7 +101,7 @@ product:
   seeds: [[0], [1]]
 fixed:
   scale: ci
-  method: dm-cm
+  methods: [dm, dm-cm]
 """)
 sweep = load_grid(grid)
 pd.DataFrame(sweep.points)
@@ -240,14 +240,14 @@ plots.show(ax, f"Cells with at least one seed: {finding}.")
 # ## Exercises
 #
 # ```{admonition} Exercise 1
-# How many points has a product of three methods, two sizes and five seeds? Write the grid so that all seeds of a point are run by one notebook.
+# How many points has a product of three pairs of methods, two sizes and five seeds? Write the grid so that all seeds of a point are run by one notebook.
 # ```
 
 # %% tags=["hide-cell"]
 together = f"""
 notebook: {chapter}
 product:
-  method: [dm-cc, dm-cm, iid-dm]
+  methods: [[dm, dm-cc], [dm, dm-cm], [dm, iid-dm]]
   ipc: [1, 10]
 fixed:
   seeds: [0, 1, 2, 3, 4]

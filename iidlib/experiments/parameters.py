@@ -92,6 +92,16 @@ def _names(value: Any) -> str:
     return ",".join(names)
 
 
+def _each_once(value: Any) -> list[str]:
+    """Names as a list; text with commas between them, or as Python writes a list, is taken as well."""
+    if isinstance(value, str):
+        value = _read(value) if value.strip().startswith("[") else value.split(",")
+    names = [_text(part).strip() for part in value]
+    if not names or not all(names) or len(set(names)) < len(names):
+        raise ValueError
+    return names
+
+
 def _moments(value: Any) -> list[float]:
     moments = _list_of(_number(0, 1), distinct=True)(value)
     if not {0, 1} <= {*moments}:
@@ -109,6 +119,7 @@ KINDS = {
     "classes": _COUNT, "ipc": _COUNT, "networks": _COUNT, "repeats": _COUNT, "size": _COUNT,
     "steps": Kind("a whole number of 2 or more", _whole(2)),
     "judges": Kind("names of different networks with commas between them, convnet3 among them", _names),
+    "methods": Kind("a list of different methods, such as [dm, iid-dm]", _each_once),
     "order": _SEED, "seed": _SEED,
     "judge_share": _SHARE, "share": _SHARE, "stronger": _SHARE,
     "seeds": Kind("a list of different whole numbers of 0 or more, such as [0, 1, 2]",
@@ -214,6 +225,9 @@ def _fitted(name: str, value: Any, kind: Kind | None) -> Any:
         elif kind.fit is _text and not isinstance(value, str):
             how = f"; papermill takes any text as in -r {name} TEXT"
         raise InputError(f"{name} must be {kind.wanted}, got {value!r}{how}") from None
+    for one in fitted if name == "methods" else ():
+        if one not in BASES:
+            raise InputError(f"unknown method {one!r}{suggest(one, BASES)}")
     if type(fitted) is not type(value) or fitted != value:
         logger.warning("%s = %r is taken as %r", name, value, fitted)
     return fitted

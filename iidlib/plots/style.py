@@ -42,10 +42,11 @@ _FIXED = {
     "random-mosaic": "#a8a8a8",
     "idm": _PALETTE[9],
     "iid-idm": _PALETTE[3],
+    "iid-plus": "#0b5d4b",
 }
 
 
-_SPARE = [_PALETTE[5], "#3b3b8f", "#0b5d4b"]  # dark enough for a line, apart from the palette's own
+_SPARE = [_PALETTE[5], "#3b3b8f", "#5c1a1b"]  # dark enough for a line, apart from the palette's own
 
 
 def colours(labels: Sequence[str]) -> dict[str, str]:

@@ -124,7 +124,7 @@ def test_nbval_sees_a_changed_output_and_an_error(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_other_parameters_are_another_experiment(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    parameters = {"scale": "ci", "method": "dm-cm", "ipc": 2, "seeds": [3, 4, 5], "out": str(out)}
+    parameters = {"scale": "ci", "methods": ["dm", "dm-cm"], "ipc": 2, "seeds": [3, 4, 5], "out": str(out)}
     run_papermill(BOOK / "01_quickstart.ipynb", tmp_path / "first.ipynb", parameters)
     scores = pd.read_csv(out / "scores.csv")
     assert set(scores["label"]) == {"random", "dm", "dm-cm"}
