@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load as from_bytes
@@ -146,6 +147,28 @@ def test_averaging_is_the_bilinear_downscaling_of_the_released_code(pictures):
     half = torch.nn.functional.interpolate(drawn, scale_factor=0.5, mode="bilinear", align_corners=False)
     assert torch.allclose(made[0, :, :4, :4], half[0], atol=1e-6)
     assert torch.allclose(made[3, :, 4:, 4:], half[15], atol=1e-6)
+
+
+def test_given_real_images_are_taken_in_their_order(pictures: Dataset) -> None:
+    real = pictures.train
+    index = torch.stack([real.of_class(c)[[3, 0, 2, 1]] for c in range(real.num_classes)])  # [C, 4]
+    whole = SyntheticSet.from_index(real, index.flatten(), init="centres")
+    assert torch.equal(whole.images, real.images_of(index.flatten())) and whole.ipc == 4
+    assert whole.labels.tolist() == real.labels[index.flatten()].tolist() and whole.provenance["init"] == "centres"
+    mosaic = SyntheticSet.from_index(real, index.flatten(), 2)
+    assert (mosaic.ipc, mosaic.factor) == (1, 2)
+    small, half = F.avg_pool2d(real.images_of(index[1]), 2), real.spec.image_size // 2
+    assert torch.equal(mosaic.images[1, :, :half, half:], small[1]), "row by row"
+    assert torch.equal(mosaic.images[1, :, half:, :half], small[2])
+    drawn = real.sample(4, stream(0, 0, "x")).index
+    as_real = SyntheticSet.from_real(real, 1, stream(0, 0, "x"), factor=2)
+    assert torch.equal(SyntheticSet.from_index(real, drawn, 2).images, as_real.images)
+    with pytest.raises(InputError, match="each 4 indices in a row must be images of one class, the tiles of one"):
+        SyntheticSet.from_index(real, index.T.flatten(), 2)
+    with pytest.raises(InputError, match="each 4 indices in a row"):
+        SyntheticSet.from_index(real, index.flatten()[:-1], 2)
+    with pytest.raises(InputError, match=r"syn\.factor must divide"):
+        SyntheticSet.from_index(real, index.flatten(), 0)
 
 
 def test_crops_are_whole_images(pictures):

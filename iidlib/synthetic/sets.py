@@ -17,7 +17,8 @@ from iidlib.data import DatasetSpec, RealSet, denormalize
 from iidlib.errors import InputError
 from iidlib.files import atomic_write, readable, user_path
 from iidlib.notes import say_once
-from iidlib.synthetic.door import as_count, as_factor, as_images, as_labels, check_spec, class_order
+from iidlib.synthetic.beginnings import check_real
+from iidlib.synthetic.door import as_factor, as_images, as_labels, check_spec, class_order
 from iidlib.synthetic.foreign import kind_of_folder, refusal
 from iidlib.synthetic.mosaics import expand, mosaics
 from iidlib.synthetic.storage import pack, spec_from, unpack
@@ -119,37 +120,44 @@ class SyntheticSet:
             InputError: if ipc is below 1, if it takes more images than the smallest class has, if the factor does not
                 divide the image's side, or if init is unknown.
         """
-        if not isinstance(real, RealSet):
-            raise InputError(
-                f"real must be a RealSet, such as load_dataset('cifar10-mini').train, got a {type(real).__name__}"
-            )
-        ipc, factor = as_count(ipc, "ipc"), as_factor(factor)
         if init not in ("real", "crops", "noise"):
             raise InputError(f"syn.init must be real, crops or noise, got {init!r}")
-        size, smallest = real.spec.image_size, int(real.counts.min())
-        name = real.spec.classes[int(real.counts.argmin())]
-        expand(torch.empty(1, real.spec.channels, size, size), factor)  # refuses a factor that does not fit
-        if not 1 <= ipc <= smallest:
-            raise InputError(
-                f"ipc must be 1 to {smallest}, the training images of class {name!r} in {real.spec.name}, not {ipc}"
-            )
-        taken = ipc * factor**2 if init == "real" else ipc
-        if taken > smallest:
-            fewer = smallest // factor**2
-            remedy = f"lower ipc to {fewer} or less, or syn.factor" if fewer else "lower syn.factor"
-            raise InputError(
-                f"ipc {ipc} with syn.factor {factor} takes {taken} real images a class, but class {name!r} in "
-                f"{real.spec.name} has {smallest}; {remedy}, or take syn.init=crops"
-            )
+        ipc, factor = check_real(real, ipc, init, factor)
+        if init == "real":
+            return cls.from_index(real, real.sample(ipc * factor**2, generator).index, factor)
         if init == "noise":
+            size = real.spec.image_size
             images = torch.randn((real.num_classes * ipc, real.spec.channels, size, size), generator=generator)
             images = images.to(real.device)
         else:
-            images = real.images_of(real.sample(taken, generator).index)
-            if taken > ipc:
-                images = mosaics(images, factor)
+            images = real.images_of(real.sample(ipc, generator).index)
         labels = torch.arange(real.num_classes, device=real.device).repeat_interleave(ipc)
         return cls(images, labels, real.spec, {"init": init}, factor)
+
+    @classmethod
+    def from_index(cls, real: RealSet, index: Tensor, factor: int = 1, init: str = "real") -> "SyntheticSet":
+        """Given real images of each class; with a factor each tile is one of them, downscaled.
+
+        Args:
+            real: the training images.
+            index: which of them, int64 [C*ipc*factor^2], as many of each class; each factor^2 in a row are the tiles of
+                one image, row by row.
+            factor: tiles along a side of an image.
+            init: how they were chosen, for the record.
+
+        Raises:
+            InputError: if the tiles of an image are of different classes, or there are not as many of each class, or
+                the factor does not fit.
+        """
+        factor = as_factor(factor)
+        images, labels = real.images_of(index), real.labels[index.to(real.device)]
+        expand(images[:1], factor)  # refuses a factor that does not fit
+        tiles = factor**2
+        if len(labels) % tiles or bool((labels.unflatten(0, (-1, tiles)) != labels[::tiles, None]).any()):
+            raise InputError(f"each {tiles} indices in a row must be images of one class, the tiles of one image")
+        if factor > 1:
+            images = mosaics(images, factor)
+        return cls(images, labels[::tiles].contiguous(), real.spec, {"init": init}, factor)
 
     def save(self, path: str | Path, *, eight_bits: bool = False) -> None:
         """Writes a safetensors file (images float32, labels; metadata as text), whole or not at all.
