@@ -355,6 +355,39 @@ def k_center(features: Tensor, count: int) -> list[int]:
     return chosen
 
 
+def nearest_to_centres(features: Tensor, centres: Tensor, clusters: Sequence[int]) -> list[int]:
+    """Each centre, those of large clusters first, takes the nearest image that is not taken."""
+    sizes = {centre: list(clusters).count(centre) for centre in range(len(centres))}
+    chosen: list[int] = []
+    for centre in sorted(sizes, key=lambda centre: (-sizes[centre], centre)):
+        free = [i for i in range(len(features)) if i not in chosen]
+        chosen.append(min(free, key=lambda i: float(((features[i] - centres[centre]) ** 2).sum())))
+    return chosen
+
+
+def easiest(losses: Sequence[float], count: int) -> list[int]:
+    """Each next image is the one of the smallest loss that is not taken; of equal ones the first."""
+    chosen: list[int] = []
+    while len(chosen) < count:
+        best = None
+        for i, loss in enumerate(losses):
+            if i not in chosen and (best is None or loss < losses[best]):
+                best = i
+        assert best is not None
+        chosen.append(best)
+    return chosen
+
+
+def tiles(mosaic: Tensor, factor: int) -> list[Tensor]:
+    """The tiles of an image [K, H, H] as they are stored, row by row."""
+    side = mosaic.shape[-1] // factor
+    return [
+        mosaic[:, row * side : (row + 1) * side, column * side : (column + 1) * side]
+        for row in range(factor)
+        for column in range(factor)
+    ]
+
+
 # Measures of sets on features
 
 

@@ -2,6 +2,7 @@
 
 from iidlib.features.base import Drawn, NetworkSource
 from iidlib.features.cached import CachedStatistics, ClassStatistics, measure_classes
+from iidlib.features.choices import choosing_network, chosen_images, cluster_centres, easiest
 from iidlib.features.network_queue import NetworkQueue
 from iidlib.features.pool import Pool, choosing_pool, pool_fingerprint, pool_members, trained_pool
 from iidlib.features.random_networks import RandomNetworks
@@ -10,6 +11,6 @@ from iidlib.features.trained import HeldOut
 
 __all__ = [
     "CachedStatistics", "ClassStatistics", "Drawn", "HeldOut", "NetworkQueue", "NetworkSource", "Pool",
-    "RandomNetworks", "StageNetworks", "choosing_pool", "measure_classes", "pool_fingerprint", "pool_members",
-    "trained_pool",
+    "RandomNetworks", "StageNetworks", "choosing_network", "choosing_pool", "chosen_images", "cluster_centres",
+    "easiest", "measure_classes", "pool_fingerprint", "pool_members", "trained_pool",
 ]  # fmt: skip
