@@ -22,6 +22,7 @@ import torch
 
 from iidlib.bars import bar
 from iidlib.config import RunConfig
+from iidlib.config.uses import chosen_by_pool
 from iidlib.data import Dataset, RealSet
 from iidlib.distillation import METHODS, check_dataset, distill
 from iidlib.errors import InputError, listed, suggest
@@ -227,9 +228,11 @@ def _check_steps(config: RunConfig, dataset: Dataset, groups: Sequence[Sequence[
         return
     said = listed([f"step {number} ({name})" for number, name in alone.items()], 10)
     if _needs_pool(config):
+        what = f"syn.init={config.syn.init}" if chosen_by_pool(config) else config.method
+        start = " with syn.init=real" if chosen_by_pool(config) else ""
         raise InputError(
-            f"{config.method} needs networks that tell classes apart, but {said} has one class; give every step "
-            "two classes or more, or take dm, dm-cm or random"
+            f"{what} needs networks that tell classes apart, but {said} has one class; give every step two classes or "
+            f"more, or take dm, dm-cm or random{start}"
         )
     logger.warning("only one class in %s: networks trained on it alone learn to tell nothing apart", said)
 
@@ -254,8 +257,11 @@ def _check_kept(out: Path, dataset: Dataset, groups: Sequence[Sequence[int]]) ->
 
 def _needs_pool(config: RunConfig) -> bool:
     """Whether a step trains a pool of networks on its classes."""
-    terms = METHODS[config.method].terms_in_use(config).values() if config.method in METHODS else ()
-    return config.method in CHOICES or any(term.needs_pool for term in terms)
+    if config.method not in METHODS:
+        return config.method in CHOICES
+    method = METHODS[config.method]
+    used = any(term.needs_pool for term in method.terms_in_use(config).values())
+    return used or method.source_under(config) == "stages" or chosen_by_pool(config)
 
 
 def _with_longer_pool(config: RunConfig, times: float) -> RunConfig:

@@ -1,6 +1,7 @@
 """Initial images chosen by a network of the pool: centres of clusters and easiest images, against obvious versions."""
 
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,17 +9,27 @@ import torch.nn.functional as F
 from sklearn.cluster import KMeans
 from torch import Tensor
 
-from iidlib.data import RealSet, shapes
+from iidlib.config import RunConfig, override
+from iidlib.continual import learn_in_steps
+from iidlib.data import Dataset, RealSet, shapes
+from iidlib.distillation import Distillation, distill
+from iidlib.distillation import step as distillation_step
+from iidlib.distillation.memory import least_memory
 from iidlib.errors import InputError
 from iidlib.features import (
+    Pool,
     choices,
+    choosing_network,
     chosen_images,
     cluster_centres,
     easiest,
+    pool_members,
+    trained_pool,
 )
 from iidlib.networks import Network, network_for
 from iidlib.rng import stream
 from tests import reference
+from tests.test_distillation import Crash, crash, pictures, settings, stop_at
 
 KINDS = ("centres", "easiest")
 
@@ -174,3 +185,130 @@ def test_what_cannot_be_chosen_is_told(given: dict[str, object], message: str, k
     with pytest.raises(InputError, match=message) as caught:
         chosen_images(real=real, **given)
     assert "\n" not in str(caught.value)
+
+
+# A distillation that starts from them
+
+
+def plus(kind: str, **changes: object) -> RunConfig:
+    own = {"match.network": "convnet2", "match.width": 6, "match.cc_scaling": "relative", "pool.epochs_kept": (0, 2)}
+    own |= {"pool.count": 2, "syn.factor": 2, "checkpoint.every": 2, "iterations": 5, "syn.init": kind}
+    given = {key.replace(".", "__"): value for key, value in own.items()} | changes
+    return settings("iid-plus", given.pop("ipc", 1), **given)
+
+
+def by_dm(kind: str, **changes: object) -> RunConfig:
+    own = {"syn__init": kind, "checkpoint__every": 2, "iterations": 5, "pool__count": 2, "pool__epochs_kept": (0, 2)}
+    return settings("dm", **(own | changes))
+
+
+CONFIGS = {"dm": by_dm, "iid-plus": plus}
+
+
+@pytest.mark.parametrize("method", CONFIGS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_run_starts_from_the_images_that_the_first_trained_network_chooses(kind: str, method: str) -> None:
+    config, shown = CONFIGS[method](kind, seed=3), []
+    look = {"on_iteration": lambda done, synthetic: shown.append(synthetic), "iterations_to_show": (0, 5)}
+    result = distill(config, pictures(), **look)
+    start, end = shown
+    pool = trained_pool(pictures(), config.pool, compute=config.compute)
+    network = pool.networks[pool_members(config.pool).index((0, config.pool.epochs))]
+    assert choosing_network(pool, config.pool) is network
+    wanted = chosen_images(kind, pictures().train, network, config.ipc, config.syn.factor, seed=3)
+    assert torch.equal(start.images, wanted.images) and torch.equal(start.labels, wanted.labels)
+    assert torch.equal(end.images, result.synthetic.images) and not torch.equal(end.images, start.images)
+    assert f"syn.init={kind}" in end.provenance["settings"].split()
+    assert torch.equal(distill(config, pictures()).synthetic.images, end.images), "the same seed, the same bits"
+    assert (result.pool is None) == (method == "dm"), "what only chooses is not kept"
+    real = override(config, {"syn.init": "real"})
+    assert not torch.equal(distill(real, pictures()).synthetic.images, end.images)
+
+
+def test_the_images_stay_the_tensor_that_the_optimiser_moves() -> None:
+    run = Distillation(by_dm("centres"), pictures())
+    before, images = run.images.detach().clone(), run.images
+    run.make_pool()
+    assert run.images is images is run.optimiser.images and images.is_leaf and images.requires_grad
+    assert not torch.equal(images, before)
+    chosen = images.detach().clone()
+    run.step(0)
+    assert not torch.equal(images, chosen)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "convnet3-bn"])
+def test_networks_of_other_kinds_choose_too(name: str) -> None:
+    data = shapes(2, 8, 32)
+    changes = {"pool__network": name, "pool__epochs": 1, "pool__epochs_kept": (), "pool__untrained": "warn"}
+    run = Distillation(by_dm("centres", ipc=1, **changes), data)
+    run.make_pool()
+    real = data.train.images_of(torch.arange(len(data.train)))
+    assert all(bool((real == image).flatten(1).all(1).any()) for image in run.images.detach())
+
+
+def test_only_the_network_that_chooses_is_trained_where_nothing_else_needs_the_pool(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[int] = []
+
+    def trained(dataset: Dataset, pool: object, **options: object) -> Pool:
+        asked.append(pool.count)
+        return trained_pool(dataset, pool, **options)
+
+    monkeypatch.setattr(distillation_step, "trained_pool", trained)
+    for method, count in (("dm", 1), ("iid-plus", 2)):
+        run = Distillation(CONFIGS[method]("easiest"), pictures())
+        run.make_pool()
+        assert asked.pop() == run.pool_settings.count == count and not asked
+    assert Distillation(by_dm("real"), pictures()).make_pool() is None and not asked
+
+
+@pytest.mark.parametrize("method", CONFIGS)
+def test_a_run_that_was_killed_takes_its_images_from_the_checkpoint(
+    method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = CONFIGS[method]("centres")
+    whole = distill(config, pictures())
+    with pytest.raises(Crash):
+        distill(config, pictures(), out=tmp_path / "early", **stop_at(1, crash))
+    begun_anew = distill(config, pictures(), out=tmp_path / "early", resume=True)
+    assert torch.equal(begun_anew.synthetic.images, whole.synthetic.images)
+    with pytest.raises(Crash):
+        distill(config, pictures(), out=tmp_path / "run", **stop_at(3, crash))
+    monkeypatch.setattr(distillation_step, "chosen_images", lambda *given, **named: pytest.fail("images are chosen"))
+    if method == "dm":
+        monkeypatch.setattr(distillation_step, "trained_pool", lambda *given, **named: pytest.fail("a pool is made"))
+    resumed = distill(config, pictures(), out=tmp_path / "run", resume=True)
+    assert torch.equal(resumed.synthetic.images, whole.synthetic.images)
+
+
+@pytest.mark.parametrize("method", CONFIGS)
+def test_too_few_images_are_told_before_the_pool_is_trained(
+    method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(distillation_step, "trained_pool", lambda *given, **named: pytest.fail("a pool is made"))
+    config = CONFIGS[method]("centres", ipc=2, syn__factor=2)
+    told = r"ipc 2 with syn\.factor 2 takes 8 real images a class, but .* has 7; lower ipc to 1 or less"
+    with pytest.raises(InputError, match=told):
+        distill(config, pictures(), out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_memory_counts_the_network_that_chooses() -> None:
+    def for_pool(config: RunConfig, source: str) -> int:
+        needs = least_memory(config, pictures(), ("mean",), source)
+        return sum(bytes for told, bytes in needs.items() if "the pool" in told)
+
+    one = for_pool(by_dm("centres"), "random")
+    assert one > 0 == for_pool(by_dm("real"), "random")
+    assert for_pool(plus("centres"), "stages") == for_pool(plus("real"), "stages") == 2 * one
+
+
+def test_a_step_of_one_class_has_no_network_that_chooses(tmp_path: Path) -> None:
+    told = "syn.init=centres needs networks that tell classes apart, .* or random with syn.init=real"
+    with pytest.raises(InputError, match=told):
+        learn_in_steps(by_dm("centres", ipc=2), pictures(), steps=4, out=tmp_path / "steps")
+    with pytest.raises(InputError, match=r"pool\.path \(.*\) holds the pool of one dataset"):
+        learn_in_steps(by_dm("centres", ipc=2, pool__path="pool"), pictures(), steps=2, out=tmp_path / "steps")
+    with pytest.raises(InputError, match="iid-plus needs networks that tell classes apart"):
+        learn_in_steps(plus("real"), pictures(), steps=4, out=tmp_path / "steps")

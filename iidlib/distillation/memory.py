@@ -5,6 +5,7 @@ from collections.abc import Collection
 import torch
 
 from iidlib.config import RunConfig
+from iidlib.config.uses import chosen_by_pool
 from iidlib.data import Dataset
 from iidlib.engine import check_fits
 from iidlib.networks import network_bytes
@@ -53,9 +54,13 @@ def least_memory(
             held = 2 * min(settings.size, settings.start + config.iterations // settings.every + 1)
         lower = "match.width, queue.size or queue.start" if source == "queue" else "match.width"
         needs[f"the weights of {match.network}: lower {lower}"] = held * weights
-    weights = _weights(config.pool.network, dataset, config.pool.width) if "cc" in terms or source == "stages" else None
+    used = "cc" in terms or source == "stages"
+    weights = None
+    if used or chosen_by_pool(config):
+        weights = _weights(config.pool.network, dataset, config.pool.width)
     if weights is not None:
-        members = config.pool.count * (len({*config.pool.epochs_kept, config.pool.epochs}))
+        networks = config.pool.count if used else 1  # the one that chooses the initial images
+        members = networks * len({*config.pool.epochs_kept, config.pool.epochs})
         needs["the weights of the pool: lower pool.width or pool.count"] = members * weights
     return needs
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pandas as pd
 import torch
 
@@ -52,7 +53,7 @@ class DistillResult:
         metrics: the logged iterations: iteration, seconds, loss, ``loss_<term>``, ``grad_<term>``, and with a queue
             of networks their number, memory and accuracy.
         seconds: of the iterations of this call, the pool's training not counted.
-        pool: the pretrained networks, where this call used them.
+        pool: the pretrained networks, where the iterations of this call used them.
         config: the settings.
     """
 
@@ -138,8 +139,8 @@ def distill(
         if folder and saved:
             held.enter_context(threads(conditions_kept(run, folder, saved[1], allow_drift)))
         try:
-            with pool_bar(config, progress) as on_pool_epoch:
-                run.make_pool(on_pool_epoch)
+            with pool_bar(attrs.evolve(config, pool=run.pool_settings), progress) as on_pool_epoch:
+                run.make_pool(on_pool_epoch, resumed=saved is not None)
         except InputError:
             if folder and not resume:
                 folder.discard()

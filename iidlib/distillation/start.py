@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from iidlib.config import RunConfig
+from iidlib.config.uses import chosen_by_pool
 from iidlib.data import DatasetSpec, RealSet, denormalize, normalize
 from iidlib.errors import InputError
 from iidlib.names import same_dataset
@@ -63,7 +64,8 @@ def first_images(config: RunConfig, real: RealSet, start: Start | None) -> Synth
     """The set before the first iteration.
 
     Images of a saved set are taken as they are, outside of an image's range too; where the dataset is normalised by
-    another mean and standard deviation than the set was, they are converted.
+    another mean and standard deviation than the set was, they are converted. Where a network of the pool is to choose
+    the images, which is not there yet, random ones stand in for them: as many real images are taken.
 
     Args:
         config: the settings.
@@ -78,7 +80,8 @@ def first_images(config: RunConfig, real: RealSet, start: Start | None) -> Synth
         if config.syn.init.startswith("set:"):
             raise InputError(f"syn.init={config.syn.init} is a saved set, which must be given by --init PATH")
         draws = stream(config.seed, 0, "initial images")
-        return SyntheticSet.from_real(real, config.ipc, draws, config.syn.init, config.syn.factor)
+        init = "real" if chosen_by_pool(config) else config.syn.init
+        return SyntheticSet.from_real(real, config.ipc, draws, init, config.syn.factor)
     own, spec = start.synthetic, real.spec
     wrong = "" if own.spec.classes == spec.classes else _other_classes(own.spec, spec)
     for name, has, needs in (

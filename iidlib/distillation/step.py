@@ -8,13 +8,14 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import attrs
 import torch
 from torch import Tensor
 
 from iidlib import config as configuration
 from iidlib._version import __version__
-from iidlib.config import RunConfig
-from iidlib.config.uses import WEIGHTS
+from iidlib.config import PoolConfig, RunConfig
+from iidlib.config.uses import WEIGHTS, chosen_by_pool
 from iidlib.data import Dataset
 from iidlib.distillation.batch import StepBatch
 from iidlib.distillation.captured import CapturedStep, captured_step
@@ -25,7 +26,7 @@ from iidlib.distillation.start import Start, first_images
 from iidlib.distillation.terms import TERMS, check_terms
 from iidlib.engine import default_chunk, half_maps, in_chunks, precision
 from iidlib.errors import InputError, suggest
-from iidlib.features import CachedStatistics, NetworkQueue, Pool, trained_pool
+from iidlib.features import CachedStatistics, NetworkQueue, Pool, choosing_network, chosen_images, trained_pool
 from iidlib.names import same_dataset
 from iidlib.networks import Network
 from iidlib.synthetic import SyntheticSet
@@ -66,7 +67,7 @@ class Distillation:
         terms: the terms in use, by name.
         source: draws the matching network.
         optimiser: moves the images.
-        pool: pretrained networks, where a term needs them.
+        pool: pretrained networks, where a term or the source needs them.
         statistics: of the real images, where the run keeps them.
         augmentation: DSA operations, or ``none``.
         chunk: most images in one forward pass, 0 for all at once.
@@ -76,6 +77,8 @@ class Distillation:
 
     def __init__(self, config: RunConfig, dataset: Dataset, start: Start | None = None) -> None:
         """Checks that the settings fit the data and takes the initial images; the pool is made by `make_pool`.
+
+        Where a network of the pool chooses the initial images, random ones stand in for them until then.
 
         Args:
             config: the settings.
@@ -120,15 +123,39 @@ class Distillation:
         self.totals: list[int] = []
         self._recorded: CapturedStep | None = None
 
-    def make_pool(self, on_epoch: Callable[[int, int], None] | None = None) -> None:
-        """Loads the pretrained networks, or trains and keeps them, if a term of the method needs them.
+    @property
+    def _uses_pool(self) -> bool:
+        """Whether the iterations need pretrained networks, beyond the choice of the initial images."""
+        return self.source.from_pool or any(term.needs_pool for term in self.terms.values())
+
+    @property
+    def pool_settings(self) -> PoolConfig:
+        """What `make_pool` trains: one network where it only chooses the initial images."""
+        pool = self.config.pool
+        return pool if self._uses_pool else attrs.evolve(pool, count=1)
+
+    def make_pool(self, on_epoch: Callable[[int, int], None] | None = None, *, resumed: bool = False) -> None:
+        """Loads the pretrained networks, or trains and keeps them, if the run needs them; and lets them do their part.
+
+        Where a network of the pool chooses the initial images, they replace, in place, the random ones.
 
         Args:
             on_epoch: called with the network's number and the pass that is done.
+            resumed: whether the images of a checkpoint are to be restored, so that none are chosen.
         """
-        if self.source.from_pool or any(term.needs_pool for term in self.terms.values()):
-            self.pool = trained_pool(self._dataset, self.config.pool, compute=self.config.compute, on_epoch=on_epoch)
-            self.source.use_pool(self.pool)
+        chooses = chosen_by_pool(self.config) and not resumed
+        if not (self._uses_pool or chooses):
+            return
+        pool = trained_pool(self._dataset, self.pool_settings, compute=self.config.compute, on_epoch=on_epoch)
+        if self._uses_pool:
+            self.pool = pool
+            self.source.use_pool(pool)
+        if chooses:
+            config, network = self.config, choosing_network(pool, self.pool_settings)
+            logger.info("choosing the initial images by a %s of the pool: %s", network.name, config.syn.init)
+            chosen = chosen_images(config.syn.init, self.real, network, config.ipc, config.syn.factor, seed=config.seed)
+            with torch.no_grad():
+                self.images.copy_(chosen.images)  # the tensor that the optimiser moves
 
     def record(self) -> None:
         """Records the step as a CUDA graph where the settings ask for it and it can be had."""

@@ -132,8 +132,8 @@ def chosen_images(
 ) -> SyntheticSet:
     """Real images of each class, chosen by a trained network; with a factor each tile is another one, downscaled.
 
-    The chosen images of a class are dealt out like cards, so that each mosaic gets its share of the largest clusters,
-    or of the easiest images.
+    The network sees them whole and without augmentation. The chosen images of a class are dealt out like cards, so that
+    each mosaic gets its share of the largest clusters, or of the easiest images.
 
     Args:
         kind: one of ``KINDS``: ``"centres"`` takes the images nearest to the centres of ipc * factor^2 clusters of

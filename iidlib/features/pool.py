@@ -26,7 +26,7 @@ from iidlib.training import Examples, Training, accuracy, fit, fit_together, res
 
 __all__ = ["Pool", "choosing_pool", "pool_fingerprint", "pool_members", "trained_pool"]
 
-NO_POOL = "dm and dm-cm need no pool"
+NO_POOL = "dm and dm-cm need no pool, unless syn.init is centres or easiest"
 """What every refusal of a pool offers."""
 
 logger = logging.getLogger("iidlib")
