@@ -80,7 +80,7 @@ def values(key: str) -> st.SearchStrategy:
     if key == "pool.count":
         return st.integers(1, 10**6)
     if key == "syn.init":
-        return st.sampled_from(["real", "crops", "noise", "set:0123456789ab"])
+        return st.sampled_from(["real", "crops", "noise", "centres", "easiest", "set:0123456789ab"])
     if hint is str:
         return st.text("abcdefgh_-/.0123", max_size=12)
     if key in BELOW_ONE | {"eval.cutmix"}:
@@ -196,7 +196,7 @@ def test_the_given_settings_stay_as_they_are():
         ({"seed": -1}, "seed must not be negative, got -1"),
         ({"syn.lr": 0}, "syn.lr must be above 0, got 0.0"),
         ({"syn.momentum": 1}, "syn.momentum must be below 1, got 1.0"),
-        ({"syn.init": "zeros"}, "syn.init must be one of real, crops, noise, got 'zeros'"),
+        ({"syn.init": "zeros"}, "syn.init must be one of real, crops, noise, centres, easiest, got 'zeros'"),
         ({"match.cc_scaling": "rel"}, "match.cc_scaling must be one of released, per_image, relative, got 'rel'"),
         ({"compute.precision": True}, "compute.precision must be one of fp32, tf32, bf16, got True"),
         ({"eval.networks": ""}, "eval.networks must be names separated by commas, got ''"),

@@ -112,7 +112,7 @@ def test_a_set_that_is_only_named_is_asked_for(saved: Path, tmp_path: Path) -> N
     with pytest.raises(InputError, match=r"syn.init=set:\w{12} is a saved set, which must be given by --init PATH"):
         Distillation(config, pictures())
     for wrong in ("set:", "set:xyz", "set:0123456789ab ", "Set:0123456789ab", "zeros"):
-        with pytest.raises(InputError, match=r"syn\.init must be one of real, crops, noise, got"):
+        with pytest.raises(InputError, match=r"syn\.init must be one of real, crops, noise, centres, easiest, got"):
             preset("dm", changes={"syn.init": wrong})
     with pytest.raises(InputError, match="no synthetic set at"):
         distill(CONFIG, pictures(), init=tmp_path / "nowhere", out=tmp_path / "run")
