@@ -87,7 +87,7 @@ def test_what_is_no_grid_is_told_in_one_line(tmp_path: Path, text: str, message:
 
 
 def test_a_missing_grid_and_an_unknown_name(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="cannot read the grid .*: No such file or directory"):
+    with pytest.raises(InputError, match=r"cannot read the grid .*: No such file or directory"):
         find(str(tmp_path / "none.yaml"))
     with pytest.raises(InputError, match=r"unknown experiment 'plsu'; did you mean 'plus'"):
         find("plsu")
