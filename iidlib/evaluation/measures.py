@@ -103,13 +103,7 @@ def mmd(real: Tensor, syn: Tensor) -> pd.DataFrame:
     linear = losses.mean_matching(real, syn)
     among_real = torch.cdist(real, real).square()
     off = ~torch.eye(real.shape[1], dtype=torch.bool, device=real.device)
-    width = among_real[:, off].median(1).values[:, None, None]
-
-    def kernel(distances: Tensor) -> Tensor:
-        return (-distances / (2 * width)).exp().mean((1, 2))
-
-    gaussian = kernel(among_real) + kernel(torch.cdist(syn, syn).square())
-    gaussian = gaussian - 2 * kernel(torch.cdist(real, syn).square())
+    gaussian = losses.kernel_distance(real, syn, among_real[:, off].median(1).values)
     return _by_class(linear=linear, gaussian=gaussian.clamp(min=0))
 
 
