@@ -15,8 +15,12 @@ PAIRS = {
     "laptop": (
         ("dm", "dm-cc"), ("dm", "dm-cm"), ("dm", "iid-dm"), ("dm", "idm"),
         ("idm", "idm-cc"), ("idm", "idm-cm"), ("idm", "iid-idm"),
+        ("random-mosaic", "iid-plus"), ("iid-idm", "iid-plus"),
     ),
-    "tour": (("random-mosaic", "dm"), ("dm", "idm"), ("random-mosaic", "idm"), ("idm", "iid-idm")),
+    "tour": (
+        ("random-mosaic", "dm"), ("dm", "idm"), ("random-mosaic", "idm"), ("idm", "iid-idm"),
+        ("random-mosaic", "iid-plus"), ("iid-idm", "iid-plus"),
+    ),
 }  # fmt: skip
 TABLES = {("laptop", 1): "laptop", ("laptop", 10): "laptop", ("tour", 1): "tour-idm", ("tour", 10): "tour"}
 PLACE = re.compile(
@@ -30,6 +34,7 @@ METHODS = {
     "iid-dm": "IID on DM",
     "idm": "IDM",
     "iid-idm": "IID on IDM",
+    "iid-plus": "iid-plus, beyond the paper",
 }
 
 

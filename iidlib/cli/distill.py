@@ -22,7 +22,10 @@ __all__ = ["distill"]
 def distill(
     ctx: typer.Context,
     method: Annotated[
-        str, typer.Argument(help="dm, dm-cc, dm-cm, iid-dm, or the same with idm.", autocompletion=complete_method)
+        str,
+        typer.Argument(
+            help="dm, dm-cc, dm-cm, iid-dm, the same with idm, or iid-plus.", autocompletion=complete_method
+        ),
     ],
     dataset: DatasetName = "cifar10-mini",
     ipc: Annotated[int, typer.Option("--ipc", help="Synthetic images a class.")] = 10,

@@ -74,8 +74,9 @@ class Cell:
         return config.eval
 
     def table_at(self, scale: str) -> str:
-        """The file of results that its rows go to: choices on validation images are kept apart."""
-        return f"{scale}-validation.csv" if self.dataset.startswith(_VALIDATION) else f"{scale}.csv"
+        """The file that its rows go to; those on validation images, or of another protocol, are kept apart."""
+        kind = "-validation" if self.dataset.startswith(_VALIDATION) else ""
+        return f"{scale}{kind}{f'-{self.evaluation}-protocol' if self.evaluation else ''}.csv"
 
     def dataset_at(self, scale: str) -> str:
         """The data set that a run of it takes: the embedded images at the smallest scales."""
@@ -85,8 +86,6 @@ class Cell:
 
     def runs_at(self, scale: str) -> bool:
         """Whether there is such a run: scales below ``laptop`` have the embedded images only."""
-        if self.evaluation == "paper":
-            return scale != "paper"  # there it is the usual protocol
         return scale in ("paper", "laptop") or self.dataset.removesuffix("-mini").endswith("cifar10") or self.steps == 5
 
     def changes(self, scale: str) -> dict[str, str]:
