@@ -38,7 +38,7 @@ def completed(line: str, shell: str = "bash") -> list[str]:
         ("iid dis", ["distill"]),
         ("iid data ", ["list", "fetch", "check"]),
         ("iid distill ", list(BASES)),
-        ("iid distill iid-", ["iid-dm", "iid-idm"]),
+        ("iid distill iid-", ["iid-dm", "iid-idm", "iid-plus"]),
         ("iid distill dm --scale ", list(SCALES)),
         ("iid distill dm --dataset cifar100", ["cifar100"]),
         ("iid distill dm --set checkpoint.", ["checkpoint.every=", "checkpoint.seconds="]),
@@ -61,7 +61,7 @@ def test_bash_completes(line: str, expected: list[str]) -> None:
 
 
 def test_zsh_and_fish_complete() -> None:
-    assert completed("iid distill iid-", "fish") == ["iid-dm", "iid-idm"]
+    assert completed("iid distill iid-", "fish") == ["iid-dm", "iid-idm", "iid-plus"]
     shown = completed("iid distill iid-", "zsh")
     assert shown[0].startswith("_arguments") and [line for line in shown if "iid-idm" in line]
     assert completed("iid distill nothing", "zsh")[0] == "_files"

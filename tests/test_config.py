@@ -1,5 +1,6 @@
 """iidlib.config: every setting can be changed, read and written; what is wrong is one line that says what to do."""
 
+import hashlib
 import math
 import subprocess
 import sys
@@ -31,6 +32,7 @@ from iidlib.config import (
     settings,
     to_yaml,
 )
+from iidlib.config.overrides import ADDED
 from iidlib.config.recipes import BASELINES, BASES
 from iidlib.errors import InputError, suggest
 from iidlib.networks import build_network
@@ -39,7 +41,7 @@ ALL = settings()
 HUGE = 10**400
 """No float holds it."""
 DEFAULTS = RunConfig()
-WITH_ALL_TERMS = RunConfig(method="iid-idm")
+WITH_ALL_TERMS = RunConfig(method="iid-plus")
 
 # What each setting may be, beside its type.
 BELOW_ONE = {"syn.momentum"}
@@ -56,6 +58,7 @@ ZERO_ALLOWED = {
     "match.cm",
     "match.cc",
     "match.ce",
+    "match.mmd",
     "match.cc_alpha",
     "match.cc_beta",
     "syn.momentum",
@@ -73,7 +76,9 @@ def values(key: str) -> st.SearchStrategy:
     if typing.get_origin(hint) is typing.Literal:
         return st.sampled_from(typing.get_args(hint))
     if key == "pool.epochs_kept":
-        return st.sampled_from([(), (1,)])  # what goes with any number of epochs; others are tested by themselves
+        return st.sampled_from(
+            [(), (0,), (0, 1)]
+        )  # what goes with any number of epochs; others are tested by themselves
     if typing.get_origin(hint) is tuple:
         names = st.text("abcdefgh-0123", min_size=1, max_size=8)
         return st.lists(names, min_size=1, max_size=4, unique=True).map(tuple)
@@ -153,6 +158,8 @@ def test_settings_are_overridden_together(data, keys):
         ("pool.epochs_kept", "2, 5,10", (2, 5, 10)),
         ("pool.epochs_kept", [2, "5"], (2, 5)),
         ("pool.epochs_kept", 3, (3,)),
+        ("pool.epochs_kept", 0, (0,)),
+        ("stages.interpolate", True, "on"),
         ("pool.epochs_kept", "", ()),
         ("compute.compile", False, "off"),
         ("compute.compile", True, "on"),
@@ -206,8 +213,8 @@ def test_the_given_settings_stay_as_they_are():
         ({"eval.networks": [1, 2]}, r"names separated by commas, got \[1, 2\]"),
         ({"pool.epochs_kept": "2,x"}, "pool.epochs_kept must be a whole number, got 'x'"),
         ({"pool.epochs_kept": True}, "pool.epochs_kept must be whole numbers separated by commas, got True"),
-        ({"pool.epochs_kept": (0, 2)}, r"pool.epochs_kept must lie in 1 to pool.epochs \(now \d+\), got 0, 2"),
-        ({"pool.epochs_kept": (2, 6), "pool.epochs": 5}, r"in 1 to pool.epochs \(now 5\), got 2, 6"),
+        ({"pool.epochs_kept": (-1, 2)}, r"pool.epochs_kept must lie in 0 to pool.epochs \(now \d+\), got -1, 2"),
+        ({"pool.epochs_kept": (2, 6), "pool.epochs": 5}, r"in 0 to pool.epochs \(now 5\), got 2, 6"),
         ({"dataset": False}, "dataset must be text, got False"),
         ({"scale": "papr"}, r"unknown scale 'papr'; did you mean 'paper'\?"),
     ],
@@ -237,8 +244,8 @@ def test_every_number_has_its_bound(key):
         (lambda: MatchConfig(statistics="all"), "match.statistics must be one of fresh, cached, got 'all'"),
         (lambda: SynConfig(momentum=1.0), "syn.momentum must be below 1, got 1.0"),
         (lambda: EvalProtocol(cutmix=2.0), "eval.cutmix is a share of the batches, at most 1, got 2.0"),
-        (lambda: PoolConfig(epochs=3, epochs_kept=(4,)), r"pool.epochs_kept must lie in 1 to .*\(now 3\), got 4"),
-        (lambda: attrs.evolve(PoolConfig(epochs_kept=(20,)), epochs=3), r"in 1 to pool.epochs \(now 3\), got 20"),
+        (lambda: PoolConfig(epochs=3, epochs_kept=(4,)), r"pool.epochs_kept must lie in 0 to .*\(now 3\), got 4"),
+        (lambda: attrs.evolve(PoolConfig(epochs_kept=(20,)), epochs=3), r"in 0 to pool.epochs \(now 3\), got 20"),
         (lambda: CheckpointConfig(every=0), "checkpoint.every must be above 0, got 0"),
         (lambda: RunConfig(ipc=0), "ipc must be above 0, got 0"),
         (lambda: RunConfig(scale="papr"), r"unknown scale 'papr'; did you mean 'paper'\?"),
@@ -463,6 +470,19 @@ def test_fingerprints_stay_what_results_and_runs_have_recorded(arguments, expect
     assert fingerprint(preset(*arguments)) == expected
 
 
+def test_settings_that_came_later_leave_fingerprints_and_files_as_they_were():
+    assert {key: value(DEFAULTS, key) for key in ADDED} == ADDED
+    config = preset("iid-idm", "cifar100", 10, "paper")
+    tree = yaml.safe_load(to_yaml(config))
+    for key in ADDED:
+        group, name = key.split(".")
+        del tree[group][name]
+    assert tree.pop("stages") == {}, "version 0.1.0 had no such group"
+    text = yaml.safe_dump(tree, sort_keys=False)
+    assert from_yaml(text) == config
+    assert hashlib.sha256(text.encode()).hexdigest()[:12] == fingerprint(config) == "51af1224ee48"
+
+
 def test_a_fingerprint_names_the_settings():
     name = fingerprint(preset("dm"))
     assert len(name) == 12 and set(name) <= set("0123456789abcdef")
@@ -491,7 +511,7 @@ def test_a_class_knows_the_name_of_its_settings():
 
 def test_every_setting_has_a_place_in_the_design():
     assert {key.split(".")[0] for key in ALL if "." in key} == {
-        "match", "syn", "pool", "queue", "eval", "checkpoint", "compute"
+        "match", "syn", "pool", "stages", "queue", "eval", "checkpoint", "compute"
     }  # fmt: skip
     assert issubclass(InputError, ValueError)
 

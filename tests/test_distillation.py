@@ -1062,7 +1062,10 @@ def test_a_process_that_is_interrupted_keeps_its_run(tmp_path):
         ({"syn__factor": 3}, r"syn.factor must divide the side of the images, 16, .* got 3"),
         ({"method": "idm", "ipc": 2}, r"ipc 2 with syn.factor 2 takes 8 real images a class, .* has 7; lower ipc to 1"),
         ({"method": "idm", "ipc": 1, "queue__size": 1}, "queue.size, 1, must be at least queue.start, 3"),
-        ({"method": "idm", "ipc": 1, "match__statistics": "cached"}, "those of idm are in training, leave it at fresh"),
+        (
+            {"method": "idm", "ipc": 1, "match__statistics": "cached"},
+            "those of the queue are in training; leave it at fresh",
+        ),
     ],
 )
 def test_settings_that_do_not_fit_are_one_line(changes, message, tmp_path):

@@ -236,7 +236,7 @@ def test_the_fingerprint_names_the_data_and_every_setting_that_shapes_a_network(
     assert len(mine) == 12 and mine == pool_fingerprint(shapes(4, 40, 16), SMALL)
     changed = {
         "network": "convnet1", "width": 7, "epochs": 4, "lr": 0.06, "batch": 9, "seed": 1, "epochs_kept": (1,),
-        "stored": "fp32",
+        "stored": "fp32", "augmentation": "flip",
     }  # fmt: skip
     others = {pool_fingerprint(pictures, config(**{key: value})) for key, value in changed.items()}
     assert len(others) == len(changed) and mine not in others

@@ -1,13 +1,27 @@
 """iidlib.config.recipes: the published rows of IDM, as the commands have them, and what smaller scales change."""
 
+import typing
+
 import pytest
 
-from iidlib.config import SCALES, preset, settings
-from iidlib.config.recipes import BASELINES, BASES, IDM_SCALES, PUBLISHED, common, layers, published
+from iidlib.config import SCALES, MatchConfig, preset, settings
+from iidlib.config.recipes import (
+    BASELINES,
+    BASES,
+    IDM_SCALES,
+    PLUS_SCALES,
+    PUBLISHED,
+    SOURCES,
+    common,
+    layers,
+    published,
+)
 from iidlib.continual import MEMORIES
 from iidlib.distillation import METHODS
+from iidlib.distillation.methods import SOURCES as FACTORIES
 
 IDM = [name for name, base in BASES.items() if base == "idm"]
+PLUS = [name for name, base in BASES.items() if base == "plus"]
 
 # ce_weight, batch_real, net_generate_interval, model_train_steps of command.txt; SVHN by a fork's command
 COMMANDS = {
@@ -51,9 +65,13 @@ def test_every_row_says_where_it_is_from():
 
 
 def test_the_methods_are_those_of_the_table():
-    assert BASES == {name: method.base for name, method in METHODS.items()}
+    assert {name: SOURCES[base] for name, base in BASES.items()} == {
+        name: method.source for name, method in METHODS.items()
+    }
+    assert set(SOURCES.values()) == set(FACTORIES)
+    assert set(typing.get_args(typing.get_type_hints(MatchConfig)["source"])) == {"auto", *FACTORIES}
     assert IDM == ["idm", "idm-cc", "idm-cm", "iid-idm"]
-    assert set(IDM) == {name for name, method in METHODS.items() if "ce" in method.terms}
+    assert {*IDM, *PLUS} == {name for name, method in METHODS.items() if "ce" in method.terms}
 
 
 def test_baselines_are_no_methods_and_every_real_memory_is_one():
@@ -63,7 +81,9 @@ def test_baselines_are_no_methods_and_every_real_memory_is_one():
 
 def test_layers_are_named_in_the_order_in_which_they_apply():
     assert list(layers("idm", "tinyimagenet", 10, "paper")) == ["method", "scale", "dataset", "published row"]
-    assert list(layers("idm", "cifar10", 10, "tour")) == ["method", "scale", "method at this scale"]
+    for method in ("idm", "iid-plus"):
+        assert list(layers(method, "cifar10", 10, "tour")) == ["method", "scale", "method at this scale"]
+    assert list(layers("iid-plus", "validation:tinyimagenet", 10, "paper")) == ["method", "scale", "dataset"]
 
 
 @pytest.mark.parametrize("scale", SCALES)
@@ -81,3 +101,16 @@ def test_smaller_scales_keep_the_form_and_change_what_their_row_says(scale):
         group, name = key.split(".")
         assert getattr(getattr(config, group), name) == expected
     assert preset("iid-idm", "cifar10", 10, scale, {"syn.factor": 1}).syn.factor == 1
+
+
+@pytest.mark.parametrize("dataset", ["cifar10", "tinyimagenet"])
+@pytest.mark.parametrize("scale", SCALES)
+def test_the_networks_that_iid_plus_matches_are_those_of_its_pool(scale, dataset):
+    """Otherwise its first run would be refused, see `methods._stages`."""
+    config = preset("iid-plus", dataset, 10, scale)
+    assert (config.match.network, config.match.width) == (config.pool.network, config.pool.width)
+    assert config.match.network == config.eval.networks[0] and config.pool.epochs_kept
+    assert (config.syn.factor, config.match.cc_scaling) == (2, "relative")
+    for key, expected in PLUS_SCALES.get(scale, {}).items():
+        group, name = key.split(".")
+        assert getattr(getattr(config, group), name) == expected

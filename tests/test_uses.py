@@ -73,21 +73,46 @@ def test_distill_refuses_a_weight_that_was_put_into_the_settings_by_hand() -> No
     assert len(distill(borrowed, dataset).metrics)
 
 
+CC, CM, MMD, QUEUE, STAGES, POOL = (
+    "match.cc_beta", "match.cm_blocks", "match.mmd_form", "queue.lr", "stages.schedule", "pool.epochs"
+)  # fmt: skip
+
+
 @pytest.mark.parametrize(
-    ("method", "unused"),
+    ("method", "changes", "unused"),
     [
-        ("dm", ["pool.epochs", "queue.lr", "match.cc_beta"]),
-        ("dm-cc", ["queue.lr"]),
-        ("idm", ["pool.epochs", "match.cc_beta"]),
-        ("iid-idm", []),
-        ("herding", []),
-        ("mine", []),
+        ("dm", {}, [POOL, QUEUE, STAGES, CC, CM, MMD]),
+        ("dm-cc", {}, [QUEUE, STAGES, CM, MMD]),
+        ("dm-cm", {}, [POOL, QUEUE, STAGES, CC, MMD]),
+        ("idm", {}, [POOL, STAGES, CC, CM, MMD]),
+        ("iid-idm", {}, [STAGES, MMD]),
+        ("iid-plus", {"match.cc": 0.1, "match.mmd": 1}, [QUEUE]),
+        ("dm", {"match.source": "stages"}, [QUEUE, CC, CM, MMD]),
+        ("dm", {"match.source": "queue"}, [POOL, STAGES, CC, CM, MMD]),
+        ("idm", {"match.source": "random"}, [POOL, QUEUE, STAGES, CC, CM, MMD, "match.ce"]),
+        ("idm", {"match.source": "stages"}, [QUEUE, CC, CM, MMD]),
+        ("iid-plus", {"match.source": "random", "match.cc": 0.1}, [QUEUE, STAGES, MMD, "match.ce"]),
+        ("iid-plus", {"match.source": "queue", "match.cc": 0.1}, [STAGES, MMD]),
+        ("iid-plus", {"match.cc": 0}, [QUEUE, CC, MMD]),
+        ("iid-plus", {"match.source": "random", "match.cc": 0}, [POOL, QUEUE, STAGES, CC, MMD, "match.ce"]),
+        ("iid-idm", {"match.cc": 0, "match.cm": 0}, [POOL, STAGES, CC, CM, MMD]),
+        ("dm", {"syn.init": "centres"}, [QUEUE, STAGES, CC, CM, MMD]),
+        ("herding", {}, []),
+        ("mine", {}, []),
     ],
 )
-def test_settings_without_effect_are_found(method: str, unused: list[Any]) -> None:
-    assert (
-        without_effect(method, ["pool.epochs", "queue.lr", "match.cc_beta", "syn.lr", "eval.lr", "match.cc"]) == unused
-    )
+def test_settings_without_effect_are_found(method: str, changes: dict[str, Any], unused: list[str]) -> None:
+    config = attrs.evolve(override(preset("dm" if method == "mine" else method), changes), method=method)
+    # of a weight that the method does not have `check_weights` tells
+    keys = ["match.source", POOL, QUEUE, STAGES, CC, CM, MMD, "syn.lr", "eval.lr", "match.cc", "match.ce"]
+    keys = keys if method in WEIGHTS["match.ce"] else keys[:-1]
+    assert without_effect(config, keys) == unused
+
+
+def test_frequencies_are_of_one_form() -> None:
+    for form, unused in (("gaussian", ["match.mmd_frequencies"]), ("characteristic", [])):
+        config = preset("iid-plus", changes={"match.mmd": 1, "match.mmd_form": form})
+        assert without_effect(config, ["match.mmd_frequencies", "match.mmd_form"]) == unused
 
 
 def test_distill_says_which_settings_have_no_effect(

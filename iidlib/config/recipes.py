@@ -247,7 +247,6 @@ def layers(method: str, dataset: str, ipc: int, scale: str) -> dict[Origin, Mapp
     if scale == "paper":
         if row := published(method, dataset, ipc):
             found["published row"] = row.changes
-    else:
-        own = {"idm": IDM_SCALES, "plus": PLUS_SCALES}.get(BASES.get(method, "dm"), {})
-        found["method at this scale"] = own.get(scale, {})
+    elif own := {"idm": IDM_SCALES, "plus": PLUS_SCALES}.get(BASES.get(method, "dm"), {}).get(scale):
+        found["method at this scale"] = own
     return found

@@ -65,7 +65,7 @@ def source_of(config: RunConfig) -> str:
 
 
 def without_effect(config: RunConfig, keys: Iterable[str]) -> list[str]:
-    """Those of some settings that a run does not use, weights left to `check_weights`.
+    """Those of some settings that a run does not use; of weights of terms that it does not have `check_weights` tells.
 
     >>> without_effect(RunConfig(method="dm"), ["pool.epochs", "syn.lr"])
     ['pool.epochs']
@@ -73,13 +73,15 @@ def without_effect(config: RunConfig, keys: Iterable[str]) -> list[str]:
     method, source = config.method, source_of(config)
     if method not in BASES:
         return []
+    used = {key for key, methods in WEIGHTS.items() if method in methods and getattr(config.match, key[6:])}
     unused = [f"{group}." for group in ("queue", "stages") if group != source]
-    if method not in WEIGHTS["match.cc"]:
-        unused += ["match.cc_"] + (["pool."] if source != "stages" and not chosen_by_pool(config) else [])
-    if method not in WEIGHTS["match.cm"]:
-        unused.append("match.cm_")
-    if method not in WEIGHTS["match.mmd"]:
-        unused.append("match.mmd_")
+    unused += [f"{key}_" for key in ("match.cc", "match.cm", "match.mmd") if key not in used]
+    if "match.cc" not in used and source != "stages" and not chosen_by_pool(config):
+        unused.append("pool.")
+    if config.match.mmd_form != "characteristic":
+        unused.append("match.mmd_frequencies")
+    if source == "random" and "match.ce" in used:  # weighted by the accuracy of the networks, which is 0
+        unused.append("match.ce")
     return [key for key in keys if key.startswith(tuple(unused))]
 
 
