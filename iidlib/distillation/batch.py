@@ -66,7 +66,7 @@ class StepBatch:
 
     def _maps(self, images: Tensor) -> list[Tensor]:
         """The maps of images after each block that covariance matching looks at, [B, K, h, w]; the last is last."""
-        count = self.config.match.cm_blocks if self.config.match.cm else 1
+        count = self.config.match.cm_blocks if "cm" in self._run.terms else 1
         shapes: list[torch.Size] = []
 
         def joined(part: Tensor) -> Tensor:

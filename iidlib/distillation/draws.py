@@ -4,7 +4,7 @@ Every draw is a function of the seed, the iteration and a name (`rng.stream`), s
 draws the same.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import cached_property
 from typing import Protocol
 
@@ -32,6 +32,11 @@ class Run(Protocol):
     source: NetworkSource
     pool: Pool | None
     statistics: CachedStatistics | None
+
+    @property
+    def terms(self) -> Collection[str]:
+        """Names of the terms in use."""
+        ...
 
     def forward(self, function: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
         """Applies a network's function to a batch, in chunks that fit the device."""

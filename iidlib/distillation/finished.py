@@ -11,6 +11,7 @@ from torch import Tensor
 
 from iidlib.config import RunConfig
 from iidlib.data import RealSet
+from iidlib.distillation.methods import METHODS
 from iidlib.distillation.start import Start
 from iidlib.distillation.step import Distillation
 from iidlib.errors import InputError
@@ -50,10 +51,18 @@ def check_continued(
     """Finds out whether a run can go on to the number of iterations that is asked for.
 
     Raises:
-        InputError: if it has done more already, or is finished and has no checkpoint left.
+        InputError: if it has done more already, or is finished and has no checkpoint left, or what it has done depends
+            on the number at which it was to end.
     """
     before, now = folder.config().iterations, config.iterations
     done = max(saved[1]["iteration"] if saved else 0, before if folder.finished else 0)
+    schedule = config.stages.schedule
+    if done and now != before and schedule != "uniform" and METHODS[config.method].source_under(config) == "stages":
+        raise InputError(
+            f"the run at {folder.path} has done {done} of {before} iterations, over which stages.schedule={schedule} "
+            f"opened its stages, so that it cannot become one of iterations={now}; resume it with {before}, or begin "
+            "another one with another --out"
+        )
     if done > now:
         raise InputError(
             f"the run at {folder.path} has done {done} iterations, more than iterations={now}; give {done} or more"
