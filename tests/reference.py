@@ -70,6 +70,25 @@ def class_cross_entropy(logits: Tensor, label: int) -> Tensor:
     return cross_entropy(logits, torch.full((len(logits),), label))
 
 
+def kernel_distance(real: Tensor, syn: Tensor, squared_width: Tensor) -> Tensor:
+    """[N, D] and [n, D] to one value."""
+
+    def mean_kernel(xs: Tensor, ys: Tensor) -> Tensor:
+        return mean_of([torch.exp(-((x - y) * (x - y)).sum() / (2 * squared_width)) for x in xs for y in ys])
+
+    return mean_kernel(real, real) + mean_kernel(syn, syn) - 2 * mean_kernel(real, syn)
+
+
+def characteristic_distance(real: Tensor, syn: Tensor, squared_width: Tensor, frequencies: Tensor) -> Tensor:
+    """[N, D], [n, D] and [F, D] to one value."""
+
+    def characteristic(xs: Tensor, t: Tensor) -> Tensor:
+        return mean_of([torch.exp(1j * (t * x).sum() / torch.sqrt(squared_width)) for x in xs])
+
+    gaps = [characteristic(real, t) - characteristic(syn, t) for t in frequencies]
+    return mean_of([gap.real * gap.real + gap.imag * gap.imag for gap in gaps])
+
+
 # Their gradients by hand, with respect to the synthetic side
 
 
