@@ -17,10 +17,19 @@ import attrs
 import pytest
 import torch
 
-from iidlib.config import ComputeConfig, PoolConfig
+from iidlib.config import ComputeConfig, PoolConfig, preset
 from iidlib.data import Dataset, RealSet, shapes
 from iidlib.errors import InputError
-from iidlib.features import HeldOut, Pool, RandomNetworks, pool_files, pool_fingerprint, pool_members, trained_pool
+from iidlib.features import (
+    HeldOut,
+    Pool,
+    RandomNetworks,
+    choosing_pool,
+    pool_files,
+    pool_fingerprint,
+    pool_members,
+    trained_pool,
+)  # fmt: skip
 from iidlib.features import pool as features_pool
 from iidlib.networks import NETWORKS, Network, build_network, frozen, network_for
 from iidlib.rng import stream
@@ -351,6 +360,87 @@ def test_a_pool_from_before_members_had_passes_and_precision_is_refused(pictures
     path.write_text(path.read_text().replace(pool_fingerprint(pictures, SMALL), old))
     with pytest.raises(InputError, match="was trained with other data or settings"):
         train(pictures)
+
+
+# Members before any training, and augmentation
+
+
+def test_a_network_before_its_training_is_a_member(pictures, cache, monkeypatch, caplog):
+    settings = config(count=1, epochs_kept=(0, 2), stored="fp32")
+    pool = train(pictures, settings)
+    assert pool_members(settings) == [(0, 0), (0, 2), (0, 3)] and len(pool.networks) == 3
+    assert same(pool.networks[0], network_for(
+        "convnet2", pictures.spec, width=6, generator=stream(0, 0, "pool network", CPU), compile="off"
+    ))  # fmt: skip
+    assert same(pool.networks[2], train(pictures, config(count=1, stored="fp32")).networks[0])
+    monkeypatch.setattr(features_pool, "fit", never)
+    loaded = train(pictures, settings)
+    assert loaded.accuracies == pool.accuracies and loaded.digest == pool.digest
+    assert all(same(a, b) for a, b in zip(loaded.networks, pool.networks, strict=True))
+
+
+def test_a_network_before_its_training_in_a_pool_that_is_trained_together(pictures, cache, tmp_path):
+    settings = config(count=2, epochs_kept=(0,), stored="fp32")
+    for together in (1, 2):
+        (tmp_path / str(together)).mkdir()
+    one, two = (
+        train(pictures, attrs.evolve(settings, path=str(tmp_path / str(together))), together=together)
+        for together in (1, 2)
+    )
+    for number in (0, 2):
+        assert same(one.networks[number], two.networks[number]), "weights of the start know of no training"
+
+
+def test_a_network_before_its_training_need_not_have_learned_anything(pictures, cache, caplog):
+    held_out = HeldOut.of(pictures.test)
+    seed = next(  # a network that is no better than guessing, whatever the others are
+        seed for seed in range(20)
+        if held_out.right(accuracy(network_for("convnet2", pictures.spec, width=6, compile="off",
+                                               generator=stream(seed, 0, "pool network", CPU)), pictures.test))
+        < held_out.better_than_chance
+    )  # fmt: skip
+    settings = config(count=1, epochs=20, epochs_kept=(0,), seed=seed)
+    pool = train(pictures, settings)
+    assert held_out.right(pool.accuracies[0]) < held_out.better_than_chance <= held_out.right(pool.accuracies[1])
+    assert train(pictures, settings).accuracies == pool.accuracies, "nor when the pool is loaded"
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING], "nobody expects it to"
+
+
+def test_augmentation_names_a_pool_only_where_there_is_some(pictures):
+    facts = {key: value for key, value in attrs.asdict(SMALL).items() if key not in ("count", "path", "untrained")}
+    del facts["augmentation"]  # as version 0.1.0 named it
+    earlier = sha256(json.dumps([pictures.train.fingerprint, facts], sort_keys=True).encode()).hexdigest()[:12]
+    assert pool_fingerprint(pictures, SMALL) == pool_fingerprint(pictures, config(augmentation="none")) == earlier
+    own = pictures.spec.augmentation
+    names = [pool_fingerprint(pictures, config(augmentation=each)) for each in ("auto", own, "flip", "none")]
+    assert names[0] == names[1] and len(set(names)) == 3
+
+
+def test_networks_are_trained_with_the_augmentation_that_is_asked_for(pictures, cache, monkeypatch):
+    trainings: list[Training] = []
+    fit = features_pool.fit
+
+    def spy(network: Network, examples: object, training: Training, **named: object) -> None:
+        trainings.append(training)
+        fit(network, examples, training, **named)
+
+    monkeypatch.setattr(features_pool, "fit", spy)
+    one = {"count": 1, "stored": "fp32", "untrained": "warn"}
+    plain, auto = (train(pictures, config(augmentation=each, **one)) for each in ("none", "auto"))
+    spelled = train(pictures, config(augmentation=pictures.spec.augmentation, **one))
+    assert [training.augmentation for training in trainings] == ["none", pictures.spec.augmentation]
+    assert same(auto.networks[0], spelled.networks[0]) and not same(auto.networks[0], plain.networks[0])
+    with pytest.raises(InputError, match=r"'flop'.*did you mean 'flip'"):
+        pool_fingerprint(pictures, config(augmentation="flop"))
+
+
+def test_the_network_that_chooses_images_is_the_last_whatever_stages_are_kept(pictures, cache):
+    chosen = []
+    for changes in ({}, {"pool.epochs_kept": (0, 1, 2)}):
+        small = {"pool.network": "convnet2", "pool.width": 6, "pool.epochs": 5, "pool.lr": 0.05, "pool.batch": 8}
+        chosen.append(choosing_pool(pictures, preset("dm", "shapes", 1, "ci", small | changes)))
+    assert [len(pool.networks) for pool in chosen] == [1, 1] and chosen[0].digest == chosen[1].digest
+    assert len(list((cache / "pools").iterdir())) == 1
 
 
 # A folder named in the settings

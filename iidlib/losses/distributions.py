@@ -98,7 +98,9 @@ def characteristic_distance(
     require_alike(real, syn, "CND")
     require_statistic("squared_width", squared_width, (syn.shape[0],))
     if frequencies.ndim != 2 or not len(frequencies) or frequencies.shape[1] != syn.shape[2]:
-        raise ValueError(f"frequencies must have shape [F, {syn.shape[2]}], F at least 1, got {tuple(frequencies.shape)}")
+        raise ValueError(
+            f"frequencies must have shape [F, {syn.shape[2]}], F at least 1, got {tuple(frequencies.shape)}"
+        )
     width = squared_width.sqrt()[:, None, None]
     centre = mean(real, real_mask).detach()[:, None]  # [C, 1, D]; a shift of both turns the phase alone
     parts = []
