@@ -48,6 +48,19 @@ def covariance_matching(real: Tensor, syn: Tensor) -> Tensor:
     return (gap * gap).sum()
 
 
+def covariance_matching_of_blocks(real: Sequence[Tensor], syn: Sequence[Tensor]) -> Tensor:
+    """A [N, K, P] and a [n, K, P] for each block to one value.
+
+    A covariance is a sum over positions. Those of earlier blocks are brought to as many as the last block has.
+    """
+    total = 0 * real[-1].sum()
+    for own, other in zip(real, syn, strict=True):
+        positions = syn[-1].shape[2] / other.shape[2]
+        gap = positions * local_covariance(own) - positions * local_covariance(other)
+        total = total + (gap * gap).sum()
+    return total
+
+
 def squared_distances(features: Tensor) -> list[Tensor]:
     """[n, D] to n values."""
     centre = mean_of(features)
@@ -149,13 +162,18 @@ Parameters = Mapping[str, Tensor]
 
 def convnet(p: Parameters, image: Tensor) -> Tensor:
     """An instance-norm ConvNet of any depth: its last feature map, [K, P]."""
-    x, block = image, 1
-    while f"trunk.block{block}.conv.weight" in p:
-        name = f"trunk.block{block}"
+    return convnet_blocks(p, image)[-1]
+
+
+def convnet_blocks(p: Parameters, image: Tensor) -> list[Tensor]:
+    """Its feature maps after every block, [K, P] each."""
+    x, maps = image, []
+    while f"trunk.block{len(maps) + 1}.conv.weight" in p:
+        name = f"trunk.block{len(maps) + 1}"
         x = convolve(x, p[f"{name}.conv.weight"], p[f"{name}.conv.bias"])
         x = average_pool(relu(instance_norm(x, p[f"{name}.norm.weight"], p[f"{name}.norm.bias"])), 2)
-        block += 1
-    return x.flatten(1)
+        maps.append(x.flatten(1))
+    return maps
 
 
 def resnet18(p: Parameters, image: Tensor) -> Tensor:
@@ -239,24 +257,37 @@ def terms_of_class(
     names: Sequence[str],
     match: MatchConfig,
     batch: ClassBatch,
-    feature_map: Callable[[Tensor], Tensor],
+    block_maps: Callable[[Tensor], list[Tensor]],
     pretrained: Callable[[Tensor], Tensor] | None,
     classifier: Classifier | None,
+    frequencies: Tensor | None,
 ) -> dict[str, Tensor]:
     """The weighted terms of one class, one image through the networks at a time."""
     tiles = [tile for mosaic in batch.syn for tile in expand(mosaic, batch.factor)]
     real, syn = augmented(batch.real, batch), augmented(torch.stack(tiles), batch)
-    real_maps = torch.stack([feature_map(image) for image in real]).detach()
-    syn_maps = torch.stack([feature_map(image) for image in syn])
+    real_blocks, syn_blocks = (
+        [torch.stack(maps) for maps in zip(*[block_maps(image) for image in images], strict=True)]
+        for images in (real, syn)
+    )
+    real_blocks = [maps.detach() for maps in real_blocks]
+    real_maps, syn_maps = real_blocks[-1], syn_blocks[-1]
     values = {}
     for name in names:
         if name == "mean":
             values[name] = mean_matching(real_maps.flatten(1), syn_maps.flatten(1))
         elif name == "cm":
-            values[name] = match.cm * covariance_matching(real_maps, syn_maps)
+            last = slice(-match.cm_blocks, None)
+            values[name] = match.cm * covariance_matching_of_blocks(real_blocks[last], syn_blocks[last])
         elif name == "ce":
             logits = torch.stack([classifier.weight @ x.flatten() + classifier.bias for x in syn_maps])
             values[name] = match.ce * classifier.accuracy * class_cross_entropy(logits, batch.label)
+        elif name == "mmd":
+            own, other = real_maps.flatten(1), syn_maps.flatten(1)
+            width = mean_of(squared_distances(own)) if len(own) > 1 else torch.ones((), dtype=own.dtype)
+            if match.mmd_form == "gaussian":
+                values[name] = match.mmd * kernel_distance(own, other, width)
+            else:
+                values[name] = match.mmd * characteristic_distance(own, other, width, frequencies)
         elif name == "cc":
             features = torch.stack([pretrained(image) for image in syn])
             unit = 1.0
@@ -277,16 +308,17 @@ def step(
     names: Sequence[str],
     match: MatchConfig,
     classes: Sequence[ClassBatch],
-    feature_map: Callable[[Tensor], Tensor],
+    block_maps: Callable[[Tensor], list[Tensor]],
     pretrained: Callable[[Tensor], Tensor] | None = None,
     classifier: Classifier | None = None,
+    frequencies: Tensor | None = None,
 ) -> dict[str, tuple[float, Tensor]]:
     """Every term's value, summed over classes, and its gradient on the synthetic images, [C * n, K, H, H]."""
     values = dict.fromkeys(names, 0.0)
     gradients: dict[str, list[Tensor]] = {name: [] for name in names}
     for batch in classes:
         batch.syn = batch.syn.detach().requires_grad_()
-        for name, value in terms_of_class(names, match, batch, feature_map, pretrained, classifier).items():
+        for name, value in terms_of_class(names, match, batch, block_maps, pretrained, classifier, frequencies).items():
             values[name] += float(value.detach())
             gradients[name].append(torch.autograd.grad(value, batch.syn, retain_graph=True, materialize_grads=True)[0])
     return {name: (values[name], torch.cat(gradients[name])) for name in names}

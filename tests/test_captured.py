@@ -12,14 +12,14 @@ from tests.fake_cuda import fake_cuda
 from tests.test_distillation import CC_FORMS, begun, difference, pictures, settings
 
 EVEN = (8, 8, 8, 8)
-DM = ("dm", "dm-cc", "dm-cm", "iid-dm")
+RECORDED = ("dm", "dm-cc", "dm-cm", "iid-dm", "iid-plus")
 
 
 def on_buffers(run: Distillation) -> CapturedStep:
     return CapturedStep(run, run.terms, run.optimiser)
 
 
-@pytest.mark.parametrize("method", DM)
+@pytest.mark.parametrize("method", RECORDED)
 @pytest.mark.parametrize("form", [CC_FORMS[0], CC_FORMS[2]], ids=str)
 def test_a_step_on_buffers_is_the_plain_step(method, form):
     plain, buffered = (begun(settings(method, **form), pictures(EVEN)) for _ in range(2))
@@ -82,7 +82,7 @@ def test_buffers_hold_the_draws_of_a_step_without_them(augmentation):
     assert torch.allclose(buffers.augmented(images[:3], 2), plain.augmented(images[:3], 2), atol=1e-5)
 
 
-@pytest.mark.parametrize("method", DM)
+@pytest.mark.parametrize("method", RECORDED)
 def test_a_recording_is_the_plain_step(method, monkeypatch, caplog):
     """Replayed with the draws of each iteration, on a stand-in for the device."""
     fake_cuda(monkeypatch)
@@ -174,7 +174,7 @@ def test_a_run_without_fixed_shapes_is_said_once_and_goes_on(monkeypatch, caplog
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("method", DM)
+@pytest.mark.parametrize("method", RECORDED)
 def test_a_recording_is_the_plain_step_on_a_gpu(method):
     from iidlib.data import Dataset
 

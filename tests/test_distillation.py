@@ -30,7 +30,7 @@ from iidlib.distillation import run as distillation_run
 from iidlib.distillation import step as distillation_step
 from iidlib.engine import compiler_available, threads
 from iidlib.errors import InputError
-from iidlib.features import NetworkQueue, Pool, RandomNetworks
+from iidlib.features import NetworkQueue, Pool, RandomNetworks, pool_members
 from iidlib.networks import build_network, frozen
 from iidlib.rng import stream
 from iidlib.runs import Checkpoints, RunFolder
@@ -66,6 +66,9 @@ def settings(method: str, ipc: int = 3, **changes: object) -> RunConfig:
         "queue.lr": 0.05,
         "compute.chunk": 0,
     }
+    if method == "iid-plus":
+        small |= {"match.network": "convnet2", "pool.width": 4, "pool.epochs_kept": "0,2", "match.ce": 0.02}
+        small |= {"syn.factor": 1}  # few tests have images for mosaics
     if method not in ("dm", "dm-cm", "idm", "idm-cm"):  # which have no such term
         small["match.cc"] = 0.05
     return preset(
@@ -73,9 +76,9 @@ def settings(method: str, ipc: int = 3, **changes: object) -> RunConfig:
     )
 
 
-def pretrained_pool(dataset: Dataset, name: str = "convnet2", count: int = 2) -> Pool:
+def pretrained_pool(dataset: Dataset, name: str = "convnet2", count: int = 2, width: int | None = 5) -> Pool:
     """Networks with random weights in the place of trained ones, for what does not depend on their training."""
-    width = 5 if name.startswith("convnet") else None
+    width = width if name.startswith("convnet") else None
     classes, size = len(dataset.spec.classes), dataset.spec.image_size
     networks = [
         frozen(
@@ -89,7 +92,11 @@ def pretrained_pool(dataset: Dataset, name: str = "convnet2", count: int = 2) ->
 def begun(config: RunConfig, dataset: Dataset, *, double: bool = False, pretrained: str = "convnet2") -> Distillation:
     """A run ready for its first step, with random networks in the place of pretrained ones; in float64 if asked for."""
     run = Distillation(config, dataset)
-    if any(term.needs_pool for term in run.terms.values()):
+    if run.source.from_pool:
+        run.pool = pretrained_pool(dataset, config.pool.network, len(pool_members(config.pool)), config.pool.width)
+        run.source.use_pool(run.pool)
+        run.source.accuracy_of = lambda member: 40.0 + member
+    elif any(term.needs_pool for term in run.terms.values()):
         run.pool = pretrained_pool(dataset, pretrained)
     if double:
         run.images.data = run.images.data.double()
@@ -129,17 +136,21 @@ def expected(run: Distillation, iteration: int) -> dict[str, tuple[float, Tensor
     ]
     network, accuracy = run.source.draw(iteration)
     own = double_parameters(network)
-    feature_map = functools.partial(reference.convnet, own)
+    block_maps = functools.partial(reference.convnet_blocks, own)
     classifier = reference.Classifier(own["classifier.weight"], own["classifier.bias"], float(accuracy))
     pretrained = None
-    if run.pool is not None:
+    if run.source.from_pool:
+        pretrained = lambda image: reference.convnet(own, image).flatten()  # noqa: E731
+    elif run.pool is not None:
         number = int(torch.randint(len(run.pool.networks), (), generator=stream(config.seed, iteration, "expert")))
         parameters = double_parameters(run.pool.networks[number])
         if config.pool.network == "resnet18":
             pretrained = functools.partial(reference.resnet18, parameters)
         else:
             pretrained = lambda image: reference.convnet(parameters, image).flatten()  # noqa: E731
-    return reference.step(tuple(run.terms), config.match, classes, feature_map, pretrained, classifier)
+    shape = config.match.mmd_frequencies, own["classifier.weight"].shape[1]
+    frequencies = torch.randn(shape, generator=stream(config.seed, iteration, "frequencies")).double()
+    return reference.step(tuple(run.terms), config.match, classes, block_maps, pretrained, classifier, frequencies)
 
 
 def measured(run: Distillation, iteration: int) -> dict[str, tuple[float, Tensor]]:
@@ -288,7 +299,7 @@ def expected_under(run: Distillation, strategy: str) -> dict[str, tuple[float, T
         )
         for c in range(real.num_classes)
     ]
-    network = functools.partial(reference.convnet, double_parameters(run.source.draw(0).network))
+    network = functools.partial(reference.convnet_blocks, double_parameters(run.source.draw(0).network))
     return reference.step(tuple(run.terms), run.config.match, classes, network)
 
 
@@ -627,7 +638,7 @@ def of(config: RunConfig, **arguments: object) -> Tensor:
     return distill(config, pictures(40), **arguments).synthetic.images
 
 
-@pytest.mark.parametrize("method", ["dm", "iid-dm", "iid-idm"])
+@pytest.mark.parametrize("method", ["dm", "iid-dm", "iid-idm", "iid-plus"])
 def test_a_seed_repeats_bit_for_bit_and_another_differs(method):
     config = settings(method)
     first = of(config)
@@ -721,7 +732,7 @@ def log_all(monkeypatch):
     monkeypatch.setattr(distillation_run, "LOG_EVERY", 1)
 
 
-@pytest.mark.parametrize("method", ["dm", "iid-dm", "iid-idm"])
+@pytest.mark.parametrize("method", ["dm", "iid-dm", "iid-idm", "iid-plus"])
 @pytest.mark.parametrize(("end", "saved"), [(2, 0), (7, 6), (8, 6)])
 def test_a_run_that_crashed_goes_on_and_equals_the_unbroken_one(method, end, saved, tmp_path, log_all):
     config, dataset = settings(method, **LONG), pictures(40)

@@ -23,7 +23,7 @@ def run_of(method: str, iterations: int, folder: Path, *, resume: bool = False, 
     return distill(config, pictures(40), out=folder, resume=resume, **options).synthetic
 
 
-@pytest.mark.parametrize("method", [*ALL, *ON_IDM])
+@pytest.mark.parametrize("method", [*ALL, *ON_IDM, "iid-plus"])
 def test_a_continued_run_is_one_begun_with_as_many_iterations_bit_for_bit(method: str, tmp_path: Path) -> None:
     """No method has a rate or a queue that depends on when the run is to end."""
     first = run_of(method, 5, tmp_path / "two")

@@ -127,7 +127,7 @@ class LazyDraws:
         """Frequencies of features, standard normal, [F, D]."""
         dimensions = self.matching.network.classifier.in_features
         count = self._run.config.match.mmd_frequencies
-        return torch.randn(count, dimensions, generator=self._stream("frequencies")).to(self._run.images.device)
+        return torch.randn(count, dimensions, generator=self._stream("frequencies")).to(self._run.images)
 
     @cached_property
     def _real_and_counts(self) -> tuple[Tensor, Tensor]:

@@ -104,6 +104,6 @@ def check_terms(config: RunConfig, terms: Collection[str]) -> None:
     if beyond and match.statistics == "cached":
         told = " and ".join(f"{key}={value:g}" for key, value in beyond.items())
         raise InputError(
-            f"match.statistics=cached holds means and covariances of the last block alone, {told} asks for more; leave "
-            "match.statistics at fresh"
+            f"match.statistics=cached holds means and covariances of the last block alone, {told} "
+            f"{'asks' if len(beyond) == 1 else 'ask'} for more; leave match.statistics at fresh"
         )

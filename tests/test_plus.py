@@ -1,0 +1,293 @@
+"""iid-plus: its step against the loop, its parts off and on, its sources on other methods, what does not fit."""
+
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+
+from iidlib.config import override, preset
+from iidlib.distillation import METHODS, Distillation, LazyDraws, distill
+from iidlib.errors import InputError
+from iidlib.features import NetworkQueue, RandomNetworks, StageNetworks
+from iidlib.runs import RunFolder
+from tests.test_captured import on_buffers
+from tests.test_distillation import (
+    DOUBLE,
+    SINGLE,
+    Crash,
+    assert_step_is_the_loop,
+    begun,
+    crash,
+    difference,
+    of,
+    pictures,
+    rows,
+    settings,
+    stop_at,
+)
+
+EVEN = (8, 8, 8, 8)
+OFF = {"match__ce": 0, "match__cm": 0, "match__cc": 0, "match__mmd": 0}
+RICH = {"match__cm": 1.0, "match__mmd": 2.0}
+"""Every term."""
+
+# One step against the loop over classes, images and positions
+
+PARTS = [
+    {},
+    {"match__mmd_form": "characteristic", "match__mmd_frequencies": 7},
+    {"match__cm_blocks": 2},
+    {"match__cc_scaling": "relative", "match__cc_real": 4},
+    {"stages__interpolate": "on", "stages__schedule": "late"},
+]
+
+
+@pytest.mark.parametrize("changes", PARTS, ids=str)
+def test_a_step_is_the_loop_over_classes(changes):
+    config = settings("iid-plus", **RICH | changes)
+    for double, tolerance in ((True, DOUBLE), (False, SINGLE)):
+        run = begun(config, pictures(), double=double)
+        assert tuple(run.terms) == METHODS["iid-plus"].terms
+        for iteration in (1, 6):
+            assert_step_is_the_loop(run, iteration, tolerance)
+
+
+@pytest.mark.parametrize("blocks", [1, 2, 3])
+@pytest.mark.parametrize("chunk", [0, 5])
+def test_covariances_of_earlier_blocks_are_the_loop_in_pixels_of_the_last(blocks, chunk):
+    config = settings("iid-dm", match__cm_blocks=blocks, compute__chunk=chunk, match__cm=1.0)
+    assert_step_is_the_loop(begun(config, pictures(), double=True), 0, DOUBLE)
+
+
+def test_mosaics_under_stages_are_the_loop():
+    config = settings("iid-plus", 1, **RICH | {"syn__factor": 2})
+    assert_step_is_the_loop(begun(config, pictures(), double=True), 2, DOUBLE)
+
+
+@pytest.mark.parametrize("form", ["gaussian", "characteristic"])
+def test_classes_of_one_real_image_have_a_distance_too(form):
+    run = begun(settings("iid-plus", 1, **OFF | {"match__mmd": 1, "match__mmd_form": form}),
+                pictures((1, 3, 20, 5)), double=True)  # fmt: skip
+    run.images.data += 0.3 * torch.randn_like(run.images)  # a class of one image starts from it
+    assert_step_is_the_loop(run, 0, DOUBLE)
+
+
+# Parts off, and on
+
+
+def test_with_every_part_off_it_is_dm_bit_for_bit():
+    dm = settings("dm")
+    off = settings("iid-plus", match__source="random", match__network="convnet3", syn__lr=dm.syn.lr, **OFF)
+    assert torch.equal(of(off), of(dm))
+    for part in ({"match.source": "stages", "match.network": "convnet2"}, {"syn.factor": 2}, {"match.cm": 0.5},
+                 {"match.cc": 0.5, "match.cc_scaling": "relative"}, {"match.mmd": 0.5},
+                 {"match.ce": 0.5, "match.source": "stages", "match.network": "convnet2"}):  # fmt: skip
+        assert not torch.equal(of(override(off, part)), of(dm)), part
+
+
+def test_the_cross_entropy_weighs_nothing_under_networks_that_know_nothing():
+    off = settings("iid-plus", match__source="random", match__network="convnet3", **OFF)
+    assert torch.equal(of(off), of(override(off, {"match.ce": 0.5})))
+
+
+@pytest.mark.parametrize(
+    ("source", "kind"), [("random", RandomNetworks), ("queue", NetworkQueue), ("stages", StageNetworks)]
+)
+@pytest.mark.parametrize("method", ["dm", "iid-dm", "idm", "iid-plus"])
+def test_every_method_takes_every_source(method, source, kind):
+    changes = {"match__source": source, "match__network": "convnet2", "pool__width": 4, "match__batch_real": 4}
+    result = distill(settings(method, 1, **changes), pictures(40))
+    run = Distillation(settings(method, 1, **changes), pictures(40))
+    assert type(run.source) is kind
+    assert ("queue_networks" in result.metrics) is (source == "queue")
+    assert ("stage_accuracy" in result.metrics) is (source == "stages")
+    needs = source == "stages" or any(term.needs_pool for term in run.terms.values())
+    assert (result.pool is not None) is needs
+    own = METHODS[method].source == source
+    if own:
+        changes["match__source"] = "auto"
+        assert torch.equal(of(settings(method, 1, **changes)), result.synthetic.images)
+
+
+def test_class_centralization_under_stages_costs_no_pass_of_its_own():
+    config = settings("iid-plus", **RICH | {"match__cc_scaling": "relative", "match__cc_real": 4})
+    run = begun(config, pictures())
+    network, sizes = run.source.draw(3).network, []
+    network.trunk.register_forward_hook(lambda module, images, output: sizes.append(len(images[0])))
+    for member in run.pool.networks:
+        member.trunk.register_forward_hook(lambda module, images, output: pytest.fail("a member itself is asked"))
+    batch = run.batch(3)
+    assert batch.pretrained is batch.network is network
+    assert batch.pretrained_syn_features is batch.syn_features
+    sizes.clear()
+    run.losses(3)
+    assert sorted(sizes) == [4 * 3, 4 * 6], "synthetic and real images, once each"
+
+
+def test_cm_blocks_change_nothing_but_covariance_matching():
+    for method in ("dm", "iid-plus"):
+        off = {"match__cm": 0} if method == "iid-plus" else {}
+        assert torch.equal(of(settings(method, match__cm_blocks=2, **off)), of(settings(method, **off)))
+    # which blocks there are is not asked where none is looked at
+    other = pictures(40, 32)
+    distill(settings("dm", 1, match__network="alexnet", match__cm_blocks=9, iterations=1), other)
+
+
+# Stages and cached statistics
+
+
+def test_cached_statistics_go_with_stages_under_a_uniform_schedule():
+    changes = {"match__statistics": "cached", "match__cached_pairs": 3, "match__cc_scaling": "relative"}
+    config = settings("iid-plus", **changes)
+    assert torch.equal(of(config), of(config))
+
+
+# What does not go together
+
+
+@pytest.mark.parametrize(
+    ("method", "changes", "message"),
+    [
+        ("iid-plus", {"match__cm_blocks": 3}, r"match.cm_blocks must be at most 2, as convnet2 has blocks; got 3"),
+        ("dm-cm", {"match__cm_blocks": 4}, r"match.cm_blocks must be at most 3, as convnet3 has blocks; got 4"),
+        ("dm-cm", {"match__cm_blocks": 2, "match__network": "alexnet"}, r"cm_blocks=2 needs a ConvNet; alexnet has no"),
+        (
+            "iid-plus",
+            {"match__cm_blocks": 2, "match__statistics": "cached"},
+            r"statistics=cached holds .* match.cm_blocks=2 asks for more; leave match.statistics at fresh",
+        ),
+        (
+            "iid-plus",
+            {"match__mmd": 0.5, "match__cm_blocks": 2, "match__statistics": "cached"},
+            r"statistics=cached holds .* match.cm_blocks=2 and match.mmd=0.5 ask for more",
+        ),
+        (
+            "iid-plus",
+            {"match__mmd": 0.5, "match__statistics": "cached", "match__mmd_form": "characteristic"},
+            r"statistics=cached holds .* match.mmd=0.5 asks for more",
+        ),
+        (
+            "iid-plus",
+            {"match__width": 8},
+            r"match.width \(8\) must be pool.width \(4\); set both, or take match.source=random",
+        ),
+        ("iid-plus", {"pool__network": "convnet1"}, r"match.network \(convnet2\) must be pool.network \(convnet1\)"),
+        ("dm", {"match__source": "stages"}, r"match.network \(convnet3\) must be pool.network \(convnet2\)"),
+        (
+            "iid-plus",
+            {"match__statistics": "cached", "stages__schedule": "early"},
+            r"match.statistics=cached goes through .* stages.schedule=early does not allow; leave it at uniform",
+        ),
+        ("iid-plus", {"match__statistics": "cached", "match__source": "queue"}, "those of the queue are in training"),
+    ],
+)
+def test_settings_that_do_not_go_together_are_one_line(method, changes, message, tmp_path):
+    with pytest.raises(InputError, match=message) as caught:
+        distill(settings(method, **changes), pictures(), out=tmp_path / "run")
+    assert "\n" not in str(caught.value) and not (tmp_path / "run").exists()
+
+
+def test_a_term_that_is_left_out_asks_for_nothing():
+    changes = {"match__statistics": "cached", "match__cm_blocks": 2, "match__cm": 0, "match__mmd": 0, "match__cc": 0}
+    assert "cm" not in Distillation(settings("iid-plus", **changes), pictures()).terms
+
+
+# The same seed, stopped and resumed
+
+WHOLE = {"stages__schedule": "early", "stages__interpolate": "on", "match__mmd": 1.0, "match__cm_blocks": 2}
+
+
+@pytest.mark.parametrize("schedule", ["early", "late"])
+def test_a_run_with_a_schedule_that_crashed_equals_the_unbroken_one(schedule, tmp_path):
+    changes = WHOLE | {"stages__schedule": schedule, "match__mmd_form": "characteristic"}
+    config = settings("iid-plus", iterations=12, checkpoint__every=3, **changes)
+    whole = distill(config, pictures(40), out=tmp_path / "whole")
+    with pytest.raises(Crash):
+        distill(config, pictures(40), out=tmp_path / "broken", **stop_at(7, crash))
+    resumed = distill(config, pictures(40), out=tmp_path / "broken", resume=True)
+    assert torch.equal(resumed.synthetic.images, whole.synthetic.images)
+    logged = {row["iteration"]: row for row in rows(tmp_path / "whole")}
+    assert all(logged[row["iteration"]] == row for row in rows(tmp_path / "broken") if row["iteration"] in logged)
+    assert torch.equal(of(config), whole.synthetic.images)
+    assert not torch.equal(of(override(config, {"seed": 1})), whole.synthetic.images)
+
+
+@pytest.mark.parametrize("schedule", ["early", "late"])
+def test_a_run_over_which_a_schedule_was_spread_is_not_continued(schedule, tmp_path):
+    def config(iterations, **changes):
+        return settings("iid-plus", iterations=iterations, checkpoint__every=3, stages__schedule=schedule, **changes)
+
+    distill(config(5), pictures(40), out=tmp_path / "done")
+    with pytest.raises(Crash):
+        distill(config(12), pictures(40), out=tmp_path / "stopped", **stop_at(7, crash))
+    for folder, said in (("done", "5 of 5"), ("stopped", "6 of 12")):
+        before = {path: path.read_bytes() for path in sorted((tmp_path / folder).rglob("*")) if path.is_file()}
+        for iterations in (8, 20):
+            message = (
+                rf"done {said} iterations, .* stages.schedule={schedule} .* become one of iterations={iterations};"
+            )
+            with pytest.raises(InputError, match=message) as caught:
+                distill(config(iterations), pictures(40), out=tmp_path / folder, resume=True)
+            assert "\n" not in str(caught.value)
+        assert {path: path.read_bytes() for path in before} == before
+    resumed = distill(config(12), pictures(40), out=tmp_path / "stopped", resume=True).synthetic.images
+    assert torch.equal(resumed, of(config(12)))
+
+
+def test_a_schedule_that_nothing_reads_stops_no_run_from_being_continued(tmp_path):
+    for iterations in (4, 8):
+        config = settings("dm", iterations=iterations, checkpoint__every=3, stages__schedule="early")
+        images = distill(config, pictures(40), out=tmp_path / "run", resume=iterations == 8).synthetic.images
+    assert torch.equal(images, of(config)) and RunFolder(tmp_path / "run").config().iterations == 8
+
+
+def test_a_run_that_has_done_nothing_takes_another_number(tmp_path):
+    def config(iterations):
+        return settings("iid-plus", iterations=iterations, checkpoint__every=3, stages__schedule="early")
+
+    with pytest.raises(Crash):
+        distill(config(12), pictures(40), out=tmp_path / "run", **stop_at(2, crash))
+    resumed = distill(config(8), pictures(40), out=tmp_path / "run", resume=True).synthetic.images
+    assert torch.equal(resumed, of(config(8)))
+
+
+# A step that is recorded
+
+
+@pytest.mark.parametrize("changes", [{}, *PARTS[1:], {"match__cc": 0, "syn__factor": 2}], ids=str)
+def test_a_step_on_buffers_is_the_plain_step(changes):
+    config = settings("iid-plus", 2, **RICH | changes)
+    plain, buffered = (begun(config, pictures(EVEN)) for _ in range(2))
+    start = plain.images.detach().clone()
+    step = on_buffers(buffered)
+    for iteration in range(6):
+        plain.step(iteration)
+        step.step(iteration)
+    assert difference(buffered.images.detach() - start, plain.images.detach().double() - start) < 1e-4
+
+
+def test_buffers_hold_accuracy_and_frequencies_at_one_place():
+    run = begun(settings("iid-plus", match__mmd=1.0, match__mmd_form="characteristic"), pictures(EVEN))
+    draws = on_buffers(run).draws
+    places = [tensor.data_ptr() for tensor in (draws.frequencies, draws.matching.accuracy)]
+    seen = set()
+    for iteration in range(8):
+        draws.load(iteration)
+        plain = LazyDraws(run, iteration)
+        assert torch.equal(draws.frequencies, plain.frequencies) and draws.pretrained is draws.matching.network
+        assert float(draws.matching.accuracy) == plain.matching.accuracy
+        seen.add(float(draws.matching.accuracy))
+    assert len(seen) > 1
+    assert [tensor.data_ptr() for tensor in (draws.frequencies, draws.matching.accuracy)] == places
+
+
+# The preset
+
+
+def test_the_preset_runs_at_ci_scale_with_a_set_of_mosaics(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
+    caplog.set_level(logging.INFO, "iidlib")
+    result = distill(preset("iid-plus", "shapes", 1, "ci", {"pool.untrained": "warn"}), out=tmp_path / "run")
+    assert result.synthetic.factor == 2 and result.pool is not None and len(result.pool.networks) == 2
+    assert {"loss_mean", "loss_cm", "loss_ce", "stage_accuracy"} <= set(result.metrics)
+    assert "loss_mmd" not in result.metrics
