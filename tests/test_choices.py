@@ -191,7 +191,7 @@ def test_what_cannot_be_chosen_is_told(given: dict[str, object], message: str, k
 
 
 def plus(kind: str, **changes: object) -> RunConfig:
-    own = {"match.network": "convnet2", "match.width": 6, "match.cc_scaling": "relative", "pool.epochs_kept": (0, 2)}
+    own = {"match.network": "convnet2", "match.width": 4, "match.cc_scaling": "relative", "pool.epochs_kept": (0, 2)}
     own |= {"pool.count": 2, "syn.factor": 2, "checkpoint.every": 2, "iterations": 5, "syn.init": kind}
     given = {key.replace(".", "__"): value for key, value in own.items()} | changes
     return settings("iid-plus", given.pop("ipc", 1), **given)
@@ -299,7 +299,7 @@ def test_memory_counts_the_network_that_chooses() -> None:
         needs = least_memory(config, pictures(), ("mean",), source)
         return sum(bytes for told, bytes in needs.items() if "the pool" in told)
 
-    one = for_pool(by_dm("centres"), "random")
+    one = for_pool(by_dm("centres", pool__width=4), "random")
     assert one > 0 == for_pool(by_dm("real"), "random")
     assert for_pool(plus("centres"), "stages") == for_pool(plus("real"), "stages") == 2 * one
 

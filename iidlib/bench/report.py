@@ -18,7 +18,7 @@ from iidlib.data import Dataset, DatasetSpec, RealSet, load_dataset
 from iidlib.distillation import METHODS, Distillation
 from iidlib.engine import compiler_available, device_name, pick_device
 from iidlib.errors import InputError, suggest
-from iidlib.experiments import append_rows
+from iidlib.experiments.tables import append_rows
 from iidlib.features import Pool
 from iidlib.networks import NETWORKS, frozen, network_for
 from iidlib.rng import stream

@@ -13,7 +13,8 @@ __all__ = [
 ]  # fmt: skip
 
 # Names of a table that is not imported here: it needs pandas, and a shell does not wait for that.
-EXPERIMENTS = ("main", "ablation", "architectures", "weights", "beta", "iterations", "tsne", "continual")
+EXPERIMENTS = ("main", "ablation", "architectures", "weights", "beta", "iterations", "plus", "plus-sizes",
+               "headline", "tsne", "continual")  # fmt: skip
 
 Completion = Callable[[str], list[str]]
 

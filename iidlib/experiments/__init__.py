@@ -9,13 +9,11 @@ from iidlib.experiments.published import Published, published_value
 from iidlib.experiments.reproduce import Job, jobs, run_jobs
 from iidlib.experiments.results import MadeBy, SetOrigin, protocol_text, result_rows
 from iidlib.experiments.sweep import Sweep, load_grid, run_sweep
-from iidlib.experiments.tables import (
-    append_results, append_rows, check_results, check_writable, read_results, results_dir, rows_of,
-)  # fmt: skip
+from iidlib.experiments.tables import append_results, check_results, check_writable, read_results, results_dir, rows_of
 
 __all__ = [
     "EXPERIMENTS", "Cell", "Experiment", "Job", "MadeBy", "Published", "SetOrigin", "Sweep", "all_rows",
-    "append_results", "append_rows", "check_parameters", "check_results", "check_writable", "find", "jobs", "load_grid",
+    "append_results", "check_parameters", "check_results", "check_writable", "find", "jobs", "load_grid",
     "mean_of", "measured", "paired_gains", "paired_interval", "protocol_text", "published_value", "read_results",
     "result_rows", "results_dir", "rows_of", "run_jobs", "run_sweep", "table", "take_parameters", "within",
 ]  # fmt: skip
