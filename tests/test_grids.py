@@ -115,3 +115,10 @@ def test_a_protocol_is_a_cell_of_its_own(tmp_path: Path) -> None:
     assert len(measured(idc, "laptop", found)) == 1 and measured(usual, "laptop", found).empty
     job = next(j for j in jobs("plus-sizes", scale="laptop", seeds=1, folder=tmp_path) if j.cell == idc)
     assert "--protocol idc" in str(job) and "--no-evaluate" in job.before
+
+
+def test_the_folder_of_a_cell_has_a_name_that_file_systems_take() -> None:
+    long = Cell("validation:cifar10", "iid-plus", 10, settings=tuple((f"match.a{n}", "1") for n in range(40)))
+    other = Cell("validation:cifar10", "iid-plus", 10, settings=(*long.settings, ("match.b", "1")))
+    assert len(long.file) < 200 and long.file != other.file and ":" not in long.file
+    assert Cell("cifar10", "dm", 10, settings=(("iterations", "25%"),)).file == "cifar10-ipc10-dm-iterations=25"

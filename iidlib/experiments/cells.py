@@ -5,6 +5,7 @@ A cell is one number of a table or a point of a figure; `iidlib.experiments.meas
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from hashlib import sha256
 from typing import Literal
 
 from attrs import evolve
@@ -22,6 +23,9 @@ def _usual_network(dataset: str) -> str:
     """What sets of a data set are judged by in the paper's main table."""
     return "convnet4" if dataset.removeprefix(_VALIDATION) == "tinyimagenet" else "convnet3"
 
+
+_LONGEST = 160
+"""Characters of a folder's name, beside what comes before and after it; file systems take 255 bytes."""
 
 _VALIDATION = "validation:"
 """Before the name of a dataset: a part of its training images in the place of its test images."""
@@ -62,7 +66,8 @@ class Cell:
     @property
     def file(self) -> str:
         """What names the folder of its run: `name` without what no file name may have."""
-        return self.name.translate({ord("/"): "-", ord(":"): "-", ord("%"): None})
+        told = self.name.translate({ord("/"): "-", ord(":"): "-", ord("%"): None})
+        return told if len(told) <= _LONGEST else f"{told[:_LONGEST]}-{sha256(told.encode()).hexdigest()[:8]}"
 
     def protocol_of(self, config: RunConfig) -> EvalProtocol:
         """How its set is evaluated, given its scale's settings; but for the augmentation, which is the dataset's."""
