@@ -68,7 +68,8 @@ def settings(method: str, ipc: int = 3, **changes: object) -> RunConfig:
     }
     if method == "iid-plus":
         small |= {"match.network": "convnet2", "pool.width": 4, "pool.epochs_kept": "0,2", "match.ce": 0.02}
-        small |= {"syn.factor": 1}  # few tests have images for mosaics
+        # few tests have images for mosaics, or for a choice among them
+        small |= {"syn.factor": 1, "syn.init": "real", "pool.augmentation": "none"}
     if method not in ("dm", "dm-cm", "idm", "idm-cm"):  # which have no such term
         small["match.cc"] = 0.05
     return preset(

@@ -94,7 +94,12 @@ CC, CM, MMD, QUEUE, STAGES, POOL = (
         ("iid-plus", {"match.source": "random", "match.cc": 0.1}, [QUEUE, STAGES, MMD, "match.ce"]),
         ("iid-plus", {"match.source": "queue", "match.cc": 0.1}, [STAGES, MMD]),
         ("iid-plus", {"match.cc": 0}, [QUEUE, CC, MMD]),
-        ("iid-plus", {"match.source": "random", "match.cc": 0}, [POOL, QUEUE, STAGES, CC, MMD, "match.ce"]),
+        ("iid-plus", {"match.source": "random", "match.cc": 0}, [QUEUE, STAGES, CC, MMD, "match.ce"]),
+        (
+            "iid-plus",
+            {"match.source": "random", "match.cc": 0, "syn.init": "real"},
+            [POOL, QUEUE, STAGES, CC, MMD, "match.ce"],
+        ),
         ("iid-idm", {"match.cc": 0, "match.cm": 0}, [POOL, STAGES, CC, CM, MMD]),
         ("dm", {"syn.init": "centres"}, [QUEUE, STAGES, CC, CM, MMD]),
         ("herding", {}, []),

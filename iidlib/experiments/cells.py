@@ -135,6 +135,7 @@ def _sweep(method: str, key: str, values: Sequence[float | str], **more: str) ->
 
 _PARTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "syn.factor": ("1", ()),
+    "syn.init": ("real", ()),
     "match.source": ("random", ()),
     "match.ce": ("0", ("match.source",)),  # weighs nothing under networks that are not trained
     "match.cm": ("0", ()),
@@ -148,7 +149,10 @@ _NETWORKS = ("convnet3", "alexnet", "vgg11", "resnet18")
 
 
 def _plus() -> tuple[Cell, ...]:
-    """iid-plus, its parts added one at a time to what is left without any (dm), and left out one at a time."""
+    """iid-plus, its parts added one at a time to what is left without any, and left out one at a time.
+
+    What is left is dm at the step size of iid-plus.
+    """
     off = {part: value for part, (value, _) in _PARTS.items()}
     cells = [Cell("cifar10", "iid-plus", 10), Cell("cifar10", "iid-plus", 10, settings=tuple(off.items()))]
     cells += [Cell("cifar10", "iid-plus", 10, settings=((part, off[part]),)) for part in _PARTS]
