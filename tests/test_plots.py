@@ -22,6 +22,8 @@ from iidlib import plots
 from iidlib.errors import InputError
 from iidlib.plots import display
 
+NAN = float("nan")
+
 FINDING = "distilled images reach 37 % where random ones reach 28 %"
 
 
@@ -68,6 +70,30 @@ def costs() -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def runs_of_methods() -> pd.DataFrame:
+    """Three distillations each: cheap and weak, dear and no better, dear with a cheap pool, dear and best."""
+    rows = [
+        {"label": label, "seconds": seconds + step, "accuracy": accuracy + step, "pool_seconds": pool}
+        for label, seconds, accuracy, pool in (
+            ("dm", 100, 46.0, NAN), ("idm", 900, 45.0, NAN), ("iid-plus", 200, 56.0, 300.0),
+            ("iid-idm", 2000, 60.0, NAN),
+        )
+        for step in (-1, 0, 1)
+    ]  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def parts() -> pd.DataFrame:
+    rows = [
+        ("left out", "mosaics", 3.0, 1.0, 5.0, ""),
+        ("left out", "cross-entropy", 0.5, -1.0, 2.0, ""),
+        ("added alone", "mosaics", -2.0, -3.0, -1.0, ""),
+        ("added alone", "cross-entropy", NAN, NAN, NAN, ""),
+        ("added alone", "centralization", NAN, NAN, NAN, "not in use"),
+    ]
+    return pd.DataFrame(rows, columns=["group", "part", "mean", "low", "high", "note"])
+
+
 FIGURES = {
     "bars": lambda: plots.accuracy_bars(scores(), chance=10),
     "bars of two networks": lambda: plots.accuracy_bars(scores(("convnet3", "alexnet"))),
@@ -79,6 +105,8 @@ FIGURES = {
     "ladder": lambda: plots.time_ladder(rungs(), unit="seconds"),
     "costs": lambda: plots.cost_curves(costs(), axes={"ipc": "images a class", "width": "width"})[0],
     "covariances": lambda: plots.covariance_heatmaps({"dm": np.eye(8), "dm-cm": np.eye(8) / 2}, unit="gap (units²)")[0],
+    "costs of methods": lambda: plots.pareto(runs_of_methods()),
+    "parts": lambda: plots.part_gains(parts()),
 }
 
 
@@ -452,6 +480,76 @@ class TestCellPoints:
         assert not len(ring.get_facecolors()) and len(dots.get_facecolors())
 
 
+class TestPareto:
+    def dots(self, ax: Axes) -> dict[str, list[float]]:
+        return {
+            str(dots.get_label()): dots.get_offsets()[0].tolist() for dots in ax.collections if len(dots.get_offsets())
+        }
+
+    def test_a_method_stands_at_its_means_with_its_pool(self) -> None:
+        ax = plots.pareto(runs_of_methods())
+        dots = self.dots(ax)
+        assert dots["dm"] == [100, 46] and dots["iid-plus"] == [500, 56]
+        rings = [
+            dots.get_offsets().tolist() for dots in ax.collections if to_hex(dots.get_facecolors()[0]) == "#ffffff"
+        ]
+        assert [[200.0, 56.0]] in rings, "without its pool"
+        assert ax.get_xscale() == "log" and "seconds" in ax.get_xlabel() and "%" in ax.get_ylabel()
+
+    def test_the_line_goes_through_what_nothing_cheaper_beats(self) -> None:
+        line = plots.pareto(runs_of_methods()).lines[0]
+        assert line.get_xydata().tolist() == [[100, 46], [500, 56], [2000, 60]] and line.get_drawstyle() == "steps-post"
+
+    def test_equal_costs_leave_the_better_one_on_the_line(self) -> None:
+        rows = pd.DataFrame({"label": ["dm", "idm"], "seconds": [10.0, 10.0], "accuracy": [40.0, 50.0]})
+        assert plots.pareto(rows).lines[0].get_xydata().tolist() == [[10, 50]]
+
+    def test_whiskers_end_at_the_extreme_distillations(self) -> None:
+        ends = [line.get_xydata().tolist() for line in plots.pareto(runs_of_methods()).lines]
+        assert [[100, 45], [100, 47]] in ends and [[99, 46], [101, 46]] in ends and [[499, 56], [501, 56]] in ends
+
+    def test_without_a_known_pool_there_is_one_mark_and_no_legend(self) -> None:
+        ax = plots.pareto(runs_of_methods().drop(columns="pool_seconds"))
+        assert self.dots(ax)["iid-plus"] == [200, 56] and ax.get_legend() is None
+
+    def test_names_cover_neither_each_other_nor_marks(self) -> None:
+        near = [(f"method {n}", 100.0 + 6 * n, 50.0 + 0.1 * n) for n in range(5)]
+        ax = plots.pareto(pd.DataFrame(near, columns=["label", "seconds", "accuracy"]))
+        ax.get_figure().draw_without_rendering()
+        boxes = [text.get_window_extent() for text in ax.texts]
+        assert len(boxes) == 5
+        assert not any(one.overlaps(other) for n, one in enumerate(boxes) for other in boxes[:n])
+        points = ax.transData.transform([(seconds, accuracy) for _, seconds, accuracy in near])
+        assert not any(box.contains(*point) for box in boxes for point in points)
+
+
+class TestPartGains:
+    def test_a_row_a_part_below_the_name_of_its_group(self) -> None:
+        ax = plots.part_gains(parts(), title="tour")
+        named = dict(zip([text.get_text() for text in ax.get_yticklabels()], ax.get_yticks(), strict=True))
+        assert named["left out"] == 0 and named["added alone"] == 3 and named["centralization"] == 6
+        assert [text.get_fontweight() for text in ax.get_yticklabels()][:3] == ["bold", "bold", "normal"]
+        assert ax.get_ylim()[0] > ax.get_ylim()[1] and ax.get_title("left") == "tour"
+
+    def test_means_and_intervals_stand_about_zero(self) -> None:
+        ax = plots.part_gains(parts())
+        assert [dots.get_offsets()[0].tolist() for dots in ax.collections] == [[3, 1], [0.5, 2], [-2, 4]]
+        ends = [line.get_xydata().tolist() for line in ax.lines]
+        assert [[1, 1], [5, 1]] in ends and [[0, 0], [0, 1]] in ends
+
+    def test_a_dot_is_filled_where_the_interval_leaves_out_zero(self) -> None:
+        faces = [to_hex(dots.get_facecolors()[0]) for dots in plots.part_gains(parts()).collections]
+        assert [face == "#ffffff" for face in faces] == [False, True, False]
+
+    def test_what_was_not_measured_is_missing_or_says_why(self) -> None:
+        assert [text.get_text() for text in plots.part_gains(parts()).texts] == ["missing", "not in use"]
+
+    def test_zero_is_inside_of_the_panel_whatever_the_gains_are(self) -> None:
+        one = parts()[:1].assign(low=2.9, high=3.1)
+        low, high = plots.part_gains(one).get_xlim()
+        assert low < 0 < 3.1 < high
+
+
 def measured(labels: list[str]) -> pd.DataFrame:
     rows = [
         {"label": label, "network": n, "class": c, "within": 10 + i + (c == "dog"), "gap": 0.1 * (i + 1)}
@@ -557,6 +655,8 @@ NOTHING = {
     "projection": (plots.projection, {"classes": ["a"]}),
     "ladder": (plots.time_ladder, {"unit": "s"}),
     "costs": (plots.cost_curves, {"axes": {"ipc": "images"}}),
+    "costs of methods": (plots.pareto, {}),
+    "parts": (plots.part_gains, {}),
 }
 
 
@@ -567,7 +667,6 @@ def test_a_figure_of_nothing_is_a_sentence(name: str) -> None:
         draw(pd.DataFrame(), **options)
 
 
-NAN = float("nan")
 EDGES = {
     "one network that diverged": lambda: plots.accuracy_bars(scores()[:1].assign(accuracy=NAN), chance=50),
     "one step": lambda: plots.accuracy_curves(scores()[:1].assign(step=1), x="step", label="step"),
@@ -587,6 +686,10 @@ EDGES = {
     "measures that diverged": lambda: plots.measure_strips(
         pd.DataFrame({"label": ["dm", "real"], "within": [NAN, NAN]}), names={"within": "within"}
     )[0],
+    "costs of one method that diverged": lambda: plots.pareto(runs_of_methods()[:3].assign(accuracy=NAN)),
+    "costs of one distillation": lambda: plots.pareto(runs_of_methods()[:1].drop(columns="pool_seconds")),
+    "no part measured": lambda: plots.part_gains(parts().assign(mean=NAN, low=NAN, high=NAN)),
+    "parts without notes": lambda: plots.part_gains(parts().drop(columns="note")),
     "a single point": lambda: plots.projection(
         pd.DataFrame({"label": ["dm"], "class": [0], "x": [1.0], "y": [1.0]}), classes=["cat"]
     )[0],

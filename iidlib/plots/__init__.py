@@ -5,6 +5,7 @@ label and its unit. The functions draw on axes of their own, or on those given, 
 finished figure into a notebook and asks for the finding in words.
 """
 
+from iidlib.plots.comparisons import pareto, part_gains
 from iidlib.plots.curves import cost_curves, error_curves, loss_curves, queue_curves, time_ladder
 from iidlib.plots.display import animate, show
 from iidlib.plots.features import covariance_heatmaps, distance_distribution, measure_strips, projection
@@ -14,6 +15,6 @@ from iidlib.plots.style import colours, panels
 
 __all__ = [
     "accuracy_bars", "accuracy_curves", "animate", "cell_points", "colours", "cost_curves", "covariance_heatmaps",
-    "distance_distribution", "error_curves", "image_grid", "loss_curves", "measure_strips", "note", "panels",
-    "projection", "queue_curves", "setting_curve", "show", "time_ladder",
+    "distance_distribution", "error_curves", "image_grid", "loss_curves", "measure_strips", "note", "panels", "pareto",
+    "part_gains", "projection", "queue_curves", "setting_curve", "show", "time_ladder",
 ]  # fmt: skip

@@ -1,0 +1,171 @@
+"""Figures that compare methods: accuracy against cost, and what each part of a method gains."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.transforms import Bbox
+from numpy.typing import NDArray
+
+from iidlib.plots.style import colours, log_limits, needs_rows, panels, shortened, styled
+
+__all__ = ["pareto", "part_gains"]
+
+_PLACES = [
+    (x, y, across, up)
+    for reach in (8, 16, 28, 42)
+    for x, y, across, up in (
+        (reach, 0, "left", "center"), (-reach, 0, "right", "center"), (0, reach, "center", "bottom"),
+        (0, -reach, "center", "top"), (reach, reach, "left", "bottom"), (-reach, reach, "right", "bottom"),
+        (reach, -reach, "left", "top"), (-reach, -reach, "right", "top"),
+    )
+]  # fmt: skip
+"""Where the name of a point may stand, in points from it, with its alignment; the first that is free is taken."""
+
+
+def pareto(runs: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
+    """Accuracy against the seconds of a distillation, and a line through the methods that nothing cheaper beats.
+
+    A method is a dot at the mean of its distillations, with their range on both axes. Where the training of its pool is
+    known, the dot counts it, and a ring joined to the dot stands at the seconds without it: a pool is trained once,
+    however many sets are distilled with it. The line counts pools.
+
+    Args:
+        runs: a row a distillation, with columns label, seconds (of the iterations, above 0) and accuracy (percent; mean
+            over the networks of the evaluation); and pool_seconds, NaN where there is no pool or nobody knows.
+        ax: where to draw.
+    """
+    needs_rows("pareto", runs)
+    pool = runs["pool_seconds"] if "pool_seconds" in runs else pd.Series(np.nan, index=runs.index)
+    runs = runs.assign(pool=pool, whole=runs["seconds"] + pool.fillna(0))
+    by_label = runs.groupby("label", sort=False)[["seconds", "whole", "accuracy", "pool"]]
+    means, lows, highs = by_label.mean(), by_label.min(), by_label.max()
+    palette = colours(list(means.index))
+    with styled():
+        ax = ax or panels(height=3.8)[0]
+        best = means.dropna(subset=["whole", "accuracy"]).sort_values(["whole", "accuracy"], ascending=[True, False])
+        best = best[best["accuracy"] > best["accuracy"].cummax().shift(fill_value=-np.inf)]
+        ax.plot(best["whole"], best["accuracy"], color="#8c8c8c", linewidth=1.2, drawstyle="steps-post", zorder=1)
+        for label, mean in means.iterrows():
+            own: dict[str, Any] = {"color": palette[str(label)], "zorder": 2}
+            if mean["pool"] > 0:
+                ax.plot([mean["seconds"], mean["whole"]], [mean["accuracy"]] * 2, linewidth=0.8, **own)
+                ax.scatter(
+                    mean["seconds"], mean["accuracy"], s=40, facecolors="white", edgecolors=own["color"], zorder=3
+                )
+            low, high = lows.loc[str(label)], highs.loc[str(label)]
+            ax.plot([mean["whole"]] * 2, [low["accuracy"], high["accuracy"]], linewidth=1.5, **own)
+            ax.plot([low["whole"], high["whole"]], [mean["accuracy"]] * 2, linewidth=1.5, **own)
+            ax.scatter(mean["whole"], mean["accuracy"], s=40, color=own["color"], label=label, zorder=4)
+        seconds = pd.concat([runs["seconds"], runs["whole"]])
+        low_end, high_end = log_limits(seconds)
+        ticks = [lead * 10.0**power for power in range(-6, 9) for lead in (1, 2, 5)]
+        ax.set(xscale="log", xlabel="seconds of a distillation", ylabel="test accuracy (%)", xlim=(low_end, high_end))
+        ticks = [tick for tick in ticks if low_end <= tick <= high_end]
+        ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        ax.minorticks_off()
+        if (means["pool"] > 0).any():
+            ax.scatter([], [], s=40, color="#404040", label="with the pool's training")
+            ax.scatter([], [], s=40, facecolors="white", edgecolors="#404040", label="without it")
+            marks, names = ax.get_legend_handles_labels()
+            ax.legend(marks[-2:], names[-2:], loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2)
+        ax.margins(y=0.15)
+        sns.despine(ax=ax)
+        _write_names(ax, means, palette)
+    return ax
+
+
+def _write_names(ax: Axes, means: pd.DataFrame, palette: dict[str, str]) -> None:
+    """Writes the name of each method beside its dot, where it covers neither a mark nor another name."""
+    figure = ax.get_figure()
+    assert isinstance(figure, Figure)
+    figure.draw_without_rendering()  # texts have their size, and axes their place, once the layout is done
+    half = 5 * figure.dpi / 72  # of a mark, in pixels
+    taken = [line.get_window_extent().padded(1) for line in ax.lines[1:]]  # whiskers, and lines from ring to dot
+    path = ax.transData.transform(_corners(ax.lines[0]))
+    taken += [Bbox([one, other]).padded(1) for one, other in pairwise(path)]  # padded: a line across has no height
+    for column in ("seconds", "whole"):
+        for x, y in ax.transData.transform(means[[column, "accuracy"]].to_numpy(dtype=float)):
+            taken.append(Bbox.from_extents(x - half, y - half, x + half, y + half))
+    for label, mean in means.iterrows():
+        point = (mean["whole"], mean["accuracy"])
+        if not np.isfinite(point).all():
+            continue
+        text = ax.annotate(
+            shortened(str(label)), point, _PLACES[0][:2], textcoords="offset points", fontsize=9,
+            color=palette[str(label)],
+        )  # fmt: skip
+        for x, y, across, up in _PLACES:
+            text.set(position=(x, y), horizontalalignment=across, verticalalignment=up)
+            box = text.get_window_extent()
+            inside = ax.bbox.x0 <= box.x0 and box.x1 <= ax.bbox.x1 and ax.bbox.y0 <= box.y0 and box.y1 <= ax.bbox.y1
+            if inside and not any(box.overlaps(other) for other in taken):
+                break
+        taken.append(text.get_window_extent())
+
+
+def _corners(line: Line2D) -> NDArray[np.float64]:
+    """Corners of a line of steps, [2 n - 1, 2]: before each of its points but the first, one below or above it."""
+    points = np.asarray(line.get_xydata(), dtype=np.float64)
+    corners = np.repeat(points, 2, axis=0)[:-1]
+    corners[1::2, 0] = points[1:, 0]
+    return corners
+
+
+def part_gains(gains: pd.DataFrame, *, title: str = "", ax: Axes | None = None) -> Axes:
+    """What each part of a method gains, as a forest plot: a mean and its interval a row, about a line at zero.
+
+    A dot is filled where the interval leaves out zero. A row without a mean says why instead: what was not measured is
+    shown as missing.
+
+    Args:
+        gains: a row a part, with columns group, part, mean, low and high (points of accuracy; NaN where unknown), in
+            the order in which they are drawn; and note, what to write where there is no mean, ``missing`` if absent.
+        title: of the panel.
+        ax: where to draw.
+    """
+    needs_rows("part_gains", gains)
+    groups = list(dict.fromkeys(gains["group"]))
+    palette = dict(zip(groups, colours(["dm", "iid-dm", *groups]).values(), strict=False))
+    with styled():
+        ax = ax or panels(height=1 + 0.3 * (len(gains) + len(groups)))[0]
+        places: list[int] = []
+        for number, (_, row) in enumerate(gains.iterrows()):
+            place = number + 1 + groups.index(row["group"])  # a row above each group is left to its name
+            places.append(place)
+            colour = palette[row["group"]]
+            if not np.isfinite(row["mean"]):
+                ax.annotate(
+                    str(row.get("note") or "missing"), (0.5, place), xycoords=("axes fraction", "data"), ha="center",
+                    va="center", fontsize=8, color="#595959", backgroundcolor="white",
+                )  # fmt: skip
+                continue
+            clear = row["low"] > 0 or row["high"] < 0
+            ax.plot([row["low"], row["high"]], [place] * 2, color=colour, linewidth=1.5, zorder=2)
+            ax.scatter(
+                row["mean"], place, s=34, facecolors=colour if clear else "white", edgecolors=colour, zorder=3
+            )  # fmt: skip
+        ax.axvline(0, color="black", linewidth=1, zorder=1)
+        heads = [min(p for p, group in zip(places, gains["group"], strict=True) if group == one) - 1 for one in groups]
+        _name_rows(ax, [*heads, *places], [*groups, *gains["part"]], bold=len(groups))
+        ax.set(xlabel="gain (points of accuracy)", ylabel="", title=title, ylim=(max(places) + 0.7, -0.6))
+        low, high = ax.get_xlim()
+        if not np.isfinite(gains["mean"]).any():
+            low, high = -1, 1
+        ax.set_xlim(min(low, -0.1 * high), max(high, -0.1 * low))  # the line at zero is never at the edge
+        sns.despine(ax=ax, left=True)
+        ax.tick_params(axis="y", length=0)
+    return ax
+
+
+def _name_rows(ax: Axes, places: Sequence[int], names: Sequence[str], *, bold: int) -> None:
+    """Names rows at the left of a figure, the first of them in bold."""
+    ax.set_yticks(places, [shortened(name) for name in names])
+    for text in ax.get_yticklabels()[:bold]:
+        text.set_fontweight("bold")
