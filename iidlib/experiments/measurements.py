@@ -21,7 +21,7 @@ from iidlib.experiments.published import published_value
 from iidlib.experiments.results import protocol_text
 from iidlib.experiments.tables import read_results, results_dir
 
-__all__ = ["all_rows", "mean_of", "measured", "table"]
+__all__ = ["all_rows", "mean_of", "measured", "own_rows", "table"]
 
 _NUMBERS = (
     "ipc", "seed", "accuracy", "iterations", "epochs", "networks_seed", "evaluation_seed", "step", "steps", "order",
@@ -68,7 +68,7 @@ def measured(cell: Cell, scale: str, rows: pd.DataFrame) -> pd.Series:
         scale: at which scale; at ``tour`` the data set is ``cifar10-mini``.
         rows: of results.
     """
-    return _by_seed(_own_rows(cell, scale, rows))
+    return _by_seed(own_rows(cell, scale, rows))
 
 
 def _without_augmentation(text: str) -> str:
@@ -81,8 +81,14 @@ def _by_seed(own: pd.DataFrame) -> pd.Series:
     return own.groupby("seed")["accuracy"].mean() if len(own) else pd.Series(dtype=float)
 
 
-def _own_rows(cell: Cell, scale: str, rows: pd.DataFrame) -> pd.DataFrame:
-    """The rows of a cell's networks, the newest of each, of the seeds that have all of them."""
+def own_rows(cell: Cell, scale: str, rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows of a cell's networks, the newest of each, of the seeds that have all of them.
+
+    Args:
+        cell: what is looked for.
+        scale: at which scale.
+        rows: of results, as `all_rows` gives them.
+    """
     dataset = cell.dataset_at(scale)
     if not rows.empty:
         rows = rows[(rows["dataset"] == dataset) & (rows["method"] == cell.method) & (rows["scale"] == scale)]
@@ -174,7 +180,7 @@ def table(name: str, folder: Path | None = None) -> pd.DataFrame:
             "source": printed.source if printed else "not found",
         }
         for scale in ("paper", "laptop", "tour"):
-            own = _own_rows(cell, scale, rows) if cell.runs_at(scale) else rows[:0]
+            own = own_rows(cell, scale, rows) if cell.runs_at(scale) else rows[:0]
             values = _by_seed(own)
             line |= {
                 f"{scale}_mean": values.mean() if len(values) else math.nan,

@@ -1,0 +1,110 @@
+"""What measured rows say of a method: what each of its parts gains, and what its distillations cost."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from iidlib.config import preset
+from iidlib.experiments.cells import EXPERIMENTS, Cell
+from iidlib.experiments.measurements import all_rows, measured, own_rows
+from iidlib.experiments.paired import paired_gains
+
+__all__ = ["PARTS", "distillation_costs", "gains_of_parts"]
+
+PARTS = {
+    "syn.factor": "mosaics",
+    "syn.init": "initial images by clusters",
+    "match.source": "networks of the stages",
+    "match.ce": "cross-entropy",
+    "match.cm": "covariance matching",
+    "match.cc": "class centralization",
+}
+"""The parts of iid-plus by the setting that leaves one out, as the experiment ``plus`` does."""
+
+
+def gains_of_parts(scale: str, rows: pd.DataFrame | None = None) -> pd.DataFrame:
+    """What each part of iid-plus gains: left out of the whole, and added alone to what is left without any.
+
+    A gain is the accuracy with the part less that without it, so that it is positive where the part helps, whichever
+    way it was asked. A part that needs another one is added on top of that one.
+
+    Args:
+        scale: at which scale the cells of the experiment ``plus`` were measured.
+        rows: of results; those of the checkout when not given.
+
+    Returns:
+        A row a part and group (``left out``, ``added alone``), with the columns seeds, mean, low and high of
+        `paired_gains`; note, why there is no interval (``missing``, ``2 seeds only``, ``not in use`` for a part that
+        the scale's settings do without), or ""; and told, all of it as text.
+    """
+    cells = EXPERIMENTS["plus"].cells
+    rows = all_rows() if rows is None else rows
+    found = []
+    for cell in cells:
+        one = measured(cell, scale, rows)
+        found.append(pd.DataFrame({"seed": one.index, "method": _without(cell), "accuracy": one.to_numpy()}))
+    whole, bare = cells[:2]
+    pairs = [(part, _without(whole)) for part in PARTS]
+    for part, cell in zip(PARTS, cells[-len(PARTS) :], strict=True):
+        off = {key for key, _ in cell.settings}
+        pairs.append((_named(off | {part}), _named(off)))
+    table = paired_gains(pd.concat(found, ignore_index=True), pairs)
+    table.insert(0, "group", np.repeat(["left out", "added alone"], len(PARTS)))
+    table.insert(1, "part", [*PARTS.values()] * 2)
+    usual, off_values = ("iid-plus", whole.dataset_at(scale), whole.ipc, scale), dict(bare.settings)
+    idle = [preset(*usual, {part: off_values[part]}) == preset(*usual) for part in PARTS] * 2
+    table.loc[idle, ["mean", "low", "high"]] = np.nan
+    table["note"] = [
+        "not in use" if off else ("missing" if not n else f"{n} seeds only" if n < 3 else "")
+        for off, n in zip(idle, table["seeds"], strict=True)
+    ]
+    table["told"] = [
+        note or f"{mean:+.1f} from {low:+.1f} to {high:+.1f} ({seeds})"
+        for note, mean, low, high, seeds in table[["note", "mean", "low", "high", "seeds"]].itertuples(index=False)
+    ]
+    return table.drop(columns=["base", "method"])
+
+
+def _without(cell: Cell) -> str:
+    return _named({key for key, _ in cell.settings})
+
+
+def _named(off: set[str]) -> str:
+    """The parts that are left out, in their order; "" for the whole."""
+    return " ".join(part for part in PARTS if part in off)
+
+
+def distillation_costs(
+    scale: str, methods: Sequence[str], dataset: str = "cifar10", ipc: int = 10, rows: pd.DataFrame | None = None
+) -> pd.DataFrame:
+    """Seconds and accuracy of the distillations that fill the cells of some methods at a scale.
+
+    Args:
+        scale: of the distillations and their evaluation.
+        methods: in the order in which they are returned; those without rows are left out.
+        dataset: as `Cell` names it, which is CIFAR-10 also where the scale takes the embedded images.
+        ipc: images per class.
+        rows: of results; those of the checkout when not given.
+
+    Returns:
+        A row a distillation, as `iidlib.plots.pareto` takes it: label, scale, seed, seconds (of its iterations),
+        pool_seconds (NaN where there is no pool, or its rows do not say), accuracy (mean over its networks), device
+        and date.
+    """
+    rows = all_rows() if rows is None else rows
+    columns = ["label", "scale", "seed", "seconds", "pool_seconds", "accuracy", "device", "date"]
+    found = [pd.DataFrame(columns=columns)]
+    for method in methods:
+        own = own_rows(Cell(dataset, method, ipc), scale, rows)
+        if own.empty:
+            continue
+        own = own.reindex(columns=[*own.columns, *({"seconds_per_iteration", "pool_seconds", "device"} - {*own})])
+        for name in ("seconds_per_iteration", "pool_seconds"):
+            own[name] = pd.to_numeric(own[name], errors="coerce")
+        own["seconds"] = own["seconds_per_iteration"] * own["iterations"]
+        own["label"] = method
+        how = {"seconds": "mean", "pool_seconds": "mean", "accuracy": "mean", "device": "first", "date": "max"}
+        timed = own.groupby(["label", "scale", "seed"], as_index=False).agg(how)
+        found.append(timed[timed["seconds"] > 0])
+    return pd.concat(found[1:] or found, ignore_index=True)

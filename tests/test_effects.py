@@ -1,0 +1,110 @@
+"""iidlib.experiments.effects: gains of parts and costs, from no rows, from some, and from all."""
+
+from typing import Any
+
+import pandas as pd
+import pytest
+from result_rows import rows
+
+from iidlib.config import override, preset
+from iidlib.experiments import EXPERIMENTS, distillation_costs, gains_of_parts
+from iidlib.experiments.cells import Cell
+from iidlib.experiments.effects import PARTS
+from iidlib.experiments.results import protocol_text
+
+CELLS = EXPERIMENTS["plus"].cells
+NOTHING = pd.DataFrame()
+
+
+def of_cell(cell: Cell, accuracy: float, **more: Any) -> dict[str, Any]:
+    """A row of a cell at scale laptop, as a run of it leaves it."""
+    config = preset(cell.method, cell.dataset, cell.ipc, "laptop", cell.changes("laptop"))
+    settings = " ".join(f"{key}={value}" for key, value in cell.changes("laptop").items())
+    protocol = protocol_text(config.eval, cell.method, config.syn.factor)
+    return {"method": cell.method, "accuracy": accuracy, "settings": settings, "protocol": protocol} | more
+
+
+def measured(cells: list[Cell], seeds: int, without: float = 2.0) -> pd.DataFrame:
+    """Rows in which every part that is left out costs `without` points, a little more or less with the seed."""
+    usual = preset("iid-plus", "cifar10", 10, "laptop")
+    acts = [part for part, value in CELLS[1].settings if override(usual, {part: value}) != usual]
+    return rows(
+        *(
+            of_cell(cell, 56.0 - without * (1 + 0.01 * seed) * len({*acts} & {*dict(cell.settings)}), seed=seed)
+            for cell in cells
+            for seed in range(seeds)
+        )
+    )
+
+
+def test_the_parts_are_those_of_the_experiment() -> None:
+    assert tuple(dict(CELLS[1].settings)) == tuple(PARTS) and CELLS[0].settings == ()
+    assert [dict(cell.settings).keys() for cell in CELLS[2 : 2 + len(PARTS)]] == [{part} for part in PARTS]
+    for part, cell in zip(PARTS, CELLS[-len(PARTS) :], strict=True):
+        assert part not in dict(cell.settings)
+
+
+def in_use(table: pd.DataFrame) -> pd.DataFrame:
+    return table[table["note"] != "not in use"]
+
+
+def test_without_rows_every_part_is_missing() -> None:
+    table = gains_of_parts("laptop", NOTHING)
+    assert len(table) == 2 * len(PARTS) and set(table["group"]) == {"left out", "added alone"}
+    assert table[["mean", "low", "high"]].isna().all(axis=None)
+    assert set(in_use(table)["told"]) == {"missing"}
+
+
+def test_a_part_is_measured_by_the_cells_with_and_without_it() -> None:
+    table = in_use(gains_of_parts("laptop", measured(list(CELLS), seeds=3)))
+    assert set(table["seeds"]) == {3} and set(table["note"]) == {""}
+    assert table["mean"].round(2).eq(2.02).all(), "each of them one part apart, also where a part needs another"
+    assert (table["low"] > 0).all() and table["told"].iloc[0] == "+2.0 from +2.0 to +2.1 (3)"
+
+
+def test_a_part_that_harms_has_a_negative_gain() -> None:
+    table = in_use(gains_of_parts("laptop", measured(list(CELLS), seeds=3, without=-1.0)))
+    assert (table["high"] < 0).all()
+
+
+def test_what_is_measured_in_part_is_told_in_part() -> None:
+    some = pd.concat([measured([CELLS[0], CELLS[2]], seeds=3), measured([CELLS[3]], seeds=2)])
+    table = gains_of_parts("laptop", some).set_index(["group", "part"])
+    assert table.loc[("left out", "mosaics"), "seeds"] == 3
+    assert table.loc[("left out", "networks of the stages"), "told"] == "2 seeds only"
+    assert table.loc[("added alone", "mosaics"), "told"] == "missing"
+
+
+def test_a_part_without_weight_is_not_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    from iidlib.config import recipes
+
+    monkeypatch.setitem(recipes.PLUS_SCALES, "laptop", recipes.PLUS_SCALES["laptop"] | {"match.cc": 0.0, "match.cm": 1})
+    table = gains_of_parts("laptop", measured(list(CELLS), seeds=3)).set_index("part")
+    assert set(table.loc["class centralization", "told"]) == {"not in use"}
+    assert table.loc["class centralization", "mean"].isna().all()
+    assert set(table.loc["covariance matching", "note"]) == {""}
+
+
+def timed(method: str, **more: Any) -> dict[str, Any]:
+    return of_cell(Cell("cifar10", method, 10), 50.0, seconds_per_iteration=0.5, device="cpu (2 threads)") | more
+
+
+def test_costs_are_seconds_of_a_distillation_with_and_without_its_pool() -> None:
+    own = rows(timed("dm"), timed("iid-plus", pool_seconds=480.0), timed("iid-plus", seed=1, accuracy=52.0))
+    table = distillation_costs("laptop", ["iid-plus", "idm", "dm"], rows=own)
+    assert table["label"].tolist() == ["iid-plus", "iid-plus", "dm"] and table["seconds"].eq(600).all()
+    assert table["pool_seconds"].fillna(-1).tolist() == [480, -1, -1]
+    assert table["accuracy"].tolist() == [50, 52, 50] and table["device"].eq("cpu (2 threads)").all()
+
+
+def test_costs_of_texts_and_of_tables_older_than_their_columns_are_read_too() -> None:
+    own = rows(timed("dm")).astype({"seconds_per_iteration": str})
+    assert distillation_costs("laptop", ["dm"], rows=own)["seconds"].tolist() == [600]
+    older = rows(timed("dm")).drop(columns=["seconds_per_iteration", "device"])
+    assert distillation_costs("laptop", ["dm"], rows=older).empty
+    assert distillation_costs("laptop", ["dm"], rows=NOTHING).empty
+
+
+def test_costs_of_another_evaluation_or_length_do_not_count() -> None:
+    other = rows(timed("dm", protocol="idc, 400 epochs, batch 64, lr 0.01, width 64"), timed("dm", iterations=400))
+    assert distillation_costs("laptop", ["dm"], rows=other).empty
