@@ -4,9 +4,9 @@ A pool keeps copies of each of its networks after the epochs of ``pool.epochs_ke
 colours, late ones see objects; an iteration draws one of the networks and one of its stages. A queue of networks in
 training (`iidlib.features.network_queue`) offers the same variety, but trains its networks anew in every run.
 
-The idea of matching in several stages of pretrained networks is that of Tang et al., "Trajectory guided dataset
-distillation" (AAAI 2026, arXiv 2512.02469), and of Zhang et al., DANCE (IJCAI 2024, arXiv 2406.01063), who draw points
-between a random and a trained network.
+The idea of matching in several stages of pretrained networks is that of Ran et al., "TGDD: trajectory guided dataset
+distillation with balanced distribution" (AAAI 2026, arXiv 2512.02469), and of Zhang et al., DANCE (IJCAI 2024, arXiv
+2406.01063), who draw points between a random and a trained network.
 """
 
 import copy

@@ -65,7 +65,7 @@ def pareto(runs: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
             ax.scatter(mean["whole"], mean["accuracy"], s=40, color=own["color"], label=label, zorder=4)
         seconds = pd.concat([runs["seconds"], runs["whole"]])
         low_end, high_end = log_limits(seconds)
-        ticks = [lead * 10.0**power for power in range(-6, 9) for lead in (1, 2, 5)]
+        ticks = [lead * 10.0**power for power in range(-6, 9) for lead in (1, 2, 3, 5, 7)]
         ax.set(xscale="log", xlabel="seconds of a distillation", ylabel="test accuracy (%)", xlim=(low_end, high_end))
         ticks = [tick for tick in ticks if low_end <= tick <= high_end]
         ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
