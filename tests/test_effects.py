@@ -68,7 +68,7 @@ def test_a_part_that_harms_has_a_negative_gain() -> None:
 
 
 def test_what_is_measured_in_part_is_told_in_part() -> None:
-    some = pd.concat([measured([CELLS[0], CELLS[2]], seeds=3), measured([CELLS[3]], seeds=2)])
+    some = pd.concat([measured([CELLS[0], CELLS[2]], seeds=3), measured([CELLS[4]], seeds=2)])
     table = gains_of_parts("laptop", some).set_index(["group", "part"])
     assert table.loc[("left out", "mosaics"), "seeds"] == 3
     assert table.loc[("left out", "networks of the stages"), "told"] == "2 seeds only"

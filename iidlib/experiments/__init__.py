@@ -12,10 +12,8 @@ from iidlib.experiments.results import MadeBy, SetOrigin, protocol_text, result_
 from iidlib.experiments.sweep import Sweep, load_grid, run_sweep
 from iidlib.experiments.tables import append_results, check_results, check_writable, read_results, results_dir, rows_of
 
-__all__ = [
-    "EXPERIMENTS", "Cell", "Experiment", "Job", "MadeBy", "Published", "SetOrigin", "Sweep", "all_rows",
+__all__ = ["EXPERIMENTS", "Cell", "Experiment", "Job", "MadeBy", "Published", "SetOrigin", "Sweep", "all_rows",
     "append_results", "check_parameters", "check_results", "check_writable", "distillation_costs", "find",
     "gains_of_parts", "jobs", "load_grid", "mean_of", "measured", "paired_gains", "paired_interval", "protocol_text",
     "published_value", "read_results", "result_rows", "results_dir", "rows_of", "run_jobs", "run_sweep", "table",
-    "take_parameters", "within",
-]  # fmt: skip
+    "take_parameters", "within"]  # fmt: skip
