@@ -242,9 +242,9 @@ plots.show(bars, f"Equal storage, scale {scale}, one seed: {finding}.")
 #
 # ## Which part did it?
 #
-# A method of five parts owes an answer to that question, and there are two ways to ask.
+# A method of six parts owes an answer to that question, and there are two ways to ask.
 # *Leave a part out* of the whole: what it adds once everything else is there.
-# *Add a part alone* to what remains when all are gone, which is DM: what it brings by itself.
+# *Add a part alone* to what remains when all are gone, which is DM at the step size of `iid-plus`: what it brings by itself.
 # The answers can differ.
 # Two parts that do the same job each look useless when left out and useful when alone; two that need each other look the other way round.
 # The cross-entropy is never quite alone, because random networks give it no weight; it is added on top of the stages.
@@ -269,7 +269,7 @@ plots.show(axes, f"Measured intervals that leave out zero: {finding}.")
 # %% [markdown]
 # Read it as in {doc}`08_ablations`: an open dot is a part whose interval holds zero, and nothing is claimed of it.
 # *Not in use* is a part whose weight is zero in the settings of that scale, because the search below found no use for it there; to leave it out changes nothing.
-# Ten intervals in a panel are many: at this level, one in twenty leaves out zero by luck alone.
+# Twelve intervals in a panel are many: at this level, one in twenty leaves out zero by luck alone.
 #
 # ## What does it cost?
 #

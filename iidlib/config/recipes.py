@@ -227,7 +227,6 @@ PLUS_SCALES: dict[str, dict[str, Any]] = {
         "pool.epochs": 16,
         "pool.epochs_kept": (1, 2, 4, 8),
         "pool.batch": 64,
-        "pool.augmentation": "none",
     },
     "ci": {"match.cc": 3.0, "pool.width": 8, "pool.count": 1, "pool.epochs": 3, "pool.epochs_kept": (1,)},
 }
