@@ -279,8 +279,8 @@ plots.show(axes, f"Measured intervals that leave out zero: {finding}.")
 
 # %%
 costs = experiments.distillation_costs("laptop", [*methods, "idm", "iid-idm"])
-mean = costs.groupby(["label", "device"], sort=False).mean(numeric_only=True).round(1)
-mean.drop(columns="seed").astype(object).fillna("not recorded")
+mean = costs.groupby(["label", "device"], sort=False).mean(numeric_only=True)
+mean.round(1).drop(columns="seed").astype(object).fillna("not recorded")
 
 # %%
 chart, best = plots.pareto(costs), mean.sort_values("accuracy").iloc[-1]
