@@ -36,7 +36,7 @@
 # | scale | hardware | minutes |
 # | --- | --- | --- |
 # | `ci` | 2 CPU cores | below 1 |
-# | `tour` | 2 CPU cores | 2 to 3 |
+# | `tour` | 2 CPU cores | 3 to 4 |
 # | `laptop`, `paper` | CPU, GPU | not measured yet |
 #
 # ## Parameters

@@ -36,7 +36,7 @@
 # | scale | hardware | minutes |
 # | --- | --- | --- |
 # | `ci` | 2 CPU cores | below 1 |
-# | `tour` | 2 CPU cores | 2 to 4 |
+# | `tour` | 2 CPU cores | 3 |
 # | `laptop`, `paper` | CPU, GPU | not measured yet |
 
 # %% tags=["parameters"]
