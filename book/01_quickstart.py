@@ -120,9 +120,8 @@ plots.show(grid, "Random real images, a row a class: no two of a class look alik
 
 # %% tags=["nbval-ignore-output"]
 config = preset(methods[0], dataset, ipc, scale)
-print(config.iterations, "iterations, each with")
-print(f"a new {config.match.network} of width {config.match.width}")
-print(config.match.batch_real, "real images a class")
+print(config.iterations, "iterations, each with a new", config.match.network)
+print(config.match.batch_real, "real images per class in each")
 
 # %% [markdown]
 # With a folder in `out`, a run leaves its settings, its loss and its images there.
@@ -156,8 +155,7 @@ for key, result in runs.items():
 for result in runs.values():
     images = result.synthetic.images
     assert len(images) == ipc * data.train.num_classes
-    assert images.isfinite().all()
-    assert not images.equal(start.images)
+    assert images.isfinite().all() and not images.equal(start.images)
     losses = result.metrics["loss_mean"]
     if scale != "ci" and "folder:" not in dataset:
         assert losses.iloc[-1] < losses.iloc[0]
@@ -170,10 +168,9 @@ for result in runs.values():
 
 # %%
 sets = {("random", seed): random_real(data.train, ipc, seed) for seed in seeds}
-tiles = {name: preset(name, dataset, ipc, scale).syn.factor for name in methods}
-if (factor := max(tiles.values())) > 1:
-    for seed in seeds:
-        sets["random-mosaic", seed] = random_real(data.train, ipc, seed, factor)
+tiles = {name: result.synthetic.factor for (name, _), result in runs.items()}
+for seed in seeds if (factor := max(tiles.values())) > 1 else []:
+    sets["random-mosaic", seed] = random_real(data.train, ipc, seed, factor)
 sets |= {key: result.synthetic for key, result in runs.items()}
 labels = list(dict.fromkeys(label for label, _ in sets))
 
@@ -187,10 +184,8 @@ for ax, label in zip(axes, labels, strict=True):
     few = sets[label, seeds[0]].to_uint8().cpu().unflatten(0, (-1, ipc))[:, :4]
     rows = data.spec.classes if label == "random" else ()
     plots.image_grid(few, row_labels=rows, title=label, ax=ax)
-before, after = (sets[label, seeds[0]] for label in ("random", methods[0]))
-moved = (before.to_uint8().float() - after.to_uint8().float()).abs().mean()
 finding = "Random real images and what they became: objects stay, contrast is added"
-plots.show(axes, f"{finding}; {methods[0]} changes a value by {moved:.0f} of 255 on average.")
+plots.show(axes, f"{finding}. Mosaics hold four images each.")
 
 # %% [markdown]
 # Nothing in the loss asks for images that please the eye.
@@ -231,8 +226,7 @@ assert len(scores) == len(sets) * config.eval.num_eval
 if scale != "ci" and ipc == 10 and "folder:" not in dataset:
     for name in methods:
         base = "random" if tiles[name] == 1 else "random-mosaic"
-        gain = (means[name] - means[base]).mean()
-        assert gain > 2, f"{name} gains {gain:.1f} points on {base} images"
+        assert (means[name] - means[base]).mean() > 2, f"{name} gains little on {base}"
 
 # %% tags=["nbval-ignore-output"]
 axes = plots.accuracy_bars(scores, chance=100 / data.train.num_classes)

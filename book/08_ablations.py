@@ -229,7 +229,7 @@ plots.show(axes, f"Scale tour, {seeds}: {finding}.")
 # This is how the weight of class centralization at scale `laptop` was chosen, on one seed:
 
 # %%
-held_out = rows_of("laptop-validation")
+held_out = rows_of("laptop-validation", method="iid-dm")
 held_out["match.cc"] = held_out["settings"].str.split("=").str[1].astype(float)
 held_out.groupby("match.cc")["accuracy"].agg(["mean", "std"]).round(1)
 

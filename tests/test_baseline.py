@@ -51,7 +51,7 @@ def differ(a: torch.Tensor, b: torch.Tensor) -> float:
     return float((a - b).norm() / b.norm())
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [name for name in METHODS if name != "iid-plus"])  # the loop is of what is published
 @pytest.mark.parametrize("augmentation", ["auto", "none"])
 def test_loop_has_the_losses_and_gradients_of_the_library(method: str, augmentation: str, dataset: Dataset) -> None:
     run = run_of(method, dataset, match__augmentation=augmentation)

@@ -4,13 +4,13 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from result_rows import rows
 
 from iidlib.config import override, preset
 from iidlib.experiments import EXPERIMENTS, distillation_costs, gains_of_parts
 from iidlib.experiments.cells import Cell
 from iidlib.experiments.effects import PARTS
 from iidlib.experiments.results import protocol_text
+from tests.result_rows import rows
 
 CELLS = EXPERIMENTS["plus"].cells
 NOTHING = pd.DataFrame()

@@ -86,7 +86,7 @@ def test_any_value_of_any_field_is_converted_or_refused_in_one_line(kind: type, 
 def test_override_takes_and_refuses_what_the_classes_do(key: str) -> None:
     group, _, name = key.rpartition(".")
     kind = type(getattr(RunConfig(), group)) if group else RunConfig
-    start = RunConfig(method="iid-idm")  # which has every term
+    start = RunConfig(method="iid-plus")  # which has every term
     for value in WRONG:
         try:
             expected = kind(**{name: value})

@@ -213,6 +213,7 @@ _PLUS: dict[str, Any] = {
     "pool.epochs": 32,
     "pool.epochs_kept": (1, 2, 4, 8, 16),
     "pool.augmentation": "auto",
+    "pool.untrained": "warn",  # an early stage may know little, as the random networks of DM do
 }
 """Of iid-plus at every scale, but for what ``PLUS_SCALES`` changes.
 
