@@ -65,7 +65,7 @@ class Cell:
 
     @property
     def file(self) -> str:
-        """Name for the folder of a run that measures it: `name` without what no file name may have."""
+        """The cell as part of a file name, which is `name` without what no file name may have."""
         told = self.name.translate({ord("/"): "-", ord(":"): "-", ord("%"): None})
         return told if len(told) <= _LONGEST else f"{told[:_LONGEST]}-{sha256(told.encode()).hexdigest()[:8]}"
 
