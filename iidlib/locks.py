@@ -84,8 +84,14 @@ def check_lock(path: Path) -> None:
         return
     if not is_lock(path):
         raise FileExistsError(errno.EEXIST, f"{path} is needed as a lock and is {_kind(found)}; move it away")
-    if not os.access(path, os.R_OK | os.W_OK) and path.exists():
-        raise PermissionError(errno.EACCES, f"{path} is a lock that another user has left; have that user remove it")
+    try:  # by opening it, because a lock may be gone and another there between two questions
+        os.close(os.open(path, os.O_RDWR))
+    except PermissionError:
+        raise PermissionError(
+            errno.EACCES, f"{path} is a lock that another user has left; have that user remove it"
+        ) from None
+    except OSError:
+        return  # gone again
 
 
 def is_lock(path: Path) -> bool:

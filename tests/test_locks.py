@@ -49,10 +49,29 @@ def test_what_is_no_file_is_never_taken_for_a_lock(kind: str, text: str, tmp_pat
 
 def test_the_lock_of_another_user_is_told_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "lock").write_bytes(b"\nprocess 7 on here\n")
-    monkeypatch.setattr(os, "access", lambda path, mode: False)
+
+    def refused(path: Path, flags: int) -> int:
+        raise PermissionError(13, "Permission denied") if path.exists() else FileNotFoundError(2, "No such file")
+
+    monkeypatch.setattr(os, "open", refused)
     with pytest.raises(PermissionError, match="lock is a lock that another user has left; have that user remove it"):
         locks.check_lock(tmp_path / "lock")
     locks.check_lock(tmp_path / "none")
+
+
+def test_a_lock_that_goes_and_another_that_comes_is_nobody_elses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between two looks at it the file of one holder goes, and that of the next one comes."""
+    path = tmp_path / "lock"
+    path.write_bytes(b"\nprocess 7 on here\n")
+
+    def gone(path: Path, flags: int) -> int:
+        raise FileNotFoundError(2, "No such file")
+
+    monkeypatch.setattr(os, "open", gone)
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    locks.check_lock(path)  # it is there, and it was not when it was asked
 
 
 def test_who_waits_says_so_once_and_for_whom(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
