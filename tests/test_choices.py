@@ -1,5 +1,7 @@
 """Initial images chosen by a network of the pool: centres of clusters and easiest images, against obvious versions."""
 
+import json
+import time
 import warnings
 from pathlib import Path
 
@@ -10,12 +12,14 @@ from sklearn.cluster import KMeans
 from torch import Tensor
 
 from iidlib.config import RunConfig, override
+from iidlib.config.recipes import CHOSEN_STARTS
 from iidlib.continual import learn_in_steps
 from iidlib.data import Dataset, RealSet, shapes
 from iidlib.distillation import Distillation, distill
 from iidlib.distillation import step as distillation_step
 from iidlib.distillation.memory import least_memory
 from iidlib.errors import InputError
+from iidlib.evaluation import cost_of
 from iidlib.features import (
     Pool,
     choices,
@@ -28,6 +32,7 @@ from iidlib.features import (
 )
 from iidlib.networks import Network, network_for
 from iidlib.rng import stream
+from iidlib.runs import RunFolder
 from tests import reference
 from tests.test_distillation import Crash, crash, pictures, settings, stop_at
 
@@ -313,3 +318,22 @@ def test_a_step_of_one_class_has_no_network_that_chooses(tmp_path: Path) -> None
         learn_in_steps(by_dm("centres", ipc=2, pool__path="pool"), pictures(), steps=2, out=tmp_path / "steps")
     with pytest.raises(InputError, match="iid-plus needs networks that tell classes apart"):
         learn_in_steps(plus("real"), pictures(), steps=4, out=tmp_path / "steps")
+
+
+def test_what_the_choice_took_is_counted_and_its_network_noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def slow(*given: object, **named: object) -> object:
+        time.sleep(0.3)
+        return chosen_images(*given, **named)
+
+    monkeypatch.setattr(distillation_step, "chosen_images", slow)
+    result = distill(by_dm("centres"), pictures(), out=tmp_path / "run")
+    assert result.seconds > 0.3 and result.metrics["seconds"].iloc[0] > 0.3
+    (known,) = json.loads((tmp_path / "run" / "environment.json").read_text())["pool"]
+    assert len(known["accuracies"]) == 3 and known["seconds"] > 0 and len(known["networks"]) == 12
+    cost = cost_of(RunFolder(tmp_path / "run"))
+    assert cost["seconds_per_iteration"] == pytest.approx(result.metrics["seconds"].iloc[-1] / 5)
+    assert (cost["pool_accuracies"], cost["pool_seconds"]) == (known["accuracies"], known["seconds"])
+
+
+def test_the_starts_that_settings_take_are_those_that_can_be_chosen() -> None:
+    assert tuple(choices.KINDS) == CHOSEN_STARTS == KINDS

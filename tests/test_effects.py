@@ -7,8 +7,7 @@ import pytest
 
 from iidlib.config import override, preset
 from iidlib.experiments import EXPERIMENTS, distillation_costs, gains_of_parts
-from iidlib.experiments.cells import Cell
-from iidlib.experiments.effects import PARTS
+from iidlib.experiments.cells import PARTS, Cell
 from iidlib.experiments.results import protocol_text
 from tests.result_rows import rows
 

@@ -77,6 +77,11 @@ def test_a_grid_is_run_like_an_experiment_and_its_rows_are_kept_apart(tmp_path: 
         ("rounds: [{given: [1]}]", "given and vary in the grid .* must map settings to values"),
         ("rounds: [{}]\nmethod: iidplus", "unknown method 'iidplus'; did you mean 'iid-plus'"),
         ("rounds: [{}]\nipc: 0", "ipc must be above 0"),
+        ("rounds: [{}]\nmethod: random", "varies settings of a distillation; random learns nothing"),
+        ("rounds: [{vary: {seed: [1]}}]", "varies seed, which is given by --seeds"),
+        ("rounds: [{given: {scale: ci}}]", "varies scale, which is given by --scale"),
+        ("rounds: [{vary: {iterations: [12.5%]}}]", "whole percents such as 50%, got 12.5%"),
+        ("rounds: [{vary: {iterations: [0%]}}]", "whole percents such as 50%, got 0%"),
         ("a: [", "is not YAML"),
     ],
 )
@@ -84,6 +89,13 @@ def test_what_is_no_grid_is_told_in_one_line(tmp_path: Path, text: str, message:
     with pytest.raises(InputError, match=message) as told:
         find(grid(tmp_path, text))
     assert "\n" not in str(told.value)
+
+
+def test_names_are_taken_as_rows_have_them(tmp_path: Path) -> None:
+    (cell,) = find(grid(tmp_path, "rounds: [{}]\ndataset: validation:CIFAR-10\nipc: '10'")).cells
+    assert cell == Cell("validation:cifar10", "iid-plus", 10)
+    (deep,) = find(grid(tmp_path, "rounds: [{}]\ndataset: validation:tinyimagenet")).cells
+    assert deep.network == "convnet4" and deep == deep.usual
 
 
 def test_a_missing_grid_and_an_unknown_name(tmp_path: Path) -> None:

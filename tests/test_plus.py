@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from iidlib.bench.report import _Bench
 from iidlib.config import override, preset
 from iidlib.distillation import METHODS, Distillation, LazyDraws, distill
 from iidlib.errors import InputError
@@ -291,3 +292,18 @@ def test_the_preset_runs_at_ci_scale_with_a_set_of_mosaics(caplog: pytest.LogCap
     assert result.synthetic.factor == 2 and result.pool is not None and len(result.pool.networks) == 2
     assert {"loss_mean", "loss_cm", "loss_ce", "stage_accuracy"} <= set(result.metrics)
     assert "loss_mmd" not in result.metrics
+
+
+def test_a_pool_that_has_diverged_is_named_by_every_term():
+    run = begun(settings("iid-plus", 2, match__ce=0, match__cm=0, match__cc=0), pictures())
+    for network in run.pool.networks:
+        network.classifier.weight.data.fill_(torch.nan)
+        network.trunk[0].conv.weight.data.fill_(torch.nan)
+    with pytest.raises(FloatingPointError, match=r"networks of the pool have diverged: lower pool\.lr"):
+        run.step(0)
+
+
+def test_the_bench_says_that_its_loop_is_of_published_methods():
+    bench = _Bench(torch.device("cpu"), "fp32", 1.0, 1.0)
+    with pytest.raises(InputError, match=r"^iid-plus cannot be compared with the loop over classes, [^\n]*$"):
+        bench.distill(preset("iid-plus", scale="ci"), 2, 1, lambda: None)

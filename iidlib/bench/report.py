@@ -214,6 +214,11 @@ class _Bench:
     def distill(self, config: RunConfig, classes: int, rounds: int, on_iteration: Callable[[], object]) -> Timing:
         per_class = max(config.match.batch_real, config.ipc * config.syn.factor**2)
         run = Distillation(config, timing_dataset(classes, per_class, device=self.device))
+        if run.source.from_pool:
+            raise InputError(
+                f"{config.method} cannot be compared with the loop over classes, whose networks are random or in a "
+                "queue; time a distillation instead: iid distill says its seconds"
+            )
         if any(term.needs_pool for term in run.terms.values()):
             run.pool = random_pool(config, run.real.spec, self.device)
         return compare(run, ceiling_gflops=self.ceiling_gflops, rounds=rounds, on_iteration=on_iteration)

@@ -58,7 +58,7 @@ def distill(
     from iidlib.config import published
     from iidlib.distillation import METHODS, finished_run, save_pictures, starting_from
     from iidlib.distillation import distill as run
-    from iidlib.evaluation import check_evaluation, dataset_for, made_by, random_beside, untested
+    from iidlib.evaluation import check_evaluation, cost_of, dataset_for, made_by, random_beside, untested
     from iidlib.experiments import SetOrigin, check_results, protocol_text, published_value
     from iidlib.runs import RunFolder
 
@@ -116,10 +116,6 @@ def distill(
                 config, loaded, out=folder.path, resume=resume, allow_drift=allow_drift, init=init, progress=None
             )
             typer.echo(f"distilled in {result.seconds:.0f} s; images: {folder.path / 'synthetic.png'}")
-            if result.pool:
-                origin = dataclasses.replace(
-                    origin, pool_accuracies=result.pool.accuracies, pool_seconds=result.pool.seconds
-                )
             save_pictures(result.synthetic, folder)
         metrics, synthetic = result.metrics, result.synthetic
         if "queue_networks" in metrics:
@@ -133,9 +129,7 @@ def distill(
             report(folder.synthetic, facts)
             return
         keeps = not finished or can_be_scored(folder)
-        if "seconds" in metrics:
-            seconds = metrics["seconds"].iloc[-1] / config.iterations
-            origin = dataclasses.replace(origin, seconds_per_iteration=seconds)
+        origin = dataclasses.replace(origin, **cost_of(folder))
         with KeptRows(run=folder if keeps else None, results=results) as kept:
             scores = scored(synthetic, loaded, config, origin=origin, seed=seed, made_by=stamp, kept=kept)
             if baseline:

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from iidlib.config.recipes import BASELINES, BASES, SOURCES, Base
+from iidlib.config.recipes import BASELINES, BASES, CHOSEN_STARTS, SOURCES, Base
 from iidlib.config.schema import RunConfig
 from iidlib.errors import InputError
 
@@ -87,4 +87,4 @@ def without_effect(config: RunConfig, keys: Iterable[str]) -> list[str]:
 
 def chosen_by_pool(config: RunConfig) -> bool:
     """Whether the initial images are chosen by a network of the pool."""
-    return config.syn.init in ("centres", "easiest")
+    return config.syn.init in CHOSEN_STARTS

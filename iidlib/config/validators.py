@@ -7,7 +7,7 @@ from typing import Any
 
 from attrs import Attribute
 
-from iidlib.config.recipes import SCALES
+from iidlib.config.recipes import CHOSEN_STARTS, SCALES, STARTS
 from iidlib.config.values import key_of
 from iidlib.errors import InputError, suggest
 
@@ -80,6 +80,6 @@ def known_scale(settings: Any, attribute: "Attribute[Any]", value: Any) -> None:
 
 def known_start(settings: Any, attribute: "Attribute[Any]", value: Any) -> None:
     """Ways to choose the initial images, or the saved set that ``set:DIGEST`` names."""
-    choices = ("real", "crops", "noise", "centres", "easiest")
+    choices = (*STARTS, *CHOSEN_STARTS)
     if value not in choices and not (isinstance(value, str) and re.fullmatch("set:[0-9a-f]{12}", value)):
         raise InputError(f"{key_of(settings, attribute)} must be one of {', '.join(choices)}, got {value!r}")

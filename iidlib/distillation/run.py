@@ -52,7 +52,7 @@ class DistillResult:
         synthetic: the set after the last iteration.
         metrics: the logged iterations: iteration, seconds, loss, ``loss_<term>``, ``grad_<term>``, and with a queue
             of networks their number, memory and accuracy.
-        seconds: of the iterations of this call, the pool's training not counted.
+        seconds: of the iterations of this call and the choice of its initial images, the pool's training not counted.
         pool: the pretrained networks, where the iterations of this call used them.
         config: the settings.
     """
@@ -145,8 +145,9 @@ def distill(
             if folder and not resume:
                 folder.discard()
             raise
-        if folder and run.pool and saved is None:
-            folder.note("pool", {"accuracies": run.pool.accuracies, "seconds": run.pool.seconds})
+        if folder and run.trained and not folder.noted("pool"):
+            known = run.trained
+            folder.note("pool", {"networks": known.digest, "accuracies": known.accuracies, "seconds": known.seconds})
         done = restored(run, folder, saved) if folder and resume else 0
         return _distill(run, folder, done, on_iteration, iterations_to_show, progress)
 
@@ -202,7 +203,8 @@ def _distill(
     facts = facts_of(run)
     run.record()
     rows: list[dict[str, Any]] = folder.metric_rows() if folder else []
-    begun = saved_at = time.perf_counter()
+    saved_at = time.perf_counter()
+    begun = saved_at - run.choice_seconds
     seconds_before = float(rows[-1].get("seconds", 0)) if rows else 0.0
 
     def show() -> None:

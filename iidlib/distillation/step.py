@@ -5,6 +5,7 @@ classes is the same as the official loop over classes, one at a time.
 """
 
 import logging
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -68,6 +69,8 @@ class Distillation:
         source: draws the matching network.
         optimiser: moves the images.
         pool: pretrained networks, where a term or the source needs them.
+        trained: the same, or the one network that has only chosen the initial images.
+        choice_seconds: that choosing the initial images took.
         statistics: of the real images, where the run keeps them.
         augmentation: DSA operations, or ``none``.
         chunk: most images in one forward pass, 0 for all at once.
@@ -115,6 +118,8 @@ class Distillation:
         image_bytes = 4 * 4 * config.match.width * dataset.spec.image_size**2
         self.chunk = config.compute.chunk or default_chunk(device, image_bytes)
         self.pool: Pool | None = None
+        self.trained: Pool | None = None
+        self.choice_seconds = 0.0
         self.statistics: CachedStatistics | None = None
         if config.match.statistics == "cached":
             self.statistics = CachedStatistics(config.match.cached_pairs, config.seed)
@@ -147,15 +152,18 @@ class Distillation:
         if not (self._uses_pool or chooses):
             return
         pool = trained_pool(self._dataset, self.pool_settings, compute=self.config.compute, on_epoch=on_epoch)
+        self.trained = pool
         if self._uses_pool:
             self.pool = pool
             self.source.use_pool(pool)
         if chooses:
             config, network = self.config, choosing_network(pool, self.pool_settings)
             logger.info("choosing the initial images by a %s of the pool: %s", network.name, config.syn.init)
+            begun = time.perf_counter()
             chosen = chosen_images(config.syn.init, self.real, network, config.ipc, config.syn.factor, seed=config.seed)
             with torch.no_grad():
                 self.images.copy_(chosen.images)  # the tensor that the optimiser moves
+            self.choice_seconds = time.perf_counter() - begun
 
     def record(self) -> None:
         """Records the step as a CUDA graph where the settings ask for it and it can be had."""
@@ -228,7 +236,8 @@ class Distillation:
         exceeded = range_exceeded(self.images, self.real.spec)
         if self._queue_has_run_away():
             return f"networks of the queue have diverged: lower queue.lr (now {config.queue.lr:g})"
-        if name == "cc" and self.pool and any(map(_has_run_away, self.pool.networks)):
+        seen = name == "cc" or self.source.from_pool  # where every term looks through networks of the pool
+        if seen and self.pool and any(map(_has_run_away, self.pool.networks)):
             return f"networks of the pool have diverged: lower pool.lr (now {config.pool.lr:g})"
         if exceeded:
             reach = f"the images reach {exceeded[0]:.3g} where pictures reach {exceeded[1]:.3g}"

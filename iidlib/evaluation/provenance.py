@@ -19,7 +19,7 @@ from iidlib.runs import RunFolder
 from iidlib.runs.environment import environment
 from iidlib.synthetic import SyntheticSet
 
-__all__ = ["check_protocol", "evaluation_config", "made_by", "origin_of", "with_memory"]
+__all__ = ["check_protocol", "cost_of", "evaluation_config", "made_by", "origin_of", "with_memory"]
 
 
 def made_by(device: torch.device, command: str | None = None) -> MadeBy:
@@ -75,7 +75,6 @@ def origin_of(
         raise InputError(
             f"{called} is damaged (its seed or iterations are not numbers); distil or copy it again"
         ) from None
-    cost = {} if run is None else _cost(run, iterations)
     pairs = (pair.partition("=") for pair in noted.get("settings", "").split())
     return SetOrigin(
         method=noted.get("method", "unknown"),
@@ -85,18 +84,21 @@ def origin_of(
         factor=images.factor,
         settings={key: value for key, _, value in pairs} if run is None else differing(run.config()),
         dataset=images.spec.name,
-        **cost,
+        **({} if run is None else cost_of(run)),
     )
 
 
-def _cost(run: RunFolder, iterations: int) -> dict[str, Any]:
-    """What a run says of its time and of its pool, as fields of `SetOrigin`."""
+def cost_of(run: RunFolder) -> dict[str, Any]:
+    """What a run's folder says of its time and of its pool, as fields of `SetOrigin`."""
     rows, pool = [], run.noted("pool")
     with contextlib.suppress(InputError):  # a log that cannot be read costs the row its time, not its accuracy
         rows = run.metric_rows()
-    spent = rows[-1].get("seconds") if rows else None
-    found: dict[str, Any] = {"seconds_per_iteration": spent / iterations} if spent and iterations else {}
-    return found | ({"pool_accuracies": pool["accuracies"], "pool_seconds": pool.get("seconds")} if pool else {})
+    found: dict[str, Any] = {}
+    if rows and rows[-1].get("seconds"):
+        found["seconds_per_iteration"] = rows[-1]["seconds"] / (rows[-1]["iteration"] + 1)  # counted from 0
+    if "accuracies" in pool:
+        found |= {"pool_accuracies": pool["accuracies"], "pool_seconds": pool.get("seconds")}
+    return found
 
 
 def check_protocol(name: str) -> None:

@@ -6,21 +6,21 @@ A cell is one number of a table or a point of a figure; `iidlib.experiments.meas
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from attrs import evolve
 
 from iidlib.config import EvalProtocol, RunConfig, override, preset, protocol
 
-__all__ = ["EXPERIMENTS", "Cell", "Evaluation", "Experiment", "within"]
+__all__ = ["EXPERIMENTS", "PARTS", "Cell", "Evaluation", "Experiment", "Part", "usual_network", "within"]
 
 Evaluation = Literal["", "idc", "paper"]
 """How a set is evaluated: as its scale does, as that does under the protocol ``idc``, or as scale ``paper`` does with
 one network for each distillation seed."""
 
 
-def _usual_network(dataset: str) -> str:
-    """What sets of a data set are judged by in the paper's main table."""
+def usual_network(dataset: str) -> str:
+    """The network that evaluates sets of a dataset in the paper's main table."""
     return "convnet4" if dataset.removeprefix(_VALIDATION) == "tinyimagenet" else "convnet3"
 
 
@@ -60,8 +60,8 @@ class Cell:
 
     @property
     def usual(self) -> "Cell":
-        """The cell of the same set, judged by the usual network under the scale's protocol."""
-        return replace(self, network=_usual_network(self.dataset), evaluation="")
+        """The cell of the same set, evaluated by the usual network under the scale's protocol."""
+        return replace(self, network=usual_network(self.dataset), evaluation="")
 
     @property
     def file(self) -> str:
@@ -121,7 +121,7 @@ def _main() -> tuple[Cell, ...]:
     methods = ("dm", "iid-dm", "idm", "iid-idm", "iid-plus", "random", "random-mosaic", "herding", "k-center")
     cells = []
     for dataset in ("cifar10", "cifar100", "svhn", "tinyimagenet"):
-        network = _usual_network(dataset)
+        network = usual_network(dataset)
         for ipc in (10, 50, 1):
             cells += [Cell(dataset, method, ipc, network) for method in methods]
         cells.append(Cell(dataset, "whole", 0, network))
@@ -133,15 +133,26 @@ def _sweep(method: str, key: str, values: Sequence[float | str], **more: str) ->
     return [Cell("cifar10", method, 10, settings=(*own, (key, str(value)))) for value in values]
 
 
-_PARTS: dict[str, tuple[str, tuple[str, ...]]] = {
-    "syn.factor": ("1", ()),
-    "syn.init": ("real", ()),
-    "match.source": ("random", ()),
-    "match.ce": ("0", ("match.source",)),  # weighs nothing under networks that are not trained
-    "match.cm": ("0", ()),
-    "match.cc": ("0", ()),
+class Part(NamedTuple):
+    """A part of iid-plus."""
+
+    label: str
+    """What it is called."""
+    off: str
+    """The value of its setting that leaves it out."""
+    needs: tuple[str, ...] = ()
+    """Settings of the parts without which it does nothing."""
+
+
+PARTS: dict[str, Part] = {
+    "syn.factor": Part("mosaics", "1"),
+    "syn.init": Part("initial images by clusters", "real"),
+    "match.source": Part("networks of the stages", "random"),
+    "match.ce": Part("cross-entropy", "0", ("match.source",)),  # weighs nothing under networks that are not trained
+    "match.cm": Part("covariance matching", "0"),
+    "match.cc": Part("class centralization", "0"),
 }
-"""The parts of iid-plus: the value that leaves one out, and the parts without which it does nothing."""
+"""The parts of iid-plus by the setting that leaves one out."""
 
 _ABLATED = ("dm", "dm-cc", "dm-cm", "iid-dm", "idm", "idm-cc", "idm-cm", "iid-idm")
 
@@ -153,12 +164,12 @@ def _plus() -> tuple[Cell, ...]:
 
     What is left is dm at the step size of iid-plus.
     """
-    off = {part: value for part, (value, _) in _PARTS.items()}
+    off = {key: part.off for key, part in PARTS.items()}
     cells = [Cell("cifar10", "iid-plus", 10), Cell("cifar10", "iid-plus", 10, settings=tuple(off.items()))]
-    cells += [Cell("cifar10", "iid-plus", 10, settings=((part, off[part]),)) for part in _PARTS]
-    for part, (_, needs) in _PARTS.items():
-        kept = {part, *needs}
-        cells.append(Cell("cifar10", "iid-plus", 10, settings=tuple((key, off[key]) for key in off if key not in kept)))
+    cells += [Cell("cifar10", "iid-plus", 10, settings=((part, off[part]),)) for part in PARTS]
+    for key, part in PARTS.items():
+        kept = {key, *part.needs}
+        cells.append(Cell("cifar10", "iid-plus", 10, settings=tuple((one, off[one]) for one in off if one not in kept)))
     return tuple(cells)
 
 

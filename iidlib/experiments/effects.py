@@ -6,21 +6,11 @@ import numpy as np
 import pandas as pd
 
 from iidlib.config import preset
-from iidlib.experiments.cells import EXPERIMENTS, Cell
+from iidlib.experiments.cells import EXPERIMENTS, PARTS, Cell
 from iidlib.experiments.measurements import all_rows, measured, own_rows
 from iidlib.experiments.paired import paired_gains
 
-__all__ = ["PARTS", "distillation_costs", "gains_of_parts"]
-
-PARTS = {
-    "syn.factor": "mosaics",
-    "syn.init": "initial images by clusters",
-    "match.source": "networks of the stages",
-    "match.ce": "cross-entropy",
-    "match.cm": "covariance matching",
-    "match.cc": "class centralization",
-}
-"""The parts of iid-plus by the setting that leaves one out, as the experiment ``plus`` does."""
+__all__ = ["distillation_costs", "gains_of_parts"]
 
 
 def gains_of_parts(scale: str, rows: pd.DataFrame | None = None) -> pd.DataFrame:
@@ -34,7 +24,7 @@ def gains_of_parts(scale: str, rows: pd.DataFrame | None = None) -> pd.DataFrame
         rows: of results; those of the checkout when not given.
 
     Returns:
-        A row a part and group (``left out``, ``added alone``), with the columns seeds, mean, low and high of
+        A row for each part and group (``left out``, ``added alone``), with the columns seeds, mean, low and high of
         `paired_gains`; note, why there is no interval (``missing``, ``2 seeds only``, ``not in use`` for a part that
         the scale's settings do without), or ""; and told, all of it as text.
     """
@@ -51,7 +41,7 @@ def gains_of_parts(scale: str, rows: pd.DataFrame | None = None) -> pd.DataFrame
         pairs.append((_named(off | {part}), _named(off)))
     table = paired_gains(pd.concat(found, ignore_index=True), pairs)
     table.insert(0, "group", np.repeat(["left out", "added alone"], len(PARTS)))
-    table.insert(1, "part", [*PARTS.values()] * 2)
+    table.insert(1, "part", [part.label for part in PARTS.values()] * 2)
     usual, off_values = ("iid-plus", whole.dataset_at(scale), whole.ipc, scale), dict(bare.settings)
     idle = [preset(*usual, {part: off_values[part]}) == preset(*usual) for part in PARTS] * 2
     table.loc[idle, ["mean", "low", "high"]] = np.nan
@@ -88,7 +78,7 @@ def distillation_costs(
         rows: of results; those of the checkout when not given.
 
     Returns:
-        A row a distillation, as `iidlib.plots.pareto` takes it: label, scale, seed, seconds (of its iterations),
+        A row for each distillation, as `iidlib.plots.pareto` takes it: label, scale, seed, seconds (of its iterations),
         pool_seconds (NaN where there is no pool, or its rows do not say), accuracy (mean over its networks), device
         and date.
     """

@@ -15,15 +15,28 @@ A round consists of the method with what is `given`, and of one cell for each va
 common is measured once.
 """
 
+import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from iidlib.config import override, preset
+from iidlib.config import RunConfig, override, preset
+from iidlib.config.recipes import BASELINES
 from iidlib.errors import InputError, suggest
-from iidlib.experiments.cells import EXPERIMENTS, Cell, Experiment
-from iidlib.files import load_yaml, user_path
+from iidlib.experiments.cells import EXPERIMENTS, Cell, Experiment, usual_network
+from iidlib.experiments.sweep import read_grid
+from iidlib.files import user_path
 
 __all__ = ["find", "is_grid"]
+
+_ELSEWHERE = {
+    "seed": "--seeds",
+    "scale": "--scale",
+    "method": "method, at its top",
+    "dataset": "dataset, at its top",
+    "ipc": "ipc, at its top",
+}
+"""Settings that a grid does not vary, and where they are given."""
 
 _KNOWN = ("title", "method", "dataset", "ipc", "rounds")
 
@@ -47,19 +60,15 @@ def find(name: str) -> Experiment:
 
 
 def _read(path: Path) -> Experiment:
-    try:
-        grid = load_yaml(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"cannot read the grid {path}: {error.strerror or error}") from None
-    except ValueError as error:
-        raise InputError(f"the grid {path} is not YAML: {error}") from None
+    grid = read_grid(path)
     if not isinstance(grid, dict) or not isinstance(grid.get("rounds"), list) or not grid["rounds"]:
         raise InputError(f"the grid {path} must be a mapping with a list of rounds")
     _check_keys(grid, _KNOWN, path)
-    first = Cell(
-        str(grid.get("dataset", "validation:cifar10")), str(grid.get("method", "iid-plus")), grid.get("ipc", 10)
-    )
-    usual = preset(first.method, first.dataset, first.ipc)
+    method = grid.get("method", "iid-plus")
+    if method in BASELINES:
+        raise InputError(f"the grid {path} varies settings of a distillation; {method} learns nothing")
+    usual = preset(method, grid.get("dataset", "validation:cifar10"), grid.get("ipc", 10))  # names as rows have them
+    first = Cell(usual.dataset, usual.method, usual.ipc, usual_network(usual.dataset))
     cells: dict[Cell, None] = {}
     for round_ in grid["rounds"]:
         _check_keys(round_, ("given", "vary"), path)
@@ -72,9 +81,23 @@ def _read(path: Path) -> Experiment:
                 raise InputError(f"vary in the grid {path} must give a list of values for {key}, got {values!r}")
             cells |= dict.fromkeys(_with(first, given | {key: value}) for value in values)
     for cell in cells:
-        changes = {key: value for key, value in cell.settings if key != "iterations" or not value.endswith("%")}
-        override(usual, changes)  # refuses what no run would take
+        _check_settings(dict(cell.settings), usual, path)
     return Experiment(str(grid.get("title", path.stem)), tuple(cells))
+
+
+def _check_settings(settings: dict[str, str], usual: RunConfig, path: Path) -> None:
+    """Refuses what no run would take, and what the command gives."""
+    for key, elsewhere in _ELSEWHERE.items():
+        if key in settings:
+            raise InputError(f"the grid {path} varies {key}, which is given by {elsewhere}")
+    length = settings.get("iterations", "")
+    if length.endswith("%"):
+        if not re.fullmatch("[1-9][0-9]{0,3}%", length):
+            raise InputError(
+                f"iterations in the grid {path} must be a number, or whole percents such as 50%, got {length}"
+            )
+        settings = {key: value for key, value in settings.items() if key != "iterations"}
+    override(usual, settings)
 
 
 def _check_keys(mapping: Any, known: tuple[str, ...], path: Path) -> None:
@@ -91,7 +114,7 @@ def _with(cell: Cell, changes: dict[str, Any]) -> Cell:
         str(key): ",".join(map(str, value)) if isinstance(value, list) else _text(value)
         for key, value in changes.items()
     }
-    return Cell(cell.dataset, cell.method, cell.ipc, settings=tuple(sorted(texts.items())))
+    return replace(cell, settings=tuple(sorted(texts.items())))
 
 
 def _text(value: Any) -> str:

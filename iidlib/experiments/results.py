@@ -72,9 +72,11 @@ class SetOrigin:
     dataset: str = ""
     """Whose images they were made from, where it is not the dataset that the row names."""
     seconds_per_iteration: float | None = None
+    """Of the distillation, the choice of its initial images included; the pool's training is apart."""
     pool_accuracies: Sequence[float] = ()
-    pool_seconds: float | None = None
     """Held-out accuracy of each pretrained network that was used, in percent."""
+    pool_seconds: float | None = None
+    """What the training of those networks took, whenever it was; None where that is not known."""
 
     @classmethod
     def planned(cls, config: RunConfig) -> "SetOrigin":

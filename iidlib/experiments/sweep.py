@@ -34,7 +34,7 @@ from iidlib.errors import InputError, suggest
 from iidlib.experiments.parameters import check_parameters, fitting_parameters
 from iidlib.files import atomic_write, load_yaml, place_of, user_path
 
-__all__ = ["Sweep", "load_grid", "run_sweep"]
+__all__ = ["Sweep", "load_grid", "read_grid", "run_sweep"]
 
 _OWN_COLUMNS = ("point", "status", "error", "seconds", "notebook")
 
@@ -47,6 +47,20 @@ class Sweep:
     points: tuple[dict[str, Any], ...]
 
 
+def read_grid(path: Path) -> Any:
+    """What a grid's file holds, of whichever kind it is.
+
+    Raises:
+        InputError: if it cannot be read, or is not YAML.
+    """
+    try:
+        return load_yaml(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"cannot read the grid {path}: {error.strerror or error}") from None
+    except ValueError as error:
+        raise InputError(f"the grid {path} is not YAML: {error}") from None
+
+
 def load_grid(path: str | Path) -> Sweep:
     """Reads and checks a grid.
 
@@ -55,12 +69,7 @@ def load_grid(path: str | Path) -> Sweep:
             that it cannot take.
     """
     path = Path(path)
-    try:
-        grid = load_yaml(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"cannot read the grid {path}: {error.strerror or error}") from None
-    except ValueError as error:
-        raise InputError(f"the grid {path} is not YAML: {error}") from None
+    grid = read_grid(path)
     known = ("notebook", "product", "zip", "fixed")
     if not isinstance(grid, dict) or not isinstance(grid.get("notebook"), str):
         raise InputError(f"the grid {path} must be a mapping with a notebook and a product or zip of parameters")

@@ -40,10 +40,7 @@ def kernel_distance(
     Raises:
         ValueError: on shapes that do not fit, or a class without images.
     """
-    require("real", real, "CND", real_mask)
-    require("syn", syn, "CnD", syn_mask)
-    require_alike(real, syn, "CND")
-    require_statistic("squared_width", squared_width, (syn.shape[0],))
+    _require(real, syn, squared_width, real_mask, syn_mask)
     one, other = shares(real, real_mask), shares(syn, syn_mask)  # [C, N], [C, n]
 
     def mean_kernel(x: Tensor, x_share: Tensor, y: Tensor, y_share: Tensor) -> Tensor:
@@ -93,10 +90,7 @@ def characteristic_distance(
     Raises:
         ValueError: on shapes that do not fit, or a class without images.
     """
-    require("real", real, "CND", real_mask)
-    require("syn", syn, "CnD", syn_mask)
-    require_alike(real, syn, "CND")
-    require_statistic("squared_width", squared_width, (syn.shape[0],))
+    _require(real, syn, squared_width, real_mask, syn_mask)
     if frequencies.ndim != 2 or not len(frequencies) or frequencies.shape[1] != syn.shape[2]:
         raise ValueError(
             f"frequencies must have shape [F, {syn.shape[2]}], F at least 1, got {tuple(frequencies.shape)}"
@@ -110,3 +104,13 @@ def characteristic_distance(
         parts.append(((share * phase.cos()).sum(1), (share * phase.sin()).sum(1)))  # [C, F] each
     (real_cos, real_sin), (syn_cos, syn_sin) = parts
     return ((real_cos - syn_cos).square() + (real_sin - syn_sin).square()).mean(1)
+
+
+def _require(
+    real: Tensor, syn: Tensor, squared_width: Tensor, real_mask: Tensor | None, syn_mask: Tensor | None
+) -> None:
+    """Raises ValueError unless both sides are features of the same classes, with a width for each of them."""
+    require("real", real, "CND", real_mask)
+    require("syn", syn, "CnD", syn_mask)
+    require_alike(real, syn, "CND")
+    require_statistic("squared_width", squared_width, (syn.shape[0],))
