@@ -215,7 +215,7 @@ spread.round(2)
 cells = experiments.table("architectures")
 filled = (cells["paper_seeds"] > 0).sum()
 print(f"{len(cells)} cells, {filled} measured at scale paper")
-rows = rows_of("laptop", dataset="cifar10", ipc=10, seed=1)
+rows = rows_of("laptop", dataset="cifar10", ipc=10, seed=1, settings="")
 looked_at = rows[rows["network"] != "convnet3"]["method"].unique()
 rows = rows[rows["method"].isin(looked_at)]
 by = rows.groupby(["network", "method"], sort=False)["accuracy"]

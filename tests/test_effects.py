@@ -92,7 +92,7 @@ def test_costs_are_seconds_of_a_distillation_with_and_without_its_pool() -> None
     own = rows(timed("dm"), timed("iid-plus", pool_seconds=480.0), timed("iid-plus", seed=1, accuracy=52.0))
     table = distillation_costs("laptop", ["iid-plus", "idm", "dm"], rows=own)
     assert table["label"].tolist() == ["iid-plus", "iid-plus", "dm"] and table["seconds"].eq(600).all()
-    assert table["pool_seconds"].fillna(-1).tolist() == [480, -1, -1]
+    assert table["pool_seconds"].fillna(-1).tolist() == [480, -1, 0], "not said, and none"
     assert table["accuracy"].tolist() == [50, 52, 50] and table["device"].eq("cpu (2 threads)").all()
 
 

@@ -125,6 +125,7 @@ def test_a_protocol_is_a_cell_of_its_own(tmp_path: Path) -> None:
         found[column] = found[column].astype(float) if column in found else float("nan")
     found["settings"] = found["settings"].fillna("") if "settings" in found else ""
     assert len(measured(idc, "laptop", found)) == 1 and measured(usual, "laptop", found).empty
+    assert measured(idc, "laptop", found.assign(settings="eval.augmentation=none")).empty, "which is no such protocol"
     job = next(j for j in jobs("plus-sizes", scale="laptop", seeds=1, folder=tmp_path) if j.cell == idc)
     assert "--protocol idc" in str(job) and "--no-evaluate" in job.before
 

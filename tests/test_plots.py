@@ -75,8 +75,8 @@ def runs_of_methods() -> pd.DataFrame:
     rows = [
         {"label": label, "seconds": seconds + step, "accuracy": accuracy + step, "pool_seconds": pool}
         for label, seconds, accuracy, pool in (
-            ("dm", 100, 46.0, NAN), ("idm", 900, 45.0, NAN), ("iid-plus", 200, 56.0, 300.0),
-            ("iid-idm", 2000, 60.0, NAN),
+            ("dm", 100, 46.0, 0.0), ("idm", 900, 45.0, 0.0), ("iid-plus", 200, 56.0, 300.0),
+            ("iid-idm", 2000, 60.0, 0.0),
         )
         for step in (-1, 0, 1)
     ]  # fmt: skip
@@ -499,6 +499,12 @@ class TestPareto:
     def test_the_line_goes_through_what_nothing_cheaper_beats(self) -> None:
         line = plots.pareto(runs_of_methods()).lines[0]
         assert line.get_xydata().tolist() == [[100, 46], [500, 56], [2000, 60]] and line.get_drawstyle() == "steps-post"
+
+    def test_a_method_whose_pool_nobody_knows_is_drawn_and_not_on_the_line(self) -> None:
+        runs = runs_of_methods()
+        runs.loc[runs["label"] == "iid-idm", "pool_seconds"] = [NAN, 10.0, 10.0]
+        ax = plots.pareto(runs)
+        assert ax.lines[0].get_xydata().tolist() == [[100, 46], [500, 56]] and "iid-idm" in self.dots(ax)
 
     def test_equal_costs_leave_the_better_one_on_the_line(self) -> None:
         rows = pd.DataFrame({"label": ["dm", "idm"], "seconds": [10.0, 10.0], "accuracy": [40.0, 50.0]})

@@ -30,9 +30,9 @@ WHOLE_SET_EPOCHS = 60
 
 @frozen(field_transformer=converted)
 class EvalProtocol:
-    """How a set is judged (``eval.*``): networks trained on it from scratch and tested on real images.
+    """How a set is evaluated (``eval.*``): networks trained on it from scratch and tested on real images.
 
-    The defaults are the paper's: 1001 passes, SGD at 0.01 with momentum 0.9 and weight decay 5e-4, a new optimiser at a
+    The defaults are the paper's: 1001 epochs, SGD at 0.01 with momentum 0.9 and weight decay 5e-4, a new optimiser at a
     tenth of the rate after pass ``(epochs - 1) // 2 + 1``, DSA on every batch, the last pass counts.
     """
 
@@ -52,7 +52,7 @@ class EvalProtocol:
     """Images a step; the last, smaller batch of a pass is kept."""
     augmentation: str = "auto"
     """DSA operations joined by ``_``, of which one is drawn a batch; stages of such draws joined by ``>``; ``none``; or
-    ``auto`` for the data set's own."""
+    ``auto`` for the dataset's own."""
     cutmix: float = field(default=0.0, validator=[at_least(0), at_most(1, "a share of the batches")])
     """Share of the batches that are mixed by CutMix, see `iidlib.training.cutmix`."""
     schedule: Literal["restart", "milestones"] = field(default="restart", validator=one_of_its_choices)

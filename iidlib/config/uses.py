@@ -7,7 +7,7 @@ from iidlib.config.recipes import BASELINES, BASES, CHOSEN_STARTS, SOURCES, Base
 from iidlib.config.schema import RunConfig
 from iidlib.errors import InputError
 
-__all__ = ["WEIGHTS", "check_weights", "chosen_by_pool", "source_of", "without_effect"]
+__all__ = ["WEIGHTS", "check_weights", "chosen_by_pool", "source_of", "uses_pool", "without_effect"]
 
 
 def _with_term(name: str) -> tuple[str, ...]:
@@ -76,13 +76,19 @@ def without_effect(config: RunConfig, keys: Iterable[str]) -> list[str]:
     used = {key for key, methods in WEIGHTS.items() if method in methods and getattr(config.match, key[6:])}
     unused = [f"{group}." for group in ("queue", "stages") if group != source]
     unused += [f"{key}_" for key in ("match.cc", "match.cm", "match.mmd") if key not in used]
-    if "match.cc" not in used and source != "stages" and not chosen_by_pool(config):
+    if not uses_pool(config):
         unused.append("pool.")
     if config.match.mmd_form != "characteristic":
         unused.append("match.mmd_frequencies")
     if source == "random" and "match.ce" in used:  # weighted by the accuracy of the networks, which is 0
         unused.append("match.ce")
     return [key for key in keys if key.startswith(tuple(unused))]
+
+
+def uses_pool(config: RunConfig) -> bool:
+    """Whether a run of a method of the library has pretrained networks, in its iterations or for its initial images."""
+    centralizes = config.method in WEIGHTS["match.cc"] and config.match.cc > 0
+    return centralizes or source_of(config) == "stages" or chosen_by_pool(config)
 
 
 def chosen_by_pool(config: RunConfig) -> bool:

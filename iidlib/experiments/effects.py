@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 from iidlib.config import preset
+from iidlib.config.uses import uses_pool
 from iidlib.experiments.cells import EXPERIMENTS, PARTS, Cell
 from iidlib.experiments.measurements import all_rows, measured, own_rows
 from iidlib.experiments.paired import paired_gains
@@ -79,8 +80,8 @@ def distillation_costs(
 
     Returns:
         A row for each distillation, as `iidlib.plots.pareto` takes it: label, scale, seed, seconds (of its iterations),
-        pool_seconds (NaN where there is no pool, or its rows do not say), accuracy (mean over its networks), device
-        and date.
+        pool_seconds (0 where there is no pool, NaN where its rows do not say), accuracy (mean over its networks),
+        device and date.
     """
     rows = all_rows() if rows is None else rows
     columns = ["label", "scale", "seed", "seconds", "pool_seconds", "accuracy", "device", "date"]
@@ -92,6 +93,8 @@ def distillation_costs(
         own = own.reindex(columns=[*own.columns, *({"seconds_per_iteration", "pool_seconds", "device"} - {*own})])
         for name in ("seconds_per_iteration", "pool_seconds"):
             own[name] = pd.to_numeric(own[name], errors="coerce")
+        if not uses_pool(preset(method, dataset, max(ipc, 1), scale)):
+            own["pool_seconds"] = 0.0
         own["seconds"] = own["seconds_per_iteration"] * own["iterations"]
         own["label"] = method
         how = {"seconds": "mean", "pool_seconds": "mean", "accuracy": "mean", "device": "first", "date": "max"}

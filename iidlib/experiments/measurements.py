@@ -120,6 +120,7 @@ def own_rows(cell: Cell, scale: str, rows: pd.DataFrame) -> pd.DataFrame:
         & (rows["network"] == cell.network)
         & (rows["iterations"] == (0 if chosen else planned.iterations))
         & (rows["epochs"] == protocol.epochs)
+        & ~(rows["protocol"].str.startswith("idc") & rows["settings"].str.contains("eval.augmentation="))
         & (rows["protocol"].map(_without_augmentation) == protocol_text(protocol, cell.method, tiles))
         & ((rows["ipc"] == cell.ipc) | (cell.ipc == 0))
         & (rows["steps"].fillna(0) == cell.steps)

@@ -34,22 +34,28 @@ def pareto(runs: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
 
     A method is a dot at the mean of its distillations, with their range on both axes. Where the training of its pool is
     known, the dot counts it, and a ring joined to the dot stands at the seconds without it: a pool is trained once,
-    however many sets are distilled with it. The line counts pools.
+    however many sets are distilled with it. The line counts pools, and leaves out methods whose pool nobody knows.
 
     Args:
-        runs: a row a distillation, with columns label, seconds (of the iterations, above 0) and accuracy (percent; mean
-            over the networks of the evaluation); and pool_seconds, NaN where there is no pool or nobody knows.
+        runs: a row for each distillation, with columns label, seconds (of the iterations, above 0) and accuracy (percent; mean
+            over the networks of the evaluation); and pool_seconds, 0 where there is no pool, NaN where nobody knows.
+            Without the column there are no pools.
         ax: where to draw.
     """
     needs_rows("pareto", runs)
-    pool = runs["pool_seconds"] if "pool_seconds" in runs else pd.Series(np.nan, index=runs.index)
+    pool = runs["pool_seconds"] if "pool_seconds" in runs else pd.Series(0.0, index=runs.index)
     runs = runs.assign(pool=pool, whole=runs["seconds"] + pool.fillna(0))
     by_label = runs.groupby("label", sort=False)[["seconds", "whole", "accuracy", "pool"]]
     means, lows, highs = by_label.mean(), by_label.min(), by_label.max()
     palette = colours(list(means.index))
     with styled():
         ax = ax or panels(height=3.8)[0]
-        best = means.dropna(subset=["whole", "accuracy"]).sort_values(["whole", "accuracy"], ascending=[True, False])
+        known = ~means.index.isin(runs.loc[runs["pool"].isna(), "label"])
+        best = (
+            means[known]
+            .dropna(subset=["whole", "accuracy"])
+            .sort_values(["whole", "accuracy"], ascending=[True, False])
+        )
         best = best[best["accuracy"] > best["accuracy"].cummax().shift(fill_value=-np.inf)]
         ax.plot(best["whole"], best["accuracy"], color="#8c8c8c", linewidth=1.2, drawstyle="steps-post", zorder=1)
         for label, mean in means.iterrows():
@@ -125,14 +131,14 @@ def part_gains(gains: pd.DataFrame, *, title: str = "", ax: Axes | None = None) 
     shown as missing.
 
     Args:
-        gains: a row a part, with columns group, part, mean, low and high (points of accuracy; NaN where unknown), in
+        gains: a row for each part, with columns group, part, mean, low and high (points of accuracy; NaN where unknown), in
             the order in which they are drawn; and note, what to write where there is no mean, ``missing`` if absent.
         title: of the panel.
         ax: where to draw.
     """
     needs_rows("part_gains", gains)
     groups = list(dict.fromkeys(gains["group"]))
-    palette = dict(zip(groups, colours(["dm", "iid-dm", *groups]).values(), strict=False))
+    palette = dict(zip(groups, colours([f"group {number}" for number in range(len(groups))]).values(), strict=True))
     with styled():
         ax = ax or panels(height=1 + 0.3 * (len(gains) + len(groups)))[0]
         places: list[int] = []
