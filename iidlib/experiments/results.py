@@ -28,7 +28,7 @@ RESULT_COLUMNS = (
 evaluated; ``networks_seed`` with the network's number ``evaluation_seed`` names the draws of the evaluation, which took
 ``seconds``; ``pool_seconds`` is what the training of the distillation's pool took, whenever it was. ``settings`` are
 those beside the scale's that the set was made with, or the command was given, as far as they apply to it; among them
-``made_from``, where a set was made of another data set than it was judged on. Accuracies are in percent. ``outcome``
+``made_from``, where a set was made of another dataset than it was evaluated on. Accuracies are in percent. ``outcome``
 says what the network came to (``trained``, ``diverged``, ``constant`` or ``out of range``, see
 `iidlib.training.Outcome`); rows that are older than the column lack it.
 """
