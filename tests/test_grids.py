@@ -7,7 +7,7 @@ import pytest
 
 from iidlib.config import preset
 from iidlib.errors import InputError
-from iidlib.experiments import Cell, find, jobs, measured, protocol_text, table
+from iidlib.experiments import Cell, all_rows, find, jobs, measured, protocol_text, search_results, table
 from tests.result_rows import rows
 
 ROOT = Path(__file__).parents[1]
@@ -43,6 +43,20 @@ def test_rounds_are_cells_each_once(tmp_path: Path) -> None:
         {"match.ce": "0.3", "pool.epochs_kept": "0"},
     ]
     assert {(cell.dataset, cell.method, cell.ipc) for cell in found.cells} == {("validation:cifar10", "iid-plus", 10)}
+
+
+def test_what_a_search_has_measured_is_told_round_by_round(tmp_path: Path) -> None:
+    plus = preset("iid-plus", scale="tour")
+    own = {"dataset": "validation:cifar10-mini", "method": "iid-plus", "scale": "tour", "iterations": plus.iterations}
+    own |= {"protocol": protocol_text(plus.eval, "iid-plus", 2), "epochs": plus.eval.epochs}
+    some = [own | {"settings": "match.ce=0.3", "accuracy": 44.0}, own | {"settings": "match.ce=0.3 match.cm=0"}]
+    rows(*some).to_csv(tmp_path / "tour-validation.csv", index=False)
+    table = search_results(grid(tmp_path), "tour", all_rows(tmp_path))
+    assert table["round"].tolist() == [1, 1, 1, 1, 2, 2, 2, 2] and table["scale"].eq("tour").all()
+    assert table["varied"].tolist()[:4] == ["as given", "match.ce=0", "match.ce=0.3", "stages.interpolate=on"]
+    assert table["varied"].tolist()[4:] == ["as given", "match.cm=0", "pool.epochs_kept=1,2", "pool.epochs_kept=0"]
+    assert table["seeds"].tolist() == [0, 0, 1, 0, 1, 1, 0, 0]
+    assert table["gain"].fillna(-9).tolist() == [-9, -9, -9, -9, -9, 1, -9, -9], "of 44 to 45, and else unknown"
 
 
 def test_a_grid_is_run_like_an_experiment_and_its_rows_are_kept_apart(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """What measured rows say of a method: what each of its parts gains, and what its distillations cost."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -8,10 +9,11 @@ import pandas as pd
 from iidlib.config import preset
 from iidlib.config.uses import uses_pool
 from iidlib.experiments.cells import EXPERIMENTS, PARTS, Cell
+from iidlib.experiments.grids import rounds
 from iidlib.experiments.measurements import all_rows, measured, own_rows
 from iidlib.experiments.paired import paired_gains
 
-__all__ = ["distillation_costs", "gains_of_parts"]
+__all__ = ["distillation_costs", "gains_of_parts", "search_results"]
 
 
 def gains_of_parts(scale: str, rows: pd.DataFrame | None = None) -> pd.DataFrame:
@@ -101,3 +103,27 @@ def distillation_costs(
         timed = own.groupby(["label", "scale", "seed"], as_index=False).agg(how)
         found.append(timed[timed["seconds"] > 0])
     return pd.concat(found[1:] or found, ignore_index=True)
+
+
+def search_results(grid: str | Path, scale: str, rows: pd.DataFrame | None = None) -> pd.DataFrame:
+    """What a search has measured: each value that its rounds vary, and what is given beside it.
+
+    Args:
+        grid: its file, see `iidlib.experiments.grids`.
+        scale: at which it was run.
+        rows: of results; those of the checkout when not given.
+
+    Returns:
+        A row for each cell of each round, with columns scale, round (from 1), varied (``as given`` for the first of a
+        round), seeds, accuracy (percent, mean over seeds) and gain (over what is given, in points, over the seeds of
+        both); NaN where it is missing.
+    """
+    rows = all_rows() if rows is None else rows
+    found = []
+    for number, cells in enumerate(rounds(grid), 1):
+        given = measured(cells[""], scale, rows)
+        for varied, cell in cells.items():
+            own = measured(cell, scale, rows)
+            gain = (own - given).mean() if varied else np.nan  # aligned by seed
+            found.append((scale, number, varied or "as given", len(own), own.mean(), gain))
+    return pd.DataFrame(found, columns=["scale", "round", "varied", "seeds", "accuracy", "gain"])

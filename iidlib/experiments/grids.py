@@ -27,7 +27,7 @@ from iidlib.experiments.cells import EXPERIMENTS, Cell, Experiment, usual_networ
 from iidlib.experiments.sweep import read_grid
 from iidlib.files import user_path
 
-__all__ = ["find", "is_grid"]
+__all__ = ["find", "is_grid", "rounds"]
 
 _ELSEWHERE = {
     "seed": "--seeds",
@@ -53,13 +53,23 @@ def find(name: str) -> Experiment:
         InputError: for an unknown one, or a file that is missing or no grid.
     """
     if is_grid(name):
-        return _read(user_path(name))
+        title, found = _read(user_path(name))
+        return Experiment(title, tuple(dict.fromkeys(cell for each in found for cell in each.values())))
     if name not in EXPERIMENTS:
         raise InputError(f"unknown experiment {name!r}{suggest(name, EXPERIMENTS)}; a grid's file ends in .yaml")
     return EXPERIMENTS[name]
 
 
-def _read(path: Path) -> Experiment:
+def rounds(path: str | Path) -> list[dict[str, Cell]]:
+    """The rounds of a grid: cells by what they vary, first under ``""`` what is given.
+
+    Raises:
+        InputError: for a file that is missing or no grid.
+    """
+    return _read(user_path(path))[1]
+
+
+def _read(path: Path) -> tuple[str, list[dict[str, Cell]]]:
     grid = read_grid(path)
     if not isinstance(grid, dict) or not isinstance(grid.get("rounds"), list) or not grid["rounds"]:
         raise InputError(f"the grid {path} must be a mapping with a list of rounds")
@@ -69,20 +79,21 @@ def _read(path: Path) -> Experiment:
         raise InputError(f"the grid {path} varies settings of a distillation; {method} learns nothing")
     usual = preset(method, grid.get("dataset", "validation:cifar10"), grid.get("ipc", 10))  # names as rows have them
     first = Cell(usual.dataset, usual.method, usual.ipc, usual_network(usual.dataset))
-    cells: dict[Cell, None] = {}
+    found = []
     for round_ in grid["rounds"]:
         _check_keys(round_, ("given", "vary"), path)
         given, vary = round_.get("given") or {}, round_.get("vary") or {}
         if not isinstance(given, dict) or not isinstance(vary, dict):
             raise InputError(f"given and vary in the grid {path} must map settings to values")
-        cells[_with(first, given)] = None
+        cells = {"": _with(first, given)}
         for key, values in vary.items():
             if not isinstance(values, list):
                 raise InputError(f"vary in the grid {path} must give a list of values for {key}, got {values!r}")
-            cells |= dict.fromkeys(_with(first, given | {key: value}) for value in values)
-    for cell in cells:
-        _check_settings(dict(cell.settings), usual, path)
-    return Experiment(str(grid.get("title", path.stem)), tuple(cells))
+            cells |= {f"{key}={_text(value)}": _with(first, given | {key: value}) for value in values}
+        for cell in cells.values():
+            _check_settings(dict(cell.settings), usual, path)
+        found.append(cells)
+    return str(grid.get("title", path.stem)), found
 
 
 def _check_settings(settings: dict[str, str], usual: RunConfig, path: Path) -> None:
@@ -110,12 +121,12 @@ def _check_keys(mapping: Any, known: tuple[str, ...], path: Path) -> None:
 
 def _with(cell: Cell, changes: dict[str, Any]) -> Cell:
     """The cell with settings as texts, in the order of their names, so that equal cells are equal."""
-    texts = {
-        str(key): ",".join(map(str, value)) if isinstance(value, list) else _text(value)
-        for key, value in changes.items()
-    }
+    texts = {str(key): _text(value) for key, value in changes.items()}
     return replace(cell, settings=tuple(sorted(texts.items())))
 
 
 def _text(value: Any) -> str:
+    """A value as ``--set`` takes it."""
+    if isinstance(value, list):
+        return ",".join(map(str, value))
     return ("off", "on")[value] if isinstance(value, bool) else str(value)  # YAML reads the bare words as booleans

@@ -38,8 +38,8 @@ def pareto(runs: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
 
     Args:
         runs: a row for each distillation, with columns label, seconds (of the iterations, above 0) and accuracy
-            (percent; mean over the networks of the evaluation); and pool_seconds, 0 where there is no pool, NaN where nobody knows.
-            Without the column there are no pools.
+            (percent; mean over the networks of the evaluation); and pool_seconds, 0 where there is no pool, NaN where
+            nobody knows. Without the column there are no pools.
         ax: where to draw.
     """
     needs_rows("pareto", runs)
@@ -132,7 +132,8 @@ def part_gains(gains: pd.DataFrame, *, title: str = "", ax: Axes | None = None) 
 
     Args:
         gains: a row for each part, with columns group, part, mean, low and high (points of accuracy; NaN where
-            unknown), in the order in which they are drawn; and note, what to write where there is no mean, ``missing`` if absent.
+            unknown), in the order in which they are drawn; and note, what to write where there is no mean, ``missing``
+            if absent.
         title: of the panel.
         ax: where to draw.
     """
