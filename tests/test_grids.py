@@ -148,4 +148,5 @@ def test_the_folder_of_a_cell_has_a_name_that_file_systems_take() -> None:
     long = Cell("validation:cifar10", "iid-plus", 10, settings=tuple((f"match.a{n}", "1") for n in range(40)))
     other = Cell("validation:cifar10", "iid-plus", 10, settings=(*long.settings, ("match.b", "1")))
     assert len(long.file) < 200 and long.file != other.file and ":" not in long.file
-    assert Cell("cifar10", "dm", 10, settings=(("iterations", "25%"),)).file == "cifar10-ipc10-dm-iterations=25"
+    share, count = (Cell("cifar10", "dm", 10, settings=(("iterations", value),)) for value in ("25%", "25"))
+    assert (share.file, count.file) == ("cifar10-ipc10-dm-iterations=25pct", "cifar10-ipc10-dm-iterations=25")

@@ -27,7 +27,7 @@ def least_memory(
         config: the settings.
         dataset: what is distilled.
         terms: names of the terms in use.
-        source: of the matching networks, as ``match.source`` names it.
+        source: of the matching networks: a name of ``match.source``, or anything else for one of the caller's own.
     """
     spec, match = dataset.spec, config.match
     pixels = 4 * spec.channels * spec.image_size**2

@@ -66,7 +66,7 @@ class Cell:
     @property
     def file(self) -> str:
         """The cell as part of a file name, which is `name` without what no file name may have."""
-        told = self.name.translate({ord("/"): "-", ord(":"): "-", ord("%"): None})
+        told = self.name.translate({ord("/"): "-", ord(":"): "-", ord("%"): "pct"})
         return told if len(told) <= _LONGEST else f"{told[:_LONGEST]}-{sha256(told.encode()).hexdigest()[:8]}"
 
     def protocol_of(self, config: RunConfig) -> EvalProtocol:

@@ -92,7 +92,10 @@ class StageNetworks(NetworkSource):
         return Drawn(self._network, reached)
 
     def _load(self, low: int, high: int, share: float) -> None:
-        """Puts the weights of a member of the pool into the network, or those between it and the next one."""
+        """Puts the weights of a member of the pool into the network, or those between it and the next one.
+
+        Buffers stay those of the member, such as the moments that a batch norm keeps.
+        """
         own = [*self._network.parameters(), *self._network.buffers()]
         theirs = self._pool.networks[low]
         torch._foreach_copy_(own, [*theirs.parameters(), *theirs.buffers()])
