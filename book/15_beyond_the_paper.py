@@ -242,7 +242,7 @@ plots.show(bars, f"Equal storage, scale {scale}, one seed: {finding}.")
 #
 # ## Which part did it?
 #
-# A method of six parts owes an answer to that question, and there are two ways to ask.
+# A method of so many parts owes an answer to that question, and there are two ways to ask.
 # *Leave a part out* of the whole: what it adds once everything else is there.
 # *Add a part alone* to what remains when all are gone, which is DM at the step size of `iid-plus`: what it brings by itself.
 # The answers can differ.
@@ -270,7 +270,7 @@ plots.show(axes, f"Measured intervals that leave out zero: {finding}.")
 # Read it as in {doc}`08_ablations`: an open dot is a part whose interval holds zero, and nothing is claimed of it.
 # To leave out the networks of the stages is to match under random ones, which silences the cross-entropy, too; the pool still chooses the initial images and serves class centralization.
 # *Not in use* is a part whose weight is zero in the settings of that scale, because the search below found no use for it there; to leave it out changes nothing.
-# Twelve intervals in a panel are many: at this level, one in twenty leaves out zero by luck alone.
+# Fourteen intervals in a panel are many: at this level, one in twenty leaves out zero by luck alone.
 #
 # ## What does it cost?
 #

@@ -140,7 +140,7 @@ def test_cm_blocks_change_nothing_but_covariance_matching():
 
 def test_cached_statistics_go_with_stages_under_a_uniform_schedule():
     changes = {"match__statistics": "cached", "match__cached_pairs": 3, "match__cc_scaling": "relative"}
-    config = settings("iid-plus", **changes)
+    config = settings("iid-plus", match__mmd=0, **changes)
     assert torch.equal(of(config), of(config))
 
 
@@ -155,13 +155,13 @@ def test_cached_statistics_go_with_stages_under_a_uniform_schedule():
         ("dm-cm", {"match__cm_blocks": 2, "match__network": "alexnet"}, r"cm_blocks=2 needs a ConvNet; alexnet has no"),
         (
             "iid-plus",
-            {"match__cm_blocks": 2, "match__statistics": "cached"},
-            r"statistics=cached holds .* match.cm_blocks=2 asks for more; leave match.statistics at fresh",
+            {"match__mmd": 0, "match__cm_blocks": 2, "match__statistics": "cached"},
+            r"statistics=cached holds .* match.cm_blocks=2 asks for more; set match.cm_blocks=1, or leave match.stati",
         ),
         (
             "iid-plus",
             {"match__mmd": 0.5, "match__cm_blocks": 2, "match__statistics": "cached"},
-            r"statistics=cached holds .* match.cm_blocks=2 and match.mmd=0.5 ask for more",
+            r"statistics=cached .* match.cm_blocks=2 and match.mmd=0.5 ask for more; set match.cm_blocks=1 match.mmd=0",
         ),
         (
             "iid-plus",
@@ -177,10 +177,14 @@ def test_cached_statistics_go_with_stages_under_a_uniform_schedule():
         ("dm", {"match__source": "stages"}, r"match.network \(convnet3\) must be pool.network \(convnet2\)"),
         (
             "iid-plus",
-            {"match__statistics": "cached", "stages__schedule": "early"},
+            {"match__mmd": 0, "match__statistics": "cached", "stages__schedule": "early"},
             r"match.statistics=cached goes through .* stages.schedule=early does not allow; leave it at uniform",
         ),
-        ("iid-plus", {"match__statistics": "cached", "match__source": "queue"}, "those of the queue are in training"),
+        (
+            "iid-plus",
+            {"match__mmd": 0, "match__statistics": "cached", "match__source": "queue"},
+            "those of the queue are in training",
+        ),
     ],
 )
 def test_settings_that_do_not_go_together_are_one_line(method, changes, message, tmp_path):
@@ -290,8 +294,7 @@ def test_the_preset_runs_at_ci_scale_with_a_set_of_mosaics(caplog: pytest.LogCap
     caplog.set_level(logging.INFO, "iidlib")
     result = distill(preset("iid-plus", "shapes", 1, "ci", {"pool.untrained": "warn"}), out=tmp_path / "run")
     assert result.synthetic.factor == 2 and result.pool is not None and len(result.pool.networks) == 2
-    assert {"loss_mean", "loss_cm", "loss_ce", "stage_accuracy"} <= set(result.metrics)
-    assert "loss_mmd" not in result.metrics
+    assert {"loss_mean", "loss_cm", "loss_ce", "loss_mmd", "stage_accuracy"} <= set(result.metrics)
 
 
 def test_a_pool_that_has_diverged_is_named_by_every_term():

@@ -103,7 +103,8 @@ def check_terms(config: RunConfig, terms: Collection[str]) -> None:
         beyond["match.mmd"] = match.mmd
     if beyond and match.statistics == "cached":
         told = " and ".join(f"{key}={value:g}" for key, value in beyond.items())
+        without = " ".join(f"{key}={1 if key == 'match.cm_blocks' else 0}" for key in beyond)
         raise InputError(
             f"match.statistics=cached holds means and covariances of the last block alone, {told} "
-            f"{'asks' if len(beyond) == 1 else 'ask'} for more; leave match.statistics at fresh"
+            f"{'asks' if len(beyond) == 1 else 'ask'} for more; set {without}, or leave match.statistics at fresh"
         )

@@ -151,6 +151,7 @@ PARTS: dict[str, Part] = {
     "match.ce": Part("cross-entropy", "0", ("match.source",)),  # weighs nothing under networks that are not trained
     "match.cm": Part("covariance matching", "0"),
     "match.cc": Part("class centralization", "0"),
+    "match.mmd": Part("kernel distance", "0"),
 }
 """The parts of iid-plus by the setting that leaves one out."""
 
