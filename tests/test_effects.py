@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from iidlib.config import override, preset
-from iidlib.experiments import EXPERIMENTS, distillation_costs, gains_of_parts
+from iidlib.experiments import EXPERIMENTS, distillation_costs, gains_of_parts, headline
 from iidlib.experiments.cells import PARTS, Cell
 from iidlib.experiments.results import protocol_text
 from tests.result_rows import rows
@@ -94,6 +94,44 @@ def test_costs_are_seconds_of_a_distillation_with_and_without_its_pool() -> None
     assert table["label"].tolist() == ["iid-plus", "iid-plus", "dm"] and table["seconds"].eq(600).all()
     assert table["pool_seconds"].fillna(-1).tolist() == [480, -1, 0], "not said, and none"
     assert table["accuracy"].tolist() == [50, 52, 50] and table["device"].eq("cpu (2 threads)").all()
+
+
+def test_costs_of_cells_are_theirs_alone() -> None:
+    usual, short, paper = (Cell("cifar10", "iid-plus", 10, **own) for own in (
+        {}, {"settings": (("iterations", "50%"), ("pool.count", "1"))}, {"evaluation": "paper"},
+    ))  # fmt: skip
+    alone = Cell("cifar10", "iid-plus", 1, settings=CELLS[1].settings)
+    whole = protocol_text(paper.protocol_of(preset("iid-plus", scale="laptop")), "iid-plus", 2)
+    own = rows(
+        timed("iid-plus", pool_seconds=480.0),
+        timed("iid-plus", pool_seconds=160.0, iterations=600, settings="pool.count=1", accuracy=48.0),
+        timed("iid-plus", pool_seconds=480.0, protocol=whole, epochs=1001, accuracy=55.0),
+        of_cell(alone, 30.0, ipc=1, seconds_per_iteration=0.1),
+    )
+    table = distillation_costs("laptop", [paper, short, usual, alone], rows=own)
+    assert table["accuracy"].tolist() == [55, 48, 50, 30]
+    assert table["ipc"].tolist() == [10, 10, 10, 1] and table["pool_seconds"].tolist() == [480, 160, 480, 0]
+    assert table["label"].tolist()[:3] == ["iid-plus", "iid-plus iterations=50% pool.count=1", "iid-plus"]
+
+
+def test_the_headline_has_intervals_published_values_and_the_clock_of_quiet_runs() -> None:
+    usual = Cell("cifar10", "iid-plus", 10, evaluation="paper")
+    whole = protocol_text(usual.protocol_of(preset("iid-plus", scale="laptop")), "iid-plus", 2)
+    paper = {"protocol": whole, "epochs": 1001, "pool_seconds": 500.0}
+    busy = {"device": "cpu (1 threads)", "seconds_per_iteration": 2.0}
+    own = rows(
+        *(timed("iid-plus", seed=seed, accuracy=60.0 + seed, **paper, **(busy if seed else {})) for seed in range(3))
+    )
+    table = headline("laptop", own)
+    assert table["ipc"].tolist() == [1, 10, 10, 50] and table["seeds"].tolist() == [0, 3, 0, 0]
+    one = table.loc[1]
+    assert one["accuracy"] == pytest.approx(61) and one["iid-dm"] == 55.1 and one["iid-idm"] == 59.9
+    assert one["high"] - 61 == pytest.approx(4.303 * 1 / 3**0.5, rel=1e-3) and one["low"] == pytest.approx(
+        122 - one["high"]
+    )
+    assert (one["seconds"], one["pool_seconds"], one["device"]) == (600, 500, "cpu (2 threads)")
+    assert table.loc[[0, 2, 3], "accuracy"].isna().all() and headline("laptop", own[:2]).loc[1, ["low"]].isna().all()
+    assert headline("laptop", NOTHING)["seeds"].eq(0).all()
 
 
 def test_costs_of_texts_and_of_tables_older_than_their_columns_are_read_too() -> None:

@@ -6,14 +6,15 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from iidlib.config import preset
+from iidlib.config import override, preset
 from iidlib.config.uses import uses_pool
 from iidlib.experiments.cells import EXPERIMENTS, PARTS, Cell
 from iidlib.experiments.grids import rounds
 from iidlib.experiments.measurements import all_rows, measured, own_rows
-from iidlib.experiments.paired import paired_gains
+from iidlib.experiments.paired import paired_gains, paired_interval
+from iidlib.experiments.published import published_value
 
-__all__ = ["distillation_costs", "gains_of_parts", "search_results"]
+__all__ = ["distillation_costs", "gains_of_parts", "headline", "search_results"]
 
 
 def gains_of_parts(scale: str, rows: pd.DataFrame | None = None) -> pd.DataFrame:
@@ -69,40 +70,87 @@ def _named(off: set[str]) -> str:
 
 
 def distillation_costs(
-    scale: str, methods: Sequence[str], dataset: str = "cifar10", ipc: int = 10, rows: pd.DataFrame | None = None
+    scale: str,
+    methods: Sequence[str | Cell],
+    dataset: str = "cifar10",
+    ipc: int = 10,
+    rows: pd.DataFrame | None = None,
 ) -> pd.DataFrame:
-    """Seconds and accuracy of the distillations that fill the cells of some methods at a scale.
+    """Seconds and accuracy of the distillations that fill some cells at a scale.
 
     Args:
-        scale: of the distillations and their evaluation.
-        methods: in the order in which they are returned; those without rows are left out.
-        dataset: as `Cell` names it, which is CIFAR-10 also where the scale takes the embedded images.
-        ipc: images per class.
+        scale: of the distillations and, where a cell says nothing else, of their evaluation.
+        methods: cells, or names of methods for their usual cells, in the order in which they are returned; those
+            without rows are left out.
+        dataset: of methods by name, as `Cell` names it, which is CIFAR-10 also where the scale takes the embedded
+            images.
+        ipc: images per class, of methods by name.
         rows: of results; those of the checkout when not given.
 
     Returns:
-        A row for each distillation, as `iidlib.plots.pareto` takes it: label, scale, seed, seconds (of its iterations),
-        pool_seconds (0 where there is no pool, NaN where its rows do not say), accuracy (mean over its networks),
-        device and date.
+        A row for each distillation, as `iidlib.plots.pareto` takes it: label (the method, and the settings of its
+        cell), ipc, scale, seed, seconds (of its iterations), pool_seconds (0 where there is no pool, NaN where its rows
+        do not say), accuracy (mean over its networks), device and date.
     """
     rows = all_rows() if rows is None else rows
-    columns = ["label", "scale", "seed", "seconds", "pool_seconds", "accuracy", "device", "date"]
+    columns = ["label", "ipc", "scale", "seed", "seconds", "pool_seconds", "accuracy", "device", "date"]
     found = [pd.DataFrame(columns=columns)]
-    for method in methods:
-        own = own_rows(Cell(dataset, method, ipc), scale, rows)
+    for one in methods:
+        cell = Cell(dataset, one, ipc) if isinstance(one, str) else one
+        own = own_rows(cell, scale, rows)
         if own.empty:
             continue
         own = own.reindex(columns=[*own.columns, *({"seconds_per_iteration", "pool_seconds", "device"} - {*own})])
         for name in ("seconds_per_iteration", "pool_seconds"):
             own[name] = pd.to_numeric(own[name], errors="coerce")
-        if not uses_pool(preset(method, dataset, max(ipc, 1), scale)):
+        usual = preset(cell.method, cell.dataset_at(scale), max(cell.ipc, 1), scale)
+        if not uses_pool(override(usual, cell.changes(scale))):
             own["pool_seconds"] = 0.0
         own["seconds"] = own["seconds_per_iteration"] * own["iterations"]
-        own["label"] = method
+        own["label"] = " ".join([cell.method, *(f"{key}={value}" for key, value in cell.settings)])
         how = {"seconds": "mean", "pool_seconds": "mean", "accuracy": "mean", "device": "first", "date": "max"}
-        timed = own.groupby(["label", "scale", "seed"], as_index=False).agg(how)
+        timed = own.groupby(["label", "ipc", "scale", "seed"], as_index=False).agg(how)
         found.append(timed[timed["seconds"] > 0])
     return pd.concat(found[1:] or found, ignore_index=True)
+
+
+def headline(scale: str, rows: pd.DataFrame | None = None) -> pd.DataFrame:
+    """Sets of iid-plus, distilled at a scale and evaluated as the paper does, beside what it published.
+
+    Args:
+        scale: of the distillations.
+        rows: of results; those of the checkout when not given.
+
+    Returns:
+        A row for each set of the experiment ``headline``, by ipc, with columns ipc, settings (that differ from the
+        scale's), seeds, accuracy (percent, mean over seeds), low and high (its 95 % t interval, of three seeds or
+        more), published values of ``iid-dm`` and ``iid-idm``, and pool_seconds, seconds and device of a distillation:
+        means over the seeds that ran with the most threads. NaN where it is missing.
+    """
+    rows, found = all_rows() if rows is None else rows, []
+    for cell in EXPERIMENTS["headline"].cells:
+        if cell.method != "iid-plus":
+            continue
+        runs = distillation_costs(scale, [cell], rows=rows)
+        values = runs["accuracy"].tolist()
+        mean, low, high = paired_interval([0.0] * len(values), values) if len(values) >= 3 else (np.nan,) * 3
+        quoted = [published_value(cell.dataset, method, cell.ipc) for method in ("iid-dm", "iid-idm")]
+        threads = runs["device"].astype(str).str.extract(r"(\d+) threads?", expand=False).astype(float)
+        quiet = runs[threads == threads.max()]
+        found.append({
+            "ipc": cell.ipc,
+            "settings": " ".join(f"{key}={value}" for key, value in cell.settings),
+            "seeds": len(values),
+            "accuracy": mean if len(values) >= 3 else runs["accuracy"].mean(),
+            "low": low,
+            "high": high,
+            "iid-dm": quoted[0].value if quoted[0] else np.nan,
+            "iid-idm": quoted[1].value if quoted[1] else np.nan,
+            "pool_seconds": quiet["pool_seconds"].mean(),
+            "seconds": quiet["seconds"].mean(),
+            "device": next(iter(quiet["device"]), ""),
+        })  # fmt: skip
+    return pd.DataFrame(found).sort_values("ipc", kind="stable", ignore_index=True)
 
 
 def search_results(grid: str | Path, scale: str, rows: pd.DataFrame | None = None) -> pd.DataFrame:
