@@ -162,9 +162,9 @@ def search_results(grid: str | Path, scale: str, rows: pd.DataFrame | None = Non
         rows: of results; those of the checkout when not given.
 
     Returns:
-        A row for each cell of each round, with columns scale, round (from 1), varied (``as given`` for the first of a
-        round), seeds, accuracy (percent, mean over seeds) and gain (over what is given, in points, over the seeds of
-        both); NaN where it is missing.
+        A row for each cell of each round, with columns scale, ipc, round (from 1), varied (``as given`` for the first
+        of a round), seeds, accuracy (percent, mean over seeds) and gain (over what is given, in points, over the seeds
+        of both); NaN where it is missing.
     """
     rows = all_rows() if rows is None else rows
     found = []
@@ -173,5 +173,5 @@ def search_results(grid: str | Path, scale: str, rows: pd.DataFrame | None = Non
         for varied, cell in cells.items():
             own = measured(cell, scale, rows)
             gain = (own - given).mean() if varied else np.nan  # aligned by seed
-            found.append((scale, number, varied or "as given", len(own), own.mean(), gain))
-    return pd.DataFrame(found, columns=["scale", "round", "varied", "seeds", "accuracy", "gain"])
+            found.append((scale, cell.ipc, number, varied or "as given", len(own), own.mean(), gain))
+    return pd.DataFrame(found, columns=["scale", "ipc", "round", "varied", "seeds", "accuracy", "gain"])
