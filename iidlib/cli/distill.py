@@ -129,7 +129,7 @@ def distill(
             report(folder.synthetic, facts)
             return
         keeps = not finished or can_be_scored(folder)
-        origin = dataclasses.replace(origin, **cost_of(folder))
+        origin = dataclasses.replace(origin, **cost_of(folder, config.iterations))
         with KeptRows(run=folder if keeps else None, results=results) as kept:
             scores = scored(synthetic, loaded, config, origin=origin, seed=seed, made_by=stamp, kept=kept)
             if baseline:

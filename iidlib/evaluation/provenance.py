@@ -84,15 +84,20 @@ def origin_of(
         factor=images.factor,
         settings={key: value for key, _, value in pairs} if run is None else differing(run.config()),
         dataset=images.spec.name,
-        **({} if run is None else cost_of(run)),
+        **({} if run is None else cost_of(run, iterations)),
     )
 
 
-def cost_of(run: RunFolder) -> dict[str, Any]:
-    """What a run's folder says of its time and of its pool, as fields of `SetOrigin`."""
+def cost_of(run: RunFolder, iterations: int) -> dict[str, Any]:
+    """What a run's folder says of its time and of its pool, as fields of `SetOrigin`.
+
+    Args:
+        run: the folder.
+        iterations: of its set; the log may say more, where a continuation was stopped.
+    """
     rows, pool = [], run.noted("pool")
     with contextlib.suppress(InputError):  # a log that cannot be read costs the row its time, not its accuracy
-        rows = run.metric_rows()
+        rows = [row for row in run.metric_rows() if row["iteration"] < iterations]
     found: dict[str, Any] = {}
     if rows and rows[-1].get("seconds"):
         found["seconds_per_iteration"] = rows[-1]["seconds"] / (rows[-1]["iteration"] + 1)  # counted from 0

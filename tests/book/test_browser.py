@@ -71,6 +71,7 @@ def visit(browser: Any, site: str) -> Iterator[Any]:
     """Opens a page and waits until it is drawn; at the end checks what it asked for and complained of."""
     context = browser.new_context()
     page = context.new_page()
+    page.set_default_timeout(120_000)  # milliseconds; the longest page is drawn slowly beside other tests
     elsewhere: list[str] = []
     complaints: list[str] = []
     page.on("request", lambda request: None if _local(request.url, site) else elsewhere.append(request.url))
