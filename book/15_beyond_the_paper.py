@@ -337,15 +337,15 @@ pd.concat(found, ignore_index=True).dropna(subset=["gain"]).round(1)
 # Most of what sounded good did not help.
 #
 # - *More cross-entropy.* It is the first term to gain something and the first to spoil it: above a tenth the accuracy falls, at 1 by more than without the term.
-# - *More class centralization.* In units of the real scatter, weights up to ten change nothing that one seed can show. In a trial before these files, a weight of 100 cost eleven points: images that are squeezed together stop covering their class.
+# - *More class centralization.* In units of the real scatter, weights up to ten change nothing that one seed can show. In a trial before these files, a weight of 100 cost eleven points; images that are squeezed together may stop covering their class.
 # - *Early stages first, or late ones last, or points between two stages.* The uniform draw is as good, and simpler.
 # - *Covariances after earlier blocks*, and *the easiest images* to start from, which gain less than the centres.
 # - *A pool trained in smaller batches* helps where there are few images, at `tour`, and not at `laptop`; the same holds for *the kernel distance*, which was kept because it harmed nowhere.
 #
 # One failure taught something.
-# At one image per class the settings chosen at ten fell behind `iid-idm`, and none of the weights mended that.
-# Earlier networks did, at least with one seed: ten short trainings, and points between each network before its training and after its first and second pass.
-# A stage of one pass is late already when four tiles must stand for five thousand images.
+# At one image per class the settings chosen at ten fell behind the published value of `iid-idm`, and none of the weights mended that.
+# Earlier networks came closer, at least with one seed: ten short trainings, and points between each network before its training and after its first and second pass.
+# Perhaps a stage of one pass is late already when four tiles must stand for five thousand images.
 # These settings are not the default yet.
 #
 # Of the weights that look best, some are luck: of forty cells with a seed or two, the best stands above its true value.
