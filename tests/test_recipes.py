@@ -84,6 +84,7 @@ def test_layers_are_named_in_the_order_in_which_they_apply():
     for method in ("idm", "iid-plus"):
         assert list(layers(method, "cifar10", 10, "tour")) == ["method", "scale", "method at this scale"]
     assert list(layers("iid-plus", "validation:tinyimagenet", 10, "paper")) == ["method", "scale", "dataset"]
+    assert list(layers("iid-plus", "cifar10", 1, "laptop"))[1] == "method at this IPC"  # so that a scale may differ
 
 
 @pytest.mark.parametrize("scale", SCALES)
