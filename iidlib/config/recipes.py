@@ -228,10 +228,10 @@ _PLUS: dict[str, Any] = {
 }
 """Of iid-plus at every scale, but for what ``PLUS_SIZES`` and ``PLUS_SCALES`` change.
 
-Chosen on held-out training images of CIFAR-10, at scale tour and in part at laptop; see ``iid-plus-search.yaml`` and the
-files beside it in ``data/results``. The weight of class centralization is one that neither helped nor harmed there; that
-of the kernel distance helped at tour and made no difference at laptop. The use at scale ``paper`` and for other datasets
-is carried over.
+Chosen on held-out training images of CIFAR-10, at scale tour and in part at laptop; see ``iid-plus-search.yaml`` and
+the files beside it in ``data/results``. The weight of class centralization is one that neither helped nor harmed there;
+that of the kernel distance helped at tour and made no difference at laptop. The use at scale ``paper`` and for other
+datasets is carried over.
 """
 
 PLUS_SIZES: dict[int, dict[str, Any]] = {1: {"match.ce": 2.0}}
