@@ -281,7 +281,8 @@ def test_buffers_hold_accuracy_and_frequencies_at_one_place():
         draws.load(iteration)
         plain = LazyDraws(run, iteration)
         assert torch.equal(draws.frequencies, plain.frequencies) and draws.pretrained is draws.matching.network
-        assert float(draws.matching.accuracy) == plain.matching.accuracy
+        held = draws.matching.accuracy
+        assert held == torch.tensor(plain.matching.accuracy)  # in float32, as it is held
         seen.add(float(draws.matching.accuracy))
     assert len(seen) > 1
     assert [tensor.data_ptr() for tensor in (draws.frequencies, draws.matching.accuracy)] == places
