@@ -348,13 +348,14 @@ pd.concat(found, ignore_index=True).dropna(subset=["gain"]).round(1)
 #
 # One failure taught something.
 # At one image per class the settings chosen at ten fell behind the published value of `iid-idm`, and none of the weights mended that.
-# Earlier networks did: five trainings of two epochs, and points between their beginnings and their ends, in place of three trainings of sixteen.
+# Earlier networks closed most of the gap: five trainings of two epochs, and points between their beginnings and their ends, in place of three trainings of sixteen.
 # Only with them does more cross-entropy help there.
 # At ten images they are at least as good as the long trainings, for a fifth of their cost, so they became the default for whole datasets.
 # Perhaps a network is late already after a single epoch when four tiles must stand for five thousand images.
 # On the embedded images an epoch is short, and the long trainings stayed better.
+# The images of such a set are no pictures any more: many of their values lie outside the colours that a screen can show, and stored in eight bits the set loses points (its card in `data/distilled`).
 #
-# Of the weights that look best, some are luck: of sixty cells with a seed or two, the best stands above its true value.
+# Of the weights that look best, some are luck: of some eighty cells with a seed or two, the best stands above its true value.
 #
 # ## Exercises
 #

@@ -87,6 +87,7 @@ def test_rows_of_one_kind_are_those_that_a_reader_of_the_file_would_take(
 def test_there_are_distilled_sets_with_cards() -> None:
     assert SETS and SETS == sorted(path.stem for path in FOLDER.glob("*.json"))
     assert SETS == sorted(path.stem for path in FOLDER.glob("*.png"))
+    assert list(FOLDER.glob("*/way.png"))
 
 
 @pytest.mark.parametrize("name", SETS)
@@ -106,6 +107,19 @@ def test_a_distilled_set_is_small_and_what_its_card_says(name: str) -> None:
     assert {row["scale"] for row in own} == {stored.provenance["scale"]}
     random = [row["accuracy"] for row in rows if row["method"] == "random"]
     assert min(row["accuracy"] for row in own) > max(random)
+
+
+@pytest.mark.parametrize("folder", sorted(path.parent for path in FOLDER.glob("*/way.png")), ids=lambda one: one.name)
+def test_snapshots_are_of_the_set_that_they_are_named_after(folder: Path) -> None:
+    """They are sets of their own, from the initial images on, which become more like the last one."""
+    last = SyntheticSet.load(folder.with_suffix(".safetensors"))
+    way = {int(path.stem): SyntheticSet.load(path) for path in sorted(folder.glob("*.safetensors"))}
+    assert min(way) == 0 and max(way) < int(last.provenance["iterations"])
+    for iteration, one in way.items():
+        assert one.provenance["iterations"] == str(iteration) and one.images.shape == last.images.shape
+        assert all(one.provenance[key] == last.provenance[key] for key in ("method", "seed", "scale"))
+    apart = [(one.images - last.images).norm().item() for one in way.values()]
+    assert apart == sorted(apart, reverse=True) and len(set(apart)) == len(apart)
 
 
 def test_the_page_of_cards_is_that_of_the_cards() -> None:

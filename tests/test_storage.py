@@ -171,7 +171,7 @@ def test_version_0_1_0_reads_what_this_one_writes(saved):
 
 
 def test_the_sets_that_come_with_a_checkout_have_the_checksum_of_their_metadata():
-    paths = sorted(data_dir("distilled").glob("*.safetensors"))
+    paths = sorted(data_dir("distilled").rglob("*.safetensors"))
     assert paths
     for path in paths:
         assert "metadata_sha256" in header_of(path)["__metadata__"], path.name

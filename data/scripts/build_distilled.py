@@ -1,12 +1,15 @@
 """Puts the set of a finished run into ``data/distilled``: in 8 bits, evaluated again as it is stored, with its card.
 
     python data/scripts/build_distilled.py RUN NAME [--data-root FOLDER]
+    python data/scripts/build_distilled.py distil METHOD IPC RUN NAME [--data-root FOLDER]   # with snapshots on the way
     python data/scripts/build_distilled.py          # only the page of cards
     python data/scripts/build_distilled.py seal     # the sets again, as this version writes files: the same tensors
     python data/scripts/build_distilled.py front    # also the picture of the book's first page; needs CIFAR-10
 
 A set is three files: ``NAME.safetensors``, ``NAME.png`` (as it is seen) and ``NAME.json``: a row for each network that
-was trained on it, and on as many random real images, at the run's scale. ``README.md`` shows the cards.
+was trained on it, and on as many random real images, at the run's scale. ``README.md`` shows the cards. A set that was
+distilled for this folder, CIFAR-10 at scale laptop, has a folder ``NAME`` beside it: the set after some iterations,
+from the initial images on, and ``way.png``, where a row is one of them, and a column the first image of a class.
 """
 
 import json
@@ -18,6 +21,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "data" / "distilled"
 FRONT = "cifar10-iid-idm-ipc1-laptop"
+WAY = (0, 0.01, 0.05, 0.2, 0.5)
+"""Shares of the iterations after which a snapshot is kept."""
 
 INTRODUCTION = """\
 # Distilled sets
@@ -61,11 +66,61 @@ def page() -> str:
             f"## {name}\n\n![The images of the set]({name}.png)\n\n"
             f"`{own['method']}` on {own['dataset']}, {own['ipc']} images a class, scale `{own['scale']}`, seed "
             f"{own['seed']}, {own['iterations']} iterations. Judged by {networks}: {own['protocol']}.\n\n"
-            "| set | accuracy (%) |\n| --- | --- |\n" + "\n".join(lines) + "\n\n"
-            f"Made by `{own['made_by']}`, evaluated on {own['date'][:10]} with torch {own['torch']}, "
+            "| set | accuracy (%) |\n| --- | --- |\n"
+            + "\n".join(lines)
+            + "\n\n"
+            + on_the_way(name)
+            + f"Made by `{own['made_by']}`, evaluated on {own['date'][:10]} with torch {own['torch']}, "
             f"iidlib {own['iidlib']}.\n"
         )
     return "\n".join(parts)
+
+
+def snapshots(name: str) -> dict[int, Path]:
+    """Files of a set on its way, by their iterations; empty where none were kept."""
+    return {int(path.stem): path for path in sorted((FOLDER / name).glob("*.safetensors"))}
+
+
+def on_the_way(name: str) -> str:
+    """What the page shows of the snapshots of a set."""
+    if not (kept := snapshots(name)):
+        return ""
+    told = ", ".join(map(str, kept))
+    return (
+        f"![An image of each class on its way]({name}/way.png)\n\n"
+        f"On the way, a row each: after {told} iterations, whose sets are in `{name}/`, and at the end.\n\n"
+    )
+
+
+def distil(method: str, ipc: int, run: Path, name: str, options: list[str]) -> None:
+    """Distils a set at scale laptop, keeps snapshots of it on the way, and adds it."""
+    import numpy as np
+
+    from iidlib import SyntheticSet, distill, load_dataset, plots, preset
+
+    config = preset(method, "cifar10", ipc, "laptop")
+    points = tuple(round(share * config.iterations) for share in WAY)
+    for old in snapshots(name).values():
+        old.unlink()
+
+    def keep(iteration: int, synthetic: SyntheticSet) -> None:
+        path = FOLDER / name / f"{iteration:06d}.safetensors"
+        path.parent.mkdir(exist_ok=True)
+        synthetic.save(path, eight_bits=True)
+
+    data = load_dataset("cifar10", data_root=data_root(options))
+    last = distill(config, data, out=run, on_iteration=keep, iterations_to_show=points).synthetic
+    way = [*(SyntheticSet.load(path) for path in snapshots(name).values()), last]
+    rows = np.stack([one.to_uint8()[:: one.ipc].cpu().numpy() for one in way])
+    labels = [f"{done} iterations" for done in (*snapshots(name), config.iterations)]
+    ax = plots.image_grid(rows, row_labels=labels, ax=plots.panels(1, height=3.4)[0])
+    ax.get_figure().savefig(FOLDER / name / "way.png", dpi=100, bbox_inches="tight", facecolor="white")
+    add(run, name, options)
+
+
+def data_root(options: list[str]) -> str | None:
+    """The folder of the datasets that the command names."""
+    return options[options.index("--data-root") + 1] if "--data-root" in options else None
 
 
 def add(run: Path, name: str, options: list[str]) -> None:
@@ -95,7 +150,7 @@ def seal() -> None:
 
     from iidlib import SyntheticSet
 
-    for path in sorted(FOLDER.glob("*.safetensors")):
+    for path in sorted(FOLDER.rglob("*.safetensors")):
         before, read = load(path.read_bytes()), SyntheticSet.load(path)
         copy = path.with_suffix(".sealed")
         read.save(copy, eight_bits=before["images"].dtype.itemsize == 1)
@@ -122,8 +177,9 @@ def front(options: list[str]) -> None:
     from iidlib.evaluation import random_real
 
     stored = SyntheticSet.load(FOLDER / f"{FRONT}.safetensors")
-    root = options[options.index("--data-root") + 1] if "--data-root" in options else None
-    real = random_real(load_dataset("cifar10", data_root=root).train, stored.ipc, int(stored.provenance["seed"]))
+    real = random_real(
+        load_dataset("cifar10", data_root=data_root(options)).train, stored.ipc, int(stored.provenance["seed"])
+    )
     images = np.concatenate([one.to_uint8().numpy() for one in (real, stored)])
     labels = [text.replace("images ", "images\n") for text in caption().split(", ")]
     rows = images.reshape(2, 10, *images.shape[1:])
@@ -134,11 +190,14 @@ def front(options: list[str]) -> None:
 
 
 def main(arguments: list[str]) -> None:
-    """Adds a set where one is named, and writes the page; or seals the sets, or draws the book's first picture."""
+    """Adds or distils a set where one is named, and writes the page; or seals them, or draws the book's picture."""
     if arguments[:1] == ["seal"]:
         seal()
     elif arguments[:1] == ["front"]:
         front(arguments[1:])
+    elif arguments[:1] == ["distil"]:
+        method, ipc, run, name, *options = arguments[1:]
+        distil(method, int(ipc), Path(run), name, options)
     elif arguments:
         run, name, *options = arguments
         add(Path(run), name, options)
