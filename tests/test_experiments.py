@@ -131,6 +131,34 @@ def test_the_table_tells_published_measured_and_missing_apart(tmp_path: Path) ->
     assert mosaic["source"] == "not found" and pd.isna(mosaic["published"])
 
 
+OPERATIONS = "augmentation flip>color>crop_scale_rotate"
+
+
+def test_scores_beside_random_images_and_the_whole_set_are_of_one_protocol(tmp_path: Path) -> None:
+    idc = {"protocol": f"idc, 400 epochs, batch 64, lr 0.01, width 64, {OPERATIONS}"}
+    random, whole = {"method": "random", "iterations": 0}, {"method": "whole", "iterations": 0, "epochs": 60}
+    usual = {"protocol": "whole set, 60 epochs, batch 256, lr 0.01, width 64", "accuracy": 80.0}
+    other = {"protocol": f"whole set (idc), 60 epochs, batch 64, lr 0.01, width 64, {OPERATIONS}", "accuracy": 75.0}
+    own = rows(
+        {}, idc | {"accuracy": 40.0}, random | {"accuracy": 30.0}, random | idc | {"accuracy": 28.0}, whole | usual,
+        whole | other,
+    )  # fmt: skip
+    own.to_csv(tmp_path / "laptop.csv", index=False)
+    cells = table("plus-sizes", tmp_path).set_index(["dataset", "ipc", "method", "evaluation"])
+    found = cells.loc[[("cifar10", 10, "dm", ""), ("cifar10", 10, "dm", "idc")], ["over_random", "below_whole"]]
+    assert found.to_numpy().tolist() == [[15.0, 35.0], [12.0, 35.0]]
+
+
+def test_the_whole_set_counts_under_each_protocol() -> None:
+    """Else its training, the longest of all, would be asked for again at every call."""
+    cell = Cell("cifar10", "whole", 0, evaluation="idc")
+    own = {"method": "whole", "ipc": 5000, "iterations": 0, "epochs": 60}
+    text = f"whole set (idc), 60 epochs, batch 64, lr 0.01, width 64, {OPERATIONS}"
+    assert len(measured(cell, "laptop", rows(own | {"protocol": text}))) == 1
+    other = own | {"protocol": "whole set, 60 epochs, batch 256, lr 0.01, width 64"}
+    assert measured(cell, "laptop", rows(other)).empty
+
+
 def test_a_mean_says_its_spread_and_seeds_where_there_are_some() -> None:
     row = {"laptop_mean": 46.04, "laptop_std": 0.21, "laptop_seeds": 3, "tour_mean": 37.5, "tour_std": float("nan")}
     row |= {"tour_seeds": 1, "paper_mean": float("nan"), "paper_std": float("nan"), "paper_seeds": 0}

@@ -73,7 +73,7 @@ def measured(cell: Cell, scale: str, rows: pd.DataFrame) -> pd.Series:
 
 def _without_augmentation(text: str) -> str:
     """A protocol as a row says it, without the operations, which are the dataset's own under a protocol."""
-    return text.partition(", augmentation ")[0] if text.startswith("idc") else text
+    return text.partition(", augmentation ")[0] if text.startswith(("idc", "whole set (idc)")) else text
 
 
 def _by_seed(own: pd.DataFrame) -> pd.Series:
@@ -156,11 +156,11 @@ def table(name: str, folder: Path | None = None) -> pd.DataFrame:
         folder: of the results; the checkout's own when not given.
 
     Returns:
-        Columns cell (its name), dataset, ipc, method, network, settings, steps, published, source; and for each of the
-        scales paper, laptop and tour its mean, std (over distillation seeds, population; of two or more), seeds and
-        failed (how many networks diverged, or the like). What is missing is NaN, with 0 seeds. Two columns after
-        DD-Ranking say what needs no soft labels, at scale laptop: improvement over random images, and the gap to the
-        whole set under the same scale, where both were measured.
+        Columns cell (its name), dataset, ipc, method, network, settings, steps, evaluation, published, source; and for
+        each of the scales paper, laptop and tour its mean, std (over distillation seeds, population; of two or more),
+        seeds and failed (how many networks diverged, or the like). What is missing is NaN, with 0 seeds. Two columns
+        after DD-Ranking say what needs no soft labels, at scale laptop: improvement over random images, and the gap to
+        the whole set under the same scale and protocol, where both were measured.
 
     Raises:
         InputError: for an unknown experiment.
@@ -177,6 +177,7 @@ def table(name: str, folder: Path | None = None) -> pd.DataFrame:
             "network": cell.network,
             "settings": " ".join(f"{key}={value}" for key, value in cell.settings),
             "steps": cell.steps,
+            "evaluation": cell.evaluation,
             "published": printed.value if printed else math.nan,
             "source": printed.source if printed else "not found",
         }
@@ -210,14 +211,12 @@ def mean_of(row: Mapping[Any, Any], scale: str) -> str:
 
 
 def _with_scores(cells: pd.DataFrame) -> pd.DataFrame:
-    keys = ["dataset", "ipc"]
+    same = ["dataset", "network", "evaluation"]  # accuracies of one protocol are not compared with those of another
     plain = cells[(cells["settings"] == "") & (cells["steps"] == 0)]
-    random = plain[plain["method"] == "random"].drop_duplicates([*keys, "network"])
-    base = cells[[*keys, "network"]].merge(random[[*keys, "network", "laptop_mean"]], "left", [*keys, "network"])
-    whole = plain[plain["method"] == "whole"].drop_duplicates(["dataset", "network"])
-    top = cells[["dataset", "network"]].merge(
-        whole[["dataset", "network", "laptop_mean"]], "left", ["dataset", "network"]
-    )
+    random = plain[plain["method"] == "random"].drop_duplicates([*same, "ipc"])
+    base = cells[[*same, "ipc"]].merge(random[[*same, "ipc", "laptop_mean"]], "left", [*same, "ipc"])
+    whole = plain[plain["method"] == "whole"].drop_duplicates(same)
+    top = cells[same].merge(whole[[*same, "laptop_mean"]], "left", same)
     return cells.assign(
         over_random=cells["laptop_mean"] - base["laptop_mean"].to_numpy(),
         below_whole=top["laptop_mean"].to_numpy() - cells["laptop_mean"],
