@@ -309,6 +309,7 @@ head.round(1).astype(object).fillna("missing")
 # %% [markdown]
 # *Low* and *high* are the 95 % interval of the mean over seeds.
 # The columns of the two methods have their published values ({doc}`07_results`), which are not measured here; those sets took twenty thousand iterations on GPUs, and each was judged by five networks.
+# All seeds share one pool, so nothing in the intervals comes from its training.
 # The seconds are those of the pool's training, which all sets of one setting share, and of the iterations of one distillation.
 #
 # ## How it was chosen
