@@ -133,6 +133,12 @@ def test_the_headline_has_intervals_published_values_and_the_clock_of_quiet_runs
     assert table.loc[[0, 2, 3], "accuracy"].isna().all() and headline("laptop", own[:2]).loc[1, ["low"]].isna().all()
     assert headline("laptop", NOTHING)["seeds"].eq(0).all()
 
+    unknown = pd.concat([own[own["seed"] < 2], own[own["seed"] == 2].assign(seconds_per_iteration=float("nan"))])
+    told = headline("laptop", unknown).loc[1]
+    assert (told["seeds"], told["accuracy"], told["seconds"]) == (3, pytest.approx(61), 600), "a seed without a time"
+    on_gpu = headline("laptop", own.assign(device="NVIDIA H200", seconds_per_iteration=0.5)).loc[1]
+    assert (on_gpu["seconds"], on_gpu["device"]) == (600, "NVIDIA H200")
+
 
 def test_costs_of_texts_and_of_tables_older_than_their_columns_are_read_too() -> None:
     own = rows(timed("dm")).astype({"seconds_per_iteration": str})
