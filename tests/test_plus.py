@@ -288,6 +288,17 @@ def test_buffers_hold_accuracy_and_frequencies_at_one_place():
     assert [tensor.data_ptr() for tensor in (draws.frequencies, draws.matching.accuracy)] == places
 
 
+def test_a_source_is_told_of_recorded_iterations_too(monkeypatch):
+    """One of the caller's own may draw in place and keep a history beside its weights."""
+    run = begun(settings("dm"), pictures(EVEN))
+    run._recorded = on_buffers(run)
+    told = []
+    monkeypatch.setattr(run.source, "advance", told.append)
+    for iteration in range(3):
+        run.step(iteration, log=iteration == 1)
+    assert told == [0, 1, 2]
+
+
 # The preset
 
 

@@ -204,6 +204,7 @@ class Distillation:
         with precision(self.images.device, self.config.compute.precision):
             if self._recorded is not None and not log:
                 self._recorded.step(iteration)
+                self.advance(iteration)
                 return {}
             parts = self.losses(iteration)
             row: dict[str, float] = {}
