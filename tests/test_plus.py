@@ -8,7 +8,7 @@ import torch
 
 from iidlib.bench.report import _Bench
 from iidlib.config import override, preset
-from iidlib.distillation import METHODS, Distillation, LazyDraws, distill
+from iidlib.distillation import METHODS, Distillation, LazyDraws, Method, distill
 from iidlib.errors import InputError
 from iidlib.features import NetworkQueue, RandomNetworks, StageNetworks
 from iidlib.runs import RunFolder
@@ -286,6 +286,17 @@ def test_buffers_hold_accuracy_and_frequencies_at_one_place():
         seen.add(float(draws.matching.accuracy))
     assert len(seen) > 1
     assert [tensor.data_ptr() for tensor in (draws.frequencies, draws.matching.accuracy)] == places
+
+
+@pytest.mark.parametrize(
+    ("terms", "changes", "why"),
+    [(("mmd",), {}, r"mmd \(its weight is zero\)"), (("cm",), {"ipc": 1}, r"cm \(a class has one image only\)")],
+)
+def test_a_method_without_a_term_is_one_line(terms, changes, why, monkeypatch):
+    monkeypatch.setitem(METHODS, "mine", Method(terms))
+    config = override(settings("dm"), {"method": "mine", "match.mmd": 0.0} | changes)
+    with pytest.raises(InputError, match=rf"^the objective of mine is empty: {why}; give a term a weight"):
+        Distillation(config, pictures())
 
 
 def test_a_source_is_told_of_recorded_iterations_too(monkeypatch):

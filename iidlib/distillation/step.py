@@ -106,6 +106,11 @@ class Distillation:
                 "which the classes of a batch would see each other"
             )
         terms = method.terms_in_use(config)
+        if not terms:
+            why = ", ".join(f"{name} ({reason})" for name, reason in method.left_out(config).items())
+            raise InputError(
+                f"the objective of {config.method} is empty: {why}; give a term a weight, or take more images per class"
+            )
         check_terms(config, terms)
         check_memory(config, dataset, terms, method.source_under(config))
         first = first_images(config, self.real, start)
