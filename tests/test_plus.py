@@ -8,7 +8,7 @@ import torch
 
 from iidlib.bench.report import _Bench
 from iidlib.config import override, preset
-from iidlib.distillation import METHODS, Distillation, LazyDraws, Method, distill
+from iidlib.distillation import METHODS, TERMS, Distillation, LazyDraws, Method, Term, distill
 from iidlib.errors import InputError
 from iidlib.features import NetworkQueue, RandomNetworks, StageNetworks
 from iidlib.runs import RunFolder
@@ -297,6 +297,21 @@ def test_a_method_without_a_term_is_one_line(terms, changes, why, monkeypatch):
     config = override(settings("dm"), {"method": "mine", "match.mmd": 0.0} | changes)
     with pytest.raises(InputError, match=rf"^the objective of mine is empty: {why}; give a term a weight"):
         Distillation(config, pictures())
+
+
+def test_a_term_of_ones_own_may_ask_for_frequencies_on_buffers_too(monkeypatch):
+    def asks(batch):
+        return (batch.syn_features @ batch.frequencies.mT).cos().mean((1, 2))
+
+    monkeypatch.setitem(TERMS, "asks", Term(asks, weight=lambda config: 1.0))
+    monkeypatch.setitem(METHODS, "mine", Method(("mean", "asks")))
+    config = override(settings("dm"), {"method": "mine"})
+    plain, buffered = (begun(config, pictures(EVEN)) for _ in range(2))
+    start, step = plain.images.detach().clone(), on_buffers(buffered)
+    for iteration in range(3):
+        plain.step(iteration)
+        step.step(iteration)
+    assert difference(buffered.images.detach() - start, plain.images.detach().double() - start) < 1e-4
 
 
 def test_a_source_is_told_of_recorded_iterations_too(monkeypatch):

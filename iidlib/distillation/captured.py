@@ -16,7 +16,7 @@ from torch import Tensor
 
 from iidlib import augment
 from iidlib.distillation.batch import StepBatch
-from iidlib.distillation.draws import LazyDraws, Run
+from iidlib.distillation.draws import LazyDraws, Run, frequencies_at
 from iidlib.distillation.optimisers import ImageOptimiser
 from iidlib.distillation.terms import Term
 from iidlib.engine import Recording, can_record, recorded, warn_no_graph
@@ -58,8 +58,7 @@ class BufferedDraws:
         self.real = first.real.contiguous(memory_format=torch.channels_last).clone()
         self.counts = first.counts
         device = run.images.device
-        match = run.config.match
-        self._frequencies = first.frequencies.clone() if match.mmd and match.mmd_form == "characteristic" else None
+        self._frequencies: Tensor | None = None
         self._accuracy = torch.zeros((), device=device)
         self.matching = Drawn(first.matching.network, self._accuracy)
         own = run.pool is None or run.source.from_pool
@@ -79,8 +78,10 @@ class BufferedDraws:
 
     @property
     def frequencies(self) -> Tensor:
-        """Frequencies of features, [F, D]."""
-        assert self._frequencies is not None, "match.mmd_form is characteristic"
+        """Frequencies of features, [F, D]; held from the first time that a term asks, which is before a recording."""
+        if self._frequencies is None:
+            # without a draw of the network, whose weights a step has used by now
+            self._frequencies = frequencies_at(self._run, self.iteration, self.matching.network)
         return self._frequencies
 
     def augmented(self, images: Tensor, label: int | None = None) -> Tensor:

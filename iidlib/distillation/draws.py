@@ -18,7 +18,7 @@ from iidlib.features import CachedStatistics, Drawn, NetworkSource, Pool
 from iidlib.networks import Network
 from iidlib.rng import stream
 
-__all__ = ["LazyDraws", "Run", "StepDraws"]
+__all__ = ["LazyDraws", "Run", "StepDraws", "frequencies_at"]
 
 
 class Run(Protocol):
@@ -86,6 +86,13 @@ class StepDraws(Protocol):
         ...
 
 
+def frequencies_at(run: Run, iteration: int, network: Network) -> Tensor:
+    """Frequencies of a network's features at an iteration, standard normal, [F, D]."""
+    config, dimensions = run.config, network.classifier.in_features
+    draws = stream(config.seed, iteration, "frequencies")
+    return torch.randn(config.match.mmd_frequencies, dimensions, generator=draws).to(run.images)
+
+
 class LazyDraws:
     """The draws of an iteration, each made when it is first asked for and kept.
 
@@ -125,9 +132,7 @@ class LazyDraws:
     @cached_property
     def frequencies(self) -> Tensor:
         """Frequencies of features, standard normal, [F, D]."""
-        dimensions = self.matching.network.classifier.in_features
-        count = self._run.config.match.mmd_frequencies
-        return torch.randn(count, dimensions, generator=self._stream("frequencies")).to(self._run.images)
+        return frequencies_at(self._run, self.iteration, self.matching.network)
 
     @cached_property
     def _real_and_counts(self) -> tuple[Tensor, Tensor]:
