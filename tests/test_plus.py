@@ -247,6 +247,22 @@ def test_a_schedule_that_nothing_reads_stops_no_run_from_being_continued(tmp_pat
     assert torch.equal(images, of(config)) and RunFolder(tmp_path / "run").config().iterations == 8
 
 
+def test_a_source_of_ones_own_is_asked_what_it_does_not_what_it_is_called(monkeypatch, tmp_path):
+    def stages(config, dataset, device):
+        return StageNetworks(config.pool, config.stages, dataset.train, iterations=config.iterations, seed=config.seed)
+
+    def config(iterations, **changes):
+        asked = override(settings("iid-plus", 2, iterations=iterations, checkpoint__every=3), changes)
+        return override(asked, {"method": "mine", "stages.schedule": "early"})
+
+    monkeypatch.setitem(METHODS, "mine", Method(("mean",), stages))
+    distill(config(5), pictures(40), out=tmp_path / "run")
+    with pytest.raises(InputError, match=r"done 5 of 5 iterations, .* stages.schedule=early .* one of iterations=8;"):
+        distill(config(8), pictures(40), out=tmp_path / "run", resume=True)
+    with pytest.raises(InputError, match=r"^this needs .*the weights of the pool: lower pool\.width or pool\.count"):
+        Distillation(config(5, **{"pool.width": 10**9}), pictures(40))
+
+
 def test_a_run_that_has_done_nothing_takes_another_number(tmp_path):
     def config(iterations):
         return settings("iid-plus", iterations=iterations, checkpoint__every=3, stages__schedule="early")

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from iidlib.config import RunConfig
 from iidlib.data import RealSet
-from iidlib.distillation.methods import METHODS
 from iidlib.distillation.start import Start
 from iidlib.distillation.step import Distillation
 from iidlib.errors import InputError
@@ -46,22 +45,21 @@ def opened(config: RunConfig, out: str | Path | None, resume: bool) -> Iterator[
 
 
 def check_continued(
-    config: RunConfig, folder: RunFolder, saved: tuple[dict[str, Tensor], dict[str, Any]] | None
+    run: Distillation, folder: RunFolder, saved: tuple[dict[str, Tensor], dict[str, Any]] | None
 ) -> None:
-    """Finds out whether a run can go on to the number of iterations that is asked for.
+    """Finds out whether a run can go on to the number of iterations that `run` asks for.
 
     Raises:
         InputError: if it has done more already, or is finished and has no checkpoint left, or what it has done depends
             on the number at which it was to end.
     """
-    before, now = folder.config().iterations, config.iterations
+    before, now = folder.config().iterations, run.config.iterations
     done = max(saved[1]["iteration"] if saved else 0, before if folder.finished else 0)
-    schedule = config.stages.schedule
-    if done and now != before and schedule != "uniform" and METHODS[config.method].source_under(config) == "stages":
+    if done and now != before and (spread := run.source.spread_by):
         raise InputError(
-            f"the run at {folder.path} has done {done} of {before} iterations, over which stages.schedule={schedule} "
-            f"opened its stages, so that it cannot become one of iterations={now}; resume it with {before}, or begin "
-            "another one with another --out"
+            f"the run at {folder.path} has done {done} of {before} iterations, over which {spread} spreads its "
+            f"networks, so that it cannot become one of iterations={now}; resume it with {before}, or begin another "
+            "one with another --out"
         )
     if done > now:
         raise InputError(

@@ -13,9 +13,7 @@ from iidlib.networks import network_bytes
 __all__ = ["check_memory", "least_memory"]
 
 
-def least_memory(
-    config: RunConfig, dataset: Dataset, terms: Collection[str], source: object = "random"
-) -> dict[str, int]:
+def least_memory(config: RunConfig, dataset: Dataset, terms: Collection[str], source: str = "random") -> dict[str, int]:
     """Bytes that a distillation holds at one time at the least, by what they are for.
 
     Counted are an iteration's real images and the last maps that the matching network gives of all of them (ConvNets
@@ -27,7 +25,7 @@ def least_memory(
         config: the settings.
         dataset: what is distilled.
         terms: names of the terms in use.
-        source: of the matching networks: a name of ``match.source``, or anything else for one of the caller's own.
+        source: of the matching networks: a name of ``match.source``; "" for one of the caller's own.
     """
     spec, match = dataset.spec, config.match
     pixels = 4 * spec.channels * spec.image_size**2
@@ -73,7 +71,7 @@ def _weights(name: str, dataset: Dataset, width: int) -> int | None:
         return None
 
 
-def check_memory(config: RunConfig, dataset: Dataset, terms: Collection[str], source: object = "random") -> None:
+def check_memory(config: RunConfig, dataset: Dataset, terms: Collection[str], source: str = "random") -> None:
     """Refuses settings that no memory holds, see `least_memory`.
 
     Raises:

@@ -130,7 +130,7 @@ def distill(
         folder = held.enter_context(opened(config, out, resume))
         saved = Checkpoints(folder.checkpoints).load() if folder and resume else None
         if folder and resume:
-            check_continued(config, folder, saved)
+            check_continued(run, folder, saved)
             if only_named and saved is None:
                 raise InputError(
                     f"the run at {folder.path} has no checkpoint, so that it begins anew from {config.syn.init}; give "

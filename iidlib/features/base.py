@@ -31,6 +31,11 @@ class NetworkSource:
     """Whether it draws from the pool of pretrained networks, which is then given to `use_pool`; its networks serve
     class centralization too."""
 
+    @property
+    def spread_by(self) -> str:
+        """The setting that spreads the draws over all iterations of a run, which then cannot be continued; or empty."""
+        return ""
+
     def use_pool(self, pool: "Pool") -> None:
         """Takes the pool, before the first draw, where the source is `from_pool`."""
 

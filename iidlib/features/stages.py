@@ -59,6 +59,11 @@ class StageNetworks(NetworkSource):
         self._network = frozen(copy.deepcopy(pool.networks[0])).eval()
 
     @property
+    def spread_by(self) -> str:
+        """The schedule, unless it is uniform."""
+        return "" if self._settings.schedule == "uniform" else f"stages.schedule={self._settings.schedule}"
+
+    @property
     def stages(self) -> int:
         """How many stages each network of the pool has."""
         return len(self._epochs)
