@@ -10,7 +10,7 @@ from iidlib import load_dataset
 from iidlib.cli import main
 from iidlib.config import MatchConfig, RunConfig, from_yaml, override, preset, resolved, to_yaml
 from iidlib.config.recipes import BASELINES, BASES
-from iidlib.config.uses import WEIGHTS, without_effect
+from iidlib.config.uses import WEIGHTS, uses_pool, without_effect
 from iidlib.distillation import METHODS, distill
 from iidlib.errors import InputError
 
@@ -74,7 +74,7 @@ def test_distill_refuses_a_weight_that_was_put_into_the_settings_by_hand() -> No
 
 
 CC, CM, MMD, QUEUE, STAGES, POOL = (
-    "match.cc_beta", "match.cm_blocks", "match.mmd_form", "queue.lr", "stages.schedule", "pool.epochs"
+    "match.cc_form", "match.cm_blocks", "match.mmd_form", "queue.lr", "stages.schedule", "pool.epochs"
 )  # fmt: skip
 
 
@@ -87,10 +87,10 @@ CC, CM, MMD, QUEUE, STAGES, POOL = (
         ("idm", {}, [POOL, STAGES, CC, CM, MMD]),
         ("iid-idm", {}, [STAGES, MMD]),
         ("iid-plus", {"match.cc": 0.1, "match.mmd": 1}, [QUEUE]),
-        ("dm", {"match.source": "stages"}, [QUEUE, CC, CM, MMD]),
+        ("dm", {"match.source": "stages", "pool.epochs_kept": (1,)}, [QUEUE, CC, CM, MMD]),
         ("dm", {"match.source": "queue"}, [POOL, STAGES, CC, CM, MMD]),
         ("idm", {"match.source": "random"}, [POOL, QUEUE, STAGES, CC, CM, MMD, "match.ce"]),
-        ("idm", {"match.source": "stages"}, [QUEUE, CC, CM, MMD]),
+        ("idm", {"match.source": "stages", "pool.epochs_kept": (1,)}, [QUEUE, CC, CM, MMD]),
         ("iid-plus", {"match.source": "random", "match.cc": 0.1}, [QUEUE, STAGES, "match.ce"]),
         ("iid-plus", {"match.source": "queue", "match.cc": 0.1}, [STAGES]),
         ("iid-plus", {"match.cc": 0, "match.mmd": 0}, [QUEUE, CC, MMD]),
@@ -112,6 +112,33 @@ def test_settings_without_effect_are_found(method: str, changes: dict[str, Any],
     keys = ["match.source", POOL, QUEUE, STAGES, CC, CM, MMD, "syn.lr", "eval.lr", "match.cc", "match.ce"]
     keys = keys if method in WEIGHTS["match.ce"] else keys[:-1]
     assert without_effect(config, keys) == unused
+
+
+@pytest.mark.parametrize(
+    ("method", "changes", "unused"),
+    [
+        ("iid-plus", {}, ["match.cc_alpha", "match.cc_beta"]),
+        ("iid-plus", {"pool.epochs_kept": ""}, ["stages.interpolate", "match.cc_alpha", "match.cc_beta"]),
+        ("iid-plus", {"match.cc_form": "exp", "match.cc_scaling": "released"}, ["match.cc_real"]),
+        ("dm", {"syn.init": "centres", "match.source": "random"}, [
+            "stages.interpolate", "pool.count", "pool.epochs_kept", "match.cc_alpha", "match.cc_beta", "match.cc_real",
+            "match.cm_blocks",
+        ]),
+        ("iid-dm", {"ipc": 1}, [
+            "stages.interpolate", "pool.count", "pool.epochs_kept", "pool.lr", "match.cc_alpha", "match.cc_beta",
+            "match.cc_real", "match.cm_blocks",
+        ]),
+    ],
+)  # fmt: skip
+def test_settings_of_what_is_not_looked_at_have_no_effect(
+    method: str, changes: dict[str, Any], unused: list[str]
+) -> None:
+    keys = ["stages.interpolate", "pool.count", "pool.epochs_kept", "pool.lr"]
+    keys += ["match.cc_alpha", "match.cc_beta", "match.cc_real", "match.cm_blocks"]
+    config = override(preset(method), changes)
+    assert without_effect(config, keys) == unused
+    if changes.get("ipc") == 1:
+        assert not uses_pool(config) and uses_pool(override(config, {"syn.factor": 2}))
 
 
 def test_frequencies_are_of_one_form() -> None:

@@ -70,16 +70,26 @@ def without_effect(config: RunConfig, keys: Iterable[str]) -> list[str]:
     >>> without_effect(RunConfig(method="dm"), ["pool.epochs", "syn.lr"])
     ['pool.epochs']
     """
-    method, source = config.method, source_of(config)
+    method, source, match, pool = config.method, source_of(config), config.match, config.pool
     if method not in BASES:
         return []
-    used = {key for key, methods in WEIGHTS.items() if method in methods and getattr(config.match, key[6:])}
+    used = {key for key, methods in WEIGHTS.items() if method in methods and getattr(match, key[6:])}
+    if not _has_pairs(config):
+        used -= {"match.cc", "match.cm"}
     unused = [f"{group}." for group in ("queue", "stages") if group != source]
     unused += [f"{key}_" for key in ("match.cc", "match.cm", "match.mmd") if key not in used]
     if not uses_pool(config):
         unused.append("pool.")
-    if config.match.mmd_form != "characteristic":
+    elif source != "stages" and "match.cc" not in used:  # one network chooses the initial images, fully trained
+        unused += ["pool.count", "pool.epochs_kept"]
+    if len({*pool.epochs_kept, pool.epochs}) == 1:
+        unused.append("stages.")
+    if match.mmd_form != "characteristic":
         unused.append("match.mmd_frequencies")
+    if match.cc_form != "exp":
+        unused += ["match.cc_alpha", "match.cc_beta"]
+    if match.cc_scaling != "relative":
+        unused.append("match.cc_real")
     if source == "random" and "match.ce" in used:  # weighted by the accuracy of the networks, which is 0
         unused.append("match.ce")
     return [key for key in keys if key.startswith(tuple(unused))]
@@ -87,8 +97,13 @@ def without_effect(config: RunConfig, keys: Iterable[str]) -> list[str]:
 
 def uses_pool(config: RunConfig) -> bool:
     """Whether a run of a method of the library has pretrained networks, in its iterations or for its initial images."""
-    centralizes = config.method in WEIGHTS["match.cc"] and config.match.cc > 0
+    centralizes = config.method in WEIGHTS["match.cc"] and config.match.cc > 0 and _has_pairs(config)
     return centralizes or source_of(config) == "stages" or chosen_by_pool(config)
+
+
+def _has_pairs(config: RunConfig) -> bool:
+    """Whether a class has images to relate to each other, without which class centralization and L_CM are zero."""
+    return config.ipc * config.syn.factor**2 > 1
 
 
 def chosen_by_pool(config: RunConfig) -> bool:
