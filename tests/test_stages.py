@@ -4,11 +4,13 @@ import copy
 import itertools
 from collections import Counter
 
+import attrs
 import pytest
 import torch
 
 from iidlib.config import PoolConfig, StageConfig
 from iidlib.data import Dataset, RealSet, shapes
+from iidlib.errors import InputError
 from iidlib.features import Pool, StageNetworks, pool_members, stages
 from iidlib.networks import Network, build_network, frozen
 from iidlib.rng import stream
@@ -231,3 +233,13 @@ def test_a_network_before_its_training_has_no_accuracy(pictures: Dataset, monkey
         torch.randint(2, (), generator=draws)
         place = 2 * float(torch.rand((), generator=draws, dtype=torch.float64))
         assert between.draw(iteration).accuracy == pytest.approx(60 * min(place, 1))
+
+
+def test_a_pool_of_other_settings_is_refused_and_none_is_told(pictures: Dataset) -> None:
+    """Else its members would be taken for other stages."""
+    source = StageNetworks(POOL, StageConfig(), pictures.train, iterations=9, seed=0)
+    with pytest.raises(RuntimeError, match=r"the pool is not there yet; call Distillation\.make_pool"):
+        source.draw(0)
+    other = pool_of(attrs.evolve(POOL, epochs_kept=()))
+    with pytest.raises(InputError, match=rf"^the pool has {POOL.count} networks where .* ask for 12; give the pool"):
+        source.use_pool(other)

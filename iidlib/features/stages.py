@@ -10,14 +10,16 @@ distillation with balanced distribution" (AAAI 2026, arXiv 2512.02469), and of Z
 """
 
 import copy
+from collections.abc import Sequence
 
 import torch
 
 from iidlib.config import PoolConfig, StageConfig
 from iidlib.data import RealSet
+from iidlib.errors import InputError
 from iidlib.features.base import Drawn, NetworkSource
 from iidlib.features.pool import Pool, pool_members
-from iidlib.networks import frozen
+from iidlib.networks import Network, frozen
 from iidlib.rng import stream
 from iidlib.training import accuracy
 
@@ -50,11 +52,21 @@ class StageNetworks(NetworkSource):
         members = pool_members(pool)
         self._epochs = sorted({epochs for _, epochs in members})
         self._networks = pool.count
+        self._pool: Pool | None = None
         self._accuracies: dict[int, float] = {}
         self._drawn = 0.0
 
     def use_pool(self, pool: Pool) -> None:
-        """Takes the networks of the pool; they stay as they are."""
+        """Takes the networks of the pool; they stay as they are.
+
+        Raises:
+            InputError: for a pool of another number of networks or stages, whose members would be taken for others.
+        """
+        if len(pool.networks) != (wanted := self._networks * self.stages):
+            raise InputError(
+                f"the pool has {len(pool.networks)} networks where pool.count and pool.epochs_kept ask for {wanted}; "
+                "give the pool that was trained with the same settings"
+            )
         self._pool = pool
         self._network = frozen(copy.deepcopy(pool.networks[0])).eval()
 
@@ -80,7 +92,12 @@ class StageNetworks(NetworkSource):
         """The iteration's network, which overwrites the one drawn before, and its accuracy on training images.
 
         The accuracy between two stages is taken to lie between theirs. That of a network before its training is 0.
+
+        Raises:
+            RuntimeError: before the pool is there.
         """
+        if self._pool is None:
+            raise RuntimeError("the pool is not there yet; call Distillation.make_pool, or use_pool, before a draw")
         draws = stream(self._seed, iteration, "stage")
         first = int(torch.randint(self._networks, (), generator=draws)) * self.stages
         opened = self.open_stages(iteration)
@@ -89,23 +106,23 @@ class StageNetworks(NetworkSource):
         else:
             place = float(torch.rand((), generator=draws, dtype=torch.float64)) * (len(opened) - 1)
             low, share = opened[int(place)], place % 1
-        self._load(first + low, first + low + 1, share)
+        self._load(self._pool.networks, first + low, share)
         reached = self.accuracy_of(first + low)
         if share:
             reached += share * (self.accuracy_of(first + low + 1) - reached)
         self._drawn = reached
         return Drawn(self._network, reached)
 
-    def _load(self, low: int, high: int, share: float) -> None:
+    def _load(self, members: Sequence[Network], low: int, share: float) -> None:
         """Puts the weights of a member of the pool into the network, or those between it and the next one.
 
         Buffers stay those of the member, such as the moments that a batch norm keeps.
         """
         own = [*self._network.parameters(), *self._network.buffers()]
-        theirs = self._pool.networks[low]
+        theirs = members[low]
         torch._foreach_copy_(own, [*theirs.parameters(), *theirs.buffers()])
         if share:
-            torch._foreach_lerp_(list(self._network.parameters()), list(self._pool.networks[high].parameters()), share)
+            torch._foreach_lerp_(list(self._network.parameters()), list(members[low + 1].parameters()), share)
 
     def accuracy_of(self, member: int) -> float:
         """Accuracy of a member of the pool on some of the training images, in percent; 0 before its training.
@@ -115,6 +132,7 @@ class StageNetworks(NetworkSource):
         if self._epochs[member % self.stages] == 0:
             return 0.0
         if member not in self._accuracies:
+            assert self._pool is not None, "a member's number is that of a pool"
             order = torch.randperm(len(self._real), generator=stream(self._seed, 0, "stage accuracy"))
             asked = self._real.subset(order[:ASKED].sort().values.to(self._real.device))
             self._accuracies[member] = accuracy(self._pool.networks[member], asked)
