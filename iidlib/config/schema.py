@@ -33,7 +33,7 @@ class MatchConfig:
     _prefix: ClassVar[str] = "match."
 
     network: str = field(default="convnet3", converter=network_name)
-    """The network with random weights that gives the features."""
+    """The network that gives the features; where its weights are from, ``match.source`` says."""
     width: int = field(default=128, validator=above(0))
     """Its channels a layer."""
     batch_real: int = field(default=256, validator=above(0))

@@ -51,7 +51,7 @@ class DistillResult:
     Attributes:
         synthetic: the set after the last iteration.
         metrics: the logged iterations: iteration, seconds, loss, ``loss_<term>``, ``grad_<term>``, and with a queue
-            of networks their number, memory and accuracy.
+            of networks their number, memory and accuracy, with stages of a pool the accuracy of the one drawn.
         seconds: of the iterations of this call and the choice of its initial images, the pool's training not counted.
         pool: the pretrained networks, where the iterations of this call used them.
         config: the settings.
