@@ -175,7 +175,7 @@ def _plus() -> tuple[Cell, ...]:
 
 
 _SHORT = (("iterations", "50%"), ("pool.count", "1"))
-"""iid-plus in a third of the time: one training for the pool, and half of the iterations."""
+"""iid-plus in half of the time: one training for the pool, and half of the iterations."""
 
 
 def _plus_sizes() -> tuple[Cell, ...]:
