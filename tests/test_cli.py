@@ -477,6 +477,8 @@ def test_each_setting_is_shown_with_where_it_comes_from(iid: Run) -> None:
     usual = resolved(iid("config", "idm", "--json"))
     assert usual["dataset"] == ("cifar10-mini", "default") and usual["seed"] == (0, "default")
     assert usual["match.width"] == (32, "scale") and usual["queue.every"] == (10, "method at this scale")
+    one = resolved(iid("config", "iid-plus", "--ipc", "1", "--json"))
+    assert one["match.ce"] == (2.0, "method at this IPC") and one["pool.count"] == (3, "method at this scale")
 
 
 @pytest.mark.parametrize("method", ["dm", "iid-idm", "random-mosaic"])

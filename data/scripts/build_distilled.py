@@ -64,7 +64,7 @@ def page() -> str:
         networks = f"{sum(row['method'] == own['method'] for row in rows)} {own['network']}"
         parts.append(
             f"## {name}\n\n![The images of the set]({name}.png)\n\n"
-            f"`{own['method']}` on {own['dataset']}, {own['ipc']} images a class, scale `{own['scale']}`, seed "
+            f"`{own['method']}` on {own['dataset']}, IPC {own['ipc']}, scale `{own['scale']}`, seed "
             f"{own['seed']}, {own['iterations']} iterations. Judged by {networks}: {own['protocol']}.\n\n"
             "| set | accuracy (%) |\n| --- | --- |\n"
             + "\n".join(lines)

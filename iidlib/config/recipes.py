@@ -230,14 +230,15 @@ _PLUS: dict[str, Any] = {
 
 Chosen on held-out training images of CIFAR-10, at scale tour and in part at laptop; see ``iid-plus-search.yaml`` and
 the files beside it in ``data/results``. The weight of class centralization is one that neither helped nor harmed there;
-that of the kernel distance helped at tour and made no difference at laptop. The use at scale ``paper`` and for other
-datasets is carried over.
+that of the kernel distance helped at tour and made no difference at laptop. The pool is put together from what two
+cells of the search changed; the two together have not been run on those images. The use at scale ``paper`` and for
+other datasets is carried over.
 """
 
 PLUS_SIZES: dict[int, dict[str, Any]] = {1: {"match.ce": 2.0}}
 """What iid-plus changes with the number of images per class.
 
-With one image, more cross-entropy helps, where with ten it harms; IDM's rows have as much less of it for more images.
+With one image, more cross-entropy helps, where with ten it harms; IDM's rows weigh it less for more images, too.
 """
 
 PLUS_SCALES: dict[str, dict[str, Any]] = {
@@ -255,7 +256,7 @@ PLUS_SCALES: dict[str, dict[str, Any]] = {
 """What iid-plus changes at the smaller scales, beside what the scale itself changes.
 
 Sixteen epochs of the 4,000 embedded images at ``tour`` see fewer images than two of CIFAR-10's 50,000 at ``laptop``, so
-that both are early stages. Fewer were worse at tour, see ``iid-plus-search-mini.yaml``, more at laptop.
+that both are early stages. Fewer epochs were worse at tour, see ``iid-plus-search-mini.yaml``, and more at laptop.
 """
 
 
