@@ -740,3 +740,13 @@ def test_samples_are_uniform_and_a_function_of_the_generator():
     assert set(Counter(drawn)) == {0, 1, 2, 3} and min(Counter(drawn).values()) > 70
     generator = stream(0, 0, "expert")
     assert drawn == [pool.networks.index(pool.sample(generator)) for _ in range(400)]
+
+
+def test_class_centralization_meets_no_network_from_before_its_training(pictures, cache):
+    pool = train(pictures, config(count=2, epochs=1, epochs_kept=(0,)))
+    assert pool.passes == [0, 1, 0, 1]
+    drawn = [pool.networks.index(pool.sample(stream(0, i, "expert"))) for i in range(100)]
+    assert set(drawn) == {1, 3}
+    trained = Pool(pool.networks[1::2], pool.accuracies[1::2], "the trained ones")
+    alone = [trained.networks.index(trained.sample(stream(0, i, "expert"))) for i in range(100)]
+    assert alone == [number // 2 for number in drawn]

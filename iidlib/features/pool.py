@@ -42,6 +42,7 @@ class Pool:
         fingerprint: names the data and settings that they were trained with.
         digest: twelve hex digits of the weights as they are stored; another machine, or other threads, train others.
         seconds: that their training took, whenever it was; None for networks of earlier versions, which do not say.
+        passes: of the training images that each has seen; empty where that is not known, and all count as trained.
     """
 
     networks: list[Network]
@@ -49,10 +50,17 @@ class Pool:
     fingerprint: str
     digest: str = ""
     seconds: float | None = None
+    passes: Sequence[int] = ()
 
     def sample(self, generator: torch.Generator) -> Network:
-        """One network, uniformly drawn; the generator is on the CPU."""
-        return self.networks[int(torch.randint(len(self.networks), (), generator=generator))]
+        """One trained network, uniformly drawn; the generator is on the CPU.
+
+        Class centralization asks here for a network that knows the classes; a copy from before the training
+        (``pool.epochs_kept`` of 0) does not, and is only a stage to match in.
+        """
+        passes = self.passes or [1] * len(self.networks)
+        trained = [network for network, seen in zip(self.networks, passes, strict=True) if seen]
+        return trained[int(torch.randint(len(trained), (), generator=generator))]
 
 
 def pool_fingerprint(dataset: Dataset, config: PoolConfig) -> str:
@@ -151,7 +159,8 @@ def trained_pool(
     _warn_of_weak(config, held_out, [known[name] for (_, passes), name in members.items() if passes])
     told = [seconds.get(str(number)) for number in range(config.count)]
     whole = None if None in told else sum(one for one in told if one is not None)
-    return Pool(networks, [known[name] for name in members.values()], fingerprint, digest.hexdigest()[:12], whole)
+    accuracies, passes = [known[name] for name in members.values()], [passes for _, passes in members]
+    return Pool(networks, accuracies, fingerprint, digest.hexdigest()[:12], whole, passes)
 
 
 def choosing_pool(dataset: Dataset, config: RunConfig) -> Pool:
