@@ -259,9 +259,7 @@ def _needs_pool(config: RunConfig) -> bool:
     """Whether a step trains a pool of networks on its classes."""
     if config.method not in METHODS:
         return config.method in CHOICES
-    method = METHODS[config.method]
-    used = any(term.needs_pool for term in method.terms_in_use(config).values())
-    return used or method.source_under(config) == "stages" or chosen_by_pool(config)
+    return METHODS[config.method].needs_pool(config)
 
 
 def _with_longer_pool(config: RunConfig, times: float) -> RunConfig:

@@ -68,6 +68,8 @@ def test_a_part_that_harms_has_a_negative_gain() -> None:
 
 def test_what_is_measured_in_part_is_told_in_part() -> None:
     some = pd.concat([measured([CELLS[0], CELLS[2]], seeds=3), measured([CELLS[4]], seeds=2)])
+    one = pd.concat([measured([CELLS[0]], seeds=3), measured([CELLS[3]], seeds=1)])
+    assert "1 seed only" in set(gains_of_parts("laptop", one)["told"])
     table = gains_of_parts("laptop", some).set_index(["group", "part"])
     assert table.loc[("left out", "mosaics"), "seeds"] == 3
     assert table.loc[("left out", "networks of the stages"), "told"] == "2 seeds only"
@@ -138,6 +140,8 @@ def test_the_headline_has_intervals_published_values_and_the_clock_of_quiet_runs
     assert (told["seeds"], told["accuracy"], told["seconds"]) == (3, pytest.approx(61), 600), "a seed without a time"
     on_gpu = headline("laptop", own.assign(device="NVIDIA H200", seconds_per_iteration=0.5)).loc[1]
     assert (on_gpu["seconds"], on_gpu["device"]) == (600, "NVIDIA H200")
+    elsewhere = own.assign(device="cpu (2 threads)", distilled_on=own["device"])  # the threads of the iterations count
+    assert headline("laptop", elsewhere).loc[1, "seconds"] == 600
 
 
 def test_costs_of_texts_and_of_tables_older_than_their_columns_are_read_too() -> None:

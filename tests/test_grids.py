@@ -96,6 +96,7 @@ def test_a_grid_is_run_like_an_experiment_and_its_rows_are_kept_apart(tmp_path: 
         ("rounds: [{given: {scale: ci}}]", "varies scale, which is given by --scale"),
         ("rounds: [{vary: {iterations: [12.5%]}}]", "whole percents such as 50%, got 12.5%"),
         ("rounds: [{vary: {iterations: [0%]}}]", "whole percents such as 50%, got 0%"),
+        ("rounds: [{vary: {eval.networks: [alexnet]}}]", "its cells are evaluated by convnet3; for other networks"),
         ("a: [", "is not YAML"),
     ],
 )

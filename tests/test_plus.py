@@ -3,12 +3,15 @@
 import logging
 from pathlib import Path
 
+import attrs
 import pytest
 import torch
 
 from iidlib.bench.report import _Bench
 from iidlib.config import override, preset
+from iidlib.config.recipes import FROM_POOL
 from iidlib.distillation import METHODS, TERMS, Distillation, LazyDraws, Method, Term, distill
+from iidlib.distillation.methods import SOURCES
 from iidlib.errors import InputError
 from iidlib.features import NetworkQueue, RandomNetworks, StageNetworks
 from iidlib.runs import RunFolder
@@ -178,7 +181,7 @@ def test_cached_statistics_go_with_stages_under_a_uniform_schedule():
         (
             "iid-plus",
             {"match__mmd": 0, "match__statistics": "cached", "stages__schedule": "early"},
-            r"match.statistics=cached goes through .* stages.schedule=early does not allow; leave it at uniform",
+            r"match.statistics=cached goes through .* stages.schedule=early does not allow, as it spreads",
         ),
         (
             "iid-plus",
@@ -191,6 +194,29 @@ def test_settings_that_do_not_go_together_are_one_line(method, changes, message,
     with pytest.raises(InputError, match=message) as caught:
         distill(settings(method, **changes), pictures(), out=tmp_path / "run")
     assert "\n" not in str(caught.value) and not (tmp_path / "run").exists()
+
+
+class SpreadSource(StageNetworks):
+    """A source of one's own, which goes through its networks in the course of the run."""
+
+    spread_by = "mine"
+
+
+def test_statistics_are_not_cached_for_a_source_of_ones_own_that_spreads_its_networks(monkeypatch):
+    def mine(config, dataset, device):
+        return SpreadSource(config.pool, config.stages, dataset.train, iterations=9, seed=0)
+
+    monkeypatch.setitem(METHODS, "mine", Method(("mean",), mine))
+    config = attrs.evolve(settings("dm", match__statistics="cached"), method="mine")
+    with pytest.raises(InputError, match=r"match.statistics=cached goes through its networks .* which mine does not"):
+        Distillation(config, pictures())
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_the_sources_that_draw_from_the_pool_are_known_before_one_is_made(name):
+    config = settings("iid-plus", match__source=name, match__cc=0, syn__init="real")
+    made = Distillation(config, pictures())
+    assert made.source.from_pool == (name in FROM_POOL) == METHODS["iid-plus"].needs_pool(config)
 
 
 def test_a_term_that_is_left_out_asks_for_nothing():

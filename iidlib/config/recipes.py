@@ -11,6 +11,7 @@ __all__ = [
     "BASELINES",
     "BASES",
     "CHOSEN_STARTS",
+    "FROM_POOL",
     "IDM_SCALES",
     "PLUS_SCALES",
     "PLUS_SIZES",
@@ -46,6 +47,9 @@ BASES: dict[str, Base] = {
 
 SOURCES: dict[Base, str] = {"dm": "random", "idm": "queue", "plus": "stages"}
 """Where the matching networks of a method come from, see ``match.source``."""
+
+FROM_POOL = ("stages",)
+"""Of those, the sources that draw from the pool of pretrained networks."""
 
 BASELINES = ("random", "random-mosaic", "herding", "k-center", "whole")
 """Methods that choose real images instead of learning any."""

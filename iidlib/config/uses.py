@@ -3,11 +3,11 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from iidlib.config.recipes import BASELINES, BASES, CHOSEN_STARTS, SOURCES, Base
+from iidlib.config.recipes import BASELINES, BASES, CHOSEN_STARTS, FROM_POOL, SOURCES, Base
 from iidlib.config.schema import RunConfig
 from iidlib.errors import InputError
 
-__all__ = ["WEIGHTS", "check_weights", "chosen_by_pool", "source_of", "uses_pool", "without_effect"]
+__all__ = ["WEIGHTS", "check_weights", "chosen_by_pool", "has_pairs", "source_of", "uses_pool", "without_effect"]
 
 
 def _with_term(name: str) -> tuple[str, ...]:
@@ -45,9 +45,10 @@ def check_weights(method: str, given: Mapping[str, Any]) -> None:
     """
     for key, methods in WEIGHTS.items():
         if given.get(key) and method in _KNOWN and method not in methods:
-            near = _nearest(method, key)
+            near, owners = _nearest(method, key), ", ".join(methods)
             raise InputError(
-                f"{key}={given[key]} has no effect on {method}: only {', '.join(methods)} have this term; "
+                f"{key}={given[key]} has no effect on {method}: only {owners} {'has' if len(methods) == 1 else 'have'} "
+                "this term; "
                 f"take {near}, or leave {key} out"
             )
 
@@ -74,13 +75,13 @@ def without_effect(config: RunConfig, keys: Iterable[str]) -> list[str]:
     if method not in BASES:
         return []
     used = {key for key, methods in WEIGHTS.items() if method in methods and getattr(match, key[6:])}
-    if not _has_pairs(config):
+    if not has_pairs(config):
         used -= {"match.cc", "match.cm"}
     unused = [f"{group}." for group in ("queue", "stages") if group != source]
     unused += [f"{key}_" for key in ("match.cc", "match.cm", "match.mmd") if key not in used]
     if not uses_pool(config):
         unused.append("pool.")
-    elif source != "stages" and "match.cc" not in used:  # one network chooses the initial images, fully trained
+    elif source not in FROM_POOL and "match.cc" not in used:  # one network chooses the initial images, fully trained
         unused += ["pool.count", "pool.epochs_kept"]
     if len({*pool.epochs_kept, pool.epochs}) == 1:
         unused.append("stages.")
@@ -97,12 +98,15 @@ def without_effect(config: RunConfig, keys: Iterable[str]) -> list[str]:
 
 def uses_pool(config: RunConfig) -> bool:
     """Whether a run of a method of the library has pretrained networks, in its iterations or for its initial images."""
-    centralizes = config.method in WEIGHTS["match.cc"] and config.match.cc > 0 and _has_pairs(config)
-    return centralizes or source_of(config) == "stages" or chosen_by_pool(config)
+    centralizes = config.method in WEIGHTS["match.cc"] and config.match.cc > 0 and has_pairs(config)
+    return centralizes or source_of(config) in FROM_POOL or chosen_by_pool(config)
 
 
-def _has_pairs(config: RunConfig) -> bool:
-    """Whether a class has images to relate to each other, without which class centralization and L_CM are zero."""
+def has_pairs(config: RunConfig) -> bool:
+    """Whether a class has images to relate to each other, without which class centralization and L_CM are zero.
+
+    The tiles of a mosaic are images of their own.
+    """
     return config.ipc * config.syn.factor**2 > 1
 
 

@@ -135,7 +135,10 @@ class StepBatch:
 
     @property
     def earlier_fmaps(self) -> list[tuple[Tensor, Tensor]]:
-        """Maps of real and synthetic images after the blocks before the last, [C, N, K, P'] and [C, n, K, P']."""
+        """Maps of real and synthetic images, [C, N, K, P'] and [C, n, K, P'], after each earlier block in use.
+
+        Those are the last ``match.cm_blocks`` without the very last; P' grows towards the first.
+        """
         if len(self._all_syn_maps) == 1:
             return []
         real, syn = self._all_real_maps[0][:-1], self._all_syn_maps[:-1]

@@ -5,6 +5,7 @@ from collections.abc import Collection
 import torch
 
 from iidlib.config import RunConfig
+from iidlib.config.recipes import FROM_POOL
 from iidlib.config.uses import chosen_by_pool
 from iidlib.data import Dataset
 from iidlib.engine import check_fits
@@ -52,7 +53,7 @@ def least_memory(config: RunConfig, dataset: Dataset, terms: Collection[str], so
             held = 2 * min(settings.size, settings.start + config.iterations // settings.every + 1)
         lower = "match.width, queue.size or queue.start" if source == "queue" else "match.width"
         needs[f"the weights of {match.network}: lower {lower}"] = held * weights
-    used = "cc" in terms or source == "stages"
+    used = "cc" in terms or source in FROM_POOL
     weights = None
     if used or chosen_by_pool(config):
         weights = _weights(config.pool.network, dataset, config.pool.width)

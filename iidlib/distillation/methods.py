@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import torch
 
 from iidlib.config import RunConfig
+from iidlib.config.recipes import FROM_POOL
+from iidlib.config.uses import chosen_by_pool, has_pairs
 from iidlib.data import Dataset
 from iidlib.distillation.optimisers import ImageOptimiserFactory, class_sweep, joint
 from iidlib.distillation.terms import TERMS, Term
@@ -64,11 +66,6 @@ def _stages(config: RunConfig, dataset: Dataset, device: torch.device) -> Networ
                 f"the matching networks are stages of the pool, so that match.{name} ({own}) must be pool.{name} "
                 f"({theirs}); set both, or take match.source=random"
             )
-    if match.statistics == "cached" and config.stages.schedule != "uniform":
-        raise InputError(
-            f"match.statistics=cached goes through its networks again and again, which stages.schedule="
-            f"{config.stages.schedule} does not allow; leave it at uniform"
-        )
     return StageNetworks(pool, config.stages, dataset.train, iterations=config.iterations, seed=config.seed)
 
 
@@ -98,17 +95,30 @@ class Method:
         Raises:
             InputError: for settings that the source cannot serve.
         """
-        source = self.source_under(config)
-        return (SOURCES[source] if isinstance(source, str) else source)(config, dataset, device)
+        named = self.source_under(config)
+        source = (SOURCES[named] if isinstance(named, str) else named)(config, dataset, device)
+        if config.match.statistics == "cached" and (spread := source.spread_by):
+            raise InputError(
+                f"match.statistics=cached goes through its networks again and again, which {spread} does not allow, as "
+                "it spreads them over the run; leave that out, or leave match.statistics at fresh"
+            )
+        return source
+
+    def needs_pool(self, config: RunConfig) -> bool:
+        """Whether a run trains pretrained networks, for its iterations or for its initial images.
+
+        A source of the caller's own says by itself whether it draws from the pool, which is not asked here.
+        """
+        used = any(term.needs_pool for term in self.terms_in_use(config).values())
+        return used or self.source_under(config) in FROM_POOL or chosen_by_pool(config)
 
     def left_out(self, config: RunConfig) -> dict[str, str]:
         """The terms that are zero under given settings, by name, with the reason; they are not computed."""
-        pairs = config.ipc * config.syn.factor**2 > 1
         reasons = {}
         for name in self.terms:
             if not TERMS[name].weight(config):
                 reasons[name] = "its weight is zero"
-            elif TERMS[name].needs_pairs and not pairs:
+            elif TERMS[name].needs_pairs and not has_pairs(config):
                 reasons[name] = "a class has one image only"
         return reasons
 

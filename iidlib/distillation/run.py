@@ -28,7 +28,7 @@ from iidlib.distillation.finished import (
 from iidlib.distillation.start import starting_from
 from iidlib.distillation.step import Distillation, check_dataset
 from iidlib.distillation.stopping import Stopped, signals_noted
-from iidlib.engine import configure, pick_device, threads
+from iidlib.engine import configure, device_name, pick_device, threads
 from iidlib.errors import InputError
 from iidlib.features import Pool
 from iidlib.networks import check_network_for
@@ -201,6 +201,8 @@ def _distill(
     """The loop and what surrounds it, after `done` iterations, in a folder that no other process works in."""
     config = run.config
     facts = facts_of(run)
+    if folder and done < config.iterations:
+        folder.note("device", {"name": device_name(run.images.device), "from": done})
     run.record()
     rows: list[dict[str, Any]] = folder.metric_rows() if folder else []
     saved_at = time.perf_counter()

@@ -89,7 +89,7 @@ def origin_of(
 
 
 def cost_of(run: RunFolder, iterations: int) -> dict[str, Any]:
-    """What a run's folder says of its time and of its pool, as fields of `SetOrigin`.
+    """What a run's folder says of its time, its device and its pool, as fields of `SetOrigin`.
 
     Args:
         run: the folder.
@@ -103,6 +103,8 @@ def cost_of(run: RunFolder, iterations: int) -> dict[str, Any]:
         found["seconds_per_iteration"] = rows[-1]["seconds"] / (rows[-1]["iteration"] + 1)  # counted from 0
     if "accuracies" in pool:
         found |= {"pool_accuracies": pool["accuracies"], "pool_seconds": pool.get("seconds")}
+    if "name" in (device := run.noted("device")):
+        found["distilled_on"] = device["name"]
     return found
 
 

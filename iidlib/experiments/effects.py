@@ -29,7 +29,7 @@ def gains_of_parts(scale: str, rows: pd.DataFrame | None = None) -> pd.DataFrame
 
     Returns:
         A row for each part and group (``left out``, ``added alone``), with the columns seeds, mean, low and high of
-        `paired_gains`; note, why there is no interval (``missing``, ``2 seeds only``, ``not in use`` for a part that
+        `paired_gains`; note, why there is no interval (``missing``, ``1 seed only``, ``not in use`` for a part that
         the scale's settings do without), or ""; and told, all of it as text.
     """
     cells = EXPERIMENTS["plus"].cells
@@ -50,7 +50,7 @@ def gains_of_parts(scale: str, rows: pd.DataFrame | None = None) -> pd.DataFrame
     idle = [preset(*usual, {part: off_values[part]}) == preset(*usual) for part in PARTS] * 2
     table.loc[idle, ["mean", "low", "high"]] = np.nan
     table["note"] = [
-        "not in use" if off else ("missing" if not n else f"{n} seeds only" if n < 3 else "")
+        "not in use" if off else ("missing" if not n else f"{n} seed{'s' * (n > 1)} only" if n < 3 else "")
         for off, n in zip(idle, table["seeds"], strict=True)
     ]
     table["told"] = [
@@ -90,7 +90,8 @@ def distillation_costs(
     Returns:
         A row for each distillation, as `iidlib.plots.pareto` takes it: label (the method, and the settings of its
         cell), ipc, scale, seed, seconds (of its iterations), pool_seconds (0 where there is no pool, NaN where its rows
-        do not say), accuracy (mean over its networks), device and date.
+        do not say), accuracy (mean over its networks), device (of the iterations, where rows say it, else of the
+        evaluation) and date.
     """
     rows = all_rows() if rows is None else rows
     columns = ["label", "ipc", "scale", "seed", "seconds", "pool_seconds", "accuracy", "device", "date"]
@@ -100,13 +101,16 @@ def distillation_costs(
         own = own_rows(cell, scale, rows)
         if own.empty:
             continue
-        own = own.reindex(columns=[*own.columns, *({"seconds_per_iteration", "pool_seconds", "device"} - {*own})])
+        own = own.reindex(
+            columns=[*own.columns, *({"seconds_per_iteration", "pool_seconds", "device", "distilled_on"} - {*own})]
+        )
         for name in ("seconds_per_iteration", "pool_seconds"):
             own[name] = pd.to_numeric(own[name], errors="coerce")
         usual = preset(cell.method, cell.dataset_at(scale), max(cell.ipc, 1), scale)
         if not uses_pool(override(usual, cell.changes(scale))):
             own["pool_seconds"] = 0.0
         own["seconds"] = own["seconds_per_iteration"] * own["iterations"]
+        own["device"] = own["distilled_on"].replace("", np.nan).combine_first(own["device"])
         own["label"] = " ".join([cell.method, *(f"{key}={value}" for key, value in cell.settings)])
         how = {"seconds": "mean", "pool_seconds": "mean", "accuracy": "mean", "device": "first", "date": "max"}
         timed = own.groupby(["label", "ipc", "scale", "seed"], as_index=False).agg(how)

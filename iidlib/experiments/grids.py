@@ -38,6 +38,9 @@ _ELSEWHERE = {
 }
 """Settings that a grid does not vary, and where they are given."""
 
+_JUDGE = "eval.networks"
+"""The setting that no cell of a grid has: each is evaluated by the usual network of its dataset."""
+
 _KNOWN = ("title", "method", "dataset", "ipc", "rounds")
 
 
@@ -101,6 +104,12 @@ def _check_settings(settings: dict[str, str], usual: RunConfig, path: Path) -> N
     for key, elsewhere in _ELSEWHERE.items():
         if key in settings:
             raise InputError(f"the grid {path} varies {key}, which is given by {elsewhere}")
+    if _JUDGE in settings:
+        usually = usual_network(usual.dataset)
+        raise InputError(
+            f"the grid {path} varies {_JUDGE}, but its cells are evaluated by {usually}; for other networks see "
+            "iid reproduce architectures, or iid evaluate RUN --networks"
+        )
     length = settings.get("iterations", "")
     if length.endswith("%"):
         if not re.fullmatch("[1-9][0-9]{0,3}%", length):

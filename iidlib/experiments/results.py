@@ -20,13 +20,14 @@ RESULT_COLUMNS = (
     "dataset", "method", "ipc", "scale", "network", "seed", "evaluation_seed", "accuracy", "protocol", "iterations",
     "seconds_per_iteration", "peak_memory_mib", "device", "torch", "iidlib", "commit", "date", "command",
     "networks_seed", "epochs", "images", "seconds", "pool_accuracies", "settings", "outcome",
-    "pool_seconds",
+    "pool_seconds", "distilled_on",
 )  # fmt: skip
 """What a row says; what does not apply is empty.
 
 ``scale`` and ``seed`` are the distillation's (or of the choice of real images), ``protocol`` says how the set was
 evaluated; ``networks_seed`` with the network's number ``evaluation_seed`` names the draws of the evaluation, which took
-``seconds``; ``pool_seconds`` is what the training of the distillation's pool took, whenever it was. ``settings`` are
+``seconds``, on the ``device``; ``seconds_per_iteration`` are those of the distillation, on the device and with the
+threads of ``distilled_on``; ``pool_seconds`` is what the training of its pool took, whenever it was. ``settings`` are
 those beside the scale's that the set was made with, or the command was given, as far as they apply to it; among them
 ``made_from``, where a set was made of another dataset than it was evaluated on. Accuracies are in percent. ``outcome``
 says what the network came to (``trained``, ``diverged``, ``constant`` or ``out of range``, see
@@ -77,6 +78,8 @@ class SetOrigin:
     """Held-out accuracy of each pretrained network that was used, in percent."""
     pool_seconds: float | None = None
     """What the training of those networks took, whenever it was; None where that is not known."""
+    distilled_on: str | None = None
+    """The device of the iterations, with its threads; None where that is not known."""
 
     @classmethod
     def planned(cls, config: RunConfig) -> "SetOrigin":
@@ -157,6 +160,8 @@ def result_rows(
         row["pool_accuracies"] = " ".join(f"{value:.2f}" for value in made.pool_accuracies)
     if made.pool_seconds is not None:
         row["pool_seconds"] = made.pool_seconds
+    if made.distilled_on is not None:
+        row["distilled_on"] = made.distilled_on
     if settings := _settings_that_apply(made, config):
         row["settings"] = " ".join(f"{key}={value}" for key, value in settings.items())
     if made_by is not None:
