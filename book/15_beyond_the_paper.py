@@ -337,7 +337,7 @@ print((folder / "iid-plus-search.yaml").read_text())
 files = {folder / f"iid-plus-search{g}.yaml": s for g, s in grids.items()}
 found = [experiments.search_results(path, s) for path, s in files.items()]
 pd.options.display.max_rows = 100
-pd.concat(found, ignore_index=True).dropna(subset=["gain"]).round(1)
+pd.concat(found, ignore_index=True).dropna(subset=["accuracy"]).round(1)
 
 # %% [markdown]
 # Most of what sounded good did not help.

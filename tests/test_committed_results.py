@@ -48,6 +48,16 @@ def test_the_table_says_what_is_missing_and_what_was_not_found() -> None:
     assert len(shown) == 14 and text.count("missing") == (shown["laptop_seeds"] == 0).sum()
 
 
+def test_the_settings_of_scales_are_those_that_rows_were_measured_with() -> None:
+    now = script("build_settings_of_rows").settings_of_rows()
+    before = pd.read_csv(ROOT / "data" / "settings_of_rows.csv")
+    assert len(now) > 30
+    assert now.values.tolist() == before.values.tolist(), (
+        "where settings of a scale have changed, let the rows of before name them in their column settings, then run "
+        "python data/scripts/build_settings_of_rows.py"
+    )
+
+
 @pytest.mark.parametrize("path", sorted(results_dir().glob("*.csv")), ids=lambda path: path.name)
 def test_rows_name_no_folder_of_a_machine(path: Path) -> None:
     assert not re.search(r"/(tmp|home|root|work|Users)/", path.read_text())
