@@ -263,13 +263,13 @@ axes, clear = plots.panels(2, height=4), {}
 for ax, (which, own) in zip(axes, gains.items(), strict=True):
     plots.part_gains(own, title=which, ax=ax)
     out = (own["low"] > 0) | (own["high"] < 0)
-    clear[which] = out.sum(), own["mean"].count()
+    clear[which] = out.sum(), own["low"].count()
 axes[1].set_yticks([])
 finding = " and ".join(f"{n} of {known} at {w}" for w, (n, known) in clear.items())
 plots.show(axes, f"Measured intervals that leave out zero: {finding}.")
 
 # %% [markdown]
-# Read it as in {doc}`08_ablations`: an open dot is a part whose interval holds zero, and nothing is claimed of it.
+# Read it as in {doc}`08_ablations`: an open dot is a part whose interval holds zero, and nothing is claimed of it; a diamond is a difference of one or two seeds, which has no interval.
 # To leave out the networks of the stages is to match under random ones, which silences the cross-entropy, too; the pool still chooses the initial images and serves class centralization.
 # Fourteen intervals in a panel are many: at this level, one in twenty leaves out zero by luck alone.
 #
@@ -291,8 +291,7 @@ finding = f"{best.name[0]} is the most accurate with {best['accuracy']:.1f} %"
 plots.show(chart, f"At laptop {finding}, in {best['seconds']:.0f} s plus pool.")
 
 # %% [markdown]
-# The grey line goes through the methods that nothing cheaper beats, pools included; a method whose pool is not recorded is left off it.
-# A method that is not in the table has no rows of this kind yet.
+# A grey line goes through the methods that nothing cheaper beats, pools included, if there are several; a method whose pool is not recorded is left off it.
 # Times were taken on different days, beside other work, and with the threads that the table names, so the axis of seconds is rough: the seeds of one method differ by up to a factor of two.
 # A pool that is not recorded costs something all the same: `iid-dm` and `iid-idm` train one, and their older rows do not say how long it took.
 #

@@ -550,6 +550,14 @@ class TestPartGains:
     def test_what_was_not_measured_is_missing_or_says_why(self) -> None:
         assert [text.get_text() for text in plots.part_gains(parts()).texts] == ["missing", "not in use"]
 
+    def test_a_mean_without_an_interval_is_a_diamond(self) -> None:
+        few = parts().assign(low=NAN, high=NAN, note="1 seed")[:2]
+        ax = plots.part_gains(few)
+        marks = [dots.get_paths()[0].vertices.round(2).tolist() for dots in ax.collections]
+        assert all(len(one) == 5 and [0, -0.71] in one for one in marks), "a square on its corner"
+        assert [dots.get_offsets()[0].tolist() for dots in ax.collections] == [[3, 1], [0.5, 2]]
+        assert len(ax.lines) == 1 and not ax.texts, "the line at zero"
+
     def test_zero_is_inside_of_the_panel_whatever_the_gains_are(self) -> None:
         one = parts()[:1].assign(low=2.9, high=3.1)
         low, high = plots.part_gains(one).get_xlim()

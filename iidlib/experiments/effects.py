@@ -1,7 +1,8 @@
 """What measured rows say of a method: what each of its parts gains, and what its distillations cost."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -29,8 +30,8 @@ def gains_of_parts(scale: str, rows: pd.DataFrame | None = None) -> pd.DataFrame
 
     Returns:
         A row for each part and group (``left out``, ``added alone``), with the columns seeds, mean, low and high of
-        `paired_gains`; note, why there is no interval (``missing``, ``1 seed only``, ``not in use`` for a part that
-        the scale's settings do without), or ""; and told, all of it as text.
+        `paired_gains`, but the mean of one or two seeds too; note, why there is no interval (``missing``, ``1 seed``,
+        ``not in use`` for a part that the scale's settings do without), or ""; and told, all of it as text.
     """
     cells = EXPERIMENTS["plus"].cells
     rows = all_rows() if rows is None else rows
@@ -43,21 +44,30 @@ def gains_of_parts(scale: str, rows: pd.DataFrame | None = None) -> pd.DataFrame
     for part, cell in zip(PARTS, cells[-len(PARTS) :], strict=True):
         off = {key for key, _ in cell.settings}
         pairs.append((_named(off | {part}), _named(off)))
-    table = paired_gains(pd.concat(found, ignore_index=True), pairs)
+    scores = pd.concat(found, ignore_index=True)
+    table = paired_gains(scores, pairs)
+    by_seed = scores.pivot_table(index="seed", columns="method", values="accuracy")
+    by_seed = by_seed.reindex(columns=list({name for pair in pairs for name in pair}))
+    table["mean"] = [(by_seed[method] - by_seed[base]).mean() for base, method in pairs]  # NaN without a common seed
     table.insert(0, "group", np.repeat(["left out", "added alone"], len(PARTS)))
     table.insert(1, "part", [part.label for part in PARTS.values()] * 2)
     usual, off_values = ("iid-plus", whole.dataset_at(scale), whole.ipc, scale), dict(bare.settings)
     idle = [preset(*usual, {part: off_values[part]}) == preset(*usual) for part in PARTS] * 2
     table.loc[idle, ["mean", "low", "high"]] = np.nan
     table["note"] = [
-        "not in use" if off else ("missing" if not n else f"{n} seed{'s' * (n > 1)} only" if n < 3 else "")
+        "not in use" if off else ("missing" if not n else f"{n} seed{'s' * (n > 1)}" if n < 3 else "")
         for off, n in zip(idle, table["seeds"], strict=True)
     ]
-    table["told"] = [
-        note or f"{mean:+.1f} from {low:+.1f} to {high:+.1f} ({seeds})"
-        for note, mean, low, high, seeds in table[["note", "mean", "low", "high", "seeds"]].itertuples(index=False)
-    ]
+    table["told"] = [_gain_told(row) for row in table.to_dict("records")]
     return table.drop(columns=["base", "method"])
+
+
+def _gain_told(row: Mapping[Any, Any]) -> str:
+    if np.isnan(row["mean"]):
+        return row["note"]
+    if row["note"]:
+        return f"{row['mean']:+.1f} ({row['note']}, no interval)"
+    return f"{row['mean']:+.1f} from {row['low']:+.1f} to {row['high']:+.1f} ({row['seeds']})"
 
 
 def _without(cell: Cell) -> str:

@@ -127,8 +127,8 @@ def _corners(line: Line2D) -> NDArray[np.float64]:
 def part_gains(gains: pd.DataFrame, *, title: str = "", ax: Axes | None = None) -> Axes:
     """What each part of a method gains, as a forest plot: a mean and its interval a row, about a line at zero.
 
-    A dot is filled where the interval leaves out zero. A row without a mean says why instead: what was not measured is
-    shown as missing.
+    A dot is filled where the interval leaves out zero. A mean of too few seeds for an interval is a diamond. A row
+    without a mean says why instead: what was not measured is shown as missing.
 
     Args:
         gains: a row for each part, with columns group, part, mean, low and high (points of accuracy; NaN where
@@ -152,6 +152,9 @@ def part_gains(gains: pd.DataFrame, *, title: str = "", ax: Axes | None = None) 
                     str(row.get("note") or "missing"), (0.5, place), xycoords=("axes fraction", "data"), ha="center",
                     va="center", fontsize=8, color="#595959", backgroundcolor="white",
                 )  # fmt: skip
+                continue
+            if not np.isfinite(row["low"]):
+                ax.scatter(row["mean"], place, s=26, marker="D", facecolors="white", edgecolors=colour, zorder=3)
                 continue
             clear = row["low"] > 0 or row["high"] < 0
             ax.plot([row["low"], row["high"]], [place] * 2, color=colour, linewidth=1.5, zorder=2)
