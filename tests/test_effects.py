@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from iidlib.config import override, preset
-from iidlib.experiments import EXPERIMENTS, distillation_costs, gains_of_parts, headline
+from iidlib.experiments import EXPERIMENTS, costs_on_one_device, distillation_costs, gains_of_parts, headline
 from iidlib.experiments.cells import PARTS, Cell
 from iidlib.experiments.results import protocol_text
 from tests.result_rows import rows
@@ -115,6 +115,16 @@ def test_costs_of_cells_are_theirs_alone() -> None:
     assert table["accuracy"].tolist() == [55, 48, 50, 30]
     assert table["ipc"].tolist() == [10, 10, 10, 1] and table["pool_seconds"].tolist() == [480, 160, 480, 0]
     assert table["label"].tolist()[:3] == ["iid-plus", "iid-plus iterations=50% pool.count=1", "iid-plus"]
+
+
+def test_costs_are_compared_on_the_device_that_most_methods_have() -> None:
+    alone, two = {"device": "cpu (1 threads)"}, {"device": "cpu (2 threads)"}
+    own = rows(timed("dm", **two), timed("dm", seed=1, **alone), timed("iid-plus", **alone), timed("idm", **two),
+               timed("iid-idm", **alone))  # fmt: skip
+    costs = distillation_costs("laptop", ["dm", "iid-plus", "idm", "iid-idm"], rows=own)
+    same = costs_on_one_device(costs)
+    assert same["label"].tolist() == ["dm", "iid-plus", "iid-idm"] and set(same["device"]) == {"cpu (1 threads)"}
+    assert costs_on_one_device(costs[:0]).empty
 
 
 def test_the_headline_has_intervals_published_values_and_the_clock_of_quiet_runs() -> None:

@@ -482,9 +482,8 @@ class TestCellPoints:
 
 class TestPareto:
     def dots(self, ax: Axes) -> dict[str, list[float]]:
-        return {
-            str(dots.get_label()): dots.get_offsets()[0].tolist() for dots in ax.collections if len(dots.get_offsets())
-        }
+        marked = [line for line in ax.lines if line.get_marker() == "o"]
+        return {str(line.get_label()): line.get_xydata()[0].tolist() for line in marked}
 
     def test_a_method_stands_at_its_means_with_its_pool(self) -> None:
         ax = plots.pareto(runs_of_methods())
@@ -505,6 +504,10 @@ class TestPareto:
         runs.loc[runs["label"] == "iid-idm", "pool_seconds"] = [NAN, 10.0, 10.0]
         ax = plots.pareto(runs)
         assert ax.lines[0].get_xydata().tolist() == [[100, 46], [500, 56]] and "iid-idm" in self.dots(ax)
+        fills = {str(line.get_label()): line.get_fillstyle() for line in ax.lines if line.get_marker() == "o"}
+        assert fills == {"dm": "full", "idm": "full", "iid-plus": "full", "iid-idm": "left"}
+        names = [text.get_text() for text in ax.get_legend().get_texts()]
+        assert names == ["with the pool's training", "without it", "pool not recorded"]
 
     def test_equal_costs_leave_the_better_one_on_the_line(self) -> None:
         rows = pd.DataFrame({"label": ["dm", "idm"], "seconds": [10.0, 10.0], "accuracy": [40.0, 50.0]})

@@ -1,7 +1,7 @@
 """Results as data: measured rows, published values, the paper's cells; needs no torch."""
 
 from iidlib.experiments.cells import EXPERIMENTS, Cell, Experiment, within
-from iidlib.experiments.effects import distillation_costs, gains_of_parts, headline, search_results
+from iidlib.experiments.effects import costs_on_one_device, distillation_costs, gains_of_parts, headline, search_results
 from iidlib.experiments.grids import find
 from iidlib.experiments.measurements import all_rows, mean_of, measured, table
 from iidlib.experiments.paired import paired_gains, paired_interval
@@ -13,7 +13,8 @@ from iidlib.experiments.sweep import Sweep, load_grid, run_sweep
 from iidlib.experiments.tables import append_results, check_results, check_writable, read_results, results_dir, rows_of
 
 __all__ = ["EXPERIMENTS", "Cell", "Experiment", "Job", "MadeBy", "Published", "SetOrigin", "Sweep", "all_rows",
-    "append_results", "check_parameters", "check_results", "check_writable", "distillation_costs", "find",
+    "append_results", "check_parameters", "check_results", "check_writable", "costs_on_one_device",
+    "distillation_costs", "find",
     "gains_of_parts", "headline", "jobs", "load_grid", "mean_of", "measured", "paired_gains", "paired_interval",
     "protocol_text", "published_value", "read_results", "result_rows", "results_dir", "rows_of", "run_jobs",
     "run_sweep", "search_results", "table", "take_parameters", "within"]  # fmt: skip

@@ -15,7 +15,7 @@ from iidlib.experiments.measurements import all_rows, measured, own_rows
 from iidlib.experiments.paired import paired_gains, paired_interval
 from iidlib.experiments.published import published_value
 
-__all__ = ["distillation_costs", "gains_of_parts", "headline", "search_results"]
+__all__ = ["costs_on_one_device", "distillation_costs", "gains_of_parts", "headline", "search_results"]
 
 
 def gains_of_parts(scale: str, rows: pd.DataFrame | None = None) -> pd.DataFrame:
@@ -126,6 +126,23 @@ def distillation_costs(
         timed = own.groupby(["label", "ipc", "scale", "seed"], as_index=False).agg(how)
         found.append(timed[timed["seconds"] > 0])
     return pd.concat(found[1:] or found, ignore_index=True)
+
+
+def costs_on_one_device(costs: pd.DataFrame) -> pd.DataFrame:
+    """The distillations on the device on which most methods were timed, whose seconds can be compared.
+
+    Threads count as part of a CPU's name. Of devices with as many methods, that of most distillations is taken.
+
+    Args:
+        costs: as `distillation_costs` gives them.
+
+    Returns:
+        Their rows; methods that were never timed there have none.
+    """
+    if costs.empty:
+        return costs
+    by_device = costs.groupby("device")["label"].agg(["nunique", "size"])
+    return costs[costs["device"] == by_device.sort_values(["nunique", "size"]).index[-1]]
 
 
 def headline(scale: str, rows: pd.DataFrame | None = None) -> pd.DataFrame:

@@ -34,7 +34,8 @@ def pareto(runs: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
 
     A method is a dot at the mean of its distillations, with their range on both axes. Where the training of its pool is
     known, the dot counts it, and a ring joined to the dot stands at the seconds without it: a pool is trained once,
-    however many sets are distilled with it. The line counts pools, and leaves out methods whose pool nobody knows.
+    however many sets are distilled with it. The line counts pools, and leaves out methods whose pool nobody knows;
+    their dots are filled by half.
 
     Args:
         runs: a row for each distillation, with columns label, seconds (of the iterations, above 0) and accuracy
@@ -68,19 +69,28 @@ def pareto(runs: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
             low, high = lows.loc[str(label)], highs.loc[str(label)]
             ax.plot([mean["whole"]] * 2, [low["accuracy"], high["accuracy"]], linewidth=1.5, **own)
             ax.plot([low["whole"], high["whole"]], [mean["accuracy"]] * 2, linewidth=1.5, **own)
-            ax.scatter(mean["whole"], mean["accuracy"], s=40, color=own["color"], label=label, zorder=4)
+            whole = known[means.index.get_loc(label)]
+            half: dict[str, Any] = {} if whole else {"fillstyle": "left", "markerfacecoloralt": "white"}
+            place = [mean["whole"]], [mean["accuracy"]]
+            ax.plot(*place, "o", markersize=40**0.5, color=own["color"], label=label, zorder=4, **half)
         seconds = pd.concat([runs["seconds"], runs["whole"]])
         low_end, high_end = log_limits(seconds)
         ticks = [lead * 10.0**power for power in range(-6, 9) for lead in (1, 2, 3, 5, 7)]
-        ax.set(xscale="log", xlabel="seconds of a distillation", ylabel="test accuracy (%)", xlim=(low_end, high_end))
+        ax.set(
+            xscale="log",
+            xlabel="seconds of a distillation (logarithmic)",
+            ylabel="test accuracy (%)",
+            xlim=(low_end, high_end),
+        )
         ticks = [tick for tick in ticks if low_end <= tick <= high_end]
         ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         ax.minorticks_off()
-        if (means["pool"] > 0).any():
-            ax.scatter([], [], s=40, color="#404040", label="with the pool's training")
-            ax.scatter([], [], s=40, facecolors="white", edgecolors="#404040", label="without it")
-            marks, names = ax.get_legend_handles_labels()
-            ax.legend(marks[-2:], names[-2:], loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2)
+        kinds = {"with the pool's training": "full", "without it": "none"} if (means["pool"] > 0).any() else {}
+        kinds |= {} if known.all() else {"pool not recorded": "left"}
+        look: dict[str, Any] = {"markersize": 40**0.5, "color": "#404040", "markerfacecoloralt": "white"}
+        marks = [Line2D([], [], marker="o", linestyle="", fillstyle=kind, **look) for kind in kinds.values()]
+        if marks:
+            ax.legend(marks, list(kinds), loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3)
         ax.margins(y=0.15)
         sns.despine(ax=ax)
         _write_names(ax, means, palette)
