@@ -10,6 +10,7 @@ from types import ModuleType
 import pandas as pd
 import pytest
 
+from iidlib.config import preset
 from iidlib.data import load_dataset
 from iidlib.experiments import results_dir, rows_of, table
 from iidlib.experiments.results import RESULT_COLUMNS
@@ -46,6 +47,22 @@ def test_the_table_says_what_is_missing_and_what_was_not_found() -> None:
     cells = table("main").query("dataset == 'cifar10' and ipc in (1, 10)")
     shown = cells[cells["method"].isin(script("build_results_tables").METHODS)]
     assert len(shown) == 14 and text.count("missing") == (shown["laptop_seeds"] == 0).sum()
+
+
+def test_a_card_says_the_command_that_makes_its_set() -> None:
+    changes = {"iterations": 3, "match.ce": 0.7, "syn.lr": 2, "pool.epochs_kept": (1, 2)}
+    told = script("build_distilled").made_by(preset("iid-plus", "cifar10-mini", 1, "ci", changes))
+    assert told == (
+        "iid distill iid-plus --dataset cifar10-mini --ipc 1 --scale ci --seed 0 --iterations 3 --set match.ce=0.7 "
+        "--set syn.lr=2.0 --set pool.epochs_kept=1,2"
+    )
+    assert all(
+        row["made_by"]
+        == script("build_distilled").made_by(preset(row["method"], row["dataset"], row["ipc"], row["scale"]))
+        for rows in script("build_distilled").cards().values()
+        for row in rows
+        if "random" not in row["method"]
+    )
 
 
 def test_the_settings_of_scales_are_those_that_rows_were_measured_with() -> None:

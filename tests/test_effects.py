@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 
 from iidlib.config import override, preset
+from iidlib.errors import InputError
 from iidlib.experiments import EXPERIMENTS, costs_on_one_device, distillation_costs, gains_of_parts, headline
 from iidlib.experiments.cells import PARTS, Cell
 from iidlib.experiments.results import protocol_text
@@ -125,6 +126,15 @@ def test_costs_are_compared_on_the_device_that_most_methods_have() -> None:
     same = costs_on_one_device(costs)
     assert same["label"].tolist() == ["dm", "iid-plus", "iid-idm"] and set(same["device"]) == {"cpu (1 threads)"}
     assert costs_on_one_device(costs[:0]).empty
+
+
+def test_costs_ask_for_known_methods_scales_and_the_network_of_the_dataset() -> None:
+    for scale, method in (("nope", "dm"), ("laptop", "nope")):
+        with pytest.raises(InputError, match="'nope'"):
+            distillation_costs(scale, [method], rows=NOTHING)
+    deep = Cell("tinyimagenet", "dm", 10, "convnet4")
+    own = rows(of_cell(deep, 10.0, dataset="tinyimagenet", network="convnet4", seconds_per_iteration=1.0))
+    assert len(distillation_costs("laptop", ["dm"], dataset="tinyimagenet", rows=own)) == 1
 
 
 def test_the_headline_has_intervals_published_values_and_the_clock_of_quiet_runs() -> None:

@@ -113,6 +113,33 @@ def test_names_are_taken_as_rows_have_them(tmp_path: Path) -> None:
     assert deep.network == "convnet4" and deep == deep.usual
 
 
+def test_settings_that_fit_one_scale_only_are_run_there_and_missing_elsewhere(tmp_path: Path) -> None:
+    short = grid(tmp_path, "dataset: cifar10\nrounds: [{given: {pool.epochs: 2}}]")  # tour keeps later epochs
+    assert [job.cell.name for job in jobs(short, scale="laptop", seeds=1, folder=tmp_path)]
+    with pytest.raises(InputError, match=r"cifar10/ipc10/iid-plus/pool.epochs=2 does not run at scale tour: .*now 2"):
+        jobs(short, scale="tour", folder=tmp_path)
+    assert table(short, tmp_path)["tour_seeds"].tolist() == [0]
+    assert search_results(short, "tour", rows({"method": "iid-plus", "scale": "tour"}))["seeds"].tolist() == [0]
+    with pytest.raises(InputError, match="must lie in 0 to"):
+        find(grid(tmp_path, "rounds: [{given: {pool.epochs_kept: [99]}}]"))
+
+
+def test_cells_that_say_the_same_in_other_words_are_run_once(tmp_path: Path) -> None:
+    path = grid(tmp_path, "dataset: cifar10\nrounds: [{vary: {match.cc: [1, 1.0, 0], iterations: [100%, 1200]}}]")
+    todo = jobs(path, scale="laptop", seeds=2, folder=tmp_path)
+    assert [(job.cell.settings, job.seed) for job in todo] == [
+        (settings, seed) for seed in (0, 1) for settings in ((), (("match.cc", "0"),))
+    ]
+
+
+def test_units_of_class_centralization_are_those_that_a_grid_gives(tmp_path: Path) -> None:
+    text = (
+        "method: iid-dm\ndataset: cifar10\nrounds: [{vary: {match.cc_scaling: [released, per_image], match.cc: [1]}}]"
+    )
+    found = [cell.changes("paper").get("match.cc_scaling") for cell in find(grid(tmp_path, text)).cells]
+    assert found == [None, "released", "per_image", "relative"]
+
+
 def test_a_missing_grid_and_an_unknown_name(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"cannot read the grid .*: No such file or directory"):
         find(str(tmp_path / "none.yaml"))

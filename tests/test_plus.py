@@ -219,6 +219,41 @@ def test_the_sources_that_draw_from_the_pool_are_known_before_one_is_made(name):
     assert made.source.from_pool == (name in FROM_POOL) == METHODS["iid-plus"].needs_pool(config)
 
 
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        (Method(("mean",), "stage"), "unknown source of matching networks 'stage'; did you mean 'stages'"),
+        (Method(("means",)), "unknown term 'means'; did you mean 'mean'"),
+        (Method(()), "is empty: the method names no term"),
+    ],
+)
+def test_a_method_of_ones_own_with_a_wrong_name_is_one_line(method, message, monkeypatch):
+    monkeypatch.setitem(METHODS, "mine", method)
+    with pytest.raises(InputError, match=message):
+        Distillation(attrs.evolve(settings("dm"), method="mine"), pictures())
+
+
+def test_a_pool_too_large_is_told_for_terms_and_sources_of_ones_own(monkeypatch):
+    monkeypatch.setitem(TERMS, "own", Term(lambda batch: 0, lambda config: 1.0, needs_pool=True))
+    monkeypatch.setitem(SOURCES, "own", SOURCES["stages"])
+    huge = {"pool__count": 10**6, "pool__width": 512, "match__width": 512, "syn__init": "real", "match__cc": 0}
+    for method in (Method(("mean", "own")), Method(("mean",), "own")):
+        monkeypatch.setitem(METHODS, "mine", method)
+        with pytest.raises(InputError, match=r"lower pool.width or pool.count"):
+            Distillation(attrs.evolve(settings("iid-plus", **huge), method="mine"), pictures())
+
+
+def test_frequencies_that_no_memory_holds_are_told_before_the_pool_is_trained():
+    changes = {"match__mmd": 1.0, "match__mmd_form": "characteristic", "match__mmd_frequencies": 10**9}
+    with pytest.raises(InputError, match=r"lower match.mmd_frequencies"):
+        Distillation(settings("iid-plus", **changes), pictures())
+
+
+def test_a_network_without_a_number_is_told_as_such():
+    with pytest.raises(InputError, match="convnetX"):
+        Distillation(settings("iid-plus", match__cm_blocks=2, match__network="convnetX"), pictures())
+
+
 def test_a_term_that_is_left_out_asks_for_nothing():
     changes = {"match__statistics": "cached", "match__cm_blocks": 2, "match__cm": 0, "match__mmd": 0, "match__cc": 0}
     assert "cm" not in Distillation(settings("iid-plus", **changes), pictures()).terms

@@ -235,6 +235,31 @@ def test_a_network_before_its_training_has_no_accuracy(pictures: Dataset, monkey
         assert between.draw(iteration).accuracy == pytest.approx(60 * min(place, 1))
 
 
+def test_a_pool_of_as_many_other_stages_is_refused(pictures: Dataset) -> None:
+    settings = attrs.evolve(POOL, epochs_kept=(1,))
+    pool = pool_of(settings)
+    pool.passes = [epochs for _, epochs in pool_members(settings)]
+    source_of(pictures, settings, pool)
+    for kept in ((0,), (2,)):
+        with pytest.raises(InputError, match=f"after 1, 8, 1, 8, 1, 8 epochs where .* ask for {kept[0]}, 8, "):
+            source_of(pictures, attrs.evolve(POOL, epochs_kept=kept), pool)
+
+
+def test_another_pool_has_accuracies_of_its_own(pictures: Dataset) -> None:
+    first, other = pool_of(POOL), pool_of(POOL)
+    other.networks.reverse()
+    source = source_of(pictures, pool=first)
+    before = [source.accuracy_of(member) for member in range(len(first.networks))]
+    source.use_pool(other)
+    assert [source.accuracy_of(member) for member in range(len(first.networks))] == before[::-1] != before
+
+
+def test_one_stage_alone_is_spread_over_no_run(pictures: Dataset) -> None:
+    alone = attrs.evolve(POOL, epochs_kept=())
+    assert source_of(pictures, alone, schedule="early").spread_by == ""
+    assert source_of(pictures, schedule="early").spread_by == "stages.schedule=early"
+
+
 def test_a_pool_of_other_settings_is_refused_and_none_is_told(pictures: Dataset) -> None:
     """Else its members would be taken for other stages."""
     source = StageNetworks(POOL, StageConfig(), pictures.train, iterations=9, seed=0)

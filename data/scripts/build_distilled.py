@@ -13,10 +13,14 @@ from the initial images on, and ``way.png``, where a row is one of them, and a c
 """
 
 import json
+import shutil
 import statistics
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
+
+from iidlib.config import RunConfig, differing, preset
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "data" / "distilled"
@@ -96,26 +100,23 @@ def distil(method: str, ipc: int, run: Path, name: str, options: list[str]) -> N
     """Distils a set at scale laptop, keeps snapshots of it on the way, and adds it."""
     import numpy as np
 
-    from iidlib import SyntheticSet, distill, load_dataset, plots, preset
+    from iidlib import SyntheticSet, distill, load_dataset, plots
 
     config = preset(method, "cifar10", ipc, "laptop")
     points = tuple(round(share * config.iterations) for share in WAY)
+    kept: dict[int, SyntheticSet] = {}
+    data = load_dataset("cifar10", data_root=data_root(options))
+    last = distill(config, data, out=run, on_iteration=kept.__setitem__, iterations_to_show=points).synthetic
+    add(run, name, options)  # what is there is left alone until there is something better
     for old in snapshots(name).values():
         old.unlink()
-
-    def keep(iteration: int, synthetic: SyntheticSet) -> None:
-        path = FOLDER / name / f"{iteration:06d}.safetensors"
-        path.parent.mkdir(exist_ok=True)
-        synthetic.save(path, eight_bits=True)
-
-    data = load_dataset("cifar10", data_root=data_root(options))
-    last = distill(config, data, out=run, on_iteration=keep, iterations_to_show=points).synthetic
-    way = [*(SyntheticSet.load(path) for path in snapshots(name).values()), last]
-    rows = np.stack([one.to_uint8()[:: one.ipc].cpu().numpy() for one in way])
-    labels = [f"{done} iterations" for done in (*snapshots(name), config.iterations)]
+    (FOLDER / name).mkdir(exist_ok=True)
+    for iteration, synthetic in kept.items():
+        synthetic.save(FOLDER / name / f"{iteration:06d}.safetensors", eight_bits=True)
+    rows = np.stack([one.to_uint8()[:: one.ipc].cpu().numpy() for one in (*kept.values(), last)])
+    labels = [f"{done} iterations" for done in (*kept, config.iterations)]
     ax = plots.image_grid(rows, row_labels=labels, ax=plots.panels(1, height=3.4)[0])
     ax.get_figure().savefig(FOLDER / name / "way.png", dpi=100, bbox_inches="tight", facecolor="white")
-    add(run, name, options)
 
 
 def data_root(options: list[str]) -> str | None:
@@ -129,19 +130,28 @@ def add(run: Path, name: str, options: list[str]) -> None:
     from iidlib.runs import RunFolder
 
     synthetic, config = SyntheticSet.load(run), RunFolder(run).config()
-    path, card = FOLDER / f"{name}.safetensors", FOLDER / f"{name}.json"
-    synthetic.save(path, eight_bits=True)
-    stored = SyntheticSet.load(path)
-    (stored.expanded() if stored.factor > 1 else stored).save_png(FOLDER / f"{name}.png")
-    card.unlink(missing_ok=True)
-    evaluate = ["evaluate", str(path), "--dataset", config.dataset, "--out", str(card), *options]
-    subprocess.run([sys.executable, "-m", "iidlib.cli", *evaluate], check=True)
-    made_by = f"iid distill {config.method} --dataset {config.dataset} --ipc {config.ipc} --scale {config.scale}"
-    made_by += f" --seed {config.seed}"
-    rows = json.loads(card.read_text())
-    for row in rows:
-        row |= {"made_by": made_by, "command": f"iid evaluate data/distilled/{name}.safetensors"}
-    card.write_text(json.dumps(rows, indent=2) + "\n")
+    with tempfile.TemporaryDirectory() as made:  # until the evaluation is done
+        path, card, picture = (Path(made) / f"{name}.{kind}" for kind in ("safetensors", "json", "png"))
+        synthetic.save(path, eight_bits=True)
+        stored = SyntheticSet.load(path)
+        (stored.expanded() if stored.factor > 1 else stored).save_png(picture)
+        evaluate = ["evaluate", str(path), "--dataset", config.dataset, "--out", str(card), *options]
+        subprocess.run([sys.executable, "-m", "iidlib.cli", *evaluate], check=True)
+        rows = json.loads(card.read_text())
+        for row in rows:
+            row |= {"made_by": made_by(config), "command": f"iid evaluate data/distilled/{name}.safetensors"}
+        card.write_text(json.dumps(rows, indent=2) + "\n")
+        for file in (path, card, picture):
+            shutil.copyfile(file, FOLDER / file.name)
+
+
+def made_by(config: RunConfig) -> str:
+    """The command that makes the set of some settings."""
+    told = f"iid distill {config.method} --dataset {config.dataset} --ipc {config.ipc} --scale {config.scale}"
+    told += f" --seed {config.seed}"
+    if config.iterations != preset(config.method, config.dataset, config.ipc, config.scale).iterations:
+        told += f" --iterations {config.iterations}"
+    return " ".join([told, *(f"--set {key}={value}" for key, value in differing(config).items())])
 
 
 def seal() -> None:

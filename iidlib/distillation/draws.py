@@ -123,7 +123,7 @@ class LazyDraws:
 
     @cached_property
     def pretrained(self) -> Network:
-        """The pretrained network, drawn from the pool; the matching network, where that is drawn from there."""
+        """A trained network of the pool; the matching network, of any stage, where that is drawn from there."""
         if self._run.source.from_pool:
             return self.matching.network
         assert self._run.pool is not None, "a term that reads `pretrained` must set needs_pool"

@@ -14,7 +14,9 @@ from iidlib.networks import network_bytes
 __all__ = ["check_memory", "least_memory"]
 
 
-def least_memory(config: RunConfig, dataset: Dataset, terms: Collection[str], source: str = "random") -> dict[str, int]:
+def least_memory(
+    config: RunConfig, dataset: Dataset, terms: Collection[str], source: str = "random", *, pool: bool = False
+) -> dict[str, int]:
     """Bytes that a distillation holds at one time at the least, by what they are for.
 
     Counted are an iteration's real images and the last maps that the matching network gives of all of them (ConvNets
@@ -27,6 +29,7 @@ def least_memory(config: RunConfig, dataset: Dataset, terms: Collection[str], so
         dataset: what is distilled.
         terms: names of the terms in use.
         source: of the matching networks: a name of ``match.source``; "" for one of the caller's own.
+        pool: whether the iterations use the pool in any case, such as for a term of the caller's own.
     """
     spec, match = dataset.spec, config.match
     pixels = 4 * spec.channels * spec.image_size**2
@@ -53,7 +56,10 @@ def least_memory(config: RunConfig, dataset: Dataset, terms: Collection[str], so
             held = 2 * min(settings.size, settings.start + config.iterations // settings.every + 1)
         lower = "match.width, queue.size or queue.start" if source == "queue" else "match.width"
         needs[f"the weights of {match.network}: lower {lower}"] = held * weights
-    used = "cc" in terms or source in FROM_POOL
+    if "mmd" in terms and match.mmd_form == "characteristic":  # the frequencies, and real and imaginary parts at them
+        at_frequencies = match.mmd_frequencies * (position + 8 * (real + syn))
+        needs[f"{match.mmd_frequencies} frequencies: lower match.mmd_frequencies"] = at_frequencies
+    used = pool or "cc" in terms or source in FROM_POOL
     weights = None
     if used or chosen_by_pool(config):
         weights = _weights(config.pool.network, dataset, config.pool.width)
@@ -72,11 +78,13 @@ def _weights(name: str, dataset: Dataset, width: int) -> int | None:
         return None
 
 
-def check_memory(config: RunConfig, dataset: Dataset, terms: Collection[str], source: str = "random") -> None:
+def check_memory(
+    config: RunConfig, dataset: Dataset, terms: Collection[str], source: str = "random", *, pool: bool = False
+) -> None:
     """Refuses settings that no memory holds, see `least_memory`.
 
     Raises:
         InputError: with what takes most of the memory, and the setting to lower.
     """
     device: torch.device = dataset.train.device
-    check_fits(least_memory(config, dataset, terms, source), device)
+    check_fits(least_memory(config, dataset, terms, source, pool=pool), device)

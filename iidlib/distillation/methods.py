@@ -15,7 +15,7 @@ from iidlib.config.uses import chosen_by_pool, has_pairs
 from iidlib.data import Dataset
 from iidlib.distillation.optimisers import ImageOptimiserFactory, class_sweep, joint
 from iidlib.distillation.terms import TERMS, Term
-from iidlib.errors import InputError
+from iidlib.errors import InputError, suggest
 from iidlib.features import NetworkQueue, NetworkSource, RandomNetworks, StageNetworks
 from iidlib.networks import Network, network_for
 
@@ -96,6 +96,8 @@ class Method:
             InputError: for settings that the source cannot serve.
         """
         named = self.source_under(config)
+        if isinstance(named, str) and named not in SOURCES:
+            raise InputError(f"unknown source of matching networks {named!r}{suggest(named, SOURCES)}")
         source = (SOURCES[named] if isinstance(named, str) else named)(config, dataset, device)
         if config.match.statistics == "cached" and (spread := source.spread_by):
             raise InputError(
@@ -115,6 +117,9 @@ class Method:
     def left_out(self, config: RunConfig) -> dict[str, str]:
         """The terms that are zero under given settings, by name, with the reason; they are not computed."""
         reasons = {}
+        for name in self.terms:
+            if name not in TERMS:
+                raise InputError(f"unknown term {name!r}{suggest(name, TERMS)}")
         for name in self.terms:
             if not TERMS[name].weight(config):
                 reasons[name] = "its weight is zero"

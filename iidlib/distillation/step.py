@@ -108,20 +108,22 @@ class Distillation:
         terms = method.terms_in_use(config)
         if not terms:
             why = ", ".join(f"{name} ({reason})" for name, reason in method.left_out(config).items())
+            why = why or "the method names no term"
             raise InputError(
                 f"the objective of {config.method} is empty: {why}; give a term a weight, or take more images per class"
             )
         check_terms(config, terms)
         source = method.source_under(config)
-        check_memory(config, dataset, terms, source if isinstance(source, str) else "")
+        named = source if isinstance(source, str) else ""
+        check_memory(config, dataset, terms, named, pool=any(term.needs_pool for term in terms.values()))
         first = first_images(config, self.real, start)
         self.group = first.labels.cpu()
         self.images = first.images.requires_grad_()
         self._labels, self._start = first.labels, start
         self.terms = terms
         self.source = method.make_source(config, dataset, device)
-        if self.source.from_pool and not isinstance(source, str):  # one of the caller's own says so only now
-            check_memory(config, dataset, terms, "stages")
+        if self.source.from_pool:  # one of the caller's own says so only now
+            check_memory(config, dataset, terms, named, pool=True)
         # the first block's maps: convolved, normalised, pooled, and what a backward pass keeps of them
         image_bytes = 4 * 4 * config.match.width * dataset.spec.image_size**2
         self.chunk = config.compute.chunk or default_chunk(device, image_bytes)

@@ -91,9 +91,9 @@ def check_terms(config: RunConfig, terms: Collection[str]) -> None:
     """
     match = config.match
     beyond: dict[str, float] = {"match.cm_blocks": match.cm_blocks} if "cm" in terms and match.cm_blocks > 1 else {}
+    depth = match.network.removeprefix("convnet").partition("-")[0]
     if beyond and match.network.startswith("convnet"):
-        depth = int(match.network.removeprefix("convnet").partition("-")[0])
-        if match.cm_blocks > depth:
+        if depth.isdigit() and match.cm_blocks > int(depth):  # a name that is none is told where networks are built
             raise InputError(
                 f"match.cm_blocks must be at most {depth}, as {match.network} has blocks; got {match.cm_blocks}"
             )

@@ -101,11 +101,21 @@ class Cell:
         """
         given = dict(self.settings)
         own = preset(self.method, self.dataset, max(self.ipc, 1), scale)
-        if any(key.startswith("match.cc") for key in given) and own.match.cc_scaling != "relative":
+        centralizes = any(key.startswith("match.cc") for key in given)
+        if "match.cc_scaling" not in given and centralizes and own.match.cc_scaling != "relative":
             given["match.cc_scaling"] = "relative"
         if (share := given.get("iterations", "")).endswith("%"):
-            given["iterations"] = str(round(own.iterations * int(share[:-1]) / 100))
+            given["iterations"] = str(max(1, round(own.iterations * int(share[:-1]) / 100)))
         return given
+
+    def settings_at(self, scale: str) -> RunConfig:
+        """The settings of a run of it.
+
+        Raises:
+            InputError: where its own do not go together with the scale's.
+        """
+        usual = preset(self.method, self.dataset_at(scale), max(self.ipc, 1), scale)
+        return override(usual, self.changes(scale))
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from iidlib.config import override, preset
+from iidlib.config import preset
 from iidlib.config.uses import uses_pool
-from iidlib.experiments.cells import EXPERIMENTS, PARTS, Cell
+from iidlib.experiments.cells import EXPERIMENTS, PARTS, Cell, usual_network
 from iidlib.experiments.grids import rounds
 from iidlib.experiments.measurements import all_rows, measured, own_rows
 from iidlib.experiments.paired import paired_gains, paired_interval
@@ -107,8 +107,8 @@ def distillation_costs(
     columns = ["label", "ipc", "scale", "seed", "seconds", "pool_seconds", "accuracy", "device", "date"]
     found = [pd.DataFrame(columns=columns)]
     for one in methods:
-        cell = Cell(dataset, one, ipc) if isinstance(one, str) else one
-        own = own_rows(cell, scale, rows)
+        cell = Cell(dataset, one, ipc, usual_network(dataset)) if isinstance(one, str) else one
+        settings, own = cell.settings_at(scale), own_rows(cell, scale, rows)
         if own.empty:
             continue
         own = own.reindex(
@@ -116,8 +116,7 @@ def distillation_costs(
         )
         for name in ("seconds_per_iteration", "pool_seconds"):
             own[name] = pd.to_numeric(own[name], errors="coerce")
-        usual = preset(cell.method, cell.dataset_at(scale), max(cell.ipc, 1), scale)
-        if not uses_pool(override(usual, cell.changes(scale))):
+        if not uses_pool(settings):
             own["pool_seconds"] = 0.0
         own["seconds"] = own["seconds_per_iteration"] * own["iterations"]
         own["device"] = own["distilled_on"].replace("", np.nan).combine_first(own["device"])
@@ -168,7 +167,8 @@ def headline(scale: str, rows: pd.DataFrame | None = None) -> pd.DataFrame:
         _, low, high = paired_interval([0.0] * len(values), values) if len(values) >= 3 else (np.nan,) * 3
         quoted = [published_value(cell.dataset, method, cell.ipc) for method in ("iid-dm", "iid-idm")]
         threads = runs["device"].astype(str).str.extract(r"(\d+) threads?", expand=False).astype(float)
-        quiet = runs[threads.fillna(0) == threads.fillna(0).max()]  # a GPU's name says no threads
+        fast = threads.fillna(np.inf).where(runs["device"].fillna("") != "", 0)  # a GPU's name says no threads
+        quiet = runs[fast == fast.max()]
         found.append({
             "ipc": cell.ipc,
             "settings": " ".join(f"{key}={value}" for key, value in cell.settings),

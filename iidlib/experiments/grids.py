@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from iidlib.config import RunConfig, override, preset
-from iidlib.config.recipes import BASELINES
+from iidlib.config.recipes import BASELINES, SCALES
 from iidlib.errors import InputError, suggest
 from iidlib.experiments.cells import EXPERIMENTS, Cell, Experiment, usual_network
 from iidlib.experiments.sweep import read_grid
@@ -117,7 +117,14 @@ def _check_settings(settings: dict[str, str], usual: RunConfig, path: Path) -> N
                 f"iterations in the grid {path} must be a number, or whole percents such as 50%, got {length}"
             )
         settings = {key: value for key, value in settings.items() if key != "iterations"}
-    override(usual, settings)
+    refused = []
+    for scale in SCALES:  # a grid is for one of them, which is not known here
+        try:
+            override(preset(usual.method, usual.dataset, usual.ipc, scale), settings)
+        except InputError as error:
+            refused.append(error)
+    if len(refused) == len(SCALES):
+        raise refused[0]
 
 
 def _check_keys(mapping: Any, known: tuple[str, ...], path: Path) -> None:

@@ -85,7 +85,7 @@ def own_rows(cell: Cell, scale: str, rows: pd.DataFrame) -> pd.DataFrame:
     """The rows of a cell's networks, the newest of each, of the seeds that have all of them.
 
     Args:
-        cell: what is looked for.
+        cell: what is looked for; one whose settings do not go together with the scale's has no rows.
         scale: at which scale.
         rows: of results, as `all_rows` gives them.
     """
@@ -96,9 +96,12 @@ def own_rows(cell: Cell, scale: str, rows: pd.DataFrame) -> pd.DataFrame:
         return rows
     if "step_sizes" in rows:  # the paper's steps are equal
         rows = rows[rows["step_sizes"].map(lambda sizes: len(set(sizes.split(","))) == 1)]
+    try:
+        planned = cell.settings_at(scale)
+    except InputError:  # of a grid for another scale
+        return rows[:0]
     given = cell.changes(scale)
     usual = preset(cell.method, dataset, max(cell.ipc, 1), scale)
-    planned = override(usual, given)
     chosen = cell.method in BASELINES
     protocol = cell.protocol_of(planned)
     if cell.method == "whole":

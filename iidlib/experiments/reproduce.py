@@ -10,8 +10,9 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from iidlib.config import RunConfig
 from iidlib.config.recipes import BASELINES
 from iidlib.errors import InputError
 from iidlib.experiments.cells import Cell, within
@@ -68,7 +69,8 @@ def jobs(
         device: as for ``iid distill``.
 
     Raises:
-        InputError: for an unknown experiment, or where `only` leaves no cell.
+        InputError: for an unknown experiment, where `only` leaves no cell, or for a cell whose settings do not go
+            together with the scale's.
     """
     cells = [cell for cell in find(name).cells if within(cell.name, only) and cell.runs_at(scale)]
     if not cells:
@@ -76,12 +78,22 @@ def jobs(
     target, rows = folder or results_dir(), all_rows(folder)
     if target.is_absolute() and target.is_relative_to(Path.cwd()):
         target = target.relative_to(Path.cwd())  # rows say their command, which holds on other machines too
-    found: list[Job] = []
+    found: dict[Any, Job] = {}
     for seed in range(seeds):
         for cell in cells:
-            if seed not in measured(cell, scale, rows).index and not (cell.method == "whole" and seed > 0):
-                found.append(_job(cell, scale, seed, target / cell.table_at(scale), runs, device))
-    return found
+            # of cells that say the same in other words, such as 1 and 1.0, the first one fills all
+            same = (seed, _settings(cell, scale), cell.dataset, cell.network, cell.steps, cell.evaluation)
+            if same in found or (cell.method == "whole" and seed > 0) or seed in measured(cell, scale, rows).index:
+                continue
+            found[same] = _job(cell, scale, seed, target / cell.table_at(scale), runs, device)
+    return list(found.values())
+
+
+def _settings(cell: Cell, scale: str) -> RunConfig:
+    try:
+        return cell.settings_at(scale)
+    except InputError as error:
+        raise InputError(f"{cell.name} does not run at scale {scale}: {error}") from None
 
 
 def _job(cell: Cell, scale: str, seed: int, results: Path, runs: Path, device: str) -> Job:

@@ -55,11 +55,13 @@ class Pool:
     def sample(self, generator: torch.Generator) -> Network:
         """One trained network, uniformly drawn; the generator is on the CPU.
 
-        Class centralization asks here for a network that knows the classes; a copy from before the training
-        (``pool.epochs_kept`` of 0) does not, and is only a stage to match in.
+        Class centralization asks here for a network that knows the classes, which a copy from before the training
+        (``pool.epochs_kept`` of 0) does not. Where the matching networks are drawn from the pool, it takes theirs,
+        whatever their stage.
         """
         passes = self.passes or [1] * len(self.networks)
         trained = [network for network, seen in zip(self.networks, passes, strict=True) if seen]
+        trained = trained or self.networks
         return trained[int(torch.randint(len(trained), (), generator=generator))]
 
 
@@ -159,8 +161,8 @@ def trained_pool(
     _warn_of_weak(config, held_out, [known[name] for (_, passes), name in members.items() if passes])
     told = [seconds.get(str(number)) for number in range(config.count)]
     whole = None if None in told else sum(one for one in told if one is not None)
-    accuracies, passes = [known[name] for name in members.values()], [passes for _, passes in members]
-    return Pool(networks, accuracies, fingerprint, digest.hexdigest()[:12], whole, passes)
+    accuracies, seen = [known[name] for name in members.values()], [passes for _, passes in members]
+    return Pool(networks, accuracies, fingerprint, digest.hexdigest()[:12], whole, seen)
 
 
 def choosing_pool(dataset: Dataset, config: RunConfig) -> Pool:

@@ -60,20 +60,30 @@ class StageNetworks(NetworkSource):
         """Takes the networks of the pool; they stay as they are.
 
         Raises:
-            InputError: for a pool of another number of networks or stages, whose members would be taken for others.
+            InputError: for a pool of other networks or stages, whose members would be taken for others.
         """
         if len(pool.networks) != (wanted := self._networks * self.stages):
             raise InputError(
                 f"the pool has {len(pool.networks)} networks where pool.count and pool.epochs_kept ask for {wanted}; "
                 "give the pool that was trained with the same settings"
             )
+        if pool.passes and [*pool.passes] != (asked := self._epochs * self._networks):
+            raise InputError(
+                f"the pool has networks after {_listed(pool.passes)} epochs where pool.epochs and pool.epochs_kept ask "
+                f"for {_listed(asked)}; give the pool that was trained with the same settings"
+            )
         self._pool = pool
+        self._accuracies.clear()
         self._network = frozen(copy.deepcopy(pool.networks[0])).eval()
 
     @property
     def spread_by(self) -> str:
-        """The schedule, unless it is uniform."""
-        return "" if self._settings.schedule == "uniform" else f"stages.schedule={self._settings.schedule}"
+        """The schedule, unless it is uniform or there is one stage only."""
+        return (
+            ""
+            if self._settings.schedule == "uniform" or self.stages == 1
+            else f"stages.schedule={self._settings.schedule}"
+        )
 
     @property
     def stages(self) -> int:
@@ -141,3 +151,7 @@ class StageNetworks(NetworkSource):
     def facts(self) -> dict[str, float]:
         """What is logged: the accuracy of the network that was drawn last, in percent."""
         return {"stage_accuracy": self._drawn}
+
+
+def _listed(epochs: Sequence[int]) -> str:
+    return ", ".join(map(str, epochs))

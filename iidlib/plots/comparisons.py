@@ -85,7 +85,9 @@ def pareto(runs: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
         ticks = [tick for tick in ticks if low_end <= tick <= high_end]
         ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         ax.minorticks_off()
-        kinds = {"with the pool's training": "full", "without it": "none"} if (means["pool"] > 0).any() else {}
+        kinds: dict[str, Any] = (
+            {"with the pool's training": "full", "without it": "none"} if (means["pool"] > 0).any() else {}
+        )
         kinds |= {} if known.all() else {"pool not recorded": "left"}
         look: dict[str, Any] = {"markersize": 40**0.5, "color": "#404040", "markerfacecoloralt": "white"}
         marks = [Line2D([], [], marker="o", linestyle="", fillstyle=kind, **look) for kind in kinds.values()]
