@@ -240,7 +240,7 @@ finding = ", ".join(f"{name} {value:.1f} %" for name, value in means.items())
 plots.show(bars, f"Equal storage, scale {scale}, one seed: {finding}.")
 
 # %% [markdown]
-# The points are networks trained on one set, so the figure shows a run and settles nothing.
+# The points are networks trained on one set: the figure shows a run and settles nothing.
 # Mind the second bar before you credit the learning with what the mosaics bring.
 #
 # ## Which part did it?
@@ -260,13 +260,14 @@ gains = {which: experiments.gains_of_parts(which) for which in ("tour", "laptop"
 pd.DataFrame({w: g.set_index(["group", "part"])["told"] for w, g in gains.items()})
 
 # %%
-axes, clear = plots.panels(2, height=4), {}
+axes, told = plots.panels(2, height=4), []
 for ax, (which, own) in zip(axes, gains.items(), strict=True):
     plots.part_gains(own, title=which, ax=ax)
-    clear[which] = (own["low"] > 0).sum(), (own["high"] < 0).sum(), own["low"].count()
+    above, below = (own["low"] > 0).sum(), (own["high"] < 0).sum()
+    known = own["low"].count()
+    told.append(f"{above} above zero, {below} below of {known} at {which}")
 axes[1].set_yticks([])
-finding = ", ".join("{1} above zero and {2} below of {3} at {0}".format(w, *n) for w, n in clear.items())
-plots.show(axes, f"Intervals: {finding}.")
+plots.show(axes, f"Intervals: {'; '.join(told)}.")
 
 # %% [markdown]
 # Read it as in {doc}`08_ablations`: an open dot is a part whose interval holds zero, and nothing is claimed of it; a diamond is a difference of one or two seeds, which has no interval.
@@ -330,7 +331,7 @@ print((folder / "iid-plus-search.yaml").read_text())
 
 # %% [markdown]
 # `iid reproduce data/results/iid-plus-search.yaml --scale tour` runs what is missing of it, and its rows go to the table of that scale whose name ends in `-validation.csv`.
-# A second file is that of scale `laptop`, where a run takes ten minutes and few were made, a third that of one image per class there, and a fourth asks whether the embedded images want the same pool.
+# Three more files hold the few cells at `laptop`, those at one image per class there, and those that ask whether the embedded images want the same pool.
 # For other sizes and datasets the settings are carried over.
 #
 # ## What failed
@@ -358,7 +359,6 @@ pd.concat(found, ignore_index=True).dropna(subset=["accuracy"]).round(1)
 # Earlier networks closed most of the gap: five trainings of two epochs, and points between their beginnings and their ends, in place of three trainings of sixteen.
 # Only with them does more cross-entropy help there.
 # At ten images they are at least as good as the long trainings, for a fifth of their cost, so they became the default for whole datasets.
-# Perhaps a network is late already after a single epoch when four tiles must stand for five thousand images.
 # On the embedded images an epoch is short, and the long trainings stayed better.
 # The images of such a set are no pictures any more: many of their values lie outside the colours that a screen can show, and stored in eight bits the set loses points (its card in `data/distilled`).
 #
