@@ -263,9 +263,8 @@ pd.DataFrame({w: g.set_index(["group", "part"])["told"] for w, g in gains.items(
 axes, told = plots.panels(2, height=4), []
 for ax, (which, own) in zip(axes, gains.items(), strict=True):
     plots.part_gains(own, title=which, ax=ax)
-    above, below = (own["low"] > 0).sum(), (own["high"] < 0).sum()
-    known = own["low"].count()
-    told.append(f"{above} above zero, {below} below of {known} at {which}")
+    counts = map(sum, (own["low"] > 0, own["high"] < 0, own["low"].notna()))
+    told.append("{} above zero, {} below of {} at {}".format(*counts, which))
 axes[1].set_yticks([])
 plots.show(axes, f"Intervals: {'; '.join(told)}.")
 
