@@ -48,7 +48,16 @@ from tests.command_line import Ended, Run
 
 # Seconds of an iteration and of a network are what they are; all else of two equal runs is equal.
 COSTS = ["seconds_per_iteration", "pool_seconds"]
-TIMES = ["seconds", "seconds_per_iteration", "pool_seconds", "peak_memory_mib", "date", "command", "commit"]
+TIMES = [
+    "seconds",
+    "seconds_per_iteration",
+    "pool_seconds",
+    "distilled_on",
+    "peak_memory_mib",
+    "date",
+    "command",
+    "commit",
+]
 
 TINY = ("--dataset", "shapes", "--ipc", "2", "--scale", "ci")
 
