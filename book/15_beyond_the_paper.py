@@ -283,14 +283,14 @@ plots.show(axes, f"Intervals: {'; '.join(told)}.")
 # %%
 costs = experiments.distillation_costs("laptop", [*methods, "idm", "iid-idm"])
 mean = costs.groupby(["label", "device"], sort=False).mean(numeric_only=True)
-mean.round(1).drop(columns="seed").astype(object).fillna("not recorded")
+mean = mean.drop(columns=["ipc", "seed"]).round(1)
+mean.astype(object).fillna("not recorded")
 
 # %%
 same = experiments.costs_on_one_device(costs)
 chart = plots.pareto(same)
 plots.note(chart, same)
-best = same.groupby("label")[["accuracy", "seconds", "pool_seconds"]].mean()
-best = best.sort_values("accuracy").iloc[-1]
+best = same.groupby("label").mean(numeric_only=True).sort_values("accuracy").iloc[-1]
 finding = f"{best.name} is the most accurate, {best['accuracy']:.1f} %"
 took = f"{best['seconds']:.0f} s plus {best['pool_seconds']:.0f} s for the pool"
 plots.show(chart, f"At laptop on {same['device'].iloc[0]}: {finding}, in {took}.")

@@ -71,10 +71,10 @@ def test_what_is_measured_in_part_is_told_in_part() -> None:
     some = pd.concat([measured([CELLS[0], CELLS[2]], seeds=3), measured([CELLS[4]], seeds=2)])
     one = pd.concat([measured([CELLS[0]], seeds=3), measured([CELLS[3]], seeds=1)])
     alone = gains_of_parts("laptop", one).set_index("note").loc["1 seed"]
-    assert alone["told"] == "+2.0 (1 seed, no interval)" and pd.isna(alone["low"])
+    assert alone["told"] == "+2.0 (1 seed)" and pd.isna(alone["low"])
     table = gains_of_parts("laptop", some).set_index(["group", "part"])
     assert table.loc[("left out", "mosaics"), "seeds"] == 3
-    assert table.loc[("left out", "networks of the stages"), "told"].endswith(" (2 seeds, no interval)")
+    assert table.loc[("left out", "networks of the stages"), "told"].endswith(" (2 seeds)")
     assert table.loc[("added alone", "mosaics"), "told"] == "missing"
 
 

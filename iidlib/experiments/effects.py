@@ -66,7 +66,7 @@ def _gain_told(row: Mapping[Any, Any]) -> str:
     if np.isnan(row["mean"]):
         return row["note"]
     if row["note"]:
-        return f"{row['mean']:+.1f} ({row['note']}, no interval)"
+        return f"{row['mean']:+.1f} ({row['note']})"
     return f"{row['mean']:+.1f} from {row['low']:+.1f} to {row['high']:+.1f} ({row['seeds']})"
 
 
