@@ -45,11 +45,10 @@ def check_weights(method: str, given: Mapping[str, Any]) -> None:
     """
     for key, methods in WEIGHTS.items():
         if given.get(key) and method in _KNOWN and method not in methods:
-            near, owners = _nearest(method, key), ", ".join(methods)
+            owners = f"{', '.join(methods)} {'has' if len(methods) == 1 else 'have'}"
             raise InputError(
-                f"{key}={given[key]} has no effect on {method}: only {owners} {'has' if len(methods) == 1 else 'have'} "
-                "this term; "
-                f"take {near}, or leave {key} out"
+                f"{key}={given[key]} has no effect on {method}: only {owners} this term; take {_nearest(method, key)}, "
+                f"or leave {key} out"
             )
 
 

@@ -79,11 +79,8 @@ class StageNetworks(NetworkSource):
     @property
     def spread_by(self) -> str:
         """The schedule, unless it is uniform or there is one stage only."""
-        return (
-            ""
-            if self._settings.schedule == "uniform" or self.stages == 1
-            else f"stages.schedule={self._settings.schedule}"
-        )
+        spread = self._settings.schedule != "uniform" and self.stages > 1
+        return f"stages.schedule={self._settings.schedule}" if spread else ""
 
     @property
     def stages(self) -> int:
