@@ -375,6 +375,7 @@ def test_rows_made_in_python_are_those_of_the_command(
     assert tuple(ours.columns) == RESULT_COLUMNS and len(ours) == 2
     pd.testing.assert_frame_equal(ours.drop(columns=TIMES), theirs.drop(columns=TIMES))
     assert ours["command"].isna().all() and ours["commit"].equals(theirs["commit"])
+    assert theirs["distilled_on"].equals(theirs["device"]) and ours["distilled_on"].isna().all(), "no folder says where"
 
     plain = preset("iid-dm", "cifar10-mini", 2, "tour")
     scores = evaluate(result.synthetic, dataset, protocol=plain.eval, seed=3, compute=plain.compute)
