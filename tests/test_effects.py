@@ -126,6 +126,7 @@ def test_costs_are_compared_on_the_device_that_most_methods_have() -> None:
     same = costs_on_one_device(costs)
     assert same["label"].tolist() == ["dm", "iid-plus", "iid-idm"] and set(same["device"]) == {"cpu (1 threads)"}
     assert costs_on_one_device(costs[:0]).empty
+    assert len(costs_on_one_device(costs.assign(device=None))) == len(costs)
 
 
 def test_costs_ask_for_known_methods_scales_and_the_network_of_the_dataset() -> None:

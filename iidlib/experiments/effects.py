@@ -140,8 +140,9 @@ def costs_on_one_device(costs: pd.DataFrame) -> pd.DataFrame:
     """
     if costs.empty:
         return costs
-    by_device = costs.groupby("device")["label"].agg(["nunique", "size"])
-    return costs[costs["device"] == by_device.sort_values(["nunique", "size"]).index[-1]]
+    device = costs["device"].fillna("")  # rows that do not say are of one kind, too
+    by_device = costs.groupby(device)["label"].agg(["nunique", "size"])
+    return costs[device == by_device.sort_values(["nunique", "size"]).index[-1]]
 
 
 def headline(scale: str, rows: pd.DataFrame | None = None) -> pd.DataFrame:
