@@ -274,7 +274,7 @@ def terms_of_class(
     values = {}
     for name in names:
         if name == "mean":
-            values[name] = mean_matching(real_maps.flatten(1), syn_maps.flatten(1))
+            values[name] = match.mean * mean_matching(real_maps.flatten(1), syn_maps.flatten(1))
         elif name == "cm":
             last = slice(-match.cm_blocks, None)
             values[name] = match.cm * covariance_matching_of_blocks(real_blocks[last], syn_blocks[last])

@@ -55,6 +55,7 @@ ZERO_ALLOWED = {
     "compute.chunk",
     "compute.together",
     "checkpoint.seconds",
+    "match.mean",
     "match.cm",
     "match.cc",
     "match.ce",

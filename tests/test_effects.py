@@ -8,7 +8,7 @@ import pytest
 from iidlib.config import override, preset
 from iidlib.errors import InputError
 from iidlib.experiments import EXPERIMENTS, costs_on_one_device, distillation_costs, gains_of_parts, headline
-from iidlib.experiments.cells import PARTS, Cell
+from iidlib.experiments.cells import MATCHING, PARTS, Cell
 from iidlib.experiments.results import protocol_text
 from tests.result_rows import rows
 
@@ -27,7 +27,7 @@ def of_cell(cell: Cell, accuracy: float, **more: Any) -> dict[str, Any]:
 def measured(cells: list[Cell], seeds: int, without: float = 2.0) -> pd.DataFrame:
     """Rows in which every part that is left out costs `without` points, a little more or less with the seed."""
     usual = preset("iid-plus", "cifar10", 10, "laptop")
-    acts = [part for part, value in CELLS[1].settings if override(usual, {part: value}) != usual]
+    acts = [key for key, value in (*CELLS[1].settings, ("match.mean", "0")) if override(usual, {key: value}) != usual]
     return rows(
         *(
             of_cell(cell, 56.0 - without * (1 + 0.01 * seed) * len({*acts} & {*dict(cell.settings)}), seed=seed)
@@ -40,6 +40,9 @@ def measured(cells: list[Cell], seeds: int, without: float = 2.0) -> pd.DataFram
 def test_the_parts_are_those_of_the_experiment() -> None:
     assert tuple(dict(CELLS[1].settings)) == tuple(PARTS) and CELLS[0].settings == ()
     assert [dict(cell.settings).keys() for cell in CELLS[2 : 2 + len(PARTS)]] == [{part} for part in PARTS]
+    matching = CELLS[2 + len(PARTS) : -len(PARTS)]
+    assert [tuple(dict(cell.settings)) for cell in matching] == [*MATCHING.values()]
+    assert all(cell.settings_at("laptop").match.mean == 0 for cell in matching)
     for part, cell in zip(PARTS, CELLS[-len(PARTS) :], strict=True):
         assert part not in dict(cell.settings)
 
@@ -50,7 +53,7 @@ def in_use(table: pd.DataFrame) -> pd.DataFrame:
 
 def test_without_rows_every_part_is_missing() -> None:
     table = gains_of_parts("laptop", NOTHING)
-    assert len(table) == 2 * len(PARTS) and set(table["group"]) == {"left out", "added alone"}
+    assert len(table) == 2 * len(PARTS) + len(MATCHING) and set(table["group"]) == {"left out", "added alone"}
     assert table[["mean", "low", "high"]].isna().all(axis=None)
     assert set(in_use(table)["told"]) == {"missing"}
 
@@ -58,7 +61,8 @@ def test_without_rows_every_part_is_missing() -> None:
 def test_a_part_is_measured_by_the_cells_with_and_without_it() -> None:
     table = in_use(gains_of_parts("laptop", measured(list(CELLS), seeds=3)))
     assert set(table["seeds"]) == {3} and set(table["note"]) == {""}
-    assert table["mean"].round(2).eq(2.02).all(), "each of them one part apart, also where a part needs another"
+    apart = table["part"].map(lambda name: len(MATCHING.get(name, "1")))  # settings; also where a part needs another
+    assert table["mean"].round(2).equals((2.02 * apart).round(2))
     assert (table["low"] > 0).all() and table["told"].iloc[0] == "+2.0 from +2.0 to +2.1 (3)"
 
 

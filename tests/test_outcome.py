@@ -115,7 +115,7 @@ def test_what_made_a_term_run_away_is_named(pictures: Dataset) -> None:
         given = {key.replace("__", "."): value for key, value in changes.items()}
         return Distillation(preset(method, "shapes", 2, "ci", given), pictures)
 
-    assert run()._remedy("mean") == "lower syn.lr (now 1)"
+    assert run()._remedy("mean") == "lower match.mean (now 1) or syn.lr (now 1)"
     assert run(match__cm=7)._remedy("cm") == "lower match.cm (now 7) or syn.lr (now 1)"
     far = run(syn__lr=30)
     far.images.data.mul_(1e5)

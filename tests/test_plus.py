@@ -40,6 +40,7 @@ RICH = {"match__cm": 1.0, "match__mmd": 2.0}
 
 PARTS = [
     {},
+    {"match__mean": 0.5},
     {"match__mmd_form": "characteristic", "match__mmd_frequencies": 7},
     {"match__cm_blocks": 2},
     {"match__cc_scaling": "relative", "match__cc_real": 4},
@@ -367,7 +368,11 @@ def test_buffers_hold_accuracy_and_frequencies_at_one_place():
 
 @pytest.mark.parametrize(
     ("terms", "changes", "why"),
-    [(("mmd",), {}, r"mmd \(its weight is zero\)"), (("cm",), {"ipc": 1}, r"cm \(a class has one image only\)")],
+    [
+        (("mmd",), {}, r"mmd \(its weight is zero\)"),
+        (("mean",), {"match.mean": 0}, r"mean \(its weight is zero\)"),
+        (("cm",), {"ipc": 1}, r"cm \(a class has one image only\)"),
+    ],
 )
 def test_a_method_without_a_term_is_one_line(terms, changes, why, monkeypatch):
     monkeypatch.setitem(METHODS, "mine", Method(terms))

@@ -114,7 +114,7 @@ class PerClassLoop:
                 real_mean = network.head(real_map).mean(0)
             syn_map = network.feature_map(syn)
             syn_features = network.head(syn_map)
-            terms = {"mean": (real_mean - syn_features.mean(0)).square().sum()}
+            terms = {"mean": config.match.mean * (real_mean - syn_features.mean(0)).square().sum()}
             if "ce" in run.terms:
                 cost = F.cross_entropy(network.classifier(syn_features), syn.new_full((len(syn),), label).long())
                 terms["ce"] = config.match.ce * accuracy * cost

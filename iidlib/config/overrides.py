@@ -33,6 +33,7 @@ __all__ = [
 ]
 
 ADDED: Mapping[str, Any] = {
+    "match.mean": 1.0,
     "match.source": "auto",
     "match.cm_blocks": 1,
     "match.mmd": 0.0,

@@ -46,6 +46,8 @@ class MatchConfig:
     `iidlib.features.cached`."""
     cached_pairs: int = field(default=50, validator=above(0))
     """How many networks and augmentations there are with ``statistics=cached``."""
+    mean: float = field(default=1.0, validator=at_least(0))
+    """Weight of mean matching, the base of every method; 0 asks what the other terms do without it."""
     cm: float = field(default=0.01, validator=at_least(0))
     """Weight of covariance matching."""
     cc: float = field(default=0.05, validator=at_least(0))

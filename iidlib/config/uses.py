@@ -19,6 +19,7 @@ def _on(*bases: Base) -> tuple[str, ...]:
 
 
 WEIGHTS: dict[str, tuple[str, ...]] = {
+    "match.mean": tuple(BASES),
     "match.cm": _with_term("cm"),
     "match.cc": _with_term("cc"),
     "match.ce": _on("idm", "plus"),

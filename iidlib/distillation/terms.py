@@ -74,7 +74,7 @@ def _mmd_term(batch: StepBatch) -> Tensor:
 
 
 TERMS: dict[str, Term] = {
-    "mean": Term(_mean_term, weight=lambda config: 1.0),
+    "mean": Term(_mean_term, weight=lambda config: config.match.mean),
     "cm": Term(_cm_term, weight=lambda config: config.match.cm, needs_pairs=True),
     "cc": Term(_cc_term, weight=lambda config: config.match.cc, needs_pairs=True, needs_pool=True),
     "ce": Term(_ce_term, weight=lambda config: config.match.ce),

@@ -12,7 +12,7 @@ from attrs import evolve
 
 from iidlib.config import EvalProtocol, RunConfig, override, preset, protocol
 
-__all__ = ["EXPERIMENTS", "PARTS", "Cell", "Evaluation", "Experiment", "Part", "usual_network", "within"]
+__all__ = ["EXPERIMENTS", "MATCHING", "PARTS", "Cell", "Evaluation", "Experiment", "Part", "usual_network", "within"]
 
 Evaluation = Literal["", "idc", "paper"]
 """How a set is evaluated: as its scale does, as that does under the protocol ``idc``, or as scale ``paper`` does with
@@ -165,19 +165,26 @@ PARTS: dict[str, Part] = {
 }
 """The parts of iid-plus by the setting that leaves one out."""
 
+MATCHING: dict[str, tuple[str, ...]] = {
+    "mean matching": ("match.mean",),
+    "all matching of distributions": ("match.mean", "match.cm", "match.mmd"),
+}
+"""What the parts are added to, with the settings that are 0 where it is left out; the second also has two parts."""
+
 _ABLATED = ("dm", "dm-cc", "dm-cm", "iid-dm", "idm", "idm-cc", "idm-cm", "iid-idm")
 
 _NETWORKS = ("convnet3", "alexnet", "vgg11", "resnet18")
 
 
 def _plus() -> tuple[Cell, ...]:
-    """iid-plus, its parts added one at a time to what is left without any, and left out one at a time.
+    """iid-plus, its parts and its matching left out one at a time, and the parts added one at a time.
 
-    What is left is dm at the step size of iid-plus.
+    They are added to what is left without any, which is dm at the step size of iid-plus.
     """
     off = {key: part.off for key, part in PARTS.items()}
     cells = [Cell("cifar10", "iid-plus", 10), Cell("cifar10", "iid-plus", 10, settings=tuple(off.items()))]
     cells += [Cell("cifar10", "iid-plus", 10, settings=((part, off[part]),)) for part in PARTS]
+    cells += [Cell("cifar10", "iid-plus", 10, settings=tuple((key, "0") for key in keys)) for keys in MATCHING.values()]
     for key, part in PARTS.items():
         kept = {key, *part.needs}
         cells.append(Cell("cifar10", "iid-plus", 10, settings=tuple((one, off[one]) for one in off if one not in kept)))

@@ -9,7 +9,7 @@ import pandas as pd
 
 from iidlib.config import preset
 from iidlib.config.uses import uses_pool
-from iidlib.experiments.cells import EXPERIMENTS, PARTS, Cell, usual_network
+from iidlib.experiments.cells import EXPERIMENTS, MATCHING, PARTS, Cell, usual_network
 from iidlib.experiments.grids import rounds
 from iidlib.experiments.measurements import all_rows, measured, own_rows
 from iidlib.experiments.paired import paired_gains, paired_interval
@@ -22,7 +22,7 @@ def gains_of_parts(scale: str, rows: pd.DataFrame | None = None) -> pd.DataFrame
     """What each part of iid-plus gains: left out of the whole, and added alone to what is left without any.
 
     A gain is the accuracy with the part less that without it, so that it is positive where the part helps, whichever
-    way it was asked. A part that needs another one is added on top of that one.
+    way it was asked. A part that needs another one is added on top of that one. Matching itself can only be left out.
 
     Args:
         scale: at which scale the cells of the experiment ``plus`` were measured.
@@ -40,7 +40,8 @@ def gains_of_parts(scale: str, rows: pd.DataFrame | None = None) -> pd.DataFrame
         one = measured(cell, scale, rows)
         found.append(pd.DataFrame({"seed": one.index, "method": _without(cell), "accuracy": one.to_numpy()}))
     whole, bare = cells[:2]
-    pairs = [(part, _without(whole)) for part in PARTS]
+    out = {part.label: {key} for key, part in PARTS.items()} | {name: {*keys} for name, keys in MATCHING.items()}
+    pairs = [(_named(keys), _without(whole)) for keys in out.values()]
     for part, cell in zip(PARTS, cells[-len(PARTS) :], strict=True):
         off = {key for key, _ in cell.settings}
         pairs.append((_named(off | {part}), _named(off)))
@@ -49,10 +50,11 @@ def gains_of_parts(scale: str, rows: pd.DataFrame | None = None) -> pd.DataFrame
     by_seed = scores.pivot_table(index="seed", columns="method", values="accuracy")
     by_seed = by_seed.reindex(columns=list({name for pair in pairs for name in pair}))
     table["mean"] = [(by_seed[method] - by_seed[base]).mean() for base, method in pairs]  # NaN without a common seed
-    table.insert(0, "group", np.repeat(["left out", "added alone"], len(PARTS)))
-    table.insert(1, "part", [part.label for part in PARTS.values()] * 2)
-    usual, off_values = ("iid-plus", whole.dataset_at(scale), whole.ipc, scale), dict(bare.settings)
-    idle = [preset(*usual, {part: off_values[part]}) == preset(*usual) for part in PARTS] * 2
+    table.insert(0, "group", np.repeat(["left out", "added alone"], [len(out), len(PARTS)]))
+    table.insert(1, "part", [*out, *(part.label for part in PARTS.values())])
+    usual = ("iid-plus", whole.dataset_at(scale), whole.ipc, scale)
+    parts = [preset(*usual, {key: value}) == preset(*usual) for key, value in bare.settings]
+    idle = [*parts, *(False for _ in MATCHING), *parts]
     table.loc[idle, ["mean", "low", "high"]] = np.nan
     table["note"] = [
         "not in use" if off else ("missing" if not n else f"{n} seed{'s' * (n > 1)}" if n < 3 else "")
@@ -75,8 +77,8 @@ def _without(cell: Cell) -> str:
 
 
 def _named(off: set[str]) -> str:
-    """The parts that are left out, in their order; "" for the whole."""
-    return " ".join(part for part in PARTS if part in off)
+    """The settings of what is left out, in their order; "" for the whole."""
+    return " ".join(key for key in ("match.mean", *PARTS) if key in off)
 
 
 def distillation_costs(
