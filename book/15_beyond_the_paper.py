@@ -241,16 +241,15 @@ plots.show(bars, f"Equal storage, scale {scale}, one seed: {finding}.")
 
 # %% [markdown]
 # The points are networks trained on one set: the figure shows a run and settles nothing.
-# Mind the second bar before you credit the learning with what the mosaics bring.
 #
 # ## Which part did it?
 #
 # A method of so many parts owes an answer to that question, and there are two ways to ask.
 # *Leave a part out* of the whole: what it adds once everything else is there.
 # *Add a part alone* to what remains when all are gone, which is DM at the step size of `iid-plus`: what it brings by itself.
-# The answers can differ.
 # Two parts that do the same job each look useless when left out and useful when alone; two that need each other look the other way round.
 # The cross-entropy is never quite alone, because random networks give it no weight; it is added on top of the stages.
+# Two more rows leave out what all of them are added to: the mean, and all that compares distributions.
 #
 # The rows are those of the experiment `plus` in `data/results`, at ten images per class: the embedded images at `tour`, the whole of CIFAR-10 at `laptop`.
 # Both columns are gains in points of accuracy, positive where the part helps, with the 95 % interval over paired seeds ({eq}`ablation-interval`).
@@ -271,8 +270,9 @@ plots.show(axes, f"Intervals: {'; '.join(told)}.")
 # %% [markdown]
 # Read it as in {doc}`08_ablations`: an open dot is a part whose interval holds zero, and nothing is claimed of it; a diamond is a difference of one or two seeds, which has no interval.
 # Without the networks of the stages, matching uses random ones, which switches off the cross-entropy, too; the pool still chooses the initial images and serves class centralization.
-# At `tour` the same networks *added alone* do harm: they know the classes and are poor judges of means. They pay because of the cross-entropy, which needs them and gains most of all after the mosaics.
-# Fourteen intervals in a panel are many: at this level, one in twenty leaves out zero by luck alone.
+# At `tour` the same networks *added alone* do harm: they know the classes and are poor judges of means. They pay because of the cross-entropy, which needs them.
+# Nothing shows that the mean is missed, as the kernel sees it, too. Without any matching the cross-entropy ruins the mosaics that it starts from: this is still distribution matching.
+# So many intervals in a panel are many: at this level, one in twenty leaves out zero by luck alone.
 #
 # ## What does it cost?
 #
@@ -296,15 +296,14 @@ took = f"{best['seconds']:.0f} s plus {best['pool_seconds']:.0f} s for the pool"
 plots.show(chart, f"At laptop on {same['device'].iloc[0]}: {finding}, in {took}.")
 
 # %% [markdown]
-# Drawn are the distillations with one number of threads. The grey line goes through the methods that nothing cheaper beats, pools included; a method whose pool is not recorded is left off it.
-# Times were taken on different days and beside other work, so the axis of seconds is rough: the seeds of one method differ by up to a factor of two.
+# Drawn are distillations with one number of threads. The grey line goes through the methods that nothing cheaper beats, pools included; a method whose pool is not recorded is left off it.
+# Times were taken on different days and beside other work: the seeds of one method differ by up to a factor of two.
 # A pool that is not recorded costs something all the same: `iid-dm` and `iid-idm` train one, and their older rows do not say how long it took.
 #
 # ## Under the paper's own evaluation
 #
 # The networks of the smaller scales are narrower than those of the paper, and their evaluation is shorter, so that none of the numbers above can be compared with a published one.
 # The experiment `headline` closes half of the gap: it evaluates sets that were distilled at a smaller scale as the paper does, with wide networks and all epochs, but with one network for each seed where the paper has five.
-# The distillation is still our small one.
 
 # %%
 head = experiments.headline("laptop")
@@ -319,7 +318,8 @@ head.round(1).astype(object).fillna("missing")
 # ## How it was chosen
 #
 # A method with this many settings can be fitted to any test set.
-# So the settings were chosen on images that no result above is measured on, with one exception: a first test result at one image per class, which is still among the rows, was the reason for the third search below.
+# So the settings were chosen on images that no result above is measured on, with one exception: a first test result at one image per class was the reason for the third search below.
+# The last round of a search only confirms the default, and was run after its first test results.
 # `validation:cifar10` takes a part of each class out of the training images and evaluates on that.
 # What was varied stands in a file of rounds; each was written after the round before it and before its own runs:
 
@@ -331,7 +331,6 @@ print((folder / "iid-plus-search.yaml").read_text())
 # %% [markdown]
 # `iid reproduce data/results/iid-plus-search.yaml --scale tour` runs what is missing of it, and its rows go to the table of that scale whose name ends in `-validation.csv`.
 # Three more files hold the few cells at `laptop`, those at one image per class there, and those that ask whether the embedded images want the same pool.
-# For other sizes and datasets the settings are carried over.
 #
 # ## What failed
 #
@@ -349,17 +348,16 @@ pd.concat(found, ignore_index=True).dropna(subset=["accuracy"]).round(1)
 #
 # - *More cross-entropy*, at ten images per class. It is the first term to gain something and the first to spoil it: above a tenth the accuracy falls, at 1 by more than without the term.
 # - *More class centralization.* In units of the real scatter, weights up to ten change nothing that one seed can show.
-# - *Early stages first, or late stages first.* The uniform draw is as good, and simpler.
+# - *Early stages first, or late stages first.* One seed gained a little, as nearly all of its round did, and the uniform draw is simpler.
 # - *Covariances after earlier blocks*, and *the easiest images* to start from, which gain less than the centres.
 # - *A pool trained in smaller batches* helps where there are few images, at `tour`, and not at `laptop`; the same holds for *the kernel distance*, which was kept because at this weight it harmed by no more than seeds differ.
 #
 # One failure taught something.
 # At one image per class the settings chosen at ten fell behind the published value of `iid-idm`, and none of the weights mended that.
 # Earlier networks closed most of the gap: five trainings of two epochs, and points between their beginnings and their ends, in place of three trainings of sixteen.
-# Only with them does more cross-entropy help there.
+# With them more cross-entropy helps there, and by more.
 # At ten images they are at least as good as the long trainings, for a fifth of their cost, so they became the default for whole datasets.
-# On the embedded images an epoch is short, and the long trainings stayed better.
-# The images of such a set are no pictures any more: many of their values lie outside the colours that a screen can show, and stored in eight bits the set loses points (its card in `data/distilled`).
+# Many values of such a set lie outside the colours of a screen, and stored in eight bits it loses points (its card in `data/distilled`).
 #
 # Some of the settings that look best are luck: the best of some eighty cells with a seed or two is likely to be overestimated.
 #

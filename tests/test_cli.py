@@ -1774,6 +1774,9 @@ def test_experts_are_trained_completed_and_used(iid: Run, monkeypatch: pytest.Mo
     monkeypatch.setattr(pool, "fit", lambda *given, **named: pytest.fail("a network was trained"))
     hint = ended.out.splitlines()[-1].removeprefix("use it with: ")
     assert iid("distill", "dm-cc", *TINY, "--out", "run", "--no-evaluate", *shlex.split(hint)).status == 0
+    stages = ["--set", "match.width=16", *shlex.split(hint)]
+    ended = iid("distill", "iid-plus", *TINY, "--out", "plus", "--no-evaluate", *stages)
+    assert ended.status == 0, "also of a method whose pool is trained otherwise"
     other = iid("distill", "dm-cc", *TINY, "--out", "run2", "--set", "pool.path=po ol", "--set", "pool.lr=0.5")
     assert_one_line(other, "the pool in po ol was trained with other data or settings")
     assert not Path("run2").exists()

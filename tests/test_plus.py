@@ -430,3 +430,18 @@ def test_the_bench_says_that_its_loop_is_of_published_methods():
     bench = _Bench(torch.device("cpu"), "fp32", 1.0, 1.0)
     with pytest.raises(InputError, match=r"^iid-plus cannot be compared with the loop over classes, [^\n]*$"):
         bench.distill(preset("iid-plus", scale="ci"), 2, 1, lambda: None)
+
+
+@pytest.mark.parametrize(
+    ("method", "changes", "why"),
+    [
+        ("iid-plus", {"match.cc_real": 1}, "match.cc_real must be 2 or more where match.cc_scaling=relative"),
+        ("iid-plus", {"match.batch_real": 1}, "match.batch_real must be 2 or more where match.cc_scaling=relative"),
+        ("iid-plus", {"match.batch_real": 1, "match.cc": 0}, "match.batch_real must be 2 or more where match.mmd"),
+    ],
+)
+def test_one_real_image_has_no_scatter_to_measure_others_by(method, changes, why):
+    usual = {"match.cc_scaling": "relative", "match.mmd": 1.0}
+    with pytest.raises(InputError, match=f"^{why} measures the scatter of real images, got 1$"):
+        Distillation(override(settings(method), usual | changes), pictures())
+    Distillation(override(settings("dm"), {"match.batch_real": 1}), pictures())

@@ -1,9 +1,10 @@
-"""``iid experts``: trains the pool of networks behind class centralization."""
+"""``iid experts``: trains a pool of pretrained networks."""
 
 import shlex
 from pathlib import Path
 from typing import Annotated
 
+import attrs
 import typer
 
 from iidlib.cli.completion import complete_network
@@ -11,6 +12,7 @@ from iidlib.cli.options import Changes, DataRoot, DatasetName, Device, given_cha
 from iidlib.cli.output import AsJson, Quiet, print_table, report
 from iidlib.cli.session import check_names, given_command, keeping, load
 from iidlib.config import SCALES, PoolConfig, preset
+from iidlib.config.recipes import BASES
 from iidlib.files import make_folders, remove_empty
 
 __all__ = ["experts"]
@@ -31,7 +33,7 @@ def experts(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Train the pool of networks behind class centralization; a pool begun before is completed."""
+    """Train the networks of class centralization and iid-plus; a pool begun before is completed."""
     from iidlib.distillation import pool_bar
     from iidlib.experiments import check_writable
     from iidlib.features import pool_members, trained_pool
@@ -57,9 +59,11 @@ def experts(
         [(str(row["network"]), str(row["passes"]), f"{row['accuracy']:.1f}") for row in networks],
         f"{len(pool.networks)} {config.pool.network} in {out}",
     )
-    # a pool fits only those settings that it was trained with, and every scale has its own
-    differing = dict.fromkeys([key for scale in SCALES.values() for key in scale] + list(given))
-    named = {key: getattr(config.pool, key[5:]) for key in differing if key.startswith("pool.")}
+    # a pool fits only those settings that it was trained with, and every method and scale has its own
+    used = {preset(method, dataset, 10, scale).pool for method in BASES for scale in SCALES}
+    own_keys = [f"pool.{field.name}" for field in attrs.fields(PoolConfig) if field.name != "untrained"]
+    differing = [key for key in own_keys if any(getattr(one, key[5:]) != getattr(config.pool, key[5:]) for one in used)]
+    named = {key: getattr(config.pool, key[5:]) for key in dict.fromkeys([*differing, *given]) if key[:5] == "pool."}
     named |= {key: ",".join(map(str, value)) for key, value in named.items() if isinstance(value, tuple)}
     settings_text = " ".join(f"--set {shlex.quote(f'{key}={value}')}" for key, value in named.items())
     typer.echo(f"use it with: {settings_text}")

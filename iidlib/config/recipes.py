@@ -234,9 +234,9 @@ _PLUS: dict[str, Any] = {
 
 Chosen on held-out training images of CIFAR-10, at scale tour and in part at laptop; see ``iid-plus-search.yaml`` and
 the files beside it in ``data/results``. The weight of class centralization is one that neither helped nor harmed there;
-that of the kernel distance helped at tour and made no difference at laptop. A pool of ten networks was about a point
-better there, of few seeds, and takes twice as long to train. The use at scale ``paper`` and for other datasets is
-carried over.
+that of the kernel distance helped at tour and made no difference at laptop. A pool of ten networks was better by a
+point in one of three comparisons there, of one seed each, and takes twice as long to train. The use at scale ``paper``
+and for other datasets is carried over.
 """
 
 PLUS_SIZES: dict[int, dict[str, Any]] = {1: {"match.ce": 2.0}}

@@ -85,6 +85,8 @@ def without_effect(config: RunConfig, keys: Iterable[str]) -> list[str]:
         unused += ["pool.count", "pool.epochs_kept"]
     if len({*pool.epochs_kept, pool.epochs}) == 1:
         unused.append("stages.")
+    if match.statistics != "cached":
+        unused.append("match.cached_pairs")
     if match.mmd_form != "characteristic":
         unused.append("match.mmd_frequencies")
     if match.cc_form != "exp":

@@ -87,9 +87,15 @@ def check_terms(config: RunConfig, terms: Collection[str]) -> None:
     """Finds out whether the terms in use can be computed under given settings.
 
     Raises:
-        InputError: for blocks that the matching network does not have, or what cached statistics do not hold.
+        InputError: for blocks that the matching network does not have, what cached statistics do not hold, or real
+            images of which one alone is looked at, which has no scatter to measure others by.
     """
     match = config.match
+    relative = "cc" in terms and match.cc_scaling == "relative"
+    for key, needed in (("batch_real", relative or "mmd" in terms), ("cc_real", relative)):
+        if needed and getattr(match, key) < 2:
+            of = "match.cc_scaling=relative" if relative else "match.mmd"
+            raise InputError(f"match.{key} must be 2 or more where {of} measures the scatter of real images, got 1")
     beyond: dict[str, float] = {"match.cm_blocks": match.cm_blocks} if "cm" in terms and match.cm_blocks > 1 else {}
     depth = match.network.removeprefix("convnet").partition("-")[0]
     if beyond and match.network.startswith("convnet"):
