@@ -281,11 +281,11 @@ def test_relative_measures_on_as_many_real_images_as_asked_for():
 
 
 def test_relative_asks_nothing_of_a_class_whose_one_real_image_has_no_scatter():
-    run = begun(pictures(1, 21), ipc=5, match__cc_scaling="relative", syn__init="noise")
+    run = begun(pictures(1, 21), ipc=1, match__cc_scaling="relative", syn__init="noise", syn__factor=2)
     loss = TERMS["cc"].loss(run.batch(0))
     (gradient,) = torch.autograd.grad(loss.sum(), run.images)
     assert loss[0] == 0 and loss[1] > 0
-    assert gradient.isfinite().all() and gradient.flatten(1).any(1).tolist() == [False] * 5 + [True] * 5
+    assert gradient.isfinite().all() and gradient.flatten(1).any(1).tolist() == [False, True]
 
 
 @pytest.mark.parametrize("scaling", ["released", "per_image"])
