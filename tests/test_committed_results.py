@@ -12,7 +12,8 @@ import pytest
 
 from iidlib.config import preset
 from iidlib.data import load_dataset
-from iidlib.experiments import results_dir, rows_of, table
+from iidlib.experiments import gains_of_parts, results_dir, rows_of, table
+from iidlib.experiments.cells import MATCHING, PARTS
 from iidlib.experiments.results import RESULT_COLUMNS
 from iidlib.synthetic import SyntheticSet
 
@@ -38,6 +39,16 @@ def test_the_tables_of_results_are_those_of_the_rows(page: str) -> None:
     assert text == script("build_results_tables").with_tables(text), "run python data/scripts/build_results_tables.py"
     assert len(re.findall(r"^\| IID on IDM \|", text, flags=re.M)) == text.count("<!-- results at ") > 0
     assert len(re.findall(r"^\| `iid-idm` over `idm` \|", text, flags=re.M)) == text.count("<!-- gains at ")
+
+
+def test_the_table_of_parts_has_a_row_for_each_and_what_is_measured_of_it() -> None:
+    lines = script("build_results_tables").parts("tour_laptop").splitlines()
+    assert len(lines) == 2 + len(PARTS) + len(MATCHING)
+    told = gains_of_parts("laptop").set_index(["part", "group"])["told"]
+    for line in lines[2:]:
+        name, *columns = (column.strip() for column in line.strip("|").split("|"))
+        assert len(columns) == 4 and columns[2] == told[name, "left out"]
+        assert columns[3] == ("" if name in MATCHING else told[name, "added alone"])
 
 
 def test_the_table_says_what_is_missing_and_what_was_not_found() -> None:

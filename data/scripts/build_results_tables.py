@@ -29,7 +29,7 @@ TABLES = {
     ("laptop", 1): ("laptop",), ("laptop", 10): ("laptop",), ("tour", 1): ("tour-idm", "tour"), ("tour", 10): ("tour",),
 }  # fmt: skip
 PLACE = re.compile(
-    r"(<!-- (results|gains|headline) at (\w+): begin \(python data/scripts/build_results_tables.py\) -->\n).*?"
+    r"(<!-- (results|gains|parts|headline) at (\w+): begin \(python data/scripts/build_results_tables.py\) -->\n).*?"
     r"(\n<!-- end -->)",
     re.S,
 )
@@ -105,7 +105,19 @@ def headline(scale: str) -> str:
     return "\n".join(lines)
 
 
-DRAWN = {"results": table, "gains": gains, "headline": headline}
+def parts(scales: str) -> str:
+    """What each part of iid-plus gains at some scales (``tour_laptop``), left out and added alone."""
+    names, columns = scales.split("_"), []
+    for name in names:
+        told = experiments.gains_of_parts(name)
+        columns += [told[told["group"] == group].set_index("part")["told"] for group in ("left out", "added alone")]
+    heads = [f"{group}, `{name}`" for name in names for group in ("left out", "added alone")]
+    lines = [f"| {' | '.join(['part', *heads])} |", f"|{' --- |' * (1 + len(heads))}"]
+    lines += [f"| {part} | {' | '.join(column.get(part, '') for column in columns)} |" for part in columns[0].index]
+    return "\n".join(lines)
+
+
+DRAWN = {"results": table, "gains": gains, "parts": parts, "headline": headline}
 
 
 def with_tables(page: str) -> str:

@@ -167,7 +167,7 @@ PARTS: dict[str, Part] = {
 
 MATCHING: dict[str, tuple[str, ...]] = {
     "mean matching": ("match.mean",),
-    "all matching of distributions": ("match.mean", "match.cm", "match.mmd"),
+    "all matching": ("match.mean", "match.cm", "match.mmd"),
 }
 """What the parts are added to, with the settings that are 0 where it is left out; the second also has two parts."""
 

@@ -1,6 +1,7 @@
 """What measured rows say of a method: what each of its parts gains, and what its distillations cost."""
 
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,8 @@ def _without(cell: Cell) -> str:
 
 def _named(off: set[str]) -> str:
     """The settings of what is left out, in their order; "" for the whole."""
-    return " ".join(key for key in ("match.mean", *PARTS) if key in off)
+    known = dict.fromkeys([*PARTS, *chain.from_iterable(MATCHING.values())])
+    return " ".join(key for key in known if key in off)
 
 
 def distillation_costs(
