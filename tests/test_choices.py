@@ -5,6 +5,7 @@ import time
 import warnings
 from pathlib import Path
 
+import attrs
 import pytest
 import torch
 import torch.nn.functional as F
@@ -220,6 +221,10 @@ def test_a_run_starts_from_the_images_that_the_first_trained_network_chooses(kin
     pool = trained_pool(pictures(), config.pool, compute=config.compute)
     network = pool.networks[pool_members(config.pool).index((0, config.pool.epochs))]
     assert choosing_network(pool, config.pool) is network
+    needed = Distillation(config, pictures()).pool_settings
+    assert needed == (config.pool if method == "iid-plus" else attrs.evolve(config.pool, count=1, epochs_kept=()))
+    saved = attrs.evolve(config, pool=attrs.evolve(config.pool, path="saved"))
+    assert Distillation(saved, pictures()).pool_settings.epochs_kept == (0, 2), "its copies say which one fits"
     wanted = chosen_images(kind, pictures().train, network, config.ipc, config.syn.factor, seed=3)
     assert torch.equal(start.images, wanted.images) and torch.equal(start.labels, wanted.labels)
     assert torch.equal(end.images, result.synthetic.images) and not torch.equal(end.images, start.images)
@@ -307,7 +312,7 @@ def test_memory_counts_the_network_that_chooses() -> None:
 
     one = for_pool(by_dm("centres", pool__width=4), "random")
     assert one > 0 == for_pool(by_dm("real"), "random")
-    assert for_pool(plus("centres"), "stages") == for_pool(plus("real"), "stages") == 2 * one
+    assert for_pool(plus("centres"), "stages") == for_pool(plus("real"), "stages") == 2 * 3 * one, "with copies"
 
 
 def test_a_step_of_one_class_has_no_network_that_chooses(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from iidlib.losses import (
     covariance_matching,
     local_covariance,
     mean_matching,
+    scatter,
     squared_distances,
 )
 from tests import reference
@@ -216,6 +217,19 @@ def test_a_mask_that_leaves_nothing_out_is_no_mask(count):
 def test_distances_are_zero_where_there_is_no_image():
     mask = torch.tensor([[True, True, False]])
     assert squared_distances(draw(1, 3, 2), mask)[0, 2] == 0
+
+
+def test_scatter_is_the_mean_distance_and_zero_for_copies_however_they_are_rounded():
+    features = draw(3, 5, 8)
+    distances = [torch.stack(reference.squared_distances(one)).mean() for one in features]
+    assert near(scatter(features), torch.stack(distances))
+    mask = torch.tensor([[True] * 3 + [False] * 2] * 3)
+    assert near(scatter(features, mask), scatter(features[:, :3]))
+    for size in (1e-10, 1e10):
+        assert near(scatter(features * size) / size**2, scatter(features)), "it has the unit of the features, squared"
+    copies = features[:, :1].float() * (1 + 1e-6 * torch.randn(3, 5, 8, generator=torch.Generator().manual_seed(0)))
+    assert squared_distances(copies).sum() > 0 and scatter(copies).tolist() == [0, 0, 0]
+    assert scatter(copies, mask).tolist() == [0, 0, 0] and scatter(torch.zeros(1, 2, 3)).tolist() == [0]
 
 
 # Invariances

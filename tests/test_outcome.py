@@ -116,7 +116,13 @@ def test_what_made_a_term_run_away_is_named(pictures: Dataset) -> None:
         return Distillation(preset(method, "shapes", 2, "ci", given), pictures)
 
     assert run()._remedy("mean") == "lower match.mean (now 1) or syn.lr (now 1)"
-    assert run(match__cm=7)._remedy("cm") == "lower match.cm (now 7) or syn.lr (now 1)"
+    assert run(match__cm=0.02)._remedy("cm") == "lower match.cm (now 0.02) or syn.lr (now 1)"
+    heavy = run(match__cm=7)
+    assert heavy._remedy("cm") == "lower match.cm (now 7, usually 0.01) or syn.lr (now 1)"
+    assert heavy._remedy("mean") == "lower match.mean (now 1) or match.cm (now 7, usually 0.01) or syn.lr (now 1)"
+    heavy.images.data.mul_(1e5)
+    assert heavy.remedy() == "lower match.cm (now 7, usually 0.01) or syn.lr (now 1)", "not the step alone"
+    assert heavy._remedy("mean").endswith(heavy.remedy()) and "where pictures reach" in heavy._remedy("mean")
     far = run(syn__lr=30)
     far.images.data.mul_(1e5)
     assert far._remedy("cm").endswith("lower syn.lr (now 30)") and "where pictures reach" in far._remedy("cm")

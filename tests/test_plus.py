@@ -10,6 +10,7 @@ import torch
 from iidlib.bench.report import _Bench
 from iidlib.config import override, preset
 from iidlib.config.recipes import FROM_POOL
+from iidlib.data import Dataset, RealSet
 from iidlib.distillation import METHODS, TERMS, Distillation, LazyDraws, Method, Term, distill
 from iidlib.distillation.methods import SOURCES
 from iidlib.errors import InputError
@@ -78,6 +79,20 @@ def test_classes_of_one_real_image_have_a_distance_too(form):
     assert_step_is_the_loop(run, 0, DOUBLE)
 
 
+@pytest.mark.parametrize("form", ["gaussian", "characteristic"])
+def test_a_class_of_copies_of_one_image_does_not_drive_the_images_out_of_all_range(form):
+    whole = pictures((14, 14, 14, 14))
+    images = whole.train.images.clone()
+    images[whole.train.labels == 1] = images[whole.train.labels == 1][:1].clone()
+    copies = Dataset(whole.name, RealSet(images, whole.train.labels, whole.spec), whole.test, whole.spec)
+    for real in (7, 14):
+        config = settings("iid-plus", 2, match__cc_scaling="relative", match__batch_real=real, syn__init="noise",
+                          match__mmd=300, match__mmd_form=form, match__cc=1, iterations=3)  # fmt: skip
+        result = distill(config, copies)
+        assert result.synthetic.images.abs().max() < 50
+        assert result.metrics[["loss_cc", "grad_cc", "loss_mmd"]].max().max() < 1e4, result.metrics
+
+
 # Parts off, and on
 
 
@@ -93,7 +108,18 @@ def test_with_every_part_off_it_is_dm_bit_for_bit():
 
 def test_the_cross_entropy_weighs_nothing_under_networks_that_know_nothing():
     off = settings("iid-plus", match__source="random", match__network="convnet3", **OFF)
-    assert torch.equal(of(off), of(override(off, {"match.ce": 0.5})))
+    on = override(off, {"match.ce": 0.5})
+    assert torch.equal(of(off), of(on))
+    assert METHODS["iid-plus"].left_out(on)["ce"] == "random networks give it no weight"
+    assert "ce" not in METHODS["idm"].left_out(settings("idm"))
+
+
+@pytest.mark.parametrize("method", ["iid-plus", "idm"])
+def test_an_objective_of_nothing_but_cross_entropy_under_random_networks_is_empty(method):
+    given = OFF | {"match__ce": 0.5, "match__mean": 0, "match__source": "random"}
+    terms = {key: value for key, value in given.items() if method == "iid-plus" or "cm" not in key}
+    with pytest.raises(InputError, match=rf"of {method} is empty: .*ce \(random networks give it no weight\)"):
+        Distillation(settings(method, **terms), pictures())
 
 
 @pytest.mark.parametrize(

@@ -262,6 +262,15 @@ def test_other_settings_train_a_pool_of_their_own(pictures, cache):
     assert len(list((cache / "pools").iterdir())) == 2
 
 
+def test_copies_that_are_named_in_another_order_or_twice_are_one_pool(pictures):
+    wanted = config(epochs_kept=(0, 1))
+    for kept in ((1, 0), (0, 1, 1), (1, 0, 3)):  # the last of three passes is always kept
+        assert pool_fingerprint(pictures, config(epochs_kept=kept)) == pool_fingerprint(pictures, wanted)
+        assert pool_members(config(epochs_kept=kept)) == pool_members(wanted)
+    assert config(epochs_kept=(1, 0, 1)) == wanted
+    assert pool_fingerprint(pictures, config(epochs_kept=(1,))) != pool_fingerprint(pictures, wanted)
+
+
 # Members from one training, and their precision
 
 
@@ -538,6 +547,14 @@ def test_a_weak_network_is_used_with_a_warning(cache, caplog):
     with caplog.at_level(logging.WARNING, logger="iidlib"):
         train(dataset, config(lr=0.02))  # from the cache
     assert len(caplog.records) == 1
+
+
+def test_a_copy_on_the_way_is_not_called_weak(pictures, cache, caplog):
+    held_out = HeldOut.of(pictures.test)
+    pool = train(pictures, config(count=1, epochs=20, epochs_kept=(1,), untrained="warn", lr=0.006))
+    early, late = map(held_out.right, pool.accuracies)
+    assert early < held_out.well_trained <= late
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 
 def test_a_guess_at_the_largest_class_is_weak_however_large_it_is(cache, caplog):

@@ -142,6 +142,11 @@ def test_settings_of_what_is_not_looked_at_have_no_effect(
         assert not uses_pool(config) and uses_pool(override(config, {"syn.factor": 2}))
 
 
+def test_copies_on_the_way_say_which_saved_pool_fits() -> None:
+    config = preset("dm", changes={"syn.init": "centres", "pool.path": "pool"})
+    assert without_effect(config, ["pool.count", "pool.epochs_kept"]) == ["pool.count"]
+
+
 def test_frequencies_are_of_one_form() -> None:
     for form, unused in (("gaussian", ["match.mmd_frequencies"]), ("characteristic", [])):
         config = preset("iid-plus", changes={"match.mmd": 1, "match.mmd_form": form})

@@ -120,9 +120,9 @@ class PoolConfig:
     """Networks that are trained; the official recipe trains 1000."""
     epochs: int = field(default=20, validator=above(0))
     """Passes over the training set for each; 40 in the official recipe."""
-    epochs_kept: tuple[int, ...] = field(default=())
-    """Epochs after which a copy of each network joins the pool as a member of its own, beside that after the last; 0 is
-    the network before its training, which only ``match.source=stages`` draws."""
+    epochs_kept: tuple[int, ...] = field(default=(), converter=lambda kept: tuple(sorted({*kept})))
+    """Epochs, ascending, after which a copy of each network joins the pool as a member of its own, beside that after
+    the last; 0 is the network before its training, which only ``match.source=stages`` draws."""
     stored: Literal["fp16", "fp32"] = field(default="fp16", validator=one_of_its_choices)
     """Precision of the weights on disk, to which they are rounded before they are used; computing is in fp32."""
     lr: float = field(default=0.01, validator=above(0))

@@ -82,7 +82,7 @@ def without_effect(config: RunConfig, keys: Iterable[str]) -> list[str]:
     if not uses_pool(config):
         unused.append("pool.")
     elif source not in FROM_POOL and "match.cc" not in used:  # one network chooses the initial images, fully trained
-        unused += ["pool.count", "pool.epochs_kept"]
+        unused += ["pool.count"] if pool.path else ["pool.count", "pool.epochs_kept"]  # a saved pool has its copies
     if len({*pool.epochs_kept, pool.epochs}) == 1:
         unused.append("stages.")
     if match.statistics != "cached":

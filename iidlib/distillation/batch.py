@@ -217,9 +217,7 @@ class StepBatch:
         """
 
         def measured() -> Tensor:
-            features, mask = self.pretrained_real_features(self.config.match.cc_real)
-            counts = features.shape[1] if mask is None else mask.sum(1)
-            return losses.squared_distances(features, mask).sum(1) / counts  # [C]
+            return losses.scatter(*self.pretrained_real_features(self.config.match.cc_real))  # [C]
 
         statistics = self._run.statistics
         return measured() if statistics is None else statistics.scatter(self._draws.iteration, measured)

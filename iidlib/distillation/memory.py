@@ -64,8 +64,8 @@ def least_memory(
     if used or chosen_by_pool(config):
         weights = _weights(config.pool.network, dataset, config.pool.width)
     if weights is not None:
-        networks = config.pool.count if used else 1  # the one that chooses the initial images
-        members = networks * len({*config.pool.epochs_kept, config.pool.epochs})
+        kept = len({*config.pool.epochs_kept, config.pool.epochs})
+        members = config.pool.count * kept if used else 1  # the one that chooses the initial images
         needs["the weights of the pool: lower pool.width or pool.count"] = members * weights
     return needs
 

@@ -125,6 +125,8 @@ class Method:
                 reasons[name] = "its weight is zero"
             elif TERMS[name].needs_pairs and not has_pairs(config):
                 reasons[name] = "a class has one image only"
+            elif TERMS[name].needs_trained and self.source_under(config) == "random":
+                reasons[name] = "random networks give it no weight"
         return reasons
 
     def terms_in_use(self, config: RunConfig) -> dict[str, Term]:

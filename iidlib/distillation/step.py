@@ -15,7 +15,7 @@ from torch import Tensor
 
 from iidlib import config as configuration
 from iidlib._version import __version__
-from iidlib.config import PoolConfig, RunConfig
+from iidlib.config import PoolConfig, RunConfig, preset
 from iidlib.config.uses import WEIGHTS, chosen_by_pool
 from iidlib.data import Dataset
 from iidlib.distillation.batch import StepBatch
@@ -24,7 +24,7 @@ from iidlib.distillation.draws import LazyDraws
 from iidlib.distillation.memory import check_memory
 from iidlib.distillation.methods import METHODS
 from iidlib.distillation.start import Start, first_images
-from iidlib.distillation.terms import TERMS, check_terms
+from iidlib.distillation.terms import check_terms
 from iidlib.engine import default_chunk, half_maps, in_chunks, precision
 from iidlib.errors import InputError, suggest
 from iidlib.features import CachedStatistics, NetworkQueue, Pool, choosing_network, chosen_images, trained_pool
@@ -145,9 +145,14 @@ class Distillation:
 
     @property
     def pool_settings(self) -> PoolConfig:
-        """What `make_pool` trains: one network where it only chooses the initial images."""
+        """What `make_pool` trains: one network, at the end of its training, where it only chooses the initial images.
+
+        A pool that was saved before must have the copies that it has.
+        """
         pool = self.config.pool
-        return pool if self._uses_pool else attrs.evolve(pool, count=1)
+        if self._uses_pool:
+            return pool
+        return attrs.evolve(pool, count=1, epochs_kept=pool.epochs_kept if pool.path else ())
 
     def make_pool(self, on_epoch: Callable[[int, int], None] | None = None, *, resumed: bool = False) -> None:
         """Loads the pretrained networks, or trains and keeps them, if the run needs them; and lets them do their part.
@@ -251,18 +256,30 @@ class Distillation:
         if seen and self.pool and any(map(_has_run_away, self.pool.networks)):
             return f"networks of the pool have diverged: lower pool.lr (now {config.pool.lr:g})"
         if exceeded:
-            reach = f"the images reach {exceeded[0]:.3g} where pictures reach {exceeded[1]:.3g}"
-            return f"{reach}: lower syn.lr (now {config.syn.lr:g})"
+            return f"the images reach {exceeded[0]:.3g} where pictures reach {exceeded[1]:.3g}: {self.remedy()}"
         if name == "cc" and config.match.cc_form == "exp":
             return f"its exponent overflows: lower match.cc_alpha (now {config.match.cc_alpha:g})"
-        weight = f"match.{name} (now {TERMS[name].weight(config):g}) or " if f"match.{name}" in WEIGHTS else ""
-        return f"lower {weight}syn.lr (now {config.syn.lr:g})"
+        return self._lower(f"match.{name}")
 
     def remedy(self) -> str:
         """The setting that most likely made the images run away; they are looked at every so many iterations only."""
         if self._queue_has_run_away():
             return f"networks of the queue have diverged: lower queue.lr (now {self.config.queue.lr:g})"
-        return f"lower syn.lr (now {self.config.syn.lr:g})"
+        return self._lower()
+
+    def _lower(self, suspect: str = "") -> str:
+        """What to lower: weights that the user has raised far above the method's own, the suspect's, and the step."""
+        config = self.config
+        usual = preset(config.method, config.dataset, config.ipc, config.scale).match
+        weights = {name: getattr(config.match, name[6:]) for name in WEIGHTS}
+        told = [
+            f"{name} (now {weight:g}, usually {own:g})"
+            if weight > 10 * (own := getattr(usual, name[6:]))
+            else f"{name} (now {weight:g})"
+            for name, weight in weights.items()
+            if name == suspect or (name[6:] in self.terms and weight > 10 * getattr(usual, name[6:]))
+        ]
+        return f"lower {' or '.join([*told, f'syn.lr (now {config.syn.lr:g})'])}"
 
     def _queue_has_run_away(self) -> bool:
         return isinstance(self.source, NetworkQueue) and any(map(_has_run_away, self.source.networks))

@@ -32,6 +32,8 @@ class Term:
     (mosaics of several tiles are several)."""
     needs_pool: bool = False
     """It reads a pretrained network (``StepBatch.pretrained``)."""
+    needs_trained: bool = False
+    """It is weighted by the accuracy of the matching network, so it is zero, and left out, under random networks."""
 
 
 def _mean_term(batch: StepBatch) -> Tensor:
@@ -54,7 +56,7 @@ def _cc_term(batch: StepBatch) -> Tensor:
     if match.cc_scaling == "per_image":
         return measure(features) * (10 / batch.config.ipc)
     scatter = batch.pretrained_real_scatter  # [C]
-    known = scatter > 0  # a class of one real image has no scatter to compare with; it asks for nothing
+    known = scatter > 0  # one real image, or copies of it, have no scatter to compare with; they ask for nothing
     unit = torch.where(known, scatter, 1).sqrt()
     return torch.where(known, measure(features / unit[:, None, None]) / features.shape[1], 0)  # [C]
 
@@ -65,9 +67,8 @@ def _ce_term(batch: StepBatch) -> Tensor:
 
 def _mmd_term(batch: StepBatch) -> Tensor:
     real, syn, mask = batch.real_features, batch.syn_features, batch.real_mask
-    distances = losses.squared_distances(real, mask)  # [C, N]
-    scatter = distances.sum(1) / (distances.shape[1] if mask is None else mask.sum(1))
-    scatter = torch.where(scatter > 0, scatter, 1)  # [C]; a class of one real image has none
+    scatter = losses.scatter(real, mask)  # [C]
+    scatter = torch.where(scatter > 0, scatter, 1)  # one real image, or copies of it, have none
     if batch.config.match.mmd_form == "gaussian":
         return losses.kernel_distance(real, syn, scatter, mask)
     return losses.characteristic_distance(real, syn, scatter, batch.frequencies, mask)
@@ -77,7 +78,7 @@ TERMS: dict[str, Term] = {
     "mean": Term(_mean_term, weight=lambda config: config.match.mean),
     "cm": Term(_cm_term, weight=lambda config: config.match.cm, needs_pairs=True),
     "cc": Term(_cc_term, weight=lambda config: config.match.cc, needs_pairs=True, needs_pool=True),
-    "ce": Term(_ce_term, weight=lambda config: config.match.ce),
+    "ce": Term(_ce_term, weight=lambda config: config.match.ce, needs_trained=True),
     "mmd": Term(_mmd_term, weight=lambda config: config.match.mmd),
 }
 """The terms of the objectives, by the name under which they are logged."""

@@ -69,6 +69,7 @@ def pool_fingerprint(dataset: Dataset, config: PoolConfig) -> str:
     """Twelve hex digits of the training images and every setting that shapes the networks."""
     facts = {key: value for key, value in attrs.asdict(config).items() if key not in ("count", "path", "untrained")}
     facts["augmentation"] = _augmentation(dataset, config)
+    facts["epochs_kept"] = [kept for kept in config.epochs_kept if kept != config.epochs]  # the last one always is
     if facts["augmentation"] == "none":  # pools trained before there was a choice keep their name
         del facts["augmentation"]
     return sha256(json.dumps([dataset.train.fingerprint, facts], sort_keys=True).encode()).hexdigest()[:12]
@@ -158,7 +159,7 @@ def trained_pool(
         _check_trained(config, held_out, number, passes, known[name])
         networks.append(frozen(build(number)).eval())
         digest.update(load_weights(folder / f"{name}.safetensors", networks[-1], unkept.get(name)))
-    _warn_of_weak(config, held_out, [known[name] for (_, passes), name in members.items() if passes])
+    _warn_of_weak(config, held_out, [known[name] for (_, passes), name in members.items() if passes == config.epochs])
     told = [seconds.get(str(number)) for number in range(config.count)]
     whole = None if None in told else sum(one for one in told if one is not None)
     accuracies, seen = [known[name] for name in members.values()], [passes for _, passes in members]
@@ -257,7 +258,10 @@ def _check_trained(config: PoolConfig, held_out: HeldOut, number: int, passes: i
 
 
 def _warn_of_weak(config: PoolConfig, held_out: HeldOut, accuracies: Sequence[float]) -> None:
-    """Says once what the networks of a pool are worth, where that is little or cannot be known."""
+    """Says once what the networks of a pool are worth at the end, where that is little or cannot be known.
+
+    Copies on the way there know less, which is why they are kept.
+    """
     right, needed = [held_out.right(reached) for reached in accuracies], held_out.better_than_chance
     who = f"{config.network} trained for {config.epochs} epochs"
     usual = max(held_out.well_trained, needed or 0)

@@ -160,6 +160,30 @@ def squared_distances(features: Tensor, mask: Tensor | None = None) -> Tensor:
     return centred(features, mask).square().sum(2)
 
 
+def scatter(features: Tensor, mask: Tensor | None = None) -> Tensor:
+    r"""Mean squared distance of the images of a class to its centre, :math:`\overline{d_i}`: a unit for distances.
+
+    It is exactly zero where the features of a class differ by less than a thousandth of their length, which is how far
+    copies of one image may lie apart by rounding alone: distances in units of that say nothing.
+
+    Args:
+        features: [C, n, D].
+        mask: true where `features` holds an image, [C, n]; None means everywhere.
+
+    Returns:
+        [C]
+
+    Raises:
+        ValueError: on a wrong shape, or a class without images.
+    """
+    distances = squared_distances(features, mask)  # [C, n]
+    counts = distances.shape[1] if mask is None else mask.sum(1)
+    found, lengths = distances.sum(1) / counts, features.square().sum(2)
+    if mask is not None:
+        lengths = lengths.where(mask, 0)
+    return found.where(found > 1e-6 * lengths.sum(1) / counts, 0)
+
+
 def class_centralization(
     features: Tensor, mask: Tensor | None = None, *, form: str = "linear", alpha: float = 0.02, beta: float = 0.0
 ) -> Tensor:
