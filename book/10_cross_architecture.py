@@ -218,8 +218,8 @@ print(f"{len(cells)} cells, {filled} measured at scale paper")
 rows = rows_of("laptop", dataset="cifar10", ipc=10, settings="")
 looked_at = rows[rows["network"] != "convnet3"]["method"].unique()
 rows = rows[rows["method"].isin(looked_at)]
-by = rows.groupby(["network", "method"], sort=False)["accuracy"]
-by.agg(["mean", "count"]).round(1).unstack("method")
+by = rows.groupby(["method", "network"], sort=False)["accuracy"]
+by.agg(["mean", "count"]).round(1).unstack("network").astype(object).fillna("")
 
 # %% [markdown]
 # `count` is the number of networks, those of all sets of a method together.

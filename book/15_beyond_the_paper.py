@@ -271,8 +271,9 @@ plots.show(axes, f"Intervals: {'; '.join(told)}.")
 # Read it as in {doc}`08_ablations`: an open dot is a part whose interval holds zero, and nothing is claimed of it; a diamond is a difference of one or two seeds, which has no interval.
 # Without the networks of the stages, matching uses random ones, which switches off the cross-entropy, too; the pool still chooses the initial images and serves class centralization.
 # At `tour` the same networks *added alone* do harm: they know the classes and are poor judges of means. They pay because of the cross-entropy, which needs them.
-# Nothing shows that the mean is missed, as the kernel sees it, too. Without any matching the cross-entropy ruins the mosaics that it starts from: this is still distribution matching.
-# So many intervals in a panel are many: at this level, one in twenty leaves out zero by luck alone.
+# Both terms of IID gain a little there when added alone, and nothing clear when left out: others see what they see.
+# Nor is the mean missed, as the kernel sees it, too. Without any matching the cross-entropy ruins its mosaics: this is still distribution matching.
+# Of so many intervals, one in twenty leaves out zero by luck alone.
 #
 # ## What does it cost?
 #
@@ -359,7 +360,7 @@ pd.concat(found, ignore_index=True).dropna(subset=["accuracy"]).round(1)
 # At ten images they are at least as good as the long trainings, for a fifth of their cost, so they became the default for whole datasets.
 # Many values of such a set lie outside the colours of a screen, and stored in eight bits it loses points (its card in `data/distilled`).
 #
-# Some of the settings that look best are luck: the best of some eighty cells with a seed or two is likely to be overestimated.
+# The best of some eighty cells with a seed or two is likely to be overestimated.
 #
 # ## Exercises
 #
