@@ -15,8 +15,8 @@ from torch import Tensor
 
 from iidlib import config as configuration
 from iidlib._version import __version__
-from iidlib.config import PoolConfig, RunConfig, preset
-from iidlib.config.uses import WEIGHTS, chosen_by_pool
+from iidlib.config import PoolConfig, RunConfig
+from iidlib.config.uses import chosen_by_pool
 from iidlib.data import Dataset
 from iidlib.distillation.batch import StepBatch
 from iidlib.distillation.captured import CapturedStep, captured_step
@@ -24,7 +24,7 @@ from iidlib.distillation.draws import LazyDraws
 from iidlib.distillation.memory import check_memory
 from iidlib.distillation.methods import METHODS
 from iidlib.distillation.start import Start, first_images
-from iidlib.distillation.terms import check_terms
+from iidlib.distillation.terms import check_terms, what_to_lower
 from iidlib.engine import default_chunk, half_maps, in_chunks, precision
 from iidlib.errors import InputError, suggest
 from iidlib.features import CachedStatistics, NetworkQueue, Pool, choosing_network, chosen_images, trained_pool
@@ -259,27 +259,13 @@ class Distillation:
             return f"the images reach {exceeded[0]:.3g} where pictures reach {exceeded[1]:.3g}: {self.remedy()}"
         if name == "cc" and config.match.cc_form == "exp":
             return f"its exponent overflows: lower match.cc_alpha (now {config.match.cc_alpha:g})"
-        return self._lower(f"match.{name}")
+        return what_to_lower(config, self.terms, name)
 
     def remedy(self) -> str:
         """The setting that most likely made the images run away; they are looked at every so many iterations only."""
         if self._queue_has_run_away():
             return f"networks of the queue have diverged: lower queue.lr (now {self.config.queue.lr:g})"
-        return self._lower()
-
-    def _lower(self, suspect: str = "") -> str:
-        """What to lower: weights that the user has raised far above the method's own, the suspect's, and the step."""
-        config = self.config
-        usual = preset(config.method, config.dataset, config.ipc, config.scale).match
-        weights = {name: getattr(config.match, name[6:]) for name in WEIGHTS}
-        told = [
-            f"{name} (now {weight:g}, usually {own:g})"
-            if weight > 10 * (own := getattr(usual, name[6:]))
-            else f"{name} (now {weight:g})"
-            for name, weight in weights.items()
-            if name == suspect or (name[6:] in self.terms and weight > 10 * getattr(usual, name[6:]))
-        ]
-        return f"lower {' or '.join([*told, f'syn.lr (now {config.syn.lr:g})'])}"
+        return what_to_lower(self.config, self.terms)
 
     def _queue_has_run_away(self) -> bool:
         return isinstance(self.source, NetworkQueue) and any(map(_has_run_away, self.source.networks))

@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from iidlib import losses
-from iidlib.config import RunConfig
+from iidlib.config import RunConfig, preset
+from iidlib.config.uses import WEIGHTS
 from iidlib.distillation.batch import StepBatch
 from iidlib.errors import InputError
 
-__all__ = ["TERMS", "Term", "check_terms"]
+__all__ = ["TERMS", "Term", "check_terms", "what_to_lower"]
 
 
 @dataclass(frozen=True)
@@ -115,3 +116,23 @@ def check_terms(config: RunConfig, terms: Collection[str]) -> None:
             f"match.statistics=cached holds means and covariances of the last block alone, {told} "
             f"{'asks' if len(beyond) == 1 else 'ask'} for more; set {without}, or leave match.statistics at fresh"
         )
+
+
+def what_to_lower(config: RunConfig, terms: Collection[str], suspect: str = "") -> str:
+    """Advice for images that run away: weights raised far above the method's own, that of a suspect, and the step size.
+
+    Args:
+        config: the settings of the run.
+        terms: in use, by name.
+        suspect: a term that is named whatever its weight.
+    """
+    usual = preset(config.method, config.dataset, config.ipc, config.scale).match
+    told = []
+    for key in WEIGHTS:
+        name = key.removeprefix("match.")
+        weight, own = getattr(config.match, name), getattr(usual, name)
+        if name in terms and weight > 10 * own:
+            told.append(f"{key} (now {weight:g}, usually {own:g})")
+        elif name == suspect:
+            told.append(f"{key} (now {weight:g})")
+    return f"lower {' or '.join([*told, f'syn.lr (now {config.syn.lr:g})'])}"
