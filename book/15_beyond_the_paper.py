@@ -271,7 +271,7 @@ plots.show(axes, f"Intervals: {'; '.join(told)}.")
 # Read it as in {doc}`08_ablations`: an open dot is a part whose interval holds zero, and nothing is claimed of it; a diamond is a difference of one or two seeds, which has no interval.
 # Without the networks of the stages, matching uses random ones, which switches off the cross-entropy, too; the pool still chooses the initial images and serves class centralization.
 # At `tour` the same networks *added alone* do harm: they know the classes and are poor judges of means. They pay because of the cross-entropy, which needs them.
-# Both terms of IID gain a little there when added alone, and nothing clear when left out: others see what they see.
+# Both terms of IID gain a little there when added alone, and nothing clear when left out; perhaps others see what they see.
 # Nor is the mean missed, as the kernel sees it, too. Without any matching the cross-entropy ruins its mosaics: this is still distribution matching.
 # Of so many intervals, one in twenty leaves out zero by luck alone.
 #
