@@ -12,12 +12,13 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.14; 
 UV ?= uv
 PYTEST_ARGS ?= -q -n auto --maxprocesses 4 --dist loadfile
 BENCH_ARGS ?=
+LAB_ARGS ?=
 CHAPTER ?= book/01_quickstart.ipynb
 DEMO := runs/demo
 
 # What the demo makes, by name. Only that is removed; what you have put beside it, or into its runs, stays.
 DEMO_RUNS := $(addprefix $(DEMO)/,dm-seed0 iid-dm-seed0 iid-plus-seed0)
-DEMO_FILES := $(addprefix $(DEMO)/,01_quickstart.ipynb 01_quickstart.html summary.txt scores.csv) \
+DEMO_FILES := $(addprefix $(DEMO)/,01_quickstart.ipynb 01_quickstart.html summary.txt scores.csv log.txt) \
   $(foreach run,$(DEMO_RUNS),$(addprefix $(run)/,config.yaml environment.json metrics.jsonl scores.json \
   synthetic.safetensors .lock checkpoints/[0-9]*.safetensors checkpoints/[0-9]*.json))
 DEMO_FOLDERS := $(addsuffix /checkpoints,$(DEMO_RUNS)) $(DEMO_RUNS) $(DEMO)
@@ -26,7 +27,7 @@ DEMO_FOLDERS := $(addsuffix /checkpoints,$(DEMO_RUNS)) $(DEMO_RUNS) $(DEMO)
 export JUPYTER_PREFER_ENV_PATH := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long book print lab lint format sync install lock audit licences bench clean distclean
+.PHONY: help demo test test-long test-floor book print lab lint format sync install lock audit licences release bench clean distclean
 
 help: ## list these verbs
 	@echo "Usage: make VERB"
@@ -36,18 +37,19 @@ demo: install ## distil the embedded images and compare with random real images 
 	@rm -f $(DEMO_FILES); rmdir $(DEMO_FOLDERS) 2>/dev/null; for run in $(DEMO_RUNS); do \
 	  if [ -e $$run ]; then echo "error: $$run holds files of your own; move them away" >&2; exit 1; fi; done
 	@mkdir -p $(DEMO)
-	$(BIN)/papermill book/01_quickstart.ipynb $(DEMO)/01_quickstart.ipynb --kernel python3 \
-	  -p scale tour -p out "$(CURDIR)/$(DEMO)"
-	$(BIN)/jupyter nbconvert --log-level WARN --to html --template classic $(DEMO)/01_quickstart.ipynb
-	@echo "Report: $(DEMO)/01_quickstart.html; the runs lie beside it."
-	@echo
-	@cat $(DEMO)/summary.txt
+	@$(BIN)/python .ci/demo.py $(DEMO)
 
 test: lint ## every check: ruff, mypy, unit tests, chapters, book
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 test-long: install ## the long forms: many kills, many bad inputs (half an hour), with their counts at the end
 	$(BIN)/python -m pytest -q -m long -n auto --maxprocesses 4 --dist load
+
+test-floor: ## the library's tests with the oldest versions that pyproject.toml allows, in .venv-floor (needs uv)
+	@command -v $(UV) >/dev/null 2>&1 || { echo "error: '$(UV)' not found: install uv, or name it with UV=" >&2; exit 1; }
+	@[ -x .venv-floor/bin/python ] || $(UV) venv --quiet --python 3.11 .venv-floor
+	$(UV) pip install --quiet --python .venv-floor/bin/python --resolution lowest-direct -e '.[dev]'
+	.venv-floor/bin/python -m pytest $(PYTEST_ARGS) -m "not long and not book and not notebook and not slow"
 
 book: install ## build the HTML book into _build/html, warnings as errors
 	$(BIN)/jb build book --config _config.yml --path-output . -W -n --keep-going
@@ -61,8 +63,8 @@ print: install ## the whole book on one page, _build/singlehtml, and with Chromi
 	  --print-to-pdf="$(CURDIR)/_build/book.pdf" "file://$(CURDIR)/_build/singlehtml/intro.html" 2>/dev/null && \
 	  echo "The book: $(CURDIR)/_build/book.pdf"
 
-lab: install ## open the first chapter in JupyterLab (another: make lab CHAPTER=book/04_class_centralization.ipynb)
-	$(BIN)/jupyter lab $(CHAPTER)
+lab: install ## open the first chapter in JupyterLab (CHAPTER=book/04_class_centralization.ipynb, LAB_ARGS="--no-browser")
+	$(BIN)/jupyter lab $(CHAPTER) $(LAB_ARGS)
 
 lint: install ## ruff and mypy
 	$(BIN)/ruff check .
@@ -79,17 +81,24 @@ sync: install ## bring each chapter's .ipynb and .py together (the newer file wi
 
 install: $(VENV)/.installed ## create .venv with the locked versions (every verb does this when needed)
 
-# The stamp holds a checksum of what decides the environment: the lock, and pyproject.toml up to its first [tool] table.
-# A new date on those files, as a git checkout leaves, or a changed linter setting therefore installs nothing.
-# Where the Python that made .venv is gone (its link dangles), the environment is made anew.
-ifeq ($(wildcard $(BIN)/python),)
+# The stamp holds a checksum of what decides the environment (the lock, and pyproject.toml up to its first [tool] table)
+# and the folder of the clone. A new date on those files, as a git checkout leaves, or a changed linter setting therefore
+# installs nothing. A clone that was moved or copied repairs its environment, whose scripts would otherwise still run the
+# code at the old place. Where the Python that made .venv is gone (its link dangles), the environment is made from scratch.
+PLACE := $(CURDIR) $(VENV)
+ifneq ($(shell sed -n 2p '$(VENV)/.installed' 2>/dev/null),$(PLACE))
+.PHONY: $(VENV)/.installed
+else ifeq ($(wildcard $(BIN)/python),)
 .PHONY: $(VENV)/.installed
 endif
 $(VENV)/.installed: .ci/requirements.lock pyproject.toml
 	@key=`{ cat .ci/requirements.lock; sed '/^\[tool\./,$$d' pyproject.toml; } | cksum`; \
-	if [ -x $(BIN)/python ] && [ "`cat $@ 2>/dev/null`" = "$$key" ]; then touch $@; exit 0; fi; \
+	log="$(VENV)/install.log"; place="$(PLACE)"; \
+	had=`sed -n 1p $@ 2>/dev/null`; \
+	if [ -x $(BIN)/python ] && [ "$$had" = "$$key" ] && [ "`sed -n 2p $@`" = "$$place" ]; then touch $@; exit 0; fi; \
 	set -e; \
-	if ! $(BIN)/python -m pip --version >/dev/null 2>&1; then \
+	quietly() { "$$@" >> "$$log" 2>&1 || { tail -n 20 "$$log" >&2; echo "error: that failed; all of it is in $$log" >&2; exit 1; }; }; \
+	if ! $(BIN)/python -c 'import pip' >/dev/null 2>&1; then \
 	  python="$(PYTHON)"; \
 	  if ! $$python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))' 2>/dev/null; then \
 	    found=`$$python --version 2>&1` || found="not found"; \
@@ -104,13 +113,18 @@ $(VENV)/.installed: .ci/requirements.lock pyproject.toml
 	    echo "error: $(VENV) holds something else than a virtual environment; name another folder with VENV=" >&2; exit 1; fi; \
 	  echo "Creating $(VENV) with $$python"; \
 	  $$python -m venv --clear $(VENV); \
+	  had=; \
 	fi; \
-	echo "Installing the versions of .ci/requirements.lock into $(VENV) (once; on Linux some 6 GB with the CUDA libraries)"; \
-	$(BIN)/python -m pip install --disable-pip-version-check --require-hashes -r .ci/requirements.lock; \
-	$(BIN)/python -m pip install --disable-pip-version-check --no-deps --no-build-isolation -e .; \
-	echo "$$key" > $@
+	: > "$$log"; \
+	$(BIN)/python .ci/relocate.py $(VENV); \
+	if [ "$$had" != "$$key" ]; then \
+	  echo "Installing the locked packages into $(VENV): once, some minutes, on Linux 6 GB (log: $$log)"; \
+	  quietly $(BIN)/python -m pip install --disable-pip-version-check --require-hashes -r .ci/requirements.lock; \
+	fi; \
+	quietly $(BIN)/python -m pip install --disable-pip-version-check --no-deps --no-build-isolation -e .; \
+	{ echo "$$key"; echo "$$place"; } > $@
 
-lock: ## compile .ci/requirements.lock anew from pyproject.toml (needs uv; UPGRADE=1 moves to the newest versions)
+lock: ## compile .ci/requirements.lock again from pyproject.toml (needs uv; UPGRADE=1 moves to the newest versions)
 	@command -v $(UV) >/dev/null 2>&1 || { \
 	  echo "error: '$(UV)' not found: install uv (for example: pipx install uv), or name it with UV=" >&2; exit 1; }
 	$(UV) pip compile pyproject.toml --extra book --extra dev --universal --generate-hashes --python-version 3.11 \
@@ -122,7 +136,10 @@ audit: ## look the locked packages up in PyPI's list of known vulnerabilities (n
 licences: install ## write the licences that the locked packages declare to .ci/licences.csv
 	$(BIN)/python .ci/licences.py
 
-bench: install ## seconds an iteration: ours against the per-class loop (BENCH_ARGS=--quick for a short one)
+release: install ## check, build and test a release (make release VERSION=0.2.0); tagging and uploading stay with you
+	@$(BIN)/python .ci/release.py "$(VERSION)"
+
+bench: install ## seconds per iteration: ours against the per-class loop (BENCH_ARGS=--quick for a short one)
 	$(BIN)/iid bench $(BENCH_ARGS)
 
 clean: ## remove what the verbs made, except .venv and your own runs

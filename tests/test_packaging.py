@@ -1,6 +1,7 @@
 """What is around the code: dependencies in their three files, the wheel, the verbs, licence, citation, versions."""
 
 import importlib.metadata
+import importlib.util
 import os
 import re
 import shutil
@@ -10,6 +11,7 @@ import tomllib
 import venv
 import zipfile
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import yaml
@@ -259,6 +261,116 @@ def make(*arguments: str) -> str:
     return done.stdout
 
 
+def script(name: str) -> ModuleType:
+    """A script of .ci, which is no package."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / ".ci" / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.slow
+def test_the_six_lines_of_the_readme_print_what_it_says(tmp_path: Path) -> None:
+    code, printed = script("release").sixty_seconds()
+    assert len([line for line in code.splitlines() if line.strip()]) == 6
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "distilled.png").read_bytes().startswith(b"\x89PNG")
+    # another processor rounds otherwise, and other threads: the same set within the spread of its networks
+    assert float(done.stdout) == pytest.approx(float(printed), abs=2)
+
+
+def test_a_moved_environment_is_repaired(tmp_path: Path) -> None:
+    old, new = tmp_path / "old" / ".venv", tmp_path / "new clone" / ".venv"
+    venv.create(old, with_pip=True)
+    (old / "bin" / "tool").write_text(f"#!{old}/bin/python\nprint('{old}2')\n")
+    shutil.copytree(old, new, symlinks=True)
+    command = [new / "bin" / "python", ROOT / ".ci" / "relocate.py", new]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "Repairing" in done.stdout
+    named = [path.name for path in (new / "bin").iterdir() if path.is_file() and f"{old}/" in path.read_text("latin1")]
+    assert not named
+    assert (new / "bin" / "tool").read_text() == f"#!{new}/bin/python\nprint('{old}2')\n", "another path stays"
+    assert f"{old}/bin/python" in (old / "bin" / "tool").read_text(), "the original stays as it is"
+    assert not subprocess.run(command, capture_output=True, text=True, check=True).stdout, "nothing is left to repair"
+
+
+def test_make_repairs_an_environment_that_was_made_elsewhere(tmp_path: Path) -> None:
+    """Only what make would run: the rule is due where the stamp names another place, and is not where it is right."""
+    made = tmp_path / ".venv"
+    made.mkdir()
+    (made / "bin").mkdir()
+    (made / "bin" / "python").symlink_to(sys.executable)
+    (tmp_path / ".ci").mkdir()
+    for name in (".ci/requirements.lock", "pyproject.toml"):
+        (tmp_path / name).write_text("")
+    command = ["make", "--dry-run", "-f", str(ROOT / "Makefile"), "install"]
+    for place, due in (("/elsewhere .venv", True), (f"{tmp_path} .venv", False)):
+        (made / ".installed").write_text(f"key\n{place}\n")
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+        assert ("relocate" in done.stdout) == due, done.stdout
+
+
+@pytest.fixture
+def releasable(tmp_path: Path) -> Path:
+    """A small checkout of version 9.8.7 with nothing in the way of its release."""
+    files = {
+        "pyproject.toml": '[project]\nversion = "9.8.7"\n',
+        "iidlib/_version.py": '__version__ = "9.8.7"\n',
+        "CITATION.cff": "version: 9.8.7\n",
+        "CHANGELOG.md": "# Changelog\n\n## Unreleased\n\n## 9.8.7 - 2030-01-02\n\n- a change\n",
+    }
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    for arguments in (["init", "-q", "-b", "main"], ["add", "."], ["commit", "-q", "-m", "all"]):
+        git = ["git", "-c", "user.name=a", "-c", "user.email=a@b.c", *arguments]
+        subprocess.run(git, cwd=tmp_path, check=True)
+    return tmp_path
+
+
+def test_a_release_is_refused_for_what_is_not_ready(releasable: Path) -> None:
+    def found(version: str = "9.8.7") -> list[str]:
+        return list(script("release").problems(version, releasable))
+
+    assert found() == []
+    assert "three numbers" in found("")[0] and "three numbers" in found("v9.8.7")[0]
+    assert {text.split(" says")[0] for text in found("9.8.8") if " says " in text} == {
+        "pyproject.toml", "iidlib/_version.py", "CITATION.cff", "CHANGELOG.md",
+    }  # fmt: skip
+    log = releasable / "CHANGELOG.md"
+    log.write_text(log.read_text().replace("## 9.8.7 - 2030-01-02", "- new\n\n## 9.8.7"))
+    assert [text.split(":")[0] for text in found()] == [
+        "CHANGELOG.md needs the line '## 9.8.7 - YEAR-MONTH-DAY'",
+        "CHANGELOG.md has changes under Unreleased",
+        "the working tree has changes that are not committed",
+    ]
+    subprocess.run(["git", "checkout", "-q", "."], cwd=releasable, check=True)
+    subprocess.run(["git", "tag", "v9.8.7"], cwd=releasable, check=True)
+    subprocess.run(["git", "checkout", "-q", "-b", "side"], cwd=releasable, check=True)
+    assert found() == [
+        "this is the branch side, and releases are made from main",
+        "the tag v9.8.7 is there already",
+    ]
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_demo_says_a_line_per_stage_and_shows_the_end_of_a_failure(tmp_path: Path, fails: bool) -> None:
+    log, code = tmp_path / "log.txt", "print('much output')\n"
+    for name in ("dm-seed0", "iid-dm-seed0"):
+        code += f"import pathlib; p = pathlib.Path({str(tmp_path)!r}, {name!r}); p.mkdir()\n"
+        code += "(p / 'synthetic.safetensors').touch(); import time; time.sleep(0.7)\n"
+    runs = script("demo").executed([sys.executable, "-c", code + "raise SystemExit(3)\n" * fails], log, tmp_path)
+    assert [next(runs), next(runs)] == ["dm-seed0", "iid-dm-seed0"]
+    if fails:
+        with pytest.raises(SystemExit, match=r"much output\nerror: the demo failed; all of its output is in .*log.txt"):
+            list(runs)
+    else:
+        assert list(runs) == []
+    assert log.read_text() == "much output\n"
+
+
 @pytest.mark.parametrize("arguments", [[], ["help"]])
 def test_make_lists_every_verb_with_what_it_does(arguments: list[str]) -> None:
     lines = dict(re.findall(r"^  ([\w-]+) +(\S.*)$", make(*arguments), flags=re.MULTILINE))
@@ -347,19 +459,30 @@ def test_continuous_integration_runs_the_same_verb() -> None:
     assert "set -euo pipefail" in text
     assert "IID_REQUIRE_BROWSER=1" in text
     assert text.rstrip().splitlines()[-1].startswith("exec make test")
+    jobs = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf8"))["jobs"]
+    commands = {name: [step["run"] for step in job["steps"] if "run" in step] for name, job in jobs.items()}
+    assert commands["test"] == [".ci/run"] and commands["floor"][-1] == "make test-floor"
+    for job in jobs.values():
+        assert any(step.get("uses", "").startswith("actions/cache@") for step in job["steps"])
 
 
 def shell_lines() -> list[str]:
-    """Lines of the shell blocks of the README, without their comments."""
-    blocks = re.findall(r"```(?:bash|sh|console)\n(.*?)```", README, flags=re.DOTALL)
+    """Lines of the shell blocks of the README and of the page on the command line, without their comments."""
+    pages = README + (ROOT / "book" / "command_line.md").read_text(encoding="utf8")
+    blocks = re.findall(r"```(?:bash|sh|console)\n(.*?)```", pages, flags=re.DOTALL)
     text = "\n".join(blocks).replace("\\\n", " ")
     return [line.split(" #")[0].strip() for line in text.splitlines() if line.strip()]
 
 
 def test_readme_names_verbs_that_exist() -> None:
     named = re.findall(r"\bmake ([a-z-]+)\b", README)
-    assert {"demo", "test", "lab", "book"} <= set(named)
+    assert {"demo", "lab", "book"} <= set(named)
     assert set(named) <= set(targets())
+
+
+def test_readme_can_be_read_in_two_minutes() -> None:
+    assert len(README.splitlines()) <= 120
+    assert len(README.split()) <= 700
 
 
 def test_readme_commands_and_options_are_those_of_the_command_line() -> None:

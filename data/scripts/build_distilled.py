@@ -4,7 +4,6 @@
     python data/scripts/build_distilled.py distil METHOD IPC RUN NAME [--data-root FOLDER]   # with snapshots on the way
     python data/scripts/build_distilled.py          # only the page of cards
     python data/scripts/build_distilled.py seal     # the sets again, as this version writes files: the same tensors
-    python data/scripts/build_distilled.py front    # also the picture of the book's first page; needs CIFAR-10
 
 A set is three files: ``NAME.safetensors``, ``NAME.png`` (as it is seen) and ``NAME.json``: a row for each network that
 was trained on it, and on as many random real images, at the run's scale. ``README.md`` shows the cards. A set that was
@@ -24,7 +23,6 @@ from iidlib.config import RunConfig, differing, preset
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "data" / "distilled"
-FRONT = "cifar10-iid-idm-ipc1-laptop"
 WAY = (0, 0.01, 0.05, 0.2, 0.5)
 """Shares of the iterations after which a snapshot is kept."""
 
@@ -59,7 +57,7 @@ def reached(rows: list[dict], method: str) -> str:
 
 def page() -> str:
     """The page of cards."""
-    parts = [INTRODUCTION.format(first=next(iter(cards()), FRONT))]
+    parts = [INTRODUCTION.format(first=next(iter(cards()), "NAME"))]
     for name, rows in cards().items():
         own = next(row for row in rows if not row["method"].startswith("random"))
         beside = list(dict.fromkeys(row["method"] for row in rows if row["method"].startswith("random")))
@@ -173,38 +171,10 @@ def seal() -> None:
         copy.replace(path)
 
 
-def caption() -> str:
-    """What the picture of the book's first page says, by the card."""
-    rows = cards()[FRONT]
-    return f"10 real images {reached(rows, 'random')} %, 10 distilled images {reached(rows, 'iid-idm')} %"
-
-
-def front(options: list[str]) -> None:
-    """The picture of the book's first page: the distilled images, and the real ones that were judged beside them."""
-    import numpy as np
-
-    from iidlib import SyntheticSet, load_dataset, plots
-    from iidlib.evaluation import random_real
-
-    stored = SyntheticSet.load(FOLDER / f"{FRONT}.safetensors")
-    real = random_real(
-        load_dataset("cifar10", data_root=data_root(options)).train, stored.ipc, int(stored.provenance["seed"])
-    )
-    images = np.concatenate([one.to_uint8().numpy() for one in (real, stored)])
-    labels = [text.replace("images ", "images\n") for text in caption().split(", ")]
-    rows = images.reshape(2, 10, *images.shape[1:])
-    ax = plots.image_grid(rows, row_labels=labels, ax=plots.panels(1, height=2.2)[0])
-    target = ROOT / "book" / "_static" / "front.png"
-    known = {"Description": caption()}
-    ax.get_figure().savefig(target, dpi=150, bbox_inches="tight", facecolor="white", metadata=known)
-
-
 def main(arguments: list[str]) -> None:
-    """Adds or distils a set where one is named, and writes the page; or seals them, or draws the book's picture."""
+    """Adds or distils a set where one is named, and writes the page; or seals them."""
     if arguments[:1] == ["seal"]:
         seal()
-    elif arguments[:1] == ["front"]:
-        front(arguments[1:])
     elif arguments[:1] == ["distil"]:
         method, ipc, run, name, *options = arguments[1:]
         distil(method, int(ipc), Path(run), name, options)

@@ -1,6 +1,6 @@
-"""Writes the tables of results on the book's front page and in README anew, from the measured rows.
+"""Writes the tables of results in the README, on the book's front page and in data/results, from the measured rows.
 
-python data/scripts/build_results_tables.py            # a test compares both with what this would write
+python data/scripts/build_results_tables.py            # a test compares each page with what this would write
 """
 
 import math
@@ -13,7 +13,7 @@ from iidlib import experiments
 from iidlib.experiments import paired_gains, rows_of
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = (ROOT / "book" / "intro.md", ROOT / "README.md")
+PAGES = (ROOT / "README.md", ROOT / "book" / "intro.md", ROOT / "data" / "results" / "README.md")
 PAIRS = {
     "laptop": (
         ("dm", "dm-cc"), ("dm", "dm-cm"), ("dm", "iid-dm"), ("dm", "idm"),
