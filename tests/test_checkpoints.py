@@ -10,7 +10,7 @@ import torch
 from iidlib.errors import InputError
 from iidlib.runs import Checkpoints
 from iidlib.runs import checkpoints as module
-from iidlib.runs.environment import conditions, drift
+from iidlib.runs.environment import conditions, mismatches
 
 TENSORS = {"images": torch.arange(6.0).view(2, 3), "momentum": torch.ones(2, 3)}
 
@@ -125,8 +125,8 @@ def test_a_truncated_checkpoint_is_passed_over(checkpoints, share):
 # Conditions
 
 
-def test_threads_are_no_drift_and_what_was_not_kept_cannot_be_compared():
+def test_threads_are_no_mismatch_and_what_was_not_kept_cannot_be_compared():
     now = conditions(torch.device("cpu"), "off")
     assert now["kernels"] is False and now["threads"] == torch.get_num_threads() and json.loads(json.dumps(now)) == now
-    assert drift(now, now) == drift({}, now) == drift(now | {"threads": 99}, now) == {}
-    assert drift(now | {"torch": "2.0"}, now) == {"torch": ["2.0", torch.__version__]}
+    assert mismatches(now, now) == mismatches({}, now) == mismatches(now | {"threads": 99}, now) == {}
+    assert mismatches(now | {"torch": "2.0"}, now) == {"torch": ["2.0", torch.__version__]}

@@ -828,29 +828,41 @@ def test_other_conditions_are_refused_or_recorded(name, tmp_path, monkeypatch):
     monkeypatch.setattr(finished, "conditions", lambda *rest: now)
     before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
     with pytest.raises(
-        InputError, match=rf"other conditions \({name} was .+ and is another\).*--allow-drift"
+        InputError, match=rf"other conditions \({name} was .+ and is another\).*--allow-mismatch"
     ) as caught:
         distill(config, pictures(), out=tmp_path / "run", resume=True)
     assert "\n" not in str(caught.value)
     assert before == {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
 
-    result = distill(config, pictures(), out=tmp_path / "run", resume=True, allow_drift=True)
-    assert result.synthetic.provenance["drift"] == "see environment.json"
-    noted = json.loads((tmp_path / "run" / "environment.json").read_text())["drift"]
+    result = distill(config, pictures(), out=tmp_path / "run", resume=True, allow_mismatch=True)
+    assert result.synthetic.provenance["environment_mismatch"] == "see environment.json"
+    noted = json.loads((tmp_path / "run" / "environment.json").read_text())["environment_mismatch"]
     assert noted[0]["iteration"] == 6 and noted[0][name][1] == "another" and len(noted) == 1
 
 
-def test_a_drift_is_remembered_when_the_run_is_stopped_again(tmp_path, monkeypatch):
+def test_a_mismatch_is_remembered_when_the_run_is_stopped_again(tmp_path, monkeypatch):
     config = settings("dm", **LONG)
     with pytest.raises(Crash):
         distill(config, pictures(), out=tmp_path / "run", **stop_at(4, crash))
     now = runs_environment.conditions(torch.device("cpu"), "off") | {"torch": "another"}
     monkeypatch.setattr(finished, "conditions", lambda *rest: now)
     with pytest.raises(Crash):
-        distill(config, pictures(), out=tmp_path / "run", resume=True, allow_drift=True, **stop_at(10, crash))
+        distill(config, pictures(), out=tmp_path / "run", resume=True, allow_mismatch=True, **stop_at(10, crash))
     result = distill(config, pictures(), out=tmp_path / "run", resume=True)  # as it was begun to go on
-    assert "drift" in result.synthetic.provenance
-    assert "drift" not in distill(config, pictures()).synthetic.provenance
+    assert "environment_mismatch" in result.synthetic.provenance
+    assert "environment_mismatch" not in distill(config, pictures()).synthetic.provenance
+
+
+def test_a_mismatch_is_remembered_from_a_checkpoint_with_the_old_key(tmp_path):
+    config = settings("dm", **LONG)
+    with pytest.raises(Crash):
+        distill(config, pictures(), out=tmp_path / "run", **stop_at(7, crash))
+    checkpoints = Checkpoints(tmp_path / "run" / "checkpoints")
+    state, facts = checkpoints.load()
+    assert facts.pop("mismatched") is False
+    checkpoints.save(facts["iteration"], state, facts | {"drifted": True})
+    result = distill(config, pictures(), out=tmp_path / "run", resume=True)
+    assert result.synthetic.provenance["environment_mismatch"] == "see environment.json"
 
 
 def test_momentum_is_part_of_a_checkpoint(tmp_path):

@@ -319,22 +319,26 @@ def test_only_checkpoints_by_their_own_names_are_removed(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == ours | {path.name for path in mine}
 
 
-@pytest.mark.parametrize("content", ["", "[]", "5", "null", '{"drift": 5}', '{"drift": {}}', "[" * 100_000, "\xff"])
+@pytest.mark.parametrize(
+    "content",
+    ["", "[]", "5", "null", '{"environment_mismatch": 5}', '{"environment_mismatch": {}}', "[" * 100_000, "\xff"],
+)
 def test_a_corrupted_environment_is_set_aside_for_a_new_one(content, folder, caplog):
     (folder.path / "environment.json").write_text(content, encoding="latin-1")
-    folder.note("drift", {"torch": ["1", "2"]})
+    folder.note("environment_mismatch", {"torch": ["1", "2"]})
     noted = json.loads((folder.path / "environment.json").read_text())
-    assert noted["drift"] == [{"torch": ["1", "2"]}] and noted["torch"] == torch.__version__
+    assert noted["environment_mismatch"] == [{"torch": ["1", "2"]}] and noted["torch"] == torch.__version__
     (record,) = caplog.records
     assert "environment.json is corrupted (" in record.message and "\n" not in record.message
     assert (folder.path / "environment.json.corrupted").read_text(encoding="latin-1") == content
 
 
 def test_notes_add_to_the_environment(folder):
-    folder.note("drift", {"torch": ["1", "2"]})
-    folder.note("drift", {"torch": ["2", "3"]})
+    folder.note("environment_mismatch", {"torch": ["1", "2"]})
+    folder.note("environment_mismatch", {"torch": ["2", "3"]})
     noted = json.loads((folder.path / "environment.json").read_text())
-    assert [entry["torch"][1] for entry in noted["drift"]] == ["2", "3"] and noted["torch"] == torch.__version__
+    assert [entry["torch"][1] for entry in noted["environment_mismatch"]] == ["2", "3"]
+    assert noted["torch"] == torch.__version__
 
 
 def test_what_exists_is_never_overwritten(folder, tmp_path):

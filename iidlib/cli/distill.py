@@ -41,8 +41,8 @@ def distill(
     init: Annotated[
         Path | None, typer.Option("--init", help="Start from the images of this set, a run's folder or its file.")
     ] = None,
-    allow_drift: Annotated[
-        bool, typer.Option("--allow-drift", help="Resume under other versions, device or kernels too; it is recorded.")
+    allow_mismatch: Annotated[
+        bool, typer.Option("--allow-mismatch", help="Resume under other versions, device or kernels; it is recorded.")
     ] = False,
     data_root: DataRoot = None,
     changes: Changes = None,
@@ -113,7 +113,7 @@ def distill(
             typer.echo(f"the run in {folder.path} is finished; its set stays as it is")
         else:
             result = run(
-                config, loaded, out=folder.path, resume=resume, allow_drift=allow_drift, init=init, progress=None
+                config, loaded, out=folder.path, resume=resume, allow_mismatch=allow_mismatch, init=init, progress=None
             )
             typer.echo(f"distilled in {result.seconds:.0f} s; images: {folder.path / 'synthetic.png'}")
             save_pictures(result.synthetic, folder)

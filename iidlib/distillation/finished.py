@@ -15,7 +15,7 @@ from iidlib.distillation.start import Start
 from iidlib.distillation.step import Distillation
 from iidlib.errors import InputError
 from iidlib.runs import Checkpoints, RunFolder
-from iidlib.runs.environment import conditions, drift, environment
+from iidlib.runs.environment import conditions, environment, mismatches
 from iidlib.synthetic import SyntheticSet
 
 __all__ = [
@@ -133,29 +133,29 @@ def save_pictures(synthetic: SyntheticSet, folder: RunFolder, *, only_there: boo
             (synthetic if name == "synthetic.png" else synthetic.expanded()).save_png(path)
 
 
-def conditions_kept(run: Distillation, folder: RunFolder, facts: Mapping[str, Any], allow_drift: bool) -> int | None:
+def conditions_kept(run: Distillation, folder: RunFolder, facts: Mapping[str, Any], allow_mismatch: bool) -> int | None:
     """Compares the conditions with those that the run was begun under; returns its number of threads.
 
     Raises:
         InputError: if they have changed and that is not allowed.
     """
     begun = facts.get("conditions", {})
-    changed = drift(begun, conditions(run.real.device, run.config.compute.compile))
-    if changed and not allow_drift:
+    changed = mismatches(begun, conditions(run.real.device, run.config.compute.compile))
+    if changed and not allow_mismatch:
         text = ", ".join(f"{name} was {was} and is {now}" for name, (was, now) in changed.items())
         raise InputError(
             f"the run at {folder.path} was begun under other conditions ({text}), so that its numbers would be others "
-            "than those of an unbroken run; restore them, or accept that with --allow-drift"
+            "than those of an unbroken run; restore them, or accept that with --allow-mismatch"
         )
     if changed:
-        folder.note("drift", {"iteration": facts["iteration"]} | changed)
-        run.drifted = True
+        folder.note("environment_mismatch", {"iteration": facts["iteration"]} | changed)
+        run.mismatched = True
     return begun.get("threads")
 
 
 def facts_of(run: Distillation) -> dict[str, Any]:
     """What a checkpoint holds beside the state."""
-    facts = run.facts() | {"chunk": run.chunk, "drifted": run.drifted, "totals": run.totals}
+    facts = run.facts() | {"chunk": run.chunk, "mismatched": run.mismatched, "totals": run.totals}
     facts |= {} if run.started_from is None else {"init": run.started_from}
     return facts | {"conditions": conditions(run.real.device, run.config.compute.compile)}
 
@@ -168,7 +168,8 @@ def restored(run: Distillation, folder: RunFolder, saved: tuple[dict[str, Tensor
         if facts.get(name, value) != value:
             raise InputError(f"the run at {folder.path} was begun with other {name} ({facts.get(name)}, now {value})")
     run.chunk = int(facts.get("chunk", run.chunk))  # what memory was free then decides, so that rounding is the same
-    run.drifted = run.drifted or bool(facts.get("drifted"))
+    # checkpoints written before the key was renamed have "drifted"
+    run.mismatched = run.mismatched or bool(facts.get("mismatched", facts.get("drifted")))
     if saved:
         run.restore(state)
         logger.info("going on after %d iterations, from %s", done, Checkpoints(folder.checkpoints).path(done))

@@ -70,7 +70,7 @@ def distill(
     *,
     out: str | Path | None = None,
     resume: bool = False,
-    allow_drift: bool = False,
+    allow_mismatch: bool = False,
     device: str = "auto",
     init: SyntheticSet | str | Path | None = None,
     on_iteration: Callable[[int, SyntheticSet], None] | None = None,
@@ -89,8 +89,8 @@ def distill(
             bit for bit, as long as the conditions are those that it was begun under. With more iterations in `config`
             than before the run is continued, with the same outcome as if it had been begun with as many; its earlier
             set, picture and settings are replaced when it is done. A run that is finished is only read.
-        allow_drift: go on even where conditions have changed (versions, device, compiled kernels), which is then said
-            in ``environment.json`` and in the set's provenance.
+        allow_mismatch: resume even where conditions have changed (versions, device, compiled kernels), which is then
+            recorded in ``environment.json`` and in the set's provenance.
         device: as in ``engine.pick_device``; used when the data set is loaded here.
         init: a set, or the file or run folder of one, whose images are the first ones, see `start.starting_from`. A
             run that has a checkpoint is resumed without it where ``syn.init`` names the set.
@@ -137,7 +137,7 @@ def distill(
                     "that set by --init PATH"
                 )
         if folder and saved:
-            held.enter_context(threads(conditions_kept(run, folder, saved[1], allow_drift)))
+            held.enter_context(threads(conditions_kept(run, folder, saved[1], allow_mismatch)))
         try:
             with pool_bar(attrs.evolve(config, pool=run.pool_settings), progress) as on_pool_epoch:
                 run.make_pool(on_pool_epoch, resumed=saved is not None)

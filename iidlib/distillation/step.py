@@ -74,7 +74,7 @@ class Distillation:
         statistics: of the real images, where the run keeps them.
         augmentation: DSA operations, or ``none``.
         chunk: most images in one forward pass, 0 for all at once.
-        drifted: whether the run went on under other conditions than it was begun under.
+        mismatched: whether the run went on under other conditions than it was begun under.
         totals: the numbers of iterations at which a run that was continued was to end before.
     """
 
@@ -134,7 +134,7 @@ class Distillation:
         if config.match.statistics == "cached":
             self.statistics = CachedStatistics(config.match.cached_pairs, config.seed)
         self.optimiser = method.optimiser(self.images, config.syn, self.real.num_classes)
-        self.drifted = False
+        self.mismatched = False
         self.totals: list[int] = []
         self._recorded: CapturedStep | None = None
 
@@ -310,8 +310,8 @@ class Distillation:
             provenance["init"] = f"{self.config.syn.init} from {source}" if source else self.config.syn.init
         if self.totals:
             provenance["continued"] = f"iterations was {', then '.join(map(str, self.totals))}"
-        if self.drifted:
-            provenance["drift"] = "see environment.json"
+        if self.mismatched:
+            provenance["environment_mismatch"] = "see environment.json"
         images, factor = self.optimiser.images_after_sweep(), self.config.syn.factor
         if not bool(torch.isfinite(images).all()):  # wrong input of a set, but here a failure of the run
             raise FloatingPointError(f"the images are not finite after {iteration} iterations; {self.remedy()}")

@@ -13,7 +13,7 @@ from iidlib._version import __version__
 from iidlib.engine import device_kind, kernels_in_use
 from iidlib.files import checkout
 
-__all__ = ["conditions", "drift", "environment"]
+__all__ = ["conditions", "environment", "mismatches"]
 
 
 def environment() -> dict[str, Any]:
@@ -72,7 +72,7 @@ def conditions(device: torch.device, compile: str) -> dict[str, Any]:
     }
 
 
-def drift(begun: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, list[Any]]:
+def mismatches(begun: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, list[Any]]:
     """The conditions that have changed, each with what it was and what it is.
 
     The number of threads is not among them: a run that goes on takes the number that it was begun with.
