@@ -83,13 +83,13 @@ def test_a_damaged_checkpoint_is_passed_over(checkpoints, ending, content, caplo
     for number, left in ((2, 1), (1, None)):
         (checkpoints.folder / f"{number:07d}.{ending}").write_bytes(content)
         if left is None:
-            with pytest.raises(InputError, match=r"no checkpoint in .* is whole; begin anew") as caught:
+            with pytest.raises(InputError, match=r"all checkpoints in .* are corrupted; start again") as caught:
                 checkpoints.load()
             one_line(caught)
         else:
             assert checkpoints.load()[1]["iteration"] == left
             (record,) = caplog.records
-            assert "0000002.safetensors is damaged" in record.message and "\n" not in record.message
+            assert "0000002.safetensors is corrupted" in record.message and "\n" not in record.message
 
 
 def test_no_flipped_bit_is_taken_for_a_checkpoint(checkpoints):

@@ -175,7 +175,7 @@ def test_losses_that_single_precision_rounds_to_zero_are_told_apart() -> None:
         ({"kind": "centers"}, "unknown choice of initial images 'centers'; did you mean 'centres'"),
         ({"ipc": 9}, "ipc must be 1 to 8, the training images of class '.*' in .*, not 9"),
         ({"ipc": 0}, "ipc must be 1 to 8, .*, not 0"),
-        ({"ipc": 3, "factor": 2}, r"ipc 3 with syn\.factor 2 takes 12 real images a class, .* has 8; lower ipc to 2"),
+        ({"ipc": 3, "factor": 2}, r"ipc 3 with syn\.factor 2 takes 12 real images per class, .* has 8; lower ipc to 2"),
         ({"factor": 3}, r"syn\.factor must divide the side of the images, 16"),
         ({"network": "diverged"}, r"the network of the pool that chooses .* has diverged: .*; lower pool\.lr"),
     ],
@@ -299,7 +299,7 @@ def test_too_few_images_are_told_before_the_pool_is_trained(
 ) -> None:
     monkeypatch.setattr(distillation_step, "trained_pool", lambda *given, **named: pytest.fail("a pool is made"))
     config = CONFIGS[method]("centres", ipc=2, syn__factor=2)
-    told = r"ipc 2 with syn\.factor 2 takes 8 real images a class, but .* has 7; lower ipc to 1 or less"
+    told = r"ipc 2 with syn\.factor 2 takes 8 real images per class, but .* has 7; lower ipc to 1 or less"
     with pytest.raises(InputError, match=told):
         distill(config, pictures(), out=tmp_path / "run")
     assert not (tmp_path / "run").exists()

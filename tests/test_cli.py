@@ -263,7 +263,7 @@ def test_published_accuracy_is_said_with_its_source_at_the_scale_of_the_paper_on
 def test_random_mosaics_are_left_out_where_a_class_has_too_few_images(iid: Run) -> None:
     arguments = ["distill", "idm", "--dataset", "shapes", "--scale", "ci", "--ipc", "11", "--out", "run"]
     assert_one_line(
-        iid(*arguments), "ipc 11 with syn.factor 2 takes 44 real images a class, .* has 40; lower ipc to 10"
+        iid(*arguments), "ipc 11 with syn.factor 2 takes 44 real images per class, .* has 40; lower ipc to 10"
     )
     ended = iid(*arguments, "--set", "syn.init=crops")
     assert ended.status == 0 and "random-mosaic is left out: ipc 11 with syn.factor 2 takes 44" in ended.out
@@ -910,7 +910,7 @@ WRONG = {
     "option": (["distill", "dm", "--ipk", "3"], "No such option: --ipk.*--ipc"),
     "extra": (["distill", "dm", "extra"], "unexpected extra argument"),
     "command": (["distil", "dm"], "No such command 'distil'"),
-    "resume nothing": (["distill", "dm", *TINY, "--resume"], "no run to resume at runs/dm-shapes.*leave --resume out"),
+    "resume nothing": (["distill", "dm", *TINY, "--resume"], "no run to resume at runs/dm-shapes.*omit --resume"),
     "pool path": (["distill", "dm-cc", *TINY, "--out", "x", "--set", "pool.path=nowhere"], "no folder nowhere"),
     "no data": (["distill", "dm", "--dataset", "cifar10", "--data-root", "nowhere"], "cifar10 not found.*data fetch"),
     "evaluate nothing": (["evaluate"], "Missing argument"),
@@ -1039,7 +1039,7 @@ def test_damaged_set_is_one_line(iid: Run, finished: Path, case: str) -> None:
     file.write_bytes(DAMAGES[case](file.read_bytes()))
     before = contents(Path())
     ended = iid("evaluate", "run")
-    assert_one_line(ended, "run/synthetic.safetensors|run is damaged|scale 'huge'")
+    assert_one_line(ended, "run/synthetic.safetensors|run is (corrupted|damaged)|scale 'huge'")
     assert len(ended.err) < 400 and contents(Path()) == before
 
 
@@ -1167,7 +1167,7 @@ def test_a_finished_run_in_a_read_only_folder_is_evaluated_and_its_scores_shown(
     assert "the scores are shown and not kept (cannot write run/scores.json: Read-only file system" in ended.err
     assert contents(finished) == before
     ended = iid(*LONGER, "--resume", "--iterations", "14")
-    assert_one_line(ended, "cannot go on in the run folder run: Read-only file system")
+    assert_one_line(ended, "cannot resume in the run folder run: Read-only file system")
 
 
 def test_a_finished_run_is_continued_and_evaluated_anew(iid: Run, finished: Path) -> None:
@@ -1262,7 +1262,7 @@ def test_a_run_from_a_set_goes_on_when_the_set_is_another_or_gone(
     assert made["init"] == f"{kept} from run" and f"syn.init={kept}" in made["settings"]
     ended = iid(*command, "--resume", "--iterations", "14")
     assert ended.status == 0 and SyntheticSet.load("next").provenance["init"] == f"{kept} from run"
-    assert_one_line(iid(*command, "--resume", "--set", "syn.init=noise"), f"begun with syn.init={kept}, not noise")
+    assert_one_line(iid(*command, "--resume", "--set", "syn.init=noise"), f"started with syn.init={kept}, not noise")
 
 
 def test_corrupted_scores_are_replaced_when_the_run_is_evaluated_again(iid: Run, finished: Path) -> None:
@@ -1270,7 +1270,7 @@ def test_corrupted_scores_are_replaced_when_the_run_is_evaluated_again(iid: Run,
 
     whole = (finished / "scores.json").read_bytes()
     (finished / "scores.json").write_bytes(whole[:-20])
-    with pytest.raises(InputError, match="evaluate the run again, and it is replaced: iid evaluate run"):
+    with pytest.raises(InputError, match="evaluate the run again to replace it: iid evaluate run"):
         runs_frame(finished)
     assert iid("evaluate", "run").status == 0
     assert len(runs_frame(finished)) == len(json.loads(whole))
@@ -1280,10 +1280,10 @@ def test_corrupted_scores_are_replaced_when_the_run_is_evaluated_again(iid: Run,
 def test_resuming_with_other_settings_is_refused(iid: Run, finished: Path) -> None:
     before = contents(finished)
     for changes, message in {
-        ("--seed", "4"): "begun with seed=3, not 4",
+        ("--seed", "4"): "started with seed=3, not 4",
         ("--iterations", "11"): "has done 12 iterations, more than iterations=11; give 12 or more",
-        ("--set", "syn.lr=9"): "begun with syn.lr=1.0, not 9.0",
-        ("--set", "eval.epochs=9"): "begun with eval.epochs=4, not 9",
+        ("--set", "syn.lr=9"): "started with syn.lr=1.0, not 9.0",
+        ("--set", "eval.epochs=9"): "started with eval.epochs=4, not 9",
     }.items():
         assert_one_line(iid(*LONGER, "--resume", *changes), message)
     assert contents(finished) == before
@@ -1299,14 +1299,14 @@ def test_a_damaged_checkpoint_is_passed_over_and_without_a_whole_one_nothing_is_
     newest = finished / "checkpoints" / "0000012.safetensors"
     newest.write_bytes(newest.read_bytes()[:-50])
     ended = iid(*LONGER, "--resume", "--no-evaluate")
-    assert ended.status == 0 and "0000012.safetensors is damaged" in caplog.text
+    assert ended.status == 0 and "0000012.safetensors is corrupted" in caplog.text
     assert SyntheticSet.load(finished).images.equal(whole)
     (finished / "synthetic.safetensors").unlink()
     for path in (finished / "checkpoints").glob("*.safetensors"):
         path.write_bytes(path.read_bytes()[:-50])
     before = contents(finished)
     ended = iid(*LONGER, "--resume")
-    assert ended.status == 2 and "no checkpoint in" in ended.err.splitlines()[-1]
+    assert ended.status == 2 and "all checkpoints in" in ended.err.splitlines()[-1]
     assert contents(finished) == before
 
 

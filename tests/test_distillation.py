@@ -934,7 +934,7 @@ def test_a_folder_that_is_in_use_is_not_touched(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "dataset", "message"),
     [
-        ({"seed": 3}, None, r"begun with seed=0, not 3; resume it as it was"),
+        ({"seed": 3}, None, r"started with seed=0, not 3; resume it with the same settings"),
         ({"syn__lr": 0.5}, None, r"syn.lr=1.0, not 0.5"),
         ({"iterations": 5}, None, r"has done 6 iterations, more than iterations=5; give 6 or more"),
         ({}, (9, 7, 12, 9), r"begun with other data \("),
@@ -980,7 +980,7 @@ def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(tmp_path, caplog
     newest = tmp_path / "run" / "checkpoints" / "0000006.safetensors"
     newest.write_bytes(newest.read_bytes()[:100])
     resumed = distill(config, pictures(), out=tmp_path / "run", resume=True)
-    assert "0000006.safetensors is damaged" in caplog.text
+    assert "0000006.safetensors is corrupted" in caplog.text
     assert torch.equal(resumed.synthetic.images, distill(config, pictures()).synthetic.images)
 
 
@@ -1084,7 +1084,10 @@ def test_a_process_that_is_interrupted_keeps_its_run(tmp_path):
         ({"match__augmentation": "color_crops"}, "'crops'.*did you mean 'crop'"),
         ({"syn__init": "noise", "ipc": 10_000}, "ipc must be 1 to 7"),
         ({"syn__factor": 3}, r"syn.factor must divide the side of the images, 16, .* got 3"),
-        ({"method": "idm", "ipc": 2}, r"ipc 2 with syn.factor 2 takes 8 real images a class, .* has 7; lower ipc to 1"),
+        (
+            {"method": "idm", "ipc": 2},
+            "ipc 2 with syn.factor 2 takes 8 real images per class, .* has 7; lower ipc to 1",
+        ),
         ({"method": "idm", "ipc": 1, "queue__size": 1}, "queue.size, 1, must be at least queue.start, 3"),
         (
             {"method": "idm", "ipc": 1, "match__statistics": "cached"},

@@ -39,7 +39,7 @@ def together(
     settings = {"epochs": 6, "lr": 0.05, "batch": 4, "seeds": range(3, 3 + len(networks)), "on_epoch": None} | changes
     seeds, on_epoch = settings.pop("seeds"), settings.pop("on_epoch")
     examples = Examples(lambda index: pictures[index], labels)
-    return ensemble._Stack(networks, examples, Training(**settings), at_once).fit(seeds, on_epoch)
+    return ensemble._Ensemble(networks, examples, Training(**settings), at_once).fit(seeds, on_epoch)
 
 
 def one_by_one(networks: list[Network], pictures: Tensor, labels: Tensor, **changes: object) -> list[Network]:
@@ -176,7 +176,7 @@ def recording(
         faster: the form that takes less time.
     """
     cuda, batches = fake_cuda(monkeypatch), []
-    update, record = ensemble._Stack._update, ensemble._Stack._record
+    update, record = ensemble._Ensemble._update, ensemble._Ensemble._record
 
     def updated(self, batch, *, at_once):
         cuda.label = at_once
@@ -189,8 +189,8 @@ def recording(
             raise RuntimeError(BROKEN)
 
     cuda.breaks, cuda.wrong, cuda.cost = break_capture, set(wrong), {faster: 1.0, not faster: 2.0}
-    monkeypatch.setattr(ensemble._Stack, "_update", updated)
-    monkeypatch.setattr(ensemble._Stack, "_record", lambda self, batch: batches.append(batch) or record(self, batch))
+    monkeypatch.setattr(ensemble._Ensemble, "_update", updated)
+    monkeypatch.setattr(ensemble._Ensemble, "_record", lambda self, batch: batches.append(batch) or record(self, batch))
     pictures, labels = images()
     training = Training(epochs=3, lr=0.05, batch=4, augmentation=EVERYTHING, drops=drop_at(1))
     found = fit_together(

@@ -123,7 +123,7 @@ def test_fewer_iterations_than_done_and_other_settings_are_refused_by_name(tmp_p
         newest.write_bytes(damage)
         with pytest.raises(InputError, match=r"has done 5 iterations, more than iterations=4; give 5 or more"):
             run_of("dm", 4, folder, resume=True)
-    with pytest.raises(InputError, match=r"begun with seed=0, not 1; resume it as it was"):
+    with pytest.raises(InputError, match=r"started with seed=0, not 1; resume it with the same settings"):
         distill(settings("dm", iterations=10, seed=1, **EVERY), pictures(40), out=folder, resume=True)
     assert {name: (folder / name).read_bytes() for name in before} == before
     for path in (folder / "checkpoints").iterdir():
@@ -150,7 +150,7 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path, monkeypatch
         raise OSError(30, "Read-only file system")
 
     monkeypatch.setattr(os, "open", read_only)
-    with pytest.raises(InputError, match=r"cannot go on in the run folder .*run: Read-only file system"):
+    with pytest.raises(InputError, match=r"cannot resume in the run folder .*run: Read-only file system"):
         run_of("dm", 8, tmp_path / "run", resume=True)
 
 

@@ -76,8 +76,8 @@ FILES: dict[str, tuple[str, bytes, str]] = {
     "torch weights": ("net.pth", saved(WEIGHTS), "a pickle of torch.save with the weights of a network"),
     "torch tensor": ("x.pt", saved(IMAGES), r"a pickle of torch.save, not .* built from its tensors in Python"),
     "harmful torch": ("y.pt", saved(Harmful()), "a pickle of torch.save"),
-    "harmful pickle": ("z.pkl", pickle.dumps(Harmful()), "a pickle, not .*can run code when it is read"),
-    "pickled numbers": ("d.pkl", pickle.dumps({1: 2}), "is a pickle, not .*can run code when it is read"),
+    "harmful pickle": ("z.pkl", pickle.dumps(Harmful()), "a pickle, not .*can run code when it is loaded"),
+    "pickled numbers": ("d.pkl", pickle.dumps({1: 2}), "is a pickle, not .*can run code when it is loaded"),
     "pickled lists": ("l.pkl", pickle.dumps([[1, 2], [3]]), "is a pickle, not a synthetic set"),
     "pickled nothing": ("n.pkl", pickle.dumps(None, 2), "is a pickle, not a synthetic set"),
     "cut pickle": ("u.pkl", pickle.dumps(list(range(300)))[:200], "is a pickle, not a synthetic set"),
@@ -85,20 +85,20 @@ FILES: dict[str, tuple[str, bytes, str]] = {
     "npz": ("a.npz", written(np.savez, images=np.zeros((2, 3)), labels=np.zeros(2)), r"arrays \(images, labels\)"),
     "npy": ("a.npy", written(np.save, np.zeros((2, 3))), r"a numpy array of shape \(2, 3\)"),
     "zip": ("a.zip", zipped("readme", b"x"), "a zip archive, not .*; unpack it"),
-    "cut zip": ("b.zip", saved(IMAGES)[:500], "a zip archive that is damaged"),
+    "cut zip": ("b.zip", saved(IMAGES)[:500], "a corrupted zip archive"),
     "png": ("synthetic.png", written(Image.new("RGB", (5, 4)).save, format="PNG"), "a PNG picture of 5 x 4 pixels"),
     "jpeg": ("a.jpg", written(Image.new("RGB", (5, 4)).save, format="JPEG"), "a JPEG picture of 5 x 4 pixels"),
     "page": ("a.html", b"\n<!DOCTYPE html>\n<html><body>404</body></html>", "a web page, .*; download the file itself"),
-    "LFS": ("b", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "a pointer of Git LFS .*lfs pull"),
-    "settings": ("config.yaml", b"method: dm\n", "a file of text"),
-    "scores": ("scores.json", b'[{"accuracy": 10.0}]', "a file of JSON"),
-    "accents": ("c", "ü".encode() * 5000, "a file of text"),
+    "LFS": ("b", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "a Git LFS pointer .*lfs pull"),
+    "settings": ("config.yaml", b"method: dm\n", "a text file"),
+    "scores": ("scores.json", b'[{"accuracy": 10.0}]', "a JSON file"),
+    "accents": ("c", "ü".encode() * 5000, "a text file"),
     "hdf5": ("a.h5", b"\x89HDF\r\n\x1a\n" + bytes(100), "an HDF5 file"),
     "gzip": ("a.gz", gzip.compress(b"x"), "a gzip archive"),
     "tar": ("a.tar", tarred(), "a tar archive"),
-    "empty": ("e", b"", r"e is damaged and cannot be read \(it is empty, 0 bytes"),
-    "bytes": ("f", bytes(range(256)) * 4, "f is damaged and cannot be read"),
-    "pickle of nothing": ("g", b"\x80\x04", "g is damaged and cannot be read"),
+    "empty": ("e", b"", r"e is corrupted and cannot be read \(it is empty, 0 bytes"),
+    "bytes": ("f", bytes(range(256)) * 4, "f is corrupted and cannot be read"),
+    "pickle of nothing": ("g", b"\x80\x04", "g is corrupted and cannot be read"),
 }  # fmt: skip
 
 
@@ -127,7 +127,7 @@ def test_a_file_is_named_as_what_it_is(name, tmp_path, monkeypatch):
             {"images": IMAGES, "momentum": IMAGES},
             "a checkpoint of a distillation, .*: resume it with iid distill --resume",
         ),
-        ({"images": IMAGES, "labels": LABELS}, r"of other make with images and labels; .* safetensors.torch.load_file"),
+        ({"images": IMAGES, "labels": LABELS}, r"of another program with images and labels; .* safetensors.torch.load"),
         ({"a": LABELS, "b": LABELS}, r"a file of other tensors \(a, b\)"),
         ({}, "a file without tensors"),
     ],
@@ -155,9 +155,12 @@ def folder(root: Path, *names: str) -> Path:
     [
         (
             ("config.yaml", "environment.json"),
-            "is a run that has not left its set yet; resume it with: iid distill .*--res",
+            "is a run that is not finished and has no set yet; resume it with: iid distill .*--res",
         ),
-        (("a/synthetic.safetensors", "b/synthetic.safetensors"), r"holds runs \(2 of them\); give one .*such as .*/a$"),
+        (
+            ("a/synthetic.safetensors", "b/synthetic.safetensors"),
+            r"contains runs \(2 of them\); give one .*such as .*/a$",
+        ),
         (("a/synthetic.png", "b/synthetic.png"), "a folder of pictures, not a synthetic set.*whole --dataset folder:"),
         (("0.jpg",), "a folder of pictures"),
         (("0.JP2",), "a folder of pictures"),
@@ -176,13 +179,13 @@ def test_a_folder_without_a_set_is_named_as_what_it_is(names, message, tmp_path)
 
 def test_what_is_no_regular_file_is_not_opened(tmp_path):
     os.mkfifo(tmp_path / "pipe")
-    refused(tmp_path / "pipe", "pipe is no regular file")
+    refused(tmp_path / "pipe", "pipe is not a regular file")
     (tmp_path / "synthetic.safetensors").mkdir()
-    refused(tmp_path, "synthetic.safetensors is no regular file")
+    refused(tmp_path, "synthetic.safetensors is not a regular file")
 
 
 def test_a_damaged_set_is_still_damaged(tmp_path):
     SyntheticSet.from_real(shapes(3, 5, 8).train, 2, stream(0, 0, "x")).save(tmp_path / "set")
     content = (tmp_path / "set").read_bytes()
     (tmp_path / "set").write_bytes(content[: len(content) // 2])
-    refused(tmp_path / "set", "set is damaged and cannot be read .*distil or copy it again")
+    refused(tmp_path / "set", "set is corrupted and cannot be read .*distil or copy it again")

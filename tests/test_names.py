@@ -68,7 +68,7 @@ def test_other_names_stay_as_they_are_and_are_refused_with_a_suggestion(unknown:
     for function in (load_dataset, check):
         with pytest.raises(InputError, match=rf"unknown dataset '{unknown}'; (did you mean|choose one of)"):
             function(unknown)
-    with pytest.raises(ValueError, match=f"unknown network '{unknown}', known are"):
+    with pytest.raises(ValueError, match=f"unknown network '{unknown}'; choose one of"):
         build_network(unknown)
 
 

@@ -503,7 +503,7 @@ def test_draw_parameters_says_what_is_wrong():
     ("name", "settings", "message"),
     [
         ("convnet33", {}, "unknown network 'convnet33'.*did you mean 'convnet3"),
-        ("transformer", {}, "unknown network 'transformer', known are convnet1, "),
+        ("transformer", {}, "unknown network 'transformer'; choose one of convnet1, "),
         ("convnet3", {"image_size": 28}, r"convnet3 .*multiple of 8 \(8, 16, 24, ...\), got image_size 28"),
         ("convnet4-bn", {"image_size": 40}, "multiple of 16"),
         ("convnet3", {"image_size": 0}, "got image_size 0"),

@@ -376,7 +376,7 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path, monkeypatch):
 def test_a_run_is_taken_up_again_with_its_own_settings_alone(folder):
     assert RunFolder.reopen(folder.path, CONFIG).path == folder.path
     for changes, message in (
-        ({"syn.lr": 0.5}, "syn.lr=1.0, not 0.5; resume it as it was"),
+        ({"syn.lr": 0.5}, "syn.lr=1.0, not 0.5; resume it with the same settings"),
         ({"eval.networks": "alexnet"}, r"eval.networks=\('convnet3',\), not \('alexnet',\)"),
         ({"seed": 1, "iterations": 9}, "iterations=4, not 9"),
         ({"compute.chunk": 5}, "compute.chunk=0, not 5"),
@@ -392,7 +392,7 @@ def test_a_run_is_taken_up_again_however_its_folder_is_written(tmp_path, monkeyp
     for same in ("folder:pets/?test=0.3&size=16", f"folder:{tmp_path}/pets?size=16&test=0.3"):
         assert RunFolder.reopen(run.path, preset("dm", same, 3, "ci")).path == run.path
     for other in ("folder:pets?size=16", "folder:pet?size=16&test=0.3", "validation:folder:pets?size=16&test=0.3"):
-        with pytest.raises(InputError, match="was begun with dataset="):
+        with pytest.raises(InputError, match="was started with dataset="):
             RunFolder.reopen(run.path, preset("dm", other, 3, "ci"))
 
 
@@ -597,8 +597,8 @@ WRONG_SCORES = [
 def test_corrupted_scores_are_told_with_the_remedy_which_replaces_them(content, tmp_path, caplog):
     folder = begun(tmp_path / "a run", CONFIG)
     (folder.path / "scores.json").write_text(content, encoding="latin-1")
-    remedy = rf"evaluate the run again, and it is replaced: iid evaluate '{folder.path}'$"
-    with pytest.raises(InputError, match=rf"scores.json is damaged \(.*\); {remedy}") as caught:
+    remedy = rf"evaluate the run again to replace it: iid evaluate '{folder.path}'$"
+    with pytest.raises(InputError, match=rf"scores.json is corrupted \(.*\); {remedy}") as caught:
         runs_frame(tmp_path)
     one_line(caught)
     assert not folder.scored()
@@ -625,7 +625,7 @@ def test_an_accuracy_that_is_none_is_no_corruption(folder):
 def test_a_settings_file_of_the_wrong_shape_is_one_line(folder):
     for text in ("[]", "5", "null", "match: 5", "match: {width: [1]}", "iterations: {}", "eval: {networks: 5}"):
         (folder.path / "config.yaml").write_text(text)
-        with pytest.raises(InputError, match=r"config\.yaml is damaged: ") as caught:
+        with pytest.raises(InputError, match=r"config\.yaml is corrupted: ") as caught:
             folder.config()
         one_line(caught)
     (folder.path / "config.yaml").unlink()

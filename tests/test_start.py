@@ -125,7 +125,7 @@ def test_a_run_from_a_set_is_resumed_with_the_same_set_only(saved: Path, tmp_pat
     other = SyntheticSet.load(saved)
     other.images[0, 0, 0, 0] += 1
     for init in (None, other):
-        with pytest.raises(InputError, match=r"begun with syn.init=set:[0-9a-f]{12}, not (real|set:)"):
+        with pytest.raises(InputError, match=r"started with syn.init=set:[0-9a-f]{12}, not (real|set:)"):
             distill(CONFIG, pictures(), init=init, out=tmp_path / "run", resume=True)
     resumed = distill(CONFIG, pictures(), init=saved, out=tmp_path / "run", resume=True)
     assert torch.equal(resumed.synthetic.images, distill(CONFIG, pictures(), init=saved).synthetic.images)

@@ -163,9 +163,9 @@ def test_given_real_images_are_taken_in_their_order(pictures: Dataset) -> None:
     drawn = real.sample(4, stream(0, 0, "x")).index
     as_real = SyntheticSet.from_real(real, 1, stream(0, 0, "x"), factor=2)
     assert torch.equal(SyntheticSet.from_index(real, drawn, 2).images, as_real.images)
-    with pytest.raises(InputError, match="each 4 indices in a row must be images of one class, the tiles of one"):
+    with pytest.raises(InputError, match="every 4 consecutive indices must be images of one class, the tiles of one"):
         SyntheticSet.from_index(real, index.T.flatten(), 2)
-    with pytest.raises(InputError, match="each 4 indices in a row"):
+    with pytest.raises(InputError, match="every 4 consecutive indices"):
         SyntheticSet.from_index(real, index.flatten()[:-1], 2)
     with pytest.raises(InputError, match=r"syn\.factor must divide"):
         SyntheticSet.from_index(real, index.flatten(), 0)
@@ -181,7 +181,7 @@ def test_crops_are_whole_images(pictures):
 
 def test_a_mosaic_that_takes_more_images_than_a_class_has_is_refused_in_one_line(pictures):
     message = (
-        rf"ipc 2 with syn\.factor 2 takes 8 real images a class, but class '{pictures.spec.classes[1]}' in shapes "
+        rf"ipc 2 with syn\.factor 2 takes 8 real images per class, but class '{pictures.spec.classes[1]}' in shapes "
         r"has 4; lower ipc to 1 or less, or syn\.factor"
     )
     with pytest.raises(InputError, match=message):
@@ -238,11 +238,15 @@ def test_the_class_axis_is_a_view(chosen):
             torch.arange(3).repeat_interleave(2),
             r"channels come first: images.permute\(0, 3, 1, 2",
         ),
-        (torch.zeros(0, 3, 8, 8), torch.arange(0), r"got \(0, 3, 8, 8\); it takes at least one image of each class"),
+        (
+            torch.zeros(0, 3, 8, 8),
+            torch.arange(0),
+            r"got \(0, 3, 8, 8\); it must have at least one image of each c",
+        ),
         (
             torch.zeros(6, 3, 8, 8),
             torch.tensor([0, 0, 0, 1, 2, 2]),
-            "6 images needs 2 of each class; there are of .* 3, ",
+            "6 images needs 2 of each class; got .* 3, ",
         ),
         (torch.zeros(6, 3, 8, 8), torch.tensor([0, 0, 1, 1, 2, 3]), "must lie in 0 to 2, got 3 for image 5"),
         (torch.zeros(6, 3, 8, 8), [-1, 0, 1, 1, 2, 2], "must lie in 0 to 2, got -1 for image 0"),
@@ -367,7 +371,7 @@ def test_a_range_is_a_list_of_labels(chosen):
         ({"mean": (0.5, -1e39, 0.5)}, "needs one mean for each of 3 channels"),
         ({"std": (0.25, 0.25, 1e-50)}, "std of the spec of shapes must be above 0"),
         ({"mean": (0.5, 0.5, float("nan"))}, "needs one mean for each of 3 channels"),
-        ({"classes": ()}, "names no classes"),
+        ({"classes": ()}, "has no classes"),
     ],
 )
 def test_a_specification_by_which_nothing_can_be_normalised_is_refused(chosen, changes, message):
@@ -382,7 +386,7 @@ def test_a_specification_by_which_nothing_can_be_normalised_is_refused(chosen, c
     [
         ({"factor": "2"}, "factor of a synthetic set must be a whole number, got str '2'"),
         ({"factor": 1.5}, r"must be a whole number, got float 1\.5"),
-        ({"provenance": None}, "provenance of a synthetic set must be a dict of texts, got None"),
+        ({"provenance": None}, "provenance of a synthetic set must be a dict of strings, got None"),
     ],
 )
 def test_a_factor_or_provenance_that_is_none_is_refused(chosen, more, message):
@@ -526,11 +530,11 @@ def test_what_is_not_there(tmp_path):
 
 def test_what_is_not_a_synthetic_set(tmp_path):
     (tmp_path / "text").write_text("hello\nworld")
-    refused(tmp_path / "text", "text is a file of text, not a synthetic set of this library")
+    refused(tmp_path / "text", "text is a text file, not a synthetic set of this library")
     (tmp_path / "other").write_bytes(to_bytes({"weight": torch.zeros(3)}))
     refused(tmp_path / "other", "is not a synthetic set of this library")
     (tmp_path / "empty").write_bytes(b"")
-    refused(tmp_path / "empty", "damaged and cannot be read .it is empty, 0 bytes")
+    refused(tmp_path / "empty", "corrupted and cannot be read .it is empty, 0 bytes")
 
 
 def test_a_file_cut_anywhere_is_refused(chosen, tmp_path):
@@ -538,7 +542,7 @@ def test_a_file_cut_anywhere_is_refused(chosen, tmp_path):
     content = (tmp_path / "whole").read_bytes()
     for length in [*range(0, len(content), 101), len(content) - 1]:
         (tmp_path / "cut").write_bytes(content[:length])
-        refused(tmp_path / "cut", "cut is damaged and cannot be read")
+        refused(tmp_path / "cut", "cut is corrupted and cannot be read")
 
 
 def test_a_bit_that_flipped_anywhere_is_refused_or_changes_nothing_that_matters(chosen, tmp_path):
@@ -641,7 +645,7 @@ def test_an_empty_set_is_refused(chosen, tmp_path):
     rewrite(
         tmp_path / "set", {"images": torch.zeros(0, 3, 8, 8), "labels": torch.zeros(0, dtype=torch.int64)}, {"ipc": "0"}
     )
-    refused(tmp_path / "set", "damaged")
+    refused(tmp_path / "set", "corrupted")
 
 
 def test_the_format_has_a_number_for_the_day_it_changes():
@@ -685,5 +689,5 @@ def test_a_set_that_was_changed_is_saved_as_it_would_be_made(tmp_path):
 
 def test_a_folder_that_is_not_there_is_named(tmp_path):
     made = SyntheticSet(torch.rand(2, 3, 16, 16), torch.tensor([0, 1]), shapes(2, 4, 16).spec)
-    with pytest.raises(InputError, match=r"set.safetensors cannot be written, as there is no folder .*/no/such$"):
+    with pytest.raises(InputError, match=r"set.safetensors cannot be written: the folder .*/no/such does not exist$"):
         made.save(tmp_path / "no" / "such" / "set.safetensors")

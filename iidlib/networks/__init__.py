@@ -1,4 +1,4 @@
-"""The networks of the field. ``set_backend`` and ``fitted`` are about speed and may be skipped."""
+"""The standard networks. ``set_backend`` and ``fitted`` are about speed and may be skipped on a first reading."""
 
 from iidlib.networks.architectures import NETWORKS, Network, build_network, draw_parameters_, empty_network
 from iidlib.networks.blocks import BACKENDS, ConvBlock, conv_blocks, set_backend

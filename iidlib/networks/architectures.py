@@ -1,23 +1,22 @@
-"""The networks of the field: matching, evaluation and cross-architecture tests all use these.
+"""The standard networks, used for matching, evaluation and cross-architecture tests.
 
 Every network is a trunk that ends in a feature map, a head that flattens the map to a feature vector, and a linear
-classifier, so that the pieces of the method read alike for all of them::
+classifier, so the method's code reads the same for all of them::
 
     network = build_network("convnet3", num_classes=10, image_size=32)
-    fmap = network.feature_map(images)      # [B, K, h, w], what covariance matching uses
-    features = network.head(fmap)           # [B, D], what mean matching uses; the same as network.embed(images)
-    logits = network.classifier(features)   # [B, C]; the same as network(images)
+    fmap = network.feature_map(images)      # [B, K, h, w], used by covariance matching
+    features = network.head(fmap)           # [B, D], used by mean matching; same as network.embed(images)
+    logits = network.classifier(features)   # [B, C]; same as network(images)
 
-Instance norm is ``GroupNorm(K, K)``, affine, as in the released code: no image sees another one, in training or
-evaluation mode, so a batch of all classes gives the same values as one class at a time. The forms whose name ends in
-``-bn`` have batch norm in its place.
+Instance norm is ``GroupNorm(K, K)``, affine, as in the released code: an image's output does not depend on the rest of
+the batch, in training or evaluation mode, so a batch of all classes gives the same values as one class at a time.
+Networks whose name ends in ``-bn`` use batch norm instead.
 
-Source: the structures and parameter counts of Zhao and Bilen's DatasetCondensation code, which the released IID code
-(Deng et al., CVPR 2024) builds on. Departures: names of parameters are our own; VGG11's final 1x1 average pooling,
-which does nothing, is left out; grey images are not padded to 32x32. There the classifier of AlexNet and VGG11, and the
-first linear layer of LeNet, are made for the feature map of 32x32 images alone; here they are as wide as the feature
-map of the dataset's images, as the classifiers of its ConvNets are, so that these networks take 64x64 images and larger
-ones as well. At 32x32 nothing differs.
+Source: the structures and parameter counts of Zhao and Bilen's DatasetCondensation code, on which the released IID code
+(Deng et al., CVPR 2024) builds. Departures: parameter names are our own; VGG11's final 1x1 average pooling, a no-op, is
+omitted; greyscale images are not padded to 32x32. In the original, the classifiers of AlexNet and VGG11 and the first
+linear layer of LeNet fit the feature map of 32x32 images only; here, like the original's ConvNets, they fit the feature
+map of the dataset's images, so these networks also take larger images. At 32x32 nothing differs.
 """
 
 import math
@@ -37,7 +36,7 @@ __all__ = ["NETWORKS", "Network", "build_network", "draw_parameters_", "empty_ne
 
 
 class Network(nn.Module):
-    """A trunk, a head and a classifier, for square images of one size.
+    """A trunk, a head and a classifier for square images of one size.
 
     Attributes:
         name: as in ``NETWORKS``.
@@ -61,14 +60,14 @@ class Network(nn.Module):
 
     @property
     def num_classes(self) -> int:
-        """The number of logits."""
+        """Number of logits."""
         return self.classifier.out_features
 
     def feature_map(self, images: Tensor) -> Tensor:
-        """Images [B, K_in, H, H] to the trunk's last map [B, K, h, w] (after its last pooling).
+        """Maps images [B, K_in, H, H] to the trunk's last feature map [B, K, h, w] (after its last pooling).
 
         Raises:
-            ValueError: if the images have another shape than the network was built for.
+            ValueError: if the images do not have the shape that the network was built for.
         """
         self._check_shape(images)
         return self.trunk(images)
@@ -81,14 +80,14 @@ class Network(nn.Module):
             )
 
     def block_maps(self, images: Tensor, count: int) -> list[Tensor]:
-        """The maps after the last `count` blocks of a ConvNet, [B, K, h, w] each; the last is `feature_map`'s.
+        """Feature maps after the last `count` blocks of a ConvNet, [B, K, h, w] each; the last equals `feature_map`.
 
         Raises:
-            ValueError: for a network that is no ConvNet, more blocks than it has, or images of another shape.
+            ValueError: if the network is not a ConvNet, it has fewer blocks, or the images have the wrong shape.
         """
         if not self.name.startswith("convnet") or count > len(self.trunk):  # type: ignore[arg-type]
-            has = f"has {len(self.trunk)}" if self.name.startswith("convnet") else "is no ConvNet"  # type: ignore[arg-type]
-            raise ValueError(f"the maps of {count} blocks are asked for, but {self.name} {has}")
+            has = f"has {len(self.trunk)}" if self.name.startswith("convnet") else "is not a ConvNet"  # type: ignore[arg-type]
+            raise ValueError(f"the feature maps of {count} blocks were requested, but {self.name} {has}")
         if count == 1:
             return [self.feature_map(images)]
         self._check_shape(images)
@@ -99,20 +98,20 @@ class Network(nn.Module):
         return maps[-count:]
 
     def embed(self, images: Tensor) -> Tensor:
-        """Images [B, K_in, H, H] to features [B, D], what the classifier sees."""
+        """Maps images [B, K_in, H, H] to features [B, D], the input of the classifier."""
         return self.head(self.feature_map(images))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images [B, K_in, H, H] to logits [B, num_classes]."""
+        """Maps images [B, K_in, H, H] to logits [B, num_classes]."""
         return self.classifier(self.embed(images))
 
 
-# A trunk and a head, and the number D of features between head and classifier.
+# Trunk, head, and the number D of features between head and classifier.
 _Parts = tuple[nn.Module, nn.Module, int]
 
 
 def _convnet(channels: int, size: int, *, depth: int, width: int = 128, batch_norm: bool = False) -> _Parts:
-    """ConvNet: ``depth`` blocks of convolution, norm, ReLU, average pooling (the field's matching network)."""
+    """ConvNet: ``depth`` blocks of convolution, norm, ReLU, average pooling (the standard network for matching)."""
     blocks: OrderedDict[str, nn.Module] = OrderedDict()
     for i in range(depth):
         fan = width if i else channels
@@ -129,7 +128,7 @@ def _convnet(channels: int, size: int, *, depth: int, width: int = 128, batch_no
 def _in_a_row(
     channels: int, size: int, *, layers: tuple[tuple[int, int] | None, ...], norm: Callable[[int], nn.Module] | None
 ) -> _Parts:
-    """Convolutions in a row, each (width, kernel size) with norm and ReLU, and 2x2 max pooling where None."""
+    """A sequence of convolutions, each (width, kernel size) with norm and ReLU; None is 2x2 max pooling."""
     trunk: OrderedDict[str, nn.Module] = OrderedDict()
     convolutions = 0
     for layer in layers:
@@ -164,7 +163,7 @@ def _resnet18(channels: int, size: int, *, norm: Callable[[int], nn.Module]) -> 
 
 
 def _mlp(channels: int, size: int) -> _Parts:
-    """Two hidden layers of 128; the feature map is the second one, as a map of one position."""
+    """Two hidden layers of 128 units; the feature map is the second one, as a 1x1 map."""
     trunk: OrderedDict[str, nn.Module] = OrderedDict(
         flatten=nn.Flatten(),
         linear1=nn.Linear(channels * size**2, 128),
@@ -177,7 +176,7 @@ def _mlp(channels: int, size: int) -> _Parts:
 
 
 def _lenet(channels: int, size: int) -> _Parts:
-    """LeNet-5 with ReLU and max pooling; its two hidden linear layers belong to the head."""
+    """LeNet-5 with ReLU and max pooling; the head holds its two hidden linear layers."""
     trunk: OrderedDict[str, nn.Module] = OrderedDict(
         conv1=nn.Conv2d(channels, 6, 5),
         relu1=nn.ReLU(),
@@ -198,15 +197,15 @@ def _lenet(channels: int, size: int) -> _Parts:
 
 @dataclass(frozen=True)
 class _Architecture:
-    """How a named network is built, and which image sizes it takes: multiples of one, from the smallest on."""
+    """How a named network is built, and the image sizes it takes: multiples of one number, from the smallest up."""
 
     build: Callable[..., _Parts]
     multiple: int
     smallest: int = 0
-    """Pixels a side that leave a feature map of one position; the multiple itself when not given."""
+    """Image side, in pixels, that leaves a 1x1 feature map; defaults to the multiple itself."""
 
     def takes(self, size: int) -> bool:
-        """Whether it can be built for images of a side."""
+        """Whether the network can be built for images of this side."""
         return size >= (self.smallest or self.multiple) and size % self.multiple == 0
 
     def check_size(self, name: str, size: int) -> None:
@@ -240,7 +239,7 @@ _ARCHITECTURES = {
 }
 
 NETWORKS = tuple(_ARCHITECTURES)
-"""Names that ``build_network`` knows."""
+"""Names that ``build_network`` accepts."""
 
 
 def build_network(
@@ -252,26 +251,26 @@ def build_network(
     width: int | None = None,
     generator: torch.Generator | None = None,
 ) -> Network:
-    """Builds a network with freshly drawn parameters (PyTorch's default distribution).
+    """Builds a network with newly initialised parameters (PyTorch's default distribution).
 
     Args:
-        name: one of ``NETWORKS``; capitals, dashes and underscores do not matter, and ``ConvNet`` is convnet3.
+        name: one of ``NETWORKS``; case, dashes and underscores do not matter, and ``ConvNet`` is convnet3.
         num_classes: number of logits.
-        image_size: side of the square images: multiples of 2^d for a ConvNet of depth d, of 8 for AlexNet, of 32 for
-            VGG11 and ResNet18, of 4 from 16 on for LeNet, any for the MLP.
+        image_size: side of the square images: a multiple of 2^d for a ConvNet of depth d, of 8 for AlexNet, of 32 for
+            VGG11 and ResNet18, of 4 (16 or more) for LeNet; any side for the MLP.
         channels: channels of the images.
         width: channels of every ConvNet block, 128 if ``None``; other networks have no width.
-        generator: draws the parameters, on its device, where the network is then built; the global random state stays
-            as it is. ``None``: PyTorch's own initialisation, from the global random state, on the CPU.
+        generator: draws the parameters; the network is built on its device, and the global random state is not
+            touched. With ``None``, PyTorch initialises the network on the CPU from the global random state.
 
     Raises:
-        ValueError: for an unknown name, an image size that the network does not take, a width where there is none, or
-            a number below 1.
+        ValueError: for an unknown name, an image size that the network does not take, a width for a network without
+            one, or a number below 1.
     """
     name = network_name(name)
     if generator is None:
         return _assembled(name, num_classes, image_size, channels, width, device="cpu")
-    # The meta device holds no values, so that nothing is drawn only to be drawn again.
+    # The meta device holds no values, which avoids initialising every parameter twice.
     network = empty_network(name, num_classes=num_classes, image_size=image_size, channels=channels, width=width)
     network.to_empty(device=generator.device)
     draw_parameters_(network, generator)
@@ -279,17 +278,17 @@ def build_network(
 
 
 def _assembled(name: str, num_classes: int, image_size: int, channels: int, width: int | None, device: str) -> Network:
-    """The network with PyTorch's own initialisation on the CPU, or without values on the meta device.
+    """The network with PyTorch's initialisation on the CPU, or without values on the meta device.
 
     Raises:
         ValueError: as `build_network`.
     """
     if name not in NETWORKS:
-        raise ValueError(f"unknown network {name!r}, known are {', '.join(NETWORKS)}{near(name, NETWORKS)}")
+        raise ValueError(f"unknown network {name!r}; choose one of {', '.join(NETWORKS)}{near(name, NETWORKS)}")
     architecture = _ARCHITECTURES[name]
     architecture.check_size(name, image_size)
     if width is not None and not name.startswith("convnet"):
-        raise ValueError(f"only ConvNets have a width; leave width out for {name} (got {width})")
+        raise ValueError(f"only ConvNets have a width; omit width for {name} (got {width})")
     for label, number in (("num_classes", num_classes), ("channels", channels), ("width", width)):
         if number is not None and number < 1:
             raise ValueError(f"{label} must be at least 1, got {number}")
@@ -301,7 +300,7 @@ def _assembled(name: str, num_classes: int, image_size: int, channels: int, widt
 
 
 def empty_network(name: str, *, num_classes: int, image_size: int, channels: int, width: int | None = None) -> Network:
-    """A network without values, on the meta device, in milliseconds; nothing is drawn.
+    """A network without values, on the meta device; takes milliseconds and draws no random numbers.
 
     Args:
         name: one of ``NETWORKS``.
@@ -318,18 +317,18 @@ def empty_network(name: str, *, num_classes: int, image_size: int, channels: int
 
 @torch.no_grad()
 def draw_parameters_(network: nn.Module, generator: torch.Generator) -> None:
-    """Draws all parameters anew, in place and on their device: a fresh random network without building one.
+    """Draws all parameters again, in place and on their device: a new random network without building one.
 
-    The distribution is PyTorch's default: weights and biases of convolutions and linear layers uniform in
-    +-1/sqrt(fan_in), norms at weight 1 and bias 0; running statistics of batch norm are reset.
+    The distribution is PyTorch's default: weights and biases of convolutions and linear layers are uniform in
+    +-1/sqrt(fan_in), norms have weight 1 and bias 0; the running statistics of batch norm are reset.
 
     Args:
         network: any network of convolutions, linear layers, group and batch norms.
-        generator: on the network's device; the values are a function of its state.
+        generator: random source on the network's device; its state determines the values.
 
     Raises:
         ValueError: if the generator is on another kind of device than a parameter.
-        TypeError: if a module holds parameters whose distribution is not known here.
+        TypeError: if a module holds parameters of any other kind.
     """
     for module in network.modules():
         own = list(module.parameters(recurse=False))
@@ -346,5 +345,5 @@ def draw_parameters_(network: nn.Module, generator: torch.Generator) -> None:
             module.reset_parameters()
         elif own:
             raise TypeError(
-                f"draw_parameters_ knows convolutions, linear layers and norms, not {type(module).__name__}"
+                f"draw_parameters_ supports convolutions, linear layers and norms, not {type(module).__name__}"
             )

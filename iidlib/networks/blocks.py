@@ -1,4 +1,4 @@
-"""The blocks that networks are made of, and the backends by which a ConvNet's block computes."""
+"""The building blocks of the networks, and the backends of a ConvNet's block."""
 
 from collections import OrderedDict
 from collections.abc import Callable
@@ -13,10 +13,10 @@ from iidlib.engine.fused import compiled_norm_relu_pool
 __all__ = ["BACKENDS", "ConvBlock", "conv_blocks", "instance_norm", "set_backend"]
 
 BACKENDS = ("eager", "compiled", "fused")
-"""Names of the ways in which a block can compute, for `set_backend`."""
+"""Implementations of a block, for `set_backend`."""
 
 Kernel = Callable[[Tensor, Tensor, Tensor, float], Tensor]
-"""What follows the convolution of a block: a function of x [B, K, H, W], weight [K], bias [K] and eps."""
+"""Everything after the convolution of a block: a function of x [B, K, H, W], weight [K], bias [K] and eps."""
 
 _Module = TypeVar("_Module", bound=nn.Module)
 
@@ -24,11 +24,10 @@ _Module = TypeVar("_Module", bound=nn.Module)
 class ConvBlock(nn.Module):
     """3x3 convolution, instance norm, ReLU, 2x2 average pooling: [B, K_in, H, H] -> [B, K, H/2, H/2].
 
-    What follows the convolution is one function, so that other forms can take its place; ``norm`` only holds its
-    parameters.
+    Everything after the convolution is one replaceable function; ``norm`` only holds its parameters.
 
     Attributes:
-        backend: how the block computes; `set_backend` changes it.
+        backend: implementation in use; `set_backend` changes it.
     """
 
     def __init__(self, channels: int, width: int) -> None:
@@ -38,7 +37,7 @@ class ConvBlock(nn.Module):
         self.use("eager")
 
     def use(self, backend: str | Kernel) -> None:
-        """Computes with another backend from now on, as `set_backend` says."""
+        """Switches to another backend, see `set_backend`."""
         self.backend = backend
         self._kernel: Kernel = norm_relu_pool
         if callable(backend):
@@ -48,36 +47,37 @@ class ConvBlock(nn.Module):
         self._fused = FusedBlock() if backend == "fused" else None
 
     def forward(self, x: Tensor) -> Tensor:
-        """Maps [B, K, H/2, H/2] of maps [B, K_in, H, H]."""
+        """Maps [B, K_in, H, H] to [B, K, H/2, H/2]."""
         if self._fused is not None and self._fused.fits(x, self.conv.weight):
             return self._fused(x, self.conv.weight, self.conv.bias, self.norm.weight, self.norm.bias, self.norm.eps)
         return self._kernel(self.conv(x), self.norm.weight, self.norm.bias, self.norm.eps)
 
 
 def set_backend(network: _Module, backend: str | Kernel) -> _Module:
-    """Chooses how the blocks of a ConvNet compute, in place; values change by rounding only.
+    """Sets the backend of every `ConvBlock` of a network, in place; values change by rounding only.
 
-    The blocks are `ConvBlock`; a network that has none stays as it is. Parameters, their names and their memory format
-    do not change. Whether a compiler is there is not asked here: `prepare` does, and chooses.
+    A network without such blocks is left as it is. Parameters, their names and their memory format do not change. This
+    function does not check for a compiler; `prepare` does, and chooses accordingly.
 
     Args:
         network: any network.
         backend: one of ``BACKENDS``:
 
-            - ``"eager"``: PyTorch's own operations, one after the other (`engine.norm_relu_pool`); the form that
-              ``torch.vmap`` can look into, and that every network is built with;
-            - ``"compiled"``: what follows the convolution as one kernel, made by ``torch.compile`` at the first call;
-            - ``"fused"``: a block, convolution included, as one C++ kernel on a CPU where it fits
-              (`engine.FusedBlock.fits`), and as ``"compiled"`` elsewhere.
+            - ``"eager"``: separate PyTorch operations (`engine.norm_relu_pool`), the default; the only backend that
+              works under ``torch.vmap``;
+            - ``"compiled"``: everything after the convolution as one kernel, built by ``torch.compile`` at the first
+              call;
+            - ``"fused"``: the whole block, convolution included, as one C++ kernel on a CPU where it fits
+              (`engine.FusedBlock.fits`), and ``"compiled"`` elsewhere.
 
-            Or a function of your own in place of norm, ReLU and pooling: ``(x, weight, bias, eps)`` with x
-            [B, K, H, W] to [B, K, H // 2, W // 2].
+            A function ``(x, weight, bias, eps)`` may replace norm, ReLU and pooling; it maps x [B, K, H, W] to
+            [B, K, H // 2, W // 2].
 
     Returns:
         The same network.
 
     Raises:
-        ValueError: for an unknown backend; nothing is changed then.
+        ValueError: for an unknown backend; the network is then unchanged.
     """
     if not callable(backend) and backend not in BACKENDS:
         raise ValueError(
@@ -89,7 +89,7 @@ def set_backend(network: _Module, backend: str | Kernel) -> _Module:
 
 
 def conv_blocks(network: nn.Module) -> list[ConvBlock]:
-    """The blocks whose backend can be chosen, from the images on."""
+    """The blocks whose backend can be chosen, from input to output."""
     return [module for module in network.modules() if isinstance(module, ConvBlock)]
 
 

@@ -1,4 +1,4 @@
-"""A network that fits a dataset: built for its images and classes, on its device, made fast there."""
+"""Networks built for a dataset: sized for its images and classes, placed on its device, optimised for speed."""
 
 import contextlib
 from collections.abc import Iterator
@@ -20,33 +20,33 @@ __all__ = ["check_network_for", "frozen", "network_bytes", "network_for", "prepa
 def prepare(network: nn.Module, *, compile: str = "auto") -> nn.Module:
     """Makes a network fast on its device, in place: channels-last weights and fused kernels.
 
-    It also sets the switches of the process that speed depends on, as `engine.configure` says, once a process.
+    It also sets the process-wide switches that speed depends on, once per process (see `engine.configure`).
 
     Args:
-        network: on the device where it will run.
+        network: the network, already on the device where it will run.
         compile: ``"auto"`` (where a compiler is found), ``"on"`` (an error without one) or ``"off"``.
 
     Returns:
         The same network; its values change only by rounding.
 
     Raises:
-        ValueError: for an unknown setting, or ``"on"`` without a compiler or a folder for what it makes.
+        ValueError: for an unknown setting, or ``"on"`` without a compiler or a folder for compiled kernels.
     """
     check_compile(compile)
     network.to(memory_format=torch.channels_last)
     configure(compiled=compile != "off")
     if compile != "off" and compiler_available():
         for block in conv_blocks(network):
-            if block.backend == "eager":  # any other was chosen
+            if block.backend == "eager":  # any other backend was chosen explicitly
                 block.use("fused")
     return network
 
 
 def check_compile(compile: str) -> None:
-    """Finds out whether `prepare` takes the setting here.
+    """Checks whether `prepare` accepts the setting on this machine.
 
     Raises:
-        ValueError: for an unknown setting, or ``"on"`` without a compiler or a folder for what it makes.
+        ValueError: for an unknown setting, or ``"on"`` without a compiler or a folder for compiled kernels.
     """
     if compile not in ("auto", "on", "off"):
         raise ValueError(f"compute.compile must be auto, on or off, got {compile!r}")
@@ -60,21 +60,21 @@ def check_compile(compile: str) -> None:
 
 
 def frozen(network: Network) -> Network:
-    """The network with parameters that need no gradient; gradients still flow through it to the images."""
+    """Turns off the gradients of the parameters; gradients still flow through the network to the images."""
     return network.requires_grad_(False)
 
 
 _WIDE = 1024
-"""Channels beyond which a ConvNet may not fit, and its size is looked at before it is built."""
+"""Width above which a ConvNet may not fit in memory, so its size is checked before it is built."""
 
 
 def network_bytes(name: str, spec: DatasetSpec, width: int) -> int:
-    """Bytes of a network's weights, counted without making any.
+    """Bytes of a network's weights, computed without allocating them.
 
     Args:
         name: as in ``networks.NETWORKS``.
         spec: gives the number of classes, image size and channels.
-        width: channels a layer; only ConvNets have the choice.
+        width: channels per layer; only ConvNets have a choice.
 
     Raises:
         ValueError: for an unknown network, or one that cannot take the images.
@@ -84,7 +84,7 @@ def network_bytes(name: str, spec: DatasetSpec, width: int) -> int:
     if own is None or own <= _WIDE:
         network = empty_network(name, num_classes=classes, image_size=size, channels=channels, width=own)
         return 4 * sum(parameter.numel() for parameter in network.parameters())
-    # a quadratic function of the width, from which sizes follow that torch cannot count
+    # a quadratic function of the width, which also gives sizes that torch cannot represent
     one, two, three = (network_bytes(name, spec, narrow) for narrow in (1, 2, 3))
     square = (three - 2 * two + one) // 2
     return square * own**2 + (two - one - 3 * square) * own + (3 * one - 3 * two + three)
@@ -98,20 +98,20 @@ def network_for(
     generator: torch.Generator,
     compile: str = "auto",
 ) -> Network:
-    """A network that fits a dataset, with fresh parameters, made fast on its device.
+    """Builds a network for a dataset, with newly drawn parameters, and prepares it for its device.
 
     Args:
         name: as in ``networks.NETWORKS``.
         spec: gives the number of classes, image size and channels.
-        width: channels a layer; only ConvNets have the choice.
-        generator: draws its parameters, on its device, where the network is built.
+        width: channels per layer; only ConvNets have a choice.
+        generator: draws the parameters; the network is built on its device.
         compile: as in ``networks.prepare``.
 
     Raises:
-        InputError: for an unknown network, one that cannot take the images, or one whose weights no memory holds.
+        InputError: for an unknown network, one that cannot take the images, or one whose weights do not fit in memory.
     """
     name = network_name(name)
-    with _told_in_one_line(name):
+    with _input_errors(name):
         _check_width(name, spec, width, generator.device)
         network = build_network(name, **_fitting(name, spec, width), generator=generator)
         prepare(network, compile=compile)
@@ -119,29 +119,29 @@ def network_for(
 
 
 def check_network_for(name: str, spec: DatasetSpec, *, width: int, compile: str = "auto") -> None:
-    """Finds out before any work whether `network_for` would build a network.
+    """Checks in advance whether `network_for` can build a network.
 
     Args:
         name: as in ``networks.NETWORKS``.
         spec: gives the number of classes, image size and channels.
-        width: channels a layer; only ConvNets have the choice.
+        width: channels per layer; only ConvNets have a choice.
         compile: as in ``networks.prepare``.
 
     Raises:
         InputError: as `network_for`.
     """
     name = network_name(name)
-    with _told_in_one_line(name):
+    with _input_errors(name):
         _check_width(name, spec, width, torch.device("cpu"))
         empty_network(name, **_fitting(name, spec, width))
         check_compile(compile)
 
 
 def _check_width(name: str, spec: DatasetSpec, width: int, device: torch.device) -> None:
-    """Refuses a ConvNet whose weights no memory holds.
+    """Rejects a ConvNet whose weights do not fit in memory.
 
     Raises:
-        InputError: saying how much it would take.
+        InputError: with the memory that the weights would need.
     """
     if width > _WIDE and name.startswith("convnet"):
         weights = network_bytes(name, spec, width)
@@ -149,8 +149,8 @@ def _check_width(name: str, spec: DatasetSpec, width: int, device: torch.device)
 
 
 @contextlib.contextmanager
-def _told_in_one_line(name: str) -> Iterator[None]:
-    """Within the block, what a network cannot be built from is wrong input."""
+def _input_errors(name: str) -> Iterator[None]:
+    """Turns a ValueError within the block into an InputError."""
     if name not in NETWORKS:
         raise InputError(f"unknown network {name!r}{suggest(name, NETWORKS)}")
     try:
@@ -162,7 +162,7 @@ def _told_in_one_line(name: str) -> Iterator[None]:
 
 
 def _fitting(name: str, spec: DatasetSpec, width: int) -> dict[str, Any]:
-    """How a network is built for a dataset."""
+    """Arguments of `build_network` for a dataset."""
     return {
         "num_classes": len(spec.classes),
         "image_size": spec.image_size,

@@ -1,4 +1,4 @@
-"""A run on disk. A reader of the method may skip it: nothing here touches a number."""
+"""A run on disk. Readers interested in the method may skip it: nothing here affects a result."""
 
 from iidlib.runs.checkpoints import Checkpoints
 from iidlib.runs.folder import RunFolder

@@ -1,7 +1,7 @@
-"""Checkpoints of a run: written whole, each with a checksum, and with the conditions that its numbers depend on.
+"""Checkpoints of a run: written atomically, each with a checksum and the conditions that its numbers depend on.
 
-A checkpoint is ``<iteration>.safetensors`` with the state and ``<iteration>.json`` with the facts beside it. It counts
-once both are there, and only while their checksum holds, so that a run that died while writing has the one before.
+A checkpoint is ``<iteration>.safetensors`` with the state and its sidecar ``<iteration>.json`` with the facts. It is
+valid only if both exist and their checksum matches, so a run that died while writing falls back on the one before.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ from iidlib.files import atomic_write
 __all__ = ["Checkpoints"]
 
 KEPT = 2
-"""Checkpoints that stay; the newest may be damaged."""
+"""Number of checkpoints that are kept; more than one, because the newest may be corrupted."""
 
 logger = logging.getLogger("iidlib")
 
@@ -32,22 +32,22 @@ class Checkpoints:
     """The checkpoints in a folder.
 
     Attributes:
-        folder: where they are; made with the first.
+        folder: the folder; created with the first checkpoint.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def save(self, iteration: int, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> Path:
-        """Writes a checkpoint and keeps the last two.
+        """Writes a checkpoint and removes all but the last two.
 
         Args:
-            iteration: iterations done.
+            iteration: number of iterations done.
             tensors: the state.
-            facts: what must still hold when the run goes on, as JSON values.
+            facts: what must still hold when the run is resumed, as JSON values.
 
         Raises:
-            OSError: if it cannot be written; the checkpoints before are as they were.
+            OSError: if it cannot be written; earlier checkpoints are then unchanged.
         """
         path = self.path(iteration)
         self.folder.mkdir(exist_ok=True)
@@ -62,58 +62,58 @@ class Checkpoints:
         return path
 
     def path(self, iteration: int) -> Path:
-        """Where the checkpoint after so many iterations is kept."""
+        """Path of the checkpoint after `iteration` iterations."""
         return self.folder / f"{iteration:07d}.safetensors"
 
     def paths(self) -> list[Path]:
-        """Checkpoints whose both files are there, oldest first; whether they are whole is seen on reading."""
+        """Checkpoints of which both files exist, oldest first; `load` verifies them."""
         found = self.folder.glob("*.safetensors")
-        # other spellings of a number are files of the user's, which `save` must not remove
+        # a number spelled differently is the user's own file, which `save` must not remove
         ours = [path for path in found if re.fullmatch(r"\d+", path.stem) and path == self.path(int(path.stem))]
         names = [path for path in ours if path.is_file() and path.with_suffix(".json").is_file()]
         return sorted(names, key=lambda path: int(path.stem))
 
     def load(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        """Tensors and facts of the newest checkpoint that is whole; None where there are none.
+        """Tensors and facts of the newest valid checkpoint, or None if there are no checkpoints.
 
-        A damaged one, recognised by its checksum, is passed over with a warning.
+        A corrupted one, recognised by its checksum, is skipped with a warning.
 
         Raises:
-            InputError: if there are checkpoints, and none is whole.
+            InputError: if there are checkpoints, but all are corrupted.
         """
         paths = self.paths()
         for path in reversed(paths):
             try:
                 content, known = path.read_bytes(), json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
                 if known.pop("sha256") != _digest(content, known):
-                    raise ValueError("its checksum is another")
+                    raise ValueError("its checksum does not match")
                 _check_facts(known, path)
                 return from_bytes(content), known
             except (SafetensorError, ValueError, KeyError, AttributeError, TypeError, RecursionError, OSError) as error:
                 reason = one_line(error)
-                logger.warning("checkpoint %s is damaged (%s) and passed over", path, reason)
+                logger.warning("checkpoint %s is corrupted (%s) and was skipped", path, reason)
         if paths:
-            raise InputError(f"no checkpoint in {self.folder} is whole; begin anew with another --out")
+            raise InputError(f"all checkpoints in {self.folder} are corrupted; start again with another --out")
         return None
 
 
 def _check_facts(facts: Mapping[str, Any], path: Path) -> None:
-    """Raises ValueError for facts of another shape than `Checkpoints.save` and a run give them."""
+    """Raises ValueError for facts that `Checkpoints.save` and a run would not have written."""
     if facts["iteration"] != int(path.stem) or not isinstance(facts["iteration"], int):
         raise ValueError(f"it says iteration {facts['iteration']!r}")
     if not isinstance(facts.get("conditions", {}), dict):
-        raise ValueError("its conditions are no JSON object")
+        raise ValueError("its conditions are not a JSON object")
     if not isinstance(facts.get("chunk", 0), int):
-        raise ValueError("its chunk is no whole number")
+        raise ValueError("its chunk is not a whole number")
     if not isinstance(facts.get("init", ""), str):
-        raise ValueError("its init is no text")
+        raise ValueError("its init is not text")
     totals = facts.get("totals", [])
     if not isinstance(totals, list) or not all(isinstance(total, int) for total in totals):
-        raise ValueError("its totals are no list of whole numbers")
+        raise ValueError("its totals are not a list of whole numbers")
 
 
 def _digest(content: bytes, facts: Mapping[str, Any]) -> str:
-    """SHA-256 of a checkpoint's tensors and facts together."""
+    """SHA-256 over a checkpoint's tensors and facts."""
     digest = hashlib.sha256(content)
     digest.update(json.dumps(facts, sort_keys=True).encode())
     return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""The claim of a run on its folder: made for the run, kept from other processes, given back where it cannot begin."""
+"""A run's claim on its folder: created for the run, locked against other processes, undone if the run cannot start."""
 
 import contextlib
 import os
@@ -14,7 +14,7 @@ __all__ = ["Claim"]
 
 
 class Claim:
-    """What one process holds and has made of a run's folder, see `iidlib.runs.RunFolder`.
+    """What one process holds and has created of a run's folder, see `iidlib.runs.RunFolder`.
 
     Attributes:
         path: the folder.
@@ -24,24 +24,24 @@ class Claim:
         self.path = path
         self._held = False
         self._made: list[Path] = []
-        self._begun: dict[Path, tuple[int, int]] = {}
+        self._written: dict[Path, tuple[int, int]] = {}
 
     @contextlib.contextmanager
     def begin(self, files: Callable[[], Mapping[str, str]]) -> Iterator[None]:
-        """Makes the folder with its first files, and keeps it from other processes for as long as the block lasts.
+        """Creates the folder with its first files, and locks it against other processes within the block.
 
         Args:
-            files: gives their contents by name, once the folder is held.
+            files: returns their contents by name; called once the folder is locked.
 
         Raises:
-            InputError: if there is something else, the folder is in use, or it cannot be written; what was written is
-                taken back.
+            InputError: if the folder is not empty, is in use, or cannot be written; everything that was written is then
+                removed.
         """
         with contextlib.ExitStack() as held:
             try:
-                self.refuse_full()  # before a lock is put into what may be a folder of the user's
+                self.refuse_full()  # before a lock is put into what may be the user's own folder
                 self._made = make_folders(self.path)
-                held.callback(self._remove_made)  # runs after the lock is gone, which is a file in the folder
+                held.callback(self._remove_made)  # after the lock, a file in the folder, is gone
                 held.enter_context(self.lock())
                 self.refuse_full()
                 self.remove_unfinished()
@@ -57,10 +57,10 @@ class Claim:
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Keeps other processes from working in the folder, for as long as the block or this process lasts.
+        """Locks the folder against other processes until the block, or this process, ends.
 
         Raises:
-            InputError: if another process works there; it is named.
+            InputError: if another process is using it; the message names that process.
             OSError: if the folder cannot be written.
         """
         with contextlib.ExitStack() as held:
@@ -75,25 +75,25 @@ class Claim:
             yield
 
     def refuse_full(self) -> None:
-        """Raises InputError where there is something that a new run must not write over; in use is told as such."""
+        """Raises InputError if a new run would overwrite something; a folder in use has its own message."""
         place = place_of(self.path)
         if not place.exists() or (place.is_dir() and not self._holds_something(place)):
             return
         if place.is_dir() and not self._held and self._signed(place / LOCK):
-            # held by another process, which it names, or left by one that died
+            # held by another process, which the error names, or left by one that died
             with contextlib.suppress(OSError), self.lock():
                 pass
-        begun = ", or resume it with --resume" if (place / "config.yaml").is_file() else ""
-        raise InputError(f"{self.path} exists already; nothing was overwritten: give another --out{begun}")
+        remedy = ", or resume it with --resume" if (place / "config.yaml").is_file() else ""
+        raise InputError(f"{self.path} exists already; nothing was overwritten: give another --out{remedy}")
 
     @staticmethod
     def _signed(lock: Path) -> bool:
-        """Whether a process has put its name into a lock; an empty file may be the user's, and stays."""
+        """Whether a lock names a process; an empty file may be the user's and must stay."""
         return os.path.lexists(lock) and lock.lstat().st_size > 0 and is_lock(lock)
 
     @staticmethod
     def _holds_something(place: Path) -> bool:
-        """Whether there is more than a lock, and what a process left that was killed while it wrote the settings."""
+        """Whether there is more than a lock and what a process left that was killed while writing the settings."""
         return any(
             unfinished(path.name) != "config.yaml" and not (path.name == LOCK and is_lock(path))
             for path in place.iterdir()
@@ -103,22 +103,22 @@ class Claim:
         """Writes a file and remembers it, so that `take_back` can remove it."""
         path = self.path / name
         atomic_write(path, content)
-        self._begun[path] = _version(path)
+        self._written[path] = _version(path)
 
     def take_back(self) -> None:
-        """Removes the first files, unless somebody has changed them, and the folders that were made, where empty."""
-        for path, written in self._begun.items():
+        """Removes the first files, unless they have been changed, and the folders that were created, if empty."""
+        for path, version in self._written.items():
             with contextlib.suppress(OSError):
-                if _version(path) == written:
+                if _version(path) == version:
                     path.unlink()
         self._remove_made()
 
     def _remove_made(self) -> None:
-        """Removes the folders that were made, where they are empty."""
+        """Removes the folders that were created, if they are empty."""
         remove_empty(self._made)
 
     def remove_unfinished(self) -> None:
-        """Removes the temporary files of processes that were killed while writing; of use to whoever holds the lock."""
+        """Removes temporary files of processes that were killed while writing; only the lock's holder may call it."""
         for folder, names in ((self.path, RUN_FILE), (self.path / "checkpoints", CHECKPOINT_FILE)):
             for path in folder.glob(".*"):
                 if names.fullmatch(unfinished(path.name) or "") and path.is_file():
@@ -126,6 +126,6 @@ class Claim:
 
 
 def _version(path: Path) -> tuple[int, int]:
-    """Length and time of a file, by which one that was changed or put in its place is told apart."""
-    facts = path.stat()
-    return facts.st_size, facts.st_mtime_ns
+    """Size and modification time of a file, which reveal that it was changed or replaced."""
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns

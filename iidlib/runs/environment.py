@@ -1,4 +1,4 @@
-"""What a number depends on besides its settings: versions, platform, threads, device, commit."""
+"""What a result depends on besides its settings: versions, platform, threads, device, commit."""
 
 import importlib.metadata
 import platform
@@ -17,7 +17,7 @@ __all__ = ["conditions", "environment", "mismatches"]
 
 
 def environment() -> dict[str, Any]:
-    """What a number depends on beside the settings: versions, platform, threads, commit; no environment variables."""
+    """What a result depends on besides the settings: versions, platform, threads, commit; no environment variables."""
 
     def version(name: str) -> str:
         try:
@@ -41,7 +41,7 @@ def environment() -> dict[str, Any]:
 
 
 def _commit() -> str | None:
-    """The checkout's commit, with ``+`` where it has changes; None outside of a checkout."""
+    """Commit of the checkout, with ``+`` if it has changes; None outside a checkout."""
     root = checkout()
     if root is None or not (root / ".git").exists():
         return None
@@ -57,10 +57,10 @@ def _commit() -> str | None:
 
 
 def conditions(device: torch.device, compile: str) -> dict[str, Any]:
-    """What decides, beside settings and data, how a run's numbers are rounded; as JSON values.
+    """What determines a run's rounding besides settings and data, as JSON values.
 
     Args:
-        device: where the run computes.
+        device: the device that the run computes on.
         compile: the setting ``compute.compile``.
     """
     return {
@@ -72,13 +72,13 @@ def conditions(device: torch.device, compile: str) -> dict[str, Any]:
     }
 
 
-def mismatches(begun: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, list[Any]]:
-    """The conditions that have changed, each with what it was and what it is.
+def mismatches(started: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """Conditions that have changed since a run was started, each with its value then and now.
 
-    The number of threads is not among them: a run that goes on takes the number that it was begun with.
+    The number of threads is not compared: a resumed run uses the number that it was started with.
     """
     return {
-        name: [begun[name], value]
+        name: [started[name], value]
         for name, value in now.items()
-        if name != "threads" and name in begun and begun[name] != value
+        if name != "threads" and name in started and started[name] != value
     }

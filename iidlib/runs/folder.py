@@ -1,7 +1,7 @@
-"""A run's folder on disk: settings, metrics, results and the environment that made them.
+"""A run's folder on disk: settings, metrics, results and the environment that produced them.
 
-Every file is written whole or not at all (a temporary file, flushed to disk, then renamed); only ``metrics.jsonl``
-grows, a line at a time.
+Every file is written atomically (a temporary file, flushed to disk, then renamed); only ``metrics.jsonl`` grows line by
+line.
 """
 
 import contextlib
@@ -46,22 +46,22 @@ class RunFolder:
 
     @property
     def synthetic(self) -> Path:
-        """The distilled set; there once the run is finished."""
+        """Path of the distilled set, which exists once the run is finished."""
         return self.path / "synthetic.safetensors"
 
     @property
     def finished(self) -> bool:
-        """Whether the run has left its result."""
+        """Whether the run has written its result."""
         return self.synthetic.is_file()
 
     @classmethod
     @contextlib.contextmanager
     def begin(cls, path: str | Path, config: RunConfig) -> Iterator["RunFolder"]:
-        """Makes the folder, and keeps it from other processes for as long as the block lasts.
+        """Creates the folder, and locks it against other processes within the block.
 
-        What is there is looked at again, and the files are written, only once the lock is held, so that of two
-        processes that begin at once one has the folder, and the other finds it in use. If the run cannot begin, what it
-        wrote is taken back. Within the block that is up to `discard`.
+        The folder is checked again, and its files are written, only once the lock is held: of two processes that start
+        at the same time, one gets the folder and the other finds it in use. If the run cannot start, everything it
+        wrote is removed; within the block, `discard` does that.
 
         Raises:
             InputError: if the path exists and is not an empty folder, is in use, or cannot be written.
@@ -76,7 +76,7 @@ class RunFolder:
             yield folder
 
     def check_free(self) -> None:
-        """Finds out, before the data are loaded, whether a run can begin here; `begin` looks again.
+        """Checks whether a run can start here, before the data are loaded; `begin` checks again.
 
         Raises:
             InputError: if the path exists and is not an empty folder, is in use, or cannot be read.
@@ -87,63 +87,65 @@ class RunFolder:
             raise InputError(f"cannot write the run folder {self.path}: {error.strerror or error}") from None
 
     def discard(self) -> None:
-        """Takes back what `begin` wrote, for a run that could not begin.
+        """Removes what `begin` wrote, for a run that could not start.
 
-        The settings and the environment go, unless somebody has changed them since; so do the folders that were made,
-        as long as nothing else is in them: now, or once the block of `begin` has let go of the lock. Whatever else is
-        there stays, and so does a folder or a link that was there before. What cannot be removed stays without an
-        error: the caller has one of its own to tell.
+        Removes the settings and the environment, unless they have been changed since, and the folders that were
+        created, if nothing else is in them (now, or when the block of `begin` releases the lock). Everything else
+        stays, including a folder or a link that existed before. What cannot be removed stays without an error, because
+        the caller has its own to report.
         """
         self._claim.take_back()
 
     @classmethod
     def reopen(cls, path: str | Path, config: RunConfig, *, more: bool = False) -> "RunFolder":
-        """The folder of a run that was begun with the same settings, ``pool.untrained`` aside.
+        """The folder of a run that was started with the same settings, except for ``pool.untrained``.
 
         Args:
             path: the folder.
             config: the settings.
-            more: accept another number of iterations, for a run that is to be continued; whether it is too small, its
-                checkpoints say.
+            more: accept another number of iterations, for a run that is to be continued; the checkpoints later show
+                whether it is too small.
 
         Raises:
-            InputError: if there is no run, or it was begun with other settings (the first that differs is named).
+            InputError: if there is no run, or it was started with other settings (the message names the first that
+                differs).
         """
         folder = cls(path)
         if not (folder.path / "config.yaml").is_file():
-            raise InputError(f"no run to resume at {path} (it has no config.yaml); leave --resume out to begin one")
-        begun = folder.config()
-        # whether weak networks are refused changes no number, and a run that they ended is to be finished with them
-        begun = attrs.evolve(begun, pool=attrs.evolve(begun.pool, untrained=config.pool.untrained))
+            raise InputError(f"no run to resume at {path} (it has no config.yaml); omit --resume to start one")
+        started = folder.config()
+        # whether weak networks are refused changes no number, and a run that ended because of them may be finished
+        started = attrs.evolve(started, pool=attrs.evolve(started.pool, untrained=config.pool.untrained))
         if more:
-            begun = attrs.evolve(begun, iterations=config.iterations)
-        if same_dataset(begun.dataset, config.dataset):  # whether the images are the same is for the checkpoints to say
-            begun = attrs.evolve(begun, dataset=config.dataset)
-        if begun != config:
+            started = attrs.evolve(started, iterations=config.iterations)
+        if same_dataset(started.dataset, config.dataset):  # the checkpoints show whether the images are the same
+            started = attrs.evolve(started, dataset=config.dataset)
+        if started != config:
             mine = dict(line.split(": ", 1) for line in _lines(config))
-            theirs = dict(line.split(": ", 1) for line in _lines(begun))
+            theirs = dict(line.split(": ", 1) for line in _lines(started))
             key = next(key for key in mine if mine[key] != theirs.get(key))
             raise InputError(
-                f"the run at {path} was begun with {key}={theirs[key]}, not {mine[key]}; resume it as it was"
+                f"the run at {path} was started with {key}={theirs[key]}, not {mine[key]}; "
+                "resume it with the same settings"
             )
         return folder
 
     @classmethod
     @contextlib.contextmanager
     def resume(cls, path: str | Path, config: RunConfig) -> Iterator["RunFolder"]:
-        """The folder of a run that goes on, kept from other processes for as long as the block lasts.
+        """The folder of a run that is resumed, locked against other processes within the block.
 
         Raises:
-            InputError: as `reopen` with `more`; or if another process works there, or nothing can be written.
+            InputError: as `reopen` with `more`; or if another process is using it, or it cannot be written.
         """
         folder = cls.reopen(path, config, more=True)
         with contextlib.ExitStack() as held:
             try:
                 held.enter_context(folder.lock())
-                cls.reopen(path, config, more=True)  # as it is now that nobody else works there
+                cls.reopen(path, config, more=True)  # again, now that the folder is locked
                 folder.remove_unfinished()
             except OSError as error:
-                raise InputError(f"cannot go on in the run folder {path}: {error.strerror or error}") from None
+                raise InputError(f"cannot resume in the run folder {path}: {error.strerror or error}") from None
             yield folder
 
     def write_continued(self, config: RunConfig, totals: Sequence[int]) -> None:
@@ -151,34 +153,34 @@ class RunFolder:
 
         Args:
             config: the settings, with all iterations.
-            totals: the numbers of iterations at which it was to end before.
+            totals: numbers of iterations at which the run was to end before.
         """
-        told = ", then ".join(map(str, totals))
-        text = f"# continued: iterations was {told}\n{configuration.to_yaml(config)}"
+        before = ", then ".join(map(str, totals))
+        text = f"# continued: iterations was {before}\n{configuration.to_yaml(config)}"
         atomic_write(self.path / "config.yaml", text)
 
     def rename_scores(self, iterations: int) -> None:
-        """Renames the scores of a set that is about to be replaced; they stay as ``scores-ITERATIONS.json``.
+        """Renames the scores of a set that is about to be replaced to ``scores-ITERATIONS.json``.
 
-        What an evaluation of that set left unfinished goes.
+        The scores of an incomplete evaluation of that set are removed.
         """
         (self.path / "scores-incomplete.json").unlink(missing_ok=True)
         with contextlib.suppress(FileNotFoundError):
             (self.path / "scores.json").replace(self.path / f"scores-{iterations}.json")
 
     def remove_unfinished(self) -> None:
-        """Removes the temporary files of processes that were killed while writing; of use to whoever holds the lock."""
+        """Removes temporary files of processes that were killed while writing; only the lock's holder may call it."""
         self._claim.remove_unfinished()
 
     @property
     def checkpoints(self) -> Path:
-        """Where its checkpoints are, see `iidlib.runs.checkpoints`."""
+        """Folder of the checkpoints, see `iidlib.runs.checkpoints`."""
         return self.path / "checkpoints"
 
     def note(self, name: str, value: Any) -> None:
-        """Adds to a list in ``environment.json``, which says under what conditions the run was made.
+        """Appends to a list in ``environment.json``, the record of the conditions of the run.
 
-        A corrupted one is set aside, with a warning, and a new one begun.
+        A corrupted file is set aside, with a warning, and a new one is started.
         """
         path = self.path / "environment.json"
         known: dict[str, Any] = {}
@@ -186,7 +188,7 @@ class RunFolder:
             known = json_object(path.read_bytes())
             listed = known.get(name, [])
             if not isinstance(listed, list):
-                raise ValueError(f"{name} is no list")
+                raise ValueError(f"{name} is not a list")
         except FileNotFoundError:
             listed = []
         except (ValueError, RecursionError) as error:
@@ -195,7 +197,7 @@ class RunFolder:
         atomic_write(path, json.dumps(known | {name: [*listed, value]}, indent=2) + "\n")
 
     def noted(self, name: str) -> dict[str, Any]:
-        """What was added last under a name by `note`; empty where there is nothing, or the file cannot be read."""
+        """The last value that `note` added under a name; empty if there is none, or the file cannot be read."""
         try:
             listed = json_object((self.path / "environment.json").read_bytes()).get(name)
         except (OSError, ValueError, RecursionError):
@@ -204,53 +206,53 @@ class RunFolder:
         return last if isinstance(last, dict) else {}
 
     def config(self) -> RunConfig:
-        """The run's settings.
+        """Settings of the run.
 
         Raises:
-            InputError: if its ``config.yaml`` is missing or damaged.
+            InputError: if its ``config.yaml`` is missing or corrupted.
         """
         path = self.path / "config.yaml"
         try:
             return configuration.from_yaml(path.read_text(encoding="utf-8"))
-        # what cannot be decoded is a ValueError, and so is a wrong setting
+        # a decoding error is a ValueError, and so is a wrong setting
         except (OSError, ValueError) as error:
-            raise InputError(f"{path} is damaged: {' '.join(str(error).split())}") from None
+            raise InputError(f"{path} is corrupted: {' '.join(str(error).split())}") from None
 
     def append_metrics(self, row: Mapping[str, Any]) -> None:
-        """Adds a line to ``metrics.jsonl``."""
+        """Appends a line to ``metrics.jsonl``."""
         with (self.path / "metrics.jsonl").open("a", encoding="utf-8", newline="\n") as file:
             file.write(json.dumps(row) + "\n")
 
     def metrics(self) -> pd.DataFrame:
-        """The logged iterations, one row each; empty where there are none."""
+        """Logged iterations, one row each; empty if there are none."""
         return pd.DataFrame(self.metric_rows())
 
     def metric_rows(self) -> list[dict[str, Any]]:
-        """The logged iterations as they were written, in order, see `iidlib.runs.records.metric_rows`.
+        """Logged iterations as they were written, in order, see `iidlib.runs.records.metric_rows`.
 
         Raises:
-            InputError: if the file is there and cannot be read.
+            InputError: if the file exists but cannot be read.
         """
         return metric_rows(self.path / "metrics.jsonl")
 
     def rewind_metrics(self, iteration: int) -> None:
-        """Drops logged iterations at or after `iteration`, which a resumed run computes again."""
+        """Drops logged iterations from `iteration` on, which a resumed run computes again."""
         rows = [row for row in self.metric_rows() if row["iteration"] < iteration]
         atomic_write(self.path / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Keeps other processes from working in the folder, for as long as the block or this process lasts.
+        """Locks the folder against other processes until the block, or this process, ends.
 
         Raises:
-            InputError: if another process works there; it is named.
+            InputError: if another process is using it; the message names that process.
             OSError: if the folder cannot be written.
         """
         with self._claim.lock():
             yield
 
     def scores(self) -> list[dict[str, Any]]:
-        """The records of ``scores.json``, one for each evaluated network; none where there is no such file.
+        """Records of ``scores.json``, one per evaluated network; empty if there is no such file.
 
         Raises:
             InputError: for a corrupted file.
@@ -259,20 +261,20 @@ class RunFolder:
             return score_records(self.path / "scores.json")
         except ValueError as error:
             again = f"iid evaluate {shlex.quote(str(self.path))}"
-            reason = f"{self.path / 'scores.json'} is damaged ({one_line(error)})"
-            raise InputError(f"{reason}; evaluate the run again, and it is replaced: {again}") from None
+            reason = f"{self.path / 'scores.json'} is corrupted ({one_line(error)})"
+            raise InputError(f"{reason}; evaluate the run again to replace it: {again}") from None
 
     def scored(self) -> bool:
-        """Whether there are scores that can be read."""
+        """Whether there are readable scores."""
         try:
             return bool(self.scores())
         except InputError:
             return False
 
     def write_scores(self, frame: pd.DataFrame) -> None:
-        """Writes ``scores.json``: one record for each evaluated network.
+        """Writes ``scores.json``, one record per evaluated network.
 
-        A corrupted one is set aside, with a warning.
+        A corrupted file is set aside, with a warning.
         """
         path = self.path / "scores.json"
         if path.exists() and not self.scored():

@@ -1,4 +1,4 @@
-"""Every run below a folder as one table."""
+"""All runs below a folder as one table."""
 
 from pathlib import Path
 
@@ -10,16 +10,16 @@ __all__ = ["runs_frame"]
 
 
 def runs_frame(root: str | Path) -> pd.DataFrame:
-    """Every evaluated network of every run below a folder, one row each: settings, scores and environment.
+    """Evaluated networks of all runs below a folder, one row each.
 
     Args:
-        root: searched for folders that hold ``config.yaml`` and ``scores.json``.
+        root: folder to search for runs with ``config.yaml`` and ``scores.json``.
 
     Raises:
-        InputError: for a file among them that is damaged.
+        InputError: if one of these files is corrupted.
 
     Returns:
-        Columns run, dataset, method, ipc, scale, seed, iterations, and those of the scores; empty without runs.
+        Columns run, dataset, method, ipc, scale, seed, iterations, and those of the scores; empty if there are no runs.
     """
     frames = []
     for scores in sorted(Path(root).rglob("scores.json")):

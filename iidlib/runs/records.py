@@ -1,4 +1,4 @@
-"""What a run has logged and how it was evaluated, read from files that may be cut short or corrupted."""
+"""Metrics and scores of a run, read from files that may be truncated or corrupted."""
 
 import contextlib
 import json
@@ -17,26 +17,26 @@ __all__ = ["json_object", "metric_rows", "score_records", "score_text"]
 
 
 def json_object(text: bytes) -> dict[str, Any]:
-    """A JSON object.
+    """Parses a JSON object.
 
     Raises:
         ValueError: for anything else.
-        RecursionError: for lists without end in lists.
+        RecursionError: for JSON that is nested too deeply.
     """
-    found = json.loads(text)
-    if not isinstance(found, dict):
+    value = json.loads(text)
+    if not isinstance(value, dict):
         raise ValueError("it is not a JSON object")
-    return found
+    return value
 
 
 def metric_rows(path: Path) -> list[dict[str, Any]]:
-    """The logged iterations in a ``metrics.jsonl``, in order; none where there is no such file.
+    """Logged iterations in a ``metrics.jsonl``, in order; empty if there is no such file.
 
-    A line that a crash cut short, or that is none of a run's, is left out: a row has a whole number of iterations,
-    above that of the row before it, and numbers.
+    Lines that a crash truncated, or that no run wrote, are skipped: a row has a whole number of iterations, above that
+    of the row before it, and only numbers.
 
     Raises:
-        InputError: if the file is there and cannot be read.
+        InputError: if the file exists but cannot be read.
     """
     rows: list[dict[str, Any]] = []
     try:
@@ -44,7 +44,8 @@ def metric_rows(path: Path) -> list[dict[str, Any]]:
     except FileNotFoundError:
         return rows
     except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror or error}; move it away to do without it") from None
+        reason = error.strerror or error
+        raise InputError(f"cannot read {path}: {reason}; move it away to continue without it") from None
     for line in lines:
         with contextlib.suppress(ValueError, RecursionError):
             row = json_object(line)
@@ -54,20 +55,20 @@ def metric_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def score_text(scores: "pd.DataFrame") -> str:
-    """The text of a ``scores.json``: a record for each evaluated network.
+    """Text of a ``scores.json``: one record per evaluated network.
 
-    A folder's name may hold bytes that the locale does not know, which the writer of JSON refuses; they are made
-    readable.
+    A folder's name may hold bytes that cannot be decoded in this locale and that the JSON writer rejects; they are
+    replaced by readable ones.
     """
     plain = scores.map(lambda value: readable(value) if isinstance(value, str) else value)
     return plain.to_json(orient="records", indent=2) + "\n"
 
 
 def score_records(path: Path) -> list[dict[str, Any]]:
-    """The records of a ``scores.json``, one for each evaluated network; none where there is no such file.
+    """Records of a ``scores.json``, one per evaluated network; empty if there is no such file.
 
     Raises:
-        ValueError: for a corrupted file, with the reason.
+        ValueError: if the file is corrupted, with the reason.
     """
     try:
         records = json.loads(path.read_bytes())
@@ -88,14 +89,14 @@ def _is_number(value: Any) -> bool:
 
 
 def _is_metric_row(row: Mapping[str, Any]) -> bool:
-    """Whether a row is one that a run has logged; what the step measured may be any number, infinities included."""
+    """Whether a row may have been logged by a run; measured values may be any number, infinities included."""
     if not all(map(_is_number, row.values())) or not isinstance(row.get("iteration"), int):
         return False
     return row["iteration"] >= 0 and math.isfinite(row.get("seconds", 0))
 
 
 def _is_score(record: Mapping[str, Any]) -> bool:
-    """Whether a record is an evaluated network's: one value for each column, and an accuracy, which may be null."""
+    """Whether a record describes an evaluated network: plain values, among them an accuracy, which may be null."""
     accuracy = record.get("accuracy", "")
     plain = not any(isinstance(value, dict | list) for value in record.values())
     return plain and (accuracy is None or _is_number(accuracy))

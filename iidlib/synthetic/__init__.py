@@ -1,4 +1,4 @@
-"""The learned images (``sets``), and their file. ``door`` and ``foreign``, what is refused and why, may be skipped."""
+"""The learned images (``sets``) and their file. ``door`` and ``foreign``, which reject bad input, may be skipped."""
 
 from iidlib.synthetic.beginnings import check_real
 from iidlib.synthetic.mosaics import expand

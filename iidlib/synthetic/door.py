@@ -1,7 +1,7 @@
-"""What a synthetic set is made of, taken in the forms that people have it in, or refused in one line.
+"""Conversion and validation of the parts of a synthetic set; bad input raises a one-line error.
 
-Sets come from optimisers, numpy, other people's files: in half precision, as pixels, with labels in a list. All that
-uses a set may rely on one form, which is made here or nowhere.
+Sets come from optimisers, numpy and other people's files: in half precision, as pixels, with labels in a list. They are
+converted here, once, to the one form that all other code relies on.
 """
 
 import operator
@@ -18,23 +18,24 @@ __all__ = ["as_count", "as_factor", "as_images", "as_labels", "check_spec", "cla
 
 
 LARGEST = torch.finfo(torch.float32).max
-"""The largest mean or deviation, as images are normalised in float32."""
+"""Largest mean or standard deviation, as images are normalised in float32."""
 
 SMALLEST = torch.finfo(torch.float32).tiny
-"""The smallest deviation: one below it is 0 there."""
+"""Smallest standard deviation; anything below it is 0 in float32."""
 
 
 def check_spec(spec: DatasetSpec) -> None:
-    """Refuses a specification by which images cannot be normalised.
+    """Rejects a specification with which images cannot be normalised.
 
     Raises:
-        InputError: if it is none, has no classes, or has not one mean and one deviation above zero for each channel.
+        InputError: if it is not a DatasetSpec, has no classes, or does not have one mean and one positive standard
+            deviation per channel.
     """
     if not isinstance(spec, DatasetSpec):
         raise InputError(f"spec must be a DatasetSpec, such as load_dataset('cifar10').spec, got {_short(spec)}")
     if not spec.classes:
         raise InputError(
-            f"the spec of {spec.name} names no classes; take that of a loaded dataset: load_dataset(...).spec"
+            f"the spec of {spec.name} has no classes; use that of a loaded dataset: load_dataset(...).spec"
         )
     for name, numbers in (("mean", spec.mean), ("std", spec.std)):
         if len(numbers) != spec.channels or not all(abs(number) <= LARGEST for number in numbers):  # NaN is not
@@ -42,21 +43,21 @@ def check_spec(spec: DatasetSpec) -> None:
                 f"the spec of {spec.name} needs one {name} for each of {spec.channels} channels, got {numbers}"
             )
     if min(spec.std) < SMALLEST:
-        raise InputError(f"std of the spec of {spec.name} must be above 0, by which images are divided; got {spec.std}")
+        raise InputError(f"std of the spec of {spec.name} must be above 0, as images are divided by it; got {spec.std}")
 
 
 def as_images(given: object, spec: DatasetSpec) -> Tensor:
-    """Images as a set holds them, float32 [C*ipc, K, H, H], normalised; the very tensor given where it is so already.
+    """Images as a set holds them, float32 [C*ipc, K_in, H, H], normalised; the given tensor itself if it fits already.
 
-    Other floating point becomes float32. uint8 is taken for pixels, and normalised with the mean and deviation of
-    `spec`. Layout, device, and whether a gradient is needed stay as they are.
+    Other floating-point types become float32. uint8 is interpreted as pixels and normalised with the mean and standard
+    deviation of `spec`. Layout, device and ``requires_grad`` do not change.
 
     Args:
-        given: a tensor, or what `torch.as_tensor` makes one of.
-        spec: of the dataset that they stand for.
+        given: a tensor, or anything that `torch.as_tensor` accepts.
+        spec: specification of the dataset that the images represent.
 
     Raises:
-        InputError: for another shape, another type of number, no images, or numbers that are not finite in float32.
+        InputError: for a wrong shape or type, no images, or values that are not finite in float32.
     """
     images = _as_tensor(given, "images")
     size, classes = spec.image_size, len(spec.classes)
@@ -68,16 +69,16 @@ def as_images(given: object, spec: DatasetSpec) -> Tensor:
         raise InputError(f"{wanted}, got {tuple(images.shape)}{remedy}")
     if not len(images) or len(images) % classes:
         equal = "at least one image of each class" if not len(images) else "the same number of images for each class"
-        raise InputError(f"{wanted}, got {tuple(images.shape)}; it takes {equal}")
+        raise InputError(f"{wanted}, got {tuple(images.shape)}; it must have {equal}")
     if images.dtype == torch.uint8:
         images = normalize(images, spec)
     elif not images.is_floating_point():
         raise InputError(
             f"images of a synthetic set must be floating point, normalised, or pixels in uint8; got {_kind(images)}"
         )
-    images = images.float()  # the tensor itself where it is float32
+    images = images.float()  # the same tensor if it is float32 already
     if not bool(torch.isfinite(images.detach()).all()):
-        wrong = (~torch.isfinite(images.detach())).flatten(1).any(1).nonzero()[:, 0].tolist()
+        wrong = (~torch.isfinite(images.detach())).flatten(1).any(1).nonzero()[:, 0].tolist()  # indices of images
         raise InputError(
             f"{len(wrong)} of {len(images)} images hold values that are not finite (NaN, or beyond float32), the first "
             f"is image {wrong[0]}; such a set trains no network"
@@ -86,15 +87,15 @@ def as_images(given: object, spec: DatasetSpec) -> Tensor:
 
 
 def as_labels(given: object, images: Tensor, spec: DatasetSpec) -> Tensor:
-    """Labels as a set holds them, int64 [C*ipc], on the images' device; the very tensor given where it is so already.
+    """Labels as a set holds them, int64 [C*ipc], on the images' device; the given tensor itself if it fits already.
 
     Args:
-        given: whole numbers, in a tensor or in what `torch.as_tensor` makes one of.
-        images: what they belong to, as `as_images` gives them.
-        spec: of the dataset, whose classes they number.
+        given: whole numbers, in a tensor or anything that `torch.as_tensor` accepts.
+        images: their images, as returned by `as_images`.
+        spec: specification of the dataset whose classes they index.
 
     Raises:
-        InputError: for another number of labels, what is no class, or classes with unequal numbers of images.
+        InputError: for a wrong number of labels, a label that is not a class, or unequal numbers of images per class.
     """
     labels = _as_tensor(list(given) if isinstance(given, range) else given, "labels")
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
@@ -106,7 +107,7 @@ def as_labels(given: object, images: Tensor, spec: DatasetSpec) -> Tensor:
         raise InputError(
             f"labels of a synthetic set must be [{len(images)}], one for each image, got {list(labels.shape)}"
         )
-    labels = labels.to(device=images.device, dtype=torch.int64)
+    labels = labels.to(device=images.device, dtype=torch.int64)  # [C*ipc]
     classes = len(spec.classes)
     outside = ((labels < 0) | (labels >= classes)).nonzero()[:, 0].tolist()
     if outside:
@@ -115,27 +116,27 @@ def as_labels(given: object, images: Tensor, spec: DatasetSpec) -> Tensor:
             f"for image {outside[0]}"
         )
     ipc = len(images) // classes
-    counts = torch.bincount(labels, minlength=classes).tolist()
+    counts = torch.bincount(labels, minlength=classes).tolist()  # [C]
     if unequal := [label for label, count in enumerate(counts) if count != ipc]:
-        told = listed([f"{spec.classes[label]!r} {counts[label]}" for label in unequal], 3)
-        raise InputError(f"a synthetic set of {len(images)} images needs {ipc} of each class; there are of {told}")
+        numbers = listed([f"{spec.classes[label]!r} {counts[label]}" for label in unequal], 3)
+        raise InputError(f"a synthetic set of {len(images)} images needs {ipc} of each class; got {numbers}")
     return labels
 
 
 def as_factor(given: object) -> int:
-    """The partition factor as an int; whether it divides the images, `expand` says.
+    """The partition factor as an int; `expand` checks that it divides the images.
 
     Raises:
-        InputError: if it is no whole number.
+        InputError: if it is not a whole number.
     """
     return as_count(given, "factor")
 
 
 def as_count(given: object, called: str) -> int:
-    """A whole number as an int; what is true or false is none.
+    """A whole number as an int; booleans are rejected.
 
     Raises:
-        InputError: if it is no whole number.
+        InputError: if it is not a whole number.
     """
     try:
         if isinstance(given, bool):
@@ -146,14 +147,14 @@ def as_count(given: object, called: str) -> int:
 
 
 def class_order(labels: Tensor) -> Tensor | None:
-    """Indices that bring labels into ascending order and leave equal ones as they follow each other.
+    """Indices that sort labels [N] in ascending order, stably.
 
     Returns:
-        int64 [N] on the labels' device, or None where the labels are in order.
+        int64 [N] on the labels' device, or None if the labels are sorted already.
     """
     if bool((labels[1:] >= labels[:-1]).all()):
         return None
-    return labels.argsort(stable=True)
+    return labels.argsort(stable=True)  # [N]
 
 
 def _as_tensor(given: object, called: str) -> Tensor:
@@ -162,7 +163,7 @@ def _as_tensor(given: object, called: str) -> Tensor:
             f"{called} of a synthetic set must be one tensor, got a list of {len(given)}: torch.stack them"
         )
     try:
-        if isinstance(given, np.ndarray):  # torch takes neither another byte order nor a reversed axis
+        if isinstance(given, np.ndarray):  # torch accepts neither foreign byte order nor a reversed axis
             given = np.ascontiguousarray(given, dtype=given.dtype.newbyteorder("="))
         tensor = torch.as_tensor(given)
     except (TypeError, ValueError, RuntimeError) as error:

@@ -1,7 +1,7 @@
-"""Mosaics: f x f smaller images stored as one, and what a network sees of them.
+"""Mosaics: f x f smaller images stored as one, and their expansion to full size.
 
-With a partition factor f (IDM, Zhao et al., CVPR 2023) a stored image is a mosaic of f x f smaller ones, and what a
-network sees are these, each enlarged to full size: as many numbers stored, f^2 times as many images to learn from.
+With a partition factor f (IDM, Zhao et al., CVPR 2023) a stored image is a mosaic of f x f smaller ones. A network sees
+these, each enlarged to full size: the same number of stored values, f^2 times as many training images.
 """
 
 import torch.nn.functional as F
@@ -13,18 +13,17 @@ __all__ = ["expand", "mosaics"]
 
 
 def expand(images: Tensor, factor: int) -> Tensor:
-    """Cuts each image into factor x factor tiles and enlarges each tile to the image's size; differentiable.
+    """Cuts each image into factor x factor tiles and resizes each tile to the image's size; differentiable.
 
-    Bilinear, ``align_corners=False``, as in the released code of IDM. There the tiles of one place follow those of
-    another; here the tiles of an image stay together, row by row, so that images sorted by class stay sorted.
-    Explained in chapter 06.
+    Bilinear, ``align_corners=False``, as in IDM's released code. That code orders the tiles by position; here the tiles
+    of an image stay together, row by row, so that images sorted by class stay sorted. Explained in chapter 06.
 
     Args:
         images: floating point [B, K, H, W].
-        factor: tiles along a side; 1 gives the images as they are.
+        factor: number of tiles along a side; 1 returns the images unchanged.
 
     Returns:
-        [B * factor^2, K, H, W].
+        The tiles at full size, [B * factor^2, K, H, W].
 
     Raises:
         InputError: if the factor does not divide the image's sides.
@@ -43,9 +42,9 @@ def expand(images: Tensor, factor: int) -> Tensor:
 
 
 def mosaics(images: Tensor, factor: int) -> Tensor:
-    """Each factor^2 images in a row, downscaled by averaging, as the tiles of one image: the reverse of `expand`.
+    """Combines every factor^2 consecutive images, downscaled by averaging, into one: the reverse of `expand`.
 
-    With factor 2 averaging is what the released code's bilinear downscaling computes.
+    With factor 2, averaging equals the released code's bilinear downscaling.
     """
     tiles = F.avg_pool2d(images, factor).unflatten(0, (-1, factor, factor))  # [B, f, f, K, h, w]
     return tiles.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)  # [B, K, H, W]

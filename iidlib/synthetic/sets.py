@@ -1,4 +1,4 @@
-"""The synthetic set: the images being learned, their labels and where they come from; saved without pickle."""
+"""The synthetic set: the images being learned, their labels and their provenance; saved without pickle."""
 
 import dataclasses
 import io
@@ -28,29 +28,27 @@ __all__ = ["SyntheticSet"]
 
 @dataclass
 class SyntheticSet:
-    """Synthetic (or selected real) images of every class, the same number each, sorted by class.
+    """Synthetic (or selected real) images, the same number for every class, sorted by class.
 
-    Images of other programs are taken as they come: what has another form is converted, into a copy, and what cannot
-    be is refused. Half and double precision become float32; uint8 is taken for pixels, and normalised by `spec`; labels
-    may be any whole numbers, also in a list or an array; images in another order are sorted by class, those of a class
-    keep their order. What is float32 and sorted already stays the tensor that was given.
+    Images from other programs are accepted: other forms are converted into a copy, or rejected if they cannot be. Half
+    and double precision become float32; uint8 is interpreted as pixels and normalised with `spec`; labels may be any
+    whole numbers, in a list or an array too; unsorted images are sorted by class, stably. A tensor that is float32 and
+    sorted already is used as it is.
 
     Attributes:
-        images: float32 [C*ipc, channels, H, W], normalised with the mean and standard deviation of `spec`; finite.
-        labels: long [C*ipc]: 0 ... 0, 1 ... 1, and so on, on the images' device.
-        spec: the dataset that they stand for.
+        images: float32 [C*ipc, K_in, H, W], normalised with the mean and standard deviation of `spec`; finite.
+        labels: int64 [C*ipc]: 0 ... 0, 1 ... 1, and so on, on the images' device.
+        spec: specification of the dataset that the images represent.
         provenance: method, seed, iterations, config hash, library version and so on, as text.
-        factor: tiles along a side of an image, see `expand`; 1 for images that are shown as they are.
+        factor: number of tiles along a side of an image, see `expand`; 1 for images that are not mosaics.
 
     Raises:
-        InputError: for images or labels of another shape or type, images that are not finite, labels that are no class,
-            classes with unequal numbers of images, or a factor that does not fit.
+        InputError: for images or labels of a wrong shape or type, images that are not finite, labels that are not
+            classes, unequal numbers of images per class, or a factor that does not fit.
 
     Example:
         >>> from iidlib import load_dataset
-        >>> from iidlib.rng import stream
-        >>> real = load_dataset("cifar10-mini").train
-        >>> synthetic = SyntheticSet.from_real(real, ipc=2, generator=stream(0, 0, "start"))
+        >>> synthetic = SyntheticSet.from_real(load_dataset("cifar10-mini").train, ipc=2, generator=torch.Generator())
         >>> synthetic.by_class().shape
         torch.Size([10, 2, 3, 32, 32])
     """
@@ -63,40 +61,41 @@ class SyntheticSet:
 
     def __post_init__(self) -> None:
         check_spec(self.spec)
-        self.images = as_images(self.images, self.spec)
-        self.labels = as_labels(self.labels, self.images, self.spec)
-        if (order := class_order(self.labels)) is not None:
+        self.images = as_images(self.images, self.spec)  # [C*ipc, K_in, H, W]
+        self.labels = as_labels(self.labels, self.images, self.spec)  # [C*ipc]
+        if (order := class_order(self.labels)) is not None:  # [C*ipc]
             self.images, self.labels = self.images[order], self.labels[order]
         if not isinstance(self.provenance, dict):
-            raise InputError(f"provenance of a synthetic set must be a dict of texts, got {self.provenance!r}")
+            raise InputError(f"provenance of a synthetic set must be a dict of strings, got {self.provenance!r}")
         if self.spec.ranges:
             self.provenance = self.provenance | {"range": self.spec.ranges}
         self.factor = as_factor(self.factor)
-        expand(self.images[:1].detach(), self.factor)  # refuses a factor that does not fit
+        expand(self.images[:1].detach(), self.factor)  # rejects a factor that does not fit
 
     @property
     def ipc(self) -> int:
-        """Images stored a class; a network sees factor^2 times as many."""
+        """Number of stored images per class; a network sees factor^2 times as many."""
         return len(self.images) // len(self.spec.classes)
 
     def expanded(self) -> "SyntheticSet":
-        """The images that a network is trained on, factor^2 for each stored one; the set itself where that is one."""
+        """The set that networks are trained on: factor^2 images for each stored one; this set itself if factor is 1."""
         if self.factor == 1:
             return self
-        labels = self.labels.repeat_interleave(self.factor**2)
-        return SyntheticSet(expand(self.images.detach(), self.factor), labels, self.spec, dict(self.provenance))
+        images = expand(self.images.detach(), self.factor)  # [C*ipc*factor^2, K_in, H, W]
+        labels = self.labels.repeat_interleave(self.factor**2)  # [C*ipc*factor^2]
+        return SyntheticSet(images, labels, self.spec, dict(self.provenance))
 
     def by_class(self) -> Tensor:
-        """The images with a class axis, [C, ipc, channels, H, W]; a view."""
-        return self.images.unflatten(0, (len(self.spec.classes), self.ipc))
+        """The images with a class axis, [C, ipc, K_in, H, W]; a view."""
+        return self.images.unflatten(0, (len(self.spec.classes), self.ipc))  # [C, ipc, K_in, H, W]
 
     def to_uint8(self) -> Tensor:
-        """The images as they are seen, uint8 [C*ipc, channels, H, W]: denormalised, clipped to [0, 255], rounded."""
+        """The images as pixels, uint8 [C*ipc, K_in, H, W]: denormalised, clipped to [0, 255], rounded."""
         return denormalize(self.images.detach(), self.spec).clamp(0, 1).mul(255).round().to(torch.uint8)
 
     def save_png(self, path: str | Path) -> None:
-        """Writes the images as a picture, a class a row, each image in its own pixels with a line between them."""
-        grid = make_grid(self.to_uint8().cpu(), nrow=self.ipc, padding=2, pad_value=255)
+        """Writes the images as a PNG grid, one class per row, at their own resolution with a line between them."""
+        grid = make_grid(self.to_uint8().cpu(), nrow=self.ipc, padding=2, pad_value=255)  # [3, H_grid, W_grid]
         buffer = io.BytesIO()
         Image.fromarray(grid.permute(1, 2, 0).numpy()).save(buffer, format="PNG")
         atomic_write(_file_to_write(path), buffer.getvalue())
@@ -105,20 +104,21 @@ class SyntheticSet:
     def from_real(
         cls, real: RealSet, ipc: int, generator: torch.Generator, init: str = "real", factor: int = 1
     ) -> "SyntheticSet":
-        """A starting point: random real images of each class, without replacement, or normal noise.
+        """Starting point of a distillation: random real images of each class, without replacement, or Gaussian noise.
 
         Args:
             real: the training images.
-            ipc: images stored a class.
-            generator: on the CPU; the same draw on every device, and the same first images for every factor.
-            init: ``"real"``: with a factor above 1 each tile is another real image, downscaled; ``"crops"``: whole
-                real images, whose tiles are then crops (what the released IDM script for TinyImageNet does);
+            ipc: number of stored images per class.
+            generator: random source, on the CPU: the draw is the same on every device, and so are the first images for
+                every factor.
+            init: ``"real"``: with a factor above 1, each tile is a different real image, downscaled; ``"crops"``: real
+                images at full size, whose tiles are therefore crops (as in the released IDM script for TinyImageNet);
                 ``"noise"``.
-            factor: tiles along a side of an image.
+            factor: number of tiles along a side of an image.
 
         Raises:
-            InputError: if ipc is below 1, if it takes more images than the smallest class has, if the factor does not
-                divide the image's side, or if init is unknown.
+            InputError: if ipc is below 1, the smallest class has too few images, the factor does not divide the image's
+                side, or init is unknown.
         """
         if init not in ("real", "crops", "noise"):
             raise InputError(f"syn.init must be real, crops or noise, got {init!r}")
@@ -127,55 +127,56 @@ class SyntheticSet:
             return cls.from_index(real, real.sample(ipc * factor**2, generator).index, factor)
         if init == "noise":
             size = real.spec.image_size
-            images = torch.randn((real.num_classes * ipc, real.spec.channels, size, size), generator=generator)
-            images = images.to(real.device)
+            shape = (real.num_classes * ipc, real.spec.channels, size, size)
+            images = torch.randn(shape, generator=generator).to(real.device)  # [C*ipc, K_in, H, W]
         else:
-            images = real.images_of(real.sample(ipc, generator).index)
-        labels = torch.arange(real.num_classes, device=real.device).repeat_interleave(ipc)
+            images = real.images_of(real.sample(ipc, generator).index)  # [C*ipc, K_in, H, W]
+        labels = torch.arange(real.num_classes, device=real.device).repeat_interleave(ipc)  # [C*ipc]
         return cls(images, labels, real.spec, {"init": init}, factor)
 
     @classmethod
     def from_index(cls, real: RealSet, index: Tensor, factor: int = 1, init: str = "real") -> "SyntheticSet":
-        """Given real images of each class; with a factor each tile is one of them, downscaled.
+        """Builds a set from given real images of each class; with a factor, each tile is one of them, downscaled.
 
         Args:
             real: the training images.
-            index: which of them, int64 [C*ipc*factor^2], as many of each class; each factor^2 in a row are the tiles of
-                one image, row by row.
-            factor: tiles along a side of an image.
-            init: how they were chosen, for the record.
+            index: indices of the images, int64 [C*ipc*factor^2], the same number for each class; every factor^2
+                consecutive ones are the tiles of one image, row by row.
+            factor: number of tiles along a side of an image.
+            init: how they were chosen, for the provenance.
 
         Raises:
-            InputError: if the tiles of an image are of different classes, or there are not as many of each class, or
-                the factor does not fit.
+            InputError: if the tiles of an image differ in class, the numbers of images per class differ, or the factor
+                does not fit.
         """
         factor = as_factor(factor)
-        images, labels = real.images_of(index), real.labels[index.to(real.device)]
-        expand(images[:1], factor)  # refuses a factor that does not fit
+        images = real.images_of(index)  # [C*ipc*factor^2, K_in, H, W]
+        labels = real.labels[index.to(real.device)]  # [C*ipc*factor^2]
+        expand(images[:1], factor)  # rejects a factor that does not fit
         tiles = factor**2
         if len(labels) % tiles or bool((labels.unflatten(0, (-1, tiles)) != labels[::tiles, None]).any()):
-            raise InputError(f"each {tiles} indices in a row must be images of one class, the tiles of one image")
+            raise InputError(f"every {tiles} consecutive indices must be images of one class, the tiles of one image")
         if factor > 1:
-            images = mosaics(images, factor)
+            images = mosaics(images, factor)  # [C*ipc, K_in, H, W]
         return cls(images, labels[::tiles].contiguous(), real.spec, {"init": init}, factor)
 
     def save(self, path: str | Path, *, eight_bits: bool = False) -> None:
-        """Writes a safetensors file (images float32, labels; metadata as text), whole or not at all.
+        """Writes a safetensors file (images as float32, labels; metadata as text), atomically.
 
-        Equal sets give equal files, byte for byte. Checksums cover images, labels and metadata, all that an evaluation
-        reads.
+        Equal sets give equal files, byte for byte. Checksums cover images, labels and metadata: everything that an
+        evaluation reads.
 
         Args:
             path: the file.
-            eight_bits: store the images as `to_uint8` gives them, in a quarter of the bytes. What lies outside of an
-                image's range is clipped, so that such a set is another one, to be evaluated by itself.
+            eight_bits: store the images as `to_uint8` returns them, in a quarter of the bytes. Values outside the range
+                of pictures are clipped, so the result is a different set that needs its own evaluation.
 
         Raises:
-            InputError: if the images or labels were changed into what is no set, such as images that are not finite; or
-                for a path that is a folder, or lies in one that is not there.
+            InputError: if the images or labels have been made invalid, for example not finite; or if the path is a
+                folder, or its parent folder does not exist.
         """
         path = _file_to_write(path)
-        own = dataclasses.replace(self, images=self.images.detach())  # converted, sorted and checked anew
+        valid = dataclasses.replace(self, images=self.images.detach())  # converted, sorted and checked again
         metadata = {
             "dataset": readable(self.spec.name),
             "classes": json.dumps(list(self.spec.classes)),
@@ -190,24 +191,24 @@ class SyntheticSet:
         if eight_bits:
             metadata["stored"] = "uint8"
         metadata["provenance"] = json.dumps({str(key): str(value) for key, value in self.provenance.items()})
-        images = own.to_uint8() if eight_bits else own.images
+        images = valid.to_uint8() if eight_bits else valid.images  # [C*ipc, K_in, H, W]
         try:
-            atomic_write(path, pack(images, own.labels, metadata))
+            atomic_write(path, pack(images, valid.labels, metadata))
         except FileNotFoundError:
-            raise InputError(f"{path} cannot be written, as there is no folder {path.parent}") from None
+            raise InputError(f"{path} cannot be written: the folder {path.parent} does not exist") from None
 
     @classmethod
     def load(cls, path: str | Path, device: torch.device | str = "cpu") -> "SyntheticSet":
-        """Reads what `save` wrote.
+        """Reads a file that `save` wrote.
 
-        A file of version 0.1.0, whose checksum leaves out the metadata, is read with one warning.
+        A file of version 0.1.0, whose checksum does not cover the metadata, is read with one warning.
 
         Args:
-            path: the file, or the run's folder that holds ``synthetic.safetensors``.
-            device: where the images go.
+            path: the file, or the run folder that contains ``synthetic.safetensors``.
+            device: device for the images and labels.
 
         Raises:
-            InputError: for a file that is missing, damaged, or not a synthetic set: then the line says what it is.
+            InputError: for a file that is missing, corrupted, or not a synthetic set (the message says what it is).
         """
         try:
             path = user_path(path)
@@ -215,7 +216,7 @@ class SyntheticSet:
             raise InputError(f"path of a synthetic set must be text or a path, got {path!r}") from None
         try:
             path = _file_of_a_set(path)
-            images, labels, metadata, sealed = unpack(path, device)
+            images, labels, metadata, sealed = unpack(path, device)  # [C*ipc, K_in, H, W], [C*ipc]
             factor, spec = int(metadata["factor"]), spec_from(metadata)
             provenance = {str(key): str(value) for key, value in json.loads(metadata["provenance"]).items()}
             ipc = int(metadata.get("ipc", len(images) // len(spec.classes)))
@@ -224,34 +225,33 @@ class SyntheticSet:
         except OSError as error:
             raise InputError(f"{path} cannot be read: {error.strerror or error}") from None
         except (SafetensorError, KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
-            if isinstance(error, SafetensorError) and (told := refusal(path)):
-                raise InputError(told) from None
+            if isinstance(error, SafetensorError) and (message := refusal(path)):
+                raise InputError(message) from None
             empty = "it is empty, 0 bytes; " if not path.stat().st_size else ""
-            raise InputError(
-                f"{path} is damaged and cannot be read ({empty}{' '.join(str(error).split())}); distil or copy it again"
-            ) from None
+            reason = empty + " ".join(str(error).split())
+            raise InputError(f"{path} is corrupted and cannot be read ({reason}); distil or copy it again") from None
         try:
-            found = cls(images, labels, spec, provenance, factor)
+            loaded = cls(images, labels, spec, provenance, factor)
         except InputError as error:
-            raise InputError(f"{path} is damaged: {error}; distil or copy it again") from None
-        if found.ipc != ipc or found.labels is not labels:
+            raise InputError(f"{path} is corrupted: {error}; distil or copy it again") from None
+        if loaded.ipc != ipc or loaded.labels is not labels:
             raise InputError(
-                f"{path} is damaged: its labels are not {ipc} of each class in order; distil or copy it again"
+                f"{path} is corrupted: its labels are not {ipc} of each class in order; distil or copy it again"
             )
         if not sealed:
             say_once(
                 logging.WARNING,
-                f"{path.resolve()} was written by iidlib 0.1.0, whose checksum leaves out the metadata (classes, mean, "
-                "std, factor); SyntheticSet.load(...).save(...) writes it with one that covers them",
+                f"{path.resolve()} was written by iidlib 0.1.0, whose checksum does not cover the metadata (classes, "
+                "mean, std, factor); SyntheticSet.load(...).save(...) writes it with one that does",
             )
-        return found
+        return loaded
 
 
 def _file_to_write(path: str | Path) -> Path:
-    """A path that a user gave, for a file.
+    """Path of a file to write, as given by a user.
 
     Raises:
-        InputError: if it is no path, or there is a folder.
+        InputError: if it is not a path, or is that of a folder.
     """
     try:
         place = user_path(path)
@@ -263,17 +263,17 @@ def _file_to_write(path: str | Path) -> Path:
 
 
 def _file_of_a_set(path: Path) -> Path:
-    """The file that a path means.
+    """The file of a set, given its path or that of a run's folder.
 
     Raises:
-        InputError: if there is none: with what is there.
-        OSError: if it cannot be looked at.
+        InputError: if there is no such file; the message says what there is instead.
+        OSError: if the path cannot be read.
     """
     if path.is_dir():
         if not (path / "synthetic.safetensors").exists():
             raise InputError(kind_of_folder(path))
         path = path / "synthetic.safetensors"
     if not path.is_file():
-        what = f"{path} is no regular file" if path.exists() else f"no synthetic set at {path}"
+        what = f"{path} is not a regular file" if path.exists() else f"no synthetic set at {path}"
         raise InputError(f"{what}; give the file or the folder of a finished run")
     return path

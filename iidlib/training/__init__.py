@@ -1,4 +1,4 @@
-"""Networks trained on labelled images; ``ensemble`` is the same for many at once and may be skipped."""
+"""Training of networks on labelled images. ``ensemble`` does it for many at once and may be skipped at first."""
 
 from iidlib.training.ensemble import fit_together
 from iidlib.training.loop import (

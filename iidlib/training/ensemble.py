@@ -1,19 +1,19 @@
-"""Many networks of one architecture trained together, each as `training.fit` would train it by itself.
+"""Training of many networks of one architecture together, each as `training.fit` would train it alone.
 
 A small network on a small set leaves a GPU idle: its kernels take microseconds, and launching them from Python takes
-longer. Here the weights of K networks lie in stacked tensors [K, ...], each network has its own orders and
-augmentation, and a step of all of them is a fixed sequence of kernels on fixed buffers, recorded as a CUDA graph and
-replayed. All that changes from step to step (indices, draws, learning rate) is copied into the buffers; nothing waits
-for the device before training ends.
+longer. Here the weights of K networks are held in tensors [K, ...], each network has its own orders and augmentation,
+and a step of the whole ensemble is a fixed sequence of kernels on fixed buffers, recorded as a CUDA graph and replayed.
+Everything that changes from step to step (indices, draws, learning rate) is copied into the buffers; nothing waits for
+the device before training ends.
 
-The gradients of a step come in two forms: *at once*, one call of the network for all stacked weights
-(``torch.func.vmap``), and *in turn*, network after network, which needs the activations of one only. Which is faster
-depends on the device and the shapes (vmap turns convolutions into grouped ones, which not every library does well), so
-both are recorded and timed on the first batch, and the faster one stays. Where recording fails, or a recording does not
-do what plain calls do, networks take their turns without one: slower, and the same values.
+The gradients of a step are computed in one of two ways: *at once*, with one call for all K networks
+(``torch.func.vmap``), or *in turn*, network by network, which needs the activations of only one at a time. Which is
+faster depends on the device and the shapes (vmap turns convolutions into grouped ones, which not every library handles
+well), so both are recorded and timed on the first batch, and the faster one is kept. If recording fails, or a recording
+does not reproduce plain calls, the networks are trained in turn without one: slower, with the same values.
 
-On a CPU, where launching costs nothing beside the arithmetic, training one network after the other with the kernels of
-`networks.prepare` is faster than either form; both run there all the same, and are tested against `training.fit`.
+On a CPU, where launch costs are negligible, training one network after the other with the kernels of
+`networks.prepare` is faster than either; both still work there and are tested against `training.fit`.
 """
 
 import copy
@@ -35,10 +35,10 @@ from iidlib.training.loop import MOMENTUM, WEIGHT_DECAY, Examples, Training, aug
 __all__ = ["fit_together"]
 
 TOLERANCE = 1e-1
-"""Largest norm-wise difference of a recorded update from a plain one.
+"""Largest relative difference (in norm) of a recorded update from a plain one.
 
-In TF32, other kernels put some activations on the other side of the ReLU's kink, which changes a gradient by
-hundredths; a recording that reads the wrong buffers is off by its whole size.
+In TF32, different kernels put some activations on the other side of the ReLU's kink, which changes a gradient by a few
+hundredths; a recording that reads the wrong buffers is off by 100 %.
 """
 
 
@@ -51,48 +51,49 @@ def fit_together(
     on_epoch: Callable[[int], None] | None = None,
     hold: bool = True,
 ) -> list[Network]:
-    """Trains networks in place; the k-th as ``fit(networks[k], ..., seed=seeds[k])`` would, up to rounding.
+    """Trains networks in place, the k-th as ``fit(networks[k], ..., seed=seeds[k])`` would, up to rounding.
 
     Args:
-        networks: K of one architecture and shape, on the labels' device; in training mode afterwards.
-        examples: as in `training.fit`; gets the indices of all networks in one call, and must not wait for the device.
+        networks: K networks of one architecture and shape, on the labels' device; in training mode afterwards.
+        examples: as in `training.fit`; receives the indices of all networks in one call, and must not wait for the
+            device.
         training: as in `training.fit`.
-        seeds: of each network's orders and augmentation.
-        on_epoch: called with the index of each epoch that is done.
-        hold: whether the networks hold an epoch's weights when `on_epoch` is called; who only counts epochs needs none
-            of the copies.
+        seeds: random seed of each network's orders and augmentation.
+        on_epoch: called with the index of each finished epoch.
+        hold: copy the weights to the networks before each `on_epoch`; not needed if it only counts epochs.
 
     Returns:
         The networks.
 
     Raises:
-        ValueError: if there are not as many seeds as networks, or none, or the networks are not alike.
+        ValueError: if the numbers of seeds and networks differ, there are none, or the networks are not alike.
     """
-    return _Stack(networks, examples, training).fit(seeds, on_epoch, hold=hold)
+    return _Ensemble(networks, examples, training).fit(seeds, on_epoch, hold=hold)
 
 
 class _Batch:
-    """The buffers of a step with b images a network, and its recording, where there is one."""
+    """Buffers of a step with b images per network, and its recording, if there is one."""
 
     def __init__(self, networks: int, size: int, stages: int, dtype: torch.dtype, device: torch.device) -> None:
-        self.index = torch.zeros(networks, size, dtype=torch.int64, device=device)
-        self.op = torch.zeros(stages, networks, size, dtype=torch.int64, device=device)
-        self.u = torch.zeros(stages, networks, size, 3, device=device)
-        self.partner = torch.zeros(networks, size, dtype=torch.int64, device=device)
-        self.box = torch.zeros(networks, 4, dtype=torch.int64, device=device)
-        self.share = torch.ones(networks, dtype=dtype, device=device)
+        self.index = torch.zeros(networks, size, dtype=torch.int64, device=device)  # [K, b]
+        self.op = torch.zeros(stages, networks, size, dtype=torch.int64, device=device)  # [S, K, b]
+        self.u = torch.zeros(stages, networks, size, 3, device=device)  # [S, K, b, 3]
+        self.partner = torch.zeros(networks, size, dtype=torch.int64, device=device)  # [K, b]
+        self.box = torch.zeros(networks, 4, dtype=torch.int64, device=device)  # [K, 4]
+        self.share = torch.ones(networks, dtype=dtype, device=device)  # [K]
         self.recording: Recording | None = None
 
     def of_network(self, number: int) -> "_Batch":
-        """What one network needs for its loss, as views."""
-        own = copy.copy(self)
-        own.index, own.partner = self.index[number : number + 1], self.partner[number : number + 1]
-        own.share = self.share[number : number + 1]
-        return own
+        """The part of one network that its loss needs, as views."""
+        batch = copy.copy(self)
+        batch.index = self.index[number : number + 1]  # [1, b]
+        batch.partner = self.partner[number : number + 1]  # [1, b]
+        batch.share = self.share[number : number + 1]  # [1]
+        return batch
 
 
-class _Stack:
-    """K networks in training: stacked weights and momenta, and a step on them."""
+class _Ensemble:
+    """K networks trained together: their weights and momenta as tensors [K, ...], and a step on them."""
 
     def __init__(
         self,
@@ -101,13 +102,13 @@ class _Stack:
         training: Training,
         at_once: bool | None = None,
     ) -> None:
-        """Stacks the weights of networks that are alike.
+        """Stacks the weights of networks of one architecture and shape.
 
         Args:
-            networks: K of one architecture and shape.
-            examples: what they learn.
-            training: how.
-            at_once: the form of a step, see the module; None measures it on CUDA, and is *in turn* elsewhere.
+            networks: K networks of one architecture and shape.
+            examples: the training data.
+            training: how to train.
+            at_once: how a step computes gradients, see the module; None times both on CUDA, and is *in turn* elsewhere.
 
         Raises:
             ValueError: if there are no networks, or they are not alike.
@@ -115,18 +116,18 @@ class _Stack:
         if not networks:
             raise ValueError("no networks to train")
         shapes = [{name: tensor.shape for name, tensor in network.state_dict().items()} for network in networks]
-        if any(network.name != networks[0].name for network in networks) or any(own != shapes[0] for own in shapes):
-            raise ValueError("networks that train together have one architecture and one shape")
+        if any(network.name != networks[0].name for network in networks) or any(each != shapes[0] for each in shapes):
+            raise ValueError("networks trained together must have one architecture and one shape")
         self._networks = [network.train() for network in networks]
-        # the weights of these two are never used: they are called with those of the stack
+        # the weights of these two are never used: they are called with those of the ensemble
         self._network = copy.deepcopy(networks[0])
-        self._plain = set_backend(copy.deepcopy(networks[0]), "eager")  # vmap cannot look into compiled kernels
+        self._plain = set_backend(copy.deepcopy(networks[0]), "eager")  # vmap cannot transform compiled kernels
         self._parameters = {
-            name: _stacked([dict(network.named_parameters())[name].detach() for network in networks]).requires_grad_()
+            name: _stack([dict(network.named_parameters())[name].detach() for network in networks]).requires_grad_()
             for name, _ in networks[0].named_parameters()
         }
         self._buffers = {
-            name: _stacked([dict(network.named_buffers())[name] for network in networks])
+            name: _stack([dict(network.named_buffers())[name] for network in networks])
             for name, _ in networks[0].named_buffers()
         }
         self._images_of, self._labels, self._device = examples.images_of, examples.labels, examples.labels.device
@@ -137,7 +138,7 @@ class _Stack:
         self._batches: dict[int, _Batch] = {}
         weights = list(self._parameters.values())
         self._velocity = [torch.zeros_like(weight) for weight in weights]
-        # a tensor, so that a recorded step reads the rate of the day
+        # a tensor, so that a recorded step reads the current rate
         self._rate = torch.zeros((), dtype=weights[0].dtype, device=self._device)
         self.begin(training.lr)
 
@@ -147,14 +148,14 @@ class _Stack:
         """Trains the networks from the first epoch to the last; see `fit_together`."""
         training = self._training
         if len(seeds) != len(self._networks):
-            raise ValueError(f"every network has its seed, got {len(self._networks)} networks and {len(seeds)} seeds")
+            raise ValueError(f"every network needs a seed, got {len(self._networks)} networks and {len(seeds)} seeds")
         for epoch in range(training.epochs):
             for drop in training.drops:
                 if drop.before == epoch:
                     self.begin(drop.lr, restart=drop.restart)
             draws = [stream(seed, epoch, "training") for seed in seeds]
-            orders = torch.stack([torch.randperm(len(self._labels), generator=own) for own in draws])
-            for index in orders.split(training.batch, dim=1):
+            orders = torch.stack([torch.randperm(len(self._labels), generator=draw) for draw in draws])  # [K, N]
+            for index in orders.split(training.batch, dim=1):  # [K, b]
                 self.step(index, draws)
             if on_epoch is not None:
                 if hold:
@@ -164,25 +165,25 @@ class _Stack:
         return self._networks
 
     def begin(self, lr: float, *, restart: bool = True) -> None:
-        """Goes on at a rate; with `restart` as a new optimiser, whose momentum starts from nothing."""
+        """Sets the learning rate; with `restart` also resets the momentum, as a new optimiser would."""
         self._rate.fill_(lr)
         if restart:
             torch._foreach_zero_(self._velocity)
 
     def step(self, index: Tensor, draws: Sequence[torch.Generator]) -> None:
-        """One step of every network, on its images [K, b] under augmentation from its generator."""
+        """Updates every network once, on its images [K, b], augmented with its own generator."""
         size = index.shape[1]
         batch = self._batches.get(size) or _Batch(len(index), size, len(self._stages), self._rate.dtype, self._device)
         self._load(batch.index, index)
         for stage, operations in enumerate(self._stages):
-            drawn = [augment.sample(operations, size, own, shared_op=True) for own in draws]
-            self._load(batch.op[stage], torch.stack([one.op for one in drawn]))
-            self._load(batch.u[stage], torch.stack([one.u for one in drawn]))
+            drawn = [augment.sample(operations, size, draw, shared_op=True) for draw in draws]
+            self._load(batch.op[stage], torch.stack([one.op for one in drawn]))  # [K, b]
+            self._load(batch.u[stage], torch.stack([one.u for one in drawn]))  # [K, b, 3]
         if self._mixed:
-            mixes = [cutmix.sample(size, self._side, self._mixed, own) for own in draws]
-            self._load(batch.partner, torch.stack([one.partner for one in mixes]))
-            self._load(batch.box, torch.stack([one.box for one in mixes]))
-            self._load(batch.share, torch.tensor([one.share for one in mixes]))
+            mixes = [cutmix.sample(size, self._side, self._mixed, draw) for draw in draws]
+            self._load(batch.partner, torch.stack([mix.partner for mix in mixes]))  # [K, b]
+            self._load(batch.box, torch.stack([mix.box for mix in mixes]))  # [K, 4]
+            self._load(batch.share, torch.tensor([mix.share for mix in mixes]))  # [K]
         if size not in self._batches:
             self._batches[size] = batch
             self._record(batch)
@@ -192,64 +193,64 @@ class _Stack:
             self._update(batch, at_once=bool(self._at_once))
 
     def _load(self, buffer: Tensor, values: Tensor) -> None:
-        # pinned memory, because the driver may wait for the device to copy from any other
+        # from pageable memory, the copy may wait for the device
         if self._device.type == "cuda":
             values = values.contiguous().pin_memory()
         buffer.copy_(values, non_blocking=True)
 
     @torch.no_grad()
     def write_back(self) -> None:
-        """Gives the networks their weights and running statistics."""
+        """Copies weights and running statistics back to the networks."""
         mine = [*self._parameters.values(), *self._buffers.values()]
         for k, network in enumerate(self._networks):
             theirs = [*network.parameters(), *network.buffers()]
             torch._foreach_copy_(theirs, [tensor[k] for tensor in mine])
 
     def _images(self, batch: _Batch) -> Tensor:
-        """The augmented images of a step, [K, b, ...]."""
+        """Augmented images of a step, [K, b, ...]."""
         networks, size = batch.index.shape
-        images = self._images_of(batch.index.flatten())
+        images = self._images_of(batch.index.flatten())  # [K*b, ...]
         for stage, operations in enumerate(self._stages):
-            op, u = batch.op[stage], batch.u[stage]
+            op, u = batch.op[stage], batch.u[stage]  # [K, b], [K, b, 3]
             images = augment.apply_everywhere(images, op.flatten(), u.flatten(0, 1), operations)
         if self._mixed:
-            own = zip(images.unflatten(0, (networks, size)), batch.partner, batch.box, strict=True)
-            images = torch.cat([cutmix.apply(*one) for one in own])
+            per_network = zip(images.unflatten(0, (networks, size)), batch.partner, batch.box, strict=True)
+            images = torch.cat([cutmix.apply(*one) for one in per_network])  # [K*b, ...]
         return images.contiguous(memory_format=torch.channels_last).unflatten(0, (networks, size))
 
     def _loss(self, logits: Tensor, batch: _Batch) -> Tensor:
-        """Mean cross-entropy of each network, [K], from logits [K, b, C]; mixed batches share it between two labels."""
-        labels = self._labels[batch.index]
-        loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view_as(labels).mean(1)
+        """Mean cross-entropy of each network, [K], from logits [K, b, C]; CutMix splits it between two labels."""
+        labels = self._labels[batch.index]  # [K, b]
+        loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view_as(labels).mean(1)  # [K]
         if not self._mixed:
             return loss
-        partners = labels.gather(1, batch.partner).flatten()
-        other = F.cross_entropy(logits.flatten(0, 1), partners, reduction="none").view_as(labels).mean(1)
-        return batch.share * loss + (1 - batch.share) * other
+        partners = labels.gather(1, batch.partner).flatten()  # [K*b]
+        other = F.cross_entropy(logits.flatten(0, 1), partners, reduction="none").view_as(labels).mean(1)  # [K]
+        return batch.share * loss + (1 - batch.share) * other  # [K]
 
     def _gradients_at_once(self, batch: _Batch) -> list[Tensor]:
-        """Of each network's mean cross-entropy on its own weights, in one call for all networks."""
+        """Gradients of each network's mean cross-entropy, [K, ...] per parameter, in one call for all networks."""
 
         def logits_of(parameters: dict[str, Tensor], buffers: dict[str, Tensor], images: Tensor) -> Tensor:
             return functional_call(self._plain, (parameters, buffers), (images,))
 
-        # batch norm's running statistics are stacked like the weights, and updated in place
-        logits = vmap(logits_of)(self._parameters, self._buffers, self._images(batch))
+        # batch norm's running statistics have an axis K like the weights, and are updated in place
+        logits = vmap(logits_of)(self._parameters, self._buffers, self._images(batch))  # [K, b, C]
         return list(torch.autograd.grad(self._loss(logits, batch).sum(), list(self._parameters.values())))
 
     def _gradients_in_turn(self, batch: _Batch) -> list[Tensor]:
-        """The same, network after network."""
+        """Same gradients, network by network."""
         gradients = []
         for k, images in enumerate(self._images(batch)):
-            parameters = {name: stack[k].detach().requires_grad_() for name, stack in self._parameters.items()}
-            buffers = {name: stack[k] for name, stack in self._buffers.items()}
-            logits = functional_call(self._network, (parameters, buffers), (images,))
-            loss = self._loss(logits[None], batch.of_network(k)).squeeze(0)
+            parameters = {name: values[k].detach().requires_grad_() for name, values in self._parameters.items()}
+            buffers = {name: values[k] for name, values in self._buffers.items()}
+            logits = functional_call(self._network, (parameters, buffers), (images,))  # [b, C]
+            loss = self._loss(logits[None], batch.of_network(k)).squeeze(0)  # []
             gradients.append(torch.autograd.grad(loss, list(parameters.values())))
-        return [torch.stack(own) for own in zip(*gradients, strict=True)]
+        return [torch.stack(each) for each in zip(*gradients, strict=True)]  # [K, ...] per parameter
 
     def _update(self, batch: _Batch, *, at_once: bool) -> None:
-        """A step of SGD from what lies in the buffers."""
+        """One step of SGD on the data in the buffers."""
         gradients = self._gradients_at_once(batch) if at_once else self._gradients_in_turn(batch)
         with torch.no_grad():
             weights = list(self._parameters.values())
@@ -259,7 +260,7 @@ class _Stack:
             torch._foreach_sub_(weights, torch._foreach_mul(self._velocity, self._rate))
 
     def _record(self, batch: _Batch) -> None:
-        """Records the forms that are asked for and keeps the faster one that agrees with plain calls."""
+        """Records the ways to compute gradients that were asked for; keeps the fastest that agrees with plain calls."""
         forms = {"at once": True, "in turn": False}
         if self._at_once is not None:
             forms = {name: at_once for name, at_once in forms.items() if at_once == self._at_once}
@@ -273,8 +274,9 @@ class _Stack:
         )
 
 
-def _stacked(tensors: Sequence[Tensor]) -> Tensor:
-    """[K, ...]; weights of convolutions stay channels-last."""
+def _stack(tensors: Sequence[Tensor]) -> Tensor:
+    """Stacks K tensors to [K, ...]; weights of convolutions stay channels-last."""
     if tensors[0].ndim != 4:
         return torch.stack(list(tensors))
-    return torch.stack([tensor.permute(0, 2, 3, 1) for tensor in tensors]).permute(0, 1, 4, 2, 3)
+    channels_last = torch.stack([tensor.permute(0, 2, 3, 1) for tensor in tensors])  # [K, O, h, w, I]
+    return channels_last.permute(0, 1, 4, 2, 3)  # [K, O, I, h, w]

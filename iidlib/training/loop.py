@@ -1,4 +1,4 @@
-"""Training one network on labelled images, and its accuracy: what pools and evaluation share."""
+"""Training of one network on labelled images, and its accuracy; shared by pools and evaluation."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -31,19 +31,19 @@ __all__ = [
 ]
 
 MOMENTUM = 0.9
-"""Of every SGD that trains a network."""
+"""Momentum of the SGD that trains networks."""
 
 WEIGHT_DECAY = 5e-4
-"""Of every SGD that trains a network."""
+"""Weight decay of the SGD that trains networks."""
 
 
 @dataclass(frozen=True, eq=False)
 class Examples:
-    """Labelled images to learn from, looked up where they are used.
+    """Labelled images to train on, looked up when they are needed.
 
     Attributes:
-        images_of: gives normalised images [b, K, H, H] for indices [b] into the labels, on the labels' device.
-        labels: int64 [N].
+        images_of: returns normalised images [b, K, H, H] for indices [b] into the labels, on the labels' device.
+        labels: classes, int64 [N].
     """
 
     images_of: Callable[[Tensor], Tensor]
@@ -55,22 +55,23 @@ class Training:
     """How a network is trained: SGD with momentum 0.9 and weight decay 5e-4 on the cross-entropy."""
 
     epochs: int
-    """Passes over the images, each in a new random order; the last, smaller batch of an epoch is kept."""
+    """Number of epochs, each in a new random order; the last, smaller batch of an epoch is kept."""
     lr: float
-    """Learning rate, until the first drop."""
+    """Learning rate up to the first drop."""
     batch: int
     """Images per step and network."""
     drops: tuple[Drop, ...] = ()
-    """Before which epochs the rate changes; with ``restart`` by a new optimiser, as in the official protocol."""
+    """Changes of the learning rate before some epochs; ``restart`` also makes a new optimiser, as in the official
+    protocol."""
     augmentation: str = "none"
-    """DSA operations joined by ``_``, one drawn per batch with parameters for each image; several such stages joined by
-    ``>``; or ``none``."""
+    """DSA operations joined by ``_``, of which one is drawn per batch, with parameters per image; several such stages
+    are joined by ``>``; ``none`` for none."""
     cutmix: float = 0.0
-    """Share of the batches that are mixed by CutMix, after the augmentation."""
+    """Probability that a batch is mixed by CutMix, after the augmentation."""
 
 
 def resolve_augmentation(setting: str, dataset_default: str) -> str:
-    """DSA operations for a setting: ``auto`` is the data set's own, ``none`` stays.
+    """DSA operations for a setting: ``auto`` means the dataset's own, ``none`` means no augmentation.
 
     Raises:
         InputError: for an unknown operation.
@@ -85,7 +86,7 @@ def resolve_augmentation(setting: str, dataset_default: str) -> str:
 
 
 def augmentation_stages(strategy: str) -> tuple[str, ...]:
-    """The strategies of a training's augmentation, applied one after the other; none for ``none``.
+    """Strategies of an augmentation, applied one after the other; empty for ``none``.
 
     Raises:
         InputError: for an unknown operation.
@@ -105,17 +106,17 @@ def fit(
     """Trains a network in place.
 
     Args:
-        network: in training mode afterwards; on the labels' device.
-        examples: what it learns.
-        training: how.
-        seed: of the orders and the augmentation.
-        on_epoch: called with the index of each epoch that is done.
+        network: the network, on the labels' device; in training mode afterwards.
+        examples: the training data.
+        training: how to train.
+        seed: random seed of the orders and the augmentation.
+        on_epoch: called with the index of each finished epoch.
 
     Returns:
         The network.
 
     Raises:
-        InputError: for an unknown operation of the augmentation.
+        InputError: for an unknown augmentation operation.
     """
     labels = examples.labels
 
@@ -155,28 +156,28 @@ def fit(
 
 @dataclass(frozen=True)
 class Reached:
-    """What a network is on images that it was not trained on."""
+    """Performance of a network on images that it was not trained on."""
 
     accuracy: float
     """Share of images whose largest logit is their label, in percent."""
     outcome: Outcome
-    """What the network came to."""
+    """How training ended."""
 
 
 def accuracy(network: Network, real: RealSet, chunk: int = 0) -> float:
     """Share of images whose largest logit is their label, in percent; the network is put in evaluation mode.
 
     Args:
-        network: on the images' device.
+        network: the network, on the images' device.
         real: the images to classify.
-        chunk: most images in one forward pass, 0 for the device's default.
+        chunk: maximum number of images in one forward pass, 0 for the device's default.
     """
     return reached(network, real, chunk).accuracy
 
 
 @torch.no_grad()
 def reached(network: Network, real: RealSet, chunk: int = 0) -> Reached:
-    """As `accuracy`, and whether the network's outputs mean anything."""
+    """Accuracy as in `accuracy`, and whether the network's outputs are meaningful."""
     network.eval()
     outputs = Outputs()
     correct = torch.zeros((), dtype=torch.int64, device=real.device)

@@ -1,7 +1,7 @@
-"""How a training ended, where an accuracy does not say: networks whose outputs mean nothing, images like no picture.
+"""How training ended, where the accuracy does not show it: networks with meaningless outputs, images far out of range.
 
-A network whose weights have run away classifies everything alike, so that it stands at chance, and a table of such
-networks shows a clean ``10.0 ± 0.0``. So each row of results says what its network came to.
+A network that has diverged assigns all images to one class and scores at chance, so that a table of such networks shows
+a clean ``10.0 ± 0.0``. Each row of results therefore records its network's outcome.
 """
 
 from typing import Literal
@@ -14,23 +14,23 @@ from iidlib.data import DatasetSpec
 __all__ = ["OUT_OF_RANGE", "RUN_AWAY", "Outcome", "Outputs", "range_exceeded"]
 
 Outcome = Literal["trained", "diverged", "constant", "out of range"]
-"""``diverged``: some output is not a finite number, or beyond ``RUN_AWAY``; ``constant``: all test images give the same
-outputs; ``out of range``: trained, on images that are no pictures."""
+"""``diverged``: some output is not finite, or exceeds ``RUN_AWAY``; ``constant``: all test images give the same
+outputs; ``out of range``: trained, on images far outside the range of pictures."""
 
 OUT_OF_RANGE = 100.0
-"""How many times beyond the values of any picture the images of a set lie where that is told: two orders of magnitude,
-so that images which learning has merely pushed out of the range of pictures are not."""
+"""Factor by which a set's images must exceed the values of any picture to be reported: two orders of magnitude, so that
+images which learning has merely pushed out of the range of pictures are not."""
 
 RUN_AWAY = 1e6
-"""Size of weights and outputs beyond which a network has diverged, though they are still finite: orders of magnitude
-beyond the logits of any network that a softmax can train."""
+"""Magnitude of weights and outputs above which a network counts as diverged, even if they are finite: orders of
+magnitude beyond the logits of any network that a softmax can train."""
 
 _SAME = 1e-5
-"""Differences of outputs, in units of the largest, that are rounding."""
+"""Relative difference of outputs up to which they count as equal: rounding."""
 
 
 class Outputs:
-    """The outputs of a network on many images, seen chunk by chunk."""
+    """Running summary of a network's outputs on many images, added chunk by chunk."""
 
     def __init__(self) -> None:
         self._low: Tensor | None = None
@@ -38,8 +38,8 @@ class Outputs:
         self._count = 0
 
     def add(self, logits: Tensor) -> None:
-        """Takes note of the outputs [b, C] of some images; does not wait for the device."""
-        # what is not a number stays so in both
+        """Adds the outputs [b, C] of some images; does not wait for the device."""
+        # a NaN propagates into both
         low, high = logits.amin(0), logits.amax(0)
         self._low = low if self._low is None else torch.minimum(self._low, low)
         self._high = high if self._high is None else torch.maximum(self._high, high)
@@ -47,7 +47,7 @@ class Outputs:
 
     @property
     def outcome(self) -> Outcome:
-        """What the network came to; of a single image nothing but that it diverged."""
+        """Outcome of the training; a single image can only show that the network diverged."""
         if self._low is None or self._high is None:
             return "trained"
         largest = float(torch.maximum(self._low.abs(), self._high.abs()).max())
@@ -58,15 +58,15 @@ class Outputs:
 
 
 def range_exceeded(images: Tensor, spec: DatasetSpec) -> tuple[float, float] | None:
-    """Whether normalised images lie orders of magnitude beyond any picture.
+    """Checks whether normalised images lie orders of magnitude beyond any picture.
 
     Args:
         images: normalised, [B, K, H, W].
-        spec: says by what mean and deviation.
+        spec: gives the mean and standard deviation.
 
     Returns:
-        The largest size of a value among them, and among pictures (pixels from 0 to 1); None where the former is less
-        than ``OUT_OF_RANGE`` times the latter.
+        The largest magnitude among their values, and among those of pictures (pixels from 0 to 1); None if the former
+        is less than ``OUT_OF_RANGE`` times the latter.
     """
     widest = max(max(mean, 1 - mean) / std for mean, std in zip(spec.mean, spec.std, strict=True))
     largest = float(images.detach().abs().max()) if images.numel() else 0.0
