@@ -611,7 +611,7 @@ class TestPairedGains:
         scores = self.scores().assign(**{column: "one"})
         assert len(paired_gains(scores, [("dm", "dm-cm")])) == 1
         scores.loc[3, column] = "other"
-        with pytest.raises(ValueError, match=f"rows of one {column} are compared, got those of one, other"):
+        with pytest.raises(ValueError, match=f"rows must share one {column}, got one, other"):
             paired_gains(scores, [("dm", "dm-cm")])
 
 

@@ -219,8 +219,8 @@ def test_rows_say_what_is_known_and_keep_further_columns() -> None:
 @pytest.mark.parametrize(
     ("noted", "message"),
     [
-        ({"dataset": "cifar100"}, "obtained on cifar100, and the settings say cifar10; .*dataset=dataset.name"),
-        ({"protocol": attrs.asdict(EvalProtocol())}, "trained with eval.width=128, and the settings say 64; "),
+        ({"dataset": "cifar100"}, "obtained on cifar100, but the settings say cifar10; .*dataset=dataset.name"),
+        ({"protocol": attrs.asdict(EvalProtocol())}, "trained with eval.width=128, but the settings say 64; "),
         (None, "rows of results need the scores of one call of evaluate"),
     ],
 )

@@ -128,7 +128,7 @@ def test_the_budget_stops_a_run_with_a_checkpoint(
     said: list[str] = []
     for budget in (15.0, 60.0, 240.0):  # a loaded machine takes longer to begin
         assert run_jobs([endless], budget=budget, say=said.append, environment=small).done == 0
-        assert said[-1] == "the budget is spent; the same command goes on from here"
+        assert said[-1] == "the budget is spent; run the same command again to continue"
         if (tmp_path / "runs").is_dir():
             break
     (run,) = (tmp_path / "runs").iterdir()
@@ -141,7 +141,7 @@ def test_a_job_that_fails_is_told_and_left_out(small: dict[str, str], tmp_path: 
     good = jobs("small", scale="ci", seeds=1, only="cifar10/ipc1/random", folder=tmp_path)
     said: list[str] = []
     assert run_jobs([bad, *good], say=said.append, environment=small).done == 1
-    assert "failed with status 2, left out: cifar10/ipc10/dm, seed 0" in said
+    assert "failed with status 2, skipped: cifar10/ipc10/dm, seed 0" in said
     assert run_jobs([bad], environment=small).failed == 1
 
 

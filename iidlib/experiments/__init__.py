@@ -1,4 +1,4 @@
-"""Results as data: measured rows, published values, the paper's cells; needs no torch."""
+"""Results as data: measured rows, published values, the cells of the paper's tables; does not need torch."""
 
 from iidlib.experiments.cells import EXPERIMENTS, Cell, Experiment, within
 from iidlib.experiments.effects import costs_on_one_device, distillation_costs, gains_of_parts, headline, search_results

@@ -1,6 +1,6 @@
-"""The paper's evidence by name: its tables and figures, and the cells of which they consist.
+"""The paper's experiments by name: its tables and figures, and their cells.
 
-A cell is one number of a table or a point of a figure; `iidlib.experiments.measurements` says what fills it.
+A cell is one number of a table or one point of a figure; `iidlib.experiments.measurements` defines which rows fill it.
 """
 
 from collections.abc import Sequence
@@ -15,20 +15,20 @@ from iidlib.config import EvalProtocol, RunConfig, override, preset, protocol
 __all__ = ["EXPERIMENTS", "MATCHING", "PARTS", "Cell", "Evaluation", "Experiment", "Part", "usual_network", "within"]
 
 Evaluation = Literal["", "idc", "paper"]
-"""How a set is evaluated: as its scale does, as that does under the protocol ``idc``, or as scale ``paper`` does with
-one network for each distillation seed."""
+"""How a set is evaluated: ``""`` as its scale does, ``idc`` the same under the protocol ``idc``, ``paper`` as scale
+``paper`` does, with one network per distillation seed."""
 
 
 def usual_network(dataset: str) -> str:
-    """The network that evaluates sets of a dataset in the paper's main table."""
+    """The evaluation network of a dataset in the paper's main table."""
     return "convnet4" if dataset.removeprefix(_VALIDATION) == "tinyimagenet" else "convnet3"
 
 
 _LONGEST = 160
-"""Characters of a folder's name, beside what comes before and after it; file systems take 255 bytes."""
+"""Maximum number of characters of a cell in a folder's name; file systems allow 255 bytes for all of it."""
 
 _VALIDATION = "validation:"
-"""Before the name of a dataset: a part of its training images in the place of its test images."""
+"""Prefix of a dataset's name that replaces its test images by held-out training images."""
 
 
 @dataclass(frozen=True)
@@ -38,20 +38,20 @@ class Cell:
     dataset: str
     method: str
     ipc: int
-    """Images a class; 0 for the whole training set."""
+    """Images per class; 0 for the whole training set."""
     network: str = "convnet3"
-    """What the set is judged by."""
+    """The evaluation network."""
     settings: tuple[tuple[str, str], ...] = ()
-    """What differs from the scale's own settings."""
+    """Settings that differ from the scale's own."""
     steps: int = 0
-    """Of class-incremental learning: the accuracy is that after the last one, and a seed is also that of the order of
-    classes. 0 where all classes are distilled at once."""
+    """Number of steps of class-incremental learning: the accuracy is that after the last step, and the seed also
+    determines the order of the classes. 0 if all classes are distilled at once."""
     evaluation: Evaluation = ""
-    """How the set is evaluated, where that is not as its scale does."""
+    """How the set is evaluated, if not as its scale does."""
 
     @property
     def name(self) -> str:
-        """``cifar10/ipc10/dm``, with the network and settings where they are not the usual ones."""
+        """Name such as ``cifar10/ipc10/dm``, with network and settings if they are not the usual ones."""
         parts = [self.dataset, f"ipc{self.ipc}" if self.ipc else "all", self.method]
         parts += [self.network] if self.network != self.usual.network else []
         parts += [f"{self.steps}steps"] if self.steps else []
@@ -65,12 +65,12 @@ class Cell:
 
     @property
     def file(self) -> str:
-        """The cell as part of a file name, which is `name` without what no file name may have."""
-        told = self.name.translate({ord("/"): "-", ord(":"): "-", ord("%"): "pct"})
-        return told if len(told) <= _LONGEST else f"{told[:_LONGEST]}-{sha256(told.encode()).hexdigest()[:8]}"
+        """The cell as part of a file name: `name` without characters that file names may not contain."""
+        name = self.name.translate({ord("/"): "-", ord(":"): "-", ord("%"): "pct"})
+        return name if len(name) <= _LONGEST else f"{name[:_LONGEST]}-{sha256(name.encode()).hexdigest()[:8]}"
 
     def protocol_of(self, config: RunConfig) -> EvalProtocol:
-        """How its set is evaluated, given its scale's settings; but for the augmentation, which is the dataset's."""
+        """Protocol of the evaluation, given the scale's settings; the augmentation, however, is the dataset's."""
         if self.evaluation == "idc":
             return override(config, protocol("idc", "none", config.scale) | {"eval.augmentation": "auto"}).eval
         if self.evaluation == "paper":
@@ -79,25 +79,25 @@ class Cell:
         return config.eval
 
     def table_at(self, scale: str) -> str:
-        """The file that its rows go to; those on validation images, or of another protocol, are kept apart."""
+        """File for its rows; those on validation images, or under another protocol, have files of their own."""
         kind = "-validation" if self.dataset.startswith(_VALIDATION) else ""
         return f"{scale}{kind}{f'-{self.evaluation}-protocol' if self.evaluation else ''}.csv"
 
     def dataset_at(self, scale: str) -> str:
-        """The data set that a run of it takes: the embedded images at the smallest scales."""
+        """Dataset of a run of the cell: the embedded images at the smallest scales."""
         own = self.dataset.removeprefix(_VALIDATION)
         embedded = scale in ("tour", "ci") and (own == "cifar10" or self.steps)
         return f"{self.dataset.removesuffix(own)}cifar10-mini" if embedded else self.dataset
 
     def runs_at(self, scale: str) -> bool:
-        """Whether there is such a run: scales below ``laptop`` have the embedded images only."""
+        """Whether the cell exists at a scale: scales below ``laptop`` only have the embedded images."""
         return scale in ("paper", "laptop") or self.dataset.removesuffix("-mini").endswith("cifar10") or self.steps == 5
 
     def changes(self, scale: str) -> dict[str, str]:
-        """Settings that a run of it is given beside the scale's, iterations as a number.
+        """Settings of a run of the cell besides the scale's, with iterations as a number.
 
-        Weights and thresholds of class centralization are in units of the real images' scatter at every scale, because
-        a grid in the units of one pool's features means nothing in those of another.
+        Weights and thresholds of class centralization are relative to the scatter of the real images at every scale,
+        because a grid in the units of one pool's features is meaningless in those of another.
         """
         given = dict(self.settings)
         own = preset(self.method, self.dataset, max(self.ipc, 1), scale)
@@ -109,10 +109,10 @@ class Cell:
         return given
 
     def settings_at(self, scale: str) -> RunConfig:
-        """The settings of a run of it.
+        """All settings of a run of the cell.
 
         Raises:
-            InputError: where its own do not go together with the scale's.
+            InputError: if its own settings are incompatible with the scale's.
         """
         usual = preset(self.method, self.dataset_at(scale), max(self.ipc, 1), scale)
         return override(usual, self.changes(scale))
@@ -124,7 +124,7 @@ class Experiment:
 
     title: str
     cells: tuple[Cell, ...]
-    """In the order of worth: what to measure first."""
+    """The cells, most important first."""
 
 
 def _main() -> tuple[Cell, ...]:
@@ -147,29 +147,29 @@ class Part(NamedTuple):
     """A part of iid-plus."""
 
     label: str
-    """What it is called."""
+    """Name of the part."""
     off: str
-    """The value of its setting that leaves it out."""
+    """Value of its setting that turns it off."""
     needs: tuple[str, ...] = ()
-    """Settings of the parts without which it does nothing."""
+    """Settings of the parts without which it has no effect."""
 
 
 PARTS: dict[str, Part] = {
     "syn.factor": Part("mosaics", "1"),
     "syn.init": Part("initial images by clusters", "real"),
     "match.source": Part("networks of the stages", "random"),
-    "match.ce": Part("cross-entropy", "0", ("match.source",)),  # weighs nothing under networks that are not trained
+    "match.ce": Part("cross-entropy", "0", ("match.source",)),  # has no effect with networks that are not trained
     "match.cm": Part("covariance matching", "0"),
     "match.cc": Part("class centralization", "0"),
     "match.mmd": Part("kernel distance", "0"),
 }
-"""The parts of iid-plus by the setting that leaves one out."""
+"""Parts of iid-plus by the setting that turns each off."""
 
 MATCHING: dict[str, tuple[str, ...]] = {
     "mean matching": ("match.mean",),
     "all matching": ("match.mean", "match.cm", "match.mmd"),
 }
-"""What the parts are added to, with the settings that are 0 where it is left out; the second also has two parts."""
+"""The matching that the parts are added to, with the settings that turn it off; the second also includes two parts."""
 
 _ABLATED = ("dm", "dm-cc", "dm-cm", "iid-dm", "idm", "idm-cc", "idm-cm", "iid-idm")
 
@@ -177,9 +177,9 @@ _NETWORKS = ("convnet3", "alexnet", "vgg11", "resnet18")
 
 
 def _plus() -> tuple[Cell, ...]:
-    """iid-plus, its parts and its matching left out one at a time, and the parts added one at a time.
+    """iid-plus, with its parts and its matching left out one at a time, and with the parts added one at a time.
 
-    They are added to what is left without any, which is dm at the step size of iid-plus.
+    They are added to iid-plus without any part, which is dm with the learning rate of iid-plus.
     """
     off = {key: part.off for key, part in PARTS.items()}
     cells = [Cell("cifar10", "iid-plus", 10), Cell("cifar10", "iid-plus", 10, settings=tuple(off.items()))]
@@ -192,7 +192,7 @@ def _plus() -> tuple[Cell, ...]:
 
 
 _SHORT = (("iterations", "50%"), ("pool.count", "1"))
-"""iid-plus in half of the time: one training for the pool, and half of the iterations."""
+"""Settings of iid-plus in half the time: a pool of one training run, and half the iterations."""
 
 
 def _plus_sizes() -> tuple[Cell, ...]:
@@ -212,34 +212,34 @@ def _plus_sizes() -> tuple[Cell, ...]:
 
 
 EXPERIMENTS: dict[str, Experiment] = {
-    "main": Experiment("Test accuracy on four data sets (the paper's main table)", _main()),
+    "main": Experiment("Test accuracy on four datasets (the paper's main table)", _main()),
     "ablation": Experiment(
-        "Each term alone, on DM and on IDM", tuple(Cell("cifar10", method, 10) for method in _ABLATED)
+        "Each term alone, added to DM and to IDM", tuple(Cell("cifar10", method, 10) for method in _ABLATED)
     ),
     "architectures": Experiment(
-        "Sets distilled with a ConvNet, judged by other networks",
+        "Sets distilled with a ConvNet, evaluated with other networks",
         tuple(Cell("cifar10", m, 10, n) for m in ("iid-dm", "dm", "iid-idm", "idm", "iid-plus", "random")
               for n in _NETWORKS),
     ),
     "weights": Experiment(
-        "Accuracy over the weights of the two terms",
+        "Accuracy against the weights of the two terms",
         tuple(_sweep("dm-cc", "match.cc", (0.3, 1, 3, 10, 30)) + _sweep("dm-cm", "match.cm", (0.001, 0.01, 0.1))),
     ),
     "beta": Experiment(
-        "Accuracy over beta, in the exponential form of class centralization",
+        "Accuracy against beta, in the exponential form of class centralization",
         tuple(
             _sweep("dm-cc", "match.cc_beta", (0, 2.2, 2.4, 2.75), match__cc="1", match__cc_form="exp",
                    match__cc_alpha="1")
         ),
     ),
     "iterations": Experiment(
-        "Accuracy over the iterations of a distillation",
+        "Accuracy against the number of iterations",
         tuple(cell for method in ("dm", "iid-dm") for cell in _sweep(method, "iterations", ("25%", "50%", "75%"))),
     ),
-    "plus": Experiment("iid-plus: each part left out, and each added alone", _plus()),
-    "plus-sizes": Experiment("iid-plus beside the others, under both protocols of evaluation", _plus_sizes()),
+    "plus": Experiment("iid-plus: each part left out, and each added on its own", _plus()),
+    "plus-sizes": Experiment("iid-plus and the other methods, under both evaluation protocols", _plus_sizes()),
     "headline": Experiment(
-        "Sets of smaller scales under the paper's own evaluation, a network for each seed",
+        "Sets of smaller scales under the paper's evaluation, one network per seed",
         (
             Cell("cifar10", "iid-plus", 10, evaluation="paper"),
             Cell("cifar10", "iid-plus", 10, settings=_SHORT, evaluation="paper"),
@@ -250,11 +250,11 @@ EXPERIMENTS: dict[str, Experiment] = {
         ),
     ),
     "tsne": Experiment(
-        "The sets that the t-SNE figure draws (chapter 09, which draws it)",
+        "Sets for the t-SNE figure (drawn in chapter 09)",
         tuple(Cell("cifar10", method, 50) for method in ("iid-dm", "dm")),
     ),
     "continual": Experiment(
-        "Class-incremental learning from 20 images a class, after the last step",
+        "Class-incremental learning from 20 images per class, after the last step",
         tuple(
             Cell("cifar100", method, 20, steps=steps)
             for steps in (5, 10)
@@ -262,9 +262,9 @@ EXPERIMENTS: dict[str, Experiment] = {
         ),
     ),
 }  # fmt: skip
-"""What can be run by name."""
+"""Experiments by name."""
 
 
 def within(name: str, only: str) -> bool:
-    """Whether a cell's name begins with the parts of another: ``cifar10/ipc1`` has ``cifar10/ipc10`` not below it."""
+    """Whether a cell's name begins with the parts of `only`: ``cifar10/ipc10`` is not within ``cifar10/ipc1``."""
     return f"{name}/".startswith(f"{only.rstrip('/')}/" if only else "")

@@ -1,4 +1,4 @@
-"""What measured rows say of a method: what each of its parts gains, and what its distillations cost."""
+"""Gains of a method's parts and costs of its distillations, computed from measured rows."""
 
 from collections.abc import Mapping, Sequence
 from itertools import chain
@@ -20,19 +20,20 @@ __all__ = ["costs_on_one_device", "distillation_costs", "gains_of_parts", "headl
 
 
 def gains_of_parts(scale: str, rows: pd.DataFrame | None = None) -> pd.DataFrame:
-    """What each part of iid-plus gains: left out of the whole, and added alone to what is left without any.
+    """Gain of each part of iid-plus: left out of the full method, and added alone to the method without any part.
 
-    A gain is the accuracy with the part less that without it, so that it is positive where the part helps, whichever
-    way it was asked. A part that needs another one is added on top of that one. Matching itself can only be left out.
+    A gain is the accuracy with the part minus that without it, so it is positive if the part helps, in either group. A
+    part that needs another one is added on top of that one. Matching itself can only be left out.
 
     Args:
-        scale: at which scale the cells of the experiment ``plus`` were measured.
-        rows: of results; those of the checkout when not given.
+        scale: scale at which the cells of the experiment ``plus`` were measured.
+        rows: rows of results; defaults to those of the checkout.
 
     Returns:
-        A row for each part and group (``left out``, ``added alone``), with the columns seeds, mean, low and high of
-        `paired_gains`, but the mean of one or two seeds too; note, why there is no interval (``missing``, ``1 seed``,
-        ``not in use`` for a part that the scale's settings do without), or ""; and told, all of it as text.
+        One row per part and group (``left out``, ``added alone``), with the columns seeds, mean, low and high of
+        `paired_gains`, where the mean is given for one or two seeds too; a note why there is no interval (``missing``,
+        ``1 seed``, ``not in use`` for a part that the scale's settings do not use), or ""; and a column with all of it
+        as text, called ``told``.
     """
     cells = EXPERIMENTS["plus"].cells
     rows = all_rows() if rows is None else rows
@@ -78,7 +79,7 @@ def _without(cell: Cell) -> str:
 
 
 def _named(off: set[str]) -> str:
-    """The settings of what is left out, in their order; "" for the whole."""
+    """Settings of the parts that are left out, in order; "" for the full method."""
     known = dict.fromkeys([*PARTS, *chain.from_iterable(MATCHING.values())])
     return " ".join(key for key in known if key in off)
 
@@ -90,21 +91,20 @@ def distillation_costs(
     ipc: int = 10,
     rows: pd.DataFrame | None = None,
 ) -> pd.DataFrame:
-    """Seconds and accuracy of the distillations that fill some cells at a scale.
+    """Seconds and accuracy of the distillations behind some cells at a scale.
 
     Args:
-        scale: of the distillations and, where a cell says nothing else, of their evaluation.
-        methods: cells, or names of methods for their usual cells, in the order in which they are returned; those
-            without rows are left out.
-        dataset: of methods by name, as `Cell` names it, which is CIFAR-10 also where the scale takes the embedded
-            images.
-        ipc: images per class, of methods by name.
-        rows: of results; those of the checkout when not given.
+        scale: scale of the distillations and, unless a cell says otherwise, of their evaluation.
+        methods: cells, or names of methods for their usual cells, in the order of the result; those without rows are
+            left out.
+        dataset: dataset for methods given by name, as in `Cell`: CIFAR-10 even if the scale uses the embedded images.
+        ipc: images per class for methods given by name.
+        rows: rows of results; defaults to those of the checkout.
 
     Returns:
-        A row for each distillation, as `iidlib.plots.pareto` takes it: label (the method, and the settings of its
-        cell), ipc, scale, seed, seconds (of its iterations), pool_seconds (0 where there is no pool, NaN where its rows
-        do not say), accuracy (mean over its networks), device (of the iterations, where rows say it, else of the
+        One row per distillation, as expected by `iidlib.plots.pareto`: label (the method, and the settings of its
+        cell), ipc, scale, seed, seconds (of its iterations), pool_seconds (0 without a pool, NaN if its rows do not say
+        it), accuracy (mean over its networks), device (of the iterations if the rows say it, otherwise of the
         evaluation) and date.
     """
     rows = all_rows() if rows is None else rows
@@ -132,47 +132,47 @@ def distillation_costs(
 
 
 def costs_on_one_device(costs: pd.DataFrame) -> pd.DataFrame:
-    """The distillations on the device on which most methods were timed, whose seconds can be compared.
+    """Selects the distillations on the device on which most methods were timed, so that seconds are comparable.
 
-    Threads count as part of a CPU's name. Of devices with as many methods, that of most distillations is taken.
+    Threads count as part of a CPU's name. Ties are broken by the number of distillations.
 
     Args:
-        costs: as `distillation_costs` gives them.
+        costs: as returned by `distillation_costs`.
 
     Returns:
-        Their rows; methods that were never timed there have none.
+        The rows of that device; methods that were never timed there have none.
     """
     if costs.empty:
         return costs
-    device = costs["device"].fillna("")  # rows that do not say are of one kind, too
+    device = costs["device"].fillna("")  # rows without a device are one group, too
     by_device = costs.groupby(device)["label"].agg(["nunique", "size"])
     return costs[device == by_device.sort_values(["nunique", "size"]).index[-1]]
 
 
 def headline(scale: str, rows: pd.DataFrame | None = None) -> pd.DataFrame:
-    """Sets of iid-plus, distilled at a scale and evaluated as the paper does, beside what it published.
+    """Sets of iid-plus, distilled at a scale and evaluated as in the paper, with the published values.
 
     Args:
-        scale: of the distillations.
-        rows: of results; those of the checkout when not given.
+        scale: scale of the distillations.
+        rows: rows of results; defaults to those of the checkout.
 
     Returns:
-        A row for each set of the experiment ``headline``, by ipc, with columns ipc, settings (that differ from the
-        scale's), seeds, accuracy (percent, mean over seeds), low and high (its 95 % t interval, of three seeds or
-        more), published values of ``iid-dm`` and ``iid-idm``, and pool_seconds, seconds and device of a distillation:
-        means over the seeds that ran with the most threads, or on a GPU, of those whose rows say it. NaN where it is
-        missing.
+        One row per set of the experiment ``headline``, sorted by ipc, with columns ipc, settings (that differ from the
+        scale's), seeds, accuracy (percent, mean over seeds), low and high (its 95 % t interval, for three or more
+        seeds), published values of ``iid-dm`` and ``iid-idm``, and pool_seconds, seconds and device of a distillation:
+        means over the seeds that ran with the most threads, or on a GPU, among those whose rows say it. Missing values
+        are NaN.
     """
     rows, found = all_rows() if rows is None else rows, []
     for cell in EXPERIMENTS["headline"].cells:
         if cell.method != "iid-plus":
             continue
-        values = measured(cell, scale, rows).tolist()  # also of seeds whose rows do not say what they cost
+        values = measured(cell, scale, rows).tolist()  # including seeds whose rows do not say what they cost
         runs = distillation_costs(scale, [cell], rows=rows)
         _, low, high = paired_interval([0.0] * len(values), values) if len(values) >= 3 else (np.nan,) * 3
         quoted = [published_value(cell.dataset, method, cell.ipc) for method in ("iid-dm", "iid-idm")]
         threads = runs["device"].astype(str).str.extract(r"(\d+) threads?", expand=False).astype(float)
-        fast = threads.fillna(np.inf).where(runs["device"].fillna("") != "", 0)  # a GPU's name says no threads
+        fast = threads.fillna(np.inf).where(runs["device"].fillna("") != "", 0)  # a GPU's name has no threads
         quiet = runs[fast == fast.max()]
         found.append({
             "ipc": cell.ipc,
@@ -191,17 +191,17 @@ def headline(scale: str, rows: pd.DataFrame | None = None) -> pd.DataFrame:
 
 
 def search_results(grid: str | Path, scale: str, rows: pd.DataFrame | None = None) -> pd.DataFrame:
-    """What a search has measured: each value that its rounds vary, and what is given beside it.
+    """Results of a search: each value that its rounds vary, and the settings given without it.
 
     Args:
-        grid: its file, see `iidlib.experiments.grids`.
-        scale: at which it was run.
-        rows: of results; those of the checkout when not given.
+        grid: file of the grid, see `iidlib.experiments.grids`.
+        scale: scale at which it was run.
+        rows: rows of results; defaults to those of the checkout.
 
     Returns:
-        A row for each cell of each round, with columns scale, ipc, round (from 1), varied (``as given`` for the first
-        of a round), seeds, accuracy (percent, mean over seeds) and gain (over what is given, in points, over the seeds
-        of both); NaN where it is missing.
+        One row per cell of each round, with columns scale, ipc, round (from 1), varied (``as given`` for the first of a
+        round), seeds, accuracy (percent, mean over seeds) and gain (over the given settings, in points, over common
+        seeds); missing values are NaN.
     """
     rows = all_rows() if rows is None else rows
     found = []

@@ -1,6 +1,6 @@
-"""Experiments by name: those of the catalogue, and those of a grid in a YAML file.
+"""Experiments by name: the built-in ones, and grids in YAML files.
 
-A grid varies settings of one method, one at a time, in rounds, as a search does that keeps what helped::
+A grid varies the settings of one method, one at a time, in rounds, like a search that keeps what helped::
 
     title: Weights of iid-plus on held-out images
     method: iid-plus
@@ -8,11 +8,11 @@ A grid varies settings of one method, one at a time, in rounds, as a search does
     ipc: 10
     rounds:
       - vary: {match.ce: [0, 0.1, 0.3], match.cm: [0, 1]}
-      - given: {match.ce: 0.1}                 # what the first round has shown
+      - given: {match.ce: 0.1}                 # found in the first round
         vary: {match.cc: [0, 3, 10]}
 
-A round consists of the method with what is `given`, and of one cell for each value beside it; what rounds have in
-common is measured once.
+A round consists of the method with the `given` settings, and of one cell for each varied value on top of them; cells
+that rounds have in common are measured once.
 """
 
 import re
@@ -36,38 +36,38 @@ _ELSEWHERE = {
     "dataset": "dataset, at its top",
     "ipc": "ipc, at its top",
 }
-"""Settings that a grid does not vary, and where they are given."""
+"""Settings that a grid cannot vary, and where they are set instead."""
 
-_JUDGE = "eval.networks"
-"""The setting that no cell of a grid has: each is evaluated by the usual network of its dataset."""
+_NETWORKS = "eval.networks"
+"""Setting that a grid cannot vary: every cell is evaluated with the usual network of its dataset."""
 
 _KNOWN = ("title", "method", "dataset", "ipc", "rounds")
 
 
 def is_grid(name: str) -> bool:
-    """Whether a name of an experiment is that of a file."""
+    """Whether the name of an experiment is that of a file."""
     return name.endswith((".yaml", ".yml"))
 
 
 def find(name: str) -> Experiment:
-    """An experiment by its name in ``EXPERIMENTS``, or by its grid's file.
+    """Finds an experiment by its name in ``EXPERIMENTS``, or by the file of its grid.
 
     Raises:
-        InputError: for an unknown one, or a file that is missing or no grid.
+        InputError: for an unknown name, or a file that is missing or not a grid.
     """
     if is_grid(name):
         title, found = _read(user_path(name))
         return Experiment(title, tuple(dict.fromkeys(cell for each in found for cell in each.values())))
     if name not in EXPERIMENTS:
-        raise InputError(f"unknown experiment {name!r}{suggest(name, EXPERIMENTS)}; a grid's file ends in .yaml")
+        raise InputError(f"unknown experiment {name!r}{suggest(name, EXPERIMENTS)}; the file of a grid ends in .yaml")
     return EXPERIMENTS[name]
 
 
 def rounds(path: str | Path) -> list[dict[str, Cell]]:
-    """The rounds of a grid: cells by what they vary, first under ``""`` what is given.
+    """Rounds of a grid: cells by the value that they vary, the first under ``""`` with the given settings only.
 
     Raises:
-        InputError: for a file that is missing or no grid.
+        InputError: for a file that is missing or not a grid.
     """
     return _read(user_path(path))[1]
 
@@ -80,7 +80,7 @@ def _read(path: Path) -> tuple[str, list[dict[str, Cell]]]:
     method = grid.get("method", "iid-plus")
     if method in BASELINES:
         raise InputError(f"the grid {path} varies settings of a distillation; {method} learns nothing")
-    usual = preset(method, grid.get("dataset", "validation:cifar10"), grid.get("ipc", 10))  # names as rows have them
+    usual = preset(method, grid.get("dataset", "validation:cifar10"), grid.get("ipc", 10))  # as in rows
     first = Cell(usual.dataset, usual.method, usual.ipc, usual_network(usual.dataset))
     found = []
     for round_ in grid["rounds"]:
@@ -100,14 +100,14 @@ def _read(path: Path) -> tuple[str, list[dict[str, Cell]]]:
 
 
 def _check_settings(settings: dict[str, str], usual: RunConfig, path: Path) -> None:
-    """Refuses what no run would take, and what the command gives."""
+    """Rejects settings that no run accepts, and those that the command sets."""
     for key, elsewhere in _ELSEWHERE.items():
         if key in settings:
             raise InputError(f"the grid {path} varies {key}, which is given by {elsewhere}")
-    if _JUDGE in settings:
+    if _NETWORKS in settings:
         usually = usual_network(usual.dataset)
         raise InputError(
-            f"the grid {path} varies {_JUDGE}, but its cells are evaluated by {usually}; for other networks see "
+            f"the grid {path} varies {_NETWORKS}, but its cells are evaluated by {usually}; for other networks see "
             "iid reproduce architectures, or iid evaluate RUN --networks"
         )
     length = settings.get("iterations", "")
@@ -118,7 +118,7 @@ def _check_settings(settings: dict[str, str], usual: RunConfig, path: Path) -> N
             )
         settings = {key: value for key, value in settings.items() if key != "iterations"}
     refused = []
-    for scale in SCALES:  # a grid is for one of them, which is not known here
+    for scale in SCALES:  # a grid is meant for one of them, not known here
         try:
             override(preset(usual.method, usual.dataset, usual.ipc, scale), settings)
         except InputError as error:
@@ -136,13 +136,13 @@ def _check_keys(mapping: Any, known: tuple[str, ...], path: Path) -> None:
 
 
 def _with(cell: Cell, changes: dict[str, Any]) -> Cell:
-    """The cell with settings as texts, in the order of their names, so that equal cells are equal."""
+    """The cell with settings as strings, sorted by name, so that equal cells compare equal."""
     texts = {str(key): _text(value) for key, value in changes.items()}
     return replace(cell, settings=tuple(sorted(texts.items())))
 
 
 def _text(value: Any) -> str:
-    """A value as ``--set`` takes it."""
+    """A value in the form that ``--set`` accepts."""
     if isinstance(value, list):
         return ",".join(map(str, value))
-    return ("off", "on")[value] if isinstance(value, bool) else str(value)  # YAML reads the bare words as booleans
+    return ("off", "on")[value] if isinstance(value, bool) else str(value)  # YAML parses bare on and off as booleans

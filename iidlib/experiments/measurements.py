@@ -1,8 +1,8 @@
-"""What has been measured of the paper's cells, what was published of them, and what is missing.
+"""The paper's cells: what has been measured, what was published, and what is missing.
 
 A cell is filled by rows of results (``data/results``): those of its dataset, method, images per class, network and
-settings, at one scale. A cell of the paper counts as measured at scale ``paper`` only; smaller scales stand beside it
-under their own names.
+settings, at one scale. A cell of the paper counts as measured at scale ``paper`` only; smaller scales are reported
+alongside under their own names.
 """
 
 import math
@@ -29,13 +29,13 @@ _NUMBERS = (
 
 
 def all_rows(folder: Path | None = None) -> pd.DataFrame:
-    """Rows of every table of accuracies in a folder, one below the other.
+    """Rows of all tables of accuracies in a folder, concatenated.
 
     Args:
-        folder: of the results; the checkout's own when not given.
+        folder: folder of the results; defaults to that of the checkout.
 
     Returns:
-        Texts as they stand in the files, and as numbers ipc, seed, accuracy, iterations, epochs, networks_seed,
+        All columns as text, except for the numbers ipc, seed, accuracy, iterations, epochs, networks_seed,
         evaluation_seed, step, steps and order.
     """
     frames = []
@@ -56,49 +56,49 @@ def all_rows(folder: Path | None = None) -> pd.DataFrame:
 
 
 def measured(cell: Cell, scale: str, rows: pd.DataFrame) -> pd.Series:
-    """Accuracy of each seed that was measured, the mean over its networks; empty where there is none.
+    """Accuracy of each measured seed, averaged over its networks; empty if there is none.
 
-    Rows of other settings, another number of iterations or another protocol do not count, nor a seed with fewer
-    networks than the protocol has. Networks that diverged count with the accuracy that they have: to leave them out
-    would be to choose by the result; `table` says how many they are. A setting that is written out and is the scale's
-    own makes no difference. Where a seed was measured again with the same networks, the newest row of each counts.
+    Rows of other settings, another number of iterations or another protocol do not count, nor does a seed with fewer
+    networks than the protocol asks for. Networks that diverged count with their accuracy: leaving them out would select
+    by the result; `table` counts them. A setting that is spelled out but equals the scale's own makes no difference. If
+    a seed was measured again with the same networks, the newest row of each counts.
 
     Args:
-        cell: what is looked for.
-        scale: at which scale; at ``tour`` the data set is ``cifar10-mini``.
-        rows: of results.
+        cell: the cell to look for.
+        scale: its scale; at ``tour`` the dataset is ``cifar10-mini``.
+        rows: rows of results.
     """
     return _by_seed(own_rows(cell, scale, rows))
 
 
 def _without_augmentation(text: str) -> str:
-    """A protocol as a row says it, without the operations, which are the dataset's own under a protocol."""
+    """Protocol of a row without the augmentation, which is the dataset's own under the protocol ``idc``."""
     return text.partition(", augmentation ")[0] if text.startswith(("idc", "whole set (idc)")) else text
 
 
 def _by_seed(own: pd.DataFrame) -> pd.Series:
-    """Mean accuracy of each seed's networks; there may be no rows, and then no columns."""
+    """Mean accuracy of each seed's networks; without rows there are no columns either."""
     return own.groupby("seed")["accuracy"].mean() if len(own) else pd.Series(dtype=float)
 
 
 def own_rows(cell: Cell, scale: str, rows: pd.DataFrame) -> pd.DataFrame:
-    """The rows of a cell's networks, the newest of each, of the seeds that have all of them.
+    """Rows of a cell: the newest of each network, for the seeds that have all networks.
 
     Args:
-        cell: what is looked for; one whose settings do not go together with the scale's has no rows.
-        scale: at which scale.
-        rows: of results, as `all_rows` gives them.
+        cell: the cell to look for; one whose settings are incompatible with the scale's has no rows.
+        scale: its scale.
+        rows: rows of results, as returned by `all_rows`.
     """
     dataset = cell.dataset_at(scale)
     if not rows.empty:
         rows = rows[(rows["dataset"] == dataset) & (rows["method"] == cell.method) & (rows["scale"] == scale)]
     if rows.empty:
         return rows
-    if "step_sizes" in rows:  # the paper's steps are equal
+    if "step_sizes" in rows:  # all steps of the paper are of one size
         rows = rows[rows["step_sizes"].map(lambda sizes: len(set(sizes.split(","))) == 1)]
     try:
         planned = cell.settings_at(scale)
-    except InputError:  # of a grid for another scale
+    except InputError:  # the cell is from a grid for another scale
         return rows[:0]
     given = cell.changes(scale)
     usual = preset(cell.method, dataset, max(cell.ipc, 1), scale)
@@ -110,9 +110,9 @@ def own_rows(cell: Cell, scale: str, rows: pd.DataFrame) -> pd.DataFrame:
     given.pop("iterations", None)
 
     def unusual(pairs: Iterable[str]) -> set[RunConfig | str]:
-        """What each of them makes of the scale's settings, without those that say what it has anyway.
+        """The scale's settings with each of the changes, except for changes that make no difference.
 
-        Those of the evaluation are left to the row's network, epochs, protocol and number of networks.
+        Settings of the evaluation are skipped: the row's network, epochs, protocol and number of networks cover them.
         """
         return {_changed(usual, pair) for pair in pairs if not pair.startswith("eval.")} - {usual}
 
@@ -137,13 +137,13 @@ def own_rows(cell: Cell, scale: str, rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _failed(own: pd.DataFrame) -> str:
-    """How many of some networks did not come to be trained, ``2 diverged``; rows older than the column do not say."""
-    told = own["outcome"].replace({"trained": ""}).fillna("") if "outcome" in own else pd.Series(dtype=object)
-    return ", ".join(f"{count} {outcome}" for outcome, count in told[told != ""].value_counts().items())
+    """Number of networks by outcome other than trained, such as ``2 diverged``; unknown for rows without the column."""
+    failed = own["outcome"].replace({"trained": ""}).fillna("") if "outcome" in own else pd.Series(dtype=object)
+    return ", ".join(f"{count} {outcome}" for outcome, count in failed[failed != ""].value_counts().items())
 
 
 def _changed(config: RunConfig, pair: str) -> RunConfig | str:
-    """The settings with a change such as ``match.cc=1``; itself where a table names what does not exist."""
+    """The settings with a change such as ``match.cc=1``; the change itself if a table names an unknown setting."""
     key, _, value = pair.partition("=")
     try:
         return override(config, {key: value})
@@ -152,18 +152,18 @@ def _changed(config: RunConfig, pair: str) -> RunConfig | str:
 
 
 def table(name: str, folder: Path | None = None) -> pd.DataFrame:
-    """The cells of an experiment, a row each: what was published, and what was measured at every scale.
+    """Cells of an experiment, one row each: what was published, and what was measured at each scale.
 
     Args:
         name: one of ``EXPERIMENTS``, or the file of a grid.
-        folder: of the results; the checkout's own when not given.
+        folder: folder of the results; defaults to that of the checkout.
 
     Returns:
         Columns cell (its name), dataset, ipc, method, network, settings, steps, evaluation, published, source; and for
-        each of the scales paper, laptop and tour its mean, std (over distillation seeds, population; of two or more),
-        seeds and failed (how many networks diverged, or the like). What is missing is NaN, with 0 seeds. Two columns
-        after DD-Ranking say what needs no soft labels, at scale laptop: improvement over random images, and the gap to
-        the whole set under the same scale and protocol, where both were measured.
+        each of the scales paper, laptop and tour: mean, std (population, over two or more distillation seeds), seeds
+        and failed (how many networks diverged, or the like). Missing values are NaN, with 0 seeds. Two columns follow
+        DD-Ranking's measures without soft labels, at scale laptop: improvement over random images, and the gap to the
+        whole set under the same scale and protocol, if both were measured.
 
     Raises:
         InputError: for an unknown experiment.
@@ -198,12 +198,12 @@ def table(name: str, folder: Path | None = None) -> pd.DataFrame:
 
 
 def mean_of(row: Mapping[Any, Any], scale: str) -> str:
-    """What was measured at a scale as text, ``46.0 ± 0.2 (3)``: mean, spread over seeds, how many; "" for nothing.
+    """Result at a scale as text, ``46.0 ± 0.2 (3)``: mean, standard deviation over seeds, their number; "" if missing.
 
-    Networks that diverged are named: ``10.0 ± 0.0 (3; 15 diverged)``.
+    Networks that diverged are counted: ``10.0 ± 0.0 (3; 15 diverged)``.
 
     Args:
-        row: of `table`.
+        row: a row of `table`.
         scale: ``paper``, ``laptop`` or ``tour``.
     """
     mean, std, seeds = (row[f"{scale}_{part}"] for part in ("mean", "std", "seeds"))
@@ -214,7 +214,7 @@ def mean_of(row: Mapping[Any, Any], scale: str) -> str:
 
 
 def _with_scores(cells: pd.DataFrame) -> pd.DataFrame:
-    same = ["dataset", "network", "evaluation"]  # accuracies of one protocol are not compared with those of another
+    same = ["dataset", "network", "evaluation"]  # accuracies under different protocols are not comparable
     plain = cells[(cells["settings"] == "") & (cells["steps"] == 0)]
     random = plain[plain["method"] == "random"].drop_duplicates([*same, "ipc"])
     base = cells[[*same, "ipc"]].merge(random[[*same, "ipc", "laptop_mean"]], "left", [*same, "ipc"])

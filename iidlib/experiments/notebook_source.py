@@ -1,4 +1,4 @@
-"""The parameters in a notebook's source, found with Python's parser; nothing of the notebook is executed."""
+"""Parameters in a notebook's source, found with Python's parser; nothing in the notebook is executed."""
 
 import ast
 import os
@@ -11,14 +11,14 @@ from iidlib.errors import InputError
 __all__ = ["declared_in", "executed", "literal"]
 
 INJECTED = "# Parameters"
-"""How the cell begins that papermill puts behind the one tagged ``parameters``."""
+"""First line of the cell that papermill inserts after the one tagged ``parameters``."""
 
 CHECK = "take_parameters(globals()"
-"""How a chapter checks its parameters itself."""
+"""Call by which a chapter checks its own parameters."""
 
 
 def executed(cells: Iterable[str], declared: list[str]) -> tuple[list[str] | None, list[str]]:
-    """Names in the parameters cell that was executed last, and those that papermill put behind it since then."""
+    """Names in the parameters cell that was executed last, and those that papermill has injected since."""
     injected: list[str] = []
     for cell in reversed(list(cells)):
         try:
@@ -29,17 +29,17 @@ def executed(cells: Iterable[str], declared: list[str]) -> tuple[list[str] | Non
         if cell.startswith(INJECTED):
             injected = injected or names
         elif all(map(_is_literal, body)) and 2 * len({*names} & {*declared}) > len(declared):
-            return names, injected  # a cell of the reader's own rarely sets most of the parameters, and to literals
+            return names, injected  # a reader's own cell rarely sets most parameters to literals
     return None, injected
 
 
 def _is_literal(statement: ast.stmt) -> bool:
-    found = [value for _, value in _assignments(statement)]
-    return bool(found) and all(literal(value)[0] for value in found)
+    values = [value for _, value in _assignments(statement)]
+    return bool(values) and all(literal(value)[0] for value in values)
 
 
 def _assignments(statement: ast.stmt) -> list[tuple[str, ast.expr]]:
-    """The names that a statement gives a value, with the expressions; those of other statements are not looked for."""
+    """Names that an assignment sets, with their expressions; empty for other statements."""
     if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name) and statement.value is not None:
         return [(statement.target.id, statement.value)]
     if isinstance(statement, ast.Assign):
@@ -56,13 +56,13 @@ def literal(node: ast.expr) -> tuple[bool, Any]:
 
 
 def declared_in(notebook: str | Path) -> tuple[dict[str, tuple[str, ast.expr]], bool]:
-    """The parameters of a notebook, each with its default as text and parsed; and whether it checks them itself.
+    """Parameters of a notebook, each with its default as text and parsed, and whether it checks them itself.
 
     Raises:
-        InputError: if there is no such notebook, or its parameters cell is not Python.
+        InputError: if the notebook does not exist, or its parameters cell is not Python.
     """
     notebook = Path(notebook)
-    if not os.path.isfile(notebook):  # noqa: PTH113, which also takes names that no file can have
+    if not os.path.isfile(notebook):  # noqa: PTH113, accepts names that no file can have, too
         raise InputError(f"no notebook at {notebook}")
     try:
         from papermill.iorw import load_notebook_node
@@ -74,7 +74,7 @@ def declared_in(notebook: str | Path) -> tuple[dict[str, tuple[str, ast.expr]], 
             for cell in load_notebook_node(str(notebook)).cells
             if cell.cell_type == "code"
         ]
-    except Exception as error:  # whatever a damaged notebook makes of papermill's reader
+    except Exception as error:  # papermill's reader raises anything for a corrupted notebook
         raise InputError(
             f"{notebook} is not a notebook that papermill can read ({' '.join(str(error).split())})"
         ) from None

@@ -1,4 +1,4 @@
-"""What one method gains over another: differences over the seeds that both have, with their interval."""
+"""Gain of one method over another: differences over common seeds, with their confidence interval."""
 
 from collections.abc import Sequence
 
@@ -11,14 +11,14 @@ __all__ = ["paired_gains", "paired_interval"]
 def paired_interval(first: Sequence[float], second: Sequence[float]) -> tuple[float, float, float]:
     """95 % t interval of the mean difference ``second - first`` over distillation seeds.
 
-    An order of two methods is claimed only where the interval leaves out zero.
+    The project claims that one method is better than another only if the interval excludes zero.
 
     Args:
         first: accuracy of one method for each seed (mean over its networks), in percent.
-        second: of the other method, the same seeds in the same order.
+        second: accuracy of the other method, for the same seeds in the same order.
 
     Returns:
-        Mean difference, lower and upper end.
+        Mean difference, lower bound and upper bound.
 
     Raises:
         ValueError: for fewer than 3 seeds, or sequences of different length.
@@ -36,24 +36,24 @@ def paired_interval(first: Sequence[float], second: Sequence[float]) -> tuple[fl
 
 
 def paired_gains(scores: pd.DataFrame, pairs: Sequence[tuple[str, str]], by: str = "method") -> pd.DataFrame:
-    """What one method is above another, over the distillation seeds that both have.
+    """Gains of one method over another, over the distillation seeds that both have.
 
     Args:
         scores: rows of single networks, with columns seed and accuracy (percent), and one that names the method.
-        pairs: base and method.
-        by: the column that names the method.
+        pairs: pairs of a base and a method.
+        by: name of the column with the method.
 
     Returns:
-        A row a pair, with columns base, method, seeds (how many both have) and, from three seeds on, mean, low and high
-        of `paired_interval`; otherwise these are empty.
+        One row per pair, with columns base, method, seeds (the number of common seeds) and mean, low and high of
+        `paired_interval`, which are NaN for fewer than three seeds.
 
     Raises:
-        ValueError: for rows of several data sets, sizes, scales or architectures, whose mean says nothing.
+        ValueError: for rows of several datasets, sizes, scales or architectures, whose mean is meaningless.
     """
     for column in ("dataset", "ipc", "scale", "network"):
         kinds = sorted(map(str, scores[column].unique())) if column in scores else []
         if len(kinds) > 1:
-            raise ValueError(f"rows of one {column} are compared, got those of {', '.join(kinds)}")
+            raise ValueError(f"rows must share one {column}, got {', '.join(kinds)}; select one")
     table = scores.pivot_table(index="seed", columns=by, values="accuracy")
     rows = []
     for base, method in pairs:

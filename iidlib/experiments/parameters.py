@@ -1,8 +1,8 @@
-"""What a notebook can be given: read from its own source with Python's parser, checked before anything is computed.
+"""Parameters of notebooks: read from their source with Python's parser, checked before anything is computed.
 
-papermill puts a cell behind the one tagged ``parameters`` and asks nothing: an unknown name becomes a new variable, and
-a value of another type fails somewhere later, or nowhere. A sweep therefore checks names and values before it starts a
-point, and a chapter checks its own in the line after its imports.
+papermill inserts a cell after the one tagged ``parameters`` and checks nothing: an unknown name becomes a new variable,
+and a value of the wrong type fails somewhere later, or nowhere. A sweep therefore checks names and values before it
+starts a point, and a chapter checks its own in the line after its imports.
 """
 
 import ast
@@ -26,12 +26,12 @@ logger = logging.getLogger("iidlib")
 
 @dataclass(frozen=True)
 class Kind:
-    """What a parameter takes."""
+    """The values that a parameter accepts."""
 
     wanted: str
-    """In words, as in "ipc must be {wanted}"."""
+    """Description, as in "ipc must be {wanted}"."""
     fit: Callable[[Any], Any]
-    """The value as the notebook needs it; ValueError where it does not fit."""
+    """Function that converts a value to what the notebook needs; raises ValueError if it does not fit."""
 
 
 def _whole(least: int) -> Callable[[Any], int]:
@@ -74,7 +74,7 @@ def _list_of(fit: Callable[[Any], Any], *, distinct: bool = False) -> Callable[[
 
 
 def _read(value: Any) -> Any:
-    """A number or a list out of text such as ``[0, 1]``, which papermill's ``-p`` passes on as text."""
+    """Parses a number or a list from text such as ``[0, 1]``, which papermill's ``-p`` leaves as text."""
     if not isinstance(value, str):
         return value
     try:
@@ -84,7 +84,7 @@ def _read(value: Any) -> Any:
 
 
 def _names(value: Any) -> str:
-    """Names with commas between them, as text; a list of names is taken as well."""
+    """Names as comma-separated text; a list of names is accepted, too."""
     parts = value if isinstance(value, list | tuple) else _text(value).split(",")
     names = [_text(part).strip() for part in parts]
     if not all(names) or len(set(names)) < len(names) or "convnet3" not in names:
@@ -93,7 +93,7 @@ def _names(value: Any) -> str:
 
 
 def _each_once(value: Any) -> list[str]:
-    """Names as a list; text with commas between them, or as Python writes a list, is taken as well."""
+    """Names as a list; comma-separated text, or text of a Python list, is accepted, too."""
     if isinstance(value, str):
         value = _read(value) if value.strip().startswith("[") else value.split(",")
     names = [_text(part).strip() for part in value]
@@ -118,7 +118,7 @@ KINDS = {
     "dataset": _TEXT, "folder": _TEXT, "out": _TEXT,
     "classes": _COUNT, "ipc": _COUNT, "networks": _COUNT, "repeats": _COUNT, "size": _COUNT,
     "steps": Kind("a whole number of 2 or more", _whole(2)),
-    "judges": Kind("names of different networks with commas between them, convnet3 among them", _names),
+    "judges": Kind("comma-separated names of different networks, convnet3 among them", _names),
     "methods": Kind("a list of different methods, such as [dm, iid-dm]", _each_once),
     "order": _SEED, "seed": _SEED,
     "judge_share": _SHARE, "share": _SHARE, "stronger": _SHARE,
@@ -126,31 +126,29 @@ KINDS = {
                   _list_of(_whole(0), distinct=True)),
     "shares": Kind("a list of different numbers from 0 to 1, both among them, such as [0, 0.5, 1]", _moments),
 }  # fmt: skip
-"""What the chapters' parameters take, by name."""
+"""Values that the chapters' parameters accept, by name."""
 
 CHOICES: dict[str, Collection[str]] = {
     "scale": SCALES,
     "method": BASES,
     "only": tuple(dict.fromkeys(cell.dataset for cell in EXPERIMENTS["main"].cells)),
 }
-"""Those of the chapters' parameters that take one of a few names."""
+"""Chapters' parameters that accept one of a few names."""
 
 
 def take_parameters(namespace: MutableMapping[str, Any], names: str) -> None:
-    """Checks what a chapter was given, in the line after its imports: ``take_parameters(globals(), "scale ipc")``.
+    """Checks a chapter's parameters, in the line after its imports: ``take_parameters(globals(), "scale ipc")``.
 
-    A value that only looks different is replaced by the one that is meant, and this is said: ``"[0, 1]"``, which is
-    what papermill makes of ``-p seeds "[0, 1]"``, becomes the list. In a notebook the cells that were executed are
-    looked at as well, so that a name that the notebook does not have is found, whether papermill put it there or a
-    reader mistyped it in the parameters cell.
+    A value that only has the wrong form is converted, with a warning: ``"[0, 1]"``, which papermill makes of
+    ``-p seeds "[0, 1]"``, becomes the list. In a notebook the executed cells are inspected, too, to find names that the
+    notebook does not have, whether papermill injected them or a reader mistyped them in the parameters cell.
 
     Args:
-        namespace: the chapter's variables, ``globals()``; a converted value is put back into it.
-        names: the chapter's parameters, with blanks between them.
+        namespace: the chapter's variables, ``globals()``; converted values are stored in it.
+        names: names of the chapter's parameters, separated by spaces.
 
     Raises:
-        InputError: for a name that the chapter does not have, a parameter that is missing, or a value that does not
-            fit.
+        InputError: for a name that the chapter does not have, a missing parameter, or a value that does not fit.
     """
     declared = names.split()
     own, injected = executed(map(str, namespace.get("In", ())), declared)
@@ -160,23 +158,23 @@ def take_parameters(namespace: MutableMapping[str, Any], names: str) -> None:
             raise InputError(f"this notebook has no parameter {name!r}{suggest(name, known)}")
     for name in declared:
         if name not in namespace or (own is not None and name not in own):
-            strange = [found for found in own or () if found not in declared]
-            hint = f"; it has {', '.join(map(repr, strange))}" if strange else ""
-            raise InputError(f"the parameters cell gives no {name!r}{hint}; run it with every parameter in it")
+            others = [other for other in own or () if other not in declared]
+            hint = f"; it has {', '.join(map(repr, others))}" if others else ""
+            raise InputError(f"the parameters cell gives no {name!r}{hint}; run it with all parameters")
         namespace[name] = _fitted(name, namespace[name], _kind(name))
 
 
 def _kind(name: str) -> Kind | None:
-    """What a chapter's parameter takes; None for a name that no chapter has."""
+    """Values that a chapter's parameter accepts; None for a name that no chapter has."""
     if name in CHOICES:
         return Kind(f"one of {', '.join(CHOICES[name])}", _text)
     return KINDS.get(name)
 
 
 def _kind_like(default: Any) -> Kind | None:
-    """What another notebook's parameter takes, judged by its default; None where that says nothing.
+    """Values that another notebook's parameter accepts, inferred from its default; None if that is inconclusive.
 
-    A default of 0 may well stand for a number with decimals, so that any number is taken for a number.
+    A default of 0 may stand for a number with decimals, so any number is accepted for a number.
     """
     if isinstance(default, bool):
         return Kind("True or False", lambda value: _same_type(value, bool))
@@ -207,10 +205,10 @@ def _same_type(value: Any, wanted: type) -> Any:
 
 
 def _fitted(name: str, value: Any, kind: Kind | None) -> Any:
-    """The value as a notebook needs it.
+    """Converts a value to what the notebook needs.
 
     Raises:
-        InputError: where it does not fit.
+        InputError: if it does not fit.
     """
     if name in CHOICES and kind is not None and isinstance(value, str) and value not in CHOICES[name]:
         raise InputError(f"unknown {name} {value!r}{suggest(value, CHOICES[name])}")
@@ -234,10 +232,10 @@ def _fitted(name: str, value: Any, kind: Kind | None) -> Any:
 
 
 def check_parameters(notebook: str | Path, parameters: Mapping[str, Any]) -> dict[str, str]:
-    """The parameters that a notebook declares, by name with their defaults as text.
+    """Checks parameters for a notebook; returns all that it declares, with their defaults as text.
 
     Raises:
-        InputError: if the notebook is missing, or `parameters` has one that it does not declare or a value that does
+        InputError: if the notebook is missing, or `parameters` has a name that it does not declare or a value that does
             not fit.
     """
     fitting_parameters(notebook, parameters)
@@ -245,24 +243,24 @@ def check_parameters(notebook: str | Path, parameters: Mapping[str, Any]) -> dic
 
 
 def fitting_parameters(notebook: str | Path, parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """The parameters as the notebook needs them: a number for a list of them becomes a list, and this is said.
+    """Converts parameters to what a notebook needs, with a warning, such as a number to a list of one number.
 
-    What a chapter would refuse itself is refused here; the values for another notebook are compared with its defaults.
+    A chapter's own rules apply to a chapter; for any other notebook, they are inferred from its defaults.
 
     Raises:
-        InputError: as for `check_parameters`.
+        InputError: as `check_parameters`.
     """
     declared, checked = declared_in(notebook)
-    found = {}
+    fitted = {}
     for name, value in parameters.items():
         if name not in declared:
             hint = suggest(str(name), declared) if declared else "; it has no cell tagged parameters"
             raise InputError(f"{Path(notebook).name} has no parameter {name!r}{hint}")
         if checked:
-            found[name] = _fitted(name, value, _kind(name))
+            fitted[name] = _fitted(name, value, _kind(name))
         else:
             # None is how many notebooks say "no limit", whatever their default is
             known, default = literal(declared[name][1])
             kind = _kind_like(default) if known and value is not None else None
-            found[name] = _fitted(name, value, kind)
-    return found
+            fitted[name] = _fitted(name, value, kind)
+    return fitted

@@ -1,7 +1,7 @@
-"""Accuracies as published, in percent, each with the place it was read in. None of them was measured here.
+"""Published accuracies, in percent, each with its source. None of them was measured here.
 
-The paper's own tables were not at hand; its rows are quoted from later papers, whose rows called IID are assigned to DM
-or IDM by what they stand next to. What was not found in print is not in this table.
+The paper's own tables were not available; its rows are quoted from later papers, whose rows named IID are assigned to
+DM or IDM according to the adjacent rows. Values that were not found in print are omitted.
 """
 
 from dataclasses import dataclass
@@ -14,9 +14,9 @@ class Published:
     """A published accuracy."""
 
     value: float
-    """Percent."""
+    """Accuracy in percent."""
     source: str
-    """Where it was read."""
+    """Paper and table that it is quoted from."""
 
 
 _NCFM = "NCFM (CVPR 2025), Table 1"
@@ -63,9 +63,9 @@ ACCURACIES: dict[tuple[str, str, int], Published] = (
         ("tinyimagenet", "whole", 0): Published(37.6, _NCFM),
     }
 )
-"""By data set, method and images a class; the whole set has 0."""
+"""Published accuracies by dataset, method and images per class (0 for the whole set)."""
 
 
 def published_value(dataset: str, method: str, ipc: int) -> Published | None:
-    """The published accuracy of a cell, or None where none was found."""
+    """Published accuracy of a cell, or None if none was found."""
     return ACCURACIES.get((dataset, method, ipc))

@@ -1,4 +1,4 @@
-"""What is missing in an experiment, as commands, and running them one after the other within a budget of time."""
+"""The missing runs of an experiment as commands, and their execution one after the other within a time budget."""
 
 import math
 import os
@@ -32,15 +32,15 @@ class Job:
     command: tuple[str, ...]
     """Arguments of ``iid``."""
     before: tuple[str, ...] = ()
-    """What makes the set that the command judges, where it is judged by another network than usual."""
-    judged: Path | None = None
-    """That set; where it is there, nothing comes before."""
+    """Arguments that make the set that the command evaluates, if it does so with an unusual network or protocol."""
+    evaluated: Path | None = None
+    """That set; if it exists, `before` is skipped."""
 
     def commands(self) -> list[tuple[str, ...]]:
-        """What is left to run, as it is now."""
-        if self.judged is None or self.judged.is_file():
+        """Commands that are left to run at this moment."""
+        if self.evaluated is None or self.evaluated.is_file():
             return [self.command]
-        resume = ("--resume",) if (self.judged.parent / "config.yaml").is_file() else ()
+        resume = ("--resume",) if (self.evaluated.parent / "config.yaml").is_file() else ()
         return [(*self.before, *resume), self.command]
 
     def __str__(self) -> str:
@@ -57,36 +57,36 @@ def jobs(
     runs: Path = Path("runs/reproduce"),
     device: str = "auto",
 ) -> list[Job]:
-    """The runs that are missing, in the order of worth: every cell once before any cell twice.
+    """Missing runs, most important first: every cell once before any cell twice.
 
     Args:
         name: one of ``EXPERIMENTS``, or the file of a grid.
         scale: ``tour``, ``laptop`` or ``paper`` (``ci`` for tests).
-        seeds: how many distillation seeds a cell should have.
-        only: cells whose name is it, or begins with its parts, such as ``cifar10/ipc10``.
-        folder: of the results.
-        runs: where the runs' folders go.
+        seeds: number of distillation seeds for each cell.
+        only: select cells whose name begins with these parts, such as ``cifar10/ipc10``.
+        folder: folder of the results.
+        runs: parent of the run folders.
         device: as for ``iid distill``.
 
     Raises:
-        InputError: for an unknown experiment, where `only` leaves no cell, or for a cell whose settings do not go
-            together with the scale's.
+        InputError: for an unknown experiment, if `only` selects no cell, or for a cell whose settings are incompatible
+            with the scale's.
     """
     cells = [cell for cell in find(name).cells if within(cell.name, only) and cell.runs_at(scale)]
     if not cells:
         raise InputError(f"{name} has no cell {only!r} at scale {scale}; see iid reproduce {name} --list")
     target, rows = folder or results_dir(), all_rows(folder)
     if target.is_absolute() and target.is_relative_to(Path.cwd()):
-        target = target.relative_to(Path.cwd())  # rows say their command, which holds on other machines too
-    found: dict[Any, Job] = {}
+        target = target.relative_to(Path.cwd())  # rows record their command, which should work on other machines, too
+    missing: dict[Any, Job] = {}
     for seed in range(seeds):
         for cell in cells:
-            # of cells that say the same in other words, such as 1 and 1.0, the first one fills all
+            # among cells that mean the same, such as 1 and 1.0, the first one fills all
             same = (seed, _settings(cell, scale), cell.dataset, cell.network, cell.steps, cell.evaluation)
-            if same in found or (cell.method == "whole" and seed > 0) or seed in measured(cell, scale, rows).index:
+            if same in missing or (cell.method == "whole" and seed > 0) or seed in measured(cell, scale, rows).index:
                 continue
-            found[same] = _job(cell, scale, seed, target / cell.table_at(scale), runs, device)
-    return list(found.values())
+            missing[same] = _job(cell, scale, seed, target / cell.table_at(scale), runs, device)
+    return list(missing.values())
 
 
 def _settings(cell: Cell, scale: str) -> RunConfig:
@@ -103,25 +103,25 @@ def _job(cell: Cell, scale: str, seed: int, results: Path, runs: Path, device: s
     if chosen:
         made = _command(replace(cell, evaluation=""), scale, seed, results, runs, device)
         return Job(cell, seed, (*made, *_evaluation(cell, scale)))
-    # the same set for all networks and protocols: distilled once, by whichever cell comes first
+    # one set for all networks and protocols, distilled by whichever cell comes first
     made = _command(cell.usual, scale, seed, results, runs, device)
     place = Path(made[made.index("--out") + 1])
     before = tuple(part for part in made if part not in ("--resume", "--results", results.as_posix(), "--no-baseline"))
-    judge = ["evaluate", place.as_posix(), "--networks", cell.network, "--no-baseline"]
-    judge += ["--scale", scale] if cell.evaluation != "paper" else []
-    judge += ["--device", device, "--results", results.as_posix(), *_evaluation(cell, scale)]
-    return Job(cell, seed, tuple(judge), (*before, "--no-evaluate"), place / "synthetic.safetensors")
+    evaluate = ["evaluate", place.as_posix(), "--networks", cell.network, "--no-baseline"]
+    evaluate += ["--scale", scale] if cell.evaluation != "paper" else []
+    evaluate += ["--device", device, "--results", results.as_posix(), *_evaluation(cell, scale)]
+    return Job(cell, seed, tuple(evaluate), (*before, "--no-evaluate"), place / "synthetic.safetensors")
 
 
 def _evaluation(cell: Cell, scale: str) -> list[str]:
-    """Options of ``iid evaluate`` for another way to evaluate than the scale's own."""
+    """Options of ``iid evaluate`` for an evaluation that is not the scale's own."""
     return {"": [], "idc": ["--protocol", "idc"], "paper": ["--scale", "paper", "--num-eval", "1"]}[cell.evaluation]
 
 
 def _command(cell: Cell, scale: str, seed: int, results: Path, runs: Path, device: str) -> tuple[str, ...]:
     dataset = cell.dataset_at(scale)
     common = ["--dataset", dataset, "--scale", scale, "--seed", str(seed), "--device", device]
-    common += ["--results", results.as_posix()]  # a row says its command, which holds anywhere
+    common += ["--results", results.as_posix()]  # a row records its command, which should work anywhere
     common += [] if cell == cell.usual else ["--set", f"eval.networks={cell.network}"]
     if cell.steps:
         place = runs / f"{scale}-{cell.file}-seed{seed}"
@@ -141,7 +141,7 @@ def _command(cell: Cell, scale: str, seed: int, results: Path, runs: Path, devic
 
 
 class Outcome(NamedTuple):
-    """How many jobs were finished, and how many failed."""
+    """Numbers of finished and of failed jobs."""
 
     done: int
     failed: int
@@ -155,21 +155,21 @@ def run_jobs(
     environment: Mapping[str, str] | None = None,
     options: Sequence[str] = (),
 ) -> Outcome:
-    """Runs jobs one after the other, each in a process of its own, until the budget is spent.
+    """Runs jobs one after the other, each in its own process, until the budget is spent.
 
-    A run that the budget cuts is told to stop, writes a checkpoint, and is resumed by the next call; on Windows, which
-    has no signal that would tell it, it is ended and resumed from its last checkpoint. A job that fails is told and
-    left out.
+    When the budget runs out, the current run is asked to stop, writes a checkpoint, and is resumed by the next call; on
+    Windows, which has no suitable signal, it is terminated and resumed from its last checkpoint. A job that fails is
+    reported and skipped.
 
     Args:
-        todo: what to run.
-        budget: seconds.
-        say: told what is begun and what went wrong.
-        environment: of the processes; this one's when not given.
-        options: added to every command, such as ``--quiet``.
+        todo: jobs to run.
+        budget: time budget in seconds.
+        say: called with a line for each job that starts or fails.
+        environment: environment variables of the processes; defaults to those of this one.
+        options: options added to every command, such as ``--quiet``.
 
     Returns:
-        How many were finished, and how many failed.
+        Numbers of finished and of failed jobs.
     """
     until, done, failed = time.monotonic() + budget, 0, 0
     for job in todo:
@@ -181,22 +181,22 @@ def run_jobs(
         for words in job.commands():
             command = (*words, *options)
             say(shlex.join(("iid", *command)))
-            # a group of its own, so that Ctrl-C reaches it once, through us: at a second signal a run ends at once
+            # a process group of its own, so that Ctrl-C reaches it once, through us: a second signal kills a run
             call = [sys.executable, "-m", "iidlib.cli", *command]
             process = subprocess.Popen(call, env=environment, process_group=0)
             try:
                 status = process.wait(None if math.isinf(until) else max(0.0, until - time.monotonic()))
             except (subprocess.TimeoutExpired, KeyboardInterrupt) as stop:
-                # on Windows Ctrl-C has reached the whole console, and a signal from here would end the run at once
+                # on Windows Ctrl-C has reached the whole console, and another signal would kill the run
                 if os.name == "posix" or isinstance(stop, subprocess.TimeoutExpired):
                     process.send_signal(signal.SIGTERM)
                 process.wait()
                 if isinstance(stop, KeyboardInterrupt):
                     raise
-                say("the budget is spent; the same command goes on from here")
+                say("the budget is spent; run the same command again to continue")
                 return Outcome(done, failed)
             if status:
-                say(f"failed with status {status}, left out: {job.cell.name}, seed {job.seed}")
+                say(f"failed with status {status}, skipped: {job.cell.name}, seed {job.seed}")
                 break
         done += not status
         failed += bool(status)

@@ -1,4 +1,4 @@
-"""Rows of results: what an evaluation says of a set, how the set was made, by which command, versions and machine."""
+"""Rows of results: the scores of a set, how the set was made, and the command, versions and machine behind it."""
 
 import dataclasses
 import re
@@ -22,26 +22,26 @@ RESULT_COLUMNS = (
     "networks_seed", "epochs", "images", "seconds", "pool_accuracies", "settings", "outcome",
     "pool_seconds", "distilled_on",
 )  # fmt: skip
-"""What a row says; what does not apply is empty.
+"""Columns of a row; those that do not apply are empty.
 
-``scale`` and ``seed`` are the distillation's (or of the choice of real images), ``protocol`` says how the set was
-evaluated; ``networks_seed`` with the network's number ``evaluation_seed`` names the draws of the evaluation, which took
-``seconds``, on the ``device``; ``seconds_per_iteration`` are those of the distillation, on the device and with the
-threads of ``distilled_on``; ``pool_seconds`` is what the training of its pool took, whenever it was. ``settings`` are
-those beside the scale's that the set was made with, or the command was given, as far as they apply to it; among them
-``made_from``, where a set was made of another dataset than it was evaluated on. Accuracies are in percent. ``outcome``
-says what the network came to (``trained``, ``diverged``, ``constant`` or ``out of range``, see
-`iidlib.training.Outcome`); rows that are older than the column lack it.
+``scale`` and ``seed`` are those of the distillation (or of the choice of real images), ``protocol`` describes the
+evaluation; ``networks_seed`` together with the network's number ``evaluation_seed`` determines the random draws of the
+evaluation, which took ``seconds`` on ``device``; ``seconds_per_iteration`` is the distillation's, on the device and
+with the threads of ``distilled_on``; ``pool_seconds`` is the time that the training of its pool took, whenever it was.
+``settings`` are those besides the scale's that the set was made with, or that the command was given, as far as they
+apply; they include ``made_from`` if a set was made from another dataset than it was evaluated on. Accuracies are in
+percent. ``outcome`` is how the network's training ended (``trained``, ``diverged``, ``constant`` or ``out of range``,
+see `iidlib.training.Outcome`); rows older than the column lack it.
 """
 
 
 def protocol_text(protocol: EvalProtocol, label: str, factor: int = 1) -> str:
-    """The protocol as a row of results says it.
+    """Text of a protocol in a row of results.
 
     Args:
         protocol: how networks were trained on the set.
-        label: the set's method; ``whole`` has a protocol of its own.
-        factor: tiles along a side of an image of the set.
+        label: method of the set; ``whole`` has a protocol of its own.
+        factor: number of tiles along a side of an image of the set.
     """
     name = "whole set" if label == "whole" else protocol.name
     if label == "whole" and protocol.name != "dm":
@@ -61,29 +61,29 @@ class SetOrigin:
     method: str
     """The distillation method, or one of ``BASELINES``."""
     scale: str
-    """The scale at which they were made; the protocol of the evaluation may be that of another one."""
+    """The scale at which they were made; the evaluation may follow the protocol of another one."""
     seed: int = 0
     """Random seed of the distillation, or of the choice of real images."""
     iterations: int = 0
-    """Updates of the images; 0 for real ones."""
+    """Number of updates of the images; 0 for real ones."""
     factor: int = 1
-    """Tiles along a side of an image."""
+    """Number of tiles along a side of an image."""
     settings: Mapping[str, object] = field(default_factory=dict)
-    """Settings that are not the scale's own, by dotted key; see ``RESULT_COLUMNS``."""
+    """Settings that differ from the scale's own, by dotted key; see ``RESULT_COLUMNS``."""
     dataset: str = ""
-    """Whose images they were made from, where it is not the dataset that the row names."""
+    """Dataset that they were made from, if it is not that of the row."""
     seconds_per_iteration: float | None = None
-    """Of the distillation, the choice of its initial images included; the pool's training is apart."""
+    """Seconds per iteration of the distillation, including the choice of initial images but not the pool's training."""
     pool_accuracies: Sequence[float] = ()
-    """Held-out accuracy of each pretrained network that was used, in percent."""
+    """Held-out accuracy of each pretrained network in use, in percent."""
     pool_seconds: float | None = None
-    """What the training of those networks took, whenever it was; None where that is not known."""
+    """Seconds that the training of these networks took, whenever it was; None if unknown."""
     distilled_on: str | None = None
-    """The device of the iterations, with its threads; None where that is not known."""
+    """The device of the iterations, with its threads; None if unknown."""
 
     @classmethod
     def planned(cls, config: RunConfig) -> "SetOrigin":
-        """The origin of a set that is made with these settings from beginning to end.
+        """Origin of a set that is made with these settings throughout.
 
         Random images with ``syn.factor`` above 1 are random mosaics.
         """
@@ -102,14 +102,14 @@ class SetOrigin:
 
 @dataclass(frozen=True)
 class MadeBy:
-    """Command, versions and machine behind some rows of results; `iidlib.evaluation.made_by` fills it in."""
+    """Command, versions and machine behind rows of results, as returned by `iidlib.evaluation.made_by`."""
 
     command: str | None = None
     torch: str | None = None
     iidlib: str | None = None
     commit: str | None = None
     date: str | None = None
-    """UTC, ISO 8601; of two rows for the same networks the newer one counts."""
+    """Date in UTC, ISO 8601; of two rows for the same networks, the newer counts."""
     device: str | None = None
     peak_memory_mib: int | None = None
 
@@ -117,9 +117,9 @@ class MadeBy:
 def result_rows(
     scores: pd.DataFrame, config: RunConfig, *, origin: SetOrigin | None = None, made_by: MadeBy | None = None
 ) -> pd.DataFrame:
-    """Scores of a set as rows of results, which `append_results` adds to a table and ``iid reproduce`` counts.
+    """Converts scores of a set to rows of results, which `append_results` adds to a table and ``iid reproduce`` counts.
 
-    For a run that keeps to its settings from beginning to end::
+    For a run that keeps its settings throughout::
 
         dataset, config = load_dataset("cifar10-mini"), preset("dm", "cifar10-mini", 10, "tour")
         synthetic = distill(config, dataset).synthetic
@@ -128,19 +128,18 @@ def result_rows(
         append_results(Path("results/mine.csv"), rows)
 
     Args:
-        scores: what one call of `iidlib.evaluate` gave for the set. Columns that are not in ``RESULT_COLUMNS`` are
-            kept behind them.
-        config: says dataset, images per class and protocol.
-        origin: how the set was made, see `iidlib.evaluation.origin_of`; with `config` from beginning to end, when not
-            given.
-        made_by: command, versions and machine; these columns are empty without it.
+        scores: result of one call of `iidlib.evaluate` for the set. Columns that are not in ``RESULT_COLUMNS`` are
+            appended.
+        config: settings, for dataset, images per class and protocol.
+        origin: how the set was made, see `iidlib.evaluation.origin_of`; by default with `config` throughout.
+        made_by: command, versions and machine; without it these columns are empty.
 
     Returns:
-        A row for each trained network, with the columns ``RESULT_COLUMNS``.
+        One row per trained network, with the columns ``RESULT_COLUMNS``.
 
     Raises:
-        InputError: for scores that are not of one call of `evaluate`, or were obtained on another dataset or under
-            another protocol than `config` says.
+        InputError: for scores that are not from a single call of `evaluate`, or whose dataset or protocol differs from
+            that of `config`.
     """
     made = SetOrigin.planned(config) if origin is None else origin
     networks_seed = _evaluated_as(scores, config)
@@ -173,51 +172,51 @@ def result_rows(
 _SHAPED_BY: dict[str, tuple[str, ...]] = {
     "random": (),
     "random-mosaic": ("syn.factor",),
-    "herding": ("pool.",),  # the network whose features choose the images
+    "herding": ("pool.",),  # the network whose features select the images
     "k-center": ("pool.",),
     "whole": (),
 }
-"""Settings, or groups of them, that a choice of real images depends on; ipc and seed have columns of their own."""
+"""Settings, or groups of settings, that a choice of real images depends on, besides ipc and seed."""
 
 
 def _settings_that_apply(made: SetOrigin, config: RunConfig) -> dict[str, object]:
-    """The settings that a row may name: of real images only those that shape them or their evaluation.
+    """Settings that a row may name: for real images, only those that affect them or their evaluation.
 
-    With those of a distilled set, beside which they are evaluated, a row would claim a choice that was never made, and
-    would not count as what it is.
+    With the settings of the distilled set that they are compared with, a row would describe a choice that was never
+    made, and would not count for its cell.
     """
     kept = dict(made.settings)
     if made.method in BASELINES:
         own = ("eval.", "compute.precision", *_SHAPED_BY[made.method])
-        # one network chooses, whatever pool.count says
+        # a single network selects, regardless of pool.count
         kept = {key: value for key, value in kept.items() if key.startswith(own) and key != "pool.count"}
     if made.method == "random-mosaic":
         usual = preset(made.method, config.dataset, config.ipc, made.scale)
         if made.factor != usual.syn.factor:
             kept["syn.factor"] = made.factor
     if made.dataset not in ("", config.dataset):
-        kept["made_from"] = re.sub(r"\s+", "_", made.dataset)  # the pairs of a row stand apart by spaces
+        kept["made_from"] = re.sub(r"\s+", "_", made.dataset)  # spaces separate the pairs of a row
     return kept
 
 
 def _evaluated_as(scores: pd.DataFrame, config: RunConfig) -> int:
-    """Compares what `evaluate` noted in the ``attrs`` of its scores with the settings; returns its networks' seed."""
+    """Compares the ``attrs`` that `evaluate` gave its scores with the settings; returns the networks' seed."""
     noted = scores.attrs
     if not {"dataset", "seed", "protocol"} <= set(noted):
         raise InputError(
-            "rows of results need the scores of one call of evaluate, which says in their attrs what it did; "
-            "make the rows of each call by themselves and join those"
+            "rows of results need the scores of one call of evaluate, with its attrs; make the rows of each call "
+            "separately and concatenate those"
         )
     if not same_dataset(noted["dataset"], config.dataset):
         raise InputError(
-            f"the scores were obtained on {noted['dataset']}, and the settings say {config.dataset}; "
-            "take settings for it: preset(..., dataset=dataset.name)"
+            f"the scores were obtained on {noted['dataset']}, but the settings say {config.dataset}; "
+            "use settings for it: preset(..., dataset=dataset.name)"
         )
     for name, value in attrs.asdict(config.eval).items():
-        # which networks, and how many of each, the rows say themselves
+        # the rows themselves show which networks, and how many of each
         if name not in ("networks", "num_eval") and noted["protocol"].get(name) != value:
             raise InputError(
-                f"the networks were trained with eval.{name}={noted['protocol'].get(name)}, and the settings say "
+                f"the networks were trained with eval.{name}={noted['protocol'].get(name)}, but the settings say "
                 f"{value}; call evaluate with protocol=config.eval"
             )
     return int(noted["seed"])

@@ -1,17 +1,17 @@
-"""Chapters executed over a grid of parameters: papermill in local processes, one notebook and one folder a point.
+"""Execution of chapters over a grid of parameters: papermill in local processes, one notebook and folder per point.
 
 A grid is a YAML file::
 
     notebook: ../book/01_quickstart.ipynb      # relative to this file
-    product:                                   # every combination; or `zip:`, lists walked side by side
+    product:                                   # every combination; or `zip:`, lists in parallel
       ipc: [1, 10]
       seeds: [[0], [1]]
-    fixed:                                     # the same at every point
+    fixed:                                     # the same for every point
       scale: tour
 
 Everything is checked before anything starts: papermill itself only warns about a parameter that the notebook does not
-have, and runs the default. A notebook with a parameter ``out`` is given its point's folder; the ``scores.csv`` that it
-leaves there joins the sweep's table.
+have, and uses the default. A notebook with a parameter ``out`` receives its point's folder; a ``scores.csv`` that it
+writes there is added to the sweep's table.
 """
 
 import itertools
@@ -41,14 +41,14 @@ _OWN_COLUMNS = ("point", "status", "error", "seconds", "notebook")
 
 @dataclass(frozen=True)
 class Sweep:
-    """A notebook and the parameters of each of its executions."""
+    """A notebook and the parameters of each execution."""
 
     notebook: Path
     points: tuple[dict[str, Any], ...]
 
 
 def read_grid(path: Path) -> Any:
-    """What a grid's file holds, of whichever kind it is.
+    """Content of the file of any kind of grid.
 
     Raises:
         InputError: if it cannot be read, or is not YAML.
@@ -66,7 +66,7 @@ def load_grid(path: str | Path) -> Sweep:
 
     Raises:
         InputError: for a file that is missing or not a grid, a parameter that the notebook does not have, or a value
-            that it cannot take.
+            that it does not accept.
     """
     path = Path(path)
     grid = read_grid(path)
@@ -107,21 +107,21 @@ def run_sweep(sweep: Sweep, out: str | Path, *, workers: int = 1, progress: bool
     """Executes every point; one that fails does not stop the others. Explained in chapter 13.
 
     Args:
-        sweep: what to execute, as `load_grid` gives it.
-        out: folder made for the sweep: ``point-000/`` and so on, each with the executed notebook, its parameters and
-            what papermill said, and ``sweep.csv``.
-        workers: notebooks executed at a time; they share the cores, unless ``OMP_NUM_THREADS`` is set.
+        sweep: what to execute, as returned by `load_grid`.
+        out: folder created for the sweep: ``point-000/`` and so on, each with the executed notebook, its parameters and
+            papermill's output, and ``sweep.csv``.
+        workers: number of notebooks executed at a time; they share the cores, unless ``OMP_NUM_THREADS`` is set.
         progress: draw a progress bar; None draws one on a terminal, and elsewhere logs a line every minute.
 
     Returns:
-        One row a point, with the columns point, the parameters, status (done or failed), error, seconds, notebook.
-        ``sweep.csv`` has the same columns, and one row for each line of a point's ``scores.csv`` where it left one;
-        columns of the scores give way to those of the same name.
+        One row per point, with the columns point, the parameters, status (done or failed), error, seconds, notebook.
+        ``sweep.csv`` has the same columns and, for a point with a ``scores.csv``, one row for each of its lines;
+        columns of the scores with one of these names are dropped.
 
     Raises:
         InputError: if `out` is not empty or cannot be written, workers is below 1, or a parameter is unknown or
-            has a value that the notebook cannot take.
-        KeyboardInterrupt: when stopped; the notebooks under way are ended, and the finished points are in the table.
+            has a value that the notebook does not accept.
+        KeyboardInterrupt: if interrupted; running notebooks are stopped, and the finished points are in the table.
     """
     out = Path(out)
     if workers < 1:
@@ -140,7 +140,7 @@ def run_sweep(sweep: Sweep, out: str | Path, *, workers: int = 1, progress: bool
     rows: dict[int, dict[str, Any]] = {}
     tables: dict[int, pd.DataFrame] = {}
     try:
-        with bar("sweep", len(sweep.points), "point", shown=progress) as told:
+        with bar("sweep", len(sweep.points), "point", shown=progress) as progress_bar:
             while waiting or running:
                 while waiting and len(running) < workers:
                     number, parameters = waiting.pop(0)
@@ -154,7 +154,7 @@ def run_sweep(sweep: Sweep, out: str | Path, *, workers: int = 1, progress: bool
                     rows[execution.number], tables[execution.number] = row, _joined(row, scores)
                     in_order = pd.concat([tables[number] for number in sorted(tables)], ignore_index=True)
                     atomic_write(out / "sweep.csv", in_order.to_csv(index=False))
-                    told.advance()
+                    progress_bar.advance()
     except KeyboardInterrupt as stop:
         stop.args = (f"stopped; {len(rows)} of {len(sweep.points)} points are finished, kept in {out}",)
         raise
@@ -167,7 +167,7 @@ def run_sweep(sweep: Sweep, out: str | Path, *, workers: int = 1, progress: bool
 
 
 class _Execution:
-    """Papermill on one point, in a process of its own that does not share the terminal's signals."""
+    """Execution of one point by papermill, in a separate process that does not receive the terminal's signals."""
 
     def __init__(
         self,
@@ -178,7 +178,7 @@ class _Execution:
         own: Mapping[str, Any],
         workers: int,
     ) -> None:
-        """Starts it; `own` are parameters beside those of the grid."""
+        """Starts papermill; `own` are parameters besides those of the grid."""
         folder.mkdir()
         self.number, self._folder, self._parameters = number, folder, dict(parameters)
         self._executed, self._log = folder / notebook.name, folder / "papermill.log"
@@ -186,23 +186,23 @@ class _Execution:
         settings.write_text(yaml.safe_dump(self._parameters | dict(own), allow_unicode=True), encoding="utf-8")
         options = ["-f", str(settings), "--kernel", "python3", "--no-progress-bar"]
         threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // workers))}
-        self._begun = time.perf_counter()
+        self._started = time.perf_counter()
         with self._log.open("wb") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "papermill", str(notebook), str(self._executed), *options],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                # a kernel of this environment wins over one of the same name in the user's home
+                # prefer a kernel of this environment to one of the same name in the user's home
                 env=threads | os.environ | {"JUPYTER_PREFER_ENV_PATH": "1"},
                 start_new_session=True,
             )
 
     def result(self) -> tuple[dict[str, Any], pd.DataFrame]:
-        """The row of a point whose process has ended, and its scores as text, without rows where it left none."""
+        """Row of a point whose process has ended, and its scores as text, empty if it wrote none."""
         error, scores = "", pd.DataFrame()
         if self.process.returncode != 0:
-            # the last line of a traceback says what went wrong; colours are for terminals
+            # the last line of a traceback names the error; colours are for terminals
             text = re.sub(r"\x1b\[[0-9;]*m", "", self._log.read_text(encoding="utf-8", errors="replace"))
             lines = [line.strip() for line in text.splitlines() if line.strip()]
             error = lines[-1] if lines else f"exit status {self.process.returncode}"
@@ -216,20 +216,20 @@ class _Execution:
             **self._parameters,
             "status": "failed" if error else "done",
             "error": error,
-            "seconds": round(time.perf_counter() - self._begun, 1),
+            "seconds": round(time.perf_counter() - self._started, 1),
             "notebook": self._executed.relative_to(self._folder.parent).as_posix(),
         }
         return row, scores
 
     def interrupt(self) -> None:
-        """Asks it to stop, as Ctrl-C would; papermill then ends its kernel.
+        """Asks papermill to stop, like Ctrl-C; it then shuts down its kernel.
 
-        Windows has no such signal for another process: papermill is ended, and its kernel ends when it sees that.
+        Windows has no such signal for another process: papermill is terminated, and its kernel exits on its own.
         """
         self.process.send_signal(signal.SIGINT if os.name == "posix" else signal.SIGTERM)
 
     def end(self) -> None:
-        """Waits for it to stop, and ends it if it does not."""
+        """Waits for papermill to stop, and kills it if it does not."""
         try:
             self.process.wait(30)
         except subprocess.TimeoutExpired:
@@ -237,6 +237,6 @@ class _Execution:
 
 
 def _joined(row: Mapping[str, Any], scores: pd.DataFrame) -> pd.DataFrame:
-    """A point's row, once for each of its scores."""
+    """Row of a point, repeated for each of its scores."""
     table = pd.DataFrame([dict(row)] * max(1, len(scores)))
     return table.join(scores[[name for name in scores if name not in row]])

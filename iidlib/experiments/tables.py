@@ -1,4 +1,4 @@
-"""Tables of results: CSV files to which runs add their rows, and those that come with a checkout."""
+"""Tables of results: CSV files that runs append to, and those that come with a checkout."""
 
 import csv
 from collections.abc import Sequence
@@ -17,10 +17,10 @@ _NEEDED = ("dataset", "method", "accuracy")
 
 
 def results_dir() -> Path:
-    """The folder of measured numbers that comes with a checkout, ``data/results``.
+    """Folder of measured results in a checkout, ``data/results``.
 
     Raises:
-        InputError: where the package was installed without it.
+        InputError: if the package was installed without it.
     """
     folder = (checkout() or PACKAGE.parent) / "data" / "results"
     if not folder.is_dir():
@@ -31,20 +31,20 @@ def results_dir() -> Path:
 
 
 def rows_of(name: str, **only: object) -> pd.DataFrame:
-    """Rows of a table that comes with a checkout, those of one kind.
+    """Selects rows of one kind from a table that comes with a checkout.
 
-    A table may hold several data sets, networks and sizes, and a mean over all of them means nothing.
+    A table may hold several datasets, networks and sizes, and a mean over all of them is meaningless.
 
     Args:
-        name: the file in `results_dir`, without its ending.
-        **only: for each column, the value that a row must have.
+        name: name of the file in `results_dir`, without its suffix.
+        **only: required values, by column.
 
     Returns:
-        The rows in their order, numbers as numbers; settings of the scale's own are "".
+        The rows in order, with numbers as numbers; settings are "" if they are the scale's own.
 
     Raises:
-        InputError: where the package was installed without its tables.
-        KeyError: for a column that the table lacks.
+        InputError: if the package was installed without its tables.
+        KeyError: for a column that the table does not have.
     """
     rows = pd.read_csv(results_dir() / f"{name}.csv", dtype={"settings": str})
     if "settings" in rows:
@@ -55,11 +55,11 @@ def rows_of(name: str, **only: object) -> pd.DataFrame:
 
 
 def check_writable(path: Path, option: str = "--out") -> None:
-    """Finds out before a long run that a file could not be written after it; leaves nothing behind.
+    """Checks before a long run that a file can be written after it; leaves nothing behind.
 
     Args:
-        path: the file; folders above it may be absent.
-        option: what the user gave it with, for the message.
+        path: the file; its parent folders need not exist.
+        option: the option that the path came from, for the message.
 
     Raises:
         InputError: if it cannot be written.
@@ -72,11 +72,11 @@ def check_writable(path: Path, option: str = "--out") -> None:
 
 
 def read_results(path: Path, needed: Sequence[str] = _NEEDED) -> pd.DataFrame:
-    """The rows of a table of results as text, exactly as they stand in it; none where there is no file.
+    """Rows of a table of results as text, exactly as in the file; empty if there is no file.
 
     Args:
         path: the CSV file.
-        needed: columns without which it is another kind of table.
+        needed: columns that identify a table of results.
 
     Raises:
         InputError: if the file is not a table of results.
@@ -96,20 +96,20 @@ def read_results(path: Path, needed: Sequence[str] = _NEEDED) -> pd.DataFrame:
     except (OSError, ValueError, csv.Error) as error:
         reason = getattr(error, "strerror", None) or error
         raise InputError(
-            f"{path} is not a table of results ({reason}); it stays as it is: give another --results"
+            f"{path} is not a table of results ({reason}); it was left unchanged: give another --results"
         ) from None
     return pd.DataFrame(rows, columns=header)
 
 
 def check_results(path: Path, needed: Sequence[str] = _NEEDED) -> None:
-    """Finds out before a long run that rows could not be added after it.
+    """Checks before a long run that rows can be appended after it.
 
     Args:
         path: the CSV file.
-        needed: columns without which it is another kind of table.
+        needed: columns that identify a table of results.
 
     Raises:
-        InputError: if the file cannot be written, or holds something else than a table of results.
+        InputError: if the file cannot be written, or is not a table of results.
     """
     check_writable(path, "--results")
     read_results(path, needed)
@@ -120,23 +120,23 @@ def check_results(path: Path, needed: Sequence[str] = _NEEDED) -> None:
 
 
 def append_results(path: Path, scores: pd.DataFrame) -> None:
-    """Adds rows of accuracies to a table of results, as `append_rows` does."""
+    """Appends rows of accuracies to a table of results, see `append_rows`."""
     append_rows(path, scores, needed=_NEEDED)
 
 
 def append_rows(path: Path, rows: pd.DataFrame, *, needed: Sequence[str]) -> None:
-    """Adds rows to a table, made where absent.
+    """Appends rows to a table, which is created if it does not exist.
 
-    Earlier rows stay as they are, columns that one side lacks stay empty; rows that another process adds at the same
-    time are kept.
+    Existing rows do not change, and columns that one side lacks are left empty; rows that another process appends at
+    the same time are kept.
 
     Args:
         path: the CSV file.
-        rows: what is added.
-        needed: columns without which the file is another kind of table.
+        rows: the rows to append.
+        needed: columns that identify such a table.
 
     Raises:
-        InputError: if the file holds something else than such a table.
+        InputError: if the file is not such a table.
         OSError: if it cannot be written.
     """
     path = user_path(path).resolve()  # a link stays a link
@@ -147,5 +147,5 @@ def append_rows(path: Path, rows: pd.DataFrame, *, needed: Sequence[str]) -> Non
 
 
 def _lock_of(path: Path) -> Path:
-    """The lock of a table: a file of its own, because the table is replaced."""
+    """Lock of a table: a separate file, because the table itself is replaced."""
     return path.with_name(f".{path.name}.lock")
