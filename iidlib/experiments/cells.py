@@ -85,9 +85,9 @@ class Cell:
 
     def dataset_at(self, scale: str) -> str:
         """Dataset of a run of the cell: the embedded images at the smallest scales."""
-        own = self.dataset.removeprefix(_VALIDATION)
-        embedded = scale in ("tour", "ci") and (own == "cifar10" or self.steps)
-        return f"{self.dataset.removesuffix(own)}cifar10-mini" if embedded else self.dataset
+        base = self.dataset.removeprefix(_VALIDATION)
+        embedded = scale in ("tour", "ci") and (base == "cifar10" or self.steps)
+        return f"{self.dataset.removesuffix(base)}cifar10-mini" if embedded else self.dataset
 
     def runs_at(self, scale: str) -> bool:
         """Whether the cell exists at a scale: scales below ``laptop`` only have the embedded images."""
@@ -100,12 +100,12 @@ class Cell:
         because a grid in the units of one pool's features is meaningless in those of another.
         """
         given = dict(self.settings)
-        own = preset(self.method, self.dataset, max(self.ipc, 1), scale)
+        usual = preset(self.method, self.dataset, max(self.ipc, 1), scale)
         centralizes = any(key.startswith("match.cc") for key in given)
-        if "match.cc_scaling" not in given and centralizes and own.match.cc_scaling != "relative":
+        if "match.cc_scaling" not in given and centralizes and usual.match.cc_scaling != "relative":
             given["match.cc_scaling"] = "relative"
         if (share := given.get("iterations", "")).endswith("%"):
-            given["iterations"] = str(max(1, round(own.iterations * int(share[:-1]) / 100)))
+            given["iterations"] = str(max(1, round(usual.iterations * int(share[:-1]) / 100)))
         return given
 
     def settings_at(self, scale: str) -> RunConfig:
@@ -139,8 +139,8 @@ def _main() -> tuple[Cell, ...]:
 
 
 def _sweep(method: str, key: str, values: Sequence[float | str], **more: str) -> list[Cell]:
-    own = tuple((name.replace("__", "."), value) for name, value in more.items())
-    return [Cell("cifar10", method, 10, settings=(*own, (key, str(value)))) for value in values]
+    fixed = tuple((name.replace("__", "."), value) for name, value in more.items())
+    return [Cell("cifar10", method, 10, settings=(*fixed, (key, str(value)))) for value in values]
 
 
 class Part(NamedTuple):

@@ -37,17 +37,17 @@ def gains_of_parts(scale: str, rows: pd.DataFrame | None = None) -> pd.DataFrame
     """
     cells = EXPERIMENTS["plus"].cells
     rows = all_rows() if rows is None else rows
-    found = []
+    frames = []
     for cell in cells:
         one = measured(cell, scale, rows)
-        found.append(pd.DataFrame({"seed": one.index, "method": _without(cell), "accuracy": one.to_numpy()}))
+        frames.append(pd.DataFrame({"seed": one.index, "method": _without(cell), "accuracy": one.to_numpy()}))
     whole, bare = cells[:2]
     out = {part.label: {key} for key, part in PARTS.items()} | {name: {*keys} for name, keys in MATCHING.items()}
     pairs = [(_named(keys), _without(whole)) for keys in out.values()]
     for part, cell in zip(PARTS, cells[-len(PARTS) :], strict=True):
         off = {key for key, _ in cell.settings}
         pairs.append((_named(off | {part}), _named(off)))
-    scores = pd.concat(found, ignore_index=True)
+    scores = pd.concat(frames, ignore_index=True)
     table = paired_gains(scores, pairs)
     by_seed = scores.pivot_table(index="seed", columns="method", values="accuracy")
     by_seed = by_seed.reindex(columns=list({name for pair in pairs for name in pair}))
@@ -109,26 +109,25 @@ def distillation_costs(
     """
     rows = all_rows() if rows is None else rows
     columns = ["label", "ipc", "scale", "seed", "seconds", "pool_seconds", "accuracy", "device", "date"]
-    found = [pd.DataFrame(columns=columns)]
+    frames = [pd.DataFrame(columns=columns)]
     for one in methods:
         cell = Cell(dataset, one, ipc, usual_network(dataset)) if isinstance(one, str) else one
-        settings, own = cell.settings_at(scale), own_rows(cell, scale, rows)
-        if own.empty:
+        settings, selected = cell.settings_at(scale), own_rows(cell, scale, rows)
+        if selected.empty:
             continue
-        own = own.reindex(
-            columns=[*own.columns, *({"seconds_per_iteration", "pool_seconds", "device", "distilled_on"} - {*own})]
-        )
+        optional = {"seconds_per_iteration", "pool_seconds", "device", "distilled_on"}
+        selected = selected.reindex(columns=[*selected.columns, *(optional - {*selected})])
         for name in ("seconds_per_iteration", "pool_seconds"):
-            own[name] = pd.to_numeric(own[name], errors="coerce")
+            selected[name] = pd.to_numeric(selected[name], errors="coerce")
         if not uses_pool(settings):
-            own["pool_seconds"] = 0.0
-        own["seconds"] = own["seconds_per_iteration"] * own["iterations"]
-        own["device"] = own["distilled_on"].replace("", np.nan).combine_first(own["device"])
-        own["label"] = " ".join([cell.method, *(f"{key}={value}" for key, value in cell.settings)])
+            selected["pool_seconds"] = 0.0
+        selected["seconds"] = selected["seconds_per_iteration"] * selected["iterations"]
+        selected["device"] = selected["distilled_on"].replace("", np.nan).combine_first(selected["device"])
+        selected["label"] = " ".join([cell.method, *(f"{key}={value}" for key, value in cell.settings)])
         how = {"seconds": "mean", "pool_seconds": "mean", "accuracy": "mean", "device": "first", "date": "max"}
-        timed = own.groupby(["label", "ipc", "scale", "seed"], as_index=False).agg(how)
-        found.append(timed[timed["seconds"] > 0])
-    return pd.concat(found[1:] or found, ignore_index=True)
+        timed = selected.groupby(["label", "ipc", "scale", "seed"], as_index=False).agg(how)
+        frames.append(timed[timed["seconds"] > 0])
+    return pd.concat(frames[1:] or frames, ignore_index=True)
 
 
 def costs_on_one_device(costs: pd.DataFrame) -> pd.DataFrame:
@@ -163,7 +162,7 @@ def headline(scale: str, rows: pd.DataFrame | None = None) -> pd.DataFrame:
         means over the seeds that ran with the most threads, or on a GPU, among those whose rows say it. Missing values
         are NaN.
     """
-    rows, found = all_rows() if rows is None else rows, []
+    rows, results = all_rows() if rows is None else rows, []
     for cell in EXPERIMENTS["headline"].cells:
         if cell.method != "iid-plus":
             continue
@@ -174,7 +173,7 @@ def headline(scale: str, rows: pd.DataFrame | None = None) -> pd.DataFrame:
         threads = runs["device"].astype(str).str.extract(r"(\d+) threads?", expand=False).astype(float)
         fast = threads.fillna(np.inf).where(runs["device"].fillna("") != "", 0)  # a GPU's name has no threads
         quiet = runs[fast == fast.max()]
-        found.append({
+        results.append({
             "ipc": cell.ipc,
             "settings": " ".join(f"{key}={value}" for key, value in cell.settings),
             "seeds": len(values),
@@ -187,7 +186,7 @@ def headline(scale: str, rows: pd.DataFrame | None = None) -> pd.DataFrame:
             "seconds": quiet["seconds"].mean(),
             "device": next(iter(quiet["device"]), ""),
         })  # fmt: skip
-    return pd.DataFrame(found).sort_values("ipc", kind="stable", ignore_index=True)
+    return pd.DataFrame(results).sort_values("ipc", kind="stable", ignore_index=True)
 
 
 def search_results(grid: str | Path, scale: str, rows: pd.DataFrame | None = None) -> pd.DataFrame:
@@ -204,11 +203,11 @@ def search_results(grid: str | Path, scale: str, rows: pd.DataFrame | None = Non
         seeds); missing values are NaN.
     """
     rows = all_rows() if rows is None else rows
-    found = []
+    results = []
     for number, cells in enumerate(rounds(grid), 1):
         given = measured(cells[""], scale, rows)
         for varied, cell in cells.items():
-            own = measured(cell, scale, rows)
-            gain = (own - given).mean() if varied else np.nan  # aligned by seed
-            found.append((scale, cell.ipc, number, varied or "as given", len(own), own.mean(), gain))
-    return pd.DataFrame(found, columns=["scale", "ipc", "round", "varied", "seeds", "accuracy", "gain"])
+            values = measured(cell, scale, rows)
+            gain = (values - given).mean() if varied else np.nan  # aligned by seed
+            results.append((scale, cell.ipc, number, varied or "as given", len(values), values.mean(), gain))
+    return pd.DataFrame(results, columns=["scale", "ipc", "round", "varied", "seeds", "accuracy", "gain"])

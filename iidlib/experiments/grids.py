@@ -56,8 +56,8 @@ def find(name: str) -> Experiment:
         InputError: for an unknown name, or a file that is missing or not a grid.
     """
     if is_grid(name):
-        title, found = _read(user_path(name))
-        return Experiment(title, tuple(dict.fromkeys(cell for each in found for cell in each.values())))
+        title, cells_by_round = _read(user_path(name))
+        return Experiment(title, tuple(dict.fromkeys(cell for each in cells_by_round for cell in each.values())))
     if name not in EXPERIMENTS:
         raise InputError(f"unknown experiment {name!r}{suggest(name, EXPERIMENTS)}; the file of a grid ends in .yaml")
     return EXPERIMENTS[name]
@@ -82,7 +82,7 @@ def _read(path: Path) -> tuple[str, list[dict[str, Cell]]]:
         raise InputError(f"the grid {path} varies settings of a distillation; {method} learns nothing")
     usual = preset(method, grid.get("dataset", "validation:cifar10"), grid.get("ipc", 10))  # as in rows
     first = Cell(usual.dataset, usual.method, usual.ipc, usual_network(usual.dataset))
-    found = []
+    cells_by_round = []
     for round_ in grid["rounds"]:
         _check_keys(round_, ("given", "vary"), path)
         given, vary = round_.get("given") or {}, round_.get("vary") or {}
@@ -95,8 +95,8 @@ def _read(path: Path) -> tuple[str, list[dict[str, Cell]]]:
             cells |= {f"{key}={_text(value)}": _with(first, given | {key: value}) for value in values}
         for cell in cells.values():
             _check_settings(dict(cell.settings), usual, path)
-        found.append(cells)
-    return str(grid.get("title", path.stem)), found
+        cells_by_round.append(cells)
+    return str(grid.get("title", path.stem)), cells_by_round
 
 
 def _check_settings(settings: dict[str, str], usual: RunConfig, path: Path) -> None:

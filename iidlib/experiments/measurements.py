@@ -76,9 +76,9 @@ def _without_augmentation(text: str) -> str:
     return text.partition(", augmentation ")[0] if text.startswith(("idc", "whole set (idc)")) else text
 
 
-def _by_seed(own: pd.DataFrame) -> pd.Series:
+def _by_seed(rows: pd.DataFrame) -> pd.Series:
     """Mean accuracy of each seed's networks; without rows there are no columns either."""
-    return own.groupby("seed")["accuracy"].mean() if len(own) else pd.Series(dtype=float)
+    return rows.groupby("seed")["accuracy"].mean() if len(rows) else pd.Series(dtype=float)
 
 
 def own_rows(cell: Cell, scale: str, rows: pd.DataFrame) -> pd.DataFrame:
@@ -118,7 +118,7 @@ def own_rows(cell: Cell, scale: str, rows: pd.DataFrame) -> pd.DataFrame:
 
     wanted = unusual(f"{key}={value}" for key, value in given.items())
     same = [text for text in rows["settings"].unique() if unusual(text.split()) == wanted]
-    own = rows[
+    selected = rows[
         rows["settings"].isin(same)
         & (rows["network"] == cell.network)
         & (rows["iterations"] == (0 if chosen else planned.iterations))
@@ -130,15 +130,15 @@ def own_rows(cell: Cell, scale: str, rows: pd.DataFrame) -> pd.DataFrame:
         & (rows["step"].fillna(0) == cell.steps)
         & ((rows["order"] == rows["seed"]) | (cell.steps == 0))
     ]
-    own = own.sort_values("date", kind="stable").drop_duplicates(
+    selected = selected.sort_values("date", kind="stable").drop_duplicates(
         ["seed", "networks_seed", "evaluation_seed"], keep="last"
     )
-    return own[own.groupby("seed")["accuracy"].transform("size") >= protocol.num_eval]
+    return selected[selected.groupby("seed")["accuracy"].transform("size") >= protocol.num_eval]
 
 
-def _failed(own: pd.DataFrame) -> str:
+def _failed(rows: pd.DataFrame) -> str:
     """Number of networks by outcome other than trained, such as ``2 diverged``; unknown for rows without the column."""
-    failed = own["outcome"].replace({"trained": ""}).fillna("") if "outcome" in own else pd.Series(dtype=object)
+    failed = rows["outcome"].replace({"trained": ""}).fillna("") if "outcome" in rows else pd.Series(dtype=object)
     return ", ".join(f"{count} {outcome}" for outcome, count in failed[failed != ""].value_counts().items())
 
 
@@ -168,7 +168,7 @@ def table(name: str, folder: Path | None = None) -> pd.DataFrame:
     Raises:
         InputError: for an unknown experiment.
     """
-    rows, found = all_rows(folder), []
+    rows, lines = all_rows(folder), []
     for cell in find(name).cells:
         other = cell.settings or cell.steps or cell.network != cell.usual.network or cell.evaluation == "idc"
         printed = None if other else published_value(cell.dataset, cell.method, cell.ipc)
@@ -185,16 +185,16 @@ def table(name: str, folder: Path | None = None) -> pd.DataFrame:
             "source": printed.source if printed else "not found",
         }
         for scale in ("paper", "laptop", "tour"):
-            own = own_rows(cell, scale, rows) if cell.runs_at(scale) else rows[:0]
-            values = _by_seed(own)
+            selected = own_rows(cell, scale, rows) if cell.runs_at(scale) else rows[:0]
+            values = _by_seed(selected)
             line |= {
                 f"{scale}_mean": values.mean() if len(values) else math.nan,
                 f"{scale}_std": values.std(ddof=0) if len(values) > 1 else math.nan,
                 f"{scale}_seeds": len(values),
-                f"{scale}_failed": _failed(own),
+                f"{scale}_failed": _failed(selected),
             }
-        found.append(line)
-    return _with_scores(pd.DataFrame(found))
+        lines.append(line)
+    return _with_scores(pd.DataFrame(lines))
 
 
 def mean_of(row: Mapping[Any, Any], scale: str) -> str:

@@ -59,6 +59,6 @@ def paired_gains(scores: pd.DataFrame, pairs: Sequence[tuple[str, str]], by: str
     for base, method in pairs:
         both = table.reindex(columns=[base, method]).dropna()
         known = len(both) >= 3
-        found = paired_interval(both[base].tolist(), both[method].tolist()) if known else (float("nan"),) * 3
-        rows.append((base, method, len(both), *found))
+        interval = paired_interval(both[base].tolist(), both[method].tolist()) if known else (float("nan"),) * 3
+        rows.append((base, method, len(both), *interval))
     return pd.DataFrame(rows, columns=["base", "method", "seeds", "mean", "low", "high"])

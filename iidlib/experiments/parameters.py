@@ -151,14 +151,14 @@ def take_parameters(namespace: MutableMapping[str, Any], names: str) -> None:
         InputError: for a name that the chapter does not have, a missing parameter, or a value that does not fit.
     """
     declared = names.split()
-    own, injected = executed(map(str, namespace.get("In", ())), declared)
-    known = [*declared, *(name for name in own or () if name not in declared)]
+    executed_names, injected = executed(map(str, namespace.get("In", ())), declared)
+    known = [*declared, *(name for name in executed_names or () if name not in declared)]
     for name in injected:
         if name not in known:
             raise InputError(f"this notebook has no parameter {name!r}{suggest(name, known)}")
     for name in declared:
-        if name not in namespace or (own is not None and name not in own):
-            others = [other for other in own or () if other not in declared]
+        if name not in namespace or (executed_names is not None and name not in executed_names):
+            others = [other for other in executed_names or () if other not in declared]
             hint = f"; it has {', '.join(map(repr, others))}" if others else ""
             raise InputError(f"the parameters cell gives no {name!r}{hint}; run it with all parameters")
         namespace[name] = _fitted(name, namespace[name], _kind(name))

@@ -105,12 +105,12 @@ def _job(cell: Cell, scale: str, seed: int, results: Path, runs: Path, device: s
         return Job(cell, seed, (*made, *_evaluation(cell, scale)))
     # one set for all networks and protocols, distilled by whichever cell comes first
     made = _command(cell.usual, scale, seed, results, runs, device)
-    place = Path(made[made.index("--out") + 1])
+    run_folder = Path(made[made.index("--out") + 1])
     before = tuple(part for part in made if part not in ("--resume", "--results", results.as_posix(), "--no-baseline"))
-    evaluate = ["evaluate", place.as_posix(), "--networks", cell.network, "--no-baseline"]
+    evaluate = ["evaluate", run_folder.as_posix(), "--networks", cell.network, "--no-baseline"]
     evaluate += ["--scale", scale] if cell.evaluation != "paper" else []
     evaluate += ["--device", device, "--results", results.as_posix(), *_evaluation(cell, scale)]
-    return Job(cell, seed, tuple(evaluate), (*before, "--no-evaluate"), place / "synthetic.safetensors")
+    return Job(cell, seed, tuple(evaluate), (*before, "--no-evaluate"), run_folder / "synthetic.safetensors")
 
 
 def _evaluation(cell: Cell, scale: str) -> list[str]:
@@ -124,9 +124,9 @@ def _command(cell: Cell, scale: str, seed: int, results: Path, runs: Path, devic
     common += ["--results", results.as_posix()]  # a row records its command, which should work anywhere
     common += [] if cell == cell.usual else ["--set", f"eval.networks={cell.network}"]
     if cell.steps:
-        place = runs / f"{scale}-{cell.file}-seed{seed}"
-        resume = ["--resume"] if place.is_dir() else []
-        steps = ["--ipc", str(cell.ipc), "--steps", str(cell.steps), "--out", place.as_posix()]
+        run_folder = runs / f"{scale}-{cell.file}-seed{seed}"
+        resume = ["--resume"] if run_folder.is_dir() else []
+        steps = ["--ipc", str(cell.ipc), "--steps", str(cell.steps), "--out", run_folder.as_posix()]
         return ("continual", cell.method, *common, *steps, *resume)
     if cell.method in BASELINES:
         size = [] if cell.method == "whole" else ["--ipc", str(cell.ipc)]
@@ -134,9 +134,9 @@ def _command(cell: Cell, scale: str, seed: int, results: Path, runs: Path, devic
     given = cell.changes(scale)
     length = ["--iterations", given.pop("iterations")] if "iterations" in given else []
     changes = [part for key, value in given.items() for part in ("--set", f"{key}={value}")]
-    place = runs / f"{scale}-{cell.file}-seed{seed}"
-    resume = ["--resume"] if (place / "config.yaml").is_file() else []
-    out = ["--ipc", str(cell.ipc), "--out", place.as_posix(), "--no-baseline"]
+    run_folder = runs / f"{scale}-{cell.file}-seed{seed}"
+    resume = ["--resume"] if (run_folder / "config.yaml").is_file() else []
+    out = ["--ipc", str(cell.ipc), "--out", run_folder.as_posix(), "--no-baseline"]
     return ("distill", cell.method, *common, *out, *length, *changes, *resume)
 
 

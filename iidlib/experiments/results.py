@@ -187,9 +187,9 @@ def _settings_that_apply(made: SetOrigin, config: RunConfig) -> dict[str, object
     """
     kept = dict(made.settings)
     if made.method in BASELINES:
-        own = ("eval.", "compute.precision", *_SHAPED_BY[made.method])
+        prefixes = ("eval.", "compute.precision", *_SHAPED_BY[made.method])
         # a single network selects, regardless of pool.count
-        kept = {key: value for key, value in kept.items() if key.startswith(own) and key != "pool.count"}
+        kept = {key: value for key, value in kept.items() if key.startswith(prefixes) and key != "pool.count"}
     if made.method == "random-mosaic":
         usual = preset(made.method, config.dataset, config.ipc, made.scale)
         if made.factor != usual.syn.factor:

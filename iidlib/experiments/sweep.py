@@ -129,8 +129,8 @@ def run_sweep(sweep: Sweep, out: str | Path, *, workers: int = 1, progress: bool
     points = [fitting_parameters(sweep.notebook, point) for point in sweep.points]
     takes_out = "out" in check_parameters(sweep.notebook, {})
     try:
-        place = place_of(out)
-        if place.exists() and (not place.is_dir() or any(place.iterdir())):
+        target = place_of(out)
+        if target.exists() and (not target.is_dir() or any(target.iterdir())):
             raise InputError(f"{out} exists already; nothing was overwritten: give another --out")
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -145,8 +145,8 @@ def run_sweep(sweep: Sweep, out: str | Path, *, workers: int = 1, progress: bool
                 while waiting and len(running) < workers:
                     number, parameters = waiting.pop(0)
                     folder = out / f"point-{number:03d}"
-                    own = {"out": str(folder.resolve())} if takes_out and "out" not in parameters else {}
-                    running.append(_Execution(number, sweep.notebook, folder, parameters, own, workers))
+                    extra = {"out": str(folder.resolve())} if takes_out and "out" not in parameters else {}
+                    running.append(_Execution(number, sweep.notebook, folder, parameters, extra, workers))
                 time.sleep(0.05)
                 for execution in [each for each in running if each.process.poll() is not None]:
                     running.remove(execution)
@@ -175,15 +175,15 @@ class _Execution:
         notebook: Path,
         folder: Path,
         parameters: Mapping[str, Any],
-        own: Mapping[str, Any],
+        extra: Mapping[str, Any],
         workers: int,
     ) -> None:
-        """Starts papermill; `own` are parameters besides those of the grid."""
+        """Starts papermill; `extra` are parameters besides those of the grid."""
         folder.mkdir()
         self.number, self._folder, self._parameters = number, folder, dict(parameters)
         self._executed, self._log = folder / notebook.name, folder / "papermill.log"
         settings = folder / "parameters.yaml"
-        settings.write_text(yaml.safe_dump(self._parameters | dict(own), allow_unicode=True), encoding="utf-8")
+        settings.write_text(yaml.safe_dump(self._parameters | dict(extra), allow_unicode=True), encoding="utf-8")
         options = ["-f", str(settings), "--kernel", "python3", "--no-progress-bar"]
         threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // workers))}
         self._started = time.perf_counter()

@@ -331,19 +331,19 @@ def draw_parameters_(network: nn.Module, generator: torch.Generator) -> None:
         TypeError: if a module holds parameters of any other kind.
     """
     for module in network.modules():
-        own = list(module.parameters(recurse=False))
-        if own and own[0].device.type != generator.device.type:
+        parameters = list(module.parameters(recurse=False))
+        if parameters and parameters[0].device.type != generator.device.type:
             raise ValueError(
-                f"the network is on {own[0].device} and the generator on {generator.device}; "
-                f"pass torch.Generator({own[0].device.type!r})"
+                f"the network is on {parameters[0].device} and the generator on {generator.device}; "
+                f"pass torch.Generator({parameters[0].device.type!r})"
             )
         if isinstance(module, nn.Conv2d | nn.Linear):
             bound = 1 / math.sqrt(module.weight[0].numel())
-            for parameter in own:
+            for parameter in parameters:
                 parameter.uniform_(-bound, bound, generator=generator)
         elif isinstance(module, nn.GroupNorm | nn.BatchNorm2d):
             module.reset_parameters()
-        elif own:
+        elif parameters:
             raise TypeError(
                 f"draw_parameters_ supports convolutions, linear layers and norms, not {type(module).__name__}"
             )

@@ -79,15 +79,15 @@ def network_bytes(name: str, spec: DatasetSpec, width: int) -> int:
     Raises:
         ValueError: for an unknown network, or one that cannot take the images.
     """
-    own = width if name.startswith("convnet") else None
+    channel_width = width if name.startswith("convnet") else None
     classes, size, channels = len(spec.classes), spec.image_size, spec.channels
-    if own is None or own <= _WIDE:
-        network = empty_network(name, num_classes=classes, image_size=size, channels=channels, width=own)
+    if channel_width is None or channel_width <= _WIDE:
+        network = empty_network(name, num_classes=classes, image_size=size, channels=channels, width=channel_width)
         return 4 * sum(parameter.numel() for parameter in network.parameters())
     # a quadratic function of the width, which also gives sizes that torch cannot represent
     one, two, three = (network_bytes(name, spec, narrow) for narrow in (1, 2, 3))
     square = (three - 2 * two + one) // 2
-    return square * own**2 + (two - one - 3 * square) * own + (3 * one - 3 * two + three)
+    return square * channel_width**2 + (two - one - 3 * square) * channel_width + (3 * one - 3 * two + three)
 
 
 def network_for(

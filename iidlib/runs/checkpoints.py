@@ -67,9 +67,9 @@ class Checkpoints:
 
     def paths(self) -> list[Path]:
         """Checkpoints of which both files exist, oldest first; `load` verifies them."""
-        found = self.folder.glob("*.safetensors")
+        files = self.folder.glob("*.safetensors")
         # a number spelled differently is the user's own file, which `save` must not remove
-        ours = [path for path in found if re.fullmatch(r"\d+", path.stem) and path == self.path(int(path.stem))]
+        ours = [path for path in files if re.fullmatch(r"\d+", path.stem) and path == self.path(int(path.stem))]
         names = [path for path in ours if path.is_file() and path.with_suffix(".json").is_file()]
         return sorted(names, key=lambda path: int(path.stem))
 

@@ -76,14 +76,14 @@ class Claim:
 
     def refuse_full(self) -> None:
         """Raises InputError if a new run would overwrite something; a folder in use has its own message."""
-        place = place_of(self.path)
-        if not place.exists() or (place.is_dir() and not self._holds_something(place)):
+        folder = place_of(self.path)
+        if not folder.exists() or (folder.is_dir() and not self._holds_something(folder)):
             return
-        if place.is_dir() and not self._held and self._signed(place / LOCK):
+        if folder.is_dir() and not self._held and self._signed(folder / LOCK):
             # held by another process, which the error names, or left by one that died
             with contextlib.suppress(OSError), self.lock():
                 pass
-        remedy = ", or resume it with --resume" if (place / "config.yaml").is_file() else ""
+        remedy = ", or resume it with --resume" if (folder / "config.yaml").is_file() else ""
         raise InputError(f"{self.path} exists already; nothing was overwritten: give another --out{remedy}")
 
     @staticmethod
@@ -92,11 +92,11 @@ class Claim:
         return os.path.lexists(lock) and lock.lstat().st_size > 0 and is_lock(lock)
 
     @staticmethod
-    def _holds_something(place: Path) -> bool:
+    def _holds_something(folder: Path) -> bool:
         """Whether there is more than a lock and what a process left that was killed while writing the settings."""
         return any(
             unfinished(path.name) != "config.yaml" and not (path.name == LOCK and is_lock(path))
-            for path in place.iterdir()
+            for path in folder.iterdir()
         )
 
     def _write_new(self, name: str, content: str) -> None:

@@ -254,12 +254,12 @@ def _file_to_write(path: str | Path) -> Path:
         InputError: if it is not a path, or is that of a folder.
     """
     try:
-        place = user_path(path)
+        target = user_path(path)
     except TypeError:
         raise InputError(f"path must be text or a path, got {path!r}") from None
-    if place.is_dir():
-        raise InputError(f"{place} is a folder; give the path of a file in it, such as {place / 'set.safetensors'}")
-    return place
+    if target.is_dir():
+        raise InputError(f"{target} is a folder; give the path of a file in it, such as {target / 'set.safetensors'}")
+    return target
 
 
 def _file_of_a_set(path: Path) -> Path:
