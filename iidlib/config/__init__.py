@@ -1,4 +1,4 @@
-"""The settings of a run; users need the names below and may skip `recipes`, the tables that presets are made of."""
+"""The settings of a run. Users need the names below; `recipes` holds the tables that presets are built from."""
 
 from iidlib.config.overrides import (
     check_weights_by_hand, differing, fingerprint, from_yaml, override, preset, resolved, settings, to_yaml,

@@ -1,6 +1,6 @@
-"""Settings by dotted key: what there is, changes as text, presets and where they come from, YAML both ways.
+"""Settings by dotted key: listing, overrides, presets with the origin of each value, and conversion to and from YAML.
 
-A preset is the tables of `recipes` laid over the paper's settings, so that what each changes can be read in one place.
+A preset applies the tables of `recipes` to the paper's settings, so that all changes can be read in one place.
 """
 
 import hashlib
@@ -44,11 +44,11 @@ ADDED: Mapping[str, Any] = {
     "stages.schedule": "uniform",
     "stages.interpolate": "off",
 }
-"""Settings that came after version 0.1.0, with their defaults."""
+"""Settings added after version 0.1.0, with their defaults."""
 
 
 def settings(kind: type = RunConfig, prefix: str = "") -> dict[str, Any]:
-    """Every setting by its dotted key, with its type; groups such as ``match`` are not settings themselves."""
+    """Types of all settings by dotted key; groups such as ``match`` are not settings themselves."""
     hints = typing.get_type_hints(kind)
     found: dict[str, Any] = {}
     for entry in attrs.fields(kind):
@@ -71,8 +71,8 @@ def _flatten(config: Any, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-_OF_NO_SET = ("method", "dataset", "ipc", "scale", "seed", "iterations", "pool.path")
-"""Settings that have a place of their own in what is recorded of a set."""
+_RECORDED_SEPARATELY = ("method", "dataset", "ipc", "scale", "seed", "iterations", "pool.path")
+"""Settings with a separate field in the provenance of a set."""
 
 
 def _text(value: Any) -> str:
@@ -80,26 +80,27 @@ def _text(value: Any) -> str:
 
 
 def differing(config: RunConfig) -> dict[str, str]:
-    """The settings of a distilled set that are not its scale's own, as texts that `override` reads.
+    """Settings of a distilled set that differ from its preset, as text that `override` reads.
 
-    Left out are those that are recorded by themselves (seed, iterations and so on), and what shapes no image: the
-    evaluation, checkpoints, chunks and compilation.
+    Settings that are recorded separately (seed, iterations and so on) are left out, and so are those that do not
+    affect the images: evaluation, checkpoints, chunks and compilation.
     """
     return {
         key: _text(value)
         for key, value in _unusual(config).items()
-        if key not in _OF_NO_SET
+        if key not in _RECORDED_SEPARATELY
         and (key == "compute.precision" or not key.startswith(("eval.", "checkpoint.", "compute.")))
     }
 
 
 def check_weights_by_hand(config: RunConfig) -> None:
-    """Refuses settings that were put together by hand with a weight that the method does not use.
+    """Rejects settings built by hand if they set a weight that the method does not use.
 
-    A weight that some method has at this scale was given by nobody: the settings may have been another method's.
+    A weight that is some method's default at this scale is accepted, because the settings may have been made for
+    another method.
 
     Raises:
-        InputError: with the method that has the term.
+        InputError: naming the methods that have the term.
     """
     others = [_resolve(method, config.dataset, config.ipc, config.scale, {})[0] for method in BASES]
     usual = {key: {_flatten(other)[key] for other in others} for key in WEIGHTS}
@@ -108,14 +109,14 @@ def check_weights_by_hand(config: RunConfig) -> None:
 
 
 def _unusual(config: RunConfig) -> dict[str, Any]:
-    """The settings that are not those of the method at its scale."""
-    # a run of somebody's own method is compared too, so that its name is not checked
+    """Settings that differ from the method's preset at its scale."""
+    # runs of user-defined methods are compared too, so the name is not checked
     usual = _flatten(_resolve(config.method, config.dataset, config.ipc, config.scale, {})[0])
     return {key: value for key, value in _flatten(config).items() if value != usual[key]}
 
 
 def override(config: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
-    """A copy with settings changed by dotted key; text, and numbers of numpy, are converted to each setting's type.
+    """Returns a copy with settings changed by dotted key; text and NumPy numbers are converted to the setting's type.
 
     Raises:
         InputError: for an unknown key (with a suggestion), a value of the wrong type or out of range, or the weight of
@@ -123,21 +124,21 @@ def override(config: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
     """
     changed = _changed(config, changes)
     if any(key in WEIGHTS for key in changes):
-        # all settings of a method, written out, are those settings
+        # weights written out at the method's own defaults are no change
         check_weights(changed.method, {key: value for key, value in _unusual(changed).items() if key in changes})
     return changed
 
 
 def _check_settings(config: Any) -> None:
     if not isinstance(config, RunConfig):
-        raise InputError(f"settings are a RunConfig, such as preset gives, got {type(config).__name__}")
+        raise InputError(f"settings must be a RunConfig, such as preset returns, got {type(config).__name__}")
 
 
 def _changed(config: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
-    """As `override`, for settings of any origin: a scale has weights that not every method uses."""
+    """Applies `override` without checking weights, because a scale sets weights that not every method uses."""
     _check_settings(config)
     if not isinstance(changes, Mapping):
-        raise InputError(f"changes are a mapping such as {{'match.cm': 0.02}}, got {changes!r}")
+        raise InputError(f"changes must be a mapping such as {{'match.cm': 0.02}}, got {changes!r}")
     known = settings()
     groups: dict[str, dict[str, Any]] = {}
     for key, value in changes.items():
@@ -152,7 +153,7 @@ def _changed(config: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
 
 
 Source = Literal["default", "argument", Origin, "change"]
-"""Where a value comes from: the classes, an argument of `preset`, one of the tables of recipes, or ``changes``."""
+"""Origin of a value: the classes, an argument of `preset`, one of the tables of `recipes`, or ``changes``."""
 
 
 @attrs.frozen
@@ -160,11 +161,11 @@ class Setting:
     """A setting of a resolved configuration."""
 
     key: str
-    """Its dotted name."""
+    """Dotted name."""
     value: Any
-    """What it is."""
+    """Resolved value."""
     source: Source
-    """What decided it."""
+    """Origin of the value."""
 
     @property
     def text(self) -> str:
@@ -175,7 +176,7 @@ class Setting:
 def _resolve(
     method: str, dataset: str, ipc: int, scale: str, changes: Mapping[str, Any]
 ) -> tuple[RunConfig, dict[str, Source]]:
-    """The settings, and where those come from that are not the defaults of the classes."""
+    """Returns the settings and the origin of each value that is not a class's default."""
     named: dict[str, Any] = {"method": method, "dataset": dataset, "ipc": ipc, "scale": scale}
     start = _changed(RunConfig(), named)
     method, dataset, ipc, scale = start.method, start.dataset, start.ipc, start.scale
@@ -185,7 +186,7 @@ def _resolve(
         ("change", changes),
     ]
     if not isinstance(changes, Mapping):
-        raise InputError(f"changes are a mapping such as {{'match.cm': 0.02}}, got {changes!r}")
+        raise InputError(f"changes must be a mapping such as {{'match.cm': 0.02}}, got {changes!r}")
     values: dict[str, Any] = {}
     sources: dict[str, Source] = {}
     for source, given in applied:
@@ -211,10 +212,10 @@ def resolved(
     scale: str = "tour",
     changes: Mapping[str, Any] | None = None,
 ) -> list[Setting]:
-    """The settings of `preset`, one by one, each with where it comes from.
+    """Lists the settings of `preset`, each with the origin of its value.
 
     Raises:
-        InputError: as `preset`.
+        InputError: under the same conditions as `preset`.
 
     >>> [setting for setting in resolved("dm", scale="tour") if setting.key == "match.width"]
     [Setting(key='match.width', value=32, source='scale')]
@@ -231,11 +232,11 @@ def preset(
     scale: str = "tour",
     changes: Mapping[str, Any] | None = None,
 ) -> RunConfig:
-    """The settings of a method on a dataset at a scale.
+    """Returns the settings of a method on a dataset at a scale.
 
     Args:
-        method: a name of `recipes.BASES`, or one of `recipes.BASELINES`.
-        dataset: a name of the data registry.
+        method: a name in `recipes.BASES` or `recipes.BASELINES`.
+        dataset: a name in the data registry.
         ipc: synthetic images per class.
         scale: ``paper`` (published settings), ``laptop``, ``tour`` or ``ci``.
         changes: further settings by dotted key, as for `override`.
@@ -252,23 +253,23 @@ def preset(
 
 
 def to_yaml(config: RunConfig) -> str:
-    """The settings as YAML text that `from_yaml` reads back to an equal config."""
+    """Returns the settings as YAML text, from which `from_yaml` restores an equal config."""
     _check_settings(config)
     return yaml.safe_dump(_for_yaml(attrs.asdict(config)), sort_keys=False)
 
 
 def _for_yaml(value: Any) -> Any:
-    """Mappings, lists, texts and numbers, as YAML knows them."""
+    """Converts to the types of YAML: mappings, lists, text and numbers."""
     if isinstance(value, dict):
         return {key: _for_yaml(item) for key, item in value.items()}
     return list(value) if isinstance(value, tuple) else value
 
 
 def from_yaml(text: str) -> RunConfig:
-    """Settings from YAML text; settings that it leaves out keep the paper's values.
+    """Reads settings from YAML text; omitted settings keep the paper's values.
 
     Raises:
-        InputError: for text that is not YAML, an unknown setting, or a wrong value.
+        InputError: for text that is not YAML, an unknown setting, or an invalid value.
     """
     check_text("the config", text)
     try:
@@ -290,10 +291,10 @@ def from_yaml(text: str) -> RunConfig:
 
 
 def fingerprint(config: RunConfig) -> str:
-    """Twelve hex digits that name the settings; equal for equal settings.
+    """Returns twelve hex digits that identify the settings; equal for equal settings.
 
-    Settings of ``ADDED`` count only where they differ from their default, so that runs of earlier versions keep their
-    name.
+    Settings in ``ADDED`` count only if they differ from their default, so runs of earlier versions keep their
+    fingerprint.
     """
     _check_settings(config)
     named = _for_yaml(attrs.asdict(config))
@@ -302,6 +303,6 @@ def fingerprint(config: RunConfig) -> str:
         holder = named[groups[0]] if groups else named
         if holder[name] == default:
             del holder[name]
-            if not holder:  # a group of which every setting came later
+            if not holder:  # a group whose settings were all added later
                 del named[groups[0]]
     return hashlib.sha256(yaml.safe_dump(named, sort_keys=False).encode()).hexdigest()[:12]

@@ -1,6 +1,6 @@
-"""What scales, methods and datasets change in the settings: the scales, IDM's published rows, evaluation protocols.
+"""Tables of the settings that scales, methods, datasets, IDM's published rows and evaluation protocols change.
 
-Plain tables of differences; `config.preset` lays them over the paper's settings, which are the defaults of the classes.
+`config.preset` applies these differences to the paper's settings, which are the defaults of the classes.
 """
 
 from collections.abc import Mapping
@@ -30,7 +30,7 @@ __all__ = [
 ]
 
 Base = Literal["dm", "idm", "plus"]
-"""What a method builds on."""
+"""Method that another one builds on."""
 
 BASES: dict[str, Base] = {
     "dm": "dm",
@@ -43,22 +43,22 @@ BASES: dict[str, Base] = {
     "iid-idm": "idm",
     "iid-plus": "plus",
 }
-"""The distillation methods with their base; `distillation.METHODS` says what they do."""
+"""Base of each distillation method; `distillation.METHODS` defines the methods."""
 
 SOURCES: dict[Base, str] = {"dm": "random", "idm": "queue", "plus": "stages"}
-"""Where the matching networks of a method come from, see ``match.source``."""
+"""Default source of a method's matching networks, see ``match.source``."""
 
 FROM_POOL = ("stages",)
-"""Of those, the sources that draw from the pool of pretrained networks."""
+"""Sources that draw from the pool of pretrained networks."""
 
 BASELINES = ("random", "random-mosaic", "herding", "k-center", "whole")
-"""Methods that choose real images instead of learning any."""
+"""Methods that select real images instead of learning images."""
 
 STARTS = ("real", "crops", "noise")
-"""Initial images that need no network, see ``syn.init``."""
+"""Ways to initialize the images without a network, see ``syn.init``."""
 
 CHOSEN_STARTS = ("centres", "easiest")
-"""Initial images that a network of the pool chooses."""
+"""Ways to initialize the images with real ones chosen by a network of the pool."""
 
 SCALES: dict[str, dict[str, Any]] = {
     "paper": {},
@@ -109,42 +109,42 @@ SCALES: dict[str, dict[str, Any]] = {
         "compute.compile": "off",
     },
 }
-"""What each scale changes in the paper's settings, which are the defaults.
+"""Changes of each scale to the paper's settings, which are the defaults.
 
-The pools of small ConvNets stand in for the paper's ResNet18s where there is no GPU; class centralization is then
-scaled by the scatter of real images, because a weight tuned for ResNet18 features means nothing for theirs.
+Without a GPU, pools of small ConvNets replace the paper's ResNet18s. Class centralization is then scaled by the scatter
+of real images, because a weight tuned for ResNet18 features does not transfer to ConvNet features.
 """
 
 _COMMON: dict[str, Any] = {"syn.factor": 2, "syn.lr": 0.2, "match.cm": 0.03, "match.cc": 0.01}
-"""Of IDM at every scale: ``--aug --lr_img 0.2`` of the commands, and the weights in IID's released IDM script."""
+"""Settings of IDM at every scale: ``--aug --lr_img 0.2`` of the commands, and the weights of IID's IDM script."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """The published settings of IDM for a data set and a number of images a class."""
+    """Published settings of IDM for a dataset and a number of images per class."""
 
     changes: Mapping[str, Any]
-    """Beside what all rows have in common."""
+    """Changes to the settings that all rows share."""
     origin: str
-    """Where the settings are from."""
+    """Source of the settings."""
 
 
 _COMMAND = "uitrbn/IDM, command.txt"
 _WHOLE_CLASSES: dict[str, Any] = {"match.batch_real": 5000, "queue.every": 5, "compute.chunk": 5000}
-"""With one image a class: 5000 real images of each (CIFAR-100's classes have 500 and give all), in chunks that fit."""
+"""Settings for one image per class: 5000 real images per class (all 500 in CIFAR-100), in chunks that fit."""
 
 
 def _svhn(changes: Mapping[str, Any]) -> Row:
-    # neither IDM nor IID has a command for SVHN; flips are left out by the data set's own augmentation
+    # neither IDM nor IID has a command for SVHN; the dataset's default augmentation leaves out flips
     return Row(changes, "zhouzhengqd/BACON, a fork of IDM, which takes the rows of CIFAR-10")
 
 
 _DEEP: dict[str, Any] = {"match.network": "convnet4", "eval.networks": ("convnet4",)}
-"""TinyImageNet's images have twice the side: depth 4 by the convention of later papers; IDM's command has depth 3."""
+"""Depth for TinyImageNet, whose images are twice as large: 4 by convention of later papers; 3 in IDM's command."""
 
 
 def _tiny(changes: Mapping[str, Any]) -> Row:
-    # the depth is the dataset's own change, see `layers`
+    # the depth is a change of the dataset, see `layers`
     return Row(changes, f"{_COMMAND}, but for the depth")
 
 
@@ -163,44 +163,44 @@ PUBLISHED: dict[tuple[str, int], Row] = {
     ("svhn", 10): _svhn({"match.ce": 0.5}),
     ("svhn", 50): _svhn({"match.ce": 0.1}),
 }
-"""The rows of scale ``paper``, by data set and images a class; their accuracies are in `iidlib.experiments.published`.
+"""Rows of scale ``paper``, by dataset and images per class; their accuracies are in `iidlib.experiments.published`.
 
-The commands evaluate, and thereby reset the meters, every 100, 500 or 1000 iterations; here it is every 100 in each.
-None has been run on a GPU by us yet, so that their minutes are not known.
+The commands evaluate, and so reset the meters, every 100, 500 or 1000 iterations; here it is always every 100.
+We have not run any of them on a GPU yet, so their running times are unknown.
 """
 
 IDM_SCALES: dict[str, dict[str, Any]] = {
-    # the weight of class centralization was chosen for DM and is left as it was measured here
+    # the weight of class centralization was chosen for DM and is kept at the measured value
     "laptop": {"queue.every": 60, "queue.steps": 5, "queue.batch": 64, "queue.lr": 0.03, "match.cc": 0.3},
     "tour": {"queue.every": 10, "queue.batch": 64, "queue.lr": 0.03},
     "ci": {"queue.size": 4, "queue.every": 2, "queue.steps": 2, "queue.batch": 16},
 }
-"""What IDM changes at the smaller scales, beside what the scale itself changes."""
+"""Changes of IDM at the smaller scales, in addition to those of the scale."""
 
 
 PROTOCOLS: dict[str, dict[str, Any]] = {
     "dm": {"eval.cutmix": 0.0, "eval.schedule": "restart"},
     "idc": {"eval.cutmix": 0.5, "eval.schedule": "milestones", "eval.batch": 64},
 }
-"""How sets are judged, by the family of methods that reports it; both on hard labels, and both count the last pass.
+"""Evaluation protocols, by the family of methods that reports them; both use hard labels and the last epoch.
 
-``dm``: of DC, DSA, DM, IDM and IID, the default here. ``idc``: of IDC, DREAM, DSDM and DANCE (snu-mllab's
-``argument.py`` and ``train.py``; DANCE's and DSDM's 1500 passes in place of IDC's 1000): CutMix on half of the batches,
-smaller batches, another schedule, and an augmentation that always flips and changes colours. Numbers of one protocol do
-not stand beside those of the other.
+``dm``: DC, DSA, DM, IDM and IID, the default here. ``idc``: IDC, DREAM, DSDM and DANCE (snu-mllab's ``argument.py`` and
+``train.py``; DANCE's and DSDM's 1500 epochs in place of IDC's 1000), with CutMix on half of the batches, smaller
+batches, another schedule, and an augmentation that always flips and changes colours. Numbers of the two protocols are
+not comparable.
 """
 
 _IDC_EPOCHS = 1500
 
 
 def protocol(name: str, augmentation: str, scale: str) -> dict[str, Any]:
-    """What a protocol changes in the settings of a scale, which keeps its own number of passes below ``paper``.
+    """Returns the changes of a protocol to the settings; scales below ``paper`` keep their number of epochs.
 
     Args:
         name: one of ``PROTOCOLS``.
-        augmentation: the data set's own DSA operations. Under ``idc`` cutout is left out, because CutMix takes its
-            place; of the rest, flip and colour come always, and one of the others after them.
-        scale: ``paper`` sets the number of passes.
+        augmentation: the dataset's default DSA operations. Under ``idc``, CutMix replaces cutout; flip and colour are
+            always applied, followed by one of the other operations.
+        scale: ``paper`` sets the number of epochs.
     """
     if name != "idc":
         return dict(PROTOCOLS[name])
@@ -208,8 +208,8 @@ def protocol(name: str, augmentation: str, scale: str) -> dict[str, Any]:
     always = [one for one in ("flip", "color") if one in operations]
     drawn = [one for one in operations if one not in ("flip", "color", "cutout")]
     stages = ">".join([*always, *(["_".join(drawn)] if drawn else [])])
-    own: dict[str, Any] = {"eval.augmentation": stages} | ({"eval.epochs": _IDC_EPOCHS} if scale == "paper" else {})
-    return PROTOCOLS[name] | own
+    epochs = {"eval.epochs": _IDC_EPOCHS} if scale == "paper" else {}
+    return PROTOCOLS[name] | {"eval.augmentation": stages} | epochs
 
 
 _PLUS: dict[str, Any] = {
@@ -227,26 +227,26 @@ _PLUS: dict[str, Any] = {
     "pool.epochs": 2,
     "pool.epochs_kept": (0,),
     "pool.augmentation": "auto",
-    "pool.untrained": "warn",  # an early stage may know little, as the random networks of DM do
+    "pool.untrained": "warn",  # an early stage may be close to chance, as the random networks of DM are
     "stages.interpolate": "on",
 }
-"""Of iid-plus at every scale, but for what ``PLUS_SIZES`` and ``PLUS_SCALES`` change.
+"""Settings of iid-plus at every scale, except for those that ``PLUS_SIZES`` and ``PLUS_SCALES`` change.
 
 Chosen on held-out training images of CIFAR-10, at scale tour and in part at laptop; see ``iid-plus-search.yaml`` and
-the files beside it in ``data/results``. The weight of class centralization is one that neither helped nor harmed there;
-that of the kernel distance helped at tour and made no difference at laptop. A pool of ten networks was better by a
-point in one of three comparisons there, of one seed each, and takes twice as long to train. The use at scale ``paper``
-and for other datasets is carried over.
+the files next to it in ``data/results``. The weight of class centralization neither helped nor harmed there; the kernel
+distance helped at tour and made no difference at laptop. A pool of ten networks was one point better in one of three
+comparisons there, with one seed each, and takes twice as long to train. Scale ``paper`` and other datasets reuse these
+settings without a search of their own.
 """
 
 PLUS_SIZES: dict[int, dict[str, Any]] = {1: {"match.ce": 2.0}}
-"""What iid-plus changes with the number of images per class.
+"""Changes of iid-plus by number of images per class.
 
-With one image, more cross-entropy helps, where with ten it harms; IDM's rows weigh it less for more images, too.
+With one image, more cross-entropy helps; with ten it harms. IDM's rows also weight it less for more images.
 """
 
 PLUS_SCALES: dict[str, dict[str, Any]] = {
-    "laptop": {"match.cc": 1.0, "pool.count": 5, "pool.epochs": 2},  # the scale has a pool of its own
+    "laptop": {"match.cc": 1.0, "pool.count": 5, "pool.epochs": 2},  # overrides the pool of the scale
     "tour": {
         "match.cc": 1.0,
         "pool.count": 3,
@@ -257,31 +257,31 @@ PLUS_SCALES: dict[str, dict[str, Any]] = {
     },
     "ci": {"match.cc": 1.0, "pool.width": 8, "pool.count": 1, "pool.epochs": 3, "pool.epochs_kept": (1,)},
 }
-"""What iid-plus changes at the smaller scales, beside what the scale itself changes.
+"""Changes of iid-plus at the smaller scales, in addition to those of the scale.
 
-Sixteen epochs of the 4,000 embedded images at ``tour`` see fewer images than two of CIFAR-10's 50,000 at ``laptop``, so
-that both are early stages. Fewer epochs were worse at tour, see ``iid-plus-search-mini.yaml``, and more at laptop.
+Sixteen epochs on the 4,000 embedded images at ``tour`` see fewer images than two on CIFAR-10's 50,000 at ``laptop``, so
+both are early stages. Fewer epochs were worse at tour, see ``iid-plus-search-mini.yaml``, and so were more at laptop.
 """
 
 
 def common(method: str) -> dict[str, Any]:
-    """What a method changes at every scale, before the scale's own changes; also what its random baseline does."""
+    """Returns a method's changes at every scale, applied before those of the scale; baselines included."""
     if method == "random-mosaic":
         return {"syn.factor": _COMMON["syn.factor"]}
     return dict({"idm": _COMMON, "plus": _PLUS}.get(BASES.get(method, "dm"), {}))
 
 
 def published(method: str, dataset: str, ipc: int) -> Row | None:
-    """The published row of a method, where there is one."""
+    """Returns the published row of a method, or None if there is none."""
     return PUBLISHED.get((dataset, ipc)) if BASES.get(method) == "idm" else None
 
 
 Origin = Literal["method", "method at this IPC", "scale", "dataset", "method at this scale", "published row"]
-"""Which table changes a setting."""
+"""Table that changes a setting."""
 
 
 def layers(method: str, dataset: str, ipc: int, scale: str) -> dict[Origin, Mapping[str, Any]]:
-    """What the tables change, each under its name, in the order in which they are applied: the last one wins."""
+    """Returns the changes of each table, by its name, in the order of application: later ones override earlier ones."""
     found: dict[Origin, Mapping[str, Any]] = {"method": common(method)}
     if BASES.get(method) == "plus" and (sized := PLUS_SIZES.get(ipc)):
         found["method at this IPC"] = sized
@@ -292,6 +292,6 @@ def layers(method: str, dataset: str, ipc: int, scale: str) -> dict[Origin, Mapp
     if scale == "paper":
         if row := published(method, dataset, ipc):
             found["published row"] = row.changes
-    elif own := {"idm": IDM_SCALES, "plus": PLUS_SCALES}.get(BASES.get(method, "dm"), {}).get(scale):
-        found["method at this scale"] = own
+    elif smaller := {"idm": IDM_SCALES, "plus": PLUS_SCALES}.get(BASES.get(method, "dm"), {}).get(scale):
+        found["method at this scale"] = smaller
     return found

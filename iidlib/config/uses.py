@@ -1,4 +1,4 @@
-"""Which settings a method uses, so that one that would change nothing is told."""
+"""Settings that each method uses, to report those without effect."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -25,24 +25,24 @@ WEIGHTS: dict[str, tuple[str, ...]] = {
     "match.ce": _on("idm", "plus"),
     "match.mmd": _on("plus"),
 }
-"""The weights of terms, each with the methods that have the term, see `iidlib.distillation.METHODS`."""
+"""Methods that have each term, by the term's weight, see `iidlib.distillation.METHODS`."""
 
 
 _KNOWN = (*BASES, *BASELINES)
-"""Without methods of one's own, which join later."""
+"""Methods of the library; user-defined ones are registered later."""
 
 
 def check_weights(method: str, given: Mapping[str, Any]) -> None:
-    """Refuses a weight of a term that the method does not have: the set would be that of the method without it.
+    """Rejects the weight of a term that the method does not have, since it would change nothing.
 
-    A weight of 0 says what is the case and is taken; a method that is not known here may use anything.
+    A weight of 0 is accepted, and user-defined methods may use any weight.
 
     Args:
-        method: the method.
-        given: what the user gave, by dotted key, converted.
+        method: name of the method.
+        given: the user's settings by dotted key, converted.
 
     Raises:
-        InputError: with the method that has the term.
+        InputError: naming the methods that have the term.
     """
     for key, methods in WEIGHTS.items():
         if given.get(key) and method in _KNOWN and method not in methods:
@@ -54,19 +54,19 @@ def check_weights(method: str, given: Mapping[str, Any]) -> None:
 
 
 def _nearest(method: str, key: str) -> str:
-    """The method that has the terms of this one and the one of `key`, and as few others as possible."""
+    """Returns the method that has the terms of this one and that of `key`, with as few others as possible."""
     terms = {name: {weight for weight, methods in WEIGHTS.items() if name in methods} for name in BASES}
     wanted = terms.get(method, set()) | {key}
     return min((name for name in BASES if wanted <= terms[name]), key=lambda name: len(terms[name]))
 
 
 def source_of(config: RunConfig) -> str:
-    """Where the matching networks of a run come from: a name of ``match.source`` that is not ``auto``."""
+    """Returns the source of a run's matching networks: ``match.source`` with ``auto`` resolved."""
     return SOURCES[BASES.get(config.method, "dm")] if config.match.source == "auto" else config.match.source
 
 
 def without_effect(config: RunConfig, keys: Iterable[str]) -> list[str]:
-    """Those of some settings that a run does not use; of weights of terms that it does not have `check_weights` tells.
+    """Returns those of `keys` that a run does not use; weights of missing terms are left to `check_weights`.
 
     >>> without_effect(RunConfig(method="dm"), ["pool.epochs", "syn.lr"])
     ['pool.epochs']
@@ -81,8 +81,8 @@ def without_effect(config: RunConfig, keys: Iterable[str]) -> list[str]:
     unused += [f"{key}_" for key in ("match.cc", "match.cm", "match.mmd") if key not in used]
     if not uses_pool(config):
         unused.append("pool.")
-    elif source not in FROM_POOL and "match.cc" not in used:  # one network chooses the initial images, fully trained
-        unused += ["pool.count"] if pool.path else ["pool.count", "pool.epochs_kept"]  # a saved pool has its copies
+    elif source not in FROM_POOL and "match.cc" not in used:  # one fully trained network chooses the initial images
+        unused += ["pool.count"] if pool.path else ["pool.count", "pool.epochs_kept"]  # a saved pool fixes its copies
     if len({*pool.epochs_kept, pool.epochs}) == 1:
         unused.append("stages.")
     if match.statistics != "cached":
@@ -93,25 +93,25 @@ def without_effect(config: RunConfig, keys: Iterable[str]) -> list[str]:
         unused += ["match.cc_alpha", "match.cc_beta"]
     if match.cc_scaling != "relative":
         unused.append("match.cc_real")
-    if source == "random" and "match.ce" in used:  # weighted by the accuracy of the networks, which is 0
+    if source == "random" and "match.ce" in used:  # weighted by the networks' accuracy, which is 0
         unused.append("match.ce")
     return [key for key in keys if key.startswith(tuple(unused))]
 
 
 def uses_pool(config: RunConfig) -> bool:
-    """Whether a run of a method of the library has pretrained networks, in its iterations or for its initial images."""
+    """Whether a run of a method of the library uses the pool, in its iterations or for its initial images."""
     centralizes = config.method in WEIGHTS["match.cc"] and config.match.cc > 0 and has_pairs(config)
     return centralizes or source_of(config) in FROM_POOL or chosen_by_pool(config)
 
 
 def has_pairs(config: RunConfig) -> bool:
-    """Whether a class has images to relate to each other, without which class centralization and L_CM are zero.
+    """Whether a class has several images; with one, class centralization and L_CM are zero.
 
-    The tiles of a mosaic are images of their own.
+    Each tile of a mosaic counts as an image.
     """
     return config.ipc * config.syn.factor**2 > 1
 
 
 def chosen_by_pool(config: RunConfig) -> bool:
-    """Whether the initial images are chosen by a network of the pool."""
+    """Whether a network of the pool chooses the initial images."""
     return config.syn.init in CHOSEN_STARTS

@@ -1,4 +1,4 @@
-"""What a field of the settings may hold; each validator refuses the rest in one line that names the setting."""
+"""Validators of the settings; each rejects invalid values with a one-line message that names the setting."""
 
 import re
 import typing
@@ -24,11 +24,11 @@ __all__ = [
 ]
 
 Validator = Callable[[Any, "Attribute[Any]", Any], None]
-"""Called with the settings, the field's declaration and its value."""
+"""Function of the settings, the field's declaration and its value that raises for invalid values."""
 
 
 def _bound(holds: Callable[[Any], bool], text: str) -> Validator:
-    """Refuses numbers that do not satisfy `holds`."""
+    """Rejects numbers that do not satisfy `holds`."""
 
     def check(settings: Any, attribute: "Attribute[Any]", value: Any) -> None:
         if not holds(value):
@@ -38,34 +38,34 @@ def _bound(holds: Callable[[Any], bool], text: str) -> Validator:
 
 
 def above(bound: float) -> Validator:
-    """Numbers greater than `bound`."""
+    """Accepts numbers greater than `bound`."""
     return _bound(lambda value: value > bound, f"must be above {bound}")
 
 
 def at_least(bound: float) -> Validator:
-    """Numbers from `bound` on."""
+    """Accepts numbers of at least `bound`."""
     return _bound(lambda value: value >= bound, f"must be at least {bound}" if bound else "must not be negative")
 
 
 def below(bound: float) -> Validator:
-    """Numbers less than `bound`."""
+    """Accepts numbers less than `bound`."""
     return _bound(lambda value: value < bound, f"must be below {bound}")
 
 
 def at_most(bound: float, what: str) -> Validator:
-    """Numbers up to `bound`; the message says what the number is."""
+    """Accepts numbers of at most `bound`; `what` describes the number in the message."""
     return _bound(lambda value: value <= bound, f"is {what}, at most {bound}")
 
 
 def one_of_its_choices(settings: Any, attribute: "Attribute[Any]", value: Any) -> None:
-    """The choices that the field's ``Literal`` type names."""
+    """Accepts the choices of the field's ``Literal`` type."""
     choices = typing.get_args(attribute.type)
     if value not in choices:
         raise InputError(f"{key_of(settings, attribute)} must be one of {', '.join(choices)}, got {value!r}")
 
 
 def each_once(settings: Any, attribute: "Attribute[Any]", value: tuple[str, ...]) -> None:
-    """After names are those of the library: ``ConvNet`` and ``convnet3`` are one network."""
+    """Rejects repeated names, after their conversion to the library's: ``ConvNet`` and ``convnet3`` are the same."""
     if len(set(value)) < len(value):
         raise InputError(
             f"{key_of(settings, attribute)} must be names separated by commas, each once, got {','.join(value)!r}"
@@ -73,13 +73,13 @@ def each_once(settings: Any, attribute: "Attribute[Any]", value: tuple[str, ...]
 
 
 def known_scale(settings: Any, attribute: "Attribute[Any]", value: Any) -> None:
-    """Names of ``recipes.SCALES``."""
+    """Accepts the names in ``recipes.SCALES``."""
     if value not in SCALES:
         raise InputError(f"unknown scale {value!r}{suggest(value, SCALES)}")
 
 
 def known_start(settings: Any, attribute: "Attribute[Any]", value: Any) -> None:
-    """Ways to choose the initial images, or the saved set that ``set:DIGEST`` names."""
+    """Accepts the ways to initialize the images, and ``set:DIGEST`` for a saved set."""
     choices = (*STARTS, *CHOSEN_STARTS)
     if value not in choices and not (isinstance(value, str) and re.fullmatch("set:[0-9a-f]{12}", value)):
         raise InputError(f"{key_of(settings, attribute)} must be one of {', '.join(choices)}, got {value!r}")

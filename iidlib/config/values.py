@@ -1,8 +1,8 @@
-"""What a setting may be given as, and what it becomes: one rule for the command line, YAML and Python.
+"""Conversion of given values to the types of the settings, by the same rules for the command line, YAML and Python.
 
-A value is converted where a class of settings is built, so that equal settings are equal, have one fingerprint and can
-be written as YAML, whatever they were given as: ``cm=1``, ``cm=1.0``, ``cm="1"`` and ``cm=numpy.float32(1)`` are one.
-What no rule converts is an `InputError` that names the setting.
+A value is converted when a class of settings is built. Equal settings therefore compare equal, have one fingerprint
+and can be written as YAML however they were given: ``cm=1``, ``cm=1.0``, ``cm="1"`` and ``cm=numpy.float32(1)`` are
+the same. A value that no rule converts raises an `InputError` that names the setting.
 """
 
 import math
@@ -21,24 +21,24 @@ from iidlib.errors import InputError, suggest
 __all__ = ["LARGEST_WHOLE", "check_text", "converted", "key_of"]
 
 LARGEST_WHOLE = 2**63 - 1
-"""The largest whole number of torch, which counts in 64 bits."""
+"""Largest whole number of torch, whose integers have 64 bits."""
 
 _SMALLEST, _LARGEST = 2.0**-126, (2 - 2.0**-23) * 2.0**127
-"""Of float32's numbers beside zero: images, weights and rates are computed with in that."""
+"""Smallest and largest normal number of float32, in which images, weights and rates are computed."""
 
 _SHOWN = 200
-"""Characters of a wrong value that a message shows."""
+"""Characters of an invalid value that a message shows."""
 
 
 def key_of(settings: Any, attribute: "Attribute[Any]") -> str:
-    """The setting's dotted name, as users write it."""
+    """Returns the setting's dotted name, as users write it."""
     return f"{settings._prefix}{attribute.name}"
 
 
 def converted(kind: type, fields: "list[Attribute[Any]]") -> "list[Attribute[Any]]":
-    """Gives every field of a class of settings the converter of its type; for the ``field_transformer`` of attrs.
+    """Adds the converter of its type to every field of a class of settings; a ``field_transformer`` of attrs.
 
-    A converter that a field declares for itself comes after it.
+    A converter declared by the field itself is applied after it.
 
     Raises:
         TypeError: for a field of a type without a rule.
@@ -52,7 +52,7 @@ def converted(kind: type, fields: "list[Attribute[Any]]") -> "list[Attribute[Any
 
 
 def _rule(kind: Any) -> Callable[[Any, Any, "Attribute[Any]"], Any]:
-    """What converts a value to a field's type, as attrs calls it: with the value, the settings and the field."""
+    """Returns the converter to a field's type, which attrs calls with the value, the settings and the field."""
     convert: Callable[[str, Any], Any]
     if kind in (int, float, str):
         convert = {int: _whole, float: _number, str: check_text}[kind]
@@ -78,7 +78,7 @@ def _rule(kind: Any) -> Callable[[Any, Any, "Attribute[Any]"], Any]:
 
 
 def _as_python(value: Any) -> Any:
-    """Numbers and lists of Python in the place of numpy's and torch's."""
+    """Converts NumPy's and torch's numbers and arrays to Python's numbers and lists."""
     return value.tolist() if hasattr(value, "tolist") and not isinstance(value, type) else value
 
 
@@ -90,7 +90,7 @@ def _refuse(key: str, expected: str, value: Any) -> InputError:
 
 
 def check_text(key: str, value: Any) -> str:
-    """Text, or a path as text.
+    """Returns text as it is and a path as text.
 
     Raises:
         InputError: for anything else.
@@ -102,10 +102,10 @@ def check_text(key: str, value: Any) -> str:
 
 
 def _exact(value: Any) -> int | float | Decimal | None:
-    """The number that a value is, or that a text says in the digits 0 to 9; None for what is none, or not finite."""
+    """Returns a number, or the number that a text writes in the digits 0 to 9; None if there is no finite number."""
     if isinstance(value, str):
         try:
-            # float is strict about what a number looks like, Decimal keeps every digit of it
+            # float checks the syntax strictly, Decimal keeps every digit
             within = value.isascii() and math.isfinite(float(value))
         except ValueError:
             return None
@@ -144,11 +144,11 @@ def _number(key: str, value: Any) -> float:
         raise _refuse(key, f"at most {_LARGEST:.2g} (float32 holds no larger number)", value)
     if exact != 0 and abs(number) < _SMALLEST:
         raise _refuse(key, f"0 or at least {_SMALLEST:.2g} (anything smaller is 0 in float32)", value)
-    return number + 0.0  # zero has no sign
+    return number + 0.0  # turns -0.0 into 0.0
 
 
 def _choice(value: Any, choices: Sequence[Any]) -> Any:
-    """The value as it is; whether it is a choice, the field itself checks."""
+    """Returns the value, with booleans as ``on`` and ``off``; the field's validator checks the choice."""
     if isinstance(value, bool):  # YAML reads the bare words on and off as booleans
         word = ("off", "on")[value]
         return word if word in choices else value
@@ -156,7 +156,7 @@ def _choice(value: Any, choices: Sequence[Any]) -> Any:
 
 
 def _items(value: Any) -> list[Any] | None:
-    """The parts of a text with commas, or of a sequence; None for what is neither."""
+    """Splits a text at its commas, or a sequence into its items; None for anything else."""
     if isinstance(value, str):
         return [part.strip() for part in value.split(",")]
     return list(value) if isinstance(value, Sequence) and not isinstance(value, bytes | bytearray) else None
@@ -178,7 +178,7 @@ def _names(key: str, value: Any) -> tuple[str, ...]:
 
 
 def _group(key: str, value: Any, kind: type) -> Any:
-    """Settings of a group, or a mapping of some of them; those that it leaves out keep the paper's values."""
+    """Returns the settings of a group, given as such or as a mapping; omitted settings keep the paper's values."""
     if isinstance(value, kind):
         return value
     if not isinstance(value, Mapping):
