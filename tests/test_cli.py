@@ -1805,7 +1805,7 @@ def test_data_commands(iid: Run, tmp_path: Path) -> None:
     assert listed.status == 0
     for word in ("cifar10-mini", "4000", "shapes", "50000", "iid data fetch cifar10"):
         assert word in listed.out, word
-    assert iid("data", "check", "cifar10-mini").out.splitlines()[-1] == "cifar10-mini: 21 files, all whole"
+    assert iid("data", "check", "cifar10-mini").out.splitlines()[-1] == "cifar10-mini: 21 files, all verified"
     assert iid("data", "check", "shapes").out == "shapes: no files, comes with iidlib\n"
     fetched = iid("data", "fetch", "cifar10-mini")
     assert fetched.out == "cifar10-mini: 4000 training and 1000 test images, complete\n"
@@ -1814,9 +1814,9 @@ def test_data_commands(iid: Run, tmp_path: Path) -> None:
     damaged = copy / "train" / "3-cat.webp"
     damaged.write_bytes(damaged.read_bytes()[:-1])
     ended = iid("data", "check", "cifar10-mini", "--data-root", "a[b]")
-    assert_one_line(ended, "cifar10-mini is not whole")
-    assert re.search(r"damaged +\S*a\[b\]/cifar10-mini/train/3-cat.webp", ended.out)
-    assert_one_line(iid("evaluate", "random", "--data-root", "a[b]"), r"3-cat.webp is damaged")
+    assert_one_line(ended, "cifar10-mini is incomplete or corrupted")
+    assert re.search(r"corrupted +\S*a\[b\]/cifar10-mini/train/3-cat.webp", ended.out)
+    assert_one_line(iid("evaluate", "random", "--data-root", "a[b]"), r"3-cat.webp is corrupted")
 
 
 @pytest.mark.parametrize("columns", [40, 80])

@@ -228,9 +228,9 @@ def test_a_damaged_file_is_named(name: str, damage: str, copy_of_mini: Path) -> 
         path.write_bytes(content if damage == "one byte" else content[: len(content) // 2])
     with pytest.raises(InputError) as error:
         load_dataset(data_root=copy_of_mini.parent)
-    assert f"cifar10-mini: {path} is damaged (" in one_line(error)
+    assert f"cifar10-mini: {path} is corrupted (" in one_line(error)
     report = check("cifar10-mini", copy_of_mini.parent)
-    assert not report.ok and [file.path for file in report.files if file.state == "damaged"] == [path]
+    assert not report.ok and [file.path for file in report.files if file.state == "corrupted"] == [path]
 
 
 def test_a_whole_copy_passes_the_check() -> None:
@@ -355,7 +355,7 @@ def test_a_damaged_batch_is_named_and_never_unpickled(
     with pytest.raises(InputError) as error:
         load_dataset("cifar10", data_root=tmp_path)
     text = one_line(error)
-    assert f"cifar10: {folder / name} is damaged (md5" in text
+    assert f"cifar10: {folder / name} is corrupted (md5" in text
     assert f"iid data fetch cifar10 --data-root {tmp_path}" in text
     assert not (tmp_path / "sprung").exists()
     (folder / name).unlink()

@@ -81,7 +81,7 @@ def test_cifar100_has_its_hundred_fine_classes(cifar100: torch.Tensor, tmp_path:
 
 def test_a_damaged_file_of_cifar100_is_named(cifar100: torch.Tensor, tmp_path: Path) -> None:
     (tmp_path / "cifar-100-python" / "train").write_bytes(b"x")
-    with pytest.raises(InputError, match=r"cifar100: .*train is damaged") as caught:
+    with pytest.raises(InputError, match=r"cifar100: .*train is corrupted") as caught:
         load_dataset("cifar100", data_root=tmp_path)
     assert "iid data fetch cifar100" in one_line(caught)
 
@@ -125,7 +125,7 @@ def test_a_damaged_file_of_svhn_is_named_before_it_is_read(harm: str, svhn: obje
         "flipped": lambda: path.write_bytes(content),
         "missing": path.unlink,
     }[harm]()
-    with pytest.raises(InputError, match=r"train_32x32\.mat is (damaged|missing)") as caught:
+    with pytest.raises(InputError, match=r"train_32x32\.mat is (corrupted|missing)") as caught:
         load_dataset("svhn", data_root=tmp_path)
     assert "iid data fetch svhn" in one_line(caught)
     assert not check("svhn", tmp_path).ok
@@ -298,7 +298,7 @@ def test_a_folder_with_test_images_of_its_own(folder: Path, tmp_path: Path) -> N
     data = load_dataset(f"folder:{whole}")
     assert data.train.counts.tolist() == [5, 5] and data.test.counts.tolist() == [1, 1]
     paint(whole / "test" / "blue" / "a.jpg")
-    with pytest.raises(InputError, match=r"has the class 'blue', which .* has not"):
+    with pytest.raises(InputError, match=r"has the class 'blue', which .* does not have"):
         load_dataset(f"folder:{whole}")
 
 
@@ -384,7 +384,7 @@ def test_files_that_are_no_images_and_empty_classes_are_left_out_and_told(
     (folder / "red" / "circle").symlink_to(folder)
     assert load_dataset(f"folder:{folder}").spec.classes == ("grün", "red")
     told = " ".join(record.message for record in caplog.records)
-    assert "1 files that are no images are left out" in told and "no images in them: empty" in told
+    assert "1 file that is not an image is left out" in told and "folders without images are left out: empty" in told
 
 
 @pytest.mark.parametrize(
@@ -392,16 +392,16 @@ def test_files_that_are_no_images_and_empty_classes_are_left_out_and_told(
     [
         ("folder:", "needs the path of a folder"),
         ("folder:/no/such/place", "no folder at /no/such/place"),
-        ("folder:HERE?size=30", "size must be a multiple of 8 .* got 30; take size=32 .*, or fit=pad to lay .* of 32"),
+        ("folder:HERE?size=30", "size must be a multiple of 8 .* got 30; use size=32 .*, or fit=pad to pad .* to 32"),
         (
             "folder:HERE?size=7",
-            "size must be a multiple of 8 .* got 7; take size=8 to have the images resized to that$",
+            "size must be a multiple of 8 .* got 7; use size=8 to resize the images to that$",
         ),
-        ("folder:HERE?size=1000&fit=pad", "from 8 to 512, got 1000; take size=512"),
+        ("folder:HERE?size=1000&fit=pad", "from 8 to 512, got 1000; use size=512"),
         ("folder:HERE?size=28&fit=stretch", "fit can be pad, got 'stretch'; without it images are resized"),
         ("folder:HERE?size=huge", "size takes a whole number"),
         ("folder:HERE?test=1", "test must be a share between 0 and 1"),
-        ("folder:HERE?pixels=8", "knows the options size, fit, test and range, got 'pixels'"),
+        ("folder:HERE?pixels=8", "has the options size, fit, test and range, got 'pixels'"),
         ("folder:HERE/red", "has 0 folders with images"),
     ],
 )
@@ -482,7 +482,7 @@ def test_a_download_goes_on_where_it_broke_off(served: Callable[..., str], tmp_p
 
 
 def test_what_arrives_damaged_is_removed(served: Callable[..., str], tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="arrived damaged"):
+    with pytest.raises(InputError, match="arrived corrupted"):
         fetch(served(b"something else"), tmp_path / "file.zip", "0" * 32)
     assert not list(tmp_path.glob("file*"))
 
@@ -541,7 +541,7 @@ def test_an_archive_of_the_users_stays(
     if content == "whole":
         load_dataset("tinyimagenet", data_root=own.parent, download=True)
     else:
-        with pytest.raises(InputError, match="cannot be unpacked" if content == "no archive" else "is not whole"):
+        with pytest.raises(InputError, match="cannot be unpacked" if content == "no archive" else "is incomplete"):
             load_dataset("tinyimagenet", data_root=own.parent, download=True)
     assert own.read_bytes() == before and Ranged.asked == []
 
@@ -551,7 +551,7 @@ def test_a_file_with_another_checksum_is_not_overwritten(served: Callable[..., s
     checksum, url = hashlib.md5(content, usedforsecurity=False).hexdigest(), served(content)
     own.write_bytes(b"mine")
     with pytest.raises(
-        InputError, match=r"file\.zip is not what .* holds \(md5 is .*\); move it away and fetch"
+        InputError, match=r"file\.zip does not match .* \(md5 is .*\); move it away and fetch"
     ) as caught:
         fetch(url, own, checksum)
     one_line(caught)

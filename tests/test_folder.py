@@ -37,8 +37,8 @@ def test_what_was_taken_for_what_is_said_once(tmp_path: Path, told: pytest.LogCa
     root = paint(lay(tmp_path / "pets", *part("Train"), *part("val", "cat/*2.png", "dog/*1.png"), "test/*3.png"))
     read_folder(f"folder:{root}")
     assert [record.getMessage() for record in told.records] == [
-        f"{root / 'test'}: is left out: its images have no labels, as they lie in no folders of classes",
-        f"folder:{root}: training images are 8 in Train (2 classes: cat 4, dog 4); test images are 3 in val "
+        f"{root / 'test'}: is left out: its images have no labels, because they are not in class folders",
+        f"folder:{root}: 8 training images in Train (2 classes: cat 4, dog 4); 3 test images in val "
         "(2 classes: cat 2, dog 1)",
     ]  # fmt: skip
     assert [record.levelname for record in told.records] == ["WARNING", "INFO"]
@@ -48,9 +48,9 @@ def test_what_is_held_out_is_said(tmp_path: Path, told: pytest.LogCaptureFixture
     root = paint(lay(tmp_path / "pets", *(f"{name}/*6.png" for name in "abcdefg"), "h/*1.png"))
     read_folder(f"folder:{root}?test=0.5")
     assert [record.getMessage() for record in told.records] == [
-        f"folder:{root}?test=0.5: training images are 43 (8 classes: 1 to 6 images per class), of which 21 are held "
-        "out to test on",
-        f"folder:{root}?test=0.5: classes of one image have no test images: h",
+        f"folder:{root}?test=0.5: 43 training images (8 classes: 1 to 6 images per class), 21 of them held out for "
+        "testing",
+        f"folder:{root}?test=0.5: classes with one image have no test images: h",
     ]  # fmt: skip
 
 
@@ -108,7 +108,7 @@ def test_files_and_folders_that_cannot_be_read_are_counted_and_named(tmp_path: P
     message = (
         r"1 folder and 1 link and 4 of 12 images in .* cannot be read: kitty \(the same folder as cat, so that its "
         r"images would count twice\), zebra \(a link that leads nowhere\), cat/x.png \(a named pipe, not a file\) "
-        r"and 3 more \(iid data check names all\); replace or remove them, or give yourself the right"
+        r"and 3 more \(iid data check names all\); replace or remove them, or change their permissions"
     )
     with pytest.raises(InputError, match=message):
         read_folder(f"folder:{root}?size=8")
@@ -200,7 +200,7 @@ def test_every_ending_that_counts_as_an_image_is_read(tmp_path: Path) -> None:
 
 def test_a_folder_with_a_question_mark_says_why_it_cannot_be_named(tmp_path: Path) -> None:
     (tmp_path / "odd?name").mkdir()
-    with pytest.raises(InputError, match=r"takes what follows \? for options; rename .*odd\?name, or give a link"):
+    with pytest.raises(InputError, match=r"reads what follows \? as options; rename .*odd\?name, or use a link"):
         parse_folder(f"folder:{tmp_path}/odd?name")
-    with pytest.raises(InputError, match="knows the options size, fit, test and range, got 'name'"):
+    with pytest.raises(InputError, match="has the options size, fit, test and range, got 'name'"):
         parse_folder(f"folder:{tmp_path}/other?name")

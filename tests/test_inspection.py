@@ -43,8 +43,7 @@ def test_a_folder_in_order_is_described(pets: Path) -> None:
     report = inspect_folder(f"folder:{pets}")
     assert report.ok and not report.notes and not report.left_out and not report.unreadable
     assert report.summary == (
-        "training images are 40 in Train (2 classes: cat 20, dog 20); test images are 12 in Test (2 classes: cat 6, "
-        "dog 6)"
+        "40 training images in Train (2 classes: cat 20, dog 20); 12 test images in Test (2 classes: cat 6, dog 6)"
     )
     assert report.train == {"cat": 20, "dog": 20} and report.test == {"cat": 6, "dog": 6}
     assert (report.leaks, report.contradictions, report.repeated) == ((), (), 0)
@@ -82,11 +81,11 @@ def test_what_is_uneven_little_or_small_is_noted(tmp_path: Path) -> None:
             picture(50 * len(name) + number + count, 24).save(tmp_path / name / f"{number}.png")
     report = inspect_folder(f"folder:{tmp_path}?size=32")
     assert report.notes == (
-        "classes of one image have no test images: dog",
+        "classes with one image have no test images: dog",
         "classes with fewer than 10 training images: cow 3, dog 1",
-        "the classes are uneven: cat has 32 training images, dog 1; a distilled set has the same number for "
+        "the classes are imbalanced: cat has 32 training images, dog 1; a distilled set has the same number for "
         "every class",
-        "45 pictures are smaller than 32 pixels a side and are enlarged; size= can be less",
+        "45 pictures are smaller than 32 x 32 pixels and are enlarged; consider a smaller size=",
     )
 
 
@@ -269,8 +268,10 @@ def test_every_line_is_one_line_whatever_the_names(tmp_path: Path, capsys: pytes
     name = drawn(tmp_path, {"a\nb": 12, "cat\x1b[31m": 12, "few\n": 1})
     status, out, _ = run(capsys, name)
     assert status == 0 and "  a\\nb: 10 to train on, 2 to test on" in out
-    assert any("classes of one image have no test images: few\\n" in line for line in out)
-    assert any(line.startswith("training images are") and "a\\nb 12, cat\\x1b[31m 12" in line for line in out)
+    assert any("classes with one image have no test images: few\\n" in line for line in out)
+    assert any(
+        line.startswith("25 training images (3 classes: ") and "a\\nb 12, cat\\x1b[31m 12" in line for line in out
+    )
 
 
 def test_a_class_that_cannot_be_read_is_told_once(
@@ -288,7 +289,7 @@ def test_a_class_that_cannot_be_read_is_told_once(
     monkeypatch.setattr(os, "scandir", scandir)
     _, out, err = run(capsys, name)
     assert [line for line in [*out, err] if "dog" in line] == ["cannot be read: dog (permission denied)"]
-    assert any("no images in them: empty" in line for line in out)
+    assert any("folders without images are left out: empty" in line for line in out)
 
 
 @pytest.mark.parametrize("name", ["validation:cifar10-mini", "Validation:CIFAR10_mini", "validation:shapes"])

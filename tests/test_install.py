@@ -141,7 +141,7 @@ def test_files_of_the_user_are_not_overwritten(packed: bytes, server: Server, tm
         (root / name).write_bytes(content)
     mirror = server(ARCHIVE, packed)
     with pytest.raises(
-        InputError, match=r"val_annotations\.txt is there already and is not what .*; move it away.* is kept in"
+        InputError, match=r"val_annotations\.txt already exists and does not match .*; move it away.* is kept in"
     ):
         load_dataset(NAME, data_root=root, download=True, mirror=mirror)
     found = contents(root)
@@ -167,7 +167,7 @@ def test_a_fetched_folder_is_repaired_and_a_users_is_not(packed: bytes, server: 
             assert notes.read_bytes() != b"damaged"
             (root / FOLDER / install.MARK).unlink()
             continue
-        with pytest.raises(InputError, match="is there already"):
+        with pytest.raises(InputError, match="already exists"):
             load_dataset(NAME, data_root=root, download=True, mirror=mirror)
         assert notes.read_bytes() == b"damaged"
 
@@ -264,8 +264,11 @@ def zip_link(name: str) -> zipfile.ZipInfo:
 
 BOMB = bytes(3_000_000)
 HOSTILE = {
-    "zip bomb": (zipped(("a", BOMB)), "unpacks to 3,000,000 bytes, and 1,000,000 are expected"),
-    "zip of many": (zipped(*((f"{i}", b"") for i in range(50))), "has 50 members, and 20"),
+    "zip bomb": (zipped(("a", BOMB)), "unpacks to 3,000,000 bytes, more than the expected maximum of 1,000,000"),
+    "zip of many": (
+        zipped(*((f"{i}", b"") for i in range(50))),
+        "has 50 members, more than the expected maximum of 20",
+    ),
     "zip out": (zipped(("../a", b"x")), r"'\.\./a', which leads out"),
     "zip absolute": (zipped(("/a", b"x")), "'/a', which leads out"),
     "zip drive": (zipped(("C:/a", b"x")), "leads out"),
@@ -313,7 +316,7 @@ def test_a_whole_archive_is_unpacked(write: Callable[..., bytes], tmp_path: Path
 
 def test_more_than_the_dataset_has_is_not_downloaded(packed: bytes, server: Server, tmp_path: Path) -> None:
     root = tmp_path / "root"
-    with pytest.raises(InputError, match=r"is larger than [\d,]+ bytes, which tiny.* has at most; it was removed"):
+    with pytest.raises(InputError, match=r"is larger than [\d,]+ bytes, the maximum for tiny.*; it was removed"):
         load_dataset(NAME, data_root=root, download=True, mirror=server(ARCHIVE, packed + bytes(3 * len(packed))))
     assert not root.exists()
 
@@ -322,7 +325,7 @@ def test_too_little_room_is_told_before_anything_is_fetched(
     packed: bytes, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 10, 10))  # type: ignore[attr-defined]
-    with pytest.raises(InputError, match=r"tinyimagenet needs 0 MB in .*, and 0 MB are free; make room"):
+    with pytest.raises(InputError, match=r"tinyimagenet needs 0 MB in .*, but only 0 MB are free; free some space"):
         load_dataset(NAME, data_root=tmp_path / "root", download=True, mirror=server(ARCHIVE, packed))
     assert not Served.asked and not (tmp_path / "root").exists()
 
@@ -378,7 +381,7 @@ def test_a_mirror_that_cannot_be_one_is_refused(
 
 
 def test_a_mirror_without_download_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="goes with download=True"):
+    with pytest.raises(InputError, match="needs download=True"):
         load_dataset(NAME, data_root=tmp_path, mirror="http://host/")
 
 
@@ -395,7 +398,7 @@ def test_files_of_a_mirror_are_verified(server: Server, tmp_path: Path, monkeypa
     root = tmp_path / "root"
     mirror = next(iter([server(name, content) for name, content in contents_of.items()]))
     server(SVHN[1], b"another file")
-    with pytest.raises(InputError, match=r"test_32x32\.mat arrived damaged"):
+    with pytest.raises(InputError, match=r"test_32x32\.mat arrived corrupted"):
         load_dataset("svhn", data_root=root, download=True, mirror=mirror)
     row = next(row for row in datasets(root) if row.name == "svhn")
     assert row.found is None and row.incomplete == f"{root / 'svhn'}: test_32x32.mat is missing"
@@ -406,9 +409,9 @@ def test_files_of_a_mirror_are_verified(server: Server, tmp_path: Path, monkeypa
     load_dataset("svhn", data_root=root, download=True, mirror=mirror)  # the folder was made here
     (root / "svhn" / install.MARK).unlink()
     (root / "svhn" / SVHN[0]).write_bytes(b"mine")
-    with pytest.raises(InputError, match=r"train_32x32\.mat is not what .* holds .*; move it away"):
+    with pytest.raises(InputError, match=r"train_32x32\.mat does not match .*; move it away"):
         load_dataset("svhn", data_root=root, download=True, mirror=mirror)
-    assert (root / "svhn" / SVHN[0]).read_bytes() == b"mine" and check("svhn", root).files[0].state == "damaged"
+    assert (root / "svhn" / SVHN[0]).read_bytes() == b"mine" and check("svhn", root).files[0].state == "corrupted"
 
 
 def pictures() -> tuple[tuple[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]:
@@ -421,11 +424,11 @@ def pictures() -> tuple[tuple[torch.Tensor, torch.Tensor], tuple[torch.Tensor, t
 
 def test_not_found_says_which_archive_may_be_laid_beside(tmp_path: Path) -> None:
     for name, archive in (("cifar10", "cifar-10-python"), ("cifar100", "cifar-100-python"), (NAME, FOLDER)):
-        with pytest.raises(InputError, match=rf"{archive}\.(tar\.gz|zip) laid into {tmp_path} is taken"):
+        with pytest.raises(InputError, match=rf"{archive}\.(tar\.gz|zip) placed in {tmp_path} is used"):
             load_dataset(name, data_root=tmp_path)
     for name in ("cifar10", "cifar100", NAME):
         remote = SOURCES[name].remotes()[0]  # type: ignore[misc]
-        assert remote.archive and f"{remote.name} laid into" in SOURCES[name].get
+        assert remote.archive and f"{remote.name} placed in" in SOURCES[name].get
 
 
 def test_an_empty_or_partial_folder_is_listed_as_incomplete(tmp_path: Path) -> None:
@@ -465,13 +468,11 @@ def test_torchvision_that_says_other_things_is_named(tmp_path: Path, monkeypatch
     (tmp_path / "cifar-10-batches-py").mkdir()
     monkeypatch.delattr(known.CIFAR10, "train_list")
     with pytest.raises(
-        InputError, match=r"torchvision \S+ does not say .* CIFAR10 .*no CIFAR10\.train_list.*; install"
+        InputError, match=r"torchvision \S+ does not list .* CIFAR10 .*no CIFAR10\.train_list.*; install"
     ):
         load_dataset("cifar10", data_root=tmp_path)
     monkeypatch.setitem(__import__("sys").modules, "torchvision", None)
-    with pytest.raises(
-        InputError, match=r"torchvision cannot be imported .*; install the version that belongs to torch"
-    ):
+    with pytest.raises(InputError, match=r"torchvision cannot be imported .*; install the version that matches torch"):
         load_dataset("cifar10", data_root=tmp_path)
 
 

@@ -116,7 +116,7 @@ def test_labelled_validation_images_are_taken_before_unlabelled_test_images(tmp_
 def test_labelled_test_images_are_taken_before_validation_images_which_are_told(tmp_path: Path) -> None:
     found = read(lay(tmp_path, *part("train"), *part("valid"), *part("test")))
     assert shown(found, tmp_path) == ("train", "test")
-    assert left_out(found, tmp_path) == ["valid: is not used, as test is what is tested on"]
+    assert left_out(found, tmp_path) == ["valid: is not used, because test holds the test images"]
     assert found.left_out[0].images == 8
 
 
@@ -130,7 +130,7 @@ def test_a_test_folder_without_labels_and_nothing_else_is_left_out(tmp_path: Pat
 def test_images_to_predict_are_left_out(tmp_path: Path) -> None:
     found = read(lay(tmp_path, *part("seg_train"), *part("seg_test"), "seg_pred/seg_pred/*3.jpg"))
     assert shown(found, tmp_path) == ("seg_train", "seg_test")
-    assert left_out(found, tmp_path) == ["seg_pred: is left out: by its name it has no labels"]
+    assert left_out(found, tmp_path) == ["seg_pred: is left out: its name marks it as unlabelled"]
 
 
 def test_classes_that_are_called_as_a_split_are_understood_where_they_can_be(tmp_path: Path) -> None:
@@ -142,33 +142,33 @@ def test_classes_that_are_called_as_a_split_are_understood_where_they_can_be(tmp
 
 AMBIGUOUS: dict[str, tuple[list[str], str]] = {
     "train and Train": ([*part("train"), *part("Train")], "Train and train, each of which can be the training images"),
-    "train and training": ([*part("train"), *part("training")], "train and training, each .* put them together"),
+    "train and training": ([*part("train"), *part("training")], "train and training, each .* merge them"),
     "two tests": ([*part("train"), *part("test"), *part("testing")], "test and testing, each of which can be the test"),
     "val and validation": ([*part("train"), *part("val"), *part("validation")], "each .* the validation images"),
     "classes beside": ([*part("train"), *part("test"), "bird/*3.png"],
-                       "test and train beside other folders with images: bird; if those are classes, move them into"),
-    "classes beside train": ([*part("train"), "bird/*3.png"], "train beside other folders with images: bird"),
-    "test alone": (part("Test"), "a folder Test but none of training.*; put them .*, or use this one: folder:Test"),
+                       "test and train next to other folders with images: bird; if those are classes, move them into"),
+    "classes beside train": ([*part("train"), "bird/*3.png"], "train next to other folders with images: bird"),
+    "test alone": (part("Test"), "a folder Test but none with training.*; put them .*, or use this one: folder:Test"),
     "a class called test": (["cat/*3.png", "dog/*3.png", "test/*3.png"],
-                            "a folder test but none of training.* if it is a class, give its folder another name"),
-    "validation alone": (["cat/*3.png", "dog/*3.png", "val/cat/*3.png"], "a folder val but none of training images"),
+                            "a folder test but none with training.* if it is a class, give its folder another name"),
+    "validation alone": (["cat/*3.png", "dog/*3.png", "val/cat/*3.png"], "a folder val but none with training images"),
     "flat train and test beside a class": (["bus/*3.png", "train/*3.png", "test/*3.png"],
-                                           "test and train beside other folders with images: bus"),
-    "flat train and a numbered test": (["train/*3.png", "test1/*3.png"], "train beside other folders .*: test1"),
+                                           "test and train next to other folders with images: bus"),
+    "flat train and a numbered test": (["train/*3.png", "test1/*3.png"], "train next to other folders .*: test1"),
     "split below the classes": (["cat/train/*3.png", "cat/test/*3.png", "dog/train/*3.png", "dog/test/*3.png"],
                                 r"put the split above them \(train/cat, test/cat\)"),
     "two datasets": (["images/train/cat/*3.png", "images/test/cat/*3.png", "masks/train/cat/*3.png"],
-                      "if images is the dataset, name it: folder:images"),
+                      "if images is the dataset, write folder:images"),
     "other classes": ([*part("train"), *part("test", "0/*3.png", "1/*3.png")],
                       r"the folders 0, 1, none of which is a class of train \(cat, dog\); give them the names"),
     "capitals": ([*part("train"), *part("test", "Cat/*3.png", "Dog/*3.png")],
-                 "test has the class 'Cat', which train has not; the class there is 'cat': capitals count"),
+                 "test has the class 'Cat', which train does not have; the class there is 'cat': names are case-sensitive"),
     "capitals of one": ([*part("train"), *part("test", "cat/*3.png", "Dog/*3.png")], "the class there is 'dog'"),
     "capitals beside val": ([*part("train"), *part("val"), *part("test", "Cat/*3.png")], "the class there is 'cat'"),
     "classes only in test": ([*part("train"), *part("test"), "test/bird/*3.png"],
-                             "test has the class 'bird', which train has not; give it training images, or move"),
+                             "test has the class 'bird', which train does not have; give it training images, or move"),
     "class empty in train": ([*part("train", "cat/*3.png", "cow/*3.png"), "train/dog/", *part("test")],
-                             "test has the class 'dog', which train has not"),
+                             "test has the class 'dog', which train does not have"),
     "one class": (["cat/*3.png"], r"ROOT has 1 folder with images \(cat\); a dataset needs one folder for each class"),
     "one class in train": (["train/cat/*3.png", "test/cat/*3.png"], r"train has 1 folder with images \(cat\)"),
     "flat train": (["train/*3.png", "test/*3.png"], "train has 0 folders with images and 3 images directly in it"),
@@ -176,8 +176,8 @@ AMBIGUOUS: dict[str, tuple[list[str], str]] = {
     "empty": ([], "ROOT has 0 folders with images; a dataset"),
     "classes one below": (["PetImages/Cat/*3.png", "PetImages/Dog/*3.png"], "did you mean folder:PetImages, which"),
     "a class of HEIC": (["cat/*3.png", "dog/*3.png", "cow/*3.heic"],
-                        r"pictures in cow are of a kind that is not read \(3 .heic\); convert them"),
-    "a test of HEIC": ([*part("train"), "test/cat/*3.HEIC"], "pictures in test are of a kind that is not read"),
+                        r"pictures in cow are in an unsupported format \(3 .heic\); convert them"),
+    "a test of HEIC": ([*part("train"), "test/cat/*3.HEIC"], "pictures in test are in an unsupported format"),
 }  # fmt: skip
 
 
@@ -219,8 +219,8 @@ def test_a_split_under_unknown_names_is_told(split: tuple[str, ...], tmp_path: P
     found = read(lay(tmp_path, *(line for one in split for line in part(one))))
     assert found.train.classes == split, "as it may be meant so: cat/female, cat/male, dog/female, dog/male"
     (note,) = found.notes
-    assert note.startswith(f"all classes ({', '.join(split)}) have the same folders in them: cat, dog; if these are")
-    assert f"name its folders train and test, or take one of them, as in folder:{tmp_path / split[0]}" in note
+    assert note.startswith(f"all classes ({', '.join(split)}) contain the same folders: cat, dog; if these are")
+    assert f"rename its folders to train and test, or use one of them, as in folder:{tmp_path / split[0]}" in note
 
 
 @pytest.mark.parametrize(
@@ -245,12 +245,12 @@ def test_what_is_left_out_is_told_with_its_kind_and_an_example(tmp_path: Path) -
     (tmp_path / "cat" / "circle").symlink_to(tmp_path)
     told = left_out(read(tmp_path), tmp_path)
     assert told == [
-        ".: 1 image directly in it is left out, which lies in no folder of a class",
-        ".: left out, as there are no images in them: empty, notes",
-        ".: 5 files that are no images are left out (2 .txt, 1 without an ending, 1 .heic, 1 .md), "
+        ".: 1 image directly in it is left out, because it is not in a class folder",
+        ".: folders without images are left out: empty, notes",
+        ".: 5 files that are not images are left out (2 .txt, 1 without an ending, 1 .heic, 1 .md), "
         "the first is cat/a.txt",
         ".: hidden files and folders are left out: .git, __MACOSX, cat/._0.png",
-        ".: links to a folder that they lie in are left out: cat/circle",
+        ".: links to their own parent folders are left out: cat/circle",
     ]
 
 
@@ -369,7 +369,7 @@ def test_circles_of_links_end(tmp_path: Path) -> None:
         (root / "cat" / "deep" / f"circle{number}").symlink_to(target)
     found = read(root)
     assert found.train.counts == {"cat": 5, "dog": 4}
-    assert "links to a folder that they lie in are left out: cat/deep/circle0" in left_out(found, root)[0]
+    assert "links to their own parent folders are left out: cat/deep/circle0" in left_out(found, root)[0]
     outside = lay(tmp_path / "outside", "x/*1.png")
     (outside / "back").symlink_to(root)
     (root / "dog" / "out").symlink_to(outside)

@@ -117,7 +117,7 @@ def test_a_damaged_file_is_named(harm: str, packed: bool, tmp_path: Path, monkey
     content[100] ^= 1
     {"cut": lambda: path.write_bytes(content[:90]), "flipped": lambda: path.write_bytes(content),
      "missing": path.unlink}[harm]()  # fmt: skip
-    with pytest.raises(InputError, match=r"mnist: \S*t10k-images-idx3-ubyte\S* is (damaged|missing).*fetch mnist"):
+    with pytest.raises(InputError, match=r"mnist: \S*t10k-images-idx3-ubyte\S* is (corrupted|missing).*fetch mnist"):
         load_dataset("mnist", data_root=tmp_path)
 
 

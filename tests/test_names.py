@@ -108,7 +108,7 @@ def test_a_bare_path_offers_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     (tmp_path / "sets.zip").write_bytes(b"")
     monkeypatch.setenv("HOME", str(tmp_path))
     for path in ("my/images", "./my", "~/my", str(tmp_path / "my"), "my/images?size=64"):
-        with pytest.raises(InputError, match=f"to take the folder of that name, write {re.escape(f'folder:{path}')}$"):
+        with pytest.raises(InputError, match=f"to use the folder of that name, write {re.escape(f'folder:{path}')}$"):
             load_dataset(path)
     with pytest.raises(InputError, match=r"unknown dataset 'sets.zip', which is a file; unpack it .* write folder:"):
         load_dataset("sets.zip")
@@ -152,7 +152,7 @@ def test_the_commands_know_them_too(
     status, out, err = run(capsys, "evaluate", folder, "--dataset", "SHAPES", *networks)
     assert status == 0 and "alexnet" in out, err
     status, out, _ = run(capsys, "data", "check", "CIFAR10-mini")
-    assert status == 0 and out.endswith("cifar10-mini: 21 files, all whole\n")
+    assert status == 0 and out.endswith("cifar10-mini: 21 files, all verified\n")
     for words in (["evaluate", "random", "--dataset", "runs"], ["config", "dm", "--dataset", "runs"]):
         status, _, err = run(capsys, *words)
         assert status == 2 and len(err.splitlines()) == 1

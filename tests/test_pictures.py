@@ -472,7 +472,7 @@ def test_the_settings_of_pillow_are_restored_by_the_last_of_several_threads(monk
 
 
 @pytest.mark.parametrize(
-    ("value", "told"), [(np.nan, "has values that are NaN"), (np.inf, "has infinite values"), (-np.inf, "infinite")]
+    ("value", "told"), [(np.nan, "has NaN values"), (np.inf, "has infinite values"), (-np.inf, "infinite")]
 )
 def test_values_that_are_no_numbers_are_named(value: float, told: str, tmp_path: Path) -> None:
     values = np.ones((9, 9), np.float32)

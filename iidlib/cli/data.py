@@ -94,7 +94,7 @@ def data_check(
             typer.echo(problem)
     for file in found.files:
         with result() if file.state != "ok" else contextlib.nullcontext():
-            typer.echo(f"{file.state:8} {file.path} {file.detail}".rstrip())
+            typer.echo(f"{file.state:9} {file.path} {file.detail}".rstrip())
     if not found.ok:
-        raise InputError(f"{name} is not whole; {found.get}")
-    typer.echo(f"{name}: {len(found.files)} files, all whole" if found.files else f"{name}: no files, {found.get}")
+        raise InputError(f"{name} is incomplete or corrupted; {found.get}")
+    typer.echo(f"{name}: {len(found.files)} files, all verified" if found.files else f"{name}: no files, {found.get}")

@@ -1,4 +1,4 @@
-"""Real images: datasets by name, verified and on a device. Only ``spec`` and ``realset`` matter to the method."""
+"""Real images: datasets by name, verified and on a device. The method itself uses only ``spec`` and ``realset``."""
 
 from iidlib.data.drawn_shapes import shapes
 from iidlib.data.folder import read_folder

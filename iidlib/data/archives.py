@@ -1,4 +1,4 @@
-"""Archives unpacked with care: never more than the dataset is known to hold, and nothing but files in their folder."""
+"""Safe unpacking of archives: no more than the known size of the dataset, and only files inside the target folder."""
 
 import errno
 import gzip
@@ -19,11 +19,11 @@ __all__ = ["unpack"]
 
 
 _OF_THE_ARCHIVE = (None, errno.EINVAL, errno.EEXIST, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG)
-"""Errors of the system for which the archive is to blame: a damaged stream or place in it, a name that comes twice."""
+"""System errors caused by the archive: a corrupted stream or offset, or a repeated name."""
 
 
 class _Refused(Exception):
-    """Why an archive is not unpacked."""
+    """Reason why an archive is not unpacked."""
 
 
 def unpack(archive: Path, folder: Path, *, most_bytes: int, most_members: int) -> None:
@@ -31,13 +31,13 @@ def unpack(archive: Path, folder: Path, *, most_bytes: int, most_members: int) -
 
     Args:
         archive: the file.
-        folder: where its members go; what is there already is overwritten, so that it should be a new one.
-        most_bytes: of all members together.
-        most_members: files and folders.
+        folder: folder for the members, which should be new because existing files are overwritten.
+        most_bytes: maximum size of all members together.
+        most_members: maximum number of files and folders.
 
     Raises:
-        InputError: if it is damaged or encrypted; if a member would leave the folder, or is a link or a device; or if
-            there is more in it. Members before the one that is refused may be in the folder then.
+        InputError: if it is corrupted or encrypted; if a member would be written outside the folder, or is a link or a
+            device; or if it exceeds a maximum. Earlier members may be in the folder then.
         OSError: if the disk is full, or the folder cannot be written.
     """
     try:
@@ -47,8 +47,8 @@ def unpack(archive: Path, folder: Path, *, most_bytes: int, most_members: int) -
             _untar(archive, folder, most_bytes, most_members)
     except _Refused as error:
         raise InputError(f"{archive} cannot be unpacked: it {error}") from None
-    # whatever damaged or hand-made archives make of the readers; RuntimeError and NotImplementedError are zipfile's
-    # for ways of packing that it does not know
+    # corrupted and hostile archives make the readers raise all of these; RuntimeError and NotImplementedError come
+    # from zipfile for unknown compression methods
     except (
         zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, RuntimeError, ValueError,
         LookupError, ArithmeticError, MemoryError, struct.error, OSError,
@@ -62,9 +62,9 @@ def _unzip(archive: Path, folder: Path, most_bytes: int, most_members: int) -> N
     with zipfile.ZipFile(archive) as members:
         found = members.infolist()
         if len(found) > most_members:
-            raise _Refused(f"has {len(found):,} members, and {most_members:,} are expected at most")
+            raise _Refused(f"has {len(found):,} members, more than the expected maximum of {most_members:,}")
         if (total := sum(member.file_size for member in found)) > most_bytes:
-            raise _Refused(f"unpacks to {total:,} bytes, and {most_bytes:,} are expected at most")
+            raise _Refused(f"unpacks to {total:,} bytes, more than the expected maximum of {most_bytes:,}")
         for member in found:
             _check_name(member.filename)
             kind = stat.S_IFMT(member.external_attr >> 16) if member.create_system == 3 else 0
@@ -73,7 +73,7 @@ def _unzip(archive: Path, folder: Path, most_bytes: int, most_members: int) -> N
             if member.flag_bits & 1:
                 raise _Refused("is encrypted")
         for member in found:
-            members.extract(member, folder)  # which writes no more than the size that was summed
+            members.extract(member, folder)  # writes no more than the size summed above
 
 
 def _untar(archive: Path, folder: Path, most_bytes: int, most_members: int) -> None:
@@ -81,16 +81,16 @@ def _untar(archive: Path, folder: Path, most_bytes: int, most_members: int) -> N
         packed = file.read(2) == b"\x1f\x8b"
         file.seek(0)
         content: IO[bytes] = gzip.GzipFile(fileobj=file) if packed else file  # type: ignore[assignment]
-        # read as a stream, so that no header of a member can make it read on without an end either
+        # read as a bounded stream, since the header of a member may announce any length
         bounded = _Bounded(content, most_bytes + 2048 * most_members + (1 << 16))
         count = total = 0
         with tarfile.open(fileobj=bounded, mode="r|") as members:
             for member in members:
                 count, total = count + 1, total + member.size
                 if count > most_members:
-                    raise _Refused(f"has more than {most_members:,} members, as many as are expected at most")
+                    raise _Refused(f"has more than {most_members:,} members, the expected maximum")
                 if total > most_bytes:
-                    raise _Refused(f"unpacks to more than {most_bytes:,} bytes, which are expected at most")
+                    raise _Refused(f"unpacks to more than {most_bytes:,} bytes, the expected maximum")
                 _check_name(member.name)
                 if not (member.isreg() or member.isdir()):
                     raise _Refused(f"holds {member.name!r}, which is a link or a device")
@@ -104,15 +104,15 @@ def _check_name(name: str) -> None:
 
 
 class _Bounded(io.RawIOBase):
-    """A stream that ends in an error after so many bytes."""
+    """A stream that raises after a maximum number of bytes."""
 
     def __init__(self, content: IO[bytes], most: int) -> None:
         self._content, self._left, self._most = content, most, most
 
     def read(self, size: int = -1) -> bytes:
-        """The next bytes."""
+        """Returns the next bytes."""
         block = self._content.read(min(size, self._left + 1) if size >= 0 else self._left + 1)
         self._left -= len(block)
         if self._left < 0:
-            raise _Refused(f"unpacks to more than {self._most:,} bytes, which are expected at most")
+            raise _Refused(f"unpacks to more than {self._most:,} bytes, the expected maximum")
         return block

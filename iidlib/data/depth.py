@@ -1,8 +1,8 @@
-"""Pictures of more than 8 bits: which of their values is shown black and which white, decided once for a dataset.
+"""Pictures of more than 8 bits: the values shown as black and white, determined once per dataset.
 
-A file with 16 bits per pixel does not say how many of them a camera filled, and one with floating-point numbers says
-nothing at all. Decided per picture, the same value would be dark in one and bright in the next; so the values found in
-all files of a dataset decide together, or the user does.
+A file with 16 bits per pixel does not record how many of them a camera used, and one with floating-point numbers
+records no range at all. With a range per picture, the same value would be dark in one and bright in the next. The range
+is therefore derived from the values in all files of a dataset, or given by the user.
 """
 
 from collections.abc import Iterator
@@ -13,10 +13,10 @@ import numpy as np
 __all__ = ["Found", "Scale", "ValueRange", "rows_of", "to_bytes", "wide"]
 
 ValueRange = tuple[float, float]
-"""The values that are shown black and white."""
+"""Values shown as black and white."""
 
 BITS = (8, 10, 12, 14, 16)
-"""Depths of cameras and scanners."""
+"""Bit depths of cameras and scanners."""
 
 AT_ONCE = 1 << 20
 """Pixels that are converted at a time, in double precision."""
@@ -24,7 +24,7 @@ AT_ONCE = 1 << 20
 
 @dataclass(frozen=True)
 class Found:
-    """What values a picture of more than 8 bits holds."""
+    """Range and kind of the values in a picture of more than 8 bits."""
 
     floating: bool
     low: float
@@ -33,9 +33,9 @@ class Found:
 
 @dataclass(frozen=True)
 class Scale:
-    """What is black and what is white in the pictures of a dataset that have more than 8 bits.
+    """Values of black and white in the pictures of a dataset with more than 8 bits.
 
-    Whole numbers and floating-point numbers are different scales, also where a dataset has both.
+    Whole numbers and floating-point numbers have separate scales, even if a dataset has both.
     """
 
     whole: ValueRange | None = None
@@ -43,16 +43,16 @@ class Scale:
 
     @classmethod
     def of(cls, found: list[Found], given: ValueRange | None = None) -> "Scale":
-        """The scale for pictures with these values; `given` is what the user says and holds for all of them."""
+        """Returns the scale for pictures with these values, or the range that the user gave for all of them."""
         return cls(
             *(_range_of([one for one in found if one.floating is floating], given) for floating in (False, True))
         )
 
     def range_for(self, found: Found) -> ValueRange:
-        """Black and white of a picture.
+        """Returns the values of black and white for a picture.
 
         Raises:
-            ValueError: if the scale was decided without pictures of its kind.
+            ValueError: if the scale was determined without pictures of its kind.
         """
         values = self.floating if found.floating else self.whole
         if values is None:
@@ -61,7 +61,7 @@ class Scale:
 
     @property
     def text(self) -> str:
-        """The ranges as ``range=`` takes them: ``0,4095``, or ``0,1 (floating point)``, or both; empty for none."""
+        """The ranges in the format of ``range=``: ``0,4095``, or ``0,1 (floating point)``, or both; empty for none."""
         both = {"": self.whole, " (floating point)": self.floating}
         return " and ".join(f"{values[0]:.9g},{values[1]:.9g}{kind}" for kind, values in both.items() if values)
 
@@ -73,7 +73,7 @@ class Scale:
 
 
 def wide(mode: str) -> bool:
-    """Whether a picture of this mode of Pillow's has more than 8 bits per pixel and one channel."""
+    """Whether pictures of this Pillow mode have one channel with more than 8 bits per pixel."""
     return mode.startswith("I") or mode == "F"
 
 
@@ -86,7 +86,7 @@ def _range_of(found: list[Found], given: ValueRange | None) -> ValueRange | None
 
 
 def _whole_range(low: float, high: float) -> ValueRange:
-    """That of the smallest usual depth; signed numbers and larger ones (tomography, sums) have no usual range."""
+    """Returns the range of the smallest standard depth that fits; signed and larger values have no standard range."""
     if low >= 0:
         for bits in BITS:
             if high < 1 << bits:
@@ -95,7 +95,7 @@ def _whole_range(low: float, high: float) -> ValueRange:
 
 
 def _floating_range(low: float, high: float) -> ValueRange:
-    """That of a convention that the values fit, with a tenth to spare as interpolation overshoots; else their own."""
+    """Returns a conventional range that the values fit, up to a tenth of overshoot by interpolation, or their own."""
     for black, white in ((0.0, 1.0), (-1.0, 1.0)):
         spare = (white - black) / 10
         if black - spare <= low and high <= white + spare:
@@ -108,13 +108,13 @@ def _floating_range(low: float, high: float) -> ValueRange:
 
 
 def rows_of(values: np.ndarray) -> Iterator[slice]:
-    """Slices of rows that together make up an array [H, W], each of a bearable number of pixels."""
+    """Returns slices of rows that together cover an array [H, W], each with a limited number of pixels."""
     step = max(1, AT_ONCE // max(1, values.shape[1]))
     return (slice(start, start + step) for start in range(0, len(values), step))
 
 
 def to_bytes(values: np.ndarray, scale: ValueRange) -> np.ndarray:
-    """Values [H, W] of any type as uint8 [H, W]: black is 0 and white is 255; what lies beyond is cut off."""
+    """Converts values [H, W] of any type to uint8 [H, W], with black as 0 and white as 255; clips the rest."""
     (black, white), shown = scale, np.empty(values.shape, np.uint8)
     for rows in rows_of(values):
         shown[rows] = ((values[rows].astype(np.float64) - black) / (white - black) * 255).clip(0, 255).round()

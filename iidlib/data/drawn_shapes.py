@@ -1,4 +1,4 @@
-"""Coloured shapes drawn from a seed: a dataset for tests that small networks learn in seconds."""
+"""Coloured shapes drawn from a random seed: a dataset for tests that small networks learn in seconds."""
 
 from collections.abc import Callable, Sequence
 
@@ -24,19 +24,19 @@ SHAPES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "crescent": lambda u, v: (u * u + v * v < 1) & ((u - 0.5) ** 2 + v * v > 0.6),
     "frame": lambda u, v: (torch.maximum(u.abs(), v.abs()) < 0.9) & (torch.maximum(u.abs(), v.abs()) > 0.5),
 }
-"""What is inside a shape, in coordinates where it spans about -1 to 1."""
+"""Masks of the shapes, in coordinates where they span about -1 to 1."""
 
 
 def draw_shapes(counts: Sequence[int], image_size: int, generator: torch.Generator) -> Images:
-    """Coloured shapes at random places and sizes on noisy grey grounds, class after class.
+    """Draws coloured shapes at random positions and sizes on noisy grey backgrounds, class by class.
 
-    Class c is a shape (the table's, over again after ten) in a hue around c / C, so that small networks learn it in
-    seconds and it is not solved by one pixel.
+    Class c is a shape of the table (repeating after ten) in a hue around c / C, so small networks learn it in seconds,
+    but a single pixel does not solve it.
 
     Args:
         counts: images of each class.
-        image_size: pixels a side.
-        generator: where the draws come from (CPU).
+        image_size: pixels per side.
+        generator: a CPU generator.
     """
     labels = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
 
@@ -57,16 +57,16 @@ def draw_shapes(counts: Sequence[int], image_size: int, generator: torch.Generat
 
 
 def shapes(num_classes: int = 4, per_class: int | Sequence[int] = 40, image_size: int = 32, seed: int = 0) -> Dataset:
-    """Coloured shapes drawn from a seed, for tests: learned in seconds, with classes of any sizes.
+    """Draws a dataset of coloured shapes for tests, which networks learn in seconds, with classes of any size.
 
     Args:
-        num_classes: how many classes.
-        per_class: training images a class, or one number for each class. The test set has 20 a class.
-        image_size: pixels a side.
-        seed: another seed draws other images of the same classes.
+        num_classes: number of classes.
+        per_class: training images per class, or one number for each class. The test set has 20 per class.
+        image_size: pixels per side.
+        seed: random seed; another seed draws other images of the same classes.
 
     Raises:
-        InputError: when the sizes given are not one for each class, or a number is below 1.
+        InputError: if `per_class` does not have one number for each class, or a number is below 1.
     """
     counts = [per_class] * num_classes if isinstance(per_class, int) else list(per_class)
     if len(counts) != num_classes or min([num_classes, image_size, *counts]) < 1:

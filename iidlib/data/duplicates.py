@@ -1,15 +1,15 @@
-"""Pictures that are in a set twice: the same pixels, or nearly, as after saving a picture again as a JPEG.
+"""Detection of duplicate pictures: identical pixels, or nearly identical ones, as after saving a picture as a JPEG.
 
-Two pictures count as nearly the same if they agree in four things, each looked at only where those before it agree:
+Two pictures count as nearly identical if they pass four tests, each done only after the previous one succeeded:
 
-1. as grey pictures of 8 x 8 pixels they have a correlation of at least 0.98 (this is what all pairs are compared by);
-2. as colour pictures of 4 x 4 pixels they differ by at most 12 of 255, as a root of the mean square;
+1. as grey pictures of 8 x 8 pixels they have a correlation of at least 0.98 (done for all pairs);
+2. as colour pictures of 4 x 4 pixels they differ by at most 12 of 255, as a root mean square;
 3. as grey pictures of 16 x 16 pixels they have a correlation of at least 0.985;
-4. so do the differences of their neighbouring pixels, the edges, with at least 0.94, in both directions.
+4. the differences of their neighbouring pixels, the edges, have a correlation of at least 0.94 in both directions.
 
-So other sizes, formats and qualities of a picture are found, and slight changes of brightness; mirrored, turned and cut
-pictures are not. The edges tell apart what only has the same outline, as two X-ray pictures. Pictures without contrast
-have no pattern to compare, and are found only where their pixels are the same.
+This finds a picture in other sizes, formats and qualities, and with slight changes of brightness, but not mirrored,
+rotated or cropped. The edges distinguish pictures that share only an outline, such as two X-ray pictures. Pictures
+without contrast have no pattern to compare, and are found only if their pixels are identical.
 """
 
 import hashlib
@@ -21,26 +21,26 @@ from torch.nn.functional import adaptive_avg_pool2d, normalize
 __all__ = ["identical", "nearly_identical"]
 
 COLOUR, COARSE, FINE = 4, 8, 16
-"""Pixels a side of the pictures that are compared."""
+"""Pixels per side of the pictures that are compared."""
 
 ALIKE_COARSE, ALIKE_FINE, ALIKE_EDGES = 0.98, 0.985, 0.94
-"""Correlations at least. Chosen so that the cases of ``tests/test_inspection.py`` come out: pictures that were saved
-again on one side, 5,000 pictures of CIFAR-10 of which no two are the same on the other."""
+"""Minimum correlations, chosen for the cases of ``tests/test_inspection.py``: pictures that were saved again are found,
+and none of 5,000 distinct pictures of CIFAR-10."""
 
 OTHER_COLOUR = 12.0
-"""Difference in colour at most, of 255."""
+"""Maximum difference in colour, out of 255."""
 
 FLAT = 2.0
-"""Standard deviation of the coarse picture below which it has no contrast, of 255."""
+"""Standard deviation, out of 255, up to which the coarse picture counts as without contrast."""
 
 ROWS = 1024
-"""Pictures that are compared with all others at a time."""
+"""Number of pictures compared with all others at a time."""
 
 GREY = (0.299, 0.587, 0.114)
 
 
 def identical(images: Tensor) -> list[list[int]]:
-    """Groups of pictures with the same pixels, in ascending order; only groups of two or more.
+    """Returns groups of two or more pictures with identical pixels, in ascending order.
 
     Args:
         images: uint8 [N, 3, S, S].
@@ -52,10 +52,10 @@ def identical(images: Tensor) -> list[list[int]]:
 
 
 def nearly_identical(images: Tensor) -> list[tuple[int, int]]:
-    """Pictures that are nearly the same as one before them, by the rule above, as pairs in ascending order.
+    """Returns pairs of nearly identical pictures, by the tests above, in ascending order.
 
-    Each picture is paired with the first that it is like, so that thousands of frames of one film are not millions of
-    pairs. Of pictures with the same pixels only the first counts.
+    Each picture is paired only with the first that it resembles, so that thousands of frames of one film do not become
+    millions of pairs. Of pictures with identical pixels only the first counts.
 
     Args:
         images: uint8 [N, 3, S, S]; all pairs of them are compared.
@@ -73,8 +73,8 @@ def nearly_identical(images: Tensor) -> list[tuple[int, int]]:
     paired = torch.zeros(len(places), dtype=torch.bool)
     for start in range(0, len(places), ROWS):
         alike = coarse[start : start + ROWS] @ coarse[start:].T  # [ROWS, U - start]
-        alike.fill_diagonal_(-1)  # each with itself
-        for row in (alike.amax(1) >= ALIKE_COARSE).nonzero()[:, 0].tolist():  # few
+        alike.fill_diagonal_(-1)  # excludes each picture's correlation with itself
+        for row in (alike.amax(1) >= ALIKE_COARSE).nonzero()[:, 0].tolist():  # usually few
             later = start + row + 1
             near = later + ((alike[row, row + 1 :] >= ALIKE_COARSE) & ~paired[later:]).nonzero()[:, 0]
             for others in near.split(ROWS):
@@ -85,7 +85,7 @@ def nearly_identical(images: Tensor) -> list[tuple[int, int]]:
 
 
 def _confirmed(one: Tensor, two: Tensor) -> Tensor:
-    """Whether pictures that are like one from afar are so in colour and detail, bool [B].
+    """Returns whether pictures with a similar coarse picture also agree in colour and detail, bool [B].
 
     Args:
         one: uint8 [1, 3, S, S].
@@ -106,11 +106,11 @@ def _correlation(one: Tensor, two: Tensor) -> Tensor:
 
 
 def _reduced(images: Tensor, side: int) -> Tensor:
-    """Pictures as float32 [B, 3, side, side] by averaging; smaller ones as they are."""
+    """Averages pictures down to float32 [B, 3, side, side]; smaller ones keep their size."""
     values = images.float()
     return values if images.shape[-1] <= side else adaptive_avg_pool2d(values, side)
 
 
 def _grey(images: Tensor, side: int) -> Tensor:
-    """Grey pictures, float32 [B, side, side]."""
+    """Returns grey pictures, float32 [B, side, side]."""
     return (_reduced(images, side) * torch.tensor(GREY).view(3, 1, 1)).sum(1)

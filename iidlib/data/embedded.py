@@ -1,4 +1,4 @@
-"""cifar10-mini, which comes with the library: mosaics of images, pinned by checksums down to the last byte."""
+"""cifar10-mini, which comes with the library as mosaics of images, every byte of them pinned by checksums."""
 
 import json
 from pathlib import Path
@@ -12,8 +12,8 @@ from iidlib.data.source import Images, check_file
 
 __all__ = ["from_mosaic"]
 
-# Pins every byte of cifar10-mini, since the manifest holds the checksums of the other files: numbers measured on it
-# stay comparable, and a damaged manifest is found like any other damaged file.
+# Pins every byte of cifar10-mini, since the manifest holds the checksums of the other files. Numbers measured on it
+# therefore stay comparable, and a corrupted manifest is detected like any other corrupted file.
 _MINI_MANIFEST_SHA256 = "1fd0204a253638f22529795b8f70c81010f58e6d4a30526a543f67850c3c59db"
 
 
@@ -22,7 +22,7 @@ def from_mosaic(mosaic: np.ndarray, size: int) -> Tensor:
 
     Args:
         mosaic: uint8 [rows * size, columns * size, K], the tiles in reading order.
-        size: pixels a side of a tile.
+        size: pixels per side of a tile.
 
     Returns:
         uint8 [rows * columns, K, size, size].

@@ -1,9 +1,9 @@
-"""A dataset out of a folder of images: a folder for each class, split into training and test images.
+"""Datasets read from a folder of images with one folder per class, split into training and test images.
 
-``folder:PATH`` takes what most tools write: one folder for each class, with images at any depth in it; or ``train`` and
-``test`` (or ``val``) with such folders in each. Options follow as in an address: ``folder:PATH?size=64&test=0.2``. A
-size that is no multiple of 8 needs ``fit=pad``: images of ``size=28&fit=pad`` lie in the middle of 32 x 32.
-``range=0,4095`` says which values are black and white in pictures of more than 8 bits, where their values mislead.
+``folder:PATH`` accepts the layouts of most tools: one folder per class, with images at any depth in it; or ``train``
+and ``test`` (or ``val``) with such folders in each. Options follow as in a URL: ``folder:PATH?size=64&test=0.2``. A
+size that is not a multiple of 8 needs ``fit=pad``: with ``size=28&fit=pad``, images are padded to 32 x 32.
+``range=0,4095`` overrides the values shown as black and white in pictures of more than 8 bits.
 """
 
 import logging
@@ -30,14 +30,14 @@ from iidlib.files import user_path
 from iidlib.names import on_one_line
 
 __all__ = [
-    "Files", "FolderOptions", "FolderSet", "find_images", "held_out", "labels_of", "parse_folder", "read_folder",
-    "split_files", "told", "without_held_out",
+    "Files", "FolderOptions", "FolderSet", "find_images", "held_out", "labels_of", "layout_summary",
+    "parse_folder", "read_folder", "split_files", "without_held_out",
 ]  # fmt: skip
 
 SIZES = range(8, 513)
 
 MOST_COUNTS = 5
-"""Classes that are listed each with its number of images."""
+"""Maximum number of classes listed with their numbers of images."""
 
 logger = logging.getLogger("iidlib")
 
@@ -48,38 +48,38 @@ Files = tuple[list[Path], Tensor]
 
 @dataclass(frozen=True)
 class FolderOptions:
-    """What the name of a folder dataset says."""
+    """Options in the name of a folder dataset."""
 
     path: Path
     size: int = 32
-    """Pixels a side that pictures are resized to; one that is no multiple of 8 is padded to the next."""
+    """Pixels per side that pictures are resized to; they are then padded to a multiple of 8."""
     test: float = 0.2
-    """Share of each class that is held out for testing, where the folder has no test images of its own."""
+    """Share of each class held out for testing if the folder has no test images."""
     values: ValueRange | None = None
-    """What is black and what is white in pictures of more than 8 bits; decided by their values when not given."""
+    """Values of black and white in pictures of more than 8 bits; derived from the pictures by default."""
 
 
 @dataclass(frozen=True)
 class FolderSet:
-    """Images of a folder, read."""
+    """Images read from a folder."""
 
     classes: tuple[str, ...]
     train: Images
     test: Images
     ranges: str = ""
-    """What is black and white in its pictures of more than 8 bits, as `DatasetSpec.ranges` has it."""
+    """Values of black and white in its pictures of more than 8 bits, as in `DatasetSpec.ranges`."""
 
 
 def _padded_side(size: int) -> int:
-    """The next multiple of 8, which the networks with three poolings want."""
+    """Returns the next multiple of 8, which networks with three pooling layers need."""
     return -(-size // 8) * 8
 
 
 def parse_folder(name: str) -> FolderOptions:
-    """Reads ``folder:PATH?size=64&test=0.2&fit=pad``.
+    """Parses ``folder:PATH?size=64&test=0.2&fit=pad``.
 
     Raises:
-        InputError: for an unknown option, a value out of range, or no path.
+        InputError: for an unknown option, a value out of range, or a missing path.
     """
     path, _, query = name.removeprefix("folder:").partition("?")
     if not path.strip():
@@ -88,12 +88,12 @@ def parse_folder(name: str) -> FolderOptions:
     given = dict(pairs)
     for key, value in given.items():
         if key not in ("size", "fit", "test", "range"):
-            if os.path.isdir(whole := user_path(name.removeprefix("folder:"))):  # noqa: PTH112, of any length and letter
-                raise InputError(f"folder: takes what follows ? for options; rename {whole}, or give a link to it")
-            raise InputError(f"folder: knows the options size, fit, test and range, got {key!r}")
+            if os.path.isdir(whole := user_path(name.removeprefix("folder:"))):  # noqa: PTH112, accepts any length and letter
+                raise InputError(f"folder: reads what follows ? as options; rename {whole}, or use a link to it")
+            raise InputError(f"folder: has the options size, fit, test and range, got {key!r}")
         if len(values := [value for name, value in pairs if name == key]) > 1:
             raise InputError(f"folder: {key} is given twice ({' and '.join(values)}); give it once")
-        if not value.isascii() or "_" in value:  # which Python takes in numbers
+        if not value.isascii() or "_" in value:  # Python accepts both in numbers
             raise InputError(f"folder: {key} takes the digits 0 to 9, got {value!r}")
     try:
         size, test = int(given.get("size", "32")), float(given.get("test", "0.2"))
@@ -103,10 +103,10 @@ def parse_folder(name: str) -> FolderOptions:
         raise InputError(f"folder: fit can be pad, got {given['fit']!r}; without it images are resized to size")
     if size not in SIZES or (size % 8 and "fit" not in given):
         near = _padded_side(min(max(size, SIZES[0]), SIZES[-1]))
-        pad = f", or fit=pad to lay images of {size} in the middle of {near}" if size in SIZES else ""
+        pad = f", or fit=pad to pad images of {size} to {near}" if size in SIZES else ""
         raise InputError(
-            f"folder: size must be a multiple of 8 from {SIZES[0]} to {SIZES[-1]}, got {size}; take size={near} to "
-            f"have the images resized to that{pad}"
+            f"folder: size must be a multiple of 8 from {SIZES[0]} to {SIZES[-1]}, got {size}; use size={near} to "
+            f"resize the images to that{pad}"
         )
     if not 0 < test < 1:
         raise InputError(f"folder: test must be a share between 0 and 1, got {test}")
@@ -126,15 +126,14 @@ def _value_range(text: str) -> ValueRange:
 
 
 def read_folder(name: str) -> FolderSet:
-    """Decodes the images of a folder dataset, or takes them from the cache.
+    """Decodes the images of a folder dataset, or reads them from the cache.
 
-    Classes are the folders with images, in the order of their names. Where there are no test images, a share of each
-    class of two or more images is held out, always the same ones. What was taken for what is logged, and what is left
-    out is a warning.
+    Classes are the folders with images, in the order of their names. If there are no test images, a fixed share of each
+    class of two or more images is held out. The layout found is logged, with a warning for everything left out.
 
     Raises:
-        InputError: if there is no such folder, something in it cannot be read or understood, or there are fewer than
-            two classes.
+        InputError: if the folder does not exist, something in it cannot be read, its layout is ambiguous, or it has
+            fewer than two classes.
     """
     options = parse_folder(name)
     tree = find_images(options.path)
@@ -145,40 +144,40 @@ def read_folder(name: str) -> FolderSet:
         logger.warning("%s: %s", thing.path, on_one_line(thing.reason))
     for note in layout.notes:
         logger.warning("%s: %s", name, on_one_line(note))
-    logger.info("%s: %s", name, told(layout, options))
+    logger.info("%s: %s", name, layout_summary(layout, options))
     (paths, labels), (test_paths, test_labels) = split_files(layout, options)
     if not test_paths:
-        raise InputError(f"{name} has one image per class, so that none is left to test on; give it more")
+        raise InputError(f"{name} has one image per class, so none is left to test on; add more images")
     if without := without_held_out(layout):
-        logger.warning("%s: classes of one image have no test images: %s", name, listed(without))
-    # one array for both, so that no image is held twice, and pictures of more than 8 bits have one scale
+        logger.warning("%s: classes with one image have no test images: %s", name, listed(without))
+    # one array for both, so that no image is stored twice and all pictures of more than 8 bits share a scale
     decoded = decode_whole(name, options.path, [*paths, *test_paths], options.size, values=options.values)
     images, ranges = padded(decoded.images, _padded_side(options.size)), decoded.scale.text
-    own = len(paths)
-    return FolderSet(layout.train.classes, (images[:own], labels), (images[own:], test_labels), ranges)
+    count = len(paths)
+    return FolderSet(layout.train.classes, (images[:count], labels), (images[count:], test_labels), ranges)
 
 
 def find_images(root: Path) -> Tree:
-    """What lies in a folder that a user named.
+    """Scans a folder that a user named.
 
     Raises:
         InputError: if there is no such folder.
     """
     try:
-        found = stat.S_ISDIR(root.stat().st_mode)
+        is_folder = stat.S_ISDIR(root.stat().st_mode)
     except (FileNotFoundError, NotADirectoryError, ValueError):  # the last for a path with a null character
         what = f"no folder at {root}"
     except OSError as error:
         what = f"{root} cannot be read ({(error.strerror or str(error)).lower()})"
     else:
-        if found:
+        if is_folder:
             return scan(root)
         what = f"{root} is a file, not a folder"
     raise InputError(f"{what}; folder:PATH takes a folder that has one folder of images for each class")
 
 
 def split_files(layout: Layout, options: FolderOptions) -> tuple[Files, Files]:
-    """Image files to train on and to test on, with their labels; the test images held out where there are no others."""
+    """Returns the files for training and for testing with their labels; holds out test images if there are none."""
     train, labels = layout.train, labels_of(layout.train)
     if layout.test is not None:
         return (train.paths, labels), (layout.test.paths, labels_of(layout.test, train))
@@ -191,51 +190,52 @@ def split_files(layout: Layout, options: FolderOptions) -> tuple[Files, Files]:
 
 
 def without_held_out(layout: Layout) -> list[str]:
-    """Classes of which no image can be held out."""
+    """Lists the classes of which no image can be held out."""
     return [] if layout.test else [name for name, count in layout.train.counts.items() if count == 1]
 
 
 def labels_of(part: Part, train: Part | None = None) -> Tensor:
-    """The labels of a part's files, int64 [N]: the places of their classes in the training images, or in the part."""
-    places = (train or part).classes
-    numbers = torch.tensor([places.index(name) for name in part.classes])
-    return numbers.repeat_interleave(torch.tensor(list(part.counts.values())))
+    """Returns the labels of a part's files, int64 [N]: indices of their classes in `train`, or in the part itself."""
+    classes = (train or part).classes
+    labels = torch.tensor([classes.index(name) for name in part.classes])
+    return labels.repeat_interleave(torch.tensor(list(part.counts.values())))
 
 
 def held_out(labels: Tensor, share: float) -> Tensor:
-    """Which images are held out to test on, bool [N]: a share of each class, always the same ones.
+    """Returns a mask of the images held out for testing, bool [N]: a fixed share of each class.
 
-    A class of two or more images is on both sides; a single image is not held out. This is not `RealSet.split`, which
-    puts single images and the remainder of a rounding on the other side.
+    A class of two or more images is on both sides; a single image is not held out. `RealSet.split` differs: it puts
+    single images and the remainder of a rounding on the other side.
     """
     draw = torch.Generator().manual_seed(0)
     test = torch.zeros(len(labels), dtype=torch.bool)
     for label in range(int(labels.max()) + 1):
-        own = (labels == label).nonzero().flatten()
-        count = min(max(1, round(share * len(own))), len(own) - 1)
-        test[own[torch.randperm(len(own), generator=draw)[:count]]] = True
+        index = (labels == label).nonzero().flatten()
+        count = min(max(1, round(share * len(index))), len(index) - 1)
+        test[index[torch.randperm(len(index), generator=draw)[:count]]] = True
     return test
 
 
-def told(layout: Layout, options: FolderOptions) -> str:
-    """A line on what a folder was taken for: ``training images are 200 in Train (2 classes: cat 100, dog 100)``."""
-    line = f"training images are {_summary(layout.train, options.path)}"
+def layout_summary(layout: Layout, options: FolderOptions) -> str:
+    """Describes a folder in one line: ``200 training images in Train (2 classes: cat 100, dog 100)``."""
+    line = _part_summary("training", layout.train, options.path)
     if layout.test is not None:
-        return f"{line}; test images are {_summary(layout.test, options.path)}"
-    return f"{line}, of which {int(held_out(labels_of(layout.train), options.test).sum())} are held out to test on"
+        return f"{line}; {_part_summary('test', layout.test, options.path)}"
+    return f"{line}, {int(held_out(labels_of(layout.train), options.test).sum())} of them held out for testing"
 
 
-def _summary(part: Part, root: Path) -> str:
+def _part_summary(kind: str, part: Part, root: Path) -> str:
     counts, place = part.counts, "" if part.path == root else f" in {part.path.relative_to(root)}"
     each = ", ".join(f"{on_one_line(name)} {count}" for name, count in counts.items())
     if len(counts) > MOST_COUNTS:
         least, most = min(counts.values()), max(counts.values())
         each = f"{most} images per class" if least == most else f"{least} to {most} images per class"
-    return f"{sum(counts.values())}{place} ({len(counts)} {'class' if len(counts) == 1 else 'classes'}: {each})"
+    images = f"{sum(counts.values())} {kind} {'image' if sum(counts.values()) == 1 else 'images'}"
+    return f"{images}{place} ({len(counts)} {'class' if len(counts) == 1 else 'classes'}: {each})"
 
 
 def _cannot_be_read(name: str, tree: Tree, lost: Sequence[Unreadable]) -> str:
-    """What to say of files and folders that cannot be read."""
+    """Returns the message for files and folders that cannot be read."""
     kinds = Counter("folder" if one.is_folder else "image" if one.is_image else "link" for one in lost)
     parts = [f"{count} {kind}{'s' * (count > 1)}" for kind in ("folder", "link") if (count := kinds[kind])]
     if images := kinds["image"]:
@@ -244,5 +244,5 @@ def _cannot_be_read(name: str, tree: Tree, lost: Sequence[Unreadable]) -> str:
     all_of_them = " (iid data check names all)" if len(lost) > 3 else ""
     return (
         f"{name}: {' and '.join(parts)} in {tree.path} cannot be read: {listed(names, 3)}{all_of_them}; replace or "
-        "remove them, or give yourself the right to read them"
+        "remove them, or change their permissions"
     )

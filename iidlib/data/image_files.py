@@ -1,6 +1,6 @@
-"""Image files of any kind and size as one array of small square images, decoded by all cores and kept.
+"""Decoding of image files of any format and size to one array of small square images, on all cores and with a cache.
 
-What cannot be read is reported together; what can be read is kept also then, so that the next attempt is quick.
+Unreadable files are reported together. The readable ones are cached even then, so that the next attempt is fast.
 """
 
 import logging
@@ -24,29 +24,29 @@ from iidlib.notes import say_once
 __all__ = ["DecodedFiles", "decode_all", "decode_files", "decode_whole"]
 
 BLOCK = 16
-"""Files that a thread takes at a time."""
+"""Files per task of a thread."""
 
 MOST_THREADS = 16
-"""Threads at most: more of them wait for the disk, or for each other."""
+"""Maximum number of threads: more would wait for the disk, or for each other."""
 
 DARK = 64
-"""Steps of 255 that colours of 14 bits reach in a file of 16 bits per channel."""
+"""Upper bound, out of 255, of colours with 14 bits in a file with 16 bits per channel."""
 
 
 @dataclass(frozen=True)
 class DecodedFiles:
-    """What became of a list of image files."""
+    """Images decoded from a list of files."""
 
     images: Tensor
-    """uint8 [N, 3, size, size]; those of unreadable files hold nothing of use."""
+    """uint8 [N, 3, size, size]; undefined for unreadable files."""
     unreadable: dict[Path, str]
-    """Files that cannot be read, in order, with the reason in few words."""
+    """Files that cannot be read, in order, with a short reason."""
     scale: Scale = field(default_factory=Scale)
-    """What is black and white in those of more than 8 bits."""
+    """Values of black and white in the pictures of more than 8 bits."""
 
 
 def decode_all(name: str, root: Path, paths: Sequence[Path], size: int, *, values: ValueRange | None = None) -> Tensor:
-    """Image files as uint8 [N, 3, size, size], from the cache where they have been decoded before.
+    """Decodes image files to uint8 [N, 3, size, size], or reads them from the cache.
 
     Arguments and errors are those of `decode_whole`.
     """
@@ -56,7 +56,7 @@ def decode_all(name: str, root: Path, paths: Sequence[Path], size: int, *, value
 def decode_whole(
     name: str, root: Path, paths: Sequence[Path], size: int, *, values: ValueRange | None = None
 ) -> DecodedFiles:
-    """Image files as `decode_files` gives them, where all of them must be readable.
+    """Decodes image files, all of which must be readable.
 
     Arguments are those of `decode_files`.
 
@@ -64,9 +64,9 @@ def decode_whole(
         InputError: listing the files that cannot be read, the first three with the reason.
     """
     decoded = decode_files(name, root, paths, size, values=values)
-    if damaged := [f"{path.relative_to(root)} ({reason})" for path, reason in decoded.unreadable.items()]:
+    if unreadable := [f"{path.relative_to(root)} ({reason})" for path, reason in decoded.unreadable.items()]:
         raise InputError(
-            f"{name}: {len(damaged)} of {len(paths)} images in {root} cannot be read: {listed(damaged, 3)}; "
+            f"{name}: {len(unreadable)} of {len(paths)} images in {root} cannot be read: {listed(unreadable, 3)}; "
             "replace or remove them"
         )
     return decoded
@@ -75,17 +75,17 @@ def decode_whole(
 def decode_files(
     name: str, root: Path, paths: Sequence[Path], size: int, *, values: ValueRange | None = None
 ) -> DecodedFiles:
-    """Image files as one array, and those that cannot be read; only what ``IID_CACHE`` lacks is decoded.
+    """Decodes image files to one array and lists those that cannot be read; uses the cache in ``IID_CACHE``.
 
-    All files of a dataset belong into one call, those for training and those for testing: pictures of more than 8 bits
-    are shown on one scale, which is decided by the values of all of them.
+    Pass all files of a dataset in one call, for training and for testing: pictures of more than 8 bits share one scale,
+    which depends on the values of all of them.
 
     Args:
-        name: of the dataset, for messages and the progress bars.
-        root: the folder that the files are told relative to.
+        name: name of the dataset, for messages and progress bars.
+        root: folder to which paths in messages are relative.
         paths: the files.
-        size: pixels a side.
-        values: what is black and what is white in pictures of more than 8 bits.
+        size: pixels per side.
+        values: values of black and white in pictures of more than 8 bits.
     """
     images = torch.empty(len(paths), 3, size, size, dtype=torch.uint8)
     work = _Work(name, root, paths, size, images)
@@ -98,46 +98,46 @@ def decode_files(
     try:
         with quiet():
             work.read(new, f"decoding {name}", given)
-            # pictures of more than 8 bits wait until the values of all are known, unless the user has decided
+            # pictures of more than 8 bits wait until the values of all are known, unless the user gave a range
             deep = {place: found for place, found in (work.done | work.waiting).items() if found is not None}
             scale = given or Scale.of(list(deep.values()))
-            # those that were kept were decoded with another scale, perhaps; those decoded just now were not
+            # cached pictures may have been decoded with another scale
             other = [place for place in deep if place in kept.found] if scale != kept.scale else []
             redone, stale = bool(other), sorted({*work.waiting, *other})
             for place in stale:
                 work.done.pop(place, None)
             work.read(stale, f"decoding {name}, more than 8 bits", scale)
-    finally:  # also what was decoded before an error or an interruption
+    finally:  # keeps images decoded before an error or an interruption
         if work.done and (redone or work.done != kept.found):
             cache.write(keys, work.rows, work.done, scale)
-    work.tell(deep, values)
+    work.report(deep, values)
     unreadable = {paths[place]: work.unreadable[place] for place in sorted(work.unreadable)}
     return DecodedFiles(images, unreadable, Scale.of(list(deep.values()), values))
 
 
 class _Work:
-    """Files that are being decoded."""
+    """Image files being decoded, and the results so far."""
 
     def __init__(self, name: str, root: Path, paths: Sequence[Path], size: int, images: Tensor) -> None:
         self._name, self._root, self._paths, self._size = name, root, paths, size
         self.rows = images.numpy()
         self.done: dict[int, Found | None] = {}
-        self.waiting: dict[int, Found | None] = {}  # of more than 8 bits, their values known
+        self.waiting: dict[int, Found | None] = {}  # more than 8 bits, with known values but no pixels yet
         self.unreadable: dict[int, str] = {}
         self._profiles: dict[int, str] = {}
         self._brightest: dict[int, int] = {}
 
     def read(self, places: Sequence[int], title: str, scale: Scale | None) -> None:
-        """Decodes files in parallel: Pillow lets other threads run meanwhile."""
+        """Decodes files in parallel threads, since Pillow releases the GIL."""
         if not places:
             return
-        # of few pictures, which may be large, each thread gets some
+        # smaller blocks for few pictures, which may be large, so that all threads have work
         step = min(BLOCK, 1 + len(places) // (4 * _decoding_threads()))
         blocks = [places[start : start + step] for start in range(0, len(places), step)]
-        with bar(title, len(places), "image") as told, ThreadPoolExecutor(_decoding_threads()) as pool:
+        with bar(title, len(places), "image") as progress, ThreadPoolExecutor(_decoding_threads()) as pool:
             try:
                 for done in as_completed([pool.submit(self._block, block, scale) for block in blocks]):
-                    told.advance(done.result())
+                    progress.advance(done.result())
             except BaseException:
                 pool.shutdown(wait=True, cancel_futures=True)
                 raise
@@ -160,21 +160,21 @@ class _Work:
                 self.done[place] = picture.found
         return len(places)
 
-    def tell(self, deep: dict[int, Found], values: ValueRange | None) -> None:
-        """Says what was decided about colours and depth."""
+    def report(self, deep: dict[int, Found], values: ValueRange | None) -> None:
+        """Logs the decisions about colours and depth."""
         if self._profiles:
             first = min(self._profiles)
             say_once(
                 logging.WARNING,
-                f"{self._name}: the colour profiles of {len(self._profiles)} images cannot be used, and their colours "
-                f"are taken as sRGB; the first is {self._paths[first].relative_to(self._root)} "
+                f"{self._name}: the colour profiles of {len(self._profiles)} images cannot be used, so their colours "
+                f"are read as sRGB; the first is {self._paths[first].relative_to(self._root)} "
                 f"({self._profiles[first]})",
             )
         if 0 < len(self._brightest) == len(self._paths) and (top := max(self._brightest.values())) < DARK:
             say_once(
                 logging.WARNING,
-                f"{self._name}: all images are nearly black, as they use {8 + top.bit_length()} of 16 bits in each "
-                "channel and colours are read with the upper 8; save them with 8 bits per channel",
+                f"{self._name}: all images are nearly black: they use {8 + top.bit_length()} of 16 bits per channel, "
+                "of which only the upper 8 are read; save them with 8 bits per channel",
             )
         if deep:
             scale = Scale.of(list(deep.values()), values)
@@ -185,10 +185,14 @@ class _Work:
                 f"{self._name}: {len(deep)} images have more than 8 bits and values from {low:.9g} to {high:.9g}, of "
                 f"which {scale}"
                 + (f"; the other {rest} have 8 bits, 0 to 255" if rest else "")
-                + ("" if values else f"; if this is wrong, say so as in range={_example(scale)} in the dataset's name"),
+                + (
+                    ""
+                    if values
+                    else f"; if this is wrong, give the values in the dataset's name, as in range={_example(scale)}"
+                ),
             )
         elif values:
-            say_once(logging.WARNING, f"{self._name}: no image has more than 8 bits, so that range= changes nothing")
+            say_once(logging.WARNING, f"{self._name}: no image has more than 8 bits, so range= has no effect")
 
 
 def _example(scale: Scale) -> str:
@@ -197,6 +201,6 @@ def _example(scale: Scale) -> str:
 
 
 def _decoding_threads() -> int:
-    """Threads to decode with: as many as torch uses and the process has cores, within reason."""
+    """Returns the number of threads for decoding: limited by torch's threads, the process's cores and a maximum."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min(cores, torch.get_num_threads(), MOST_THREADS))

@@ -1,7 +1,7 @@
-"""What lies in a folder: image files, other files, folders, and what cannot be read; nothing is lost without a word.
+"""Contents of a folder: image files, other files, folders, and what cannot be read; nothing is skipped silently.
 
-Links to folders are followed, each folder once: a link back to a folder that holds it is noted and not followed, and
-one to a folder that is read elsewhere cannot be used, since its images would count twice.
+Links to folders are followed, each folder once. A link to one of its own parent folders is recorded but not followed,
+and a link to a folder that is read elsewhere is reported as unusable, because its images would count twice.
 """
 
 import os
@@ -16,15 +16,15 @@ ENDINGS = frozenset(
     ".jpg .jpeg .jpe .jfif .png .apng .webp .bmp .dib .gif .tif .tiff .ppm .pgm .pbm .pnm .tga .jp2 .j2k .jpx .jpf "
     ".j2c .jpc .avif .mpo .pcx .sgi .qoi .dds .psd".split()
 )
-"""What counts as an image file, by the end of its name in small letters; formats that Pillow opens by itself."""
+"""File name endings of images, in lower case; formats that Pillow opens without plugins."""
 
 UNREAD_PICTURES = frozenset(
     ".heic .heif .jxl .svg .svgz .dng .cr2 .cr3 .nef .arw .orf .rw2 .raf .raw .exr .hdr .dcm .nii .fits .npy".split()
 )
-"""Endings of pictures that are not read. Where a class has nothing else, leaving it out would lose a class."""
+"""Endings of unsupported pictures. A class with nothing else must not be left out silently."""
 
 NO_CONTENT = {"__MACOSX", "$RECYCLE.BIN", "System Volume Information"}
-"""Folders that systems and archives leave behind; hidden ones in all but name."""
+"""Folders created by operating systems and archivers, treated as hidden."""
 
 KINDS = (
     (stat.S_ISFIFO, "a named pipe"),
@@ -36,7 +36,7 @@ KINDS = (
 
 @dataclass(frozen=True)
 class Unreadable:
-    """What cannot be read, and why."""
+    """A file or folder that cannot be read, with the reason."""
 
     path: Path
     reason: str
@@ -44,54 +44,54 @@ class Unreadable:
 
     @property
     def is_image(self) -> bool:
-        """Whether it is called as images are; what is neither that nor a folder is a link."""
+        """Whether its name ends like an image's; anything that is neither an image nor a folder is a link."""
         return not self.is_folder and self.path.suffix.lower() in ENDINGS
 
 
 @dataclass(eq=False)
 class Tree:
-    """A folder and what lies in it, each list in the order of the names."""
+    """A folder and its contents, each list in order of names."""
 
     path: Path
     folders: list["Tree"] = field(default_factory=list)
     images: list[Path] = field(default_factory=list)
     """Image files directly in it, by their endings; they are not opened."""
     others: list[Path] = field(default_factory=list)
-    """Files directly in it that are no images by their endings."""
+    """Files directly in it whose endings are not those of images."""
     hidden: list[Path] = field(default_factory=list)
-    """Hidden folders, and hidden files with endings of images."""
+    """Hidden folders, and hidden files with an image's ending."""
     circles: list[Path] = field(default_factory=list)
-    """Links to a folder that they lie in."""
+    """Links to one of their own parent folders."""
     unreadable: list[Unreadable] = field(default_factory=list)
-    """What cannot be read directly in it, or the folder itself."""
+    """Unreadable entries directly in it, or the folder itself."""
 
     @property
     def name(self) -> str:
-        """The folder's own name."""
+        """Name of the folder."""
         return self.path.name
 
     def walk(self) -> Iterator["Tree"]:
-        """The folder and all below it, a folder before those in it."""
+        """Yields the folder and all folders below it, parents first."""
         stack = [self]
-        while stack:  # folders can be nested more deeply than Python's calls
+        while stack:  # no recursion, since folders can be nested more deeply than Python's call stack allows
             tree = stack.pop()
             yield tree
             stack += reversed(tree.folders)
 
     def all_images(self) -> list[Path]:
-        """Image files in it at any depth; those directly in a folder come before those in its folders."""
+        """Lists the image files in it at any depth; those directly in a folder come before those in its folders."""
         return [path for tree in self.walk() for path in tree.images]
 
     def all_unreadable(self) -> list[Unreadable]:
-        """What cannot be read in it at any depth."""
+        """Lists what cannot be read in it at any depth."""
         return [found for tree in self.walk() for found in tree.unreadable]
 
     def has_images(self) -> bool:
-        """Whether there is an image file in it at any depth."""
+        """Whether it contains an image file at any depth."""
         return any(tree.images for tree in self.walk())
 
     def folders_with_images(self) -> list["Tree"]:
-        """Folders directly in it that have images at any depth."""
+        """Lists the folders directly in it that contain images at any depth."""
         return [tree for tree in self.folders if tree.has_images()]
 
 
@@ -99,7 +99,7 @@ def scan(root: Path) -> Tree:
     """Reads the names in a folder and in all folders below it; no file is opened.
 
     Args:
-        root: a folder; where it cannot be read the tree says so.
+        root: a folder; if it cannot be read, the tree records that.
     """
     first, real = Tree(root), os.path.realpath(root)
     seen, stack = {real: root}, [(first, real)]
@@ -125,7 +125,7 @@ def scan(root: Path) -> Tree:
 
 
 def _entries(tree: Tree) -> list[os.DirEntry[str]]:
-    """What is in a folder, in the order of the names; what stops the reading is noted."""
+    """Lists the entries of a folder in order of names; records an error if it cannot be read."""
     try:
         with os.scandir(tree.path) as found:
             return sorted(found, key=lambda entry: entry.name)
@@ -135,12 +135,12 @@ def _entries(tree: Tree) -> list[os.DirEntry[str]]:
 
 
 def _sort(tree: Tree, entry: "os.DirEntry[str]", real: str) -> str | None:
-    """Puts what is no folder into its list; of a folder gives the path without links.
+    """Adds an entry that is not a folder to its list; returns the real path of a folder, or None.
 
     Args:
-        tree: the folder that the entry lies in.
+        tree: folder that contains the entry.
         entry: one of its entries.
-        real: the path of the folder without links.
+        real: real path of the folder, with links resolved.
     """
     path, ending = tree.path / entry.name, os.path.splitext(entry.name)[1].lower()  # noqa: PTH122, for speed
     try:
@@ -157,7 +157,7 @@ def _sort(tree: Tree, entry: "os.DirEntry[str]", real: str) -> str | None:
             tree.unreadable.append(Unreadable(path, "a link that leads nowhere"))
         elif ending in ENDINGS:
             mode = path.stat().st_mode
-            kind = next((said for is_kind, said in KINDS if is_kind(mode)), "something else")
+            kind = next((name for is_kind, name in KINDS if is_kind(mode)), "something else")
             tree.unreadable.append(Unreadable(path, f"{kind}, not a file"))
         else:
             tree.others.append(path)
@@ -167,7 +167,7 @@ def _sort(tree: Tree, entry: "os.DirEntry[str]", real: str) -> str | None:
 
 
 def _holds(target: str, real: str) -> bool:
-    """Whether a folder is another one or lies above it, both without links."""
+    """Whether `target` is the folder `real` or one of its parents, both given as real paths."""
     return real == target or real.startswith(target.rstrip(os.sep) + os.sep)
 
 

@@ -1,4 +1,4 @@
-"""A look at a folder of images before it is used: what cannot be read, what is there twice, what is uneven."""
+"""Inspection of a folder of images before use: unreadable files, duplicates, and class imbalance."""
 
 import contextlib
 import statistics
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from iidlib.bars import counted
 from iidlib.data.duplicates import identical, nearly_identical
-from iidlib.data.folder import find_images, parse_folder, split_files, told, without_held_out
+from iidlib.data.folder import find_images, layout_summary, parse_folder, split_files, without_held_out
 from iidlib.data.image_files import decode_files
 from iidlib.data.layout import Layout, layout_of
 from iidlib.errors import InputError, listed
@@ -21,10 +21,10 @@ from iidlib.errors import InputError, listed
 __all__ = ["FolderReport", "Range", "Twins", "inspect_folder"]
 
 FEW = 10
-"""Training images per class below which a class is named."""
+"""Number of training images below which a class is reported as small."""
 
 UNEVEN = 10
-"""How many times the images of the smallest class the largest may have before that is said."""
+"""Ratio of the largest to the smallest class from which on classes are reported as imbalanced."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Twins:
 
 @dataclass(frozen=True)
 class Range:
-    """The smallest, the middle and the largest of some numbers."""
+    """Minimum, median and maximum of some numbers."""
 
     least: int
     median: float
@@ -48,34 +48,36 @@ class Range:
 
 @dataclass(frozen=True)
 class FolderReport:
-    """What was found in a folder of images; paths are relative to it."""
+    """Report on a folder of images; paths are relative to it."""
 
     name: str
     summary: str
-    """What the folder was taken for; empty if it cannot be used."""
+    """Description of the images found; empty if the folder cannot be used."""
     problem: str
-    """Why the folder cannot be used as a dataset; empty if it can."""
+    """Reason why the folder cannot be used as a dataset; empty if it can."""
     unreadable: dict[str, str]
     """Files and folders that cannot be read, with the reason."""
     left_out: tuple[str, ...]
     notes: tuple[str, ...]
-    """What may not be as it was meant, in sentences."""
+    """Notes on possible mistakes, in sentences."""
     train: dict[str, int]
-    """Training images per class, unreadable ones among them."""
+    """Training images per class, including unreadable ones."""
     test: dict[str, int]
-    """Test images per class, 0 where there are none."""
+    """Test images per class, 0 if there are none."""
     leaks: tuple[Twins, ...]
-    """Training images that are test images, too."""
+    """Training images that are also test images."""
     contradictions: tuple[Twins, ...]
-    """Images of two classes, both for training or both for testing."""
+    """Images that are in two classes, both for training or both for testing."""
     repeated: int
-    """Images that are there again in their class, and both for training or both for testing."""
+    """Number of duplicates within a class, both for training or both for testing."""
     width: Range | None
-    """Of the original pictures, in pixels."""
+    """Width of the original pictures, in pixels."""
     height: Range | None
+    """Height of the original pictures, in pixels."""
     modes: dict[str, int]
-    """How many pictures have which of Pillow's modes (RGB, L for grey, and so on)."""
+    """Number of pictures by Pillow's mode (RGB, L for grey, and so on)."""
     formats: dict[str, int]
+    """Number of pictures by file format."""
 
     @property
     def ok(self) -> bool:
@@ -84,13 +86,13 @@ class FolderReport:
 
 
 def inspect_folder(name: str) -> FolderReport:
-    """Reads every image of a folder and reports on them; what is decoded is kept for later.
+    """Reads every image of a folder and reports on them; decoded images are cached.
 
     Args:
-        name: of the dataset, ``folder:PATH`` with its options.
+        name: name of the dataset, ``folder:PATH`` with its options.
 
     Raises:
-        InputError: if there is no such folder, or for a wrong option.
+        InputError: if there is no such folder, or for an invalid option.
     """
     options = parse_folder(name)
     tree = find_images(options.path)
@@ -105,7 +107,7 @@ def inspect_folder(name: str) -> FolderReport:
     unreadable |= {_shown(path, options.path): reason for path, reason in decoded.unreadable.items()}
     good = [place for place, path in enumerate(files) if path not in decoded.unreadable]
     kinds = [(place < len(paths), label) for place, label in enumerate([*labels.tolist(), *test_labels.tolist()])]
-    images = decoded.images if len(good) == len(files) else decoded.images[good]  # which takes as much memory again
+    images = decoded.images if len(good) == len(files) else decoded.images[good]  # indexing doubles the memory
     twins = _twins(images, [kinds[place] for place in good])
     shown = [_shown(files[place], options.path) for place in good]
     leaks, contradictions = (
@@ -117,8 +119,8 @@ def inspect_folder(name: str) -> FolderReport:
     small = sum(min(size) < options.size for size in zip(widths, heights, strict=True))
     return FolderReport(
         name=name,
-        summary=told(layout, options),
-        problem="" if test_paths else "there is one image per class, so that none is left to test on",
+        summary=layout_summary(layout, options),
+        problem="" if test_paths else "there is one image per class, so none is left to test on",
         unreadable=unreadable,
         left_out=tuple(f"{out.path}: {out.reason}" for out in layout.left_out),
         notes=(*layout.notes, *_notes(layout, train, small, options.size)),
@@ -135,15 +137,15 @@ def inspect_folder(name: str) -> FolderReport:
 
 
 Pair = tuple[int, int, bool]
-"""Two places in a list of images, and whether their pixels are the same."""
+"""Two indices into a list of images, and whether their pixels are identical."""
 
 
 def _twins(images: Tensor, kinds: Sequence[tuple[bool, int]]) -> tuple[list[Pair], list[Pair], int]:
-    """Images that are there twice: in both parts, under two labels, and how many within their class.
+    """Finds duplicates in both parts and under two labels, and counts those within their class.
 
     Args:
         images: uint8 [N, 3, S, S].
-        kinds: of each image, whether it is for training, and its label.
+        kinds: whether each image is for training, and its label.
     """
     pairs, repeated = [], 0
     for group in identical(images):
@@ -160,11 +162,11 @@ def _twins(images: Tensor, kinds: Sequence[tuple[bool, int]]) -> tuple[list[Pair
 
 
 def _headers(name: str, paths: Sequence[Path]) -> tuple[list[int], list[int], dict[str, int], dict[str, int]]:
-    """Width and height of each picture, and how many have which mode and format; pixels are not read."""
+    """Reads width and height of each picture, and counts modes and formats, without reading pixels."""
     widths, heights = [], []
     modes, formats = Counter[str](), Counter[str]()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of odd metadata, which is no matter here
+        warnings.simplefilter("ignore")  # warnings of unusual metadata are irrelevant here
         for path in counted(paths, f"looking at {name}", "image"):
             with contextlib.suppress(OSError, ValueError, SyntaxError), Image.open(path) as picture:
                 widths.append(picture.width)
@@ -175,19 +177,19 @@ def _headers(name: str, paths: Sequence[Path]) -> tuple[list[int], list[int], di
 
 
 def _notes(layout: Layout, train: Mapping[str, int], small: int, size: int) -> Iterator[str]:
-    """Sentences on what is uneven or little."""
+    """Yields sentences on small or imbalanced classes and small pictures."""
     if without := without_held_out(layout):
-        yield f"classes of one image have no test images: {listed(without)}"
+        yield f"classes with one image have no test images: {listed(without)}"
     if few := [f"{name} {count}" for name, count in train.items() if count < FEW]:
         yield f"classes with fewer than {FEW} training images: {listed(few)}"
     most, least = max(train, key=lambda name: train[name]), min(train, key=lambda name: train[name])
     if train[most] >= UNEVEN * train[least]:
         yield (
-            f"the classes are uneven: {most} has {train[most]} training images, {least} {train[least]}; a distilled "
-            "set has the same number for every class"
+            f"the classes are imbalanced: {most} has {train[most]} training images, {least} {train[least]}; a "
+            "distilled set has the same number for every class"
         )
     if small:
-        yield f"{small} pictures are smaller than {size} pixels a side and are enlarged; size= can be less"
+        yield f"{small} pictures are smaller than {size} x {size} pixels and are enlarged; consider a smaller size="
 
 
 def _range(values: Sequence[int]) -> Range | None:

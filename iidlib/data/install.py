@@ -1,9 +1,9 @@
-"""Datasets put into a data root: fetched or taken out of an archive laid there, verified, and only then in place.
+"""Installation of datasets into a data root: fetched or unpacked from a local archive, verified, and then moved there.
 
-All work is done in a private folder beside, ``.iidlib-fetch-NAME``. What a download that was stopped leaves there (a
-part of a file, or a whole one) is taken up by the next one, and goes when the dataset is complete. Files of the user
-are never overwritten or removed: neither an archive that was laid into the data root, nor what is in the dataset's
-folder, unless that folder was made here (then ``.iidlib-fetched`` lies in it).
+All work is done in a private folder next to the dataset, ``.iidlib-fetch-NAME``. An interrupted download leaves its
+files there, complete or not; the next one resumes from them, and they are removed when the dataset is complete. Files
+of the user are never overwritten or removed, whether an archive placed in the data root or the contents of the
+dataset's folder, unless that folder was created here (it then contains ``.iidlib-fetched``).
 """
 
 import contextlib
@@ -26,20 +26,20 @@ __all__ = ["install"]
 MARK = ".iidlib-fetched"
 
 _SLACK = 2
-"""How many times the known size is taken at most: mirrors pack the same files in other ways."""
+"""Factor by which a download may exceed the known size: mirrors pack the same files in other ways."""
 
 
 def install(source: Source, data_root: PathLike | None = None, *, mirror: str | None = None) -> None:
-    """Fetches what is missing of a dataset into the data root; nothing where it is whole.
+    """Fetches missing files of a dataset into the data root, unless it is complete.
 
     Args:
         source: the dataset.
-        data_root: the folder that gets the dataset's folder; the one in ``IID_DATA`` when not given.
+        data_root: folder for the dataset's folder; ``IID_DATA`` by default.
         mirror: another address to fetch from, see `download.from_mirror`; the checksums stay the same.
 
     Raises:
-        InputError: if no data root is named, nothing can be fetched, or what was fetched is not the dataset; if a file
-            of the user's is in the way; if the disk has too little room; if another process is fetching it.
+        InputError: if no data root is given, the dataset cannot be fetched, or the fetched files are not the dataset;
+            if a file of the user is in the way; if the disk has too little space; if another process is fetching it.
     """
     if source.remotes is None:
         if mirror is not None:
@@ -48,7 +48,7 @@ def install(source: Source, data_root: PathLike | None = None, *, mirror: str | 
     remotes = source.remotes()
     if mirror is not None:
         remotes = from_mirror(remotes, mirror)
-    if source.whole(data_root):
+    if source.complete(data_root):
         return
     places = source.places(data_root)
     if not places:
@@ -65,13 +65,13 @@ def install(source: Source, data_root: PathLike | None = None, *, mirror: str | 
                     _from_archive(source, remote, root, target, workshop)
                 else:
                     _one_file(source, remote, root, target, workshop)
-    except OSError as error:  # no network, no room, no right to write
+    except OSError as error:  # no network, no space, no permission to write
         reason = " ".join(str(error).split()) + in_the_way(target)
         names = " and ".join(remote.name for remote in remotes)
-        lay = f"lay {names} into {root} and fetch again" if remotes[0].archive else f"put {names} into {target}"
+        by_hand = f"put {names} into {root} and fetch again" if remotes[0].archive else f"put {names} into {target}"
         raise InputError(
             f"{source.name} could not be downloaded to {root} ({reason}); check the network and that the folder can be "
-            f"written, name another address with --mirror URL, or {lay}"
+            f"written, name another address with --mirror URL, or {by_hand}"
         ) from None
     finally:
         remove_empty(made)
@@ -79,21 +79,21 @@ def install(source: Source, data_root: PathLike | None = None, *, mirror: str | 
 
 @contextlib.contextmanager
 def _workshop(root: Path, name: str) -> Iterator[Path]:
-    """The private folder for the block, which no other process works in meanwhile."""
+    """Creates the private folder for the block and locks it against other processes."""
     place = root / f".iidlib-fetch-{name}"
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(locked(place.with_name(f"{place.name}.lock"), wait=False))
         except BlockingIOError as error:
             raise InputError(f"{name} is being fetched into {root} by {error}; wait for it") from None
-        except FileExistsError as error:  # a file of the user's in the lock's place
+        except FileExistsError as error:  # a file of the user in place of the lock
             what = error.strerror if root.is_dir() else f"{root} is a file, not a folder"
             raise InputError(f"{name} cannot be fetched into {root}: {what}") from None
         if place.is_symlink() or (place.exists() and not place.is_dir()):
-            raise InputError(f"{place} is needed as a folder to work in and is something else; move it away")
+            raise InputError(f"{place} must be a folder for temporary files and is something else; move it away")
         place.mkdir(mode=0o700, exist_ok=True)
         try:
-            _remove_unpacked(place)  # what a process that was killed while unpacking left
+            _remove_unpacked(place)  # left by a process that was killed while unpacking
             yield place
         finally:
             _remove_unpacked(place)
@@ -113,17 +113,17 @@ def _check_room(source: Source, remotes: tuple[Remote, ...], target: Path, works
     there += [(root if remote.archive else target) / remote.name for remote in remotes]
     have = sum(path.stat().st_size for path in there if path.is_file())
     needed = source.size.unpacked + max(0, source.size.download - have)
-    with contextlib.suppress(OSError):  # where the system does not tell
+    with contextlib.suppress(OSError):  # some systems do not report free space
         free = shutil.disk_usage(root).free
         if free < needed:
             raise InputError(
-                f"{source.name} needs {needed / 1e6:,.0f} MB in {root}, and {free / 1e6:,.0f} MB are free; make room, "
-                "or name another folder with --data-root or IID_DATA"
+                f"{source.name} needs {needed / 1e6:,.0f} MB in {root}, but only {free / 1e6:,.0f} MB are free; free "
+                "some space, or name another folder with --data-root or IID_DATA"
             )
 
 
 def _fetched(remote: Remote, workshop: Path, most: int) -> Path:
-    """A file in the workshop: left there by a download that was stopped, or downloaded now."""
+    """Returns a file in the workshop, downloaded now or by an earlier attempt."""
     path = workshop / remote.name
     if path.is_file() and remote.md5 is not None and file_checksum(path, "md5") != remote.md5:
         path.unlink()
@@ -132,22 +132,25 @@ def _fetched(remote: Remote, workshop: Path, most: int) -> Path:
 
 
 def _from_archive(source: Source, remote: Remote, root: Path, target: Path, workshop: Path) -> None:
-    size, own = source.size, root / remote.name
-    if users := own.is_file():
-        fetch(remote.url, own, remote.md5)  # refused if it has another checksum
-    archive = own if users else _fetched(remote, workshop, _SLACK * size.download)
+    size, local = source.size, root / remote.name
+    if users := local.is_file():
+        fetch(remote.url, local, remote.md5)  # raises if its checksum differs
+    archive = local if users else _fetched(remote, workshop, _SLACK * size.download)
     try:
         if archive.stat().st_size > _SLACK * size.download:
             raise InputError(
-                f"{archive} has {archive.stat().st_size:,} bytes, and {_SLACK * size.download:,} are expected at most"
+                f"{archive} has {archive.stat().st_size:,} bytes, more than the expected maximum of "
+                f"{_SLACK * size.download:,}"
             )
         unpacked = Path(tempfile.mkdtemp(prefix=_UNPACKED, dir=workshop))
         unpack(archive, unpacked, most_bytes=_SLACK * size.unpacked, most_members=_SLACK * size.members)
         found = unpacked / source.folder
-        told = source.lacks(found)
-        told += [f"{file.path.name} is damaged" for file in source.check(found) if file.state == "damaged"]
-        if told:
-            raise InputError(f"{source.name}: what {archive} holds is not whole: {listed(told, 4, between='; ')}")
+        problems = source.lacks(found)
+        problems += [f"{file.path.name} is corrupted" for file in source.check(found) if file.state == "corrupted"]
+        if problems:
+            raise InputError(
+                f"{source.name}: {archive} is incomplete or corrupted: {listed(problems, 4, between='; ')}"
+            )
     except InputError as error:
         if users:
             raise InputError(f"{error}; move it away and fetch again") from None
@@ -156,23 +159,21 @@ def _from_archive(source: Source, remote: Remote, root: Path, target: Path, work
     try:
         _place(found, target, archive)
     except InputError as error:
-        kept = "" if users else f"; what was downloaded is kept in {workshop} until then"
+        kept = "" if users else f"; the download is kept in {workshop} until then"
         raise InputError(f"{error}{kept}") from None
     if not users:
         archive.unlink()
 
 
 def _one_file(source: Source, remote: Remote, root: Path, target: Path, workshop: Path) -> None:
-    """A file that belongs into the dataset's folder as it is; packed or not, one of them is enough."""
+    """Installs a file of the dataset's folder, unless it is there already, compressed or not."""
     stem = remote.name.removesuffix(".gz")
     known = [file for file in source.check(target) if file.path.name in (remote.name, stem)]
     if all(file.state == "ok" for file in known):
         return
     for file in known:
-        if file.state == "damaged" and not (file.path.name == remote.name and _is_ours(target)):
-            raise InputError(
-                f"{file.path} is not what {remote.url} holds ({file.detail}); move it away and fetch again"
-            )
+        if file.state == "corrupted" and not (file.path.name == remote.name and _is_ours(target)):
+            raise InputError(f"{file.path} does not match {remote.url} ({file.detail}); move it away and fetch again")
     new = Path(tempfile.mkdtemp(prefix=_UNPACKED, dir=workshop)) / target.name
     new.mkdir()
     _fetched(remote, workshop, _SLACK * source.size.download).rename(new / remote.name)
@@ -184,15 +185,13 @@ def _is_ours(target: Path) -> bool:
 
 
 def _place(new: Path, target: Path, origin: Path) -> None:
-    """Moves files into a dataset's folder: all or none, and only over files that were put there before.
+    """Moves files into a dataset's folder: all or none, replacing only files that were installed before.
 
     Raises:
-        InputError: if a file of the user's is in the way.
+        InputError: if a file of the user is in the way.
     """
     if not os.path.lexists(target):
-        (new / MARK).write_text(
-            "iid data fetch made this folder, and may replace files in it that are damaged\n", "utf-8"
-        )
+        (new / MARK).write_text("iid data fetch created this folder, and may replace corrupted files in it\n", "utf-8")
         make_folders(target.parent)
         new.rename(target)
         return
@@ -204,7 +203,7 @@ def _place(new: Path, target: Path, origin: Path) -> None:
         elif not place.is_file() or not filecmp.cmp(file, place, shallow=False):
             if not (_is_ours(target) and place.is_file()):
                 raise InputError(
-                    f"{place} is there already and is not what {origin.name} holds; move it away and fetch again"
+                    f"{place} already exists and does not match {origin.name}; move it away and fetch again"
                 )
             moves.append((file, place))
     for file, place in moves:

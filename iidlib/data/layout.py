@@ -1,8 +1,8 @@
-"""What a folder of class folders is: which folders hold training images, which test images, and what is left out.
+"""Layout of a folder of class folders: which folders hold training images and test images, and what is left out.
 
-A folder has its classes in it, or a split: ``train`` with ``test`` or ``val``, under the names that people give them
-(``Training``, ``test_set``, ``validation``; see `splits`), and the classes in each. What can be understood in two ways
-is refused, with what to do about it. Only names are looked at; no file is opened.
+A folder contains its classes, or a split with the classes in each part: ``train`` with ``test`` or ``val``, under
+their usual names (``Training``, ``test_set``, ``validation``; see `splits`). Ambiguous layouts are rejected with
+advice. Only names are examined; no file is opened.
 """
 
 import unicodedata
@@ -24,7 +24,7 @@ class Part:
 
     path: Path
     classes: tuple[str, ...]
-    """Names of the classes, in Unicode's composed form, in the order of the folders' names."""
+    """Names of the classes, in Unicode's composed form (NFC), in the order of the folders' names."""
     images: tuple[tuple[Path, ...], ...]
     """Image files of each class."""
 
@@ -41,45 +41,45 @@ class Part:
 
 @dataclass(frozen=True)
 class LeftOut:
-    """Something that is not read."""
+    """Files or folders that are not read."""
 
     path: Path
-    """The folder, or the one that it is in."""
+    """Folder that is left out, or that contains what is."""
     reason: str
     images: int = 0
-    """Files with endings of images among it."""
+    """Number of files left out that have an image's ending."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """What a folder holds."""
+    """Contents of a folder."""
 
     train: Part
     test: Part | None
-    """None where there are no test images with labels; then a share of the training images is held out."""
+    """Test images; None if there are none with labels, so that a share of the training images is held out."""
     left_out: tuple[LeftOut, ...]
     notes: tuple[str, ...]
-    """What is read and may be another thing than it is taken for."""
+    """Notes on content that is read but may be misinterpreted."""
 
 
 def layout_of(tree: Tree) -> Layout:
-    """Says what of a folder is for training, what for testing, and what is left out.
+    """Determines which images are for training, which for testing, and what is left out.
 
-    Labelled test images are taken before labelled validation images, and these before a share of the training images.
-    Images are labelled if one of the folders that they lie in is called like a class. A ``test`` without classes, as
-    ImageNet and Kaggle have it, is left out.
+    Labelled test images are preferred to labelled validation images, and these to a share of the training images.
+    Images are labelled if one of the folders around them is named like a class. A ``test`` without classes, as in
+    ImageNet and on Kaggle, is left out.
 
     Args:
-        tree: what `scan` found in the folder.
+        tree: result of `scan` for the folder.
 
     Raises:
-        InputError: if there are fewer than two classes, or what is there can be understood in two ways.
+        InputError: if there are fewer than two classes, or the layout is ambiguous.
     """
     split = find_split(tree)
     if not split:
         train = _part(tree)
         roles = [name for name in train.classes if role_of(name) == ("", "train")]
-        notes = [f"{name} is taken as a class, as it has images beside other classes" for name in roles]
+        notes = [f"{name} is taken as a class, because it holds images next to other classes" for name in roles]
         return Layout(train, None, tuple(_left_out(tree, [tree], {})), (*notes, *_alike(train), *_same_inside(tree)))
     place = next(one for one in tree.walk() if any(folder in one.folders for folder in split.values()))
     _check_kinds([folder for folder in place.folders if role_of(folder.name)])
@@ -91,11 +91,11 @@ def layout_of(tree: Tree) -> Layout:
     for role, folder in tests.items():
         if role not in labelled:
             _check_unlabelled(folder, train, alone=not labelled)
-            reasons[split[role].path] = "is left out: its images have no labels, as they lie in no folders of classes"
+            reasons[split[role].path] = "is left out: its images have no labels, because they are not in class folders"
         elif role != labelled[0]:
-            reasons[split[role].path] = f"is not used, as {split[labelled[0]].name} is what is tested on"
+            reasons[split[role].path] = f"is not used, because {split[labelled[0]].name} holds the test images"
     if "unlabelled" in split:
-        reasons[split["unlabelled"].path] = "is left out: by its name it has no labels"
+        reasons[split["unlabelled"].path] = "is left out: its name marks it as unlabelled"
     if not labelled:
         return Layout(train, None, tuple(_left_out(tree, [inner["train"]], reasons)), tuple(_alike(train)))
     chosen = inner[labelled[0]]
@@ -115,16 +115,20 @@ def _class_name(folder: Tree) -> str:
 
 
 def _part(tree: Tree, train: Part | None = None) -> Part:
-    """The classes of a folder; test images are given the training images, too.
+    """Returns the classes of a folder.
+
+    Args:
+        tree: the folder.
+        train: for test images, the training images.
 
     Raises:
-        InputError: for fewer than two classes, two of one name, or test images of a class that `train` lacks.
+        InputError: for fewer than two classes, two of the same name, or test images of a class that `train` lacks.
     """
     folders = tree.folders_with_images()
     names = tuple(map(_class_name, folders))
     for folder, name in zip(folders, names, strict=True):
         if names.count(name) > 1:
-            raise InputError(f"{tree.path} has two folders {name!r}, made of different characters; rename one")
+            raise InputError(f"{tree.path} has two folders {name!r}, written in different Unicode forms; rename one")
         if name != name.encode(errors="replace").decode():
             raise InputError(f"the name of the folder {str(folder.path)!r} is not valid UTF-8; rename it")
     _check_kinds(tree.folders)
@@ -132,49 +136,49 @@ def _part(tree: Tree, train: Part | None = None) -> Part:
         for name in names:
             if name not in train.classes:
                 hint = _other_case(name, train.classes) or "give it training images, or move its test images away"
-                raise InputError(f"{tree.path} has the class {name!r}, which {train.path} has not; {hint}")
+                raise InputError(f"{tree.path} has the class {name!r}, which {train.path} does not have; {hint}")
     elif len(folders) < 2:
         raise InputError(_too_few(tree, folders))
     return Part(tree.path, names, tuple(tuple(folder.all_images()) for folder in folders))
 
 
 def _check_kinds(folders: Iterable[Tree]) -> None:
-    """Refuses a folder that would be left out as empty although it is full of pictures, of a kind that is not read."""
+    """Rejects a folder of pictures that would be left out as empty because their format is not supported."""
     for folder in folders:
         pictures = [path for one in folder.walk() for path in one.others if path.suffix.lower() in UNREAD_PICTURES]
         if pictures and not folder.has_images():
             raise InputError(
-                f"the pictures in {folder.path} are of a kind that is not read ({_endings(pictures)}); convert them to "
+                f"the pictures in {folder.path} are in an unsupported format ({_endings(pictures)}); convert them to "
                 "PNG or JPEG, or remove the folder"
             )
 
 
 def _too_few(tree: Tree, folders: Sequence[Tree]) -> str:
-    """What to say of a folder with fewer than two classes."""
+    """Returns the message for a folder with fewer than two classes."""
     which = f"1 folder with images ({folders[0].name})" if folders else "0 folders with images"
     loose = f" and {len(tree.images)} images directly in it" if tree.images else ""
     inner = [sub.name for sub in folders[0].folders_with_images()] if folders else []
     hint = f"; did you mean folder:{folders[0].path}, which has {listed(inner)}?" if len(inner) > 1 else ""
-    return f"{tree.path} has {which}{loose}; a dataset needs one folder for each class, and at least two{hint}"
+    return f"{tree.path} has {which}{loose}; a dataset needs one folder for each class, and at least two classes{hint}"
 
 
 def _other_case(name: str, classes: Iterable[str]) -> str:
-    """What to do about a name that differs from a class only by capitals, or nothing."""
+    """Returns advice on a name that differs from a class only in case, empty if there is no such class."""
     near = [known for known in classes if known.casefold() == name.casefold()]
-    return f"the class there is {near[0]!r}: capitals count, so give both folders one name" if near else ""
+    return f"the class there is {near[0]!r}: names are case-sensitive, so rename one of the folders" if near else ""
 
 
 def _alike(part: Part) -> list[str]:
-    """A note on classes whose names differ by capitals only, as one often does from the other by mistake."""
+    """Returns a note on classes whose names differ only in case, which is often a mistake."""
     count = Counter(name.casefold() for name in part.classes)
     alike = [name for name in part.classes if count[name.casefold()] > 1]
-    return [f"classes that differ by capitals only are taken as different ones: {listed(alike)}"] if alike else []
+    return [f"class names that differ only in case are taken as different classes: {listed(alike)}"] if alike else []
 
 
 def _same_inside(tree: Tree) -> list[str]:
-    """A note on classes that all have the same folders in them: perhaps a split, under names that are not known here.
+    """Returns a note if all classes contain the same folders, as a split with unknown names would.
 
-    It may be right, too: ``cat/{female,male}`` and ``dog/{female,male}`` are two classes.
+    They may also be intended as classes: ``cat/{female,male}`` and ``dog/{female,male}`` are two classes.
     """
     folders = tree.folders_with_images()
     inner = {tuple(sorted(_names(folder))) for folder in folders if not folder.images}
@@ -182,23 +186,23 @@ def _same_inside(tree: Tree) -> list[str]:
         return []
     names = listed([folder.name for folder in folders])
     return [
-        f"all classes ({names}) have the same folders in them: {listed(shared)}; if these are the classes and {names} "
-        f"are a split, name its folders train and test, or take one of them, as in folder:{folders[0].path}"
+        f"all classes ({names}) contain the same folders: {listed(shared)}; if these are the classes and {names} are a "
+        f"split, rename its folders to train and test, or use one of them, as in folder:{folders[0].path}"
     ]
 
 
 def _check_unlabelled(tree: Tree, train: Part, *, alone: bool) -> None:
-    """Refuses test images that seem to have labels, other ones than the training images.
+    """Rejects test images whose labels seem to differ from those of the training images.
 
     Args:
-        tree: the folder of test images, none of whose folders is called like a class.
+        tree: folder of test images that has no folder named like a class.
         train: the training images.
         alone: whether there are no other test images.
     """
     names = sorted(_names(tree))
     for name in names:
         if hint := _other_case(name, train.classes):
-            raise InputError(f"{tree.path} has the class {name!r}, which {train.path} has not; {hint}")
+            raise InputError(f"{tree.path} has the class {name!r}, which {train.path} does not have; {hint}")
     if alone and len(names) > 1:
         raise InputError(
             f"{tree.path} has the folders {listed(names)}, none of which is a class of {train.path} "
@@ -207,12 +211,12 @@ def _check_unlabelled(tree: Tree, train: Part, *, alone: bool) -> None:
 
 
 def _left_out(tree: Tree, read: Sequence[Tree], reasons: Mapping[Path, str]) -> list[LeftOut]:
-    """All that is not read in a folder, from the outside to the inside.
+    """Lists everything in a folder that is not read, outermost first.
 
     Args:
         tree: the folder.
         read: folders in it whose folders are classes.
-        reasons: why some of the others are not read.
+        reasons: reasons for leaving out some of the others.
     """
     if any(tree is root for root in read):
         return [*_loose(tree), *_empty(tree), *_files(tree, list(tree.walk()))]
@@ -220,38 +224,35 @@ def _left_out(tree: Tree, read: Sequence[Tree], reasons: Mapping[Path, str]) -> 
         inner = [out for folder in tree.folders for out in _left_out(folder, read, reasons)]
         return [*_loose(tree), *_empty(tree), *_files(tree, [tree]), *inner]
     if not tree.has_images():
-        return []  # among the empty ones
+        return []  # listed among the empty folders
     return [LeftOut(tree.path, reasons.get(tree.path, "is left out"), len(tree.all_images()))]
 
 
 def _loose(tree: Tree) -> list[LeftOut]:
     count = len(tree.images)
-    what = f"{count} images directly in it are left out, which lie"
+    reason = f"{count} images directly in it are left out, because they are not in a class folder"
     if count == 1:
-        what = "1 image directly in it is left out, which lies"
-    reason = f"{what} in no folder of a class"
+        reason = "1 image directly in it is left out, because it is not in a class folder"
     return [LeftOut(tree.path, reason, count)] if count else []
 
 
 def _empty(tree: Tree) -> list[LeftOut]:
-    # in what cannot be read there may be images, and it is told as such
+    # unreadable folders may hold images, and are reported separately
     empty = [folder.name for folder in tree.folders if not folder.has_images() and not folder.all_unreadable()]
-    return [LeftOut(tree.path, f"left out, as there are no images in them: {listed(empty)}")] if empty else []
+    return [LeftOut(tree.path, f"folders without images are left out: {listed(empty)}")] if empty else []
 
 
 def _files(tree: Tree, trees: Sequence[Tree]) -> list[LeftOut]:
-    """Files that are no images, what is hidden, and links that lead back, in one line each."""
-    found = []
+    """Lists files that are not images, hidden ones, and links to parent folders, in one line each."""
+    reasons = []
     if others := [path for one in trees for path in one.others]:
-        found.append(
-            f"{len(others)} files that are no images are left out ({_endings(others)}), "
-            f"the first is {others[0].relative_to(tree.path)}"
-        )
+        what = "1 file that is not an image is" if len(others) == 1 else f"{len(others)} files that are not images are"
+        reasons.append(f"{what} left out ({_endings(others)}), the first is {others[0].relative_to(tree.path)}")
     if hidden := [path for one in trees for path in one.hidden]:
-        found.append(f"hidden files and folders are left out: {_relative(hidden, tree)}")
+        reasons.append(f"hidden files and folders are left out: {_relative(hidden, tree)}")
     if circles := [path for one in trees for path in one.circles]:
-        found.append(f"links to a folder that they lie in are left out: {_relative(circles, tree)}")
-    return [LeftOut(tree.path, reason) for reason in found]
+        reasons.append(f"links to their own parent folders are left out: {_relative(circles, tree)}")
+    return [LeftOut(tree.path, reason) for reason in reasons]
 
 
 def _relative(paths: Sequence[Path], tree: Tree) -> str:

@@ -1,8 +1,8 @@
-"""MNIST and FashionMNIST in the files that torchvision leaves: ``MNIST/raw/train-images-idx3-ubyte`` and so on.
+"""MNIST and FashionMNIST in torchvision's files: ``MNIST/raw/train-images-idx3-ubyte`` and so on.
 
-Each of the four files may be there as it was published (``.gz``) or unpacked; the checksums of both are known. The
-images have one channel and 28 pixels a side, and are laid in the middle of 32 black ones, as the field does it (the
-convolution of DatasetCondensation's code pads grey images to 32): three poolings want a multiple of 8.
+Each of the four files may be compressed, as published (``.gz``), or not; the checksums of both are known. The images
+have one channel of 28 x 28 pixels and are padded with black to 32 x 32, because three pooling layers need a multiple of
+8. This is the convention of the field (the convolution of DatasetCondensation's code pads grey images to 32).
 """
 
 import gzip
@@ -39,7 +39,7 @@ FILES: dict[str, dict[str, tuple[str, str]]] = {
         "t10k-labels-idx1-ubyte": ("15d484375f8d13e6eb1aabb0c3f46965", "bb300cfdad3c16e7a12a480ee83cd310"),
     },
 }
-"""The files of each dataset with their md5, unpacked and packed (the latter are those in torchvision)."""
+"""Files of each dataset with their md5, uncompressed and compressed (the latter as in torchvision)."""
 
 _URLS = {
     "mnist": "https://ossci-datasets.s3.amazonaws.com/mnist/",
@@ -48,25 +48,25 @@ _URLS = {
 
 
 def mnist_checksums(name: str, folder: Path) -> Mapping[str, str]:
-    """Checksums of the four files, each as it is there: unpacked, as torchvision reads it, or packed."""
-    found = {}
+    """Returns checksums of the four files in the form found: uncompressed, as torchvision reads them, or compressed."""
+    checksums = {}
     for file, (unpacked, packed) in FILES[name].items():
         as_packed = not (folder / file).exists() and (folder / f"{file}.gz").exists()
-        found[f"{file}.gz" if as_packed else file] = f"md5:{packed if as_packed else unpacked}"
-    return found
+        checksums[f"{file}.gz" if as_packed else file] = f"md5:{packed if as_packed else unpacked}"
+    return checksums
 
 
 def mnist_remotes(name: str) -> tuple[Remote, ...]:
-    """The four files as they are published."""
+    """Returns the four files as published."""
     files = FILES[name].items()
     return tuple(Remote(f"{_URLS[name]}{file}.gz", packed, archive=False) for file, (_, packed) in files)
 
 
 def read_mnist(name: str, folder: Path) -> tuple[Images, Images]:
-    """Training and test images, uint8 [N, 1, 32, 32].
+    """Reads training and test images, uint8 [N, 1, 32, 32].
 
     Raises:
-        InputError: if a file is not in the IDX format, or images and labels are not equally many.
+        InputError: if a file is not in the IDX format, or the numbers of images and labels differ.
     """
 
     def split(part: str) -> Images:
@@ -87,7 +87,7 @@ def read_mnist(name: str, folder: Path) -> tuple[Images, Images]:
 
 
 def _read_idx(name: str, path: Path, axes: int) -> Tensor:
-    """An array of bytes in the IDX format: two zeros, the type, the number of axes, their lengths, the values."""
+    """Reads an array of bytes in the IDX format: two zeros, the type, the number of axes, their lengths, the values."""
     packed = path.with_name(f"{path.name}.gz")
     try:
         content = path.read_bytes() if path.exists() else gzip.decompress(packed.read_bytes())

@@ -1,4 +1,4 @@
-"""Images laid in the middle of larger ones: networks with three poolings want sides that are multiples of 8."""
+"""Padding of images for networks with three pooling layers, which need sides that are multiples of 8."""
 
 from torch import Tensor
 
@@ -6,23 +6,23 @@ __all__ = ["padded"]
 
 
 def padded(images: Tensor, side: int) -> Tensor:
-    """Square images in the middle of larger ones, their outermost pixels repeated to the edge.
+    """Pads square images on all sides by repeating their outermost pixels.
 
-    Repeating continues whatever the background is, black or white, where a colour of our own would draw a frame.
+    Repetition continues any background, black or white, whereas a fixed colour would draw a frame.
 
     Args:
         images: [N, K, H, H], any type.
-        side: S, pixels a side, at least H; where the rest is odd, the right and lower border is the wider one.
+        side: S, pixels per side, at least H; if the difference is odd, the right and lower borders are wider.
 
     Returns:
-        [N, K, S, S]; the images themselves where S is H.
+        [N, K, S, S]; `images` itself if S is H.
     """
     size = images.shape[-1]
     if side == size:
         return images
     begin = (side - size) // 2
     end, larger = begin + size, images.new_empty(*images.shape[:-2], side, side)
-    # part by part into the place, so that there is nothing in memory but these and those
+    # filled in place, so that only the images and the result are in memory
     larger[..., begin:end, begin:end] = images
     larger[..., begin:end, :begin] = images[..., :1]
     larger[..., begin:end, end:] = images[..., -1:]

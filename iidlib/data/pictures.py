@@ -1,8 +1,8 @@
-"""An image file as the picture that a person sees, small and square: colours, depth, transparency, orientation.
+"""Decoding of an image file to the picture that a person sees, small and square: colours, depth, transparency.
 
-Whatever the file holds becomes RGB of 8 bits per channel: the first frame of an animation and the first page of a
-document, turned the way it was taken, in sRGB where the file has a colour profile, laid on white where it is
-transparent, resized so that the shorter side fits, with the middle kept.
+Every file becomes RGB with 8 bits per channel: the first frame of an animation or the first page of a document, rotated
+by its EXIF orientation, converted to sRGB if it has a colour profile, composited on white if it is transparent, and
+resized so that the shorter side fits, with the centre kept.
 """
 
 import contextlib
@@ -26,46 +26,45 @@ from iidlib.errors import one_line
 __all__ = ["LARGEST", "Picture", "decode", "read_picture"]
 
 FEW_WORDS = 80
-"""Characters of the reason why a picture cannot be read."""
+"""Maximum characters of the reason why a picture cannot be read."""
 
 LARGEST = 50_000_000
-"""Pixels of a picture at most: a small file can stand for a picture that fills the memory."""
+"""Maximum pixels of a picture: a small file can decode to a picture that fills the memory."""
 
 _PHOTOMETRIC, _WHITE_IS_ZERO = 262, 0
-"""The tag of TIFF files that says what their numbers mean, and its value where 0 is white."""
+"""TIFF tag of the photometric interpretation, and its value if 0 is white."""
 
 _TIFF, _PROFILE = 42, 34675
-"""What a TIFF file begins with after the order of its bytes, and the tag of its colour profile."""
+"""Magic number of TIFF files after the byte order mark, and the tag of their colour profile."""
 
 _SAMPLE_FORMAT, _UNSIGNED = 339, 1
-"""The tag of TIFF files that says what kind of numbers they hold, and its value, also where it is missing."""
+"""TIFF tag of the sample format, and its value for unsigned numbers, which is the default."""
 
 
 @dataclass(frozen=True)
 class Picture:
-    """An image file, read."""
+    """A decoded image file."""
 
     pixels: np.ndarray | None
     """uint8 [size, size, 3]; None for a picture of more than 8 bits that was read without a scale."""
     found: Found | None = None
-    """Its values, where it has more than 8 bits."""
+    """Range of its values, if it has more than 8 bits."""
     profile: str = ""
-    """Why its colour profile was left out of account, where it was."""
+    """Reason why its colour profile was ignored, if it was."""
     brightest: int | None = None
-    """Its largest value in a file with 16 bits in each of several channels, of which Pillow reads the upper 8."""
+    """Largest value read from a file with 16 bits in each of several channels, of which Pillow reads the upper 8."""
 
 
 def decode(path: Path, size: int, values: ValueRange | None = None) -> Tensor:
-    """An image file as uint8 [3, size, size].
+    """Decodes an image file to uint8 [3, size, size].
 
     Args:
-        path: of the file.
-        size: pixels a side.
-        values: what is black and what is white in a picture of more than 8 bits; found out from this picture alone when
-            not given.
+        path: path of the file.
+        size: pixels per side.
+        values: values of black and white in a picture of more than 8 bits; derived from this picture alone by default.
 
     Raises:
-        ValueError: saying in few words why it cannot be read.
+        ValueError: with a short reason why it cannot be read.
     """
     with quiet():
         picture = read_picture(path, size)
@@ -75,32 +74,32 @@ def decode(path: Path, size: int, values: ValueRange | None = None) -> Tensor:
 
 
 def read_picture(path: Path, size: int, scale: Scale | None = None) -> Picture:
-    """An image file, inside a `quiet` block; several threads may read at once.
+    """Reads an image file inside a `quiet` block; thread-safe.
 
     Args:
-        path: of the file.
-        size: pixels a side.
-        scale: what is black and what is white in a picture of more than 8 bits; without it only its values are found.
+        path: path of the file.
+        size: pixels per side.
+        scale: values of black and white in a picture of more than 8 bits; without it only the range of its values is
+            determined.
 
     Raises:
-        ValueError: saying in few words why it cannot be read.
+        ValueError: with a short reason why it cannot be read.
     """
     try:
         if not stat.S_ISREG(path.stat().st_mode):
             raise _RefusedError("not a regular file")
-        with path.open(
-            "rb"
-        ) as file:  # not by its name: Pillow would map it, and a file cut meanwhile kills the process
+        # opened here, because Pillow maps a file given by name, and truncating a mapped file kills the process
+        with path.open("rb") as file:
             picture = Image.open(file)
             pixels = picture.width * picture.height
             if pixels > LARGEST:
                 raise _RefusedError(f"{picture.width} x {picture.height} pixels are too many")
             if picture.format == "PNG":
-                picture.verify()  # its checksums, which are not compared when pixels are read
+                picture.verify()  # compares the checksums, which reading the pixels does not
                 file.seek(0)
                 picture = Image.open(file)
             if picture.format == "TIFF" and "icc_profile" not in picture.info and _lists_profile(file):
-                raise _RefusedError("truncated")  # Pillow leaves out what lies behind the end of the file
+                raise _RefusedError("truncated")  # Pillow ignores a profile beyond the end of the file
             with _room.for_pixels(pixels):
                 return _shown(picture, size, scale)
     except _RefusedError:
@@ -111,23 +110,23 @@ def read_picture(path: Path, size: int, scale: Scale | None = None) -> Picture:
         raise _RefusedError("its pixels are too many") from None
     except MemoryError:
         raise _RefusedError("too large for the memory") from None
-    except Exception as error:  # there is no end to what a damaged file makes a decoder raise
+    except Exception as error:  # corrupted files make decoders raise anything
         if isinstance(error, OSError) and error.strerror:
             raise _RefusedError(one_line(error.strerror, FEW_WORDS)) from None
         text = one_line(error, FEW_WORDS)
-        told = [reason for sign, reason in _KNOWN.items() if sign in text.lower()]
-        raise _RefusedError(told[0] if told else f"corrupted: {text or type(error).__name__}") from None
+        known = [reason for sign, reason in _KNOWN.items() if sign in text.lower()]
+        raise _RefusedError(known[0] if known else f"corrupted: {text or type(error).__name__}") from None
 
 
 class _RefusedError(ValueError):
-    """What is wrong with a file, in words of this module."""
+    """Reason why a file cannot be read, in the wording of this module."""
 
 
 _KNOWN = {
     "truncated": "truncated",
     "checksum": "corrupted: a checksum differs",
 }
-"""Parts of messages of Pillow, and what is said instead."""
+"""Replacements for Pillow's messages, by a part of them."""
 
 
 def _unknown(path: Path) -> str:
@@ -156,7 +155,7 @@ def _lists_profile(file: BinaryIO) -> bool:
 
 
 class _Room:
-    """Lets threads decode pictures at once that together have `LARGEST` pixels at most."""
+    """Limits the pictures that threads decode at the same time to a total of `LARGEST` pixels."""
 
     def __init__(self) -> None:
         self._taken = 0
@@ -179,13 +178,13 @@ _room = _Room()
 
 
 def _shown(picture: Image.Image, size: int, scale: Scale | None) -> Picture:
-    """A picture that is open, as it is seen."""
+    """Returns an open picture as it is seen."""
     tags = getattr(picture, "tag_v2", {})
     inverted = tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO
     unsigned = bool(tags) and tags.get(_SAMPLE_FORMAT, (_UNSIGNED,))[0] == _UNSIGNED
     halved = any(";16" in str(tile[3]) for tile in getattr(picture, "tile", ()))
     picture.load()
-    with contextlib.suppress(Exception):  # orientation that cannot be read; the picture can
+    with contextlib.suppress(Exception):  # an unreadable orientation does not make the picture unreadable
         ImageOps.exif_transpose(picture, in_place=True)
     if wide(picture.mode):
         found, seen = _deep(picture, scale, inverted, unsigned)
@@ -202,24 +201,22 @@ def _fitted(picture: Image.Image, size: int) -> np.ndarray:
 def _deep(
     picture: Image.Image, scale: Scale | None, inverted: bool = False, unsigned: bool = False
 ) -> tuple[Found, Image.Image | None]:
-    """Values of a picture of one channel, and how it is seen."""
+    """Returns the range of values of a picture with one channel, and the picture as it is seen."""
     values = np.asarray(picture)
-    if unsigned and values.dtype == np.int32:  # which is how Pillow holds all numbers of 32 bits
+    if unsigned and values.dtype == np.int32:  # Pillow's type for all 32-bit numbers
         values = values.view(np.uint32)
     low, high = float(values.min()), float(values.max())
     if not (np.isfinite(low) and np.isfinite(high)):
-        raise _RefusedError(
-            "has values that are NaN" if np.isnan(low + high) and _any_nan(values) else "has infinite values"
-        )
+        raise _RefusedError("has NaN values" if np.isnan(low + high) and _any_nan(values) else "has infinite values")
     found = Found(picture.mode == "F", low, high)
     if scale is None:
         return found, None
     shown = to_bytes(values, scale.range_for(found))
-    if inverted:  # Pillow does it for 8 bits only
+    if inverted:  # Pillow inverts only 8 bits
         np.subtract(255, shown, out=shown)
     transparent = picture.info.get("transparency")
     if isinstance(transparent, int):
-        shown[values == transparent] = 255  # laid on white
+        shown[values == transparent] = 255  # white background
     return found, Image.fromarray(shown).convert("RGB")
 
 
@@ -228,14 +225,14 @@ def _any_nan(values: np.ndarray) -> bool:
 
 
 def _in_colour(picture: Image.Image) -> tuple[Image.Image, str]:
-    """A picture of 8 bits per channel as RGB, and what was wrong with its colour profile."""
-    if picture.mode in ("La", "RGBa"):  # colours multiplied by their opacity
+    """Returns a picture of 8 bits per channel as RGB, and the problem with its colour profile, if any."""
+    if picture.mode in ("La", "RGBa"):  # premultiplied alpha
         picture = picture.convert(picture.mode.upper())
     profile, problem = picture.info.get("icc_profile"), ""
     transparent = "A" in picture.getbands() or "transparency" in picture.info
     above = picture.convert("RGBA") if transparent else None
     flat = picture if above is None else above.convert("RGB")
-    if profile and picture.mode != "LAB":  # which is independent of any device
+    if profile and picture.mode != "LAB":  # LAB is device-independent
         if picture.mode in ("1", "L", "LA"):
             flat = picture.convert("L")
         elif picture.mode != "CMYK":

@@ -1,4 +1,4 @@
-"""Pillow as it is to be while image files are read: without warnings of its own, and strict about what is truncated."""
+"""Settings of Pillow while image files are read: no warnings, and strict about truncated files."""
 
 import contextlib
 import ctypes
@@ -16,11 +16,11 @@ __all__ = ["quiet"]
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """A block in which Pillow reads files whole or not at all, and says so by exceptions alone.
+    """Runs a block in which Pillow rejects incomplete files and reports problems only by exceptions.
 
-    Its warnings, its log and the complaints of its TIFF library would reach the terminal in words that are not for
-    users, and scripts like to switch its refusal of truncated files off. These are settings of the process: other
-    threads have them too, and the last of several blocks that overlap restores what was before the first.
+    Its warnings, its log and the errors of its TIFF library would reach the terminal in wording that does not help
+    users, and scripts often make it accept truncated files. These settings apply to the whole process, including other
+    threads; the last of several overlapping blocks restores the settings from before the first.
     """
     with _quiet.lock:
         if not _quiet.blocks:
@@ -37,7 +37,7 @@ def quiet() -> Iterator[None]:
 
 @dataclass
 class _Quiet:
-    """The blocks of `quiet` that threads are in now."""
+    """State shared by all active blocks of `quiet`."""
 
     blocks: int = 0
     settings: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
@@ -49,8 +49,8 @@ _quiet = _Quiet()
 
 @contextlib.contextmanager
 def _settings() -> Iterator[None]:
-    log, whole, handler = logging.getLogger("PIL"), ImageFile.LOAD_TRUNCATED_IMAGES, _tiff_error_handler()
-    level, complain = log.level, handler(None)
+    log, truncated, set_handler = logging.getLogger("PIL"), ImageFile.LOAD_TRUNCATED_IMAGES, _tiff_error_handler()
+    level, handler = log.level, set_handler(None)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         log.setLevel(logging.CRITICAL)
@@ -58,16 +58,16 @@ def _settings() -> Iterator[None]:
         try:
             yield
         finally:
-            handler(complain)
+            set_handler(handler)
             log.setLevel(level)
-            ImageFile.LOAD_TRUNCATED_IMAGES = whole
+            ImageFile.LOAD_TRUNCATED_IMAGES = truncated
 
 
 @functools.cache
 def _tiff_error_handler() -> Callable[[int | None], int | None]:
-    """Sets what the TIFF library of Pillow calls to print an error, and returns what it called before.
+    """Returns a function that sets the error handler of Pillow's TIFF library and returns the previous one.
 
-    Does nothing where that library has been built into Pillow.
+    The function does nothing if that library is linked statically into Pillow.
     """
     try:
         setter = ctypes.CDLL(Image.core.__file__).TIFFSetErrorHandler

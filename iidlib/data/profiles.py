@@ -1,7 +1,7 @@
-"""Colour profiles that cameras, screens and scanners write into image files, converted to sRGB.
+"""Conversion to sRGB of the colour profiles that cameras, screens and scanners write into image files.
 
-A photograph in Display P3 or AdobeRGB holds other numbers than sRGB for the same colour. Networks see numbers, so that
-a dataset with both would show them two kinds of red.
+A photograph in Display P3 or AdobeRGB holds other numbers than one in sRGB for the same colour. Networks only see
+numbers, so a dataset with both would show them two kinds of red.
 """
 
 import functools
@@ -13,25 +13,25 @@ from PIL import Image, ImageCms
 __all__ = ["UnusableProfileError", "in_srgb"]
 
 ALIKE = 3
-"""Steps of 255 that a profile may move a colour by and still count as sRGB, of which there are many tellings."""
+"""Maximum change of a colour, out of 255, by a profile that counts as sRGB, of which many variants exist."""
 
 _KEPT = 64
-"""Profiles whose conversion is kept; a dataset's files tend to have few."""
+"""Number of profiles whose conversion is cached; the files of a dataset usually have few."""
 
 
 class UnusableProfileError(ValueError):
-    """A profile that is damaged or is one for other channels than the picture has."""
+    """Raised for a profile that is corrupted or does not fit the picture's channels."""
 
 
 def in_srgb(picture: Image.Image, profile: bytes) -> Image.Image:
-    """A picture's colours as sRGB.
+    """Converts a picture's colours to sRGB.
 
     Args:
-        picture: of mode L, RGB or CMYK.
-        profile: the ICC profile that its file holds.
+        picture: picture of mode L, RGB or CMYK.
+        profile: ICC profile in its file.
 
     Returns:
-        A picture of mode RGB, or `picture` itself where its profile is sRGB.
+        A picture of mode RGB, or `picture` itself if its profile is sRGB.
 
     Raises:
         UnusableProfileError: if the profile cannot be used for this picture.
@@ -55,13 +55,12 @@ def _space(profile: bytes) -> str:
 
 @functools.lru_cache(_KEPT)
 def _transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
-    """From a profile to sRGB; None where both are the same, so that rounding changes nothing then."""
+    """Returns the conversion from a profile to sRGB, or None if they are the same, to avoid changes by rounding."""
     try:
         source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        exactly = (
-            ImageCms.Flags.NOOPTIMIZE if mode == "L" else ImageCms.Flags.NONE
-        )  # else dark greys are some steps off
-        transform = ImageCms.buildTransform(source, ImageCms.createProfile("sRGB"), mode, "RGB", flags=exactly)
+        # with optimization, dark greys are some steps off
+        flags = ImageCms.Flags.NOOPTIMIZE if mode == "L" else ImageCms.Flags.NONE
+        transform = ImageCms.buildTransform(source, ImageCms.createProfile("sRGB"), mode, "RGB", flags=flags)
         probe = _probe(mode)
         if probe is None:
             return transform
@@ -76,7 +75,7 @@ def _applied(transform: ImageCms.ImageCmsTransform, picture: Image.Image) -> Ima
 
 
 def _probe(mode: str) -> Image.Image | None:
-    """Colours from all over a space; None for inks, which have no own tones that could be the same."""
+    """Returns colours from the whole space, or None for inks, which cannot be compared with sRGB."""
     if mode == "L":
         return Image.fromarray(np.arange(256, dtype=np.uint8)[None])
     if mode == "RGB":

@@ -1,4 +1,4 @@
-"""The datasets by name: loaded, listed, and checked against their checksums."""
+"""Datasets by name: loading, listing, and verification against checksums."""
 
 import logging
 import os
@@ -34,10 +34,10 @@ __all__ = ["SOURCES", "CheckReport", "DatasetRow", "check", "datasets", "load_da
 
 
 def _get(name: str, size: str, folder: str, archive: str = "") -> str:
-    laid = f"; {archive} laid into DIR is taken instead of downloading it" if archive else ""
+    local = f"; {archive} placed in DIR is used instead of a download" if archive else ""
     return (
-        f"fetch it ({size}) with: iid data fetch {name} --data-root DIR{laid} (or name with --data-root or IID_DATA "
-        f"the folder that holds {folder})"
+        f"fetch it ({size}) with: iid data fetch {name} --data-root DIR{local} (or set --data-root or IID_DATA to the "
+        f"folder that holds {folder})"
     )
 
 
@@ -103,7 +103,7 @@ SOURCES: dict[str, Source] = {
             images=(100_000, 10_000),
             embedded=False,
             get=_get("tinyimagenet", "248 MB", "tiny-imagenet-200", "tiny-imagenet-200.zip")
-            + "; part of it is a data set of its own as folder:PATH?size=64",
+            + "; a part of it can be used as folder:PATH?size=64",
             checksums=lambda folder: {},
             read=read_tinyimagenet,
             remotes=tinyimagenet_remotes,
@@ -113,7 +113,7 @@ SOURCES: dict[str, Source] = {
         ),
     )
 }
-"""Data sets kept in files, by name."""
+"""Datasets stored in files, by name."""
 
 _VALIDATION = "validation:"
 
@@ -121,20 +121,20 @@ logger = logging.getLogger("iidlib")
 
 
 def _held_out(dataset: Dataset) -> Dataset:
-    """Nine tenths of the training images, and the last tenth in place of the test images, which stay unseen."""
+    """Returns nine tenths of the training images, and the last tenth in place of the test images, which stay unseen."""
     train, held_out = dataset.train.split(0.9, torch.Generator().manual_seed(0))
     spec = replace(dataset.spec, name=_VALIDATION + dataset.name)
     train, held_out = (RealSet(part.images, part.labels, spec) for part in (train, held_out))
-    if dataset.name.startswith("folder:"):  # whose numbers have been told
+    if dataset.name.startswith("folder:"):  # its numbers of images were logged before the split
         logger.info(
-            "%s: %d of the training images are trained on and the other %d are tested on; the %d test images are not "
-            "looked at", spec.name, len(train), len(held_out), len(dataset.test),
+            "%s: %d training images are used for training and %d are held out for testing; the %d test images are not "
+            "used", spec.name, len(train), len(held_out), len(dataset.test),
         )  # fmt: skip
     return Dataset(spec.name, train, held_out, spec)
 
 
 def _as_name(given: object) -> str:
-    """A dataset's name, where a path stands for the folder."""
+    """Returns a dataset's name; a path object stands for ``folder:`` with that path."""
     if isinstance(given, os.PathLike) and isinstance(path := os.fspath(given), str):
         return f"folder:{path}"
     if not isinstance(given, str):
@@ -143,15 +143,15 @@ def _as_name(given: object) -> str:
 
 
 def _as_device(given: torch.device | str) -> torch.device:
-    """A device that is there."""
+    """Returns a device that can be used here."""
     try:
         device = torch.device(given)
     except (RuntimeError, TypeError):
-        raise InputError(f"device {given!r} is not known; give cpu, cuda, cuda:N or mps") from None
+        raise InputError(f"unknown device {given!r}; use cpu, cuda, cuda:N or mps") from None
     try:
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError):  # as torch says it that was built without it
-        raise InputError(f"device {given!r} cannot be used here; give another one, such as cpu") from None
+    except (RuntimeError, AssertionError, NotImplementedError):  # the last two from builds of torch without the device
+        raise InputError(f"device {given!r} cannot be used here; use another one, such as cpu") from None
     return device
 
 
@@ -163,25 +163,24 @@ def load_dataset(
     download: bool = False,
     mirror: str | None = None,
 ) -> Dataset:
-    """A data set by name, its files verified.
+    """Loads a dataset by name and verifies its files.
 
     Args:
         name: ``cifar10-mini`` (comes with the library), ``cifar10``, ``cifar100``, ``svhn``, ``mnist``,
             ``fashionmnist`` (torchvision's files), ``tinyimagenet`` (the original folder), ``shapes`` (drawn), or
-            ``folder:PATH`` (see `data.folder`); or one of them after ``validation:``, which holds out a tenth of each
-            class's training images, always the same ones, to be judged on in place of the test images: settings are
-            chosen on it. Capitals, dashes and underscores do not matter: ``CIFAR-10`` is cifar10. A path object stands
-            for ``folder:`` with that path.
-        data_root: the folder that holds the data set's folder; the one in ``IID_DATA`` when not given. What comes with
-            the library is found without either.
-        device: where the images are put.
-        download: fetch what is missing into the data root, with a progress bar. An archive that lies there is unpacked
-            instead, and stays.
-        mirror: with `download`, another address to fetch from: that of a folder, or of the file; http(s) or file.
+            ``folder:PATH`` (see `data.folder`). With the prefix ``validation:``, a fixed tenth of each class's training
+            images is held out and replaces the test images, to choose settings on. Case, dashes and underscores do not
+            matter: ``CIFAR-10`` is cifar10. A path object stands for ``folder:`` with that path.
+        data_root: folder that holds the dataset's folder; ``IID_DATA`` by default. Neither is needed for what comes
+            with the library.
+        device: device for the images.
+        download: whether to fetch missing files into the data root, with a progress bar. An archive that is already
+            there is unpacked instead, and kept.
+        mirror: with `download`, another http(s) or file address to fetch from, either of a folder or of the file.
 
     Raises:
-        InputError: for an unknown name or device, and for missing or damaged files: which, where looked, how to get
-            them.
+        InputError: for an unknown name or device, and for missing or corrupted files. The message names the files, the
+            folders searched, and the way to get them.
 
     Example:
         >>> data = load_dataset("cifar10-mini")
@@ -194,7 +193,7 @@ def load_dataset(
     if not isinstance(mirror, str | None):
         raise InputError(f"mirror must be the text of an address, got {mirror!r}")
     if mirror is not None and not download:
-        raise InputError("mirror says where to download from; it goes with download=True")
+        raise InputError("mirror is the address to download from; it needs download=True")
     if name.startswith(_VALIDATION):
         whole = load_dataset(
             name.removeprefix(_VALIDATION), data_root=data_root, device=device, download=download, mirror=mirror
@@ -205,7 +204,7 @@ def load_dataset(
     if mirror is not None and name not in SOURCES:
         raise InputError(f"{name} is not fetched; there is nothing to fetch from {mirror!r}")
     if name.startswith("folder:"):
-        return _of_folder(name, device)
+        return _from_folder(name, device)
     if name == "shapes":
         drawn = shapes()
         return Dataset(name, drawn.train.to(device), drawn.test.to(device), drawn.spec)
@@ -218,8 +217,8 @@ def load_dataset(
     return Dataset.of(spec, train, test, device)
 
 
-def _of_folder(name: str, device: torch.device | str) -> Dataset:
-    """A folder's images, with the mean and deviation of its own training pixels."""
+def _from_folder(name: str, device: torch.device | str) -> Dataset:
+    """Returns a folder's images, with the mean and standard deviation of its training pixels."""
     found = read_folder(name)
     mean, std = channel_statistics(found.train[0])
     spec = DatasetSpec(
@@ -244,71 +243,71 @@ def _known(name: str) -> None:
     for source in SOURCES.values():
         if place.name == Path(source.folder).parts[0] and place.is_dir():
             raise InputError(
-                f"unknown dataset {name!r}; for the {source.name} in it, write {source.name} and --data-root {path}"
+                f"unknown dataset {name!r}; to use the {source.name} in it, write {source.name} and --data-root {path}"
             )
     if path and place.is_dir():
-        raise InputError(f"unknown dataset {name!r}; to take the folder of that name, write folder:{name}")
+        raise InputError(f"unknown dataset {name!r}; to use the folder of that name, write folder:{name}")
     if path and place.is_file():
         raise InputError(
-            f"unknown dataset {name!r}, which is a file; unpack it if it is an archive, and write folder: and the path "
-            "of a folder with one folder of images for each class"
+            f"unknown dataset {name!r}, which is a file; unpack it if it is an archive, and write folder:PATH with the "
+            "path of a folder that has one folder of images for each class"
         )
     raise InputError(f"unknown dataset {name!r}{suggest(name, [*names, 'folder:PATH'])}")
 
 
 @dataclass(frozen=True)
 class DatasetRow:
-    """A line of the list of data sets."""
+    """A row of the list of datasets."""
 
     name: str
     found: str | None
-    """Where it is, or None."""
+    """Location of the dataset, or None."""
     train_images: int
     test_images: int
     get: str
-    """How to get it."""
+    """Instructions for getting it."""
     incomplete: str = ""
-    """What is missing in a folder that is there but does not hold the dataset; then it does not count as found."""
+    """Files missing from an existing folder, in words; the dataset then does not count as found."""
 
 
 def datasets(data_root: PathLike | None = None) -> list[DatasetRow]:
-    """Every data set that `load_dataset` knows, and where it was found; files are not read."""
+    """Lists every dataset that `load_dataset` knows and its location, without reading files."""
     rows = []
     for source in SOURCES.values():
         folder = source.find(data_root)
         get = "comes with iidlib" if source.embedded else source.get
-        told = source.lacks(folder) if folder else []
-        incomplete = f"{folder}: {listed(told, 4, between='; ')}" if told else ""
-        found = str(folder) if folder and not told else None
+        missing = source.lacks(folder) if folder else []
+        incomplete = f"{folder}: {listed(missing, 4, between='; ')}" if missing else ""
+        found = str(folder) if folder and not missing else None
         rows.append(DatasetRow(source.name, found, *source.images, get, incomplete))
     drawn = shapes()
-    return [*rows, DatasetRow("shapes", "drawn when asked for", len(drawn.train), len(drawn.test), "comes with iidlib")]
+    return [*rows, DatasetRow("shapes", "drawn on demand", len(drawn.train), len(drawn.test), "comes with iidlib")]
 
 
 @dataclass(frozen=True)
 class CheckReport:
-    """What a check of a data set's files found."""
+    """Result of verifying a dataset's files."""
 
     name: str
     folder: Path | None
-    """Where they are; None for a data set without files."""
+    """Location of the files; None for a dataset without files."""
     files: tuple[FileCheck, ...]
     get: str
-    """How to get what is missing or damaged."""
+    """Instructions for getting missing or corrupted files."""
     problems: tuple[str, ...] = ()
-    """What is missing or too much, in words, where there are no checksums."""
+    """Missing and unexpected files, in words, for a dataset without checksums."""
 
     @property
     def ok(self) -> bool:
-        """Whether every file is there and whole."""
+        """Whether every file is present and intact."""
         return not self.problems and all(file.state == "ok" for file in self.files)
 
 
 def check(name: str, data_root: PathLike | None = None) -> CheckReport:
-    """Compares every file of a data set with its checksum.
+    """Compares every file of a dataset with its checksum.
 
     Raises:
-        InputError: for an unknown name, or when the data set's folder is nowhere.
+        InputError: for an unknown name, or if the dataset's folder cannot be found.
     """
     name = dataset_name(name)
     _known(name)
@@ -316,5 +315,5 @@ def check(name: str, data_root: PathLike | None = None) -> CheckReport:
         return CheckReport(name, None, (), "comes with iidlib")
     source = SOURCES[name]
     folder = source.locate(data_root)
-    told = source.problems(folder) if source.problems else []
-    return CheckReport(name, folder, tuple(source.check(folder)), source.get, tuple(told))
+    problems = source.problems(folder) if source.problems else []
+    return CheckReport(name, folder, tuple(source.check(folder)), source.get, tuple(problems))

@@ -1,7 +1,7 @@
-"""Where the real images come from: files found, and verified against their checksums before they are read.
+"""Sources of real images: their files are located, and verified against their checksums before they are read.
 
-Nothing is decoded or unpickled before its checksum has been compared, and a file that is missing or differs is
-reported in one line that names it and says how to get it.
+Nothing is decoded or unpickled before its checksum has been verified. A missing or corrupted file is reported in one
+line that names it and explains how to get it.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ from iidlib.files import PACKAGE, checkout, user_path
 __all__ = ["FileCheck", "Images", "PathLike", "Remote", "Size", "Source", "data_dir"]
 
 PathLike = str | os.PathLike[str]
-"""A path as text or as an object."""
+"""Path as text or as an object."""
 
 Images = tuple[Tensor, Tensor]
 """Images, uint8 [N, K, H, W], and their labels, int64 [N]."""
@@ -28,25 +28,25 @@ Images = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class FileCheck:
-    """What became of one file of a dataset."""
+    """State of one file of a dataset."""
 
     path: Path
-    state: Literal["ok", "missing", "damaged"]
+    state: Literal["ok", "missing", "corrupted"]
     detail: str = ""
-    """How a damaged file differs."""
+    """Difference that was found in a corrupted file."""
 
 
 @dataclass(frozen=True)
 class Remote:
-    """A file that a dataset is fetched as."""
+    """A file to fetch for a dataset."""
 
     url: str
     md5: str | None
-    """Its published checksum, where there is one."""
+    """Published checksum, or None if there is none."""
     archive: bool
-    """Whether it holds the dataset's folder; else it is one of the files in it."""
+    """Whether it is an archive of the dataset's folder, rather than one of the files in the folder."""
     name: str = ""
-    """The file's name; the last part of the address when not given."""
+    """File name; the last part of the address by default."""
 
     def __post_init__(self) -> None:
         if not self.name:
@@ -55,55 +55,55 @@ class Remote:
 
 @dataclass(frozen=True)
 class Size:
-    """How large a dataset is known to be, by which what is fetched and unpacked is bounded."""
+    """Known size of a dataset, which limits how much is fetched and unpacked."""
 
     download: int
-    """Bytes of all files that are fetched."""
+    """Total bytes of the files to fetch."""
     unpacked: int = 0
-    """Bytes of what the archive holds, where it is one."""
+    """Bytes of the unpacked archive, if it is one."""
     members: int = 0
     """Files and folders in the archive."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """A dataset kept in files."""
+    """A dataset stored in files."""
 
     name: str
     folder: str
-    """The folder that holds its files, inside a data root."""
+    """Folder that holds its files, inside a data root."""
     images: tuple[int, int]
-    """How many training and test images it has."""
+    """Numbers of training and test images."""
     embedded: bool
     """Whether it comes with the library."""
     get: str
-    """What to do to get it; ``DIR`` stands for the data root."""
+    """Instructions for getting it; ``DIR`` stands for the data root."""
     checksums: Callable[[Path], Mapping[str, str]]
-    """Checksums of the files in its folder, by relative path, as ``algorithm:hex``."""
+    """Function that returns the checksums of the files in a folder, by relative path, as ``algorithm:hex``."""
     read: Callable[[Path], tuple[Images, Images]]
-    """Training and test images from a folder whose files are known to be whole."""
+    """Function that reads the training and test images from a folder whose files have been verified."""
     remotes: Callable[[], tuple[Remote, ...]] | None = None
-    """The files that it is fetched as, where it can be."""
+    """Function that returns the files to fetch; None for a dataset that is not fetched."""
     size: Size = field(default=Size(0))
-    """How large it is, where it is fetched."""
+    """Size of a dataset that is fetched."""
     classes: Callable[[Path], tuple[str, ...]] | None = None
-    """Class names, where the files tell them."""
+    """Function that reads the class names from the files, if they hold them."""
     problems: Callable[[Path], list[str]] | None = None
-    """What is missing or too much, in words, where no checksums are published."""
+    """Function that lists missing and unexpected files, in words, if no checksums are published."""
 
     def find(self, data_root: PathLike | None = None) -> Path | None:
-        """The folder, in the first place that has it, or None; places as for `data_dir`.
+        """Returns the dataset's folder in the first place that has it, or None; places as for `data_dir`.
 
-        An empty folder, which a download may have left, does not count where another place has one with files.
+        An empty folder, which a download may have left, is used only if no other place has a folder with files.
         """
         there = [place for place in self.places(data_root) if place.is_dir()]
         return next((place for place in there if any(place.iterdir())), there[0] if there else None)
 
     def locate(self, data_root: PathLike | None = None) -> Path:
-        """As `find`, for a folder that must be there.
+        """Returns the dataset's folder, which must exist, see `find`.
 
         Raises:
-            InputError: when no place has it; the message lists the places and how to get it.
+            InputError: if no place has it; the message lists the places and explains how to get it.
         """
         folder = self.find(data_root)
         if folder is None:
@@ -117,44 +117,44 @@ class Source:
         return folder
 
     def places(self, data_root: PathLike | None = None) -> list[Path]:
-        """Where the folder may be, first the place to prefer."""
+        """Returns the possible locations of the folder, the preferred one first."""
         return _places(self.folder, data_root, self.embedded)
 
     def root_of(self, folder: Path) -> Path:
-        """The data root of a folder that is one of the places."""
+        """Returns the data root of a folder that is one of the places."""
         return folder.parents[len(Path(self.folder).parts) - 1]
 
     def check(self, folder: Path) -> list[FileCheck]:
-        """The state of every file in `folder`, by checksum."""
+        """Verifies the checksum of every file in `folder`."""
         return [check_file(folder / name, checksum) for name, checksum in self.checksums(folder).items()]
 
     def lacks(self, folder: Path) -> list[str]:
-        """What is not there of all that belongs into `folder`, in words; files are not read."""
+        """Lists in words what `folder` lacks, without reading files."""
         missing = [name for name in self.checksums(folder) if not (folder / name).exists()]
         return [*(self.problems(folder) if self.problems else []), *(f"{name} is missing" for name in missing)]
 
     def load(self, data_root: PathLike | None = None) -> tuple[Images, Images]:
-        """Training and test images: found, verified, and read.
+        """Finds, verifies and reads the training and test images.
 
         Args:
-            data_root: the folder to look in; the one in ``IID_DATA`` when not given.
+            data_root: folder to look in; ``IID_DATA`` by default.
 
         Raises:
-            InputError: when the folder is in none of the places, or a file is missing or damaged.
+            InputError: if the folder cannot be found, or a file is missing or corrupted.
         """
         folder = self.locate(data_root)
         get = self.get.replace("DIR", str(self.root_of(folder)))
-        if self.problems and (told := self.problems(folder)):
-            raise InputError(f"{self.name}: {folder} is not whole: {listed(told, 4, between='; ')}. {get}")
+        if self.problems and (problems := self.problems(folder)):
+            raise InputError(f"{self.name}: {folder} is incomplete: {listed(problems, 4, between='; ')}. {get}")
         for file in self.check(folder):
             if file.state == "missing":
                 raise InputError(f"{self.name}: {file.path} is missing; {get}")
-            if file.state == "damaged":
-                raise InputError(f"{self.name}: {file.path} is damaged ({file.detail}); move it away and {get}")
+            if file.state == "corrupted":
+                raise InputError(f"{self.name}: {file.path} is corrupted ({file.detail}); move it away and {get}")
         return self.read(folder)
 
-    def whole(self, data_root: PathLike | None = None) -> bool:
-        """Whether every file is there and as it should be."""
+    def complete(self, data_root: PathLike | None = None) -> bool:
+        """Whether every file is present and intact."""
         folder = self.find(data_root)
         if folder is None or (self.problems and self.problems(folder)):
             return False
@@ -162,19 +162,19 @@ class Source:
 
 
 def in_the_way(place: Path) -> str:
-    """The end of a message, where a file stands where a folder above should be."""
+    """Returns the end of a message about a file in place of a parent folder, empty if there is none."""
     files = [above for above in place.parents if above.is_file()]
     return f", but {files[0]} is a file, not a folder" if files else ""
 
 
 def data_dir(name: str = "cifar10-mini", data_root: PathLike | None = None) -> Path:
-    """The folder `name` of what comes with the library: embedded images, distilled sets, measured numbers.
+    """Returns the folder `name` of the data that comes with the library: images, distilled sets, measured numbers.
 
-    Looks in `data_root` (or ``IID_DATA`` when not given), then the checkout's ``data/``, then the files installed with
-    the package (which hold ``cifar10-mini`` only); the working folder plays no part.
+    Looks in `data_root` (``IID_DATA`` by default), then the checkout's ``data/``, then the files installed with the
+    package (``cifar10-mini`` only), but never in the working folder.
 
     Raises:
-        InputError: when none of them has it.
+        InputError: if none of them has it.
     """
     places = _places(name, data_root, embedded=True)
     for place in places:
@@ -187,30 +187,30 @@ def data_dir(name: str = "cifar10-mini", data_root: PathLike | None = None) -> P
 
 
 def _places(folder: str, data_root: PathLike | None, embedded: bool) -> list[Path]:
-    """Where a folder of data may be, first the place to prefer."""
-    # an IID_DATA set to nothing counts as not set
+    """Returns the possible locations of a folder of data, the preferred one first."""
+    # an empty IID_DATA counts as unset
     named = data_root or os.environ.get("IID_DATA")
     roots = [user_path(named).absolute()] if named else []
     if embedded:
-        # not simply beside the package: in an installation that is site-packages, whose "data" is not ours
+        # not simply next to the package: in an installation that is site-packages, whose "data" is not ours
         if (root := checkout()) is not None:
             roots.append(root / "data")
         roots.append(PACKAGE / "_data")
     parts = Path(folder).parts
     places = []
     for root in roots:
-        # whoever names the dataset's own folder, or one between, instead of the one that holds it is understood
-        own = [n for n in range(len(parts), 0, -1) if root.parts[-n:] == parts[:n]]
-        places += [root.joinpath(*parts[own[0] :])] if own else []
-        if not own or len(parts) > 1:  # torchvision.datasets.MNIST("MNIST") makes MNIST/MNIST/raw
+        # the root may also be the dataset's folder itself, or a folder on the path to it
+        overlaps = [n for n in range(len(parts), 0, -1) if root.parts[-n:] == parts[:n]]
+        places += [root.joinpath(*parts[overlaps[0] :])] if overlaps else []
+        if not overlaps or len(parts) > 1:  # torchvision.datasets.MNIST("MNIST") makes MNIST/MNIST/raw
             places.append(root / folder)
     return places
 
 
 def file_checksum(path: Path, algorithm: str) -> str:
-    """A file's checksum in hex digits."""
+    """Returns a file's checksum in hex digits."""
     with path.open("rb") as file:
-        # many sets publish md5, which finds damage, and does so also where it is barred for security
+        # many datasets publish md5, which detects corruption; usedforsecurity lets it run where policies forbid it
         return hashlib.file_digest(file, lambda: hashlib.new(algorithm, usedforsecurity=False)).hexdigest()
 
 
@@ -221,7 +221,7 @@ def check_file(path: Path, checksum: str) -> FileCheck:
     except FileNotFoundError:
         return FileCheck(path, "missing")
     except OSError as error:
-        return FileCheck(path, "damaged", f"cannot be read: {error.strerror}")
+        return FileCheck(path, "corrupted", f"cannot be read: {error.strerror}")
     if actual != expected:
-        return FileCheck(path, "damaged", f"{algorithm} {actual[:12]}, expected {expected[:12]}")
+        return FileCheck(path, "corrupted", f"{algorithm} {actual[:12]}, expected {expected[:12]}")
     return FileCheck(path, "ok")

@@ -1,4 +1,4 @@
-"""Which folders of a dataset are the split into training and test images, by the names that people give them."""
+"""Detection of a dataset's split into training and test images, by the usual names of their folders."""
 
 import re
 from collections.abc import Sequence
@@ -14,10 +14,10 @@ ROLES = {
     "val": ("val", "valid", "validation", "dev"),
     "unlabelled": ("pred", "predict", "prediction", "predictions", "unlabeled", "unlabelled"),
 }
-"""Words in the names of folders, and what they say."""
+"""Words in folder names that mark each role in a split."""
 
 TAILS = {"set", "data", "dataset", "images", "image", "imgs", "img", "split", "folder", "dir"}
-"""Words behind them that say nothing more, as in ``test_set``."""
+"""Words after them without further meaning, as in ``test_set``."""
 
 CONTAINERS = {"images", "image", "imgs", "img", "data"}
 """Folders between a split and its classes, as in ``train/images/cat``."""
@@ -26,7 +26,7 @@ WORDS = {"train": "training images", "test": "test images", "val": "validation i
 
 
 def role_of(name: str) -> tuple[str, str] | None:
-    """What comes before it in a folder's name, and the part of a dataset that the name stands for; None for others.
+    """Returns the prefix of a folder's name and the role that the name marks, or None if it marks none.
 
     >>> role_of("Training"), role_of("test_set"), role_of("valid"), role_of("seg_train")
     (('', 'train'), ('', 'test'), ('', 'val'), ('seg', 'train'))
@@ -47,12 +47,12 @@ def role_of(name: str) -> tuple[str, str] | None:
 
 
 def find_split(tree: Tree) -> dict[str, Tree]:
-    """The folders of a split by their roles (train, test, val, unlabelled); none where the folder holds classes.
+    """Returns the folders of a split by role (train, test, val, unlabelled), or none if the folder holds classes.
 
-    A single folder that holds the split is entered (``archive/train``), also several times.
+    Single folders around the split are entered, at any depth (``archive/train``).
 
     Raises:
-        InputError: if the folder can be understood in two ways, or lacks the training images.
+        InputError: if the layout is ambiguous, or has no training images.
     """
     place = tree
     while True:
@@ -64,9 +64,9 @@ def find_split(tree: Tree) -> dict[str, Tree]:
             one = split[0]
             parts = " and ".join(sub.name for sub in one.folders_with_images() if role_of(sub.name))
             raise InputError(
-                f"{place.path} has the folders {listed([folder.name for folder in folders])}, and in {one.name} are "
+                f"{place.path} has the folders {listed([folder.name for folder in folders])}, and {one.name} contains "
                 f"{parts}; if the folders are classes, put the split above them (train/{one.name}, test/{one.name}); "
-                f"if {one.name} is the dataset, name it: folder:{one.path}"
+                f"if {one.name} is the dataset, write folder:{one.path}"
             )
         if len(folders) != 1 or place.images:
             return {}
@@ -74,7 +74,7 @@ def find_split(tree: Tree) -> dict[str, Tree]:
 
 
 def inside(tree: Tree, role: str) -> Tree:
-    """The folder in a part of a split that holds the classes, where it repeats the name or is called images."""
+    """Returns the folder that holds the classes, entering folders that repeat the part's name or are called images."""
     while True:
         folders = tree.folders_with_images()
         if len(folders) != 1 or tree.images:
@@ -93,13 +93,13 @@ def _is_split(tree: Tree) -> bool:
 
 
 def _complete(roles: Sequence[tuple[str, str]], front: str) -> bool:
-    """Whether folders that share the beginning of their names are a split, as seg_train and seg_test are."""
+    """Whether the folders whose names start with `front` are a split, as seg_train and seg_test are."""
     found = {role for own, role in roles if own == front}
     return "train" in found and bool(found & {"test", "val"})
 
 
 def _roles(tree: Tree) -> dict[str, Tree]:
-    """The folders of a split directly in a folder, by their roles."""
+    """Returns the folders of a split directly in a folder, by role."""
     folders = tree.folders_with_images()
     named = [(folder, *role) for folder in folders if (role := role_of(folder.name))]
     if any(folder.name.casefold() == "invalid" for folder in folders):  # then valid is a class
@@ -116,27 +116,26 @@ def _roles(tree: Tree) -> dict[str, Tree]:
     for one, words in WORDS.items():
         if len(both := [folder.name for folder, role in split if role == one]) > 1:
             raise InputError(
-                f"{tree.path} has {' and '.join(both)}, each of which can be the {words}; put them together, or move "
-                "one away"
+                f"{tree.path} has {' and '.join(both)}, each of which can be the {words}; merge them, or move one away"
             )
     beside = [folder.name for folder in folders if folder.name not in names]
     if "train" not in roles:
         (first, _), *_ = split
-        alone = f"{tree.path} has a folder {first.name} but none of training images"
+        alone = f"{tree.path} has a folder {first.name} but none with training images"
         if not beside:
             raise InputError(f"{alone}; put them into {tree.path / 'train'}, or use this one: folder:{first.path}")
         raise InputError(
-            f"{alone}; if {first.name} holds test images, put the folders of the classes into {tree.path / 'train'}, "
-            "and if it is a class, give its folder another name"
+            f"{alone}; if {first.name} holds test images, move the class folders into {tree.path / 'train'}, and if it "
+            "is a class, give its folder another name"
         )
     train = roles["train"]
     if not beside:
         return roles
     numbered = [name for name in beside if role_of(re.sub(r"[\s_-]*\d+$", "", name))]  # Kaggle's test1
     if not {"test", "val"} & set(roles) and not numbered and train.images and not train.folders_with_images():
-        return {}  # trains beside buses and cars: a split without classes would be of no use
+        return {}  # a class of trains next to buses and cars; a split without classes would be useless
     raise InputError(
-        f"{tree.path} has {' and '.join(names)} beside other folders with images: {listed(beside)}; if those are "
-        f"classes, move them into {train.path}, if {train.name} is a class, give its folder another name, and if they "
-        "are neither, move them away"
+        f"{tree.path} has {' and '.join(names)} next to other folders with images: {listed(beside)}; if those are "
+        f"classes, move them into {train.path}; if {train.name} is a class, give its folder another name; otherwise "
+        "move the other folders away"
     )

@@ -1,8 +1,8 @@
-"""TinyImageNet-200 in its original folder: 200 classes of 500 training images, 50 of each to test on, 64 pixels a side.
+"""TinyImageNet-200 in its original folder: 200 classes with 500 training and 50 test images each, of 64 x 64 pixels.
 
 ``train/<class>/images/*.JPEG``, ``val/images/*.JPEG`` with ``val/val_annotations.txt``, class names in ``words.txt``.
-The test images of the archive have no labels; the field tests on ``val``. No checksum of the archive is published, so
-that its files are compared with the layout.
+The test images of the archive have no labels, so the field tests on ``val``. No checksum of the archive is published,
+so its files are compared with the expected layout.
 """
 
 from dataclasses import dataclass
@@ -24,13 +24,13 @@ SIZE = 64
 
 @dataclass(frozen=True)
 class Layout:
-    """How much there should be."""
+    """Expected numbers of classes and images."""
 
     classes: int = 200
     train: int = 500
-    """Training images a class."""
+    """Training images per class."""
     test: int = 50
-    """Test images a class."""
+    """Test images per class."""
 
 
 def _folders(folder: Path) -> list[Path]:
@@ -43,42 +43,42 @@ def _train_images(folder: Path) -> list[Path]:
 
 
 def _annotations(folder: Path) -> list[tuple[str, str]]:
-    """File names and classes of the test images, in the order of the list."""
+    """Reads the file names and classes of the test images, in the order of the list."""
     path = folder / "val" / "val_annotations.txt"
     try:
         rows = [line.split("\t")[:2] for line in path.read_text("utf-8").splitlines() if line.strip()]
         return [(name, label) for name, label in rows]
     except (OSError, ValueError) as error:
-        raise InputError(f"tinyimagenet: {path} cannot be read ({error}); fetch the data set again") from None
+        raise InputError(f"tinyimagenet: {path} cannot be read ({error}); fetch the dataset again") from None
 
 
 def problems(folder: Path, layout: Layout = Layout()) -> list[str]:
-    """What is missing or too much in a folder, in words; files are not opened."""
-    found, told = _folders(folder), []
-    if len(found) != layout.classes:
-        told.append(f"{len(found)} of {layout.classes} classes are in train")
-    for path in found:
+    """Lists in words what is missing or unexpected in a folder, without opening files."""
+    folders, messages = _folders(folder), []
+    if len(folders) != layout.classes:
+        messages.append(f"{len(folders)} of {layout.classes} classes are in train")
+    for path in folders:
         if (count := sum(1 for _ in (path / "images").glob("*.JPEG"))) != layout.train:
-            told.append(f"{path.name} has {count} of {layout.train} training images")
+            messages.append(f"{path.name} has {count} of {layout.train} training images")
     try:
         listed = _annotations(folder)
     except InputError:
-        return [*told, "val/val_annotations.txt cannot be read"]
-    names = {path.name for path in found}
-    if strange := {label for _, label in listed} - names:
-        told.append(f"{len(strange)} classes of the test images are not in train")
+        return [*messages, "val/val_annotations.txt cannot be read"]
+    names = {path.name for path in folders}
+    if unknown := {label for _, label in listed} - names:
+        messages.append(f"{len(unknown)} classes of the test images are not in train")
     if len(listed) != layout.classes * layout.test:
-        told.append(f"{len(listed)} of {layout.classes * layout.test} test images are listed")
-    there = {path.name for path in (folder / "val" / "images").glob("*.JPEG")}
-    if missing := {name for name, _ in listed} - there:
-        told.append(f"{len(missing)} listed test images are missing, such as {min(missing)}")
-    if extra := there - {name for name, _ in listed}:
-        told.append(f"{len(extra)} test images are not listed, such as {min(extra)}")
-    return told
+        messages.append(f"{len(listed)} of {layout.classes * layout.test} test images are listed")
+    present = {path.name for path in (folder / "val" / "images").glob("*.JPEG")}
+    if missing := {name for name, _ in listed} - present:
+        messages.append(f"{len(missing)} listed test images are missing, such as {min(missing)}")
+    if extra := present - {name for name, _ in listed}:
+        messages.append(f"{len(extra)} test images are not listed, such as {min(extra)}")
+    return messages
 
 
 def classes_of(folder: Path) -> tuple[str, ...]:
-    """Class names in the order of the labels: the first word of each, or its number where two have the same."""
+    """Returns class names in the order of the labels: the first word of each, or its WordNet ID if two are the same."""
     known = {}
     words = folder / "words.txt"
     if words.is_file():
@@ -90,14 +90,14 @@ def classes_of(folder: Path) -> tuple[str, ...]:
 
 
 def read_tinyimagenet(folder: Path) -> tuple[Images, Images]:
-    """Training and test images, decoded once and then kept in the cache.
+    """Returns the training and test images, decoded once and then kept in the cache.
 
     Raises:
         InputError: listing the files that cannot be read.
     """
-    found = _folders(folder)
-    label_of = {path.name: label for label, path in enumerate(found)}
-    train = [(path, label) for label, place in enumerate(found) for path in _train_images(place)]
+    folders = _folders(folder)
+    label_of = {path.name: label for label, path in enumerate(folders)}
+    train = [(path, label) for label, place in enumerate(folders) for path in _train_images(place)]
     test = [(folder / "val" / "images" / name, label_of[label]) for name, label in _annotations(folder)]
     images = decode_all("tinyimagenet", folder, [path for path, _ in (*train, *test)], SIZE)
     labels = torch.tensor([label for _, label in (*train, *test)])
@@ -105,5 +105,5 @@ def read_tinyimagenet(folder: Path) -> tuple[Images, Images]:
 
 
 def tinyimagenet_remotes() -> tuple[Remote, ...]:
-    """The archive that it is fetched as."""
+    """Returns the archive to fetch."""
     return (Remote(URL, None, archive=True),)
