@@ -162,7 +162,7 @@ AMBIGUOUS: dict[str, tuple[list[str], str]] = {
     "other classes": ([*part("train"), *part("test", "0/*3.png", "1/*3.png")],
                       r"the folders 0, 1, none of which is a class of train \(cat, dog\); give them the names"),
     "capitals": ([*part("train"), *part("test", "Cat/*3.png", "Dog/*3.png")],
-                 "test has the class 'Cat', which train does not have; the class there is 'cat': names are case-sensitive"),
+                 "test has the class 'Cat', which train does not have; the class there is 'cat': names are case-"),
     "capitals of one": ([*part("train"), *part("test", "cat/*3.png", "Dog/*3.png")], "the class there is 'dog'"),
     "capitals beside val": ([*part("train"), *part("val"), *part("test", "Cat/*3.png")], "the class there is 'cat'"),
     "classes only in test": ([*part("train"), *part("test"), "test/bird/*3.png"],

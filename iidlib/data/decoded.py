@@ -80,17 +80,17 @@ class DecodedImages:
         files, scale = json.loads(metadata["files"]), json.loads(metadata["scale"])
         if header["images"]["shape"] != [len(files), 3, self._size, self._size]:
             raise ValueError("the shape does not match the list of files")
-        place_of = {key: place for place, key in enumerate(keys) if key is not None}
+        index_of = {key: index for index, key in enumerate(keys) if key is not None}
         digest = hashlib.sha256((metadata["files"] + metadata["scale"]).encode())
         other, found = np.empty_like(rows[:1]), {}
         for key, *values in files:
-            place = place_of.get(key)
-            row = (other if place is None else rows[place : place + 1]).reshape(-1).data
+            index = index_of.get(key)
+            row = (other if index is None else rows[index : index + 1]).reshape(-1).data
             if file.readinto(row) != len(row):
                 raise ValueError("too short")
             digest.update(row)
-            if place is not None:
-                found[place] = Found(*values) if values else None
+            if index is not None:
+                found[index] = Found(*values) if values else None
         if digest.hexdigest() != metadata["sha256"]:
             raise ValueError("the checksum does not match")
         return Kept(found, Scale(*(tuple(values) if values else None for values in scale)))
@@ -106,8 +106,8 @@ class DecodedImages:
             found: values of the images to cache, as in `Kept`.
             scale: scale with which images of more than 8 bits were decoded.
         """
-        kept = [place for place in sorted(found) if keys[place] is not None]
-        files = json.dumps([[keys[place], *(astuple(values) if (values := found[place]) else ())] for place in kept])
+        kept = [index for index in sorted(found) if keys[index] is not None]
+        files = json.dumps([[keys[index], *(astuple(values) if (values := found[index]) else ())] for index in kept])
         shape = [len(kept), *rows.shape[1:]]
         metadata = {"files": files, "scale": json.dumps(astuple(scale))}
 
@@ -125,8 +125,8 @@ class DecodedImages:
             with replaced(self.path, private=True) as file:  # written row by row, to avoid a copy of all images
                 digest = hashlib.sha256((files + metadata["scale"]).encode())
                 file.write(header(digest.hexdigest()))
-                for place in kept:
-                    row = rows[place].reshape(-1).data
+                for index in kept:
+                    row = rows[index].reshape(-1).data
                     digest.update(row)
                     file.write(row)
                 file.seek(0)

@@ -46,8 +46,8 @@ def identical(images: Tensor) -> list[list[int]]:
         images: uint8 [N, 3, S, S].
     """
     groups: dict[bytes, list[int]] = {}
-    for place, image in enumerate(images):
-        groups.setdefault(hashlib.sha256(image.numpy().tobytes()).digest(), []).append(place)
+    for index, image in enumerate(images):
+        groups.setdefault(hashlib.sha256(image.numpy().tobytes()).digest(), []).append(index)
     return [group for group in groups.values() if len(group) > 1]
 
 
@@ -60,27 +60,27 @@ def nearly_identical(images: Tensor) -> list[tuple[int, int]]:
     Args:
         images: uint8 [N, 3, S, S]; all pairs of them are compared.
     """
-    again = {place for group in identical(images) for place in group[1:]}
-    places = torch.tensor([place for place in range(len(images)) if place not in again], dtype=torch.int64)
-    if len(places) < 2:
+    again = {index for group in identical(images) for index in group[1:]}
+    indices = torch.tensor([index for index in range(len(images)) if index not in again], dtype=torch.int64)
+    if len(indices) < 2:
         return []
-    parts = places.split(ROWS)
+    parts = indices.split(ROWS)
     coarse = torch.cat([_grey(images[part], COARSE).flatten(1) for part in parts])  # [U, 64]
     coarse = coarse - coarse.mean(1, keepdim=True)
     contrast = coarse.std(1, correction=0) > FLAT
-    places, coarse = places[contrast], normalize(coarse[contrast])
+    indices, coarse = indices[contrast], normalize(coarse[contrast])
     found: list[tuple[int, int]] = []
-    paired = torch.zeros(len(places), dtype=torch.bool)
-    for start in range(0, len(places), ROWS):
+    paired = torch.zeros(len(indices), dtype=torch.bool)
+    for start in range(0, len(indices), ROWS):
         alike = coarse[start : start + ROWS] @ coarse[start:].T  # [ROWS, U - start]
         alike.fill_diagonal_(-1)  # excludes each picture's correlation with itself
         for row in (alike.amax(1) >= ALIKE_COARSE).nonzero()[:, 0].tolist():  # usually few
             later = start + row + 1
             near = later + ((alike[row, row + 1 :] >= ALIKE_COARSE) & ~paired[later:]).nonzero()[:, 0]
             for others in near.split(ROWS):
-                same = others[_confirmed(images[places[start + row]][None], images[places[others]])]
+                same = others[_confirmed(images[indices[start + row]][None], images[indices[others]])]
                 paired[same] = True
-                found += [(int(places[start + row]), other) for other in places[same].tolist()]
+                found += [(int(indices[start + row]), other) for other in indices[same].tolist()]
     return found
 
 

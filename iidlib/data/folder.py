@@ -88,7 +88,7 @@ def parse_folder(name: str) -> FolderOptions:
     given = dict(pairs)
     for key, value in given.items():
         if key not in ("size", "fit", "test", "range"):
-            if os.path.isdir(whole := user_path(name.removeprefix("folder:"))):  # noqa: PTH112, accepts any length and letter
+            if os.path.isdir(whole := user_path(name.removeprefix("folder:"))):  # noqa: PTH112, never raises
                 raise InputError(f"folder: reads what follows ? as options; rename {whole}, or use a link to it")
             raise InputError(f"folder: has the options size, fit, test and range, got {key!r}")
         if len(values := [value for name, value in pairs if name == key]) > 1:
@@ -137,8 +137,8 @@ def read_folder(name: str) -> FolderSet:
     """
     options = parse_folder(name)
     tree = find_images(options.path)
-    if lost := tree.all_unreadable():
-        raise InputError(_cannot_be_read(name, tree, lost))
+    if unreadable := tree.all_unreadable():
+        raise InputError(_cannot_be_read(name, tree, unreadable))
     layout = layout_of(tree)
     for thing in layout.left_out:
         logger.warning("%s: %s", thing.path, on_one_line(thing.reason))
@@ -234,14 +234,16 @@ def _part_summary(kind: str, part: Part, root: Path) -> str:
     return f"{images}{place} ({len(counts)} {'class' if len(counts) == 1 else 'classes'}: {each})"
 
 
-def _cannot_be_read(name: str, tree: Tree, lost: Sequence[Unreadable]) -> str:
+def _cannot_be_read(name: str, tree: Tree, unreadable: Sequence[Unreadable]) -> str:
     """Returns the message for files and folders that cannot be read."""
-    kinds = Counter("folder" if one.is_folder else "image" if one.is_image else "link" for one in lost)
+    kinds = Counter("folder" if one.is_folder else "image" if one.is_image else "link" for one in unreadable)
     parts = [f"{count} {kind}{'s' * (count > 1)}" for kind in ("folder", "link") if (count := kinds[kind])]
     if images := kinds["image"]:
         parts.append(f"{images} of {images + len(tree.all_images())} images")
-    names = [f"{one.path.relative_to(tree.path) if one.path != tree.path else one.path} ({one.reason})" for one in lost]
-    all_of_them = " (iid data check names all)" if len(lost) > 3 else ""
+    names = [
+        f"{one.path.relative_to(tree.path) if one.path != tree.path else one.path} ({one.reason})" for one in unreadable
+    ]
+    all_of_them = " (iid data check names all)" if len(unreadable) > 3 else ""
     return (
         f"{name}: {' and '.join(parts)} in {tree.path} cannot be read: {listed(names, 3)}{all_of_them}; replace or "
         "remove them, or change their permissions"

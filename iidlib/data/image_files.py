@@ -92,26 +92,26 @@ def decode_files(
     keys, cache = file_keys(root, paths), DecodedImages(root, size, values)
     kept = cache.read(keys, work.rows)
     work.done = dict(kept.found)
-    new = [place for place in range(len(paths)) if place not in work.done]
+    new = [index for index in range(len(paths)) if index not in work.done]
     given = Scale(values, values) if values else None
     scale, redone = given or kept.scale, False
     try:
         with quiet():
             work.read(new, f"decoding {name}", given)
             # pictures of more than 8 bits wait until the values of all are known, unless the user gave a range
-            deep = {place: found for place, found in (work.done | work.waiting).items() if found is not None}
+            deep = {index: found for index, found in (work.done | work.waiting).items() if found is not None}
             scale = given or Scale.of(list(deep.values()))
             # cached pictures may have been decoded with another scale
-            other = [place for place in deep if place in kept.found] if scale != kept.scale else []
+            other = [index for index in deep if index in kept.found] if scale != kept.scale else []
             redone, stale = bool(other), sorted({*work.waiting, *other})
-            for place in stale:
-                work.done.pop(place, None)
+            for index in stale:
+                work.done.pop(index, None)
             work.read(stale, f"decoding {name}, more than 8 bits", scale)
     finally:  # keeps images decoded before an error or an interruption
         if work.done and (redone or work.done != kept.found):
             cache.write(keys, work.rows, work.done, scale)
     work.report(deep, values)
-    unreadable = {paths[place]: work.unreadable[place] for place in sorted(work.unreadable)}
+    unreadable = {paths[index]: work.unreadable[index] for index in sorted(work.unreadable)}
     return DecodedFiles(images, unreadable, Scale.of(list(deep.values()), values))
 
 
@@ -127,14 +127,14 @@ class _Work:
         self._profiles: dict[int, str] = {}
         self._brightest: dict[int, int] = {}
 
-    def read(self, places: Sequence[int], title: str, scale: Scale | None) -> None:
+    def read(self, indices: Sequence[int], title: str, scale: Scale | None) -> None:
         """Decodes files in parallel threads, since Pillow releases the GIL."""
-        if not places:
+        if not indices:
             return
         # smaller blocks for few pictures, which may be large, so that all threads have work
-        step = min(BLOCK, 1 + len(places) // (4 * _decoding_threads()))
-        blocks = [places[start : start + step] for start in range(0, len(places), step)]
-        with bar(title, len(places), "image") as progress, ThreadPoolExecutor(_decoding_threads()) as pool:
+        step = min(BLOCK, 1 + len(indices) // (4 * _decoding_threads()))
+        blocks = [indices[start : start + step] for start in range(0, len(indices), step)]
+        with bar(title, len(indices), "image") as progress, ThreadPoolExecutor(_decoding_threads()) as pool:
             try:
                 for done in as_completed([pool.submit(self._block, block, scale) for block in blocks]):
                     progress.advance(done.result())
@@ -142,23 +142,23 @@ class _Work:
                 pool.shutdown(wait=True, cancel_futures=True)
                 raise
 
-    def _block(self, places: Sequence[int], scale: Scale | None) -> int:
-        for place in places:
+    def _block(self, indices: Sequence[int], scale: Scale | None) -> int:
+        for index in indices:
             try:
-                picture = read_picture(self._paths[place], self._size, scale)
+                picture = read_picture(self._paths[index], self._size, scale)
             except ValueError as error:
-                self.unreadable[place] = str(error)
+                self.unreadable[index] = str(error)
                 continue
             if picture.profile:
-                self._profiles[place] = picture.profile
+                self._profiles[index] = picture.profile
             if picture.brightest is not None:
-                self._brightest[place] = picture.brightest
+                self._brightest[index] = picture.brightest
             if picture.pixels is None:
-                self.waiting[place] = picture.found
+                self.waiting[index] = picture.found
             else:
-                self.rows[place] = picture.pixels.transpose(2, 0, 1)
-                self.done[place] = picture.found
-        return len(places)
+                self.rows[index] = picture.pixels.transpose(2, 0, 1)
+                self.done[index] = picture.found
+        return len(indices)
 
     def report(self, deep: dict[int, Found], values: ValueRange | None) -> None:
         """Logs the decisions about colours and depth."""

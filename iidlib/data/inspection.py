@@ -105,17 +105,17 @@ def inspect_folder(name: str) -> FolderReport:
     files, classes = [*paths, *test_paths], layout.train.classes
     decoded = decode_files(name, options.path, files, options.size, values=options.values)
     unreadable |= {_shown(path, options.path): reason for path, reason in decoded.unreadable.items()}
-    good = [place for place, path in enumerate(files) if path not in decoded.unreadable]
-    kinds = [(place < len(paths), label) for place, label in enumerate([*labels.tolist(), *test_labels.tolist()])]
+    good = [index for index, path in enumerate(files) if path not in decoded.unreadable]
+    kinds = [(index < len(paths), label) for index, label in enumerate([*labels.tolist(), *test_labels.tolist()])]
     images = decoded.images if len(good) == len(files) else decoded.images[good]  # indexing doubles the memory
-    twins = _twins(images, [kinds[place] for place in good])
-    shown = [_shown(files[place], options.path) for place in good]
+    twins = _twins(images, [kinds[index] for index in good])
+    shown = [_shown(files[index], options.path) for index in good]
     leaks, contradictions = (
         tuple(Twins(shown[one], shown[two], same) for one, two, same in pairs) for pairs in twins[:2]
     )
-    widths, heights, modes, formats = _headers(name, [files[place] for place in good])
+    widths, heights, modes, formats = _headers(name, [files[index] for index in good])
     counts = Counter(kinds)
-    train, test = ({label: counts[part, place] for place, label in enumerate(classes)} for part in (True, False))
+    train, test = ({label: counts[part, index] for index, label in enumerate(classes)} for part in (True, False))
     small = sum(min(size) < options.size for size in zip(widths, heights, strict=True))
     return FolderReport(
         name=name,
@@ -149,8 +149,8 @@ def _twins(images: Tensor, kinds: Sequence[tuple[bool, int]]) -> tuple[list[Pair
     """
     pairs, repeated = [], 0
     for group in identical(images):
-        firsts = {kinds[place]: place for place in reversed(group)}  # one of each kind is named
-        pairs += [(group[0], place, True) for place in sorted(firsts.values())[1:]]
+        firsts = {kinds[index]: index for index in reversed(group)}  # one of each kind is named
+        pairs += [(group[0], index, True) for index in sorted(firsts.values())[1:]]
         repeated += len(group) - len(firsts)
     for one, two in nearly_identical(images):
         if kinds[one] == kinds[two]:

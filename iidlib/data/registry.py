@@ -315,5 +315,5 @@ def check(name: str, data_root: PathLike | None = None) -> CheckReport:
         return CheckReport(name, None, (), "comes with iidlib")
     source = SOURCES[name]
     folder = source.locate(data_root)
-    problems = source.problems(folder) if source.problems else []
-    return CheckReport(name, folder, tuple(source.check(folder)), source.get, tuple(problems))
+    messages = source.problems(folder) if source.problems else []
+    return CheckReport(name, folder, tuple(source.check(folder)), source.get, tuple(messages))

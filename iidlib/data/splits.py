@@ -94,7 +94,7 @@ def _is_split(tree: Tree) -> bool:
 
 def _complete(roles: Sequence[tuple[str, str]], front: str) -> bool:
     """Whether the folders whose names start with `front` are a split, as seg_train and seg_test are."""
-    found = {role for own, role in roles if own == front}
+    found = {role for prefix, role in roles if prefix == front}
     return "train" in found and bool(found & {"test", "val"})
 
 
