@@ -30,7 +30,7 @@ DOORS: dict[str, tuple[Callable[..., object], str]] = {
     "no name": (lambda: load_dataset(None), "name of a dataset must be text, such as 'cifar10-mini' .*, got None"),
     "a number for a name": (lambda: load_dataset(3), "name of a dataset must be text"),
     "bytes for a name": (lambda: load_dataset(b"shapes"), "name of a dataset must be text"),
-    "a device of no kind": (lambda: load_dataset("shapes", device="cudaa"), "unknown device 'cudaa'; use cpu,"),
+    "a device of no kind": (lambda: load_dataset("shapes", device="cudaa"), "device 'cudaa' is not known; choose cpu,"),
     "a number for a device": (lambda: load_dataset("shapes", device=3.5), "device 3.5 is not known"),
     "a device that is not there": (lambda: load_dataset("shapes", device="cuda:77"), "'cuda:77' cannot be used here"),
     "a device to pick": (lambda: pick_device(3.5), "device 3.5 is not known; choose auto"),

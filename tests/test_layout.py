@@ -209,7 +209,7 @@ def test_a_name_that_is_no_text_is_refused() -> None:
 
 def test_notes_tell_what_may_be_meant_otherwise(tmp_path: Path) -> None:
     letters = read(lay(tmp_path / "letters", "a/*2.png", "A/*2.png", "b/*2.png"))
-    assert letters.train.classes == ("A", "a", "b") and "taken as different ones: A, a" in letters.notes[0]
+    assert letters.train.classes == ("A", "a", "b") and "taken as different classes: A, a" in letters.notes[0]
     without = read(lay(tmp_path / "without", *part("train"), "train/cow/*2.png", *part("test"), "test/cow/"))
     assert without.notes == ("1 class has no test images: cow",)
 

@@ -114,7 +114,7 @@ def test_a_bare_path_offers_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         load_dataset("sets.zip")
     (tmp_path / "sets" / "cifar-10-batches-py").mkdir(parents=True)
     with pytest.raises(
-        InputError, match=r"for the cifar10 in it, write cifar10 and --data-root sets/cifar-10-batches-py$"
+        InputError, match=r"to use the cifar10 in it, write cifar10 and --data-root sets/cifar-10-batches-py$"
     ):
         load_dataset("sets/cifar-10-batches-py")
     (tmp_path / "Shapes").mkdir()  # a known name stays what it is

@@ -147,7 +147,7 @@ def _as_device(given: torch.device | str) -> torch.device:
     try:
         device = torch.device(given)
     except (RuntimeError, TypeError):
-        raise InputError(f"unknown device {given!r}; use cpu, cuda, cuda:N or mps") from None
+        raise InputError(f"device {given!r} is not known; choose cpu, cuda, cuda:N or mps") from None
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError):  # the last two from builds of torch without the device
