@@ -223,7 +223,7 @@ def test_table_shows_random_real_images_beside_the_set(iid: Run) -> None:
         mean, spread = group["accuracy"].mean(), group["accuracy"].std(ddof=0)
         assert [cell.strip() for cell in line.strip("│").split("│")] == [*names, f"{mean:.1f} ± {spread:.1f}", "2"]
     assert "images: a[b]/ü/synthetic.png" in ended.out, "names are not taken for markup"
-    assert "4 epochs" in ended.out and "scale ci" in ended.out and "last iterate" in ended.out
+    assert "4 epochs" in ended.out and "scale ci" in ended.out and "last iteration" in ended.out
 
 
 def test_random_images_are_those_that_the_run_starts_from(iid: Run) -> None:
@@ -235,7 +235,7 @@ def test_random_images_are_those_that_the_run_starts_from(iid: Run) -> None:
 def test_mosaics_stand_beside_random_images_and_random_mosaics(iid: Run) -> None:
     ended = iid("distill", "iid-idm", *TINY, "--out", "run", "--results", "results.csv")
     assert ended.status == 0 and ended.err == "", ended.err
-    assert re.search(r"queue: 4 networks of at most 4, \d+\.\d MiB, \d+ % on their training images", ended.out)
+    assert re.search(r"network queue: 4 of at most 4 networks, \d+\.\d MiB, training accuracy \d+ %", ended.out)
     scores = rows(Path("run/scores.json"))
     assert list(scores["method"]) == ["random"] * 2 + ["random-mosaic"] * 2 + ["iid-idm"] * 2
     assert set(scores["images"]) == {8}, "as many are stored"
@@ -465,7 +465,7 @@ def test_files_that_cannot_be_written_are_found_before_anything_starts(
 
 def test_results_need_an_evaluation(iid: Run) -> None:
     ended = iid("distill", "dm", *TINY, "--no-evaluate", "--results", "results.csv")
-    assert_one_line(ended, "--results needs the evaluation")
+    assert_one_line(ended, "--results needs an evaluation")
 
 
 # --- settings ---------------------------------------------------------------------------------------------------------
@@ -567,8 +567,8 @@ def test_operations_named_without_torch_are_those_of_the_augmentation() -> None:
             r"unknown DSA operation 'crops' in eval.augmentation; did you mean",
         ),
         (["--set", "match.augmentation=flip>crop"], "unknown DSA operation 'flip>crop' in match.augmentation; "),
-        (["--dataset", "folder:"], "dataset 'folder:' names no folder; give its path, as in folder:PATH"),
-        (["--dataset", "folder:?size=32"], "names no folder"),
+        (["--dataset", "folder:"], "dataset 'folder:' has no path; write it as folder:PATH"),
+        (["--dataset", "folder:?size=32"], "has no path"),
         (
             ["--set", "match.cm=0.02"],
             "match.cm=0.02 has no effect on dm: only dm-cm, .*; take dm-cm, or leave match.cm out",
@@ -671,7 +671,7 @@ def test_rows_of_finished_networks_are_kept_when_a_later_one_fails(
     before = contents(finished)
     ended = iid("evaluate", "run", "--networks", "convnet3,convnet2", "--out", "s.json", "--results", "r.csv")
     assert ended.status == 1, ended
-    assert "2 networks were evaluated before that; their rows are kept in s.json and r.csv" in ended.err
+    assert "2 networks were already evaluated; their rows are saved in s.json and r.csv" in ended.err
     assert "out of memory" in ended.err
     kept = rows(Path("s.json"))
     assert kept["network"].tolist() == ["convnet3"] * 2 and kept["incomplete"].all()
@@ -684,7 +684,7 @@ def test_a_distillation_whose_evaluation_fails_keeps_its_rows_beside_the_set(
     iid: Run, fails_at_the_third: None
 ) -> None:
     ended = iid("distill", "dm", *TINY, "--out", "run")
-    assert ended.status == 1 and "their rows are kept in run/scores-incomplete.json" in ended.err, ended
+    assert ended.status == 1 and "their rows are saved in run/scores-incomplete.json" in ended.err, ended
     assert set(rows(Path("run/scores-incomplete.json"))["method"]) == {"dm"}
     assert not Path("run/scores.json").exists()
     assert iid("distill", "dm", *TINY, "--out", "run", "--resume").status == 0
@@ -703,7 +703,7 @@ def test_rows_find_a_place_where_the_table_has_become_something_else(
     monkeypatch.setattr(evaluation_run, "reached", meanwhile)
     ended = iid("evaluate", "run", "--results", "r.csv", "--no-baseline", "--num-eval", "1")
     assert ended.status == 2 and "r.csv is not a table of results" in ended.err, ended
-    assert "1 networks were evaluated before that; their rows are kept in scores-incomplete.json" in ended.err
+    assert "1 networks were already evaluated; their rows are saved in scores-incomplete.json" in ended.err
     assert len(rows(Path("scores-incomplete.json"))) == 1 and Path("r.csv").read_text() == "a shopping list"
 
 
@@ -724,7 +724,10 @@ def test_a_file_that_appears_where_the_scores_go_stays_as_it_is(
     if not links:
         monkeypatch.setattr(os, "link", no_links)
     ended = iid("evaluate", "run", "--out", "s.json", "--no-baseline")
-    assert ended.status == 0 and "s.json appeared meanwhile and stays as it is; the scores are in s-2.json" in ended.err
+    assert (
+        ended.status == 0
+        and "s.json was created in the meantime and is not overwritten; the scores are in s-2.json" in ended.err
+    )
     assert Path("s.json").read_text() == "mine" and len(rows(Path("s-2.json"))) == 2
     assert sorted(path.name for path in Path().iterdir()) == ["run", "s-2.json", "s.json"]
 
@@ -747,12 +750,12 @@ def test_a_file_that_appears_where_the_scores_go_stays_as_it_is(
         (["distill", "dm", *TINY, "--out", "g", "--results", "g"], "--results g and --out g are the same"),
         (
             ["distill", "dm", *TINY, "--out", "g/run", "--results", "g"],
-            "--results g and --out g/run lie one in the other",
+            "--results g and --out g/run overlap",
         ),
         (["evaluate", "random", *TINY, "--out", "s", "--results", "s"], "--results s and --out s are the same"),
         (
             ["evaluate", "random", *TINY, "--out", "s", "--results", "s/r.csv"],
-            "lie one in the other, and one of them is a",
+            "overlap: one of them is a file",
         ),
         (["evaluate", "run", "--results", "run/scores-incomplete.json"], "where the run in run writes its own files"),
         (["evaluate", "run", "--results", "run/scores-12.json"], "where the run in run writes its own files"),
@@ -859,7 +862,7 @@ def test_a_class_without_test_images_is_told_once(iid: Run, pictures: Path, capl
 def test_a_set_of_a_dataset_that_is_not_known_here_says_what_to_give(iid: Run, finished: Path) -> None:
     path = finished / "synthetic.safetensors"
     path.write_bytes(changed(path.read_bytes(), dataset="birds"))
-    message = "unknown dataset 'birds'.*the set was made from birds; --dataset names another"
+    message = "unknown dataset 'birds'.*the set was distilled from birds; choose another dataset to test on"
     assert_one_line(iid("evaluate", "run"), message)
     assert iid("evaluate", "run", "--dataset", "shapes", "--no-baseline").status == 0
 
@@ -899,7 +902,7 @@ WRONG = {
     "value": (["distill", "dm", *TINY, "--set", "match.cm=much"], "match.cm must be a number, got 'much'"),
     "value range": (["distill", "dm", *TINY, "--set", "match.width=0"], "match.width must be above 0"),
     "choice": (["distill", "dm", *TINY, "--set", "compute.compile=maybe"], "must be one of auto, on, off"),
-    "scale by set": (["distill", "dm", *TINY, "--set", "scale=paper"], "scale is not for --set"),
+    "scale by set": (["distill", "dm", *TINY, "--set", "scale=paper"], "scale cannot be given with --set"),
     "ipc 0": (["distill", "dm", "--dataset", "shapes", "--ipc", "0"], "ipc must be above 0, got 0"),
     "ipc negative": (["distill", "dm", "--dataset", "shapes", "--ipc", "-3"], "ipc must be above 0, got -3"),
     "ipc above": (["distill", "dm", "--dataset", "shapes", "--ipc", "41"], "ipc must be 1 to 40.*not 41"),
@@ -1120,7 +1123,7 @@ def test_resuming_a_finished_run_keeps_the_set_and_evaluates_it(
     shutil.rmtree(finished / "checkpoints")  # what is finished needs none
     monkeypatch.setattr(distillation_run, "distill", lambda *given, **named: pytest.fail("it was distilled again"))
     ended = iid(*LONGER, "--resume")
-    assert ended.status == 0 and "the run in run is finished; its set stays as it is" in ended.out
+    assert ended.status == 0 and "the run in run is already finished; its images are unchanged" in ended.out
     assert "random" in ended.out and "iid-dm" in ended.out
     after = contents(finished)
     scores = [pd.DataFrame(json.loads(files.pop("scores.json"))) for files in (before, after)]
@@ -1153,7 +1156,7 @@ def test_evaluating_a_run_in_a_read_only_folder_shows_its_scores(
     ended = iid("evaluate", "run", "--json")
     assert ended.status == 0, ended.err
     assert [line["method"] for line in json.loads(ended.out)["scores"]] == ["random", "iid-dm"]
-    told = "the scores are shown and not kept (cannot write run/scores.json: Read-only file system"
+    told = "scores are shown but not saved (cannot write run/scores.json: Read-only file system"
     assert (told in ended.err) is not scored and contents(finished) == before
 
 
@@ -1163,8 +1166,8 @@ def test_a_finished_run_in_a_read_only_folder_is_evaluated_and_its_scores_shown(
     before = contents(finished)
     make_read_only(monkeypatch)
     ended = iid(*LONGER, "--resume")
-    assert ended.status == 0 and "its set stays as it is" in ended.out and "convnet" in ended.out
-    assert "the scores are shown and not kept (cannot write run/scores.json: Read-only file system" in ended.err
+    assert ended.status == 0 and "its images are unchanged" in ended.out and "convnet" in ended.out
+    assert "scores are shown but not saved (cannot write run/scores.json: Read-only file system" in ended.err
     assert contents(finished) == before
     ended = iid(*LONGER, "--resume", "--iterations", "14")
     assert_one_line(ended, "cannot resume in the run folder run: Read-only file system")
@@ -1180,7 +1183,7 @@ def test_a_finished_run_is_continued_and_evaluated_anew(iid: Run, finished: Path
     assert after["synthetic.png"] != before["synthetic.png"]
     again = [part for part in LONGER if part not in ("--iterations", "12")]
     ended = iid(*again, "--resume", "--no-evaluate")
-    assert ended.status == 0 and "14 iterations" in ended.out and "its set stays as it is" in ended.out
+    assert ended.status == 0 and "14 iterations" in ended.out and "its images are unchanged" in ended.out
     whole = [part if part != "run" else "whole" for part in LONGER]
     assert iid(*whole, "--iterations", "14", "--no-evaluate").status == 0
     from iidlib import SyntheticSet
@@ -1236,7 +1239,7 @@ def test_a_run_starts_from_a_set_that_is_given(iid: Run, finished: Path) -> None
     assert iid("evaluate", "next", "--no-baseline", "--out", "scores.json").status == 0
     for arguments, message in {
         ("--init", "nowhere"): "no synthetic set at nowhere",
-        ("--init", "run", "--set", "syn.init=noise"): "--init and --set syn.init= both say where to start",
+        ("--init", "run", "--set", "syn.init=noise"): "--init and --set syn.init= both choose the initial images",
         ("--init", "run", "--ipc", "1"): "the set in run cannot be the start of a run on .*images per class, not 1",
     }.items():
         assert_one_line(iid(*LONGER, "--out", "other", *arguments), message)
@@ -1252,7 +1255,10 @@ def test_a_run_from_a_set_goes_on_when_the_set_is_another_or_gone(
         stopped = iid(*command, "--init", "run")
     kept = from_yaml(Path("next/config.yaml").read_text()).syn.init
     assert iid(*LONGER, "--resume", "--iterations", "14", "--no-evaluate").status == 0  # the source changes
-    assert_one_line(iid(*go_on(stopped)), f"next was begun from {kept}, and the set in run is set:.* now; leave --init")
+    assert_one_line(
+        iid(*go_on(stopped)),
+        f"the run in next was started from {kept}, but the set in run is now set:.*; leave out --init",
+    )
     shutil.rmtree(finished)
     ended = iid(*command, "--resume")
     assert ended.status == 0, ended.err
@@ -1397,7 +1403,7 @@ def test_a_stop_while_evaluating(iid: Run, monkeypatch: pytest.MonkeyPatch, numb
         ended = iid(*LONGER, "--out", "t")
         alone = iid("evaluate", "t")
     assert ended.status == 128 + number
-    assert ended.err.splitlines()[0] == "stopped; what was done is kept in t" and len(ended.err.splitlines()) == 2
+    assert ended.err.splitlines()[0] == "stopped; progress is kept in t" and len(ended.err.splitlines()) == 2
     assert (alone.status, alone.err) == (128 + number, "stopped\n")
     before = Path("t/synthetic.safetensors").read_bytes()
     assert iid(*go_on(ended)).status == 0
@@ -1420,7 +1426,7 @@ def test_a_stop_while_the_pool_is_trained(iid: Run, tmp_path: Path, monkeypatch:
     monkeypatch.setattr(pool, "fit", second_is_stopped)
     ended = iid(*command)
     assert ended.status == 130
-    assert ended.err.splitlines()[0] == "stopped; what was done is kept in run" and len(ended.err.splitlines()) == 2
+    assert ended.err.splitlines()[0] == "stopped; progress is kept in run" and len(ended.err.splitlines()) == 2
     assert iid(*go_on(ended)).status == 0
     assert len(trained) == 3, "the first network is not trained again"
 
@@ -1435,9 +1441,9 @@ def test_numbers_that_are_not_finite(iid: Run, monkeypatch: pytest.MonkeyPatch) 
     first, second = ended.err.splitlines()
     assert first == (
         "iid: failed: the term 'cm' is nan at iteration 8; lower its weight or syn.lr; the last good checkpoint is "
-        "run/checkpoints/0000008.safetensors; what was done is kept in run"
+        "run/checkpoints/0000008.safetensors; progress is kept in run"
     )
-    assert second == "begin anew with another --out"
+    assert second == "start again with another --out"
     assert Path("run/checkpoints/0000008.safetensors").is_file() and not Path("run/synthetic.safetensors").exists()
 
 
@@ -1452,8 +1458,8 @@ def test_too_little_memory_says_what_to_lower(iid: Run, monkeypatch: pytest.Monk
     assert ended.status == 1
     first, second = ended.err.splitlines()
     assert first.startswith("iid: failed: out of memory (CUDA out of memory. Tried to allocate 13.00 GiB and more); ")
-    assert "smaller --set compute.chunk=" in first and first.endswith("what was done is kept in run")
-    assert second == "begin anew with another --out"
+    assert "lower --set compute.chunk=" in first and first.endswith("progress is kept in run")
+    assert second == "start again with another --out"
 
 
 def test_a_full_disk(iid: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -1464,9 +1470,7 @@ def test_a_full_disk(iid: Run, monkeypatch: pytest.MonkeyPatch) -> None:
         at_iteration(8, fail, patch)
         ended = iid(*LONGER)
     assert ended.status == 1
-    assert ended.err.splitlines()[0].startswith(
-        "iid: failed: [Errno 28] No space left on device; what was done is kept"
-    )
+    assert ended.err.splitlines()[0].startswith("iid: failed: [Errno 28] No space left on device; progress is kept")
     assert iid(*go_on(ended)).status == 0
 
 
@@ -1568,7 +1572,7 @@ def test_a_stop_of_many_runs_says_how_to_go_on(iid: Run, monkeypatch: pytest.Mon
     monkeypatch.setattr(experiments, "run_jobs", stopped)
     command = ["reproduce", "main", "--scale", "tour", "--runs", "cells"]
     ended = iid(*command)
-    assert ended.status == 130 and ended.err.splitlines()[0] == "stopped; what was done is kept in cells"
+    assert ended.status == 130 and ended.err.splitlines()[0] == "stopped; progress is kept in cells"
     assert go_on(ended) == command
 
 
@@ -1753,7 +1757,7 @@ def test_whole_set_has_a_protocol_of_its_own(iid: Run, monkeypatch: pytest.Monke
 def test_a_set_is_tested_only_on_what_it_was_made_for(iid: Run, finished: Path) -> None:
     assert_one_line(iid("evaluate", finished, "--dataset", "cifar10-mini"), "the set was made for shapes")
     assert_one_line(
-        iid("evaluate", finished, "--ipc", "5"), "--ipc goes with chosen images; the set in run has 2 images a class"
+        iid("evaluate", finished, "--ipc", "5"), "--ipc is for baselines only; the set in run has 2 images per class"
     )
 
 
@@ -1772,7 +1776,7 @@ def test_experts_are_trained_completed_and_used(iid: Run, monkeypatch: pytest.Mo
 
     # the settings that it says to use it with are enough, whatever the scale
     monkeypatch.setattr(pool, "fit", lambda *given, **named: pytest.fail("a network was trained"))
-    hint = ended.out.splitlines()[-1].removeprefix("use it with: ")
+    hint = ended.out.splitlines()[-1].removeprefix("to use this pool, add: ")
     assert iid("distill", "dm-cc", *TINY, "--out", "run", "--no-evaluate", *shlex.split(hint)).status == 0
     stages = ["--set", "match.width=16", *shlex.split(hint)]
     ended = iid("distill", "iid-plus", *TINY, "--out", "plus", "--no-evaluate", *stages)
@@ -1795,7 +1799,7 @@ def test_experts_stopped_half_way_go_on(iid: Run, monkeypatch: pytest.MonkeyPatc
     command = ["experts", "--dataset", "shapes", "--network", "convnet3", "--epochs", "6", "--out", "pool",
                "--set", "pool.width=16", "--count", "2"]  # fmt: skip
     ended = iid(*command)
-    assert ended.status == 130 and ended.err.splitlines()[0] == "stopped; what was done is kept in pool"
+    assert ended.status == 130 and ended.err.splitlines()[0] == "stopped; progress is kept in pool"
     assert go_on(ended) == command and iid(*command).status == 0
     assert len(trained) == 3
 
@@ -1890,7 +1894,7 @@ def test_bench_is_wired(iid: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     assert_one_line(iid("bench"), "failed: dm: losses differ by 1e-1", status=1)
     Path("other.csv").write_text("dataset,method,accuracy\n")
     assert_one_line(iid("bench", "--results", "other.csv"), "other.csv is not a table of results")
-    assert_one_line(iid("bench", "--quick", "--scaling"), "--quick and --scaling are two measurements")
+    assert_one_line(iid("bench", "--quick", "--scaling"), "--quick and --scaling are different measurements")
 
 
 def test_sweep_says_what_failed(iid: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -1908,7 +1912,7 @@ def test_sweep_says_what_failed(iid: Run, monkeypatch: pytest.MonkeyPatch) -> No
     ended = iid("sweep", "g[1].yaml", "--workers", "2")
     assert ended.status == 1
     assert ended.err == "failed: runs/sweep-g[1]/point-001/n.ipynb: ValueError: [no]\n"
-    assert ended.out == "1 of 2 points done; table in runs/sweep-g[1]/sweep.csv\n"
+    assert ended.out == "1 of 2 points done, table in runs/sweep-g[1]/sweep.csv\n"
     assert asked == [(Path("g[1].yaml"), Path("runs/sweep-g[1]"), {"workers": 2, "progress": None})]
     points.pop()
     assert iid("sweep", "g[1].yaml", "--out", "x").status == 0

@@ -337,9 +337,9 @@ def test_the_command_learns_goes_on_and_keeps_rows(tmp_path: Path, monkeypatch, 
         (["--out", "r/rows.csv"], "r/rows.csv is a file, not a folder; give another --out"),
         (["--out", "r/rows.csv", "--resume"], "r/rows.csv is a file, not a folder; give another --out"),
         (["--out", "file/x"], "cannot write file/x/step-01/config.yaml: Not a directory"),
-        (["--out", "r/rows.csv/x"], "--results r/rows.csv and --out r/rows.csv/x lie one in the other"),
+        (["--out", "r/rows.csv/x"], "--results r/rows.csv and --out r/rows.csv/x overlap"),
         (["--out", "new", "--results", "new"], "--results new and --out new are the same"),
-        (["--out", "new", "--results", "new/step-02/scores.json"], "is where the run in new writes its own files"),
+        (["--out", "new", "--results", "new/step-02/scores.json"], "is reserved for files of the run in new"),
     ):
         capsys.readouterr()
         assert iid(*given, *wrong) == 2
@@ -401,4 +401,4 @@ def test_a_folder_of_the_users_is_not_said_to_hold_steps(tmp_path: Path, monkeyp
     (tmp_path / "mine" / "notes.txt").write_text("mine")
     given = ["continual", "dm", "--dataset", "shapes", "--ipc", "1", "--steps", "2", "--scale", "ci", "--out", "mine"]
     assert iid(*given) == 2
-    assert capsys.readouterr().err == "iid: mine holds something already; give another --out\n"
+    assert capsys.readouterr().err == "iid: mine is not empty; give another --out\n"

@@ -219,10 +219,10 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, list[
 def test_the_command_says_what_was_found(pets: Path, capsys: pytest.CaptureFixture[str]) -> None:
     picture(1, 64).save(pets / "Test" / "cat" / "again.jpg", quality=75)
     status, out, _ = run(capsys, f"folder:{pets}")
-    assert status == 0 and out[-1] == f"folder:{pets}: can be used"
-    assert "  cat: 20 to train on, 7 to test on" in out
-    place = out.index("pictures that are there both for training and for testing: 1")
-    assert out[place + 1] == "  Train/cat/1.png and Test/cat/again.jpg (nearly the same)"
+    assert status == 0 and out[-1] == f"folder:{pets}: ready to use"
+    assert "  cat: 20 for training, 7 for testing" in out
+    place = out.index("duplicate images in both the training and the test set: 1")
+    assert out[place + 1] == "  Train/cat/1.png and Test/cat/again.jpg (nearly identical)"
 
 
 def test_the_command_names_every_unreadable_file_and_ends_with_two(
@@ -236,7 +236,7 @@ def test_the_command_names_every_unreadable_file_and_ends_with_two(
         f"cannot be read: Train/dog/bad{number}.jpg (not an image)" for number in sorted(range(40), key=str)
     ]
     assert err.splitlines()[-1] == (
-        f"iid: folder:{pets}: 40 files or folders cannot be read, named above; replace or remove them"
+        f"iid: folder:{pets}: 40 files or folders cannot be read (listed above); replace or remove them"
     )
 
 
@@ -267,7 +267,7 @@ def drawn(root: Path, counts: dict[str, int]) -> str:
 def test_every_line_is_one_line_whatever_the_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     name = drawn(tmp_path, {"a\nb": 12, "cat\x1b[31m": 12, "few\n": 1})
     status, out, _ = run(capsys, name)
-    assert status == 0 and "  a\\nb: 10 to train on, 2 to test on" in out
+    assert status == 0 and "  a\\nb: 10 for training, 2 for testing" in out
     assert any("classes with one image have no test images: few\\n" in line for line in out)
     assert any(
         line.startswith("25 training images (3 classes: ") and "a\\nb 12, cat\\x1b[31m 12" in line for line in out
@@ -305,6 +305,6 @@ def test_long_lists_are_cut_but_not_in_json(tmp_path: Path, capsys: pytest.Captu
             path.parent.mkdir(exist_ok=True)
             picture(number * 4 + place).save(path)
     _, out, _ = run(capsys, f"folder:{tmp_path}?test=0.5")
-    assert "  and 10 more, which --json lists" in out
+    assert "  and 10 more (listed by --json)" in out
     _, out, _ = run(capsys, f"folder:{tmp_path}?test=0.5", "--json")
     assert len(json.loads("\n".join(out))["test"]) == 30

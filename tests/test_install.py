@@ -483,4 +483,4 @@ def test_a_stopped_fetch_says_that_what_arrived_is_kept(iid: Run, monkeypatch: p
     monkeypatch.setattr("iidlib.data.load_dataset", stop)
     ended = iid("data", "fetch", "cifar10", "--data-root", "data")
     assert ended.status == 130
-    assert "stopped; what has arrived is kept, and the same command fetches the rest" in ended.err
+    assert "stopped; partial downloads are kept, and the same command resumes them" in ended.err

@@ -163,7 +163,7 @@ def test_the_command_ends_with_one_where_a_run_failed(
     )
     with pytest.raises(SystemExit) as ended:
         main(["reproduce", "small", "--scale", "ci", "--results", str(tmp_path)])
-    assert ended.value.code == 1 and "0 of 1 done" in capsys.readouterr().out
+    assert ended.value.code == 1 and "0 of 1 runs done" in capsys.readouterr().out
 
 
 @pytest.mark.skipif(os.name != "posix", reason="Windows has no such signals to other processes")

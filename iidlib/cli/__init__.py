@@ -1,10 +1,10 @@
-"""The command line, ``iid``: thin commands over the functions of the library.
+"""The command line, ``iid``: thin wrappers around the library's functions.
 
-Exit status: 0 done, 1 failed while running (with what is kept and how to go on), 2 wrong input (one line, nothing
-overwritten), 130 and 143 stopped by SIGINT and SIGTERM.
+Exit status: 0 success, 1 failure while running (the message says what was kept and how to resume), 2 invalid input
+(one line, nothing overwritten), 130 and 143 stopped by SIGINT and SIGTERM.
 """
 
-# The library is imported inside the commands, so that `iid --help` answers at once.
+# The commands import the library when they run, so that `iid --help` responds at once.
 
 import contextlib
 import io
@@ -27,21 +27,21 @@ from iidlib.files import user_path
 
 __all__ = ["app", "main"]
 
-# click's base of all usage errors; newer typers carry a click of their own, so it is found through what they export
+# click's base class of usage errors; newer versions of typer vendor click, so it is looked up through their exports
 _UsageError: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
 
 
 class _Terminated(KeyboardInterrupt):
-    """SIGTERM, which ends a command as Ctrl-C does, with an exit status of its own."""
+    """SIGTERM, which stops a command as Ctrl-C does but has its own exit status."""
 
     signal = signal.SIGTERM
 
 
 class _Commands(TyperGroup):
-    """The commands; a stop is told in the words of whoever was stopped."""
+    """Command group that prints the message of an interrupted command."""
 
     def invoke(self, ctx: Any) -> Any:
-        # here and not in `main`: newer typers make a silent exit of it before it gets there
+        # not in `main`: newer versions of typer turn the interrupt into a silent exit before it gets there
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt as stop:
@@ -50,7 +50,7 @@ class _Commands(TyperGroup):
 
 
 class _Command(TyperCommand):
-    """A command whose paths know ``~``, which a shell leaves as it is in ``--out=~/run``."""
+    """Command that expands ``~`` in its paths, which a shell does not do in ``--out=~/run``."""
 
     def invoke(self, ctx: Any) -> Any:
         for name, value in ctx.params.items():
@@ -60,12 +60,12 @@ class _Command(TyperCommand):
 
 
 class _Log(logging.Handler):
-    """Messages on stderr, above a progress bar where there is one; what cannot be said there ends no work."""
+    """Log handler that writes to stderr, above any progress bar; a failing stderr never ends the command."""
 
     def emit(self, record: logging.LogRecord) -> None:
         from tqdm import tqdm
 
-        if sys.stderr is not None:  # closed by the shell, or never there
+        if sys.stderr is not None:  # None if the shell closed it
             with contextlib.suppress(OSError, ValueError):
                 tqdm.write(self.format(record), file=sys.stderr)
 
@@ -73,7 +73,7 @@ class _Log(logging.Handler):
 app = typer.Typer(
     cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]}, pretty_exceptions_enable=False
 )
-"""The commands, as Typer gathers them; `main` runs them."""
+"""Typer application with all commands; `main` runs it."""
 app.command()(distill.distill)
 app.command()(evaluate.evaluate)
 app.command()(experts.experts)
@@ -82,7 +82,7 @@ app.command()(reproduce.reproduce)
 app.command()(sweep.sweep)
 app.command()(bench.bench)
 app.command()(config.config)
-data_app = typer.Typer(help="Data sets: what is known, fetch one, check its files.")
+data_app = typer.Typer(help="List, download and check datasets.")
 data_app.command("list")(data.data_list)
 data_app.command("fetch")(data.data_fetch)
 data_app.command("check")(data.data_check)
@@ -114,14 +114,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command line and exits with its status.
 
     Args:
-        arguments: without the program's name; those of this process if not given.
+        arguments: command-line arguments without the program's name (default: those of this process).
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # a table is not lost for a sign that the terminal does not have
+        sys.stdout.reconfigure(errors="replace")  # a character that the terminal cannot show must not lose a table
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[_Log()])
     logging.getLogger("iidlib").setLevel(logging.INFO)
-    # the loop of a distillation, which ends its iteration first, has handlers of its own
+    # the distillation loop, which finishes its iteration first, installs its own handlers
     signal.signal(signal.SIGTERM, _terminate)
     try:
         status = app(args=given or ["--help"], prog_name="iid", obj=given, standalone_mode=False)
@@ -137,12 +137,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except (RuntimeError, MemoryError, OverflowError, ValueError, TypeError) as error:
         if not out_of_memory(error):
             raise
-        _end(1, f"failed: {memory_text(error)}", "give smaller numbers")
+        _end(1, f"failed: {memory_text(error)}", "try smaller numbers")
     sys.exit(status if isinstance(status, int) else 0)
 
 
 def _with_value(error: Any, given: Sequence[str]) -> str:
-    """What is wrong with an option, with the value that it was given, which not every typer names."""
+    """Message of a usage error, completed with the value given, which some versions of typer leave out."""
     text: str = error.format_message()
     for option in getattr(getattr(error, "param", None), "opts", ()):
         values = [word.partition("=")[2] for word in given if word.startswith(f"{option}=")]
@@ -153,7 +153,7 @@ def _with_value(error: Any, given: Sequence[str]) -> str:
 
 
 def _end(status: int, message: str, *more: str) -> NoReturn:
-    """Ends with a line on stderr, and what goes below it."""
-    with contextlib.suppress(OSError):  # the status says it too
+    """Exits with a message of one line on stderr, followed by any further lines."""
+    with contextlib.suppress(OSError):  # the exit status still reports the failure
         typer.echo("\n".join([f"iid: {' '.join(message.split())}", *more]), err=True)
     sys.exit(status)

@@ -1,4 +1,4 @@
-"""``python -m iidlib.cli``, the same as ``iid``."""
+"""Entry point of ``python -m iidlib.cli``, which is the same as ``iid``."""
 
 from iidlib.cli import main
 

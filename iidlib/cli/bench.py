@@ -1,4 +1,4 @@
-"""``iid bench``: speed against the loop over classes and against the machine."""
+"""``iid bench``: speed compared with a per-class loop and with the machine's peak."""
 
 from pathlib import Path
 from typing import Annotated
@@ -16,23 +16,26 @@ __all__ = ["bench"]
 def bench(
     ctx: typer.Context,
     quick: Annotated[
-        bool, typer.Option("--quick", help="Two classes instead of ten and fewer repetitions: a minute.")
+        bool, typer.Option("--quick", help="Two classes instead of ten and fewer repetitions; takes about a minute.")
     ] = False,
     scaling: Annotated[
-        bool, typer.Option("--scaling", help="One method as images, classes, batch and width grow.")
+        bool,
+        typer.Option("--scaling", help="Time one method as images, classes, batch size and network width grow."),
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the rows as a JSON list.")] = False,
-    results: Annotated[Path | None, typer.Option("--results", help="CSV file to which the rows are added.")] = None,
+    results: Annotated[
+        Path | None, typer.Option("--results", metavar="FILE", help="CSV file to append the rows to.")
+    ] = None,
     device: Device = "auto",
     quiet: Quiet = False,
 ) -> None:
-    """Time the library against the per-class loop and the machine's best, with the same losses, in one run."""
+    """Benchmark the library against a per-class loop with equal losses and against the machine's peak."""
     from iidlib.bench import LossesDiffer
     from iidlib.bench import report as benchmark
     from iidlib.experiments import check_results
 
     if quick and scaling:
-        raise InputError("--quick and --scaling are two measurements; give one of them")
+        raise InputError("--quick and --scaling are different measurements; give only one of them")
     if results:
         check_results(results, benchmark.NEEDED)
     try:

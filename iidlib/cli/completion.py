@@ -1,4 +1,4 @@
-"""What the shell completes: names of methods, datasets, networks, scales and settings, without loading the library."""
+"""Shell completion for names of methods, datasets, networks, scales and settings, without importing the library."""
 
 from collections.abc import Callable, Iterable
 
@@ -12,7 +12,7 @@ __all__ = [
     "complete_protocol", "complete_recipe", "complete_scale", "complete_setting",
 ]  # fmt: skip
 
-# Names of a table that is not imported here: it needs pandas, and a shell does not wait for that.
+# The names are repeated here because their table needs pandas, whose import would delay the shell.
 EXPERIMENTS = ("main", "ablation", "architectures", "weights", "beta", "iterations", "plus", "plus-sizes",
                "headline", "tsne", "continual")  # fmt: skip
 
@@ -20,7 +20,7 @@ Completion = Callable[[str], list[str]]
 
 
 def _one_of(choices: Iterable[str]) -> Completion:
-    """Completes one of some names."""
+    """Returns a completion that offers the given choices."""
     known = list(choices)
 
     def complete(incomplete: str) -> list[str]:
@@ -42,7 +42,7 @@ complete_experiment = _one_of(EXPERIMENTS)
 
 
 def complete_networks(incomplete: str) -> list[str]:
-    """Completes the last of some networks separated by commas."""
+    """Completes the last name of a comma-separated list of networks."""
     before, comma, last = incomplete.rpartition(",")
     given = before.split(",")
     return [f"{before}{comma}{name}" for name in complete_network(last) if name not in given]

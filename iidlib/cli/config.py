@@ -1,4 +1,4 @@
-"""``iid config``: the settings that a command would run with, and where each comes from."""
+"""``iid config``: the settings of a run, and where each of them comes from."""
 
 import json
 from typing import Annotated, Any
@@ -18,7 +18,7 @@ from iidlib.names import DATASET_NAMES, NETWORK_NAMES
 __all__ = ["config"]
 
 OPERATIONS = ("color", "crop", "cutout", "flip", "scale", "rotate")
-"""Names of `iidlib.augment`, which is not imported here: it needs torch, and this command answers at once."""
+"""Operations of `iidlib.augment`, repeated because importing it would load torch and delay this command."""
 
 
 def config(
@@ -26,29 +26,36 @@ def config(
     method: Annotated[
         str,
         typer.Argument(
-            help="dm, dm-cc, dm-cm, iid-dm, or the same with idm; or a baseline such as random.",
+            metavar="METHOD",
+            help="Distillation method: dm, dm-cc, dm-cm, iid-dm, idm, idm-cc, idm-cm, iid-idm or iid-plus; or a "
+            "baseline such as random.",
             autocompletion=complete_recipe,
         ),
     ],
     dataset: DatasetName = "cifar10-mini",
-    ipc: Annotated[int, typer.Option("--ipc", help="Synthetic images per class.")] = 10,
+    ipc: Annotated[int, typer.Option("--ipc", metavar="N", help="Synthetic images per class.")] = 10,
     scale: Scale = "tour",
-    iterations: Annotated[int | None, typer.Option("--iterations", help="Number of iterations.")] = None,
-    seed: Annotated[int | None, typer.Option("--seed", help="Random seed.")] = None,
+    iterations: Annotated[
+        int | None,
+        typer.Option("--iterations", metavar="N", help="Number of iterations (default: set by --scale)."),
+    ] = None,
+    seed: Annotated[int | None, typer.Option("--seed", metavar="N", help="Random seed (default: 0).")] = None,
     changes: Changes = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list of key, value and source.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the settings as a JSON list of key, value and source.")
+    ] = False,
     quiet: Quiet = False,
 ) -> None:
-    """Show every setting of a run, and where it comes from."""
+    """Show every setting of a run and where its value comes from."""
     name = dataset.removeprefix("validation:")
     if name not in DATASET_NAMES and not name.startswith("folder:"):
         raise InputError(f"unknown dataset {name!r}{suggest(name, [*DATASET_NAMES, 'folder:PATH'])}")
-    own = {key: value for key, value in {"iterations": iterations, "seed": seed}.items() if value is not None}
-    given = own | given_changes(changes)
+    options = {"iterations": iterations, "seed": seed}
+    given = {key: value for key, value in options.items() if value is not None} | given_changes(changes)
     if name.startswith("folder:") and not name.removeprefix("folder:").partition("?")[0].strip():
-        raise InputError(f"dataset {dataset!r} names no folder; give its path, as in folder:PATH")
+        raise InputError(f"dataset {dataset!r} has no path; write it as folder:PATH")
     rows = [(setting, _source(ctx, setting)) for setting in resolved(method, dataset, ipc, scale, given)]
-    if method == "whole" and "eval.epochs" not in given:  # as `iid evaluate whole` takes it
+    if method == "whole" and "eval.epochs" not in given:  # the number that `iid evaluate whole` uses
         at = next(i for i, (setting, _) in enumerate(rows) if setting.key == "eval.epochs")
         epochs = rows[at][0]
         rows[at] = attrs.evolve(epochs, value=min(WHOLE_SET_EPOCHS, epochs.value)), "method"
@@ -64,7 +71,7 @@ def config(
     with result():
         if columns_needed(columns, cells) + len(columns) <= console.width:
             print_table(columns, cells, title)
-        else:  # whole keys and values, which a terminal may wrap and nobody cuts
+        else:  # plain lines: a terminal may wrap keys and values, but never cuts them
             typer.echo("\n".join([title, *(f"{key}={value}  ({source})" for key, value, source in cells)]))
     row = published(method, name, ipc)
     if row and any(source == "published row" for _, source in rows):
@@ -72,10 +79,10 @@ def config(
 
 
 def _check_names(rows: list[tuple[Setting, str]]) -> None:
-    """Refuses names of networks and augmentations that a run would refuse.
+    """Rejects names of networks and augmentations that a run would reject.
 
     Raises:
-        InputError: with the name that may have been meant.
+        InputError: if a name is unknown; the message suggests a similar one.
     """
     for setting, _ in rows:
         if setting.key.endswith((".network", ".networks")):
@@ -90,7 +97,7 @@ def _check_names(rows: list[tuple[Setting, str]]) -> None:
 
 
 def _source(ctx: typer.Context, setting: Setting) -> str:
-    """What the user wrote to give the setting, or the name of the table that it is from."""
+    """The option that gave the setting, or the name of the table it comes from."""
     if setting.source not in ("argument", "change"):
         return setting.source
     if "." in setting.key:

@@ -1,4 +1,4 @@
-"""``iid continual``: classes that come in steps, learned from a memory of distilled images."""
+"""``iid continual``: class-incremental learning with a memory of distilled images."""
 
 import dataclasses
 import re
@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from iidlib.cli.completion import complete_memory
-from iidlib.cli.options import Changes, DataRoot, DatasetName, Device, Results, Scale, given_changes
+from iidlib.cli.options import Changes, DataRoot, DatasetName, Device, Results, Resume, Scale, given_changes
 from iidlib.cli.output import AsJson, Quiet, report, result
 from iidlib.cli.score_files import check_apart
 from iidlib.cli.scores import accuracy_text, summary
@@ -25,27 +25,37 @@ def continual(
     method: Annotated[
         str,
         typer.Argument(
-            help="A distillation method; or random, random-mosaic, herding, k-center.", autocompletion=complete_memory
+            metavar="METHOD",
+            help="Distillation method: dm, dm-cc, dm-cm, iid-dm, idm, idm-cc, idm-cm, iid-idm or iid-plus; or a "
+            "baseline: random, random-mosaic, herding or k-center.",
+            autocompletion=complete_memory,
         ),
     ],
     dataset: DatasetName = "cifar10-mini",
-    ipc: Annotated[int, typer.Option("--ipc", help="Images a class in the memory; 20 in the paper.")] = 20,
+    ipc: Annotated[int, typer.Option("--ipc", metavar="N", help="Images per class in the memory (paper: 20).")] = 20,
     steps: Annotated[
-        str, typer.Option("--steps", help="Equal steps in which the classes come; or the classes of each, as in 4,3,3.")
+        str,
+        typer.Option("--steps", metavar="N", help="Number of equal steps, or the classes in each step, e.g. 4,3,3."),
     ] = "5",
-    order: Annotated[int | None, typer.Option("--order", help="Seed of the order of classes; else --seed.")] = None,
+    order: Annotated[
+        int | None,
+        typer.Option("--order", metavar="N", help="Random seed of the order of classes (default: --seed)."),
+    ] = None,
     scale: Scale = "tour",
-    seed: Annotated[int, typer.Option("--seed", help="Of every other draw.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", metavar="N", help="Random seed.")] = 0,
     device: Device = "auto",
-    out: Annotated[Path | None, typer.Option("--out", help="Folder of the steps' runs; else one below runs/.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Resume the steps in --out.")] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="DIR", help="Output directory (default: runs/continual-<method>-...)."),
+    ] = None,
+    resume: Resume = False,
     data_root: DataRoot = None,
     changes: Changes = None,
     results: Results = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Learn classes step by step from a memory of distilled images, and test on all classes seen."""
+    """Learn classes in steps with a memory of distilled images, testing on all classes seen so far."""
     import pandas as pd
 
     from iidlib.continual import class_order, class_steps, learn_in_steps
@@ -65,9 +75,9 @@ def continual(
     if place.exists() and not place.is_dir():
         raise InputError(f"{folder} is a file, not a folder; give another --out")
     if place.is_dir() and not resume and any(place.iterdir()):
-        begun = (place / "step-01" / "config.yaml").is_file()
+        started = (place / "step-01" / "config.yaml").is_file()
         raise InputError(
-            f"{folder} holds something already; {'resume it with --resume, or ' if begun else ''}give another --out"
+            f"{folder} is not empty; {'resume the run with --resume, or ' if started else ''}give another --out"
         )
     if results is not None:
         check_results(results)
@@ -75,19 +85,18 @@ def continual(
     loaded = load(dataset, data_root, device)
     groups = class_steps(class_order(loaded.train.num_classes, number), cut)
     finished = all(RunFolder(folder / f"step-{step:02d}").finished for step in range(1, len(groups) + 1))
-    if method in METHODS and not (resume and finished):  # what is finished is only read
+    if method in METHODS and not (resume and finished):  # a finished run is only read
         check_writable(folder / "step-01" / "config.yaml")
     stamp, frames = made_by(loaded.train.device, given_command(ctx)), []
 
-    def told(rows: pd.DataFrame) -> None:
+    def on_step(rows: pd.DataFrame) -> None:
         last = rows.iloc[-1]
         with result():
-            found = accuracy_text(rows, " %")
-            typer.echo(f"step {last['step']} of {len(groups)}, {last['classes']} classes: {found}")
+            typer.echo(f"step {last['step']} of {len(groups)}, {last['classes']} classes: {accuracy_text(rows, ' %')}")
         frames.append(rows)
 
     with keeping(folder, given_command(ctx, "--resume", *([] if out else ["--out", str(folder)]))):
-        learn_in_steps(config, loaded, steps=cut, order=number, out=folder, progress=None, on_step=told)
+        learn_in_steps(config, loaded, steps=cut, order=number, out=folder, progress=None, on_step=on_step)
         scores = pd.concat(frames, ignore_index=True)
         if results is not None:
             origin = dataclasses.replace(SetOrigin.planned(config), settings=given)
@@ -108,11 +117,11 @@ def continual(
 
 
 def _steps(text: str) -> int | tuple[int, ...]:
-    """What ``--steps`` says: a number of equal steps, or the number of classes of each."""
+    """Parses ``--steps``: a number of equal steps, or the number of classes in each step."""
     try:
         first, *more = [int(part) for part in text.split(",")]
     except ValueError:
         raise InputError(
-            f"--steps takes a number of equal steps, such as 5, or the classes of each, such as 4,3,3; got {text!r}"
+            f"--steps takes a number of equal steps, e.g. 5, or the classes in each step, e.g. 4,3,3; got {text!r}"
         ) from None
     return (first, *more) if more else first

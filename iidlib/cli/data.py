@@ -1,4 +1,4 @@
-"""``iid data``: which datasets are known, fetching one, checking its files."""
+"""``iid data``: lists, downloads and checks datasets."""
 
 import contextlib
 import dataclasses
@@ -34,7 +34,7 @@ def data_list(data_root: DataRoot = None, as_json: AsJson = False, quiet: Quiet 
                 for row in rows
             ],
         )
-        for row in rows:  # below the table, where a path has the whole width and can be copied
+        for row in rows:  # below the table, where long paths fit and can be copied
             if row.found:
                 typer.echo(f"{row.name}: {row.found}")
             elif row.incomplete:
@@ -45,21 +45,30 @@ def data_list(data_root: DataRoot = None, as_json: AsJson = False, quiet: Quiet 
 
 
 def data_fetch(
-    name: Annotated[str, typer.Argument(help="The dataset.", callback=dataset_name, autocompletion=complete_dataset)],
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME", help="Name of the dataset.", callback=dataset_name, autocompletion=complete_dataset
+        ),
+    ],
     data_root: DataRoot = None,
     mirror: Annotated[
         str | None,
-        typer.Option("--mirror", metavar="URL", help="Another address: of the folder, or of the file; http or file."),
+        typer.Option(
+            "--mirror",
+            metavar="URL",
+            help="Download from this http://, https:// or file:// address of the file or its directory.",
+        ),
     ] = None,
     quiet: Quiet = False,
 ) -> None:
-    """Download a dataset into the data root, with checksums; an archive that lies there is unpacked instead."""
+    """Download a dataset and verify its checksums; an archive already in --data-root is used instead."""
     from iidlib.data import load_dataset
 
     try:
         loaded = load_dataset(name, data_root=data_root, download=True, mirror=mirror)
     except KeyboardInterrupt as stop:
-        stop.args = ("stopped; what has arrived is kept, and the same command fetches the rest",)
+        stop.args = ("stopped; partial downloads are kept, and the same command resumes them",)
         raise
     typer.echo(f"{name}: {len(loaded.train)} training and {len(loaded.test)} test images, complete")
 
@@ -68,7 +77,8 @@ def data_check(
     name: Annotated[
         str,
         typer.Argument(
-            help="The dataset; folder:PATH for your own images.",
+            metavar="NAME",
+            help="Name of the dataset, or folder:PATH for your own images.",
             callback=dataset_name,
             autocompletion=complete_dataset,
         ),
@@ -77,13 +87,13 @@ def data_check(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Compare every file of a dataset with its checksum, or look through a folder of your own images.
+    """Verify the checksum of every file of a dataset, or inspect a folder of your own images.
 
-    Of a folder are told: files that cannot be read, pictures that are there twice, and numbers of images per class.
+    For a folder, report unreadable files, duplicate images, and the number of images per class.
     """
     from iidlib.data import check, inspect_folder
 
-    name = name.removeprefix("validation:")  # which takes the same files
+    name = name.removeprefix("validation:")  # it uses the same files
     if name.startswith("folder:"):
         tell_folder(inspect_folder(name))
         return

@@ -1,4 +1,4 @@
-"""``iid distill``: learns synthetic images and shows what networks trained on them reach."""
+"""``iid distill``: learns synthetic images and evaluates them."""
 
 import dataclasses
 import re
@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from iidlib.cli.completion import complete_method
-from iidlib.cli.options import Baseline, Changes, DataRoot, DatasetName, Device, Results, Scale, given_changes
+from iidlib.cli.options import Baseline, Changes, DataRoot, DatasetName, Device, Results, Resume, Scale, given_changes
 from iidlib.cli.output import AsJson, Quiet, report
 from iidlib.cli.score_files import KeptRows, can_be_scored, check_apart
 from iidlib.cli.scores import run_facts, scored, show_scores, summary, with_random_beside
@@ -24,22 +24,31 @@ def distill(
     method: Annotated[
         str,
         typer.Argument(
-            help="dm, dm-cc, dm-cm, iid-dm, the same with idm, or iid-plus.", autocompletion=complete_method
+            metavar="METHOD",
+            help="Distillation method: dm, dm-cc, dm-cm, iid-dm, idm, idm-cc, idm-cm, iid-idm or iid-plus.",
+            autocompletion=complete_method,
         ),
     ],
     dataset: DatasetName = "cifar10-mini",
-    ipc: Annotated[int, typer.Option("--ipc", help="Synthetic images a class.")] = 10,
+    ipc: Annotated[int, typer.Option("--ipc", metavar="N", help="Synthetic images per class.")] = 10,
     scale: Scale = "tour",
     iterations: Annotated[
         int | None,
-        typer.Option("--iterations", help="Updates in all; else the scale's. With --resume, more continue a run."),
+        typer.Option(
+            "--iterations",
+            metavar="N",
+            help="Number of iterations (default: set by --scale). With --resume, a larger number extends the run.",
+        ),
     ] = None,
-    seed: Annotated[int, typer.Option("--seed", help="Of every draw.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", metavar="N", help="Random seed.")] = 0,
     device: Device = "auto",
-    out: Annotated[Path | None, typer.Option("--out", help="The run's folder; else one below runs/.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Resume the run in --out.")] = False,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="Output directory (default: runs/<method>-...).")
+    ] = None,
+    resume: Resume = False,
     init: Annotated[
-        Path | None, typer.Option("--init", help="Start from the images of this set, a run's folder or its file.")
+        Path | None,
+        typer.Option("--init", metavar="PATH", help="Start from the images of a run or distilled set."),
     ] = None,
     allow_mismatch: Annotated[
         bool, typer.Option("--allow-mismatch", help="Resume under other versions, device or kernels; it is recorded.")
@@ -47,14 +56,14 @@ def distill(
     data_root: DataRoot = None,
     changes: Changes = None,
     evaluate: Annotated[
-        bool, typer.Option("--evaluate/--no-evaluate", help="Train networks on the result and test them.")
+        bool, typer.Option("--evaluate/--no-evaluate", help="Train networks on the distilled images and test them.")
     ] = True,
     baseline: Baseline = True,
     results: Results = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Learn a few synthetic images a class, and show what networks trained on them reach."""
+    """Distil a dataset into a few synthetic images per class and evaluate them."""
     from iidlib.config import published
     from iidlib.distillation import METHODS, finished_run, save_pictures, starting_from
     from iidlib.distillation import distill as run
@@ -64,31 +73,31 @@ def distill(
 
     if method not in METHODS:
         raise InputError(f"unknown method {method!r}{suggest(method, METHODS)}")
-    named = re.sub(r"[^\w.-]+", "-", dataset)  # a folder's path is part of a name, and no folders
+    named = re.sub(r"[^\w.-]+", "-", dataset)  # the slashes of folder:PATH must not make folders
     folder = RunFolder(out or Path("runs") / f"{method}-{named}-ipc{ipc}-{scale}-seed{seed}")
-    begun = folder.config() if resume and (folder.path / "config.yaml").is_file() else None
-    if begun and iterations is None:
-        iterations = begun.iterations  # of a run that was continued they are no scale's
-    own = {"seed": seed} | ({} if iterations is None else {"iterations": iterations})
+    started = folder.config() if resume and (folder.path / "config.yaml").is_file() else None
+    if started and iterations is None:
+        iterations = started.iterations  # an extended run no longer has the scale's number
+    options = {"seed": seed} | ({} if iterations is None else {"iterations": iterations})
     given = given_changes(changes)
-    from_set = begun.syn.init if begun and begun.syn.init.startswith("set:") else None
+    from_set = started.syn.init if started and started.syn.init.startswith("set:") else None
     if from_set and init is None:
-        given.setdefault("syn.init", from_set)  # its checkpoint has what is left of the set
-    config = preset(method, dataset, ipc, scale, own | given)
+        given.setdefault("syn.init", from_set)  # the set itself is not needed: its images are in the checkpoint
+    config = preset(method, dataset, ipc, scale, options | given)
     check_names(config)
     if init is not None:
         if "syn.init" in given:
-            raise InputError("--init and --set syn.init= both say where to start; leave one of them out")
+            raise InputError("--init and --set syn.init= both choose the initial images; give only one of them")
         config, _ = starting_from(config, init)
         given["syn.init"] = config.syn.init
         if from_set and from_set != config.syn.init:
             raise InputError(
-                f"the run at {folder.path} was begun from {from_set}, and the set in {init} is {config.syn.init} now; "
-                "leave --init out to resume the run"
+                f"the run in {folder.path} was started from {from_set}, but the set in {init} is now "
+                f"{config.syn.init}; leave out --init to resume the run"
             )
     if results is not None:
         if not evaluate:
-            raise InputError("--results needs the evaluation; leave out --no-evaluate or --results")
+            raise InputError("--results needs an evaluation; leave out --no-evaluate or --results")
         check_results(results)
         check_apart(results, folder.path, folder=True)
     if not resume:
@@ -101,28 +110,28 @@ def distill(
         f"{method} on {dataset}, IPC {ipc}: {config.iterations} iterations, scale {scale}, {loaded.train.device}"
     )
     if left_out := METHODS[method].left_out(config):
-        typer.echo(f"left out: {', '.join(f'{name} ({reason})' for name, reason in left_out.items())}")
+        typer.echo(f"terms left out: {', '.join(f'{name} ({reason})' for name, reason in left_out.items())}")
     if unused := without_effect(config, given):
-        typer.echo(f"without effect on {method}: {', '.join(unused)}")
-    stamp = made_by(loaded.train.device, given_command(ctx))  # now, as a checkout may change meanwhile
+        typer.echo(f"settings without effect on {method}: {', '.join(unused)}")
+    stamp = made_by(loaded.train.device, given_command(ctx))  # now, because the checkout may change during the run
     with keeping(folder.path, given_command(ctx, "--resume", *([] if out else ["--out", str(folder.path)]))):
         origin = dataclasses.replace(SetOrigin.planned(config), settings=given)
         result = finished_run(config, loaded, folder.path) if resume else None
         finished = result is not None
         if result:
-            typer.echo(f"the run in {folder.path} is finished; its set stays as it is")
+            typer.echo(f"the run in {folder.path} is already finished; its images are unchanged")
         else:
             result = run(
                 config, loaded, out=folder.path, resume=resume, allow_mismatch=allow_mismatch, init=init, progress=None
             )
-            typer.echo(f"distilled in {result.seconds:.0f} s; images: {folder.path / 'synthetic.png'}")
+            typer.echo(f"distilled in {result.seconds:.0f} s, images in {folder.path / 'synthetic.png'}")
             save_pictures(result.synthetic, folder)
         metrics, synthetic = result.metrics, result.synthetic
         if "queue_networks" in metrics:
             queue = metrics.iloc[-1]
             typer.echo(
-                f"queue: {queue['queue_networks']:.0f} networks of at most {config.queue.size}, "
-                f"{queue['queue_mib']:.1f} MiB, {queue['queue_accuracy']:.0f} % on their training images"
+                f"network queue: {queue['queue_networks']:.0f} of at most {config.queue.size} networks, "
+                f"{queue['queue_mib']:.1f} MiB, training accuracy {queue['queue_accuracy']:.0f} %"
             )
         facts = run_facts(config, folder, metrics)
         if not evaluate:
@@ -133,13 +142,14 @@ def distill(
         with KeptRows(run=folder if keeps else None, results=results) as kept:
             scores = scored(synthetic, loaded, config, origin=origin, seed=seed, made_by=stamp, kept=kept)
             if baseline:
-                fitted = dataset_for(synthetic, loaded)  # another one where the images changed since a run was finished
+                # the dataset may have changed since the run was finished
+                fitted = dataset_for(synthetic, loaded)
                 beside = random_beside(fitted.train, ipc, origin.seed, origin.factor, say=typer.echo)
                 scores = with_random_beside(
                     scores, beside, fitted, config, origin=origin, given=given, made_by=stamp, kept=kept
                 )
             kept.save(scores, of_run=True)
-        note = "last iterate, mean ± std over networks, one distillation"
+        note = "images of the last iteration, mean ± std over networks, one distillation"
         show_scores(
             scores, f"{dataset}, IPC {ipc}, scale {scale}", note, protocol_text(config.eval, method, synthetic.factor)
         )

@@ -1,4 +1,4 @@
-"""``iid evaluate``: trains networks from scratch on a set and tests them on real images."""
+"""``iid evaluate``: trains networks from scratch on a small set and tests them on real images."""
 
 import dataclasses
 from pathlib import Path
@@ -32,7 +32,9 @@ def evaluate(
     path: Annotated[
         str,
         typer.Argument(
-            help="A run's folder or set; or random, random-mosaic, herding, k-center or whole.",
+            metavar="SET",
+            help="Run directory or file of a distilled set; or a baseline: random, random-mosaic, herding, k-center, "
+            "or whole for all training images.",
             autocompletion=complete_baseline,
         ),
     ],
@@ -40,42 +42,62 @@ def evaluate(
         str | None,
         typer.Option(
             "--dataset",
+            metavar="NAME",
             callback=dataset_name,
-            help="Else the one the set was made for.",
+            help="Dataset to test on (default: the one it was distilled from; for a baseline, cifar10-mini).",
             autocompletion=complete_dataset,
         ),
     ] = None,
     networks: Annotated[
-        str | None, typer.Option("--networks", help="Such as convnet3,alexnet.", autocompletion=complete_networks)
+        str | None,
+        typer.Option(
+            "--networks",
+            metavar="NAMES",
+            help="Comma-separated architectures, e.g. convnet3,alexnet.",
+            autocompletion=complete_networks,
+        ),
     ] = None,
-    num_eval: Annotated[int | None, typer.Option("--num-eval", help="Networks of each architecture.")] = None,
-    epochs: Annotated[int | None, typer.Option("--epochs", help="Passes over the set; 1001 in the paper.")] = None,
+    num_eval: Annotated[
+        int | None, typer.Option("--num-eval", metavar="N", help="Number of networks per architecture.")
+    ] = None,
+    epochs: Annotated[
+        int | None, typer.Option("--epochs", metavar="N", help="Training epochs per network (paper: 1001).")
+    ] = None,
     scale: Annotated[
         str | None,
-        typer.Option("--scale", help="Protocol to start from; else the set's own.", autocompletion=complete_scale),
+        typer.Option(
+            "--scale",
+            metavar="SCALE",
+            help="Scale of the evaluation: ci, tour, laptop or paper (default: that of the set; for a baseline, tour).",
+            autocompletion=complete_scale,
+        ),
     ] = None,
     protocol: Annotated[
         str,
         typer.Option(
             "--protocol",
-            help="dm (DC, DM, IDM, IID) or idc (IDC, DREAM, DANCE: CutMix, 1500 passes).",
+            metavar="NAME",
+            help="Evaluation protocol: dm (used by DC, DM, IDM, IID) or idc (IDC, DREAM, DANCE: CutMix, 1500 epochs).",
             autocompletion=complete_protocol,
         ),
     ] = "dm",
-    ipc: Annotated[int | None, typer.Option("--ipc", help="Images a class, for chosen images; else 10.")] = None,
+    ipc: Annotated[
+        int | None, typer.Option("--ipc", metavar="N", help="Images per class of a baseline (default: 10).")
+    ] = None,
     seed: Annotated[
-        int | None, typer.Option("--seed", help="Of the networks, and of the choice of random images; else the set's.")
+        int | None,
+        typer.Option("--seed", metavar="N", help="Random seed (default: that of the set; for a baseline, 0)."),
     ] = None,
     device: Device = "auto",
     data_root: DataRoot = None,
     changes: Changes = None,
     baseline: Baseline = True,
-    out: Annotated[Path | None, typer.Option("--out", help="JSON file for the scores.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="JSON file to write the scores to.")] = None,
     results: Results = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Train networks from scratch on a set and test them on the real test images."""
+    """Train networks from scratch on a distilled set or a baseline and test them on real images."""
     from iidlib.config.recipes import BASELINES
     from iidlib.evaluation import (
         check_evaluation,
@@ -106,7 +128,7 @@ def evaluate(
         check_results(results)
     synthetic = None if path in BASELINES else SyntheticSet.load(path)
     if synthetic and ipc not in (None, synthetic.ipc):
-        raise InputError(f"--ipc goes with chosen images; the set in {path} has {synthetic.ipc} images a class")
+        raise InputError(f"--ipc is for baselines only; the set in {path} has {synthetic.ipc} images per class")
     run = RunFolder(path) if (Path(path) / "config.yaml").is_file() else None
     if run is not None and results is not None:
         check_apart(results, run.path, folder=True)
@@ -114,9 +136,9 @@ def evaluate(
     if synthetic:
         origin = origin_of(synthetic, run=run, scale=origin.scale, seed=origin.seed, called=path)
     check_protocol(protocol)
-    own = given_changes(changes)
+    overrides = given_changes(changes)
     given = {"eval.networks": networks, "eval.num_eval": num_eval, "eval.epochs": epochs}
-    chosen = {key: value for key, value in given.items() if value is not None} | own
+    chosen = {key: value for key, value in given.items() if value is not None} | overrides
     name = dataset or (synthetic.spec.name if synthetic else "cifar10-mini")
     try:
         loaded = load(name, data_root, device)
@@ -124,7 +146,7 @@ def evaluate(
         if dataset is not None or synthetic is None:
             raise
         raise InputError(
-            f"{error} (the set was made from {name}; --dataset names another dataset to test it on)"
+            f"{error} (the set was distilled from {name}; choose another dataset to test on with --dataset)"
         ) from None
     fitted = dataset_for(synthetic, loaded) if synthetic else loaded
     size = synthetic.ipc if synthetic else 10 if ipc is None else ipc
@@ -132,9 +154,9 @@ def evaluate(
     check_names(config)
     check_evaluation(config.eval, fitted.spec, config.compute)
     untested(loaded.test)
-    stamp = made_by(loaded.train.device, given_command(ctx))  # now, as a checkout may change meanwhile
+    stamp = made_by(loaded.train.device, given_command(ctx))  # now, because the checkout may change during the run
     made_from = synthetic.provenance.get("data", loaded.train.fingerprint) if synthetic else ""
-    # the run's own scores are those that its distillation would have left
+    # only scores that `iid distill` itself would have written belong into the run's folder
     as_made = (
         run is not None
         and run.config().eval == config.eval
@@ -162,7 +184,7 @@ def evaluate(
             )
             origin = origin_of(images, scale=origin.scale, seed=origin.seed)
             origin = dataclasses.replace(origin, pool_accuracies=pool.accuracies if pool else ())
-        origin = dataclasses.replace(origin, settings=dict(origin.settings) | own)
+        origin = dataclasses.replace(origin, settings=dict(origin.settings) | overrides)
         networks_seed = origin.seed if seed is None else seed
         beside: list[SyntheticSet] = []
         if baseline and synthetic and origin.method not in ("random", "random-mosaic"):
@@ -170,17 +192,17 @@ def evaluate(
         scores = scored(images, loaded, config, origin=origin, seed=networks_seed, made_by=stamp, kept=kept)
         if beside:
             scores = with_random_beside(
-                scores, beside, fitted, config, origin=origin, given=own, made_by=stamp, kept=kept
+                scores, beside, fitted, config, origin=origin, given=overrides, made_by=stamp, kept=kept
             )
-        kept.save(scores, of_run=of_run)  # before it is shown: a pipe may close
-        judged_by = protocol_text(config.eval, origin.method, origin.factor)
-        show_scores(scores, f"tested on {name}", "mean ± std over networks", judged_by)
+        kept.save(scores, of_run=of_run)  # before they are shown, because writing to a closed pipe fails
+        protocol_name = protocol_text(config.eval, origin.method, origin.factor)
+        show_scores(scores, f"tested on {name}", "mean ± std over networks", protocol_name)
         report(
             None,
             {
                 "set": path,
                 "dataset": name,
-                "protocol": judged_by,
+                "protocol": protocol_name,
                 "seconds": scores["seconds"].sum(),
                 "scores": summary(scores),
             },

@@ -1,4 +1,4 @@
-"""``iid experts``: trains a pool of pretrained networks."""
+"""``iid experts``: trains a pool of networks."""
 
 import shlex
 from pathlib import Path
@@ -20,26 +20,31 @@ __all__ = ["experts"]
 
 def experts(
     ctx: typer.Context,
-    out: Annotated[Path, typer.Option("--out", help="Folder of the pool, made or completed.")],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Output directory; a pool in it is completed.")],
     dataset: DatasetName = "cifar10-mini",
     network: Annotated[
-        str, typer.Option("--network", help="Architecture.", autocompletion=complete_network)
+        str,
+        typer.Option(
+            "--network", metavar="NAME", help="Architecture of the networks.", autocompletion=complete_network
+        ),
     ] = PoolConfig().network,
-    count: Annotated[int, typer.Option("--count", help="Networks.")] = PoolConfig().count,
-    epochs: Annotated[int, typer.Option("--epochs", help="Passes over the training set.")] = PoolConfig().epochs,
+    count: Annotated[int, typer.Option("--count", metavar="N", help="Number of networks.")] = PoolConfig().count,
+    epochs: Annotated[
+        int, typer.Option("--epochs", metavar="N", help="Training epochs per network.")
+    ] = PoolConfig().epochs,
     device: Device = "auto",
     data_root: DataRoot = None,
     changes: Changes = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Train the networks of class centralization and iid-plus; a pool begun before is completed."""
+    """Train the pool of networks that class centralization and iid-plus use."""
     from iidlib.distillation import pool_bar
     from iidlib.experiments import check_writable
     from iidlib.features import pool_members, trained_pool
 
-    own = {"pool.network": network, "pool.count": count, "pool.epochs": epochs}
-    given = own | given_changes(changes) | {"pool.path": str(out)}
+    options = {"pool.network": network, "pool.count": count, "pool.epochs": epochs}
+    given = options | given_changes(changes) | {"pool.path": str(out)}
     config = preset("dm-cc", dataset, 10, "paper", given)
     check_names(config)
     check_writable(out / "pool.json")
@@ -49,22 +54,22 @@ def experts(
         with keeping(out, given_command(ctx)), pool_bar(config, None) as on_epoch:
             pool = trained_pool(loaded, config.pool, compute=config.compute, on_epoch=on_epoch)
     finally:
-        remove_empty(made)  # where no network was kept
+        remove_empty(made)  # if no network was saved
     networks = [
-        {"network": number, "passes": passes, "accuracy": value}
-        for (number, passes), value in zip(pool_members(config.pool), pool.accuracies, strict=True)
+        {"network": number, "epochs": trained, "accuracy": value}
+        for (number, trained), value in zip(pool_members(config.pool), pool.accuracies, strict=True)
     ]
     print_table(
-        {"network": "name", "passes": "number", "held-out accuracy (%)": "number"},
-        [(str(row["network"]), str(row["passes"]), f"{row['accuracy']:.1f}") for row in networks],
+        {"network": "name", "epochs": "number", "held-out accuracy (%)": "number"},
+        [(str(row["network"]), str(row["epochs"]), f"{row['accuracy']:.1f}") for row in networks],
         f"{len(pool.networks)} {config.pool.network} in {out}",
     )
-    # a pool fits only those settings that it was trained with, and every method and scale has its own
-    used = {preset(method, dataset, 10, scale).pool for method in BASES for scale in SCALES}
-    own_keys = [f"pool.{field.name}" for field in attrs.fields(PoolConfig) if field.name != "untrained"]
-    differing = [key for key in own_keys if any(getattr(one, key[5:]) != getattr(config.pool, key[5:]) for one in used)]
+    # a pool is only valid with the settings it was trained with, and these differ between methods and scales
+    presets = {preset(method, dataset, 10, scale).pool for method in BASES for scale in SCALES}
+    keys = [f"pool.{field.name}" for field in attrs.fields(PoolConfig) if field.name != "untrained"]
+    differing = [key for key in keys if any(getattr(one, key[5:]) != getattr(config.pool, key[5:]) for one in presets)]
     named = {key: getattr(config.pool, key[5:]) for key in dict.fromkeys([*differing, *given]) if key[:5] == "pool."}
     named |= {key: ",".join(map(str, value)) for key, value in named.items() if isinstance(value, tuple)}
     settings_text = " ".join(f"--set {shlex.quote(f'{key}={value}')}" for key, value in named.items())
-    typer.echo(f"use it with: {settings_text}")
+    typer.echo(f"to use this pool, add: {settings_text}")
     report(out, {"pool": out, "dataset": dataset, "networks": networks, "settings": named})

@@ -1,4 +1,4 @@
-"""How ``iid data check folder:PATH`` prints what was found in a folder of images."""
+"""Output of ``iid data check folder:PATH``."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 __all__ = ["tell_folder"]
 
 MOST_LINES = 20
-"""Classes, and pairs of pictures, that are listed at most; ``--json`` gives all of them."""
+"""Maximum number of classes, and of pairs of images, that are printed; ``--json`` lists all of them."""
 
 
 def tell_folder(found: "FolderReport") -> None:
-    """Prints what was found in a folder of images.
+    """Prints the report on a folder of images.
 
     Raises:
-        InputError: if it cannot be used as it is.
+        InputError: if the folder cannot be used as it is.
     """
     report(None, dataclasses.asdict(found) | {"ok": found.ok})
     with result():
@@ -32,44 +32,44 @@ def tell_folder(found: "FolderReport") -> None:
             typer.echo(on_one_line(line))
     if found.unreadable:
         count = "1 file or folder" if len(found.unreadable) == 1 else f"{len(found.unreadable)} files or folders"
-        also = f"; besides, {found.problem}" if found.problem else ""
-        raise InputError(f"{found.name}: {count} cannot be read, named above; replace or remove them{also}")
+        also = f"; also, {found.problem}" if found.problem else ""
+        raise InputError(f"{found.name}: {count} cannot be read (listed above); replace or remove them{also}")
     if found.problem:
         raise InputError(found.problem)
 
 
 def _lines(found: "FolderReport") -> Iterator[str]:
-    """What was found, line by line; of what cannot be read, all."""
+    """Lines of the report; unreadable files are all listed."""
     for path, reason in found.unreadable.items():
         yield f"cannot be read: {path} ({reason})"
     if not found.summary:
         return
     yield found.summary
-    classes = [f"  {name}: {own} to train on, {found.test[name]} to test on" for name, own in found.train.items()]
+    classes = [f"  {name}: {count} for training, {found.test[name]} for testing" for name, count in found.train.items()]
     yield from _first(classes)
     if found.width and found.height:
         sides = [f"{_sides(found.width)} wide", f"{_sides(found.height)} high"]
-        yield f"pictures are {' and '.join(sides)}; modes: {_tally(found.modes)}; formats: {_tally(found.formats)}"
-    twice = {
-        "both for training and for testing": found.leaks,
+        yield f"images are {' and '.join(sides)}; modes: {_tally(found.modes)}; formats: {_tally(found.formats)}"
+    duplicates = {
+        "in both the training and the test set": found.leaks,
         "in two classes": found.contradictions,
     }
-    for where, pairs in twice.items():
+    for where, pairs in duplicates.items():
         if pairs:
-            yield f"pictures that are there {where}: {len(pairs)}"
+            yield f"duplicate images {where}: {len(pairs)}"
         yield from _first(
-            [f"  {twin.first} and {twin.second} ({'the same' if twin.same else 'nearly the same'})" for twin in pairs]
+            [f"  {twin.first} and {twin.second} ({'identical' if twin.same else 'nearly identical'})" for twin in pairs]
         )
     if found.repeated:
-        yield f"pictures that are there again in their class: {found.repeated}"
+        yield f"duplicate images within a class: {found.repeated}"
     yield from (f"note: {note}" for note in (*found.left_out, *found.notes))
     if found.ok:
-        yield f"{found.name}: can be used"
+        yield f"{found.name}: ready to use"
 
 
 def _first(lines: list[str]) -> list[str]:
     more = len(lines) - MOST_LINES
-    return [*lines[:MOST_LINES], *([f"  and {more} more, which --json lists"] if more > 0 else [])]
+    return [*lines[:MOST_LINES], *([f"  and {more} more (listed by --json)"] if more > 0 else [])]
 
 
 def _sides(side: "Range") -> str:

@@ -1,4 +1,4 @@
-"""The options that commands share, and how ``--set`` is read."""
+"""Options that several commands share, and the parser of ``--set``."""
 
 from pathlib import Path
 from typing import Annotated
@@ -10,45 +10,61 @@ from iidlib.config import settings
 from iidlib.errors import InputError
 from iidlib.names import dataset_name
 
-__all__ = ["Baseline", "Changes", "DataRoot", "DatasetName", "Device", "Results", "Scale", "given_changes"]
+__all__ = ["Baseline", "Changes", "DataRoot", "DatasetName", "Device", "Results", "Resume", "Scale", "given_changes"]
 
 DatasetName = Annotated[
     str,
     typer.Option(
         "--dataset",
+        metavar="NAME",
         callback=dataset_name,
-        help="cifar10-mini, cifar10, cifar100, svhn, mnist, fashionmnist, tinyimagenet, shapes or folder:PATH; "
-        "validation:NAME judges on held-out training images.",
+        help="Dataset: cifar10-mini, cifar10, cifar100, svhn, mnist, fashionmnist, tinyimagenet, shapes, or "
+        "folder:PATH for your own images. validation:NAME tests on held-out training images instead.",
         autocompletion=complete_dataset,
     ),
 ]
 
 DataRoot = Annotated[
-    Path | None, typer.Option("--data-root", help="Folder that holds the data sets; else the one in IID_DATA.")
+    Path | None,
+    typer.Option("--data-root", metavar="DIR", help="Directory that holds the datasets (default: $IID_DATA)."),
 ]
 
 Device = Annotated[
-    str, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.", autocompletion=complete_device)
+    str,
+    typer.Option(
+        "--device", metavar="DEVICE", help="Device: auto, cpu, cuda, cuda:N or mps.", autocompletion=complete_device
+    ),
 ]
 
-Scale = Annotated[str, typer.Option("--scale", help="ci, tour, laptop or paper.", autocompletion=complete_scale)]
+Scale = Annotated[
+    str,
+    typer.Option(
+        "--scale", metavar="SCALE", help="Scale of the run: ci, tour, laptop or paper.", autocompletion=complete_scale
+    ),
+]
 
 Changes = Annotated[
     list[str] | None,
     typer.Option(
-        "--set", metavar="KEY=VALUE", help="Change a setting, such as match.cm=0.02.", autocompletion=complete_setting
+        "--set",
+        metavar="KEY=VALUE",
+        help="Override a setting, e.g. match.cm=0.02. May be given several times.",
+        autocompletion=complete_setting,
     ),
 ]
 
+Resume = Annotated[bool, typer.Option("--resume", help="Resume the run in --out from its last checkpoint.")]
+
 Baseline = Annotated[
-    bool, typer.Option("--baseline/--no-baseline", help="Put as many random real images beside the distilled set.")
+    bool,
+    typer.Option("--baseline/--no-baseline", help="Also evaluate a random-selection baseline of the same size."),
 ]
 
-Results = Annotated[Path | None, typer.Option("--results", help="CSV file to which the scores are added.")]
+Results = Annotated[Path | None, typer.Option("--results", metavar="FILE", help="CSV file to append the scores to.")]
 
 
 def given_changes(given: list[str] | None) -> dict[str, str]:
-    """The settings of ``--set KEY=VALUE``; what they may hold, the preset checks."""
+    """Settings given as ``--set KEY=VALUE``; `iidlib.config.preset` checks their values."""
     pairs: dict[str, str] = {}
     for text in given or []:
         key, equals, value = text.partition("=")
@@ -56,7 +72,7 @@ def given_changes(given: list[str] | None) -> dict[str, str]:
         if not equals:
             raise InputError(f"--set takes KEY=VALUE, got {text!r}")
         if "." not in key and key in settings():
-            # a scale set here would be the name of settings that are not in use
-            raise InputError(f"{key} is not for --set; give it by itself (see iid distill --help)")
+            # a scale set here would name a preset whose settings are not the ones in use
+            raise InputError(f"{key} cannot be given with --set; use its own option (see iid distill --help)")
         pairs[key] = value.strip()
     return pairs

@@ -1,7 +1,7 @@
-"""What a command prints: notes on the way and its result; ``--quiet``, ``--json`` and narrow terminals.
+"""Output of the commands: notes and results, ``--quiet``, ``--json``, and tables for narrow terminals.
 
-What a command says goes to stdout. Under ``--json`` it goes to stderr, and under ``--quiet`` nowhere; what the command
-was asked for comes through `result` and `report`, and reaches stdout all the same.
+Notes go to stdout by default, to stderr with ``--json``, and nowhere with ``--quiet``. The result, printed through
+`result` and `report`, reaches stdout in every case.
 """
 
 import contextlib
@@ -30,61 +30,61 @@ __all__ = [
 logger = logging.getLogger("iidlib")
 
 console = Console(emoji=False)
-"""Where tables are printed."""
+"""Console that tables are printed to."""
 
 
 @dataclass
-class _Heard:
-    """What of a command is heard."""
+class _Routing:
+    """Destination of a command's output."""
 
     stdout: TextIO | None = None
-    """The stdout of the process, where notes go elsewhere."""
+    """Stdout of the process while notes are redirected, else None."""
     quiet: bool = False
     as_json: bool = False
 
 
-_heard = _Heard()
+_routing = _Routing()
 
 
 @contextlib.contextmanager
 def _notes_to(stream: TextIO) -> Iterator[None]:
-    """Within the block, what is printed goes to a stream; the result still goes to stdout."""
-    before = _heard.stdout
-    _heard.stdout = before or sys.stdout
+    """Redirects notes to a stream within the block; the result still goes to stdout."""
+    before = _routing.stdout
+    _routing.stdout = before or sys.stdout
     try:
         with contextlib.redirect_stdout(stream):
             yield
     finally:
-        _heard.stdout = before
+        _routing.stdout = before
 
 
 @contextlib.contextmanager
 def _without_notes() -> Iterator[None]:
-    """Within the block, only warnings, errors and the result are heard."""
+    """Silences everything but warnings, errors and the result within the block."""
     level = logger.level
     with Path(os.devnull).open("w", encoding="utf-8") as nowhere, _notes_to(nowhere), hidden():
         logger.setLevel(logging.WARNING)
-        _heard.quiet = True
+        _routing.quiet = True
         try:
             yield
         finally:
             logger.setLevel(level)
-            _heard.quiet = False
+            _routing.quiet = False
 
 
 @contextlib.contextmanager
 def _result_as_json() -> Iterator[None]:
-    """Within the block, notes go to stderr, and the result is one line of JSON."""
-    with _notes_to(sys.stdout if _heard.quiet else sys.stderr):
-        _heard.as_json = True
+    """Redirects notes to stderr within the block and prints the result as one line of JSON."""
+    with _notes_to(sys.stdout if _routing.quiet else sys.stderr):
+        _routing.as_json = True
         try:
             yield
         finally:
-            _heard.as_json = False
+            _routing.as_json = False
 
 
-def _listen(ctx: typer.Context, param: Any, asked: bool) -> bool:
-    """Turns on what an option of the command asks for, until the command ends."""
+def _apply(ctx: typer.Context, param: Any, asked: bool) -> bool:
+    """Applies ``--quiet`` or ``--json`` until the command ends."""
     if asked and not ctx.resilient_parsing:
         resource: Any = ctx
         resource.with_resource(_without_notes() if param.name == "quiet" else _result_as_json())
@@ -93,49 +93,47 @@ def _listen(ctx: typer.Context, param: Any, asked: bool) -> bool:
 
 Quiet = Annotated[
     bool,
-    typer.Option(
-        "--quiet", "-q", callback=_listen, help="Print the result only: no notes, no progress; warnings stay on stderr."
-    ),
+    typer.Option("--quiet", "-q", callback=_apply, help="Print only the result; warnings still go to stderr."),
 ]
 
 AsJson = Annotated[
     bool,
-    typer.Option("--json", callback=_listen, help="Print the result as one JSON object; all else goes to stderr."),
+    typer.Option("--json", callback=_apply, help="Print the result as one JSON object; notes go to stderr."),
 ]
 
 
 @contextlib.contextmanager
 def result() -> Iterator[None]:
-    """Within the block, what is printed is the command's result: heard under ``--quiet`` too."""
-    if _heard.stdout is None or _heard.as_json:
+    """Marks what is printed within the block as the command's result, which ``--quiet`` keeps."""
+    if _routing.stdout is None or _routing.as_json:
         yield
         return
-    with contextlib.redirect_stdout(_heard.stdout):
+    with contextlib.redirect_stdout(_routing.stdout):
         yield
 
 
 def report(line: object | None, facts: Mapping[str, object]) -> None:
-    """Prints the result once more for programs; nothing without ``--json`` or ``--quiet``.
+    """Prints the result for programs; does nothing without ``--json`` or ``--quiet``.
 
     Args:
-        line: what ``--quiet`` prints of it; None where its tables say all.
-        facts: what ``--json`` prints; numbers that are not finite become null.
+        line: line that ``--quiet`` prints; None if the tables already show the result.
+        facts: object that ``--json`` prints; numbers that are not finite become null.
     """
-    if _heard.stdout is None:
+    if _routing.stdout is None:
         return
-    if _heard.as_json:
-        print(json.dumps(_for_json(facts)), file=_heard.stdout, flush=True)
+    if _routing.as_json:
+        print(json.dumps(_for_json(facts)), file=_routing.stdout, flush=True)
     elif line is not None:
-        print(line, file=_heard.stdout, flush=True)
+        print(line, file=_routing.stdout, flush=True)
 
 
 def _for_json(value: Any) -> Any:
-    """A value that JSON has."""
+    """Converts a value to one that JSON can represent."""
     if isinstance(value, Mapping):
         return {str(key): _for_json(one) for key, one in value.items()}
     if isinstance(value, list | tuple):
         return [_for_json(one) for one in value]
-    if hasattr(value, "item"):  # numpy's numbers
+    if hasattr(value, "item"):  # numpy scalars
         value = value.item()
     if isinstance(value, float) and not math.isfinite(value):
         return None
@@ -143,7 +141,7 @@ def _for_json(value: Any) -> Any:
 
 
 def columns_needed(columns: "Mapping[str, Kind]", rows: Sequence[Sequence[str]]) -> int:
-    """Letters that the columns of a table take at least, without frame and space between them."""
+    """Minimum width of a table's columns in characters, without borders and padding."""
     longest = (max(map(len, cells)) for cells in zip(columns, *rows, strict=True))
     return sum(
         min(most, SHORTEST) if kind == "text" else most for kind, most in zip(columns.values(), longest, strict=True)
@@ -151,24 +149,24 @@ def columns_needed(columns: "Mapping[str, Kind]", rows: Sequence[Sequence[str]])
 
 
 Kind = Literal["text", "name", "number"]
-"""What a column holds: texts, which may be wrapped; names and numbers, which stay whole; numbers stand to the right."""
+"""Kind of a column: text, which may be wrapped; names and numbers, which are not; numbers are right-aligned."""
 
 
 def print_table(columns: Mapping[str, Kind], rows: Sequence[Sequence[str]], title: str = "") -> None:
-    """Prints a table whose numbers stay whole.
+    """Prints a table without ever cutting a number.
 
-    In a narrow terminal texts are wrapped, then the frame goes, then each row becomes some lines.
+    In a narrow terminal text is wrapped first; then the borders are dropped; then each row becomes a list of lines.
 
     Args:
-        columns: names, and what they hold.
-        rows: a text for each column.
-        title: above it.
+        columns: names and kinds of the columns.
+        rows: one text per column.
+        title: title above the table.
     """
     title_text = escape(title) if title else None
     needed = columns_needed(columns, rows)
     if needed + 3 * len(columns) + 1 <= console.width:
         table = Table(title=title_text)
-    elif needed + len(columns) <= console.width:  # without frame and lines
+    elif needed + len(columns) <= console.width:  # without borders
         table = Table(title=title_text, box=box.SIMPLE, show_edge=False, padding=(0, 1, 0, 0), pad_edge=False)
     else:
         entries = [
@@ -185,4 +183,4 @@ def print_table(columns: Mapping[str, Kind], rows: Sequence[Sequence[str]], titl
 
 
 SHORTEST = 10
-"""Letters that a text keeps on a line of a narrow table; with less room there is no table."""
+"""Minimum width of a text column in characters; with less room, rows are printed as lines."""

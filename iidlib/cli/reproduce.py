@@ -1,4 +1,4 @@
-"""``iid reproduce``: the paper's cells, and the runs that fill them."""
+"""``iid reproduce``: the cells of the paper's tables, and the runs that measure them."""
 
 import math
 import re
@@ -30,19 +30,19 @@ _SECONDS = {"s": 1, "m": 60, "h": 3600}
 
 
 def time_budget(text: str) -> float:
-    """A length of time such as ``8h``, ``30m`` or ``90s``."""
+    """Parses a duration such as ``8h``, ``30m`` or ``90s`` into seconds."""
     number, unit = text.strip()[:-1], text.strip()[-1:]
     try:
         value = float(number) * _SECONDS[unit]
     except (ValueError, KeyError):
-        raise InputError(f"--budget takes a time such as 8h, 30m or 90s, got {text!r}") from None
+        raise InputError(f"--budget takes a time, e.g. 8h, 30m or 90s, got {text!r}") from None
     if not 0 < value < float("inf"):
         raise InputError(f"--budget must be above zero, got {text!r}")
     return value
 
 
 def _folded(name: str, width: int) -> str:
-    """A cell's name in lines of at most `width`, broken behind its slashes."""
+    """Wraps a cell's name to lines of at most `width` characters, breaking after slashes."""
     lines = [""]
     for part in re.findall("[^/]+/?", name):
         if len(lines[-1] + part) > width:
@@ -52,7 +52,7 @@ def _folded(name: str, width: int) -> str:
 
 
 def _cells(name: str, title: str, only: str, folder: Path | None) -> None:
-    """Shows each cell of an experiment: published, measured, missing."""
+    """Prints the cells of an experiment with their published and measured values."""
     from iidlib.experiments import mean_of, table, within
 
     cells = table(name, folder)
@@ -63,8 +63,8 @@ def _cells(name: str, title: str, only: str, folder: Path | None) -> None:
     )
     shown.caption_justify = "left"
     for column in COLUMNS:
-        name_it = column == "cell"
-        shown.add_column(column, justify="left" if name_it else "right", no_wrap=not name_it, overflow="fold")
+        is_name = column == "cell"
+        shown.add_column(column, justify="left" if is_name else "right", no_wrap=not is_name, overflow="fold")
     marks: dict[str, str] = {}
     rows: list[tuple[str, ...]] = []
     for row in cells.to_dict("records"):
@@ -89,7 +89,7 @@ def _cells(name: str, title: str, only: str, folder: Path | None) -> None:
 
 
 def _check_networks(todo: Iterable["Job"], scale: str) -> None:
-    """Refuses cells whose set a network could not be trained on, which would be found out after it was distilled."""
+    """Rejects cells whose evaluation network does not fit the images, before anything is distilled."""
     from iidlib.data.spec import SPECS
     from iidlib.networks import empty_network
 
@@ -107,24 +107,43 @@ def reproduce(
     name: Annotated[
         str | None,
         typer.Argument(
-            help="main, ablation, ..., see --list; or the YAML file of a grid.", autocompletion=complete_experiment
+            metavar="EXPERIMENT",
+            help="Experiment: main, ablation, ... (see --list), or the YAML file of a grid.",
+            autocompletion=complete_experiment,
         ),
     ] = None,
-    show: Annotated[bool, typer.Option("--list", help="Show the cells: published, measured, missing.")] = False,
-    only: Annotated[str, typer.Option("--only", help="Cells below it, such as cifar10/ipc10.")] = "",
+    show: Annotated[
+        bool, typer.Option("--list", help="Show published and measured values, and which cells are missing.")
+    ] = False,
+    only: Annotated[
+        str, typer.Option("--only", metavar="PREFIX", help="Only the cells below this prefix, e.g. cifar10/ipc10.")
+    ] = "",
     scale: Annotated[
-        str, typer.Option("--scale", help="tour, laptop or paper.", autocompletion=complete_scale)
+        str,
+        typer.Option(
+            "--scale",
+            metavar="SCALE",
+            help="Scale of the runs: ci, tour, laptop or paper.",
+            autocompletion=complete_scale,
+        ),
     ] = "tour",
-    seeds: Annotated[int, typer.Option("--seeds", min=1, help="Distillations of each cell.")] = 3,
-    budget: Annotated[str | None, typer.Option("--budget", help="Stop cleanly after it, such as 8h or 30m.")] = None,
+    seeds: Annotated[int, typer.Option("--seeds", metavar="N", min=1, help="Number of random seeds per cell.")] = 3,
+    budget: Annotated[
+        str | None, typer.Option("--budget", metavar="TIME", help="Time after which to stop cleanly, e.g. 8h or 30m.")
+    ] = None,
     device: Device = "auto",
     folder: Annotated[
-        Path | None, typer.Option("--results", help="Folder of the results; else the checkout's own.")
+        Path | None,
+        typer.Option(
+            "--results", metavar="DIR", help="Directory of the result tables (default: data/results of the checkout)."
+        ),
     ] = None,
-    runs: Annotated[Path, typer.Option("--runs", help="Folder of the runs.")] = Path("runs/reproduce"),
+    runs: Annotated[Path, typer.Option("--runs", metavar="DIR", help="Output directory of the runs.")] = Path(
+        "runs/reproduce"
+    ),
     quiet: Quiet = False,
 ) -> None:
-    """Show the paper's cells, or run those that are missing, the most telling first."""
+    """Show the cells of the paper's tables, or run the missing ones, most informative first."""
     from iidlib.experiments import EXPERIMENTS, find, jobs, run_jobs
 
     if name is not None:
@@ -136,16 +155,16 @@ def reproduce(
             for each in [name] if name else EXPERIMENTS:
                 _cells(each, find(each).title, only, folder)
         typer.echo(
-            "Accuracy in percent; ours: mean ± std over distillation seeds (how many).\n"
-            "Only scale paper fills a cell of the paper; tour is measured on cifar10-mini."
+            "Accuracy in percent. Ours: mean ± std over distillation seeds (number of seeds).\n"
+            "Only scale paper is comparable with the published values; scale tour uses cifar10-mini."
         )
         return
     seconds = time_budget(budget) if budget else math.inf
     todo = jobs(name, scale=scale, seeds=seeds, only=only, folder=folder, runs=runs, device=device)
     _check_networks(todo, scale)
-    typer.echo(f"{name} at scale {scale}: {len(todo)} runs are missing")
+    typer.echo(f"{name} at scale {scale}: {len(todo)} runs to do")
     with keeping(runs, given_command(ctx)):
         outcome = run_jobs(todo, budget=seconds, say=typer.echo, options=["--quiet"] if quiet else [])
-    typer.echo(f"{outcome.done} of {len(todo)} done")
+    typer.echo(f"{outcome.done} of {len(todo)} runs done")
     if outcome.failed:
         raise typer.Exit(1)

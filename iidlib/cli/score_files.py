@@ -1,4 +1,4 @@
-"""Rows of evaluated networks: saved where the options say, also when something ends the evaluation before its end."""
+"""Saves the rows of evaluated networks where the options say, even if the evaluation is interrupted."""
 
 import contextlib
 import tempfile
@@ -21,18 +21,18 @@ __all__ = ["KeptRows", "can_be_scored", "check_apart"]
 
 
 def check_apart(results: Path, out: Path, *, folder: bool) -> None:
-    """Refuses a table of results where the command writes something else, which would be found out after its work.
+    """Rejects a ``--results`` path that collides with the command's other output, before any work is done.
 
     Args:
-        results: of ``--results``.
-        out: of ``--out``, or the folder of the run.
-        folder: whether `out` is the folder of a run (or of the runs of steps), and no file.
+        results: path given with ``--results``.
+        out: path given with ``--out``, or the folder of the run.
+        folder: whether `out` is a folder (of a run, or of the runs of several steps) rather than a file.
 
     Raises:
-        InputError: if one is the other, or lies where the other is to be.
+        InputError: if the paths are equal, or one would lie inside the other where it cannot.
     """
     table, other = place_of(results), place_of(out)
-    clash = "are the same" if table == other else "lie one in the other, and one of them is a file"
+    clash = "are the same" if table == other else "overlap: one of them is a file that would contain the other"
     if table == other or table in other.parents or (not folder and other in table.parents):
         raise InputError(f"--results {results} and --out {out} {clash}; give another --results")
     if folder and other in table.parents:
@@ -40,19 +40,17 @@ def check_apart(results: Path, out: Path, *, folder: bool) -> None:
 
         first = table.relative_to(other).parts[0]
         if belongs_to_run(first) or first.startswith("step-"):
-            raise InputError(
-                f"--results {results} is where the run in {out} writes its own files; give another --results"
-            )
+            raise InputError(f"--results {results} is reserved for files of the run in {out}; give another --results")
 
 
 def can_be_scored(folder: "RunFolder") -> bool:
-    """Whether scores can be kept in the folder of a finished run, which may be read-only; said before they are made."""
+    """Whether scores can be saved in the folder of a finished run; prints a note if it is read-only."""
     from iidlib.experiments import check_writable
 
     try:
         check_writable(folder.path / "scores.json")
     except InputError as error:
-        typer.echo(f"the scores are shown and not kept ({error})", err=True)
+        typer.echo(f"scores are shown but not saved ({error})", err=True)
         return False
     return True
 
@@ -91,11 +89,14 @@ class KeptRows:
         if self._out is not None:
             from iidlib.runs.records import score_text
 
-            placed = write_new(self._out, score_text(scores))
-            if placed != self._out:
-                typer.echo(f"{self._out} appeared meanwhile and stays as it is; the scores are in {placed}", err=True)
+            written = write_new(self._out, score_text(scores))
+            if written != self._out:
+                typer.echo(
+                    f"{self._out} was created in the meantime and is not overwritten; the scores are in {written}",
+                    err=True,
+                )
             self._out = None
-            self._places.append(str(placed))
+            self._places.append(str(written))
         if of_run and self._run is not None:
             self._run.write_scores(scores)
             self._places.append(str(self._run.path / "scores.json"))
@@ -117,19 +118,19 @@ class KeptRows:
         import pandas as pd
 
         rows = pd.concat(self.tables, ignore_index=True)
-        found = self._saved(rows)
-        where = f"are kept in {' and '.join(found)}" if found else "could not be saved anywhere"
-        typer.echo(f"{len(rows)} networks were evaluated before that; their rows {where}", err=True)
+        saved = self._saved(rows)
+        where = f"are saved in {' and '.join(saved)}" if saved else "could not be saved"
+        typer.echo(f"{len(rows)} networks were already evaluated; their rows {where}", err=True)
 
     def _saved(self, rows: "pd.DataFrame") -> list[str]:
-        """Saves rows in each place that has not had them, or else wherever that can be done."""
+        """Saves rows in each place that does not have them yet; if all of these fail, in a fallback location."""
         from iidlib.runs.records import score_text
 
         marked = score_text(rows.assign(incomplete=True))
         places: list[Callable[[], Path]] = []
         if self._run is not None and self._run.path.is_dir():
             incomplete = self._run.path / "scores-incomplete.json"
-            places.append(lambda: _replaced(incomplete, marked))
+            places.append(lambda: _rewritten(incomplete, marked))
         if (out := self._out) is not None:
             places.append(lambda: write_new(out, marked))
         if (results := self._results) is not None:
@@ -145,7 +146,7 @@ class KeptRows:
         return found
 
 
-def _replaced(path: Path, content: str) -> Path:
+def _rewritten(path: Path, content: str) -> Path:
     atomic_write(path, content)
     return path
 

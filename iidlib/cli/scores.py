@@ -1,4 +1,4 @@
-"""Evaluating a set in the terminal: the progress bar, and the table of its scores."""
+"""Evaluation in the terminal: the progress bar and the table of scores."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -32,21 +32,25 @@ def scored(
     made_by: "MadeBy",
     kept: "KeptRows",
 ) -> "pd.DataFrame":
-    """Evaluates a set behind a progress bar: a row of results for each network, kept also if it ends early."""
+    """Evaluates a set with a progress bar; the rows of finished networks are kept even if it is interrupted.
+
+    Returns:
+        One row of results per network.
+    """
     from iidlib.evaluation import evaluated, scores_of, with_memory
     from iidlib.experiments import result_rows
 
     protocol = config.eval
     found: list[dict[str, object]] = []
 
-    with bar(f"evaluating {origin.method}", protocol.all_epochs, "epoch") as told:
+    with bar(f"evaluating {origin.method}", protocol.all_epochs, "epoch") as progress:
         try:
             for row in evaluated(
-                images, dataset, protocol=protocol, seed=seed, compute=config.compute, on_epochs=told.advance
+                images, dataset, protocol=protocol, seed=seed, compute=config.compute, on_epochs=progress.advance
             ):
                 found.append(row)
                 ended = f"{row['accuracy']:.1f} %" if row["outcome"] == "trained" else row["outcome"]
-                told.note(f"{row['network']} {ended}")
+                progress.note(f"{row['network']} {ended}")
         finally:
             if found:
                 scores = scores_of(found, dataset, protocol, seed)
@@ -66,15 +70,15 @@ def with_random_beside(
     made_by: "MadeBy",
     kept: "KeptRows",
 ) -> "pd.DataFrame":
-    """The rows of a set behind those of as many random real images, evaluated with the same seed.
+    """Evaluates random real images with the seed of a set and puts their rows before those of the set.
 
     Args:
-        scores: the rows of the set.
-        chosen: the random real images, as `iidlib.evaluation.random_beside` chooses them.
-        dataset: on which it was evaluated, as `iidlib.evaluation.dataset_for` gives it.
-        config: by which it was evaluated.
-        origin: of the set.
-        given: settings of the command, of which those of the evaluation are also theirs.
+        scores: rows of the set.
+        chosen: random real images, from `iidlib.evaluation.random_beside`.
+        dataset: dataset of the set's evaluation, from `iidlib.evaluation.dataset_for`.
+        config: settings of the set's evaluation.
+        origin: origin of the set.
+        given: settings given on the command line; those of the evaluation apply to the random images too.
         made_by: as for `scored`.
         kept: as for `scored`.
     """
@@ -82,39 +86,39 @@ def with_random_beside(
 
     from iidlib.evaluation import origin_of
 
-    seed, beside = int(scores["networks_seed"].iloc[0]), []
+    seed, rows = int(scores["networks_seed"].iloc[0]), []
     for images in chosen:
-        own = dataclasses.replace(origin_of(images, scale=origin.scale), settings=given)
-        beside.append(scored(images, dataset, config, origin=own, seed=seed, made_by=made_by, kept=kept))
-    return pd.concat([*beside, scores], ignore_index=True)
+        of_images = dataclasses.replace(origin_of(images, scale=origin.scale), settings=given)
+        rows.append(scored(images, dataset, config, origin=of_images, seed=seed, made_by=made_by, kept=kept))
+    return pd.concat([*rows, scores], ignore_index=True)
 
 
 def accuracy_text(rows: "pd.DataFrame", unit: str = "") -> str:
-    """Mean and spread of some networks, ``46.0 ± 0.2``, or what they came to where that is no number to stand alone.
+    """Mean and standard deviation of networks' accuracies, ``46.0 ± 0.2``, with any outcome other than trained.
 
     Args:
-        rows: of `iidlib.evaluation.evaluate`; those of older tables may lack the column outcome.
-        unit: what stands behind the numbers.
+        rows: rows from `iidlib.evaluation.evaluate`; those of older tables may lack the column outcome.
+        unit: unit to append to the numbers.
     """
     spread = f" ± {rows['accuracy'].std(ddof=0):.1f}" if len(rows) > 1 else ""
-    found = f"{rows['accuracy'].mean():.1f}{spread}{unit}"
+    text = f"{rows['accuracy'].mean():.1f}{spread}{unit}"
     for outcome, count in _outcomes(rows).value_counts().items():
         if outcome in ("diverged", "constant") and count == len(rows):
             return str(outcome)
         if outcome != "trained":
-            found += f" ({outcome}{f': {count} of {len(rows)}' if count < len(rows) else ''})"
-    return found
+            text += f" ({outcome}{f': {count} of {len(rows)}' if count < len(rows) else ''})"
+    return text
 
 
 def _outcomes(rows: "pd.DataFrame") -> "pd.Series":
-    """What each network came to; rows of older tables count as trained."""
+    """Outcome of each network; rows of older tables count as trained."""
     if "outcome" not in rows:
         return rows["accuracy"].map(lambda _: "trained")
     return rows["outcome"].astype(object).fillna("trained")
 
 
 def show_scores(scores: "pd.DataFrame", title: str, note: str, protocol: str) -> None:
-    """A table with a line for each set and network."""
+    """Prints a table with one line per set and architecture."""
     lines = [
         (str(method), str(network), accuracy_text(rows), str(len(rows)))
         for (method, network), rows in scores.groupby(["method", "network"], sort=False)
@@ -125,22 +129,22 @@ def show_scores(scores: "pd.DataFrame", title: str, note: str, protocol: str) ->
 
 
 def summary(scores: "pd.DataFrame") -> list[dict[str, object]]:
-    """What `show_scores` shows, for programs: an entry for each set and network, accuracies in percent, and outcomes.
+    """Scores for ``--json``: one entry per set and architecture, accuracies in percent.
 
-    ``outcomes`` says how many networks were trained, diverged, and so on: an accuracy alone may be that of a guess.
+    ``outcomes`` counts the networks that were trained, diverged, and so on; a low accuracy alone does not show that.
     """
     from iidlib.evaluation import summarize
 
     lines = summarize(scores, by=("method", "network")).rename(columns={"mean": "accuracy", "n": "networks"})
     entries = [{str(key): value for key, value in row.items()} for row in lines.to_dict("records")]
     for entry in entries:
-        own = scores[(scores["method"] == entry["method"]) & (scores["network"] == entry["network"])]
-        entry["outcomes"] = {str(outcome): int(count) for outcome, count in _outcomes(own).value_counts().items()}
+        rows = scores[(scores["method"] == entry["method"]) & (scores["network"] == entry["network"])]
+        entry["outcomes"] = {str(outcome): int(count) for outcome, count in _outcomes(rows).value_counts().items()}
     return entries
 
 
 def run_facts(config: RunConfig, folder: "RunFolder", metrics: "pd.DataFrame") -> dict[str, object]:
-    """What a distillation gave, for programs: where the set lies, seconds, the terms at the last iteration."""
+    """Facts about a distillation for ``--json``: path of the set, seconds, and the terms at the last iteration."""
     last = {str(name): value for name, value in metrics.iloc[-1].items()} if len(metrics) else {}
     return {
         "run": folder.path,

@@ -1,4 +1,4 @@
-"""What every command does around its work: data on a device, names checked, the record, a stop or a failure told."""
+"""Tasks shared by the commands: loading data, checking names, recording the command, reporting interruptions."""
 
 import contextlib
 import shlex
@@ -20,20 +20,20 @@ __all__ = ["Failed", "check_names", "given_command", "keeping", "load"]
 
 
 class Failed(Exception):
-    """A failure while running that is no fault of the program; its text says what is kept and how to go on."""
+    """Failure while running that is not a bug; its message says what was kept and how to resume."""
 
 
 def load(name: str, data_root: Path | None, device: str) -> "Dataset":
-    """The data set on the device that was asked for."""
+    """Loads a dataset onto the requested device."""
     from iidlib.data import load_dataset
     from iidlib.engine import configure, pick_device
 
-    configure(compiled=False)  # whether kernels are compiled, the settings say later
+    configure(compiled=False)  # the settings decide later whether kernels are compiled
     return load_dataset(name, data_root=data_root, device=pick_device(device))
 
 
 def check_names(config: RunConfig) -> None:
-    """Names that are used only after a long distillation are checked before it."""
+    """Checks names before a long distillation that are used only after it."""
     from iidlib.networks import NETWORKS
     from iidlib.training import augmentation_stages, resolve_augmentation
 
@@ -45,39 +45,49 @@ def check_names(config: RunConfig) -> None:
 
 
 def given_command(ctx: typer.Context, *more: str) -> str:
-    """The command as it was given, for the record; or with `more` behind its name, to resume."""
+    """Command line as it was given, to be recorded; with `more` options after its name, the command to resume it."""
     name, *rest = ctx.obj
     return readable(shlex.join(["iid", name, *more, *(part for part in rest if part not in more)]))
 
 
 @contextlib.contextmanager
 def keeping(folder: Path | None = None, again: str = "") -> Iterator[None]:
-    """Within the block, a stop or a failure from outside says what is kept in `folder` and how to go on."""
+    """Completes the message of an interruption or failure within the block.
 
-    def told(what: str, go_on: str) -> str:
+    Args:
+        folder: folder of the run, which the message names as the place of what was kept.
+        again: command that resumes the run.
+
+    Raises:
+        Failed: in place of an exception that is not a bug.
+    """
+
+    def with_remedy(message: str, remedy: str) -> str:
         if folder is None or not folder.is_dir() or not any(folder.iterdir()):
-            return what
-        kept = "" if f"kept in {folder}" in what else f"; what was done is kept in {folder}"
-        return f"{what}{kept}\n{go_on}"
+            return message
+        kept = "" if f"kept in {folder}" in message else f"; progress is kept in {folder}"
+        return f"{message}{kept}\n{remedy}"
 
     try:
         yield
     except KeyboardInterrupt as stop:
-        stop.args = (told(str(stop) or "stopped", f"resume with: {again}"),)
+        stop.args = (with_remedy(str(stop) or "stopped", f"resume with: {again}"),)
         raise
     except FloatingPointError as error:
-        raise Failed(told(f"failed: {error}", "begin anew with another --out")) from error
+        raise Failed(with_remedy(f"failed: {error}", "start again with another --out")) from error
     except (RuntimeError, MemoryError, OverflowError, ValueError, TypeError) as error:
         if isinstance(error, InputError) or not out_of_memory(error):
             raise
         lower = (
-            "it needs less with a smaller --set compute.chunk= (images in one pass), compute.together= (networks at "
-            "once), match.batch_real=, eval.batch=, eval.num_eval=, or the width of a network"
+            "to need less, lower --set compute.chunk= (images per forward pass), compute.together= (networks at once), "
+            "match.batch_real=, eval.batch=, eval.num_eval=, or the width of a network"
         )
         distilled = folder is not None and (folder / "synthetic.safetensors").is_file()
-        next_ = (
-            f"evaluate its set with: iid evaluate {folder} --set ..." if distilled else "begin anew with another --out"
+        remedy = (
+            f"evaluate the distilled set with: iid evaluate {folder} --set ..."
+            if distilled
+            else "start again with another --out"
         )
-        raise Failed(told(f"failed: {memory_text(error)}; {lower}", next_)) from error
+        raise Failed(with_remedy(f"failed: {memory_text(error)}; {lower}", remedy)) from error
     except OSError as error:
-        raise Failed(told(f"failed: {one_line(error)}", f"resume with: {again}")) from error
+        raise Failed(with_remedy(f"failed: {one_line(error)}", f"resume with: {again}")) from error

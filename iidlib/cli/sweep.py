@@ -1,4 +1,4 @@
-"""``iid sweep``: a chapter over a grid of parameters."""
+"""``iid sweep``: executes a chapter over a grid of parameters."""
 
 from pathlib import Path
 from typing import Annotated
@@ -11,12 +11,18 @@ __all__ = ["sweep"]
 
 
 def sweep(
-    grid: Annotated[Path, typer.Argument(help="YAML file: notebook, and product or zip of parameters.")],
-    workers: Annotated[int, typer.Option("--workers", help="Notebooks executed at a time.")] = 1,
-    out: Annotated[Path | None, typer.Option("--out", help="Folder for notebooks and table; else below runs/.")] = None,
+    grid: Annotated[
+        Path, typer.Argument(metavar="GRID", help="YAML file that names a notebook and a product or zip of parameters.")
+    ],
+    workers: Annotated[
+        int, typer.Option("--workers", metavar="N", help="Number of notebooks executed in parallel.")
+    ] = 1,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="Output directory (default: runs/sweep-<grid>).")
+    ] = None,
     quiet: Quiet = False,
 ) -> None:
-    """Execute a chapter over a grid of parameters, each point a notebook of its own (papermill)."""
+    """Execute a chapter over a grid of parameters, one notebook per point (needs papermill)."""
     from iidlib.experiments import load_grid, run_sweep
 
     folder = out or Path("runs") / f"sweep-{grid.stem}"
@@ -24,7 +30,7 @@ def sweep(
     failed = frame[frame["status"] != "done"]
     for row in failed.to_dict("records"):
         typer.echo(f"failed: {folder / row['notebook']}: {row['error']}", err=True)
-    typer.echo(f"{len(frame) - len(failed)} of {len(frame)} points done; table in {folder / 'sweep.csv'}")
+    typer.echo(f"{len(frame) - len(failed)} of {len(frame)} points done, table in {folder / 'sweep.csv'}")
     report(folder / "sweep.csv", {})
     if len(failed):
         raise typer.Exit(1)
