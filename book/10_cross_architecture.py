@@ -17,21 +17,21 @@
 # # Cross-architecture
 #
 # A distilled set is learned through one kind of network and will be used by others.
-# If it has memorised the habits of that one kind, it is a key to a single lock; if it has learned about the classes, any network should profit.
-# Which of the two it is, one finds out by asking networks of other architectures, and by asking *the same question of random real images*.
+# If it has memorised the habits of that one kind, it is a key to a single lock; if it has learned about the classes, any network should benefit.
+# To find out which, evaluate it on networks of other architectures, and do *the same with random real images*.
 #
 # **What you will learn**
 #
-# 1. to judge one set by several architectures under one protocol;
-# 2. why the accuracy of a foreign network, taken alone, says little;
+# 1. to evaluate one set on several architectures under one protocol;
+# 2. why the accuracy of an unseen architecture, taken alone, says little;
 # 3. to report a drop so that it means the same for every set;
 # 4. what was published, and what has been measured here.
 #
 # | prerequisite | | note |
 # | --- | --- | --- |
-# | {doc}`01_quickstart` | necessary | how a set is judged |
+# | {doc}`01_quickstart` | necessary | how a set is evaluated |
 # | {doc}`08_ablations` | helpful | pairs of runs |
-# | the networks of image classification | helpful | LeNet, AlexNet, VGG, ResNet |
+# | networks for image classification | helpful | LeNet, AlexNet, VGG, ResNet |
 #
 # | scale | hardware | minutes |
 # | --- | --- | --- |
@@ -45,8 +45,8 @@ dataset = "cifar10-mini"
 ipc = 10
 seed = 0
 share = 0.5  # of the scale's iterations
-judges = "convnet3,convnet3-bn,mlp,lenet"  # paper: convnet3,alexnet,vgg11,resnet18
-judge_share = 0.33  # of the scale's passes
+eval_networks = "convnet3,convnet3-bn,mlp,lenet"  # or alexnet,vgg11,resnet18
+eval_share = 0.33  # of the scale's evaluation epochs
 
 # %%
 import dataclasses
@@ -60,31 +60,31 @@ from iidlib.evaluation import random_real
 from iidlib.experiments import rows_of, take_parameters
 from iidlib.networks import build_network
 
-take_parameters(globals(), "scale dataset ipc seed share judges judge_share")
+take_parameters(globals(), "scale dataset ipc seed share eval_networks eval_share")
 
 # %% [markdown]
-# ## Six kinds of judges
+# ## Seven evaluation networks
 #
-# The usual judge is the network of the distillation, a ConvNet of three blocks {cite:p}`gidaris2018convnet` with instance norm {cite:p}`ulyanov2016instancenorm`.
+# The usual evaluation network is that of the distillation, a ConvNet of three blocks {cite:p}`gidaris2018convnet` with instance norm {cite:p}`ulyanov2016instancenorm`.
 # The others differ from it in more than size:
 #
-# - the same ConvNet with batch norm {cite:p}`ioffe2015batchnorm` normalises over images and not within each;
+# - the same ConvNet with batch norm {cite:p}`ioffe2015batchnorm` normalises over images, not within each;
 # - the MLP sees no neighbourhoods at all;
-# - LeNet {cite:p}`lecun1998lenet` and AlexNet {cite:p}`krizhevsky2012alexnet` have no normalisation and pool by the maximum;
+# - LeNet {cite:p}`lecun1998lenet` and AlexNet {cite:p}`krizhevsky2012alexnet` have no normalisation and use max pooling;
 # - VGG11 {cite:p}`simonyan2015vgg` is deep and plain;
 # - ResNet18 {cite:p}`he2016resnet` has shortcuts and averages over positions at its end.
 #
-# What a network is good at when it has whole data sets to learn from says little here.
-# With ten images a class, depth and size are rather a burden: there is too little to train them with, and the order of architectures is often the reverse of the one you know.
+# How well a network does on a whole dataset says little here.
+# With ten images per class, depth and size are a burden: there is too little data to train them, and the ranking of architectures is often the reverse of the one you know.
 #
-# The large ones take minutes each on a CPU, so that the small ones judge here; set `judges` for the others.
+# The large ones take minutes each on a CPU, so only the small ones are used here; set `eval_networks` for the others (the paper's are `convnet3,alexnet,vgg11,resnet18`).
 
 # %%
 data = load_dataset(dataset, device=pick_device())
 size = {"num_classes": data.train.num_classes, "image_size": data.spec.image_size}
 rows = {}
 known = ("convnet3", "convnet3-bn", "mlp", "lenet", "alexnet", "vgg11", "resnet18")
-for name in dict.fromkeys([*known, *judges.split(",")]):
+for name in dict.fromkeys([*known, *eval_networks.split(",")]):
     network = build_network(name, **size)
     rows[name] = [
         round(sum(p.numel() for p in network.parameters()) / 1e6, 2),
@@ -95,14 +95,14 @@ columns = ["million parameters", "last layer of the trunk", "normalises"]
 pd.DataFrame(rows, index=columns).T
 
 # %% [markdown]
-# ## One set, several judges
+# ## One set, several networks
 #
-# Two sets are distilled with the ConvNet {cite:p}`zhao2023dm,deng2024iid`, and random real images stand beside them.
+# Two sets are distilled with the ConvNet {cite:p}`zhao2023dm,deng2024iid` and compared with random real images.
 # It matters what is held fixed.
-# The images are those of the last iteration, the same for all judges; every judge is trained from scratch with weights of its own; test images, augmentation and number of steps are shared.
-# Nothing about a judge was known when the set was made.
+# The images are those of the last iteration, the same for all networks; every network is trained from scratch with its own initial weights; test images, augmentation and number of steps are shared.
+# The set was made without any knowledge of the evaluation networks.
 #
-# The protocol is that of the scale, with fewer passes, the same for every network: nobody tunes a learning rate for LeNet here, as nobody did for AlexNet in the published tables.
+# The protocol is that of the scale, with fewer epochs, the same for every network: the learning rate is not tuned for LeNet here, nor was it for AlexNet in the published tables.
 
 # %%
 whole = preset("dm", dataset, ipc, scale).iterations
@@ -118,17 +118,17 @@ for method in ("dm", "iid-dm"):
 assert all(syn.images.isfinite().all() for syn in sets.values())
 
 # %% tags=["nbval-ignore-output"]
-names = ("convnet3", "mlp") if scale == "ci" else tuple(judges.split(","))
-passes = max(2, round(judge_share * config.eval.epochs))
-changes = {"networks": names, "epochs": passes, "num_eval": 2}
+names = ("convnet3", "mlp") if scale == "ci" else tuple(eval_networks.split(","))
+epochs = max(2, round(eval_share * config.eval.epochs))
+changes = {"networks": names, "epochs": epochs, "num_eval": 2}
 protocol = attrs.evolve(config.eval, **changes)
-judged = {name: evaluate(syn, data, protocol=protocol) for name, syn in sets.items()}
+results = {name: evaluate(s, data, protocol=protocol) for name, s in sets.items()}
 
 # %%
-assert all(len(frame) == 2 * len(names) for frame in judged.values())
+assert all(len(frame) == 2 * len(names) for frame in results.values())
 
 # %% tags=["nbval-ignore-output"]
-parts = [frame.assign(label=name) for name, frame in judged.items()]
+parts = [frame.assign(label=name) for name, frame in results.items()]
 scores = pd.concat(parts, ignore_index=True)
 by = {"index": "network", "columns": "label", "values": "accuracy"}
 table = scores.pivot_table(**by, sort=False)
@@ -143,14 +143,14 @@ if scale != "ci" and "folder:" not in dataset:
 bars = plots.accuracy_bars(scores, chance=100 / data.train.num_classes)
 gain = (table["iid-dm"] - table["random"]).round(1)
 finding = ", ".join(f"{name} {value:+.1f}" for name, value in gain.items())
-plots.show(bars, f"What iid-dm adds to random images, by judge: {finding}.")
+plots.show(bars, f"Gain of iid-dm over random images, by network: {finding}.")
 
 # %% [markdown]
-# Every bar is a mean over two trainings, whose points lie on it.
+# Every bar is the mean of two trained networks, drawn as points.
 #
-# Look at one colour first: from judge to judge it goes up and down by many points.
+# Look at one colour first: from network to network it goes up and down by many points.
 # Now look at grey, the random images: it goes up and down as well, and in much the same way.
-# A weak judge is weak on every set, so that a low bar of LeNet is mostly a fact about LeNet after so few steps.
+# A weak network is weak on every set, so a low bar for LeNet is mostly a fact about LeNet after so few steps.
 #
 # ## A drop that means something
 #
@@ -158,8 +158,8 @@ plots.show(bars, f"What iid-dm adds to random images, by judge: {finding}.")
 
 # %% tags=["nbval-ignore-output"]
 own = table.loc["convnet3"]
-drop = own - table  # what the foreign judge loses, set by set
-beyond = drop.sub(drop["random"], axis=0)  # what it loses more than on random images
+drop = own - table  # what another network loses, for each set
+beyond = drop.sub(drop["random"], axis=0)  # what it loses beyond random images
 gains = table.sub(table["random"], axis=0).drop(columns="random")
 shown = {"drop": drop, "drop beyond random": beyond, "gain over random": gains}
 pd.concat(shown, axis=1).round(1)
@@ -170,22 +170,22 @@ assert abs(beyond["random"]).max() == 0 and abs(drop.loc["convnet3"]).max() == 0
 # %% [markdown]
 # Take a row and read it from left to right.
 #
-# The *drop* is what tables of transfer usually show, and it mixes the set with the judge.
-# The *drop beyond random* takes the judge out: it is what the set owes to the architecture that it was distilled with.
-# The *gain over random* asks what a user asks: is the set worth its distillation for a network like mine?
-# A set that gains for every judge has learned about classes; one that gains for the ConvNet alone has learned about ConvNets.
+# The *drop* is what tables of transfer usually show, and it mixes the set with the network.
+# The *drop beyond random* removes the network's part: it is what the set owes to the architecture it was distilled with.
+# The *gain over random* answers a user's question: is distillation worthwhile for a network like mine?
+# A set that gains for every network has learned about classes; one that gains for the ConvNet alone has learned about ConvNets.
 #
-# A case to beware of is a foreign judge that does *better* than the ConvNet in absolute terms.
-# It then looks as if the set transferred very well, with a negative drop; if the same judge does better on random images by even more, the set has in truth lost part of its advantage.
-# The second group of columns says so, where the first one hides it.
+# Beware of an unseen architecture that does *better* than the ConvNet in absolute terms.
+# The drop is then negative, and the set seems to transfer very well; if the same network does better on random images by even more, the set has in truth lost part of its advantage.
+# The second group of columns shows this, where the first one hides it.
 #
-# Two trainings of each judge are few, and LeNet's points lie far apart.
-# Before you claim an order of methods for a foreign judge, you need what {doc}`08_ablations` asks for: seeds of the distillation, in pairs.
+# Two runs of each network are few, and LeNet's points lie far apart.
+# Before you rank methods on an unseen architecture, you need what {doc}`08_ablations` asks for: seeds of the distillation, in pairs.
 #
 # ## Why it may fail
 #
 # Matching features of random ConvNets rewards what such networks see: texture in small neighbourhoods, normalised image by image.
-# An MLP sees none of that, and a network without normalisation sees the saturated colours of {doc}`09_visualisations` as larger inputs than real ones:
+# An MLP sees none of that, and to a network without normalisation the saturated colours of {doc}`09_visualisations` are larger inputs than real ones:
 
 # %% tags=["nbval-ignore-output"]
 limits = {}
@@ -198,17 +198,17 @@ spread.round(2)
 
 # %% [markdown]
 # Nothing bounds the synthetic pixels, and the released code does not clip them.
-# Instance norm may forgive this, as the scale of an image is normalised away in the first block; a network without it sees them as they are.
-# That is a conjecture, which exercise 2 puts to the test.
+# Instance norm may compensate for this, as the scale of an image is normalised away in the first block; a network without it sees them as they are.
+# That is a conjecture, which exercise 2 tests.
 #
 # There is a second possible reason, which no clipping cures.
-# The features that are matched are those of one depth and one width, and a set that is good for them is a solution of *that* problem.
-# Methods that match under several architectures at once, or whose matching networks are larger, pay for more transfer with more computing; {cite:t}`wang2025ncfm` and the authors that they quote report such tables.
+# The matched features are those of one depth and one width, and a set that is good for them is a solution to *that* problem.
+# Methods that match under several architectures at once, or with larger networks, pay for better transfer with more computation; {cite:t}`wang2025ncfm` and the authors they quote report such tables.
 #
 # ## Published, measured, missing
 #
 # The abstract of the paper gives one number, a drop of at most $1.7\,\%$ over four architectures {cite:p}`deng2024iid`.
-# Which base method, data set and size that is, we have not found in print, and so it fills no cell.
+# We have not found in print which base method, dataset and size that is, so it fills no cell.
 # These are the cells at the published scale and what has been measured at ours:
 
 # %%
@@ -222,18 +222,18 @@ by = rows.groupby(["method", "network"], sort=False)["accuracy"]
 by.agg(["mean", "count"]).round(1).unstack("network").astype(object).fillna("")
 
 # %% [markdown]
-# `count` is the number of networks, those of all sets of a method together.
-# Where a foreign judge was trained once, that is a first look at one set, and fills no cell, since the protocol has three networks.
-# `iid reproduce architectures --scale paper` fills the cells that are missing.
-# It distils each set once, and lets every network judge it.
-# Until then the figure of the paper stands here as published, and nothing of ours beside it.
+# `count` is the number of networks over all sets of a method.
+# Where another architecture was trained once, that is a first look at one set, and fills no cell, since the protocol asks for three networks.
+# `iid reproduce architectures --scale paper` fills the missing cells.
+# It distils each set once, and evaluates it on every network.
+# Until then we quote the paper's figure as published, and have none of our own to compare.
 #
-# A few larger judges cost as much as the distillation does: a training step of ResNet18 takes eleven times the arithmetic of a ConvNet's.
+# A few larger networks cost as much as the distillation does: a training step of ResNet18 takes eleven times the arithmetic of a ConvNet's.
 #
 # ## Exercises
 #
 # ```{admonition} Exercise 1
-# Is a judge's accuracy on *random* images a good guess of its accuracy on a distilled set? Compute the rank correlation over the judges of this chapter.
+# Does a network's accuracy on *random* images predict its accuracy on a distilled set? Compute the rank correlation over the networks of this chapter.
 # ```
 
 # %% tags=["hide-cell", "nbval-ignore-output"]
@@ -244,7 +244,7 @@ print(found.round(2).to_string())
 
 # %% [markdown]
 # ```{admonition} Exercise 2
-# Clip the synthetic pixels to the range of real ones and judge again. Which judge profits?
+# Clip the synthetic pixels to the range of real ones and evaluate again. Which network benefits?
 # ```
 
 # %% tags=["hide-cell", "nbval-ignore-output"]
@@ -256,14 +256,14 @@ assert set(change.index) == set(names)
 print(change.round(1).to_string())
 
 # %% [markdown]
-# Compare each change with how far two trainings of that judge lie apart.
+# Compare each change with the difference between two runs of that network.
 # None of ours gained more than that, so the range of the pixels is not what keeps a set from serving another network here.
 #
 # ## Summary
 #
-# A set is judged by foreign networks beside random images under the same protocol, all of them trained from scratch on the same last iterate.
-# What a judge loses on every set is its own affair; what it loses beyond that is the set's.
-# The gain over random, judge by judge, is the number a user needs.
+# A set is evaluated on unseen architectures, and compared with random images under the same protocol; every network is trained from scratch on the images of the last iteration.
+# What a network loses on every set is its own weakness; what it loses beyond that is due to the set.
+# The gain over random, for each network, is the number a user needs.
 #
 # ## What's next
 #
@@ -272,4 +272,4 @@ print(change.round(1).to_string())
 # ## References
 #
 # Transfer between architectures was made a standard of comparison by {cite:t}`zhao2021dc` and examined under one protocol by {cite:t}`cui2022dcbench`.
-# The networks are those of {cite:t}`gidaris2018convnet`, {cite:t}`lecun1998lenet`, {cite:t}`krizhevsky2012alexnet`, {cite:t}`simonyan2015vgg` and {cite:t}`he2016resnet`.
+# The networks are due to {cite:t}`gidaris2018convnet`, {cite:t}`lecun1998lenet`, {cite:t}`krizhevsky2012alexnet`, {cite:t}`simonyan2015vgg` and {cite:t}`he2016resnet`.

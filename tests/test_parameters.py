@@ -66,8 +66,8 @@ def test_what_fits_is_left_alone_and_nothing_is_said(caplog: pytest.LogCaptureFi
         ("share", "0.5", 0.5),
         ("share", 1, 1),
         ("shares", "[0, 1]", [0, 1]),
-        ("judges", "convnet3, mlp", "convnet3,mlp"),
-        ("judges", ["convnet3", "mlp"], "convnet3,mlp"),
+        ("eval_networks", "convnet3, mlp", "convnet3,mlp"),
+        ("eval_networks", ["convnet3", "mlp"], "convnet3,mlp"),
     ],
 )
 def test_what_only_looks_different_is_taken_as_it_is_meant(
@@ -87,7 +87,7 @@ WRONG = {
     "share": ["half", 0, -0.5, float("nan"), float("inf"), True],
     "shares": [0.5, [0, 0.5], [0, 2], "abc", []],
     "steps": [1, 0, "abc", [4, 3, 3]],
-    "judges": ["mlp", "", "convnet3,", "convnet3,convnet3", 3, []],
+    "eval_networks": ["mlp", "", "convnet3,", "convnet3,convnet3", 3, []],
     "scale": ["Tour", "", 3, None, ["tour"]],
     "only": ["cifar11", "cifar10-mini", 10],
     "method": ["iid", "IID-DM", None],
