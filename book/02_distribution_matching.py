@@ -16,15 +16,16 @@
 # %% [markdown]
 # # Distribution matching
 #
-# To learn images from the trainings that they lead to is expensive.
-# Distribution matching (DM, {cite:t}`zhao2023dm`) trains nothing: it asks that real and synthetic images look alike *on average* to one random network after another.
+# Learning images by differentiating through the training of a network is expensive.
+# Distribution matching (DM, {cite:t}`zhao2023dm`) trains nothing: it only asks that real and synthetic images look alike *on average* to one random network after another.
 # Here you build that loss, watch it work, and find what it cannot see.
+# Every method in the later chapters builds on it, so it pays to know it well.
 #
 # **What you will learn**
 #
 # 1. why means of random features say something about images;
 # 2. to write the loss by hand, and to compare it with the library's;
-# 3. how near to the mean random real images come, and what a mean leaves open;
+# 3. how close random real images come to the mean, and what a mean leaves open;
 # 4. why real and synthetic images go through the same augmentation;
 # 5. what a distillation does to the loss and to the images.
 #
@@ -62,18 +63,18 @@ experiments.take_parameters(globals(), "scale dataset ipc seed")
 # ## Why means of features
 #
 # Two distributions are equal when the mean of every function agrees under both; with a rich enough family of functions, the largest gap is a distance between them, the *maximum mean discrepancy* {cite:p}`gretton2012mmd`.
-# DM takes for its functions the features of a ConvNet {cite:p}`gidaris2018convnet` with random weights.
+# As its functions, DM takes the features of a ConvNet {cite:p}`gidaris2018convnet` with random weights.
 # Such a network has learned nothing, yet its features respond to edges, colours and textures at many places, and each new draw of its weights is a new family.
-# Since every iteration has another network, the images cannot settle on the weaknesses of one.
+# Since every iteration uses another network, the images cannot overfit the weaknesses of one.
 #
 # Why not a trained network, which knows so much more about the images?
-# Because it knows it for a purpose: it has learned to ignore whatever does not tell the classes apart, and a set that agrees with the real one in what such a network sees may differ in all the rest.
+# Because it knows them for a purpose: it has learned to ignore whatever does not tell the classes apart, and a set that agrees with the real one in what such a network sees may differ in everything else.
 # Random filters ignore nothing in particular.
-# They are also free: a trained network costs seconds to an hour, a random one a few random numbers, and thousands of different ones are better company than one good one.
+# They are also free: a trained network costs seconds to an hour, a random one a few random numbers, and thousands of different ones are worth more than a single good one.
 #
-# Mind what the mean is taken over, too.
-# It is the mean of a *class*; the sets of two classes never meet in the loss, and whether they end up apart from each other is not asked.
-# If the real classes are apart, sets that agree with them in the mean are apart as well.
+# Note, too, what the mean is taken over.
+# It is the mean of a *class*; the loss never compares two classes, and does not ask whether they end up apart.
+# If the real classes are apart, sets that match their means are apart as well.
 #
 # One network gives a vector of features for each image; below, those of all training images, with a class axis.
 
@@ -101,7 +102,7 @@ print("real features [C, N, D]:", list(real.shape))
 # ## The loss by hand
 #
 # For each class, the squared distance between two means, {eq}`notation-dm` without the augmentation.
-# A loop over the classes says it plainly.
+# A loop over the classes makes it plain.
 
 
 # %%
@@ -123,7 +124,7 @@ for name, gap in zip(data.spec.classes[:3], by_hand, strict=False):
     print(f"{name:10} {gap:.2f}")
 
 # %% [markdown]
-# The library's function does the same for all classes at once, and with a mask for classes of unequal size.
+# The library's function does the same for all classes at once, with a mask for classes of unequal size.
 # It is a plain sum over the feature's dimensions, not a mean, as in the released code.
 
 # %%
@@ -131,9 +132,9 @@ torch.testing.assert_close(losses.mean_matching(real, syn), by_hand)
 print(f"sum over classes {losses.mean_matching(real, syn).sum():.1f}")
 
 # %% [markdown]
-# ## How near random images come
+# ## How close random images come
 #
-# A few random real images already have about the right mean, and more have it more nearly.
+# A few random real images already have about the right mean, and more of them come closer.
 # If $s^2$ is the variance of a class, summed over dimensions, then $n$ of its $N$ images, drawn without replacement, miss its mean by
 #
 # $$
@@ -145,7 +146,7 @@ print(f"sum over classes {losses.mean_matching(real, syn).sum():.1f}")
 
 # %%
 def law(n):
-    """Expected loss of n random images a class, summed over classes."""
+    """Expected loss of n random images per class, summed over classes."""
     count = real.shape[1]
     variance = losses.squared_distances(real).sum(1) / (count - 1)
     return float(variance.sum()) * (1 / n - 1 / count)
@@ -157,16 +158,16 @@ for n in (5, 10, 20, 50, 100):
     three = [features(random_real(train, n, 10 + i).images) for i in range(3)]
     found = [float(losses.mean_matching(real, one).sum()) for one in three]
     rows[n] = {"loss, mean of 3 draws": sum(found) / 3, "expected": law(n)}
-pd.DataFrame(rows).T.rename_axis("images a class").round(0).astype(int)
+pd.DataFrame(rows).T.rename_axis("images per class").round(0).astype(int)
 
 # %% [markdown]
 # A mean, of course, says nothing about what lies around it: draw the features of a class together until they all lie on its centre, and the loss does not notice.
-# How the images of a class lie to each other, and how their features vary together, is left to chance; these are the two gaps that IID fills {cite:p}`deng2024iid`, and {doc}`03_two_shortcomings` is about them.
+# How the images of a class lie relative to each other, and how their features vary together, is left to chance; these are the two gaps that IID fills {cite:p}`deng2024iid`, and {doc}`03_two_shortcomings` is about them.
 #
 # ## The method in a dozen lines
 #
 # With the loss in hand, the method is a loop.
-# Draw a network and a batch of real images, take the loss, move the synthetic pixels against its gradient, and begin again with another network.
+# Draw a network and a batch of real images, compute the loss, move the synthetic pixels against its gradient, and start over with another network.
 # The real side needs no gradient; the synthetic side needs one for the images and none for the network, whose weights stay as they were drawn.
 
 # %%
@@ -187,10 +188,10 @@ assert sum(found[-10:]) < sum(found[:10])
 print(f"loss {found[0]:.0f} in the first iteration, {found[-1]:.0f} in the last")
 
 # %% [markdown]
-# No label is used anywhere but to sort the images, no network is trained, and no second derivative is taken; compare that with methods that unroll a training to see where it leads {cite:p}`wang2018dd`.
+# Labels serve only to sort the images, no network is trained, and no second derivative is taken; compare that with methods that unroll a whole training {cite:p}`wang2018dd`.
 # An iteration costs one forward pass of real images, and a forward and a backward pass of a few synthetic ones.
 #
-# That is DM {cite:p}`zhao2023dm`, but for one thing.
+# That is DM {cite:p}`zhao2023dm`, except for one thing.
 #
 # ## The same transform for both
 #
@@ -208,20 +209,20 @@ for images in (whole, start.images):
 
 # %%
 names = [augment.OPERATIONS[op] for op in draws.op[:6]]
-titles = ("two real images and their transforms", "two synthetic ones and theirs")
+titles = ("two real images and their transforms", "two synthetic images and theirs")
 axes = plots.panels(2, height=2.9)
 for ax, title, pair in zip(axes, titles, pairs, strict=True):
     shown = denormalize(pair[:12].flatten(0, 1).cpu(), data.spec)
     plots.image_grid(shown.split(4), row_labels=names, title=title, ax=ax)
-plots.show(axes, "Six classes, six transforms: images of a class are changed alike.")
+plots.show(axes, "Six classes, six transforms: one for all images of a class.")
 
 # %% [markdown]
 # If each side drew its own, even a perfect copy of the real images would have a loss; the second exercise measures it.
 #
 # ## A distillation
 #
-# The whole loop is: draw a network, real images and transforms; take the loss; move the synthetic images by one step of gradient descent.
-# `distill` runs it; `on_iteration` looks in on it.
+# The whole loop is: draw a network, real images and transforms; compute the loss; move the synthetic images by one step of gradient descent.
+# `distill` runs it; `on_iteration` is called with intermediate sets.
 
 # %%
 config = preset("dm", dataset, ipc, scale, {"seed": seed})
@@ -240,14 +241,14 @@ assert distilled.isfinite().all() and not distilled.equal(start.images)
 curve = plots.loss_curves(result.metrics)
 first, last = result.metrics["loss_mean"].iloc[[0, -1]]
 finding = f"from {first:.0f} to {last:.0f} in {config.iterations} iterations"
-plots.show(curve, f"The mean-matching loss goes {finding}, in jumps.")
+plots.show(curve, f"The mean-matching loss goes {finding}, with jumps.")
 
 # %% [markdown]
 # The curve jumps because each iteration has its own network, real images and transforms.
 # Do not look for convergence in it: a network with large random weights has a large loss, and the next one a small one, whatever the images are like.
-# The thick line is a median over neighbours, and even it tells you less than the table below.
+# The thick line is a running median, and even that says less than the table below.
 #
-# To compare two sets, take networks that neither has met, and the mean over *all* training images:
+# To compare two sets, take networks that neither has seen, and the mean over *all* training images:
 
 # %% tags=["nbval-ignore-output"]
 rows = []
@@ -261,34 +262,34 @@ gaps = pd.DataFrame(rows, columns=["random", "dm", "expected of random"])
 gaps.round(1)
 
 # %% [markdown]
-# The last column is what random images have in expectation, by {eq}`dm-noise`; the start is such a set.
-# Read the other way, the law says how many random images hold the mean as well as the distilled ones:
+# The last column is the expected loss of random images, by {eq}`dm-noise`; the initial set is one such set.
+# Read the other way, the law says how many random images match the mean as well as the distilled ones:
 
 # %% tags=["nbval-ignore-output"]
 gap = gaps["dm"].iloc[-1]  # under the network that `law` looks at
 worth = next(n for n in range(1, real.shape[1] + 1) if law(n) <= gap)
-print(f"{ipc} distilled images hold the mean as well as {worth} random ones")
+print(f"{ipc} distilled images match the mean as well as {worth} random ones")
 
 # %%
 if scale != "ci" and "folder:" not in dataset:
     assert worth > ipc and (gaps["dm"] < 0.7 * gaps["random"]).all()
 
 # %% [markdown]
-# And this is what it does to the images, one of each class.
+# And this is what it does to the images, one from each class.
 
 # %% tags=["nbval-ignore-output"]
 few = [seen[moment].to_uint8()[::ipc] for moment in moments]
 names = [f"iteration {moment}" for moment in moments]
 grid = plots.image_grid(few, row_labels=names)
 change = 100 * (distilled - start.images).std() / start.images.std()
-finding = f"One image a class after {', '.join(map(str, moments))} iterations"
+finding = f"One image per class after {', '.join(map(str, moments))} iterations"
 plots.show(grid, f"{finding}: objects stay, {change:.0f} % of the spread is new.")
 
 # %% [markdown]
 # ## Exercises
 #
 # ```{admonition} Exercise 1
-# Which is nearer to the mean features of a class: its mean *image*, or one random image of it?
+# Which is closer to the mean features of a class: its mean *image*, or one random image of it?
 # Guess first: the mean of features is not the feature of a mean.
 # ```
 
@@ -301,7 +302,7 @@ for name, images in (("mean image", average), ("one random image", one)):
 # %% [markdown]
 # ```{admonition} Exercise 2
 # Take the synthetic images to be the real ones.
-# What is the loss when both sides go through the same transforms, and what when each draws its own?
+# What is the loss when both sides go through the same transforms, and when each draws its own?
 # ```
 
 # %% tags=["hide-cell"]
@@ -310,20 +311,20 @@ group = torch.arange(classes).repeat_interleave(50)
 other = augment.sample(data.spec.augmentation, classes, stream(4, 0, "dsa"))
 here, there = (features(augment.apply(some, d, group)) for d in (draws, other))
 print(f"the same draws: {losses.mean_matching(here, here).sum():.1f}")
-print(f"draws of their own: {losses.mean_matching(here, there).sum():.1f}")
+print(f"separate draws: {losses.mean_matching(here, there).sum():.1f}")
 
 # %% [markdown]
 # ## Summary
 #
-# DM compares the mean features of real and synthetic images, class by class, under a new random network in each iteration and through one shared transform a class.
-# The distilled images hold the mean of their class better than as many random ones.
-# What lies around the mean, the loss does not see.
+# DM compares the mean features of real and synthetic images, class by class, under a new random network in each iteration and through one shared transform per class.
+# The distilled images match the mean of their class better than as many random ones.
+# The loss does not see what lies around the mean.
 #
 # ## What's next
 #
-# {doc}`03_two_shortcomings` measures what the loss leaves open: how far the images of a class lie from each other, and how their features vary together.
+# {doc}`03_two_shortcomings` measures what the loss leaves open: how far apart the images of a class lie, and how their features vary together.
 #
 # ## References
 #
-# DM is that of {cite:t}`zhao2023dm`, and DSA that of {cite:t}`zhao2021dsa`; {cite:t}`gretton2012mmd` explain the discrepancy behind it.
-# {cite:t}`zhao2023idm` carry DM further.
+# DM is due to {cite:t}`zhao2023dm`, and DSA to {cite:t}`zhao2021dsa`; {cite:t}`gretton2012mmd` explain the discrepancy behind it.
+# {cite:t}`zhao2023idm` develop DM further.

@@ -17,7 +17,7 @@
 # # Two shortcomings, measured
 #
 # Mean matching asks one question of a synthetic set: is its centre where the real one is?
-# A great many sets answer it equally well, and they are not equally good to learn from.
+# A great many sets answer it equally well, but they are not equally good to learn from.
 # This chapter shows what the question leaves open, first in a world of two dimensions where everything can be seen, then on real images where it has to be measured.
 # The two terms of IID {cite:p}`deng2024iid`, which the next two chapters build, are answers to what you find here.
 #
@@ -25,14 +25,14 @@
 #
 # 1. to build sets with equal means that teach very different things;
 # 2. why the gradient of mean matching moves a class as a rigid body;
-# 3. to measure the scatter of a distilled class, and to say large or small beside what;
-# 4. to measure an error of covariance, and the part of it that is mere smallness of a sample.
+# 3. to measure the scatter of a distilled class, and to say what it is large or small compared with;
+# 4. to measure an error of covariance, and the part of it that is due to a small sample alone.
 #
 # | prerequisite | | note |
 # | --- | --- | --- |
-# | {doc}`02_distribution_matching` | necessary | the loss whose blind spots these are |
+# | {doc}`02_distribution_matching` | necessary | the loss with these blind spots |
 # | covariance of two variables | necessary | |
-# | nearest-neighbour classification | helpful | the judge of the small world |
+# | nearest-neighbour classification | helpful | the learner in two dimensions |
 #
 # | scale | hardware | minutes |
 # | --- | --- | --- |
@@ -61,7 +61,7 @@ experiments.take_parameters(globals(), "scale dataset ipc seed")
 # ## A world of two dimensions
 #
 # Three classes, long and narrow, side by side.
-# A point *is* its feature here, so that the features of {eq}`notation-dm` are the points themselves.
+# Here a point *is* its feature: the features of {eq}`notation-dm` are the points themselves.
 
 # %%
 draws = torch.Generator().manual_seed(0)
@@ -71,10 +71,10 @@ real = middles[:, None] + torch.randn(3, 300, 2, generator=draws) @ shape
 real_mean = losses.class_mean(real)
 
 # %% [markdown]
-# Five synthetic points a class, in three arrangements: *along* the class, *across* it, and all at one *point*.
-# Each is shifted so that its mean is that of the real class, exactly.
-# Think of a distillation that has come to its end: the loss is zero, and no gradient is left to change anything.
-# All three are such ends.
+# Five synthetic points per class, in three arrangements: *along* the class, *across* it, and all at one *point*.
+# Each is shifted so that its mean is exactly that of the real class.
+# Think of a distillation that has converged: the loss is zero, and no gradient is left to change anything.
+# All three are such end points.
 
 # %%
 line = torch.linspace(-2, 2, 5)[:, None]
@@ -90,15 +90,15 @@ for name, syn in sets.items():
     print(f"{name:>6}: mean matching {losses.mean_matching(real, syn).sum():.6f}")
 
 # %% [markdown]
-# For mean matching the three are one and the same.
-# It could not tell them apart with more iterations, more real images or a better optimiser, because there is nothing in the loss that depends on the difference.
-# A learner is of another opinion.
+# To mean matching the three are one and the same.
+# It could not tell them apart with more iterations, more real images or a better optimiser, because nothing in the loss depends on the difference.
+# A learner disagrees.
 # The simplest one, which gives a new point the class of its nearest neighbour, is tested on fresh points:
 
 
 # %%
 def accuracy(syn):
-    """Of nearest-neighbour classification on fresh points, in percent."""
+    """Accuracy of nearest-neighbour classification on fresh points, in percent."""
     test = middles[:, None] + torch.randn(3, 300, 2, generator=draws) @ shape
     nearest = torch.cdist(test.flatten(0, 1), syn.flatten(0, 1)).argmin(1)
     right = nearest // syn.shape[1] == torch.arange(3).repeat_interleave(300)
@@ -127,18 +127,18 @@ def points(named):
 axes_of = {"classes": ["low", "middle", "high"], "names": ("x", "y")}
 drawn = plots.projection(points({"real": real, **sets}), **axes_of)
 finding = ", ".join(f"{name} {value:.0f} %" for name, value in learned.items())
-plots.show(drawn, f"Three sets with equal means teach a neighbour: {finding}.")
+plots.show(drawn, f"Accuracy learned from three sets with equal means: {finding}.")
 
 # %% [markdown]
-# The first shortcoming is in the middle panel: the points of a class lie so far from each other that they run into the other classes.
+# The first shortcoming is in the middle panel: the points of a class lie so far apart that they run into the other classes.
 # Nothing in the loss draws them together.
-# The second is the difference between the left panel and the other two: the class is long in one direction and narrow in the other, and only one of the sets knows.
+# The second is the difference between the left panel and the other two: the class is long in one direction and narrow in the other, and only one of the sets shows it.
 # Nothing in the loss compares shapes.
 # IID calls them the *inter-sample* and the *inter-feature* relation {cite:p}`deng2024iid`.
 #
 # The right panel deserves a second look.
 # One point repeated five times is as compact as a class can be, and still loses to the points along the class, because it says nothing about where the class ends.
-# Compactness is a remedy against running into the neighbours, and a poison when taken too far.
+# Compactness keeps a class from running into its neighbours, but too much of it does harm.
 #
 # ## A class moves as a rigid body
 #
@@ -147,7 +147,7 @@ plots.show(drawn, f"Three sets with equal means teach a neighbour: {finding}.")
 # All features of a class get the same push.
 # A loss that pushes all points alike cannot sort them, draw them in or spread them out.
 #
-# So we start from scattered points off their place and follow the gradient; then we do the same with each term of IID added.
+# So we start from scattered, displaced points and follow the gradient; then we do the same with each term of IID added.
 # The functions are those of the library; a point is a feature for class centralization, and a map with two channels and one position for covariance matching.
 
 # %%
@@ -155,7 +155,7 @@ start = real_mean[:, None] + torch.randn(3, 5, 2, generator=draws) + 0.8
 
 
 def descend(cc, cm, steps=400):
-    """Points [3, 5, 2] that gradient descent on the objective leads to."""
+    """Points [3, 5, 2] at the end of gradient descent on the objective."""
     syn = start.clone().requires_grad_()
     for _ in range(steps):
         loss = losses.mean_matching(real, syn)
@@ -181,25 +181,25 @@ print(f"dm-cm: variance along x over the real one {form.mean():.2f}")
 # %%
 drawn = plots.projection(points({"real": real, **ends}), **axes_of)
 wide = ", ".join(f"{name} {accuracy(syn):.0f} %" for name, syn in ends.items())
-plots.show(drawn, f"The same start under four objectives; neighbours learn {wide}.")
+plots.show(drawn, f"The same start under four objectives; accuracy: {wide}.")
 
 # %% [markdown]
-# Mean matching alone carries the points over without changing how they lie to each other, whatever that was.
+# Mean matching alone shifts the points without changing their arrangement.
 # Class centralization draws them together: fewer of them run into other classes, and the class loses its length; with enough steps they would all lie on one point.
 # Covariance matching gives them the length of the class, and says nothing about which image goes where.
-# The two pull in different directions; which mixture is best is not a matter of principle; {doc}`08_ablations` measures each weight by itself.
+# The two pull in different directions, and no principle says which mixture is best; {doc}`08_ablations` measures each weight by itself.
 #
-# Note what the judge says of the last panel, where both terms act at once: the points are spread along the class and kept out of the neighbours' way.
+# Note the accuracy of the last panel, where both terms act at once: the points are spread along the class and kept out of the neighbours' way.
 # This little world is built so that both shortcomings hurt; do not expect the same gains where classes overlap and features are many.
 #
-# In real images features are not free points.
-# They come from pixels through a network that changes at every iteration, and images *can* change their relative place.
-# They are merely not asked to.
+# The features of real images are not free points.
+# They come from pixels through a network that changes at every iteration, and images *can* change their relative positions.
+# The loss just does not ask them to.
 #
 # ## On real images: scatter
 #
-# So we ask how they do.
-# A DM set {cite:p}`zhao2023dm`, ten images a class, beside ten random real ones, seen through trained networks:
+# So we measure what they do.
+# A DM set {cite:p}`zhao2023dm` with ten images per class is compared with ten random real ones, seen through trained networks:
 
 # %%
 data = load_dataset(dataset, device=pick_device())
@@ -220,8 +220,8 @@ seen.groupby("label", sort=False)[["within", "between", "ratio"]].mean().round(2
 
 # %% [markdown]
 # *within* is the mean squared distance to the centre of the class, *between* that of the centres to each other.
-# The line `real` has a hundred images a class; with ten, distances to a centre that is itself made of the ten come out a tenth smaller, which the line `random` shows.
-# So `dm` is to be compared with `random`, not with `real`.
+# The row `real` has a hundred images per class; with ten, distances to a centre computed from the same ten come out a tenth smaller, as the row `random` shows.
+# So compare `dm` with `random`, not with `real`.
 
 # %% tags=["nbval-ignore-output"]
 eye, classes, rows = pool.networks[0], data.train.num_classes, []
@@ -238,15 +238,15 @@ finding = f"median {middle['dm']:.0f} for dm, {middle['random']:.0f} for random"
 plots.show(curve, f"Squared distances to the centre: {finding}.")
 
 # %% [markdown]
-# The curve of `dm` lies to the right of the other, over most of its length.
-# After hundreds of updates that lead the class's mean to where it belongs, the images of a class lie as far from each other as ten random ones do, or farther.
+# The curve of `dm` lies to the right of the other over most of its length.
+# After hundreds of updates that move the class mean to where it belongs, the images of a class lie as far apart as ten random ones, or farther.
 # That is the rigid body of the second section, in hundreds of dimensions and through a network.
 #
 # ## On real images: covariance
 #
-# The second measure is the distance of the local covariances of the set and of real images, over the size of the real one.
+# The second measure is the distance between the local covariance of the set and that of real images, relative to the size of the latter.
 # A set of ten images has an error even if its images are perfect, because ten are few.
-# Random real images say how large that part is, and more of them how it shrinks:
+# Random real images show how large that part is, and more of them how it shrinks:
 
 # %% tags=["nbval-ignore-output"]
 width = config.match.width
@@ -264,16 +264,16 @@ if "folder:" not in dataset:
     assert gap["real"] < gap[f"{counts[-1]} random"] < gap[f"{counts[0]} random"]
 
 # %% [markdown]
-# This is the reason why no table in this book shows a measure of a distilled set alone.
-# An error of a third sounds bad, and is what ten faultless images have.
+# This is why no table in this book shows a measure of a distilled set alone.
+# An error of a third sounds bad, but ten faultless images have the same.
 #
-# Find the line of `dm` among those of random images: to how many random images do its ten amount, as far as shape is concerned?
-# Its error is what covariance matching has to work with; the line `real`, a second draw of a hundred, is what no set can be expected to beat by much.
+# Find the row `dm` among those of random images: how many random images are its ten worth, as far as shape is concerned?
+# Its error is what covariance matching can reduce; no set can be expected to do much better than the row `real`, a second draw of a hundred.
 #
 # ## Exercises
 #
 # ```{admonition} Exercise 1
-# In the small world, let the middle class be as long in $y$ as the others are in $x$. Is *along* still the best of the three arrangements?
+# In two dimensions, let the middle class be as long in $y$ as the others are in $x$. Is *along* still the best of the three arrangements?
 # ```
 
 # %% tags=["hide-cell"]
@@ -287,7 +287,7 @@ for name, syn in sets.items():
 
 # %% [markdown]
 # ```{admonition} Exercise 2
-# Show that mean matching is blind to any change of the set that keeps its mean: mirror every synthetic point at the centre of its class.
+# Show that mean matching is blind to any change of the set that keeps its mean: reflect every synthetic point through the centre of its class.
 # ```
 
 # %% tags=["hide-cell"]
@@ -298,9 +298,9 @@ print(f"difference {abs(before - after):.6f}")
 # %% [markdown]
 # ## Summary
 #
-# Equal means leave open how far the images of a class lie from each other and how their features vary together, and both decide what a learner makes of them.
-# The gradient of mean matching pushes all features of a class alike, so that it does not take care of either by itself.
-# On real images both are measurable, beside random real images of the same number.
+# Equal means leave open how far apart the images of a class lie and how their features vary together, and both decide what a learner makes of them.
+# The gradient of mean matching pushes all features of a class alike, so by itself it takes care of neither.
+# On real images both can be measured, by comparison with the same number of random real images.
 #
 # ## What's next
 #
@@ -308,5 +308,5 @@ print(f"difference {abs(before - after):.6f}")
 #
 # ## References
 #
-# The two relations are those of {cite:t}`deng2024iid`; the loss that leaves them open is that of {cite:t}`zhao2023dm`.
-# Matching whole distributions instead is the road of {cite:t}`wang2025ncfm`, with the statistics of {cite:t}`gretton2012mmd` in its background.
+# The two relations were identified by {cite:t}`deng2024iid`; the loss that leaves them open is due to {cite:t}`zhao2023dm`.
+# {cite:t}`wang2025ncfm` match whole distributions instead, building on the statistics of {cite:t}`gretton2012mmd`.

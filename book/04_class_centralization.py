@@ -25,7 +25,7 @@
 # 1. to write the term by hand, in the released form and in the one with $\beta$;
 # 2. to train the small pool of networks that it looks through;
 # 3. why one weight means different things under different networks, and what `relative` scaling does about it;
-# 4. to read the shares of a term in the loss and in the gradient;
+# 4. to read a term's share of the loss and of the gradient;
 # 5. to measure the scatter of a class before and after.
 #
 # | prerequisite | | note |
@@ -43,7 +43,7 @@ scale = "tour"
 dataset = "cifar10-mini"
 ipc = 10
 seed = 0
-stronger = 10.0  # the last run has so many times the preset's weight
+stronger = 10.0  # the last run has this many times the preset's weight
 
 # %%
 import math
@@ -63,20 +63,20 @@ experiments.take_parameters(globals(), "scale dataset ipc seed stronger")
 # %% [markdown]
 # ## The term by hand
 #
-# Let $f_i$ be the feature of synthetic image $i$ of a class and $\bar f$ their mean.
+# Let $f_i$ be the feature of synthetic image $i$ of a class, and $\bar f$ the mean of these features.
 # The term is the sum of squared distances to the centre, {eq}`notation-cc`.
 # No real image takes part: it relates the synthetic images of a class to one another, which is the *inter-sample* relation of the paper's title.
 #
 # Its gradient on one feature has two parts, one through $f_i$ itself and one through the centre, which every $f_i$ moves by $1/n$.
-# The second is $-\frac{2}{n} \sum_k (f_k - \bar f)$, and deviations from a mean sum to zero, so that nothing is left of it:
+# The second is $-\frac{2}{n} \sum_k (f_k - \bar f)$, and deviations from a mean sum to zero, so it vanishes:
 #
 # $$
 # \frac{\partial \mathcal{L}_{CC}}{\partial f_i} = 2\,(f_i - \bar f) .
 # $$ (cc-gradient)
 #
 # Every image is pulled straight towards the centre, in proportion to its distance, and the centre stays where it is.
-# The term therefore leaves alone what mean matching is about, and changes what mean matching cannot see.
-# Where the linear form alone decides, nothing stops the pull before all images lie on one point; it is the *weight*, and what the pixels can do, that stop it.
+# The term therefore leaves alone what mean matching controls, and changes what mean matching cannot see.
+# Nothing in the linear form itself stops the pull before all images lie on one point; only the *weight*, and what the pixels can do, stop it.
 
 # %%
 features = torch.tensor([[[0.0, 0.0], [2.0, 0.0], [1.0, 3.0]]])  # 1 class, 3 images
@@ -89,17 +89,17 @@ torch.testing.assert_close(losses.class_centralization(features), distances.sum(
 # %% [markdown]
 # ## Two forms
 #
-# This *linear* form is what the authors released, with a remark that it does as well as the one before it.
-# The other, inferred from lines left as comments, is $\sum_i \max(0, e^{\alpha d_i} - \beta)$.
+# This *linear* form is what the authors released, with a remark that it does as well as their earlier one.
+# That one, inferred from lines that they commented out, is $\sum_i \max(0, e^{\alpha d_i} - \beta)$.
 # It pulls far images exponentially harder, and with $\beta$ it leaves the near ones alone.
 #
-# The pull is the size of the gradient on an image's feature.
+# The pull is the norm of the gradient on an image's feature.
 # Two images at squared distance $d$ from their centre show it:
 
 
 # %%
 def pull(d, **form):
-    """Size of the gradient on each of two images at squared distance d."""
+    """Norm of the gradient on each of two images at squared distance d."""
     pair = torch.tensor([[[-math.sqrt(d)], [math.sqrt(d)]]], requires_grad=True)
     losses.class_centralization(pair, **form).sum().backward()
     return float(pair.grad.abs().mean())
@@ -115,14 +115,14 @@ pd.DataFrame(rows).T.rename_axis("d").round(2)
 
 # %% [markdown]
 # Since $e^{\alpha d} \ge 1$, a $\beta$ of one or less changes nothing; above one, an image is pulled only where $d > \ln\beta / \alpha$.
-# With the default $\alpha$ and $\beta = 3$ that border, printed above the table, lies between its second and its third line.
+# With the default $\alpha$ and $\beta = 3$ that threshold, printed above the table, lies between its second and third rows.
 #
 # ## A network that has learned something
 #
 # Distances under a random network say little about what makes two images of a class alike.
 # So the term looks through a *trained* network, drawn in each iteration from a pool.
 # The official recipe trains a thousand ResNet18s {cite:p}`he2016resnet`; at the small scales, a few ConvNets trained in seconds stand in for them.
-# The pool is trained when it is absent and kept for the next run.
+# The pool is trained if it does not exist yet, and cached for the next run.
 
 # %% tags=["nbval-ignore-output"]
 data = load_dataset(dataset, device=pick_device())
@@ -140,7 +140,7 @@ assert "folder:" in dataset or min(pool.accuracies) >= 200 / data.train.num_clas
 #
 # ## A weight without a scale
 #
-# The term is a sum over images and dimensions of squared distances, and all of them depend on the network.
+# The term sums squared distances over images and dimensions, and all of them depend on the network.
 # Below, the same random real images through networks of different width, random and trained: their mean squared distance to the centre, and the term at the weight of the released code.
 
 
@@ -180,22 +180,22 @@ if "folder:" not in dataset:
     assert (scales["0.05 CC, n = 50"] > 4 * scales["0.05 CC, n = 10"]).all()
 
 # %% [markdown]
-# One number for the weight, and a term that is many times larger for a wider network, and some five times larger for five times the images, while the mean-matching loss *falls* with their number.
-# A weight that suits the released ResNet18 features at ten images a class says nothing about other features or other numbers of images.
+# At one and the same weight, the term is many times larger for a wider network, and about five times larger for five times the images, while the mean-matching loss *falls* with their number.
+# A weight that suits the released ResNet18 features at ten images per class says nothing about other features or other numbers of images.
 #
-# `match.cc_scaling` offers three readings of the weight.
+# `match.cc_scaling` offers three interpretations of the weight.
 # `released` is the sum as published; `per_image` multiplies it by $10/n$; and `relative` divides the mean distance of the synthetic images by that of real ones, whose features are $g_j$, under the same network and augmentation:
 #
 # $$
 # \frac{\frac1n \sum_{i=1}^{n} \| f_i - \bar f \|^2}{\frac1N \sum_{j=1}^{N} \| g_j - \bar g \|^2} .
 # $$ (cc-relative)
 #
-# That has no unit: one means as dispersed as the real images.
+# This ratio has no unit: one means as dispersed as the real images.
 # The scales below `paper`, whose pools are small ConvNets, use it; it is ours, not the paper's.
 #
 # ## What it does
 #
-# Three runs from the same seed, so with the same real batches, networks and augmentation: without the term, with the preset's weight, and with a multiple of it.
+# We run it three times from the same seed, so with the same real batches, networks and augmentation: without the term, with the preset's weight, and with a multiple of it.
 
 # %%
 strong = override(config, {"match.cc": stronger * config.match.cc})
@@ -211,8 +211,8 @@ for name, result in runs.items():
     assert ("loss_cc" in result.metrics) == (name != "dm")
 
 # %% [markdown]
-# Each logged iteration has the weighted terms and the size of the gradient that each sends to the images.
-# Their shares tell how strong a term is, which neither the weight nor the share of the loss does alone.
+# Each logged iteration records the weighted terms and the norm of the gradient that each sends to the images.
+# The share of the gradient shows how strong a term is; neither the weight nor the share of the loss does.
 
 # %% tags=["nbval-ignore-output"]
 rows = {}
@@ -228,12 +228,12 @@ shares.round(0).astype(int)
 assert "folder:" in dataset or (shares.diff(axis=1).iloc[:, 1] < 0).all()
 
 # %% [markdown]
-# The share of the loss is the larger one by far.
-# A sum of squared distances is large where the images lie, and moves slowly when a pixel does.
-# Whoever judged the weight by the loss would think the term stronger than it is.
+# The share of the loss is by far the larger one.
+# A sum of squared distances is large at the current images, but changes slowly when a pixel does.
+# Going by the loss, you would think the term stronger than it is.
 #
 # Does it do what it says?
-# The distances of single images to their class's centre, as the trained networks see them, in units of the mean over real images:
+# Here are the distances of single images to the centre of their class, as the trained networks see them, in units of the mean over real images:
 
 # %%
 few = min(100, int(data.train.counts.min()))
@@ -268,31 +268,31 @@ plots.show(curves, f"Mean squared distance to the class centre: {spread}.")
 # ## Too much of it
 #
 # A weight that is far too strong would draw the images of a class into one.
-# Pixels show it less than features do, so here is the number of *different* images that a class still holds, for the networks: if $\lambda_k$ are the eigenvalues of the covariance of its features, $(\sum \lambda_k)^2 / \sum \lambda_k^2$ counts the directions in which they vary.
+# Pixels show it less than features do, so we count the *different* images left in a class, as the networks see it: if $\lambda_k$ are the eigenvalues of the covariance of its features, $(\sum \lambda_k)^2 / \sum \lambda_k^2$ counts the directions in which they vary.
 
 # %% tags=["nbval-ignore-output"]
 counts = {}
 for name, images in sets.items():
     few = by_class(pool.networks[0], images)[:, :ipc]
     centred = few - few.mean(1, keepdim=True)
-    values = torch.linalg.eigvalsh(centred @ centred.mT)  # but for zeros
+    values = torch.linalg.eigvalsh(centred @ centred.mT)  # up to zeros
     counts[name] = float((values.sum(1) ** 2 / values.square().sum(1)).mean())
 pd.Series(counts, name=f"directions, of {ipc - 1}").round(2).to_frame()
 
 # %% [markdown]
 # A pull of equal strength in all directions leaves their number as it is and shortens them all; where it falls, images have become copies of each other.
-# Here it hardly falls: at ten times the weight the class is smaller and has as many directions.
-# {doc}`08_ablations` shows what accuracy makes of weights up to a hundred times the usual one.
+# Here it hardly falls: at ten times the weight the class is smaller, but has as many directions.
+# {doc}`08_ablations` shows the accuracy at weights up to a hundred times the usual one.
 #
-# A word on what to compare with: the centre of $n$ images lies nearer to them than the true one, so that $n$ random real images show only $(n-1)/n$ of the scatter in expectation.
+# A word on the right baseline: the centre of $n$ images lies closer to them than the true one does, so $n$ random real images show only $(n-1)/n$ of the scatter in expectation.
 # The images of DM lie between that and the real ones.
-# The preset's weight takes away a little, its multiple a lot.
-# Whether nearer is better for the networks trained on the set, and at which weight, is a question of accuracy over several seeds, which this chapter does not answer.
+# The preset's weight reduces the scatter a little, its multiple a lot.
+# Whether closer is better for the networks trained on the set, and at which weight, is a question of accuracy over several seeds, which this chapter does not answer.
 #
 # ## Exercises
 #
 # ```{admonition} Exercise 1
-# With one image a class, IID on DM is DM: show that the term and its gradient are then zero.
+# With one image per class, IID on DM is DM: show that the term and its gradient are then zero.
 # ```
 
 # %% tags=["hide-cell"]
@@ -317,14 +317,14 @@ print(f"beta {beta:.3g} pulls {share:.0f} % of the images")
 # ## Summary
 #
 # Class centralization is the sum of squared distances of the synthetic images to the centre of their class, under a trained network.
-# Its weight means nothing without the network, the number of dimensions and the number of images; `relative` scaling gives it a unit, and the logged shares of loss and gradient say how strong it is.
+# Its weight means nothing without the network, the number of dimensions and the number of images; `relative` scaling makes it comparable, and the logged shares of loss and gradient show how strong it is.
 # It does draw the images of a class together.
 #
 # ## What's next
 #
-# {doc}`05_covariance_matching` is the other term, which looks at features instead of images and pulls on the spread from the other side.
+# {doc}`05_covariance_matching` covers the other term, which looks at features instead of images and pulls the spread the other way.
 #
 # ## References
 #
-# The term is that of {cite:t}`deng2024iid`; {cite:t}`wang2022cafe` align features of real and synthetic images layer by layer, and {cite:t}`zhao2023idm` also use trained networks beside mean matching.
-# The mean-matching loss is that of {cite:t}`zhao2023dm`.
+# The term is due to {cite:t}`deng2024iid`; {cite:t}`wang2022cafe` align features of real and synthetic images layer by layer, and {cite:t}`zhao2023idm` also use trained networks alongside mean matching.
+# The mean-matching loss is due to {cite:t}`zhao2023dm`.

@@ -17,8 +17,8 @@
 # # Covariance matching
 #
 # Two sets of images may agree in the mean of every feature and still differ in how their features vary *together*.
-# Covariance matching, the second term of IID {cite:p}`deng2024iid`, compares that as well, from as few as ten images a class.
-# Here you build it, learn what it can know from so few images, and measure the gap that it closes.
+# Covariance matching, the second term of IID {cite:p}`deng2024iid`, compares that as well, from as few as ten images per class.
+# Here you build it, learn how much so few images can say, and measure the gap that it closes.
 #
 # **What you will learn**
 #
@@ -31,7 +31,7 @@
 # | --- | --- | --- |
 # | {doc}`02_distribution_matching` | necessary | the loss that this term joins |
 # | covariance matrix, its rank and trace | necessary | |
-# | {doc}`04_class_centralization` | helpful | the term that it is set against |
+# | {doc}`04_class_centralization` | helpful | the term that it pulls against |
 #
 # | scale | hardware | minutes |
 # | --- | --- | --- |
@@ -44,7 +44,7 @@ scale = "tour"
 dataset = "cifar10-mini"
 ipc = 10
 seed = 0
-stronger = 10.0  # the last run has so many times the preset's weight
+stronger = 10.0  # the last run has this many times the preset's weight
 
 # %%
 import pandas as pd
@@ -62,15 +62,15 @@ experiments.take_parameters(globals(), "scale dataset ipc seed stronger")
 # ## Positions as observations
 #
 # The feature $z$ of an image is long: with the published network, 2048 numbers, from 128 channels at 16 positions.
-# The covariance of ten such vectors has rank nine at most, out of 2048; there is not much in it to compare.
+# The covariance of ten such vectors has rank nine at most, out of 2048, which leaves little to compare.
 #
 # IID takes the map apart: each of its $P$ positions is an observation of the $K$ channels {cite:p}`deng2024iid`.
 # Ten images then give 160 observations in 128 dimensions.
-# What is kept is how *channels* vary together at the same place, the *inter-feature* relation of the paper's title; what is given up is how one place goes with another.
+# This keeps how *channels* vary together at the same position, the *inter-feature* relation of the paper's title, and gives up how one position varies with another.
 #
 # Why not channels *within* one image, over its positions, as style transfer does?
 # That would describe the texture of a single picture.
-# Here the mean map over the images is taken away first, so that what remains is how images of a class *differ* from one another, place by place: two channels that rise and fall together from image to image have a large entry, whatever their common level.
+# Here the mean map over the images is subtracted first, which leaves how images of a class *differ* from one another, position by position: two channels that rise and fall together from image to image have a large entry, whatever their common level.
 #
 # We look at all training images through a random ConvNet {cite:p}`gidaris2018convnet`.
 
@@ -120,14 +120,14 @@ torch.testing.assert_close(losses.local_covariance(ten)[0].cpu(), by_hand)
 print("covariance [K, K]:", list(by_hand.shape), f" trace {by_hand.trace():.1f}")
 
 # %% [markdown]
-# The library does all classes in one matrix product each.
+# The library needs one matrix product per class, and handles all classes in one call.
 # Note the two conventions of the released code that it keeps: the sum over images is divided by $N$, not $N-1$, and the sum over positions is not divided at all.
 #
-# The loss of a class is the squared Frobenius distance of two such matrices, and equal sets have none.
+# The loss of a class is the squared Frobenius distance between two such matrices, which is zero for equal sets.
 #
-# ## What few images can know
+# ## What few images can say
 #
-# Centring takes away one image, so $n$ images leave a rank of at most $P(n-1)$.
+# Centring costs one image, so $n$ images leave a rank of at most $P(n-1)$.
 # The 128 channels of the published network are within reach from nine images on; the covariance of whole features never is.
 
 # %%
@@ -146,7 +146,7 @@ pd.DataFrame(rows, index=columns).T.rename_axis("n")
 #
 # Size matters as well as rank.
 # Centred on their own mean and divided by $n$, the covariance of $n$ random images has only $(n-1)/n$ of the true one in expectation.
-# On the real side $N$ is large and the factor near one; on the synthetic side it is not:
+# On the real side $N$ is large and the factor close to one; on the synthetic side it is not:
 
 # %%
 network = narrow.draw(0).network
@@ -161,8 +161,8 @@ for n in (2, 5, 10, 50):
 pd.DataFrame(rows).T.rename_axis("n").round(2)
 
 # %% [markdown]
-# What is left of a covariance as a whole, when only $n$ images speak for it?
-# Its relative error says so, $\| \Sigma_n - \Sigma \|_F / \| \Sigma \|_F$, once for the local covariance and once for that of whole features, which are maps with a single position:
+# How well do $n$ images estimate a covariance as a whole?
+# Its relative error $\| \Sigma_n - \Sigma \|_F / \| \Sigma \|_F$ tells us, once for the local covariance and once for that of whole features, which are maps with a single position:
 
 # %%
 errors = []
@@ -176,26 +176,26 @@ for n in (5, 10, 20, 50, 100):
 noise = pd.DataFrame(errors)
 
 # %% tags=["nbval-ignore-output"]
-curve = plots.error_curves(noise, x="images a class", unit="relative error")
+curve = plots.error_curves(noise, x="images per class", unit="relative error")
 ten_of = noise[noise["n"] == 10].set_index("label")["error"].round(2)
 finding = ", ".join(f"{label} {value}" for label, value in ten_of.items())
 plots.show(curve, f"Relative error of the covariance of ten images: {finding}.")
 
 # %% [markdown]
-# Both fall with the root of $n$; the local one starts far lower, because every image brings as many observations as it has positions.
-# At ten images a class, what the whole features' covariance would match is mostly noise.
+# Both fall with the square root of $n$; the local one starts far lower, because every image brings as many observations as it has positions.
+# At ten images per class, the covariance of whole features would match mostly noise.
 #
 # The price is small.
 # One matrix product of $K \times NP$ numbers for each class is well below a hundredth of what the network's forward pass costs, which the term shares with mean matching.
 #
 # So a set of ten real images, as dispersed as the class they come from, *looks* a tenth too narrow.
-# In expectation the term asks synthetic images to spread a little more than real ones would, where class centralization asks them to come together.
-# The two terms of IID pull against each other here, and only a measurement says where they come to rest.
+# In expectation the term asks synthetic images to spread a little more than real ones would, while class centralization asks them to come together.
+# The two terms of IID pull against each other here, and only a measurement shows where they balance.
 #
 # ## What it does
 #
-# Three runs from the same seed: without the term, with the published weight, and with a multiple of it.
-# The multiple has a reason: the loss sums over $K^2$ entries, so that at the width of `tour` the published weight buys less than it does at width 128.
+# We run it three times from the same seed: without the term, with the published weight, and with a multiple of it.
+# The multiple has a reason: the loss sums over $K^2$ entries, so at the width of `tour` the published weight has less effect than at width 128.
 
 # %%
 config = preset("dm-cm", dataset, ipc, scale, {"seed": seed})
@@ -212,8 +212,8 @@ for name, result in runs.items():
     assert ("loss_cm" in result.metrics) == (name != "dm"), "set ipc to 2 or more"
 
 # %% [markdown]
-# The judges are random networks that no run has met.
-# For each set: the *gap*, the distance of the two covariances over the size of the real one; the *spread*, its trace over that of the real one; and the *factor* by which the synthetic covariance would have to be multiplied to come nearest to the real one.
+# We measure under random networks that no run has seen.
+# For each set we report the *gap*, the distance between the two covariances relative to the norm of the real one; the *spread*, its trace relative to that of the real one; and the *factor* by which the synthetic covariance would have to be multiplied to come closest to the real one.
 # A factor above one means that the term pulls the images of a class apart.
 
 
@@ -251,11 +251,12 @@ if (scale, ipc) == ("tour", 10) and "folder:" not in dataset:
     assert measured["factor"]["random"] > 1
 
 # %% [markdown]
-# The first line is the expectation at work: random images are too narrow by $(n-1)/n$, and their factor above one says that the term would pull them apart.
-# DM alone widens them already, by what it adds to the pixels, so that little spreading is left to do.
+# The first row is as expected: random images are too narrow by $(n-1)/n$, and their factor above one says that the term would pull them apart.
+# DM alone already widens them, by what it adds to the pixels, so that little spreading is left to do.
 # Mean matching could not have asked for either of the two, as {doc}`03_two_shortcomings` shows.
 #
-# What the term changes is the *shape*: the gap falls, and falls further with more weight, at about the same spread.
+# The term changes the *shape*: the gap falls, and falls further with more weight, at about the same spread.
+# Whether that makes a better training set is a question of accuracy, which {doc}`08_ablations` answers with several seeds.
 #
 # Entry by entry, for the first class under the last of these networks, synthetic minus real:
 
@@ -267,21 +268,21 @@ pictures = {name: (own - real)[0].cpu() for name, own in seen.items()}
 unit = "difference (feature units²)"
 heat = plots.covariance_heatmaps(pictures, unit=unit)
 finding = ", ".join(f"{name} {measured['gap'][name]:.2f}" for name in pictures)
-plots.show(heat, f"Gap of the covariances over the size of the real: {finding}.")
+plots.show(heat, f"Gap of the covariances, relative to the real one: {finding}.")
 
 # %% [markdown]
 # ## Exercises
 #
 # ```{admonition} Exercise 1
 # Add the same map to every image of a set: does its local covariance change?
-# And if the map is another one for each image?
+# And if each image gets a different map?
 # ```
 
 # %% tags=["hide-cell"]
 before = losses.local_covariance(ten.double())
 same = losses.local_covariance(ten.double() + ten.double()[:, :1])
 own = losses.local_covariance(ten.double() + ten.double().flip(1))
-for name, after in (("the same map", same), ("a map for each", own)):
+for name, after in (("the same map", same), ("a different map each", own)):
     change = float((after - before).norm() / before.norm())
     print(f"{name}: relative change {change:.1f}")
 
@@ -301,15 +302,15 @@ print(f"covariance matching {losses.covariance_matching(ten, half).sum():.0f}")
 # ## Summary
 #
 # Covariance matching compares how channels vary together, with the positions of the last feature map as observations.
-# From $n$ images the matrix has rank $P(n-1)$ at most and $(n-1)/n$ of its true size in expectation; from one image it is zero, so that the term is left out there.
-# The term closes part of a gap that mean matching leaves, and how much of it was mere noise is known beforehand.
+# From $n$ images the matrix has rank $P(n-1)$ at most and $(n-1)/n$ of its true size in expectation; from one image it is zero, so the term is omitted there.
+# The term closes part of a gap that mean matching leaves, and we know beforehand how much of it was mere noise.
 #
 # ## What's next
 #
 # {doc}`06_idm` puts both terms on another base, IDM; {doc}`08_ablations` measures what each of them brings.
-# The {doc}`notation` page has all equations side by side.
+# The {doc}`notation` page collects all equations.
 #
 # ## References
 #
-# The term is that of {cite:t}`deng2024iid`, on the mean matching of {cite:t}`zhao2023dm`.
-# {cite:t}`wang2025ncfm` compare whole distributions instead, by their characteristic functions; {cite:t}`gretton2012mmd` give the view behind both.
+# The term is due to {cite:t}`deng2024iid`, on top of the mean matching of {cite:t}`zhao2023dm`.
+# {cite:t}`wang2025ncfm` compare whole distributions instead, by their characteristic functions; {cite:t}`gretton2012mmd` give the theory behind both.

@@ -16,15 +16,15 @@
 # %% [markdown]
 # # IDM and IID on IDM
 #
-# Distribution matching looks through random networks at as many images as it stores.
-# *Improved distribution matching* (IDM, {cite:t}`zhao2023idm`) changes both: it stores mosaics, and it looks through networks that learn meanwhile.
-# IID gives its highest numbers on top of it {cite:p}`deng2024iid`.
-# Here you build the parts one by one, and measure what each of them brings before you read anything into the whole.
+# Distribution matching stores single images, and looks at them through random networks.
+# *Improved distribution matching* (IDM, {cite:t}`zhao2023idm`) changes both: it stores mosaics, and looks at them through networks that are being trained meanwhile.
+# IID reaches its highest numbers on top of it {cite:p}`deng2024iid`.
+# Here you build the parts one by one, and measure what each of them brings before you draw conclusions about the whole.
 #
 # **What you will learn**
 #
-# 1. what a partition is, and what it brings before anything is learned;
-# 2. how a queue of networks in training gives features, labels and a weight;
+# 1. what partitioning is, and what it brings before anything is learned;
+# 2. how a queue of networks in training provides features, a cross-entropy and its weight;
 # 3. why a step after each class has a closed form, and what it amounts to;
 # 4. what class centralization and covariance matching add here.
 #
@@ -46,7 +46,7 @@ dataset = "cifar10-mini"
 ipc = 1
 seed = 0
 share = 0.5  # of the scale's iterations; 1 for the whole experiment
-networks = 2  # judges of each set
+networks = 2  # networks that evaluate each set
 
 # %%
 import pandas as pd
@@ -63,7 +63,7 @@ from iidlib.synthetic import expand
 experiments.take_parameters(globals(), "scale dataset ipc seed share networks")
 
 # %% [markdown]
-# ## Partition by hand
+# ## Partitioning by hand
 #
 # Half the side is enough to recognise most objects, and costs a quarter of the numbers.
 # So one stored image can be a *mosaic* of four smaller ones.
@@ -82,7 +82,7 @@ print("four images:", list(four.shape), " one mosaic:", list(mosaic.shape))
 # %% [markdown]
 # The networks never see the mosaic itself.
 # Before the augmentation of every iteration, and before the evaluation, it is *expanded*: cut into its tiles, each enlarged to full size by bilinear interpolation.
-# The gradient goes back through the enlargement, so that what is learned are the numbers of the mosaic.
+# The gradient goes back through the interpolation to the pixels of the mosaic, which are what is learned.
 
 # %%
 corners = [(0, 0), (0, half), (half, 0), (half, half)]
@@ -98,27 +98,27 @@ names = ["four real", "and their mosaic", "expanded"]
 axes = plots.panels(3, height=2.2)
 for ax, part, name in zip(axes, shown.split([4, 1, 4]), names, strict=True):
     plots.image_grid(part, columns=2, title=name, ax=ax)
-finding = "blurred when expanded, but told apart"
-plots.show(axes, f"Four images in the room of one: {finding}.")
+finding = "blurred when expanded, but still distinct"
+plots.show(axes, f"Four images in the space of one: {finding}.")
 
 # %% [markdown]
-# A set with factor two counts by what it *stores*: `ipc` mosaics a class, as many numbers as `ipc` images.
+# A set with factor two is counted by what it *stores*: `ipc` mosaics per class, as many numbers as `ipc` images.
 # A network is then trained on four times as many images.
-# That alone is worth something, and nothing of it is distillation.
-# So random mosaics belong beside every set of mosaics, and a table that has only single random images beside IDM flatters it.
+# That alone is worth something, and none of it is distillation.
+# So every set of mosaics has to be compared with random mosaics, and a table that compares IDM with single random images only flatters it.
 
 
 # %%
-def judged(images, label):
-    """Accuracy of networks trained on a set, a row each."""
+def scores_of(images, label):
+    """Accuracy of networks trained on a set, one row each."""
     config = preset("dm", dataset, ipc, scale, {"eval.num_eval": networks})
     scores = evaluate(images, data, protocol=config.eval, seed=seed)
     return scores.assign(label=label)
 
 
 # %% tags=["nbval-ignore-output"]
-rows = [judged(random_real(train, ipc, seed), "random")]
-rows.append(judged(random_real(train, ipc, seed, factor=2), "random-mosaic"))
+rows = [scores_of(random_real(train, ipc, seed), "random")]
+rows.append(scores_of(random_real(train, ipc, seed, factor=2), "random-mosaic"))
 summarize(pd.concat(rows)).round(1)
 
 # %%
@@ -130,16 +130,16 @@ for row in rows:
 #
 # A network with random weights sees edges and colours.
 # One that has been trained sees objects, and little of what does not help to tell its classes apart.
-# IDM keeps everything in between {cite:p}`zhao2023idm`: a queue that a fresh network joins every few iterations, and that the oldest leaves once it is full.
+# IDM keeps everything in between {cite:p}`zhao2023idm`: a queue that a fresh network joins every few iterations, and that the oldest network leaves once it is full.
 # In each iteration one of them, drawn at random, serves as the matching network; after the update of the images two are trained for a few steps on real images, without augmentation.
 #
-# The library's loop is that of DM, only that its networks come from the queue.
-# All runs of this chapter share their seed, so that they see the same networks, real images and transforms.
+# The library's loop is that of DM, except that its networks come from the queue.
+# All runs of this chapter share their seed, so they see the same networks, real images and transforms.
 
 
 # %%
 def learned(method):
-    """A distillation of this chapter's length."""
+    """Runs a distillation of this chapter's length."""
     whole = preset(method, dataset, ipc, scale).iterations
     length = {"iterations": max(1, int(share * whole)), "seed": seed}
     return distill(preset(method, dataset, ipc, scale, length), data)
@@ -160,20 +160,20 @@ finding = f"{last['queue_networks']:.0f} networks, {last['queue_accuracy']:.0f} 
 plots.show(axes, f"The queue fills with networks that learn; at the end: {finding}.")
 
 # %% [markdown]
-# The accuracy is that of a *meter* which each network carries: its hits on the batches that it was trained on, since the meter was last set to zero.
-# The published code resets the meters whenever it evaluates, so that looking more often changes what is learned; here they are reset every `queue.meter_interval` iterations, whatever is evaluated.
+# The accuracy comes from a *meter* that each network carries: the share of correct predictions on its training batches since the meter was last reset.
+# The published code resets the meters whenever it evaluates, so evaluating more often changes what is learned; here they are reset every `queue.meter_interval` iterations, whatever is evaluated.
 # The curve can fall when fresh networks join, and after a reset.
 #
 # Networks that tell classes apart can also say whether synthetic images look like their class.
-# IDM adds their cross-entropy, on the features that were computed anyway, weighted by the meter in percent:
+# IDM adds their cross-entropy, on features that are computed anyway, weighted by the meter in percent:
 #
 # $$
 # \mathcal{L}_{CE}^c = \lambda_{CE}\; a \;\frac1n \sum_{i=1}^{n} -\log p_c\big(\omega(S_{ci})\big),
 # $$ (idm-ce)
 #
 # with $a$ the accuracy of the matching network, and $p_c$ the probability that it gives to class $c$.
-# An untrained network has no say, and at an accuracy of a half the factor $\lambda_{CE}\,a$ is 25 at the weight of `0.5`.
-# What share of the pull on the pixels that makes, a run tells by the size of each term's gradient:
+# An untrained network has no say; at an accuracy of one half and a weight of `0.5`, the factor $\lambda_{CE}\,a$ is 25.
+# The norm of each term's gradient shows its share of the pull on the pixels:
 
 # %% tags=["nbval-ignore-output"]
 columns = ["iteration", "grad_mean", "grad_ce"]
@@ -183,9 +183,9 @@ queue[columns].iloc[[0, len(queue) // 2, -1]].round(1)
 # ## A step after each class
 #
 # DM adds up the losses of all classes and takes one step.
-# The published code of IDM takes a step after *each* class, on the tensor of all images, with momentum: while one class has its turn, the others coast on.
-# Read as a loop it looks as if it had to be one.
-# But the gradient of a class depends on its own images only, so that a sweep of $C$ steps with momentum $m$ and rate $r$ has a closed form.
+# The published code of IDM takes a step after *each* class, on the tensor of all images, with momentum: while one class has its turn, the others keep coasting.
+# In the code it is a loop, and looks as if it had to be one.
+# But the gradient of a class depends on its own images only, so a sweep of $C$ steps with momentum $m$ and learning rate $r$ has a closed form.
 # For the class with gradient $g$ at its turn, until its next turn,
 #
 # $$
@@ -193,7 +193,7 @@ queue[columns].iloc[[0, len(queue) // 2, -1]].round(1)
 # $$ (idm-sweep)
 #
 # At the end of a sweep the class at position $p$, counted from zero, has coasted for $C - p$ steps only: its exponent is $C - p$ until then, and the rest follows when the next sweep begins.
-# Three classes of one pixel each, and gradients that are given, show the state at the end of a sweep:
+# Three classes of one pixel each, with given gradients, show the state at the end of a sweep:
 
 # %%
 gradients, rate, m = torch.tensor([1.0, -2.0, 0.5]), 0.2, 0.5
@@ -216,8 +216,8 @@ print("all at once: ", *(f"{x:.3f}" for x in at_once))
 #
 # ## What CC and CM add
 #
-# The two terms of IID join as they did for DM, with weights of their own, and one thing is different: a mosaic of four is four images to them.
-# On DM both terms vanish at one image a class, for want of a second one; on IDM they do not.
+# The two terms of IID are added as for DM, with weights of their own. One thing is different: to them, a mosaic of four is four images.
+# On DM both terms vanish at one image per class, because there is no second one; on IDM they do not.
 
 # %%
 for method in ("idm-cc", "idm-cm", "iid-idm"):
@@ -230,13 +230,13 @@ assert "loss_ce" not in runs["dm"].metrics
 
 # %% tags=["nbval-ignore-output"]
 for label, run in runs.items():
-    rows.append(judged(run.synthetic, label))
+    rows.append(scores_of(run.synthetic, label))
 scores = pd.concat(rows)
 bars = plots.accuracy_bars(scores, chance=100 / classes)
 mean = scores.groupby("label")["accuracy"].mean().to_dict()
 names = scores["label"].unique()
 finding = ", ".join(f"{name} {mean[name]:.0f} %" for name in names)
-plots.show(bars, f"Test accuracy at the same storage, {ipc} a class: {finding}.")
+plots.show(bars, f"Test accuracy at the same storage, IPC {ipc}: {finding}.")
 
 # %%
 if scale != "ci" and "folder:" not in dataset:
@@ -245,40 +245,40 @@ if scale != "ci" and "folder:" not in dataset:
         assert mean[method] > mean["random-mosaic"] and mean[method] > mean["dm"]
 
 # %% [markdown]
-# Three comparisons in the figure stand apart, and only the first two are large.
-# Random mosaics over random images: the partition.
-# IDM over random mosaics: what is learned in that form.
-# And the four rows on IDM among each other: the terms of IID.
+# The figure holds three comparisons, and only the first two show large differences.
+# Random mosaics against random images: the effect of partitioning.
+# IDM against random mosaics: what is learned in that form.
+# The four rows on IDM against each other: the terms of IID.
 #
-# How far these four lie apart, next to the spread of the points within a row, says how little one seed tells about them.
-# An order of two methods is claimed in this book only where a paired interval over at least three distillations leaves out zero; the rows for that are in `data/results/`.
+# How far these four lie apart, compared with the spread of the points within a row, shows how little one seed says about them.
+# This book ranks two methods only if a paired interval over at least three distillations excludes zero; the rows for that are in `data/results/`.
 # The published gains of IID over IDM are between half a point and five {cite:p}`wang2025ncfm`, at twenty thousand iterations, with pools and networks of another size.
 #
-# The images show what the form does to them:
+# The images show what partitioning does to them:
 
 # %% tags=["nbval-ignore-output"]
 two = {name: runs[name].synthetic for name in ("dm", "idm")}
 few = [images.to_uint8()[::ipc] for images in two.values()]
 grid = plots.image_grid(few, row_labels=list(two))
-finding = "one picture a class for dm, four small ones for idm"
-plots.show(grid, f"What is stored, a class a column: {finding}.")
+finding = "one picture per class for dm, four small ones for idm"
+plots.show(grid, f"The stored images, one column per class: {finding}.")
 
 # %% [markdown]
 # ## Exercises
 #
 # ```{admonition} Exercise 1
 # Why stop at four?
-# Judge random mosaics of sixteen tiles, and say what is gained and lost.
+# Evaluate random mosaics of sixteen tiles, and say what is gained and lost.
 # ```
 
 # %% tags=["hide-cell", "nbval-ignore-output"]
-finer = judged(random_real(train, ipc, seed, factor=4), "sixteen tiles")
+finer = scores_of(random_real(train, ipc, seed, factor=4), "sixteen tiles")
 assert (finer["images"] == classes * ipc).all()
 summarize(pd.concat([*rows[:2], finer])).round(1)
 
 # %% [markdown]
 # ```{admonition} Exercise 2
-# With ten classes and a momentum of one half, what is the sweep for all practical purposes?
+# With ten classes and a momentum of one half, what does the sweep amount to in practice?
 # And with three classes and a momentum of nine tenths?
 # ```
 
@@ -291,16 +291,16 @@ for count, m in ((10, 0.5), (3, 0.9)):
 # %% [markdown]
 # ## Summary
 #
-# IDM stores mosaics, matches through networks in every state of training, asks those that have learned something for their opinion, and takes a step after each class.
-# The first of these helps without any learning, which random mosaics make visible; the last one changes little but the rate.
-# The terms of IID act on the tiles, so that they have something to do at one mosaic a class already.
+# IDM stores mosaics, matches under networks at every stage of training, adds the cross-entropy of those that have learned something, and takes a step after each class.
+# The first of these helps without any learning, as random mosaics show; the last changes little but the step size.
+# The terms of IID act on the tiles, so they apply even at one mosaic per class.
 #
 # ## What's next
 #
-# `iid distill iid-idm --scale tour` runs the whole of it from the command line, and `--scale paper` with the published rows, which `iidlib.config.recipes` lists with their sources.
-# {doc}`07_results` puts what was measured beside what was published.
+# `iid distill iid-idm --scale tour` runs all of it from the command line, and `--scale paper` uses the published settings, which `iidlib.config.recipes` lists with their sources.
+# {doc}`07_results` compares what was measured with what was published.
 #
 # ## References
 #
-# IDM is that of {cite:t}`zhao2023idm`, on the matching of {cite:t}`zhao2023dm`; the terms on top of it are those of {cite:t}`deng2024iid`.
+# IDM is due to {cite:t}`zhao2023idm`, on the matching of {cite:t}`zhao2023dm`; the terms on top of it are due to {cite:t}`deng2024iid`.
 # {cite:t}`zhou2024bacon` build on the same code.

@@ -16,20 +16,20 @@
 # %% [markdown]
 # # Results
 #
-# Does it hold, and can I run it again?
-# These are the two questions with which one comes to a paper's table, and this chapter is about answering them one number at a time.
-# Every cell of the table has a name here, a published value where one was found, our own where one was measured, and a command that fills it.
+# Is it true, and can I reproduce it?
+# These are the two questions to ask of a paper's table, and this chapter answers them one number at a time.
+# Here every cell of the table has a name, a published value where one was found, our own value where one was measured, and a command that fills it.
 #
 # **What you will learn**
 #
 # 1. to tell a published number, a measured one and a missing one apart;
 # 2. why a number without its scale says nothing;
 # 3. which differences between methods the measured rows support;
-# 4. to fill a cell yourself, and to leave the rest to a budget.
+# 4. to fill a cell yourself, and to run the rest within a time budget.
 #
 # | prerequisite | | note |
 # | --- | --- | --- |
-# | {doc}`01_quickstart` | necessary | what an accuracy of a distilled set is |
+# | {doc}`01_quickstart` | necessary | what the accuracy of a distilled set is |
 # | {doc}`04_class_centralization`, {doc}`05_covariance_matching`, {doc}`06_idm` | helpful | the methods of the table |
 #
 # | scale | hardware | minutes |
@@ -51,7 +51,7 @@ experiments.take_parameters(globals(), "scale only")
 # %% [markdown]
 # ## A table with three kinds of numbers
 #
-# The paper's main table {cite:p}`deng2024iid` has four data sets, three sizes, and two base methods with and without the new terms.
+# The paper's main table {cite:p}`deng2024iid` has four datasets, three sizes, and two base methods with and without the new terms.
 # `experiments.table` gives one row for each of its cells:
 
 # %%
@@ -62,8 +62,8 @@ print("sources:", *sorted(set(cells["source"]) - {"not found"}), sep="\n  ")
 
 # %% [markdown]
 # We have not seen the tables of the paper itself.
-# Its numbers are quoted from later papers, which print them in their own tables {cite:p}`wang2025ncfm,zhou2024bacon`, and which of their rows stands for which base method is inferred.
-# A number that nobody was found to print is *not found*, and stays so.
+# Its numbers are quoted from later papers, which print them in their own tables {cite:p}`wang2025ncfm,zhou2024bacon`; which of their rows belongs to which base method is inferred.
+# A number that we found nowhere in print is marked *not found*, and stays so.
 # Where two papers print different values for the same cell, the source in the table says which one is shown.
 #
 # The other numbers are ours.
@@ -74,12 +74,12 @@ columns = ["paper_seeds", "laptop_seeds", "tour_seeds"]
 (cells[columns] > 0).sum().rename("cells with a measured value").to_frame()
 
 # %% [markdown]
-# A cell of the paper is filled at scale `paper` alone: the whole data set, networks of width 128, twenty thousand iterations, a thousand passes of evaluation.
-# `laptop` has the whole data set too, but half the width, a sixteenth of the iterations and less than half of the passes, because it must end on two CPU cores while you have lunch.
-# `tour` has a twelfth of CIFAR-10 {cite:p}`krizhevsky2009cifar` and takes ten seconds to a few minutes.
-# Their numbers stand beside the cell and do not fill it.
+# A cell of the paper is filled only at scale `paper`: the whole dataset, networks of width 128, twenty thousand iterations, a thousand epochs of evaluation.
+# `laptop` also uses the whole dataset, but half the width, a sixteenth of the iterations and less than half of the epochs, because it must finish on two CPU cores while you have lunch.
+# `tour` uses a twelfth of CIFAR-10 {cite:p}`krizhevsky2009cifar` and takes ten seconds to a few minutes.
+# Their numbers are reported alongside and do not fill the cell.
 #
-# ## The rows of one data set
+# ## The rows of one dataset
 
 
 # %%
@@ -94,9 +94,9 @@ part[listed].sort_values("ipc", kind="stable").reset_index(drop=True)
 
 # %% [markdown]
 # Accuracies are in percent, with the standard deviation over distillation seeds and their number in brackets; `ipc` 0 is the whole training set.
-# An empty place under `paper` is a measurement that is missing.
+# An empty entry under `paper` is a missing measurement.
 # You may find this table sparse.
-# The alternative would be to fill it with numbers of other scales, which is how tables become impossible to compare.
+# The alternative would be to fill it with numbers from other scales, which is how tables become impossible to compare.
 #
 # ## Published and ours, in one picture
 
@@ -116,30 +116,30 @@ sources = [rows_of("laptop", dataset=only), *map(rows_of, names)]
 plots.note(axes, pd.concat(sources))
 ours = points[points["series"] == "ours, laptop"].set_index("label")["accuracy"]
 finding = f"{ours.idxmax()} is the highest of ours at laptop with {ours.max():.1f} %"
-plots.show(axes, f"Published accuracies and ours, cell by cell: {finding}.")
+plots.show(axes, f"Published accuracies and ours, for each cell: {finding}.")
 
 # %% [markdown]
 # Ours lie below the published values almost everywhere.
 # The likely causes, in the order in which we would look for them:
 #
-# 1. *Scale.* Half the width, a sixteenth of the iterations and less than half of the passes at evaluation: each is expected to lower the accuracy of distilled sets.
-#    The published curves of DM still rise after ten times as many iterations as ours have.
-# 2. *The pool.* The published class centralization looks through a thousand ResNet18s, trained for forty passes each; at `laptop` two small ConvNets, trained for three, stand in for them.
-#    What the term can bring is bounded by what such networks know.
-#    Scale `paper`, too, takes two ResNet18s of twenty passes instead of a thousand.
+# 1. *Scale.* Half the width, a sixteenth of the iterations and less than half of the evaluation epochs: each is expected to lower the accuracy of distilled sets.
+#    The published curves of DM still rise after ten times as many iterations as ours.
+# 2. *The pool.* The published class centralization looks through a thousand ResNet18s, each trained for forty epochs; at `laptop` two small ConvNets, trained for three, stand in for them.
+#    The effect of the term is bounded by what such networks know.
+#    Even scale `paper` uses two ResNet18s trained for twenty epochs instead of a thousand.
 # 3. *Weights.* They were published for one setting and one kind of features.
-#    Ours were chosen on held-out images for DM, and for IDM not at all yet.
-# 4. *The published numbers themselves.* Users of the released code report lower ones, for DM and for IID, and some released scripts keep the best set by test accuracy, which lifts a number and is not done here.
+#    For DM ours were chosen on held-out images; for IDM they have not been tuned yet.
+# 4. *The published numbers themselves.* Users of the released code report lower ones, for DM and for IID, and some released scripts keep the best set by test accuracy, which inflates a number and is not done here.
 #
 # Until cells are measured at their own scale, nobody can say how much each of these explains.
 #
 # What carries over is the *order* of large differences.
-# Distilled images stand far above random ones, IDM {cite:p}`zhao2023idm` stands above DM {cite:p}`zhao2023dm`, and its distance is largest with one image a class, where four small pictures in the room of one count most.
+# Distilled images are far better than random ones, IDM {cite:p}`zhao2023idm` is better than DM {cite:p}`zhao2023dm`, and its lead is largest with one image per class, where four small pictures in the space of one matter most.
 #
 # Random images at our scales can lie *above* their published value.
 # That is no contradiction: the protocol differs, and augmentation as strong as ours may help a handful of real images most.
-# It is the reason why a method must be compared with random images under the same protocol, and with nothing else.
-# How far a set lies above them is a score of its own {cite:p}`li2025ddranking`, which a change of protocol moves less than the accuracy:
+# This is why a method must be compared with random images under the same protocol, and with nothing else.
+# How far a set lies above them is a score of its own {cite:p}`li2025ddranking`, which depends less on the protocol than the accuracy does:
 
 # %%
 scored = part[part["laptop_seeds"] > 0].set_index(["ipc", "method"])
@@ -148,7 +148,7 @@ scored["over_random"].round(1).sort_values().to_frame()
 # %% [markdown]
 # ## What the rows support
 #
-# Two methods are compared by the difference within a seed, and an order is claimed where the interval over seeds leaves out zero ({doc}`08_ablations` is about why).
+# Two methods are compared by the difference within a seed, and one is called better only if the interval over seeds excludes zero ({doc}`08_ablations` explains why).
 
 # %%
 kind = {"network": "convnet3", "settings": ""}
@@ -160,11 +160,11 @@ for ipc in (1, 10):
 pd.concat(claims, names=["ipc", ""]).droplevel(1).round(2)
 
 # %% [markdown]
-# A line without numbers has fewer than three seeds on both sides, so that nothing can be claimed yet.
-# A line whose `low` is above zero is a claim: in the data at hand, under this protocol and at this scale, the second method is better.
-# It is not a claim about other scales, and the size of the gain is known only as well as the interval is narrow.
+# A row without numbers has fewer than three seeds in common, so nothing can be claimed yet.
+# A row whose `low` is above zero is a claim: on this dataset, under this protocol and at this scale, the second method is better.
+# It is not a claim about other scales, and the width of the interval shows how well the size of the gain is known.
 #
-# At scale `tour` there are three seeds of IDM with one image a class and five with ten, and random mosaics beside them, which are what the form of the images brings alone:
+# At scale `tour` there are three seeds of IDM with one image per class and five with ten, along with random mosaics, which show what the form of the images brings alone:
 
 # %%
 pairs = [("random-mosaic", "idm"), ("dm", "idm"), ("idm", "iid-idm")]
@@ -179,13 +179,13 @@ for ipc in (1, 10):
 pd.concat(claims, names=["ipc", ""]).droplevel(1).round(2)
 
 # %% [markdown]
-# IDM gains far more than the form of its images with one image a class, and some with ten.
-# What the two terms of IID add to it at this scale lies within the noise of the seeds.
-# The published gains, at a hundred times as many iterations, lie above both intervals: a gain of that size is not there at `tour`.
+# IDM gains far more than the form of its images alone with one image per class, and some with ten.
+# What the two terms of IID add to it at this scale is within the noise of the seeds.
+# The published gains, at a hundred times as many iterations, lie above both intervals: there is no gain of that size at `tour`.
 #
 # ## Fill a cell
 #
-# The runs that are missing come in an order: cells that say most first, and every cell once before any cell a second time.
+# The missing runs are ordered: the most informative cells first, and every cell once before any cell a second time.
 
 # %% tags=["nbval-ignore-output"]
 todo = jobs("main", scale="paper", seeds=1, only="cifar10/ipc10")
@@ -197,18 +197,18 @@ assert all(job.cell.dataset == "cifar10" and job.cell.ipc == 10 for job in todo)
 
 # %% [markdown]
 # Each is a command that you could type.
-# On a machine with a GPU, this runs them until eight hours are over, keeps what was begun, and goes on from there the next time:
+# On a machine with a GPU, this runs them for eight hours, keeps unfinished runs, and resumes from there the next time:
 #
 # ```bash
 # iid reproduce main --scale paper --only cifar10/ipc10 --seeds 3 --budget 8h
 # ```
 #
-# The rows go to `data/results`, the table above reads them, and nothing that was measured is measured again or overwritten.
+# The rows go to `data/results`, where the table above reads them; nothing is measured twice or overwritten.
 #
 # ## Exercises
 #
 # ```{admonition} Exercise 1
-# How many points does each published method gain over published random images, for ten images a class on CIFAR-10?
+# How many points does each published method gain over published random images, for ten images per class on CIFAR-10?
 # ```
 
 # %% tags=["hide-cell"]
@@ -219,7 +219,7 @@ gain.sort_values().round(1)
 
 # %% [markdown]
 # ```{admonition} Exercise 2
-# For which data sets is there no published value of `iid-idm` at all?
+# For which datasets is there no published value of `iid-idm` at all?
 # ```
 
 # %% tags=["hide-cell"]
@@ -229,9 +229,9 @@ print(*known[known == 0].index)
 # %% [markdown]
 # ## Summary
 #
-# A table of results has numbers of three kinds, and only those that were measured at the table's own scale fill its cells.
-# At the scales that fit a CPU, distillation beats random images and IDM beats DM; what IID adds is told by {doc}`08_ablations`.
-# What is missing has a command, and what lies below a published value has likely causes that can be tested one by one.
+# A table of results has numbers of three kinds, and only those measured at the table's own scale fill its cells.
+# At the scales that fit a CPU, distillation beats random images and IDM beats DM; {doc}`08_ablations` measures what IID adds.
+# Every missing number has a command, and every number below its published value has likely causes that can be tested one by one.
 #
 # ## What's next
 #
@@ -239,5 +239,5 @@ print(*known[known == 0].index)
 #
 # ## References
 #
-# The method and its tables are those of {cite:t}`deng2024iid`; the published values are quoted from {cite:t}`wang2025ncfm` and {cite:t}`zhou2024bacon`.
-# That results of distillation must be compared under one protocol is argued by {cite:t}`cui2022dcbench`.
+# The method and its tables are from {cite:t}`deng2024iid`; the published values are quoted from {cite:t}`wang2025ncfm` and {cite:t}`zhou2024bacon`.
+# {cite:t}`cui2022dcbench` argue that results of distillation must be compared under one protocol.

@@ -22,14 +22,14 @@
 #
 # **What you will learn**
 #
-# 1. to compare methods by paired differences, and why nothing else will do;
+# 1. to compare methods by paired differences, and why nothing less will do;
 # 2. what each term brings at the scales measured so far;
-# 3. how accuracy depends on the two weights, and why a flat curve is news too;
-# 4. what $\beta$ does once it is chosen from the distances that occur.
+# 3. how accuracy depends on the two weights, and why a flat curve is a result too;
+# 4. what $\beta$ does when it is chosen to fit the actual distances.
 #
 # | prerequisite | | note |
 # | --- | --- | --- |
-# | {doc}`04_class_centralization`, {doc}`05_covariance_matching` | necessary | the terms that are taken away here |
+# | {doc}`04_class_centralization`, {doc}`05_covariance_matching` | necessary | the terms that are removed here |
 # | {doc}`06_idm` | helpful | the other base |
 # | Student's t interval | helpful | three seeds are few |
 #
@@ -46,7 +46,7 @@ dataset = "cifar10-mini"
 ipc = 10
 seed = 0
 share = 0.25  # of the scale's iterations; 1 for the whole experiment
-networks = 2  # judges of each set
+networks = 2  # networks that evaluate each set
 
 # %%
 import math
@@ -66,11 +66,11 @@ from iidlib.features import trained_pool
 experiments.take_parameters(globals(), "scale dataset ipc seed share networks")
 
 # %% [markdown]
-# ## Take the terms away
+# ## Removing the terms
 #
-# The objective is a sum, so that an ablation is four runs: mean matching {cite:p}`zhao2023dm` alone, with each term, and with both.
+# The objective is a sum, so an ablation takes four runs: mean matching {cite:p}`zhao2023dm` alone, with each term, and with both.
 # They share a seed, hence the initial images, every real batch, every network and every augmentation.
-# What differs afterwards is due to the terms, and to how small differences grow in a long optimisation.
+# Any difference in the end is due to the terms, and to how small differences grow in a long optimisation.
 
 # %%
 data = load_dataset(dataset, device=pick_device())
@@ -87,8 +87,8 @@ assert all(syn.images.isfinite().all() for syn in sets.values())
 assert ipc == 1 or len({s.images.sum().item() for s in sets.values()}) == len(sets)
 
 # %% tags=["nbval-ignore-output"]
-judges = preset("dm", dataset, ipc, scale, {"eval.num_eval": networks}).eval
-parts = [evaluate(s, data, protocol=judges).assign(label=n) for n, s in sets.items()]
+own = preset("dm", dataset, ipc, scale, {"eval.num_eval": networks}).eval
+parts = [evaluate(s, data, protocol=own).assign(label=n) for n, s in sets.items()]
 live = pd.concat(parts, ignore_index=True)
 summarize(live)[["label", "mean", "std"]].round(1)
 
@@ -99,25 +99,25 @@ assert scale == "ci" or "folder:" in dataset or means[methods].min() > means.ilo
 # %% tags=["nbval-ignore-output"]
 bars = plots.accuracy_bars(live, chance=100 / data.train.num_classes)
 finding = ", ".join(f"{name} {value:.1f} %" for name, value in means.items())
-plots.show(bars, f"One distillation each, scale {scale}, seed {seed}: {finding}.")
+plots.show(bars, f"One distillation of each, scale {scale}, seed {seed}: {finding}.")
 
 # %% [markdown]
-# All four stand far above random images, and near each other.
-# Look at the points: they are networks trained on *one* distilled set, so their spread is that of the judge.
-# How much another seed of the distillation would move a bar, the figure does not know.
-# A ranking read off it would be a ranking of luck.
+# All four are far better than random images, and close to each other.
+# Look at the points: they are networks trained on *one* distilled set, so their spread is that of the evaluation.
+# The figure does not show how much another seed of the distillation would move a bar.
+# A ranking read off it would be a ranking by luck.
 #
 # ## Pairs of runs
 #
-# The remedy is cheap to state: repeat with other seeds, and subtract within a seed, where most of the luck is the same on both sides.
+# The remedy is easy to state: repeat with other seeds, and subtract within a seed, where most of the luck is the same on both sides.
 # With differences $\Delta_1, \dots, \Delta_m$ over $m$ seeds, the interval
 #
 # $$
 # \bar\Delta \pm t_{m-1,\,0.975} \, \frac{s_\Delta}{\sqrt m}
 # $$ (ablation-interval)
 #
-# holds the true difference in 95 of 100 such experiments, if differences are roughly normal; $s_\Delta$ is their standard deviation, and $t_{m-1,\,0.975}$ the quantile of Student's distribution with $m - 1$ degrees of freedom.
-# By hand on numbers made up for the purpose, where the second method is better in every seed and the seeds lie far apart:
+# contains the true difference in 95 of 100 such experiments, if differences are roughly normal; $s_\Delta$ is their standard deviation, and $t_{m-1,\,0.975}$ the quantile of Student's distribution with $m - 1$ degrees of freedom.
+# Let us do it by hand on made-up numbers, where the second method is better in every seed and the seeds lie far apart:
 
 # %%
 first, second = [44.0, 46.0, 48.0], [44.6, 46.4, 48.8]
@@ -129,15 +129,15 @@ mean, low, high = paired_interval(first, second)
 print(f"paired_interval: {mean:.1f}, from {low:.1f} to {high:.1f}")
 
 # %% [markdown]
-# The two methods overlap in their seeds, and yet one is better each time; pairing sees it.
-# It can, because a seed is not an abstract label here: two runs with the same seed share their initial images and every draw on the way, so that an easy or an unlucky start moves both of them.
+# The accuracies of the two methods overlap, and yet one is better each time; pairing reveals it.
+# It can, because a seed is not an abstract label here: two runs with the same seed share their initial images and every random draw along the way, so an easy or an unlucky start moves both of them.
 # Where methods do not share their draws, or one of them draws more than the other, a pair is a pair in name only, and nothing is gained.
-# Three seeds are few: $t$ is above four, and an interval a point wide is a good day.
+# Three seeds are few: $t$ is above four, and you are lucky to get an interval one point wide.
 #
 # ## Each term, measured
 #
-# These are the rows measured so far, kept in `data/results`: whole CIFAR-10 at the scale `laptop`, and the embedded images at `tour`, ten images a class.
-# `seeds` counts the distillations that both methods of a pair have; below three there is nothing to say yet, and the line has no numbers.
+# These are the rows measured so far, kept in `data/results`: all of CIFAR-10 at the scale `laptop`, and the bundled images at `tour`, with ten images per class.
+# `seeds` counts the seeds that both methods of a pair have in common; below three there is nothing to say yet, and the row has no numbers.
 
 # %%
 kind = {"ipc": 10, "network": "convnet3"}
@@ -157,18 +157,18 @@ pd.concat(tables).droplevel(1).query("seeds > 0").round(2)
 
 # %% [markdown]
 # At `laptop` the two bases differ in which term helps.
-# On IDM covariance matching alone gains what both gain together, and class centralization nothing that three seeds could show; at `tour`, with five, neither does.
-# On DM it is class centralization that gains, as far as its interval allows, and both together are above either alone, whose intervals leave out zero as well.
-# A conjecture, not measured: IDM has a cross-entropy that asks for images which a trained network recognises, and so does already what class centralization would.
+# On IDM, covariance matching alone gains as much as both together, and class centralization gains nothing that three seeds could show; at `tour`, with five, neither does.
+# On DM, class centralization gains, as far as its interval allows, and both together are better than either alone, by intervals that also exclude zero.
+# A conjecture, not measured: the cross-entropy of IDM asks for images which a trained network recognises, and so already does what class centralization would.
 #
-# A row is one method against another, not against the best; differences of differences, such as whether the two terms add up, need intervals of their own.
+# Each row compares one method with another, not with the best; differences of differences, such as whether the two terms add up, need intervals of their own.
 #
 # Read the intervals, not the means.
-# One that holds zero says that seeds of this number and runs of this size cannot tell the two methods apart.
+# One that contains zero says that this many seeds and runs of this size cannot tell the two methods apart.
 # It does not say that there is no effect, and least of all that there is none at the published scale, where a distillation has twenty thousand iterations and a pool of ResNet18s.
 #
-# How far can an interval be trusted whose end only just misses zero?
-# Two pairs were measured twice at `tour`, with the same seeds, on other days, by other versions of the code and with other numbers of threads; sums in another order are enough to send two runs apart (`before` has the usual weights written out):
+# How far can you trust an interval that only just excludes zero?
+# Two pairs were measured twice at `tour`, with the same seeds, on different days, with different versions of the code and different numbers of threads; summing in another order is enough to make two runs diverge (in `before`, the usual weights are written out):
 
 # %%
 before = tour[tour["settings"].isin(["", "match.cc=0.3", "match.cm=0.01"])]
@@ -179,19 +179,19 @@ pd.concat(pairs, keys=["before", "again"]).droplevel(1).round(2)
 
 # %% [markdown]
 # Class centralization gains the same both times.
-# The gain of covariance matching had an interval without zero, and is gone.
-# An interval of three seeds is made of three numbers, and its width is as much a matter of luck as its middle: the second time the same method has one six times as wide.
-# So take a claim that rests on three seeds, those at `laptop` above included, as a reason to measure more, and one whose bound lies a few hundredths from zero as none.
+# The interval of covariance matching excluded zero at first; its gain has since vanished.
+# An interval over three seeds is made of three numbers, and its width is as much a matter of luck as its middle: the second time, the same method has one six times as wide.
+# So take a claim that rests on three seeds, those at `laptop` above included, as a reason to measure more, and ignore one whose bound lies a few hundredths from zero.
 #
 # ## The weights
 #
 # Perhaps the terms are weak because their weights are wrong.
-# So change them: each point below is a distillation of `dm` with one term, `match.cc` from the usual weight to a hundred times as much, `match.cm` from a tenth of it to ten times.
+# So we vary them: each point below is a distillation of `dm` with one term, with `match.cc` from the usual weight to a hundred times as much, and `match.cm` from a tenth of it to ten times as much.
 
 
 # %%
 def sweep(key, method):
-    """Rows of a sweep over one setting: label, value, seed and accuracy."""
+    """Rows of a sweep of one setting: label, value, seed and accuracy."""
     one = tour[tour["settings"].str.fullmatch(rf"{re.escape(key)}=[\d.]+")]
     one = one[one["method"] == method].assign(label=method)
     one["value"] = one["settings"].str.split("=").str[1].astype(float)
@@ -217,15 +217,15 @@ plots.show(axes, f"Scale tour, {seeds}: {finding}.")
 
 # %% [markdown]
 # Points are distillations, the line goes through their means, and the dotted line is `dm` without the term.
-# Values are spaced evenly, although they grow by factors, as one does with weights whose order of magnitude is the question.
+# Values are spaced evenly although they grow by factors, because the order of magnitude of a weight is the question.
 #
-# A curve with a hump says that the weight matters and where it should lie.
-# A fall at its right end says that beyond some strength the term takes over the objective: {doc}`04_class_centralization` shows at ten times the weight what it does to the distances.
+# A curve with a hump says that the weight matters, and where it should lie.
+# A fall at its right end says that beyond some strength the term takes over the objective: {doc}`04_class_centralization` shows what ten times the weight does to the distances.
 #
 # Beware of the best point of a sweep.
 # It is the largest of several noisy numbers, and on the test set at that, so it flatters.
-# A weight that is to be *used* is chosen on images that are held out from the training set.
-# `--dataset validation:cifar10` does that: a tenth of each class's training images judges, and the test images stay out of it.
+# A weight that will be *used* must be chosen on images held out from the training set.
+# `--dataset validation:cifar10` does that: it evaluates on a tenth of each class's training images, and never touches the test images.
 # This is how the weight of class centralization at scale `laptop` was chosen, on one seed:
 
 # %%
@@ -234,13 +234,13 @@ held_out["match.cc"] = held_out["settings"].str.split("=").str[1].astype(float)
 held_out.groupby("match.cc")["accuracy"].agg(["mean", "std"]).round(1)
 
 # %% [markdown]
-# The rows are of `iid-dm`, the deviation is that of three networks.
-# On this one seed the hump is plain: the right weight is worth more than a point over none, and ten times as much costs several.
+# The method is `iid-dm`, and the standard deviation is over three networks.
+# On this one seed the hump is plain: the right weight gains more than a point over none, and ten times as much costs several.
 #
 # ## Choosing $\beta$
 #
-# The other form of class centralization, {eq}`notation-cc` with an exponential, leaves an image alone until its cost passes $\beta$.
-# A value of $\beta$ means something only beside the distances that occur.
+# The other form of class centralization, {eq}`notation-cc` with an exponential, leaves an image alone until its cost exceeds $\beta$.
+# A value of $\beta$ means something only in relation to the actual distances.
 # In units of the real images' scatter, under the trained networks, random images lie here:
 
 # %% tags=["nbval-ignore-output"]
@@ -268,7 +268,7 @@ assert ipc == 1 or (distance.gt(0).all() and 0.4 < quantiles[0.5] < 1.6)
 
 # %% [markdown]
 # With $\alpha = 1$ an image at one unit has the cost $e$.
-# A $\beta$ below the smallest line of the table pulls nearly every image, as zero does; one at the median pulls the farther half; one above the last, almost none.
+# A $\beta$ below the first row of the table pulls nearly every image, as zero does; one at the median pulls the farther half; one above the last row, almost none.
 # That is the range in which a sweep can show anything:
 
 # %%
@@ -288,19 +288,19 @@ curve = plots.setting_curve(exp, setting="match.cc_beta", references=reference)
 plots.note(curve, rows)
 finding = f"from {means.iloc[0]:.1f} % without a threshold"
 finding += f" to {means.iloc[-1]:.1f} %; dm {reference['dm']:.1f} %"
-plots.show(curve, f"Accuracy over beta at scale tour, {seeds}: {finding}.")
+plots.show(curve, f"Accuracy against beta at scale tour, {seeds}: {finding}.")
 
 # %% [markdown]
 # The dotted lines are `dm` without the term, and `dm-cc` in its linear form at the same weight.
-# In each of the three seeds the accuracy falls as $\beta$ grows, as if the images that are left alone were images that the term could have improved.
-# By the rule of this chapter that is a hint and no order yet, since the interval between the two ends still holds zero.
+# In each of the three seeds the accuracy falls as $\beta$ grows, as if the term could have improved the images that are left alone.
+# By the rule of this chapter that is a hint and not yet a ranking, since the interval of the difference between the two ends still contains zero.
 # The authors report that the form without $\beta$ does as well, which these points do not contradict.
-# Whether the exponential is worth more than the linear form is another question, and one of strength first: at the same weight it pulls harder, by the factor $e^d$ at distance $d$.
+# Whether the exponential is better than the linear form is another question, and first of all one of strength: at the same weight it pulls harder, by the factor $e^d$ at distance $d$.
 #
 # ## Exercises
 #
 # ```{admonition} Exercise 1
-# How many seeds would the pair of `dm` and `dm-cm` need at scale `laptop`, until an interval around its present mean would leave out zero?
+# How many seeds would the pair of `dm` and `dm-cm` need at scale `laptop` for an interval around its present mean to exclude zero?
 # Assume that the spread of the differences stays as it is.
 # ```
 
@@ -313,7 +313,7 @@ print(f"difference {mean:.2f}, spread {spread:.2f}: {next(sure)} seeds")
 
 # %% [markdown]
 # ```{admonition} Exercise 2
-# Choose the best of six numbers that differ by nothing but noise. By how much does it exceed their common mean, in units of the noise?
+# Choose the best of six numbers that differ only by noise. By how much does it exceed their common mean, in units of the noise?
 # ```
 
 # %% tags=["hide-cell"]
@@ -323,9 +323,9 @@ print(f"{draws.max(1).mean():.2f} standard deviations")
 # %% [markdown]
 # ## Summary
 #
-# An ablation is read by paired differences over seeds, and claims no order whose interval holds zero.
-# The measured rows tell for each term what may be said so far, and the curves over the weights tell how sharp the choice of a weight is.
-# A best point on the test set is no measurement.
+# An ablation is read by paired differences over seeds, and ranks no methods whose interval contains zero.
+# The measured rows show what can be said about each term so far, and the curves over the weights show how much the choice of a weight matters.
+# A best point on the test set is not a measurement.
 #
 # ## What's next
 #

@@ -16,21 +16,21 @@
 # %% [markdown]
 # # Continual learning
 #
-# Suppose that classes come one after the other, and that the old images are gone when new ones arrive: deleted, too many to keep, not yours to store.
-# A network that is trained on the new classes alone forgets the old ones within minutes.
-# Keep twenty images of each, and it can be trained again on all of them at any time.
-# *Which* twenty is the question, and distilled ones are an answer that the paper puts to the test {cite:p}`deng2024iid`.
+# Suppose that classes arrive one after the other, and that the old images are gone when new ones arrive: deleted, too many to keep, not yours to store.
+# A network trained on the new classes alone forgets the old ones within minutes.
+# Keep twenty images of each, and it can be retrained on all classes at any time.
+# *Which* twenty is the question, and distilled ones are one answer, which the paper tests {cite:p}`deng2024iid`.
 #
 # **What you will learn**
 #
-# 1. the protocol: steps of classes, a memory, fresh networks on the memory alone;
+# 1. the protocol: steps of classes, a memory, fresh networks trained on the memory alone;
 # 2. where such an experiment leaks the future, and how to stop it;
-# 3. what distilled images bring as a memory, beside random and chosen real ones;
+# 3. what distilled images bring as a memory, compared with random and chosen real ones;
 # 4. to compare methods over orders of classes.
 #
 # | prerequisite | | note |
 # | --- | --- | --- |
-# | {doc}`01_quickstart` | necessary | distilling and judging a set |
+# | {doc}`01_quickstart` | necessary | distilling and evaluating a set |
 # | {doc}`04_class_centralization` | helpful | its pool is where the future can leak |
 # | {doc}`08_ablations` | helpful | pairs of runs |
 #
@@ -48,7 +48,7 @@ steps = 5
 order = 0  # seed of the order of classes
 seed = 0
 share = 0.25  # of the scale's iterations; 1 for the whole experiment
-networks = 1  # judges after each step
+networks = 1  # trained after each step
 
 # %%
 import pandas as pd
@@ -68,15 +68,15 @@ take_parameters(globals(), "scale dataset ipc steps order seed share networks")
 # The classes are put into an order and cut into steps of equal size.
 # At each step, in this order:
 #
-# 1. the real images of the step's classes are there, and no others;
-# 2. `ipc` images of each are put into the memory, and the real ones are gone;
+# 1. the real images of the step's classes are available, and no others;
+# 2. `ipc` images of each class are put into the memory, and the real ones are gone;
 # 3. a fresh network is trained on the whole memory, from scratch;
 # 4. it is tested on the test images of *all classes seen so far*.
 #
 # Training from scratch on the memory alone is GDumb {cite:p}`prabhu2020gdumb`.
-# It was proposed as a question to the field, whose elaborate methods it often beat: if a network that has forgotten everything and learns from a small memory alone does as well, what were the other parts for?
-# For us it is the cleanest test of a memory there is.
-# It is deliberately plain: no weights survive from step to step, so that the accuracy speaks about the memory and about nothing else.
+# It was proposed as a question to the field, whose elaborate methods it often beat: if a network that learns from scratch on a small memory does as well, what were the other parts for?
+# For us it is the cleanest test of a memory.
+# It is deliberately plain: no weights survive from step to step, so the accuracy depends on the memory and on nothing else.
 
 # %%
 data = load_dataset(dataset, device=pick_device())
@@ -88,8 +88,8 @@ for number, group in enumerate(groups, 1):
 # %% [markdown]
 # ## Two steps by hand
 #
-# `of_classes` gives a data set of some classes only, numbered anew.
-# The first step is an ordinary distillation of such a part:
+# `of_classes` gives a dataset of some classes only, renumbered from zero.
+# The first step is an ordinary distillation of such a subset:
 
 # %%
 whole = preset("dm", dataset, ipc, scale).iterations
@@ -104,7 +104,7 @@ for one, group in zip(memory, groups, strict=False):
     assert len(one.images) == ipc * len(group)
 
 # %% [markdown]
-# For the second step, the two sets are put together under the classes seen so far, and a network is trained on the union:
+# For the second step, the two sets are merged under the classes seen so far, and a network is trained on the union:
 
 # %%
 known = of_classes(data, groups[0] + groups[1])
@@ -120,16 +120,16 @@ by_hand = [float(one["accuracy"].mean()) for one in (first, second)]
 print("accuracy after steps 1 and 2: {:.1f} and {:.1f} %".format(*by_hand))
 
 # %% [markdown]
-# The labels of the union are those of the classes seen so far, in the order in which they came, and the test images are numbered alike; a mistake here is the usual reason for accuracies near chance.
+# The labels of the union number the classes seen so far in the order in which they arrived, and the test images are numbered in the same way; a mistake here is the usual reason for accuracies near chance.
 #
-# The second number is lower although the memory has grown, because the question has become harder: more classes to choose from.
-# Chance falls along, and belongs into every figure of this kind.
+# The second number is lower although the memory has grown, because the task has become harder: there are more classes to choose from.
+# Chance falls too, and belongs in every figure of this kind.
 #
 # ## All steps, several memories
 #
-# `learn_in_steps` does this to the end.
-# Given a folder, it keeps each step's run there and goes on where it was interrupted; the cost is that of one distillation of all classes, since each class is distilled once.
-# Beside the two distilled memories stand random real images.
+# `learn_in_steps` does this for all steps.
+# Given a folder, it keeps each step's run there and resumes after an interruption; the cost is that of one distillation of all classes, since each class is distilled once.
+# We compare the two distilled memories with random real images.
 
 # %%
 found = {}
@@ -150,12 +150,12 @@ curve = plots.accuracy_curves(learned, x="step", label="step", chance=guess)
 ends = learned[learned["step"] == steps]
 ends = ends.groupby("label", sort=False)["accuracy"].mean()
 finding = ", ".join(f"{name} {value:.1f} %" for name, value in ends.items())
-plots.show(curve, f"Accuracy on the classes seen so far; at the end {finding}.")
+plots.show(curve, f"Accuracy on the classes seen so far; at the end: {finding}.")
 
 # %% [markdown]
-# All memories lose as classes come, and at the end the distilled ones lie above the random one.
-# Part of the fall is nobody's fault: ten classes are harder than two, as the dotted line of chance reminds you.
-# What a memory can be blamed for is the distance between its line and that of another memory, step by step.
+# All memories lose accuracy as classes arrive, and at the end the distilled ones lie above the random one.
+# Part of the fall is inevitable: ten classes are harder than two, as the dotted line of chance reminds you.
+# Compare the memories by the distance between their lines, step by step.
 #
 # This is one order of the classes and one network after each step, with a quarter of the iterations of its scale.
 #
@@ -163,11 +163,11 @@ plots.show(curve, f"Accuracy on the classes seen so far; at the end {finding}.")
 #
 # In this experiment it is easy to look ahead without noticing.
 # Class centralization sees the synthetic images through a pool of *trained* networks.
-# If that pool was trained on all classes, as the one of the released code is, then a step-one image is shaped by networks that know the classes of step five; so is a memory chosen by herding {cite:p}`welling2009herding` on such features.
+# If that pool was trained on all classes, as in the released code, then an image of step one is shaped by networks that know the classes of step five; so is a memory chosen by herding {cite:p}`welling2009herding` on such features.
 #
-# How much of a gain such a leak can feign depends on the data; that it can feign one is reason enough not to have it.
+# How large a spurious gain such a leak can produce depends on the data; that it can produce one is reason enough to prevent it.
 #
-# `learn_in_steps` therefore gives every step a data set of its own, and whatever is trained for the step is trained on that:
+# `learn_in_steps` therefore gives every step its own dataset, and trains everything for the step on that:
 
 # %%
 seen_by = [of_classes(data, group).train for group in groups]
@@ -178,19 +178,19 @@ pd.DataFrame(
 )
 
 # %% [markdown]
-# With fewer images to learn from, a step's pool makes as many passes more, so that it is trained as long as one of all classes.
-# Mean matching and covariance matching have nothing to leak: they see random networks, one class at a time.
-# For DM one could therefore distil all classes once and cut the set into steps afterwards, and for IID one could not.
+# A step has fewer images, so its pool is trained for proportionally more epochs, which makes as many updates as a pool of all classes gets.
+# Mean matching and covariance matching have nothing to leak: they use random networks, one class at a time.
+# With DM you could therefore distil all classes once and split the set into steps afterwards; with IID you could not.
 #
-# There is a price for honesty, too.
+# Honesty has a price, too.
 # A pool that knows two classes has learned to tell these two apart and little else; its features say less about what a class looks like than those of a network that knows a hundred.
-# Class centralization is therefore weaker here than its name promises, most of all in the first steps.
+# Class centralization is therefore weaker here than elsewhere, most of all in the first steps.
 #
 # ## Over orders of classes
 #
-# Which classes meet in a step matters more than most methods do: two kinds of vehicles in the first step are another task than a frog and a ship.
-# So the same seed of the order is given to every method, and differences are taken within an order, as in {doc}`08_ablations`.
-# These rows were measured with all iterations of scale `tour`, `ipc` of 20:
+# Which classes meet in a step matters more than the choice of most methods: two kinds of vehicles in the first step are a different task from a frog and a ship.
+# So every method gets the same seeds of the order, and differences are taken within an order, as in {doc}`08_ablations`.
+# These rows were measured with all iterations of scale `tour` and an `ipc` of 20:
 
 # %%
 rows = rows_of("tour-continual")
@@ -216,19 +216,19 @@ finding = f"at the last step {best} is highest, {means.max():.1f} %"
 plots.show(curve, f"Measured over orders of classes: {finding}.")
 
 # %% [markdown]
-# Read the intervals as in the ablations: one that holds zero claims nothing.
-# Herding is the neighbour to watch: it *chooses* real images by the features of one trained network, is above random ones too, and is not told apart from the distilled memories by these orders.
-# At this scale, then, learning the images has not yet shown to be worth more than choosing them well.
-# The last step is the hardest and the one that is usually reported; the mean over all steps says how a method did on the way, and is steadier.
-# If a memory of distilled images is above one of random images at every step, it is worth its computing wherever storage is what is scarce.
+# Read the intervals as in the ablations: one that contains zero supports no claim.
+# Herding is the baseline to watch: it *chooses* real images by the features of one trained network, beats random ones too, and cannot be distinguished from the distilled memories by these orders.
+# At this scale, then, learning the images has not been shown to be better than choosing them well.
+# The last step is the hardest and the one usually reported; the mean over all steps shows how a method did along the way, and is less noisy.
+# If a memory of distilled images is better than one of random images at every step, it is worth its computation wherever storage is scarce.
 #
-# The experiment of the literature has CIFAR-100, 20 images a class, 5 or 10 steps, five orders.
-# Its published values were not found in print, and ours at that scale are missing; `iid reproduce continual --scale paper --seeds 5` measures them.
+# The experiment in the literature uses CIFAR-100, 20 images per class, 5 or 10 steps, and five orders.
+# We did not find its values in print, and ours at that scale are missing; `iid reproduce continual --scale paper --seeds 5` measures them.
 #
 # ## Exercises
 #
 # ```{admonition} Exercise 1
-# How many images would a memory of raw images hold after the last step of the published experiment, and how large is it beside CIFAR-100's training set?
+# How many images would a memory of raw images hold after the last step of the published experiment, and how large is it compared with CIFAR-100's training set?
 # ```
 
 # %% tags=["hide-cell"]
@@ -239,7 +239,7 @@ print(f"{kept} images, {share_kept:.0f} % of the training set, {size:.1f} MiB")
 
 # %% [markdown]
 # ```{admonition} Exercise 2
-# An accuracy falls from `80 %` on 2 classes to `40 %` on 10. Is that better or worse than chance would have it? Compare the excess over chance, as a share of what lies between chance and perfect.
+# An accuracy falls from `80 %` on 2 classes to `40 %` on 10. Is that better or worse, given chance? Compare the excess over chance, as a share of the distance between chance and perfect.
 # ```
 
 # %% tags=["hide-cell"]
@@ -251,8 +251,8 @@ for accuracy, count in ((80, 2), (40, 10)):
 # %% [markdown]
 # ## Summary
 #
-# A memory is judged by networks that know nothing else.
-# Every step may see its own classes only, which takes a pool of its own for class centralization.
+# A memory is evaluated with networks trained on nothing else.
+# Every step may see its own classes only, so class centralization needs a separate pool for each.
 # Methods are compared within an order of classes.
 #
 # ## What's next
@@ -261,5 +261,4 @@ for accuracy, count in ((80, 2), (40, 10)):
 #
 # ## References
 #
-# The protocol is GDumb {cite:p}`prabhu2020gdumb` as {cite:t}`zhao2023dm` apply it; {cite:t}`rebuffi2017icarl` made memories chosen by herding the standard of class-incremental learning.
-# The paper's use of it is in {cite:t}`deng2024iid`.
+# The protocol is GDumb {cite:p}`prabhu2020gdumb` as applied by {cite:t}`zhao2023dm` and, for IID, by {cite:t}`deng2024iid`; {cite:t}`rebuffi2017icarl` made memories chosen by herding the standard of class-incremental learning.

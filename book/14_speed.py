@@ -16,16 +16,16 @@
 # %% [markdown]
 # # Speed
 #
-# Distillation is a small network on small images, some thousand times over.
-# The arithmetic of an iteration would take a large GPU some milliseconds, by its data sheet, and takes two laptop cores about a second.
+# Distillation is a small network on small images, thousands of times over.
+# By its specifications, a large GPU would take a few milliseconds for the arithmetic of an iteration; two laptop cores take about a second.
 # Here you count what an iteration must do, measure what this machine can do, and switch on one acceleration after another, each with the same result.
 #
 # **What you will learn**
 #
-# 1. where the operations of an iteration are, and which floor follows for its time;
+# 1. where the operations of an iteration are, and what lower bound follows for its time;
 # 2. what each acceleration brings on a CPU, and why it does not change the result;
 # 3. how the cost grows with images, classes, batch and width;
-# 4. which departure from the method buys still more time, and at what price.
+# 4. which departure from the method saves still more time, and at what price.
 #
 # | prerequisite | | note |
 # | --- | --- | --- |
@@ -58,14 +58,14 @@ take_parameters(globals(), "scale classes repeats")
 # ## What an iteration must do
 #
 # At the published settings, an iteration on CIFAR-10 at IPC 10 sends 2,560 real and 100 synthetic images through a ConvNet-3 of width 128 {cite:p}`zhao2023dm`, and with class centralization the synthetic ones through a ResNet18 as well {cite:p}`deng2024iid`.
-# Real images need a forward pass alone; synthetic ones a backward pass too, as far as their pixels, since the weights are frozen.
+# Real images need a forward pass alone; synthetic ones also need a backward pass, but only to their pixels, since the weights are frozen.
 #
-# The library counts convolutions and matrix products; a multiplication with its addition counts as two operations.
+# The library counts convolutions and matrix products; a multiply-add counts as two operations.
 
 
 # %%
 def megaflop(name, backward):
-    """Operations of one image through a network's features, in millions."""
+    """Operations for one image's features under a network, in millions."""
     network = frozen(build_network(name))
     image = torch.zeros(1, 3, 32, 32, requires_grad=backward)
 
@@ -89,15 +89,15 @@ table.round(1)
 
 # %% [markdown]
 # Count before you measure.
-# A profile tells where the time goes in the program that you have; a count tells where it would go in the best one, and which parts are not worth your while.
+# A profile shows where the time goes in the program that you have; a count shows where it would go in the best one, and which parts are not worth your while.
 #
-# DM spends nearly all of its operations on real images, whose features are averaged and forgotten.
-# That is where an acceleration must look; class centralization on a ResNet18 costs nearly as much again, although it sees a hundred images only.
+# DM spends nearly all of its operations on real images, whose features are averaged and discarded.
+# That is the part to accelerate; class centralization on a ResNet18 costs nearly as much again, although it sees only a hundred images.
 #
 # ## What this machine can do
 #
 # No program runs faster than its operations at the machine's best rate.
-# A large matrix product is a fair measure of that rate, a large copy one of memory.
+# A large matrix product is a fair measure of that rate, and a large copy is one of memory bandwidth.
 
 # %% tags=["nbval-ignore-output"]
 cpu = torch.device("cpu")
@@ -105,18 +105,18 @@ rate, copied = matrix_product_rate(cpu), copy_rate(cpu)
 floor = table["GFLOP"].iloc[:2].sum() / rate
 threads = torch.get_num_threads()
 print(f"{rate:.0f} GFLOP/s and {copied:.0f} GB/s with {threads} threads")
-print(f"floor of a DM iteration: {floor:.2f} s")
+print(f"lower bound for a DM iteration: {floor:.2f} s")
 
 # %% [markdown]
-# Both are measured here and now, because a machine that shares its cores, or has grown warm, is another machine.
+# Both are measured here and now, because they change when the machine shares its cores or gets warm.
 #
-# The floor holds for the operations as counted.
-# An algorithm that needs fewer of them goes below it, and you will meet one.
+# The bound holds for the operations as counted.
+# An algorithm that needs fewer of them can beat it, and you will meet one.
 #
 # ## One acceleration after another
 #
 # The ladder times the forward pass of real images, at the published width.
-# Every rung must give the feature maps of the first one up to rounding, or the call fails.
+# Every rung must give the same feature maps as the first one, up to rounding, or the call fails.
 
 # %%
 data = bench.timing_dataset(classes, 256 if scale != "ci" else 32)
@@ -126,8 +126,8 @@ images = images.unflatten(0, (classes, -1))
 
 # %% tags=["nbval-ignore-output"]
 rungs = bench.forward_ladder(network, images, repeats=repeats)
-rungs["ms an image"] = 1e3 * rungs["seconds"] / images.shape[:2].numel()
-rungs.round({"seconds": 3, "gain": 2, "total": 2, "ms an image": 3})
+rungs["ms per image"] = 1e3 * rungs["seconds"] / images.shape[:2].numel()
+rungs.round({"seconds": 3, "gain": 2, "total": 2, "ms per image": 3})
 
 # %%
 assert rungs["seconds"].gt(0).all() and rungs["total"].iloc[0] == 1
@@ -135,33 +135,33 @@ if scale != "ci" and "a block in one kernel" in set(rungs["rung"]):
     assert rungs["total"].iloc[-1] > 2
 
 # %% tags=["nbval-ignore-output"]
-times = rungs.assign(time=rungs["ms an image"])
-bars = plots.time_ladder(times, unit="milliseconds an image")
+times = rungs.assign(time=rungs["ms per image"])
+bars = plots.time_ladder(times, unit="milliseconds per image")
 gain = rungs["total"].iloc[-1]
 finding = f"the last of {len(rungs)} rungs is {gain:.1f} times faster"
-plots.show(bars, f"Time of an image, an acceleration more in each row: {finding}.")
+plots.show(bars, f"Time per image, with one more acceleration per row: {finding}.")
 
 # %% [markdown]
 # - *All classes at once.*
 #   The norms of these networks act on each image by itself, so one batch gives what a loop over classes gives.
-#   On a CPU, where 256 images are a large batch already, it gains little by itself; on a GPU, where small kernels wait for their launch, it should matter most, which has not been measured here.
+#   On a CPU, where 256 images are already a large batch, it gains little by itself; on a GPU, where launching small kernels takes time, it should matter most, which has not been measured here.
 # - *Channels last.*
-#   With the channels of a pixel side by side in memory, a convolution reads vectors.
+#   With the channels of a pixel adjacent in memory, a convolution reads vectors.
 # - *Chunks.*
-#   The maps of 2,560 images fill more than a gigabyte and go through memory at each operation; those of 32 images stay near the processor.
+#   The maps of 2,560 images fill more than a gigabyte and go through memory at each operation; those of 32 images stay in the cache.
 # - *Norm, ReLU and pool compiled.*
-#   Three passes over the largest maps become one loop, made by `torch.compile`.
+#   Three sweeps over the largest maps become one loop, generated by `torch.compile`.
 # - *A block in one kernel.*
-#   A block shrinks an image's maps sixteenfold at its end, so that what lies between never needs to leave the cache: a few channels are convolved, normalised, pooled, and forgotten.
-#   For layers with many channels the convolution is Winograd's {cite:p}`lavin2016winograd`, which multiplies four times less than counted above; this is how an iteration gets below its floor.
+#   A block shrinks an image's maps sixteenfold at its end, so the intermediate maps never need to leave the cache: a few channels are convolved, normalised, pooled, and discarded.
+#   For layers with many channels the convolution is Winograd's {cite:p}`lavin2016winograd`, which needs a quarter of the multiplications counted above; this is how an iteration can beat its lower bound.
 #
 # ## Exact, or nearly
 #
 # None of this changes the method.
-# Float32 is kept, sums run in another order, and the losses agree to a few millionths.
-# Gradients agree to a few thousandths at worst: rounding puts single activations on the other side of the ReLU's kink.
-# `iid bench` checks the losses and the gradients of every method against a loop over classes in the run that takes the times, and fails where they differ by more than rounding.
-# These are rows that it measured, with the machine they come from:
+# Everything stays in float32, sums run in another order, and the losses agree to a few millionths.
+# Gradients agree to a few thousandths at worst: rounding moves single activations across the kink of the ReLU.
+# In the same run that it times, `iid bench` checks the losses and the gradients of every method against a loop over classes, and fails if they differ by more than rounding.
+# These rows were measured by it, on the machine named below:
 
 # %%
 bench = rows_of("bench")
@@ -174,17 +174,17 @@ ceiling = first["ceiling_gflops"]
 print(f"{first['device']}, torch {first['torch']}, {ceiling:.0f} GFLOP/s")
 
 # %% [markdown]
-# `distill` is an iteration, `evaluate` a pass over a distilled set of 100 images, of the 1,001 that train a network.
-# A floor fraction of 1 would be a machine at its best with the operations as counted; above 1 there are fewer operations.
+# `distill` is an iteration, `evaluate` an epoch on a distilled set of 100 images, one of the 1,001 that train a network.
+# A `floor_fraction` of 1 means that the machine runs the operations as counted at its best rate; above 1 there are fewer operations.
 #
 # ## How the cost grows
 #
-# `iid bench --scaling` varies one size at a time about the published shapes, for `dm-cm`.
+# `iid bench --scaling` varies one size at a time around the published shapes, for `dm-cm`.
 
 # %%
 scaling = rows_of("bench-scaling")
 sizes = {
-    "ipc": "images a class",
+    "ipc": "images per class",
     "classes": "classes",
     "batch_real": "real images",
     "width": "width",
@@ -204,19 +204,19 @@ costs = pd.concat(rows)
 panels = plots.cost_curves(costs, axes=sizes)
 fastest, slowest = scaling["ratio"].max(), scaling["ratio"].min()
 finding = f"ours is {slowest:.1f} to {fastest:.1f} times faster at every size"
-plots.show(panels, f"Seconds an iteration as the work grows: {finding}.")
+plots.show(panels, f"Seconds per iteration as the work grows: {finding}.")
 
 # %% [markdown]
-# Classes and real images cost in proportion.
-# The operations grow with the square of the width, the time more slowly, because wide layers come nearer to the machine's best.
+# The cost is proportional to the numbers of classes and of real images.
+# The operations grow with the square of the width, the time more slowly, because wide layers come closer to the machine's best rate.
 # Synthetic images cost little until there are as many as a tenth of the real ones.
 #
 # ## Departing from the method
 #
 # What remains is the real forward pass, and only a change of the method removes it.
 # With `--set match.statistics=cached` a run keeps a fixed number of networks and augmentations, and the statistics of *all* real images under each; an iteration then touches synthetic images alone.
-# The images see less variety for it.
-# What that trades was measured at the scale `tour`, three seeds and three networks each:
+# In return, the images see less variety.
+# The trade-off was measured at the scale `tour`, with three seeds and three networks each:
 
 # %%
 cached = rows_of("tour-cached")
@@ -232,11 +232,11 @@ trade["seeds"] = groups["seed"].nunique()
 trade.round(1)
 
 # %% [markdown]
-# Fifty pairs show no loss and save nothing in a run of this length, since a pair costs a pass over all images; ten halve the time and cost about a point.
-# With the same seconds, fresh draws did as well or better.
+# Fifty pairs show no loss, but save nothing in a run of this length, since each pair costs a forward pass of all images; ten halve the time and cost about a point.
+# In the same number of seconds, fresh draws did as well or better.
 #
-# The whole CIFAR-10 at scale `laptop` has twelve times the images, so that a pair costs as much as thirty fresh iterations, and fifty pairs more than all of them.
-# Ten pairs cost far more accuracy than they did at `tour`, on the one seed that was run:
+# CIFAR-10 as a whole, at scale `laptop`, has twelve times the images, so a pair costs as much as thirty fresh iterations, and fifty pairs more than all of them.
+# Ten pairs cost far more accuracy than at `tour`, on the one seed that was run:
 
 # %%
 kind = {"dataset": "cifar10", "ipc": 10, "network": "convnet3"}
@@ -246,12 +246,12 @@ own.groupby("settings")["accuracy"].agg(["mean", "std"]).round(1)
 
 # %% [markdown]
 # So the setting is off by default.
-# It is kept, and measured openly, because the trade may be another one elsewhere: with a few hundred real images, or where a network must be reached over a slow line.
+# It is kept, and measured openly, because the trade-off may differ elsewhere: with a few hundred real images, or where features must be fetched over a slow connection.
 #
 # ## Exercises
 #
 # ```{admonition} Exercise 1
-# What is the floor of an iteration of DM on CIFAR-100 at IPC 10, on this machine?
+# What is the lower bound for an iteration of DM on CIFAR-100 at IPC 10, on this machine?
 # ```
 
 # %% tags=["hide-cell", "nbval-ignore-output"]
@@ -261,27 +261,27 @@ print(f"{work:.0f} GFLOP, {work / rate:.1f} s at {rate:.0f} GFLOP/s")
 
 # %% [markdown]
 # ```{admonition} Exercise 2
-# At how many images a class does the synthetic side of DM have as many operations as the real side?
+# At how many images per class does the synthetic side of DM take as many operations as the real side?
 # And with class centralization on a ResNet18, whose forward and backward passes the synthetic images alone must pay for?
 # ```
 
 # %% tags=["hide-cell"]
 resnet = megaflop("resnet18", backward=True)
-print(f"DM: {256 * real / syn:.0f} images a class")
-print(f"with ResNet18: {256 * real / (syn + resnet):.0f} images a class")
+print(f"DM: {256 * real / syn:.0f} images per class")
+print(f"with ResNet18: {256 * real / (syn + resnet):.0f} images per class")
 
 # %% [markdown]
 # ## Summary
 #
-# Nearly all operations of DM are a forward pass of real images, which needs no gradient.
-# Batching, memory layout, chunks that fit the cache and fused blocks make it several times faster than a loop over classes, with the same result; Winograd's algorithm needs fewer multiplications still.
-# A change of the method, the cached statistics, removes the pass altogether, and is off unless you ask for it.
+# Nearly all operations of DM are in the forward pass of real images, which needs no gradient.
+# Batching, memory layout, chunks that fit the cache and fused blocks make it several times faster than a loop over classes, with the same result; Winograd's algorithm needs even fewer multiplications.
+# A change of the method, the cached statistics, removes this forward pass altogether, and is off by default.
 #
 # ## What's next
 #
-# `iid bench` gives the tables of this chapter for your machine, `iid bench --quick` in less than a minute.
-# {doc}`02_distribution_matching` has the loss that all this computes.
+# `iid bench` produces the tables of this chapter for your machine, `iid bench --quick` in less than a minute.
+# {doc}`02_distribution_matching` explains the loss that all this computes.
 #
 # ## References
 #
-# {cite:t}`zhao2023dm` and {cite:t}`deng2024iid` set the shapes; {cite:t}`lavin2016winograd` give the fast convolution.
+# The shapes are from {cite:t}`zhao2023dm` and {cite:t}`deng2024iid`, the fast convolution from {cite:t}`lavin2016winograd`.

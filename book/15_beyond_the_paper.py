@@ -16,15 +16,15 @@
 # %% [markdown]
 # # Beyond the paper
 #
-# The two terms of IID compare more than means, but the networks that they look through have stayed those of DM and IDM.
-# Here you change the networks: `iid-plus` matches through the stages of a few trainings that were done once and kept.
-# You put it together from parts, measure what each part adds, and read off what the whole costs.
+# The two terms of IID compare more than means, but they still look through the networks of DM and IDM.
+# Here you change the networks: `iid-plus` matches under stages of a few networks that are trained once and kept.
+# You assemble it from parts, measure what each part adds, and see what the whole costs.
 #
 # **What you will learn**
 #
-# 1. what other networks than random ones can give to distribution matching;
+# 1. what networks other than random ones bring to distribution matching;
 # 2. how to build matching networks, cross-entropy, covariance matching and class centralization from one small pool;
-# 3. how to tell which part of a method does the work: added alone, and left out;
+# 3. how to find which part of a method does the work: added alone, and left out;
 # 4. how to choose settings without looking at the test images.
 #
 # | prerequisite | | note |
@@ -45,7 +45,7 @@ dataset = "cifar10-mini"
 ipc = 10
 seed = 0
 share = 0.5  # of the scale's iterations; 1 for the whole experiment
-networks = 2  # of the evaluation of each set
+networks = 2  # networks that evaluate each set
 
 # %%
 import pandas as pd
@@ -61,22 +61,22 @@ from iidlib.features import trained_pool
 experiments.take_parameters(globals(), "scale dataset ipc seed share networks")
 
 # %% [markdown]
-# ## What the paper leaves
+# ## What the paper leaves open
 #
-# Three costs come with the methods of the earlier chapters.
+# The methods of the earlier chapters have three costs.
 #
-# - DM draws a network with new random weights in every iteration {cite:p}`zhao2023dm`. A random network sees edges and colours, and no single one sees much, so that it takes thousands of iterations until their average says something.
-# - IDM looks through networks in training {cite:p}`zhao2023idm`, which see more. It trains them inside the distillation, and throws them away at its end: the next run, with another seed or another number of images per class, pays again.
-# - Class centralization wants features of trained networks, and IID takes them from a pool of ResNet18s {cite:p}`deng2024iid` that serves this one term.
+# - DM draws a network with new random weights in every iteration {cite:p}`zhao2023dm`. A random network sees edges and colours, and no single one sees much, so it takes thousands of iterations until their average says something.
+# - IDM looks through networks in training {cite:p}`zhao2023idm`, which see more. It trains them during the distillation, and discards them at the end: the next run, with another seed or number of images per class, pays again.
+# - Class centralization needs features of trained networks, and IID takes them from a pool of ResNet18s {cite:p}`deng2024iid` that serves this one term.
 #
-# All three can be had from one small pool.
-# Others have shown the way: DANCE draws matching networks between a random and a trained one, and lets trained networks judge the images {cite:p}`zhang2024dance`, and TGDD matches in several stages of a training {cite:p}`ran2026tgdd`.
+# One small pool can serve all three.
+# Others have shown the way: DANCE draws matching networks between a random and a trained one, and adds the cross-entropy of trained networks {cite:p}`zhang2024dance`, and TGDD matches at several stages of training {cite:p}`ran2026tgdd`.
 # We know of no measurement of what class centralization and covariance matching add on top of that.
 #
 # ## Mosaics
 #
 # The first part is not new: an image stores four tiles, as in IDM.
-# It needs no learning at all, so everything that follows is compared with it.
+# It needs no learning at all, so everything below is compared with it.
 
 # %%
 data = load_dataset(dataset, device=pick_device())
@@ -88,7 +88,7 @@ assert len({len(syn.images) for syn in sets.values()}) == 1, "equal storage"
 
 # %%
 def scored(name):
-    """Accuracy of networks trained on a set, a row each."""
+    """Accuracy of networks trained on a set, one row each."""
     own = preset("dm", dataset, ipc, scale, {"eval.num_eval": networks}).eval
     return evaluate(sets[name], data, protocol=own, seed=seed).assign(label=name)
 
@@ -101,9 +101,9 @@ summarize(pd.concat(scores.values()))[["label", "mean", "std"]].round(1)
 # %% [markdown]
 # ## A pool that remembers its training
 #
-# Train a few ConvNets on the real images, and keep a copy of each after the epochs that `pool.epochs_kept` names, beside the one at the end.
-# The copies are the *stages* of a training: the first ones see little more than a random network, the last ones know the classes.
-# The pool is trained once for a dataset and kept; every later run with these settings loads it.
+# Train a few ConvNets on the real images, and keep a copy of each after the epochs that `pool.epochs_kept` names, and one at the end.
+# The copies are the *stages* of training: the first ones see little more than a random network, the last ones know the classes.
+# The pool is trained once per dataset and kept; every later run with these settings loads it.
 
 # %% tags=["nbval-ignore-output"]
 config = preset("iid-plus", dataset, ipc, scale, {"seed": seed})
@@ -114,10 +114,10 @@ kept = pd.DataFrame(members, columns=["network", "epochs"])
 kept.assign(accuracy=pool.accuracies).pivot(index="network", columns="epochs")
 
 # %% [markdown]
-# The table has the accuracy of each copy on images that it was not trained on.
+# The table shows the accuracy of each copy on images that it was not trained on.
 #
-# {py:class}`~iidlib.features.StageNetworks` draws from it: in each iteration one network, and one of its stages, as a function of the seed and the number of the iteration.
-# The weights are copied into a single network, so that a run that is resumed, or recorded as a graph on a GPU, finds them in the same place.
+# {py:class}`~iidlib.features.StageNetworks` draws from it: in each iteration one network, and one of its stages, as a function of the seed and the iteration number.
+# The weights are copied into a single network, so a run that is resumed, or captured as a graph on a GPU, finds them in the same place.
 # To see what a draw does, compare its weights with those of every member:
 
 # %% tags=["nbval-ignore-output"]
@@ -138,20 +138,20 @@ for iteration in range(4):
 # %% [markdown]
 # ## Three terms under one network
 #
-# A network that knows the classes can do more than give a mean.
+# A network that knows the classes can provide more than a mean.
 #
-# *Cross-entropy.* It can say whether a synthetic image looks like its class, which IDM asks of its queue ({eq}`idm-ce`).
-# The weight is again the accuracy $a$ of the network that was drawn, so that a random network has no say.
-# Here $a$ is measured on training images, and is higher than in the table above: test images must not weigh a term of the objective.
+# *Cross-entropy.* It can say whether a synthetic image looks like its class, as the queue of IDM does ({eq}`idm-ce`).
+# The weight is again the accuracy $a$ of the drawn network, so a random network has no say.
+# Here $a$ is measured on training images, and is higher than in the table above: test images must not weight a term of the objective.
 #
-# *Covariance matching* ({eq}`notation-cm`) takes the maps of the same network, which have been computed anyway.
+# *Covariance matching* ({eq}`notation-cm`) uses the maps of the same network, which are computed anyway.
 #
-# *Class centralization* ({eq}`notation-cc`) takes its features, too, and the pool of ResNet18s is gone.
+# *Class centralization* ({eq}`notation-cc`) uses its features, too, and needs no pool of ResNet18s.
 # Distances under an early and a late stage have different sizes, so the term is measured in units of the scatter of real images under the same network: `match.cc_scaling=relative`.
 #
 # This is how the random mosaics from above look to the stages of the first network.
-# A smaller weight goes with a larger cross-entropy, so *weighted*, their product, says how much each stage takes part.
-# *Scatter* is that of the mosaics' tiles about the centre of their class, in units of the scatter of as many real images:
+# A smaller weight goes with a larger cross-entropy, so *weighted*, their product, shows how much each stage contributes.
+# *Scatter* is that of the mosaics' tiles around the centre of their class, in units of the scatter of as many real images:
 
 # %% tags=["nbval-ignore-output"]
 tiles, seen, by_class = sets["random-mosaic"].expanded(), [], (classes, -1)
@@ -191,8 +191,8 @@ print("means:", losses.mean_matching(real, syn).item())
 print("kernel:", by_hand.numpy().round(3))
 
 # %% [markdown]
-# The same number can be had without pairs: from the difference of the two characteristic functions at random frequencies, which NCFM learns to choose {cite:p}`wang2025ncfm`.
-# Its cost grows with the number of images instead of with that of pairs.
+# The same number can be computed without pairs: from the difference of the two characteristic functions at random frequencies, which NCFM learns to choose {cite:p}`wang2025ncfm`.
+# Its cost grows with the number of images instead of pairs.
 
 # %%
 frequencies = torch.randn(100_000, 1, generator=torch.Generator().manual_seed(0))
@@ -200,12 +200,12 @@ apart = losses.characteristic_distance(real, syn, one, frequencies)
 assert (apart - by_hand).abs() < 0.005
 
 # %% [markdown]
-# `match.mmd` is the weight of either; `iid-plus` takes the kernel, the other methods neither.
+# `match.mmd` is the weight of either; `iid-plus` uses the kernel, the other methods neither.
 #
 # ## Where to start
 #
-# The images that a distillation starts from need not be random ones.
-# A trained network can choose them: `syn.init=centres` takes those nearest to the centres of clusters in its features, in the spirit of DREAM {cite:p}`liu2023dream`, which picks its *real batches* so; `syn.init=easiest` takes those of which it is most certain.
+# The images that a distillation starts from need not be random.
+# A trained network can choose them: `syn.init=centres` takes those closest to the centres of clusters in its features, in the spirit of DREAM {cite:p}`liu2023dream`, which picks its *real batches* this way; `syn.init=easiest` takes those of which it is most certain.
 # Nothing has been learned yet, so these are choices of real images, to be compared with the random mosaics above:
 
 # %% tags=["nbval-ignore-output"]
@@ -217,9 +217,9 @@ assert len(sets["centres"].images) == len(sets["random"].images)
 summarize(pd.concat(scores.values()))[["label", "mean", "std"]].round(1)
 
 # %% [markdown]
-# ## The whole of it
+# ## The whole method
 #
-# The loop of {doc}`02_distribution_matching` takes any source of networks and any sum of terms, so that `iid-plus` is one more row in its table of methods.
+# The loop of {doc}`02_distribution_matching` takes any source of networks and any sum of terms, so `iid-plus` is just one more row in the table of methods.
 # Distil with it, and with the two methods on random networks, for a share of the scale's iterations:
 
 # %%
@@ -240,46 +240,46 @@ finding = ", ".join(f"{name} {value:.1f} %" for name, value in means.items())
 plots.show(bars, f"Equal storage, scale {scale}, one seed: {finding}.")
 
 # %% [markdown]
-# The points are networks trained on one set: the figure shows a run and settles nothing.
+# The points are networks trained on one set: the figure shows one run and settles nothing.
 #
 # ## Which part did it?
 #
-# A method of so many parts owes an answer to that question, and there are two ways to ask.
-# *Leave a part out* of the whole: what it adds once everything else is there.
-# *Add a part alone* to what remains when all are gone, which is DM at the step size of `iid-plus`: what it brings by itself.
-# Two parts that do the same job each look useless when left out and useful when alone; two that need each other look the other way round.
+# A method with so many parts owes an answer to that question, and there are two ways to ask.
+# *Leave a part out* of the whole: what does it add when everything else is there?
+# *Add a part alone* to what remains without all of them, which is DM at the learning rate of `iid-plus`: what does it bring by itself?
+# Two parts that do the same job look useless when left out and useful alone; two that need each other look the other way round.
 # The cross-entropy is never quite alone, because random networks give it no weight; it is added on top of the stages.
-# Two more rows leave out what all of them are added to: the mean, and all that compares distributions.
+# Two more rows leave out what the parts are added to: the mean, and everything that compares distributions.
 #
-# The rows are those of the experiment `plus` in `data/results`, at ten images per class: the embedded images at `tour`, the whole of CIFAR-10 at `laptop`.
+# The rows are those of the experiment `plus` in `data/results`, at ten images per class: the embedded images at `tour`, all of CIFAR-10 at `laptop`.
 # Both columns are gains in points of accuracy, positive where the part helps, with the 95 % interval over paired seeds ({eq}`ablation-interval`).
 
 # %%
 gains = {which: experiments.gains_of_parts(which) for which in ("tour", "laptop")}
-pd.DataFrame({w: g.set_index(["group", "part"])["told"] for w, g in gains.items()})
+pd.DataFrame({w: gains[w].set_index(["group", "part"]).iloc[:, -1] for w in gains})
 
 # %%
-axes, told = plots.panels(2, height=4), []
+axes, findings = plots.panels(2, height=4), []
 for ax, (which, own) in zip(axes, gains.items(), strict=True):
     plots.part_gains(own, title=which, ax=ax)
     counts = map(sum, (own["low"] > 0, own["high"] < 0, own["low"].notna()))
-    told.append("{} above zero, {} below of {} at {}".format(*counts, which))
+    findings.append("{} above zero, {} below of {} at {}".format(*counts, which))
 axes[1].set_yticks([])
-plots.show(axes, f"Intervals: {'; '.join(told)}.")
+plots.show(axes, f"Intervals: {'; '.join(findings)}.")
 
 # %% [markdown]
-# Read it as in {doc}`08_ablations`: an open dot is a part whose interval holds zero, and nothing is claimed of it; a diamond is a difference of one or two seeds, which has no interval.
+# Read it as in {doc}`08_ablations`: an open dot is a part whose interval contains zero, and nothing is claimed about it; a diamond is a difference over one or two seeds, which has no interval.
 # Without the networks of the stages, matching uses random ones, which switches off the cross-entropy, too; the pool still chooses the initial images and serves class centralization.
-# At `tour` the same networks *added alone* do harm: they know the classes and are poor judges of means. They pay because of the cross-entropy, which needs them.
-# Both terms of IID gain a little there when added alone, and nothing clear when left out; perhaps others see what they see.
+# At `tour` the same networks *added alone* do harm: they know the classes, but are poor at matching means. They pay off through the cross-entropy, which needs them.
+# Both terms of IID gain a little there when added alone, and nothing clear when left out; perhaps other terms see what they see.
 # Nor is the mean missed, as the kernel sees it, too. Without any matching the cross-entropy ruins its mosaics: this is still distribution matching.
-# Of so many intervals, one in twenty leaves out zero by luck alone.
+# Of so many intervals, one in twenty excludes zero by luck alone.
 #
 # ## What does it cost?
 #
 # Accuracy has a price, and methods with the same number of iterations do not pay the same.
-# Each row of `data/results` says how long its iterations took, and newer ones say what the training of the pool took as well.
-# A pool is trained once for all sets that are distilled with it, so there are two fair answers: the seconds of the first set, and those of every further one.
+# Each row of `data/results` says how long its iterations took, and newer ones also how long the pool took to train.
+# A pool is trained once for all sets that are distilled with it, so there are two fair answers: the seconds for the first set, and those for every further one.
 
 # %%
 costs = experiments.distillation_costs("laptop", [*methods, "idm", "iid-idm"])
@@ -297,14 +297,14 @@ took = f"{best['seconds']:.0f} s plus {best['pool_seconds']:.0f} s for the pool"
 plots.show(chart, f"At laptop on {same['device'].iloc[0]}: {finding}, in {took}.")
 
 # %% [markdown]
-# Drawn are distillations with one number of threads. The grey line goes through the methods that nothing cheaper beats, pools included; a method whose pool is not recorded is left off it.
-# Times were taken on different days and beside other work: the seeds of one method differ by up to a factor of two.
-# A pool that is not recorded costs something all the same: `iid-dm` and `iid-idm` train one, and their older rows do not say how long it took.
+# The figure shows distillations with one number of threads. The grey line connects the methods that nothing cheaper beats, pools included; it skips a method whose pool is not recorded.
+# Times were taken on different days and alongside other work: the seeds of one method differ by up to a factor of two.
+# A pool that is not recorded has its cost all the same: `iid-dm` and `iid-idm` train one, and their older rows do not say how long it took.
 #
 # ## Under the paper's own evaluation
 #
-# The networks of the smaller scales are narrower than those of the paper, and their evaluation is shorter, so that none of the numbers above can be compared with a published one.
-# The experiment `headline` closes half of the gap: it evaluates sets that were distilled at a smaller scale as the paper does, with wide networks and all epochs, but with one network for each seed where the paper has five.
+# The networks of the smaller scales are narrower than those of the paper, and their evaluation is shorter, so none of the numbers above can be compared with a published one.
+# The experiment `headline` closes half of the gap: it evaluates sets distilled at a smaller scale as the paper does, with wide networks and all epochs, but with one network per seed where the paper has five.
 
 # %%
 head = experiments.headline("laptop")
@@ -312,17 +312,17 @@ head.round(1).astype(object).fillna("missing")
 
 # %% [markdown]
 # *Low* and *high* are the 95 % interval of the mean over seeds.
-# The columns of the two methods have their published values ({doc}`07_results`), which are not measured here; those sets took twenty thousand iterations on GPUs, and each was judged by five networks.
+# The columns of the two methods hold their published values ({doc}`07_results`), which are not measured here; those sets took twenty thousand iterations on GPUs, and each was evaluated with five networks.
 # All seeds share one pool, so nothing in the intervals comes from its training.
-# The seconds are those of the pool's training, which all sets of one setting share, and of the iterations of one distillation.
+# The seconds are those for training the pool, which all sets of one setting share, and for the iterations of one distillation.
 #
 # ## How it was chosen
 #
 # A method with this many settings can be fitted to any test set.
-# So the settings were chosen on images that no result above is measured on, with one exception: a first test result at one image per class was the reason for the third search below.
+# So the settings were chosen on images that no result above uses, with one exception: a first test result at one image per class was the reason for the third search below.
 # The last round of a search only confirms the default, and was run after its first test results.
-# `validation:cifar10` takes a part of each class out of the training images and evaluates on that.
-# What was varied stands in a file of rounds; each was written after the round before it and before its own runs:
+# `validation:cifar10` holds out a part of each class's training images and evaluates on that.
+# The varied settings are listed in a file of rounds; each was written after the round before it and before its own runs:
 
 # %%
 grids = {"": "tour", "-mini": "tour", "-laptop": "laptop", "-ipc1": "laptop"}
@@ -330,13 +330,13 @@ folder = experiments.results_dir()
 print((folder / "iid-plus-search.yaml").read_text())
 
 # %% [markdown]
-# `iid reproduce data/results/iid-plus-search.yaml --scale tour` runs what is missing of it, and its rows go to the table of that scale whose name ends in `-validation.csv`.
-# Three more files hold the few cells at `laptop`, those at one image per class there, and those that ask whether the embedded images want the same pool.
+# `iid reproduce data/results/iid-plus-search.yaml --scale tour` runs its missing cells, and the rows go to the table of that scale whose name ends in `-validation.csv`.
+# Three more files hold the few cells at `laptop`, those at one image per class there, and those that ask whether the embedded images need the same pool.
 #
 # ## What failed
 #
-# The rounds of all four files, also what made things worse.
-# *Gain* is over the first line of the round, in points and over the seeds that both have; single seeds differ by about a point, so read only what is larger than that. What has not been run is left out.
+# These are the rounds of all four files, including what made things worse.
+# *Gain* is over the first row of the round, in points and over the seeds in common; single seeds differ by about a point, so ignore anything smaller. What has not been run is left out.
 
 # %%
 files = {folder / f"iid-plus-search{g}.yaml": s for g, s in grids.items()}
@@ -349,23 +349,23 @@ pd.concat(found, ignore_index=True).dropna(subset=["accuracy"]).round(1)
 #
 # - *More cross-entropy*, at ten images per class. It is the first term to gain something and the first to spoil it: above a tenth the accuracy falls, at 1 by more than without the term.
 # - *More class centralization.* In units of the real scatter, weights up to ten change nothing that one seed can show.
-# - *Early stages first, or late stages first.* One seed gained a little, as nearly all of its round did, and the uniform draw is simpler.
+# - *Early stages first, or late stages first.* One seed gained a little, as did nearly all of its round, and the uniform draw is simpler.
 # - *Covariances after earlier blocks*, and *the easiest images* to start from, which gain less than the centres.
-# - *A pool trained in smaller batches* helps where there are few images, at `tour`, and not at `laptop`; the same holds for *the kernel distance*, which was kept because at this weight it harmed by no more than seeds differ.
+# - *A pool trained in smaller batches* helps where there are few images, at `tour`, and not at `laptop`; the same holds for *the kernel distance*, which was kept because at this weight its harm is within the noise of the seeds.
 #
-# One failure taught something.
-# At one image per class the settings chosen at ten fell behind the published value of `iid-idm`, and none of the weights mended that.
-# Earlier networks closed most of the gap: five trainings of two epochs, and points between their beginnings and their ends, in place of three trainings of sixteen.
+# One failure was instructive.
+# At one image per class the settings chosen at ten fell behind the published value of `iid-idm`, and no choice of weights fixed that.
+# Earlier networks closed most of the gap: five networks trained for two epochs, and points between their beginnings and ends, instead of three trained for sixteen.
 # With them more cross-entropy helps there, and by more.
-# At ten images they are at least as good as the long trainings, for a fifth of their cost, so they became the default for whole datasets.
-# Many values of such a set lie outside the colours of a screen, and stored in eight bits it loses points (its card in `data/distilled`).
+# At ten images they are at least as good as the longer training, for a fifth of its cost, so they became the default for whole datasets.
+# Many values of such a set lie outside the colours of a screen, and stored in eight bits it loses points (see its card in `data/distilled`).
 #
 # The best of some eighty cells with a seed or two is likely to be overestimated.
 #
 # ## Exercises
 #
 # ```{admonition} Exercise 1
-# Find two sets of one feature with equal mean *and* equal variance that the kernel tells apart.
+# Find two sets of one feature with equal mean *and* variance that the kernel tells apart.
 # Does covariance matching see the difference?
 # ```
 
@@ -378,29 +378,29 @@ print("kernel:", losses.kernel_distance(real, syn, one).numpy().round(3))
 
 # %% [markdown]
 # ```{admonition} Exercise 2
-# How many sets must share a pool until its training is less than a tenth of all the time spent?
-# First derive it for a pool of $P$ seconds and distillations of $d$ seconds each, then take the numbers of this chapter's run.
+# How many sets must share a pool before its training takes less than a tenth of the total time?
+# First derive it for a pool of $P$ seconds and distillations of $d$ seconds each, then use the numbers of this chapter's run.
 # ```
 
 # %% tags=["hide-cell", "nbval-ignore-output"]
 # P < (P + n d) / 10 means n > 9 P / d.
-took = pool.seconds  # None for a pool of an earlier version, which does not say
+took = pool.seconds  # None for a pool of an earlier version, which did not record it
 print("not recorded" if took is None else f"{int(9 * took / run.seconds) + 1} sets")
 
 # %% [markdown]
 # ## Summary
 #
-# Copies of a few networks, kept at several stages of one training, can stand in for random networks, a queue in training and a pool of ResNet18s, as long as the cross-entropy is there.
-# Cross-entropy, a kernel distance and the two terms of IID then come from features that are computed anyway.
-# Which of these parts deserves the credit is a matter of paired seeds, added alone and left out, and the tables above say what has been measured so far.
+# Copies of a few networks, kept at several stages of training, can replace random networks, a queue in training and a pool of ResNet18s, as long as the cross-entropy is there.
+# Cross-entropy, a kernel distance and the two terms of IID then use features that are computed anyway.
+# Paired seeds decide which of these parts deserves the credit, added alone and left out, and the tables above show what has been measured so far.
 #
 # ## What's next
 #
-# `iid distill iid-plus --scale tour` runs the method from the command line; every part is a setting, so that `--set match.source=random` or `--set match.mmd=0` gives you a method of your own.
-# {doc}`12_your_own_images` takes it to your images, and {doc}`13_batch_runs` to many seeds.
+# `iid distill iid-plus --scale tour` runs the method from the command line; every part is a setting, so `--set match.source=random` or `--set match.mmd=0` gives you a method of your own.
+# {doc}`12_your_own_images` applies it to your images, and {doc}`13_batch_runs` to many seeds.
 #
 # ## References
 #
-# The terms are those of {cite:t}`deng2024iid`, mosaics and cross-entropy those of {cite:t}`zhao2023idm`.
+# The terms are due to {cite:t}`deng2024iid`, mosaics and cross-entropy to {cite:t}`zhao2023idm`.
 # Matching along a training was proposed by {cite:t}`zhang2024dance` and {cite:t}`ran2026tgdd`, the kernel by {cite:t}`zhang2024m3d` and the characteristic function by {cite:t}`wang2025ncfm`.
 # Choosing images by clusters follows {cite:t}`liu2023dream`.
