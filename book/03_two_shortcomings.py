@@ -253,9 +253,9 @@ width = config.match.width
 device = {"device": data.train.device, "compile": config.compute.compile}
 source = RandomNetworks("convnet3", data.spec, width=width, seed=99, **device)
 counts = [n for n in (5, 10, 20, 40) if 4 * n <= data.train.counts.min()] or [1]
-beside = {f"{n} random": random_real(data.train, n, seed + n) for n in counts}
-beside["dm"] = result.synthetic
-errors = compare(beside, data.train, [source.draw(0).network], seed=seed)
+compared = {f"{n} random": random_real(data.train, n, seed + n) for n in counts}
+compared["dm"] = result.synthetic
+errors = compare(compared, data.train, [source.draw(0).network], seed=seed)
 gap = errors.groupby("label", sort=False)["gap"].mean()
 gap.round(3).to_frame()
 

@@ -67,7 +67,7 @@ experiments.take_parameters(globals(), "scale dataset ipc seed share networks")
 #
 # Half the side is enough to recognise most objects, and costs a quarter of the numbers.
 # So one stored image can be a *mosaic* of four smaller ones.
-# To begin with, each tile is another real image of the class, downscaled by averaging two by two pixels.
+# Initially, each tile is a different real image of the class, downscaled by averaging two by two pixels.
 
 # %%
 data = load_dataset(dataset, device=pick_device())

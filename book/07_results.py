@@ -115,7 +115,7 @@ names = ("tour", "tour-idm")
 sources = [rows_of("laptop", dataset=only), *map(rows_of, names)]
 plots.note(axes, pd.concat(sources))
 ours = points[points["series"] == "ours, laptop"].set_index("label")["accuracy"]
-finding = f"{ours.idxmax()} is the highest of ours at laptop with {ours.max():.1f} %"
+finding = f"our highest at laptop is {ours.idxmax()} with {ours.max():.1f} %"
 plots.show(axes, f"Published accuracies and ours, for each cell: {finding}.")
 
 # %% [markdown]

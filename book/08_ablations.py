@@ -136,7 +136,7 @@ print(f"paired_interval: {mean:.1f}, from {low:.1f} to {high:.1f}")
 #
 # ## Each term, measured
 #
-# These are the rows measured so far, kept in `data/results`: all of CIFAR-10 at the scale `laptop`, and the bundled images at `tour`, with ten images per class.
+# These are the rows measured so far, kept in `data/results`: all of CIFAR-10 at the scale `laptop`, and the embedded images at `tour`, with ten images per class.
 # `seeds` counts the seeds that both methods of a pair have in common; below three there is nothing to say yet, and the row has no numbers.
 
 # %%
@@ -333,5 +333,5 @@ print(f"{draws.max(1).mean():.2f} standard deviations")
 #
 # ## References
 #
-# The terms and their published ablation are those of {cite:t}`deng2024iid`; the base methods those of {cite:t}`zhao2023dm` and {cite:t}`zhao2023idm`.
-# Comparing under one protocol is the demand of {cite:t}`cui2022dcbench`.
+# The terms and their published ablation are due to {cite:t}`deng2024iid`; the base methods to {cite:t}`zhao2023dm` and {cite:t}`zhao2023idm`.
+# {cite:t}`cui2022dcbench` demand that methods be compared under one protocol.

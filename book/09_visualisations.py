@@ -222,8 +222,8 @@ plots.show(maps, f"{what}; scatter within a class: {finding}.")
 # They describe a set only together, and in comparison with these two extremes.
 
 # %% tags=["nbval-ignore-output"]
-beside = {"random": random_real(data.train, ipc, seed), **last}
-trained = compare(beside, data.train, pool.networks, seed=seed)
+sets = {"random": random_real(data.train, ipc, seed), **last}
+trained = compare(sets, data.train, pool.networks, seed=seed)
 columns = ["within", "between", "gap", "gaussian"]
 trained.groupby("label", sort=False)[columns].mean().round(3)
 
@@ -253,7 +253,7 @@ plots.show(strips, f"In the trained networks, images of a class are {finding}.")
 own = {"width": config.match.width, "compile": config.compute.compile}
 source = RandomNetworks("convnet3", data.spec, seed=1000, device=start.device, **own)
 drawn = (source.draw(k).network for k in range(3))  # each when its turn comes
-strange = pd.concat([compare(beside, data.train, [one], seed=seed) for one in drawn])
+strange = pd.concat([compare(sets, data.train, [one], seed=seed) for one in drawn])
 strange.groupby("label", sort=False)[columns].mean().round(3)
 
 # %% [markdown]

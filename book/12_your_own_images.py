@@ -40,7 +40,7 @@
 
 # %% tags=["parameters"]
 scale = "tour"
-folder = ""  # your folder; if empty, a small one is made of bundled images
+folder = ""  # your folder; if empty, a small one of embedded images
 size = 32  # pixels per side; multiples of 8
 ipc = 5
 method = "iid-dm"

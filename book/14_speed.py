@@ -246,7 +246,7 @@ own.groupby("settings")["accuracy"].agg(["mean", "std"]).round(1)
 
 # %% [markdown]
 # So the setting is off by default.
-# It is kept, and measured openly, because the trade-off may differ elsewhere: with a few hundred real images, or where features must be fetched over a slow connection.
+# It is kept, and measured openly, because the trade-off may differ elsewhere: with a few hundred real images, or where the matching network can only be reached over a slow connection.
 #
 # ## Exercises
 #

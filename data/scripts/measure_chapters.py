@@ -3,7 +3,7 @@
     python data/scripts/measure_chapters.py [NAME ...]
 
 Without names all of them. The outputs are the ones that are committed; the times go to ``results/chapters.csv``, from
-which the book's page "Environment and minutes" takes them. Run it on a machine that does nothing else.
+which the book's page "Environment and run times" takes them. Run it on a machine that does nothing else.
 """
 
 import csv

@@ -1,4 +1,4 @@
-"""Each promise of the page "What is guaranteed" has its test."""
+"""Each promise on the page "Guarantees" has its test."""
 
 import ast
 import re
