@@ -100,7 +100,7 @@ def test_networks_are_drawn_uniformly_and_as_a_function_of_the_seed():
     [
         (
             {"size": 1, "start": 1},
-            r"queue\.size, 1, must be at least queue\.train, 2; raise the one or",
+            r"queue\.size, 1, must be at least queue\.train, 2; raise the former or",
         ),
         ({"size": 4, "start": 5}, r"queue\.size, 4, must be at least queue\.start, 5"),
         ({"train": 6}, r"queue\.size, 5, must be at least queue\.train, 6"),

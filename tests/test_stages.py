@@ -238,7 +238,7 @@ def test_a_network_before_its_training_has_no_accuracy(pictures: Dataset, monkey
 def test_a_pool_of_as_many_other_stages_is_refused(pictures: Dataset) -> None:
     settings = attrs.evolve(POOL, epochs_kept=(1,))
     pool = pool_of(settings)
-    pool.passes = [epochs for _, epochs in pool_members(settings)]
+    pool.epochs = [epochs for _, epochs in pool_members(settings)]
     source_of(pictures, settings, pool)
     for kept in ((0,), (2,)):
         with pytest.raises(InputError, match=f"after 1, 8, 1, 8, 1, 8 epochs where .* ask for {kept[0]}, 8, "):
@@ -263,7 +263,7 @@ def test_one_stage_alone_is_spread_over_no_run(pictures: Dataset) -> None:
 def test_a_pool_of_other_settings_is_refused_and_none_is_told(pictures: Dataset) -> None:
     """Else its members would be taken for other stages."""
     source = StageNetworks(POOL, StageConfig(), pictures.train, iterations=9, seed=0)
-    with pytest.raises(RuntimeError, match=r"the pool is not there yet; call Distillation\.make_pool"):
+    with pytest.raises(RuntimeError, match=r"there is no pool yet; call Distillation\.make_pool"):
         source.draw(0)
     other = pool_of(attrs.evolve(POOL, epochs_kept=()))
     with pytest.raises(InputError, match=rf"^the pool has {POOL.count} networks where .* ask for 12; give the pool"):

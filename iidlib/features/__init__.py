@@ -1,4 +1,4 @@
-"""Where features come from: random networks (DM), a queue in training (IDM), a pretrained pool (CC, iid-plus)."""
+"""Sources of features: random networks (DM), a queue of training networks (IDM), a pretrained pool (CC, iid-plus)."""
 
 from iidlib.features.base import Drawn, NetworkSource
 from iidlib.features.cached import CachedStatistics, ClassStatistics, measure_classes

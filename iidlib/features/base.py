@@ -1,4 +1,4 @@
-"""What every source of features has in common: it draws the matching network of an iteration."""
+"""The interface of a source of features, which draws the matching network of each iteration."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
@@ -14,45 +14,45 @@ __all__ = ["Drawn", "NetworkSource"]
 
 
 class Drawn(NamedTuple):
-    """A matching network and what is known of it."""
+    """A matching network and its accuracy."""
 
     network: Network
-    """The network, frozen."""
+    """Matching network, frozen."""
     accuracy: Tensor | float
-    """Its accuracy on the images that it was trained on, in percent; 0 for a network that is not trained."""
+    """Accuracy of the network on the images that it was trained on, in percent; 0 for an untrained network."""
 
 
 class NetworkSource:
-    """What draws the matching network of each iteration; one without a history is all in its `draw`."""
+    """A source of matching networks, one per iteration. A stateless source only needs to implement `draw`."""
 
     in_place: ClassVar[bool] = False
-    """Whether every draw gives one and the same network with other weights, as a recorded step needs it."""
+    """Whether every draw returns the same network object with new weights, as a recorded step requires."""
     from_pool: ClassVar[bool] = False
-    """Whether it draws from the pool of pretrained networks, which is then given to `use_pool`; its networks serve
-    class centralization too."""
+    """Whether the source draws from the pool of pretrained networks, which is then passed to `use_pool`; class
+    centralization then uses the same networks."""
 
     @property
     def spread_by(self) -> str:
-        """The setting that spreads the draws over all iterations of a run, which then cannot be continued; or empty."""
+        """Setting that spreads the draws over all iterations of a run, which then cannot be extended; else empty."""
         return ""
 
     def use_pool(self, pool: "Pool") -> None:
-        """Takes the pool, before the first draw, where the source is `from_pool`."""
+        """Receives the pool before the first draw, if the source is `from_pool`."""
 
     def draw(self, iteration: int) -> Drawn:
-        """The iteration's network and its accuracy; the same if they are asked for again before `advance`."""
+        """The iteration's network and its accuracy; repeated calls before `advance` return the same."""
         raise NotImplementedError
 
     def advance(self, iteration: int) -> None:
-        """Called once an iteration, after the update of the images."""
+        """Called once per iteration, after the update of the images."""
 
     def facts(self) -> dict[str, float]:
-        """What is logged beside the losses."""
+        """Values that are logged with the losses."""
         return {}
 
     def state(self) -> dict[str, Tensor]:
-        """What a checkpoint must hold for the iterations that follow."""
+        """State that a checkpoint must hold to resume."""
         return {}
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Restores what `state` gave."""
+        """Restores what `state` returned."""

@@ -1,14 +1,15 @@
-"""IDM's feature source: a queue of networks in training, the oldest of which leaves when a fresh one comes.
+"""IDM's feature source: a queue of networks in training; when a new network joins a full queue, the oldest leaves.
 
-Random networks see edges and colours, trained ones see objects, and every state between the two is in the queue. In an
-iteration one network, drawn at random, gives the features and the logits; then a few others are trained a little on
-real images, without augmentation, each with its own momentum. A meter counts each network's hits on the batches that
-it was trained on since the meter was last set to zero; the accuracy that it shows weighs the cross-entropy term.
+Random networks see edges and colours, trained ones see objects; the queue holds networks at every stage in between. In
+each iteration one network, drawn at random, computes the features and the logits. Then a few networks are trained for a
+few steps on real images, without augmentation, each with its own momentum. A meter counts each network's correct
+predictions on its training batches since the meter was last reset; the resulting accuracy weights the cross-entropy
+term.
 
 Source: Zhao et al., *Improved Distribution Matching for Dataset Condensation*, CVPR 2023, with the constants of the
-released commands. Departure: meters are reset every ``queue.meter_interval`` iterations whatever is evaluated when; the
-released code resets them at its evaluations, so that how often one looks changes what is learned
-(``queue.meter_reset=evaluations`` has the iterations of IID's released script).
+released commands. Departure: meters are reset every ``queue.meter_interval`` iterations, independently of evaluation.
+The released code resets them at its evaluations, so the frequency of evaluation changes what is learned
+(``queue.meter_reset=evaluations`` resets at the iterations of IID's released script).
 """
 
 from collections.abc import Callable, Mapping
@@ -29,7 +30,7 @@ from iidlib.training.loop import MOMENTUM, WEIGHT_DECAY
 __all__ = ["RELEASED_EVALUATIONS", "NetworkQueue"]
 
 RELEASED_EVALUATIONS = (2000, 5000, 10000, 20000)
-"""Iterations before which IID's released script evaluates, and thereby resets the meters."""
+"""Iterations before which IID's released script evaluates, which resets the meters."""
 
 
 @dataclass
@@ -37,10 +38,10 @@ class _Member:
     """A network of the queue.
 
     Attributes:
-        number: how many were made before it; names its initial weights.
-        network: frozen but for its training.
-        sgd: its optimiser, whose momentum lasts as long as the network.
-        meter: int64 [2] on the network's device: hits and images since the last reset.
+        number: number of networks created before this one; identifies its initial weights.
+        network: the network, frozen except while it is trained.
+        sgd: optimiser of the network, whose momentum is kept as long as the network.
+        meter: int64 [2] on the network's device: correct predictions and images since the last reset.
     """
 
     number: int
@@ -49,42 +50,42 @@ class _Member:
     meter: Tensor
 
     def tensors(self) -> list[tuple[Tensor, Tensor]]:
-        """Parameters and their momenta, in order."""
+        """Parameters and their momentum buffers, in order."""
         return [(p, self.sgd.state[p]["momentum_buffer"]) for p in self.network.parameters()]
 
 
 class NetworkQueue(NetworkSource):
-    """The queue; a `draw` and an `advance` at each iteration, in order from the first.
+    """The queue; needs one `draw` and one `advance` per iteration, in order from the first.
 
-    What is drawn is a function of seed and iteration; the networks themselves have a history, which `state` holds.
+    The draws are functions of seed and iteration; the networks themselves have a history, which `state` holds.
     """
 
     def __init__(
         self, build: Callable[[torch.Generator], Network], real: RealSet, settings: QueueConfig, seed: int
     ) -> None:
-        """Starts an empty queue, which fills at the first draw.
+        """Creates an empty queue, which is filled at the first draw.
 
         Args:
-            build: makes a network on the generator's device, with parameters drawn by it.
-            real: what the networks learn.
+            build: builds a network on the generator's device and draws its parameters with the generator.
+            real: the images that the networks are trained on.
             settings: sizes and rates.
-            seed: of the run.
+            seed: seed of the run.
 
         Raises:
-            InputError: if the queue is smaller than what is put into it at the start, or trained in an iteration.
+            InputError: if ``queue.size`` is below ``queue.start`` or ``queue.train``.
         """
         for name in ("start", "train"):
             if settings.size < getattr(settings, name):
                 raise InputError(
                     f"queue.size, {settings.size}, must be at least queue.{name}, {getattr(settings, name)}; "
-                    "raise the one or lower the other"
+                    "raise the former or lower the latter"
                 )
         self._build, self._real, self._settings, self._seed = build, real, settings, seed
         self._members: list[_Member] = []
         self._made = 0
 
     def twin(self, change: Callable[[Network], Network]) -> "NetworkQueue":
-        """An empty queue that will hold and train the same networks in another form."""
+        """An empty queue that will hold and train the same networks, each transformed by `change`."""
         return NetworkQueue(lambda draws: change(self._build(draws)), self._real, self._settings, self._seed)
 
     def __len__(self) -> int:
@@ -92,13 +93,13 @@ class NetworkQueue(NetworkSource):
 
     @property
     def networks(self) -> list[Network]:
-        """The networks that are in the queue now, the oldest first."""
+        """Networks that are in the queue now, oldest first."""
         return [member.network for member in self._members]
 
     def draw(self, iteration: int) -> Drawn:
-        """The iteration's matching network, after a fresh one has joined where it is time; again the same if asked.
+        """The iteration's matching network, after adding a new one if due; repeated calls return the same.
 
-        Its accuracy is that on its training images since the last reset of the meters, 0 if there were none.
+        The accuracy is that on the network's training images since the last reset of the meters, 0 if there were none.
         """
         while self._made < self._settings.start + iteration // self._settings.every + 1:
             if len(self) == self._settings.size:
@@ -111,19 +112,19 @@ class NetworkQueue(NetworkSource):
         return Drawn(member.network, 100 * hits / images.clamp_min(1))
 
     def advance(self, iteration: int) -> None:
-        """Trains the iteration's networks, in place, and resets the meters where it is time.
+        """Trains the iteration's networks in place, and resets the meters if due.
 
-        One network after the other: two at once (``torch.func.vmap``, grouped convolutions) take 7 times as long at
-        width 32 and batch 64 on two CPU cores, 14 times at width 128 and batch 256.
+        Networks are trained one after another: two at once (``torch.func.vmap``, grouped convolutions) take 7 times as
+        long at width 32 and batch 64 on two CPU cores, and 14 times as long at width 128 and batch 256.
         """
         settings = self._settings
         for member in self._chosen(iteration):
-            draws = stream(self._seed, iteration, f"queue batches of {member.number}")
+            generator = stream(self._seed, iteration, f"queue batches of {member.number}")
             member.network.requires_grad_(True)
             for _ in range(settings.steps):
-                index = torch.randperm(len(self._real), generator=draws)[: settings.batch].to(self._real.device)
-                labels = self._real.labels[index]
-                logits = member.network(self._real.images_of(index))
+                index = torch.randperm(len(self._real), generator=generator)[: settings.batch].to(self._real.device)
+                labels = self._real.labels[index]  # [B]
+                logits = member.network(self._real.images_of(index))  # [B, C]
                 member.sgd.zero_grad()
                 F.cross_entropy(logits, labels).backward()
                 member.sgd.step()
@@ -152,19 +153,19 @@ class NetworkQueue(NetworkSource):
         return _Member(number, network, sgd, torch.zeros(2, dtype=torch.int64, device=self._real.device))
 
     def facts(self) -> dict[str, float]:
-        """What is logged: networks, MiB of their weights and momenta, mean accuracy by the meters that have counted."""
-        hits, images = torch.stack([member.meter for member in self._members]).double().cpu().unbind(1)
-        seen = images > 0
-        accuracy = float((100 * hits[seen] / images[seen]).mean()) if bool(seen.any()) else 0.0
+        """Logged values: number of networks, MiB they hold, and mean accuracy over the meters that are not empty."""
+        hits, images = torch.stack([member.meter for member in self._members]).double().cpu().unbind(1)  # [M], [M]
+        counted = images > 0
+        accuracy = float((100 * hits[counted] / images[counted]).mean()) if bool(counted.any()) else 0.0
         return {"queue_networks": len(self), "queue_mib": self.mebibytes, "queue_accuracy": accuracy}
 
     @property
     def mebibytes(self) -> float:
-        """MiB held by the queue's weights and momenta."""
+        """MiB held by the queue's weights and momentum buffers."""
         return sum(2 * p.nbytes for member in self._members for p in member.network.parameters()) / 2**20
 
     def state(self) -> dict[str, Tensor]:
-        """What a checkpoint holds: a row for each network, its weights and momenta as one long vector each."""
+        """State for a checkpoint: one row per network, its weights flattened into one vector, its momenta likewise."""
         if not self._members:
             return {}
         pairs = [member.tensors() for member in self._members]

@@ -1,4 +1,4 @@
-"""The pool of pretrained networks behind class centralization: trained when absent, kept by fingerprint."""
+"""The pool of pretrained networks behind class centralization: trained on first use, cached by fingerprint."""
 
 import itertools
 import json
@@ -27,22 +27,22 @@ from iidlib.training import Examples, Training, accuracy, fit, fit_together, res
 __all__ = ["Pool", "choosing_pool", "pool_fingerprint", "pool_members", "trained_pool"]
 
 NO_POOL = "dm and dm-cm need no pool, unless syn.init is centres or easiest"
-"""What every refusal of a pool offers."""
+"""Remedy that every error about a pool ends with."""
 
 logger = logging.getLogger("iidlib")
 
 
 @dataclass
 class Pool:
-    """Trained networks that give the features of class centralization, and iid-plus its matching networks.
+    """Pretrained networks, used by class centralization and as the matching networks of iid-plus.
 
     Attributes:
-        networks: frozen, at least one.
-        accuracies: of each on held-out images, in percent.
-        fingerprint: names the data and settings that they were trained with.
-        digest: twelve hex digits of the weights as they are stored; another machine, or other threads, train others.
-        seconds: that their training took, whenever it was; None for networks of earlier versions, which do not say.
-        passes: of the training images that each has seen; empty where that is not known, and all count as trained.
+        networks: the networks, frozen; at least one.
+        accuracies: accuracy of each network on held-out images, in percent.
+        fingerprint: identifies the data and settings that the networks were trained with.
+        digest: twelve hex digits of the stored weights, which depend on the machine and the number of threads.
+        seconds: total training time, whenever it was spent; None for pools of earlier versions, which do not record it.
+        epochs: number of epochs that each network was trained for; empty if unknown, and all then count as trained.
     """
 
     networks: list[Network]
@@ -50,34 +50,34 @@ class Pool:
     fingerprint: str
     digest: str = ""
     seconds: float | None = None
-    passes: Sequence[int] = ()
+    epochs: Sequence[int] = ()
 
     def sample(self, generator: torch.Generator) -> Network:
-        """One trained network, uniformly drawn; the generator is on the CPU.
+        """A trained network, drawn uniformly by a generator on the CPU.
 
-        Class centralization asks here for a network that knows the classes, which a copy from before the training
-        (``pool.epochs_kept`` of 0) does not. Where the matching networks are drawn from the pool, it takes theirs,
-        whatever their stage.
+        Class centralization needs a network that knows the classes, so copies from before the training
+        (``pool.epochs_kept`` of 0) are left out. If the matching networks themselves come from the pool, class
+        centralization uses them instead, whatever their stage.
         """
-        passes = self.passes or [1] * len(self.networks)
-        trained = [network for network, seen in zip(self.networks, passes, strict=True) if seen]
+        epochs = self.epochs or [1] * len(self.networks)
+        trained = [network for network, done in zip(self.networks, epochs, strict=True) if done]
         trained = trained or self.networks
         return trained[int(torch.randint(len(trained), (), generator=generator))]
 
 
 def pool_fingerprint(dataset: Dataset, config: PoolConfig) -> str:
-    """Twelve hex digits of the training images and every setting that shapes the networks."""
+    """Twelve hex digits that identify the training images and every setting that affects the networks."""
     facts = {key: value for key, value in attrs.asdict(config).items() if key not in ("count", "path", "untrained")}
     facts["augmentation"] = _augmentation(dataset, config)
-    facts["epochs_kept"] = [kept for kept in config.epochs_kept if kept != config.epochs]  # the last one always is
-    if facts["augmentation"] == "none":  # pools trained before there was a choice keep their name
+    facts["epochs_kept"] = [kept for kept in config.epochs_kept if kept != config.epochs]  # the last is always kept
+    if facts["augmentation"] == "none":  # pools from before the option existed keep their fingerprint
         del facts["augmentation"]
     return sha256(json.dumps([dataset.train.fingerprint, facts], sort_keys=True).encode()).hexdigest()[:12]
 
 
 def pool_members(config: PoolConfig) -> list[tuple[int, int]]:
-    """Number of the network, and passes of its training, of every member of a pool in order."""
-    return list(itertools.product(range(config.count), _passes_kept(config)))
+    """Network number and number of training epochs of every member of a pool, in order."""
+    return list(itertools.product(range(config.count), _epochs_kept(config)))
 
 
 def trained_pool(
@@ -87,28 +87,27 @@ def trained_pool(
     compute: ComputeConfig | None = None,
     on_epoch: Callable[[int, int], None] | None = None,
 ) -> Pool:
-    """The pool that the settings ask for: loaded where it was kept, trained and kept where not.
+    """The pool that the settings ask for: loaded if it exists, otherwise trained and saved.
 
     Explained in chapter 04.
 
-    Each network is trained at a constant rate on all training images, without augmentation, as in the official code,
-    or with that of ``config.augmentation``. Copies of it after the epochs ``config.epochs_kept`` and after the last one
-    are members of the pool, rounded to the precision ``config.stored`` in which they are kept, so that a pool is the
-    same when it is trained and when it is loaded. They are written as soon as their training is done, so that a pool
-    that was interrupted is resumed. Held-out accuracy is that on the test images; nothing is selected by it, it only
-    tells a network that has learned something from one that guesses (see `HeldOut`); networks that have learned little
-    are used with a warning.
+    Each network is trained at a constant learning rate on all training images, without augmentation, as in the official
+    code, or with ``config.augmentation``. Copies after the epochs ``config.epochs_kept`` and after the last one are the
+    members of the pool. They are rounded to the precision ``config.stored``, so a pool is the same whether it was just
+    trained or loaded, and saved as soon as their training is done, so an interrupted pool can be resumed. Held-out
+    accuracy is measured on the test images. Nothing is selected by it; it only distinguishes networks that have learned
+    something from those that guess (see `HeldOut`). Networks that have learned little are used with a warning.
 
     Args:
-        dataset: what the networks learn, on the device where they are trained and kept.
-        config: architecture, number, epochs; ``config.path`` names a folder, else the cache is used.
+        dataset: the dataset that the networks are trained on, on the device where they are trained and used.
+        config: architecture, number, epochs; ``config.path`` names a folder, otherwise the cache is used.
         compute: how the hardware is used (``compile``, ``together``).
-        on_epoch: called with the network's number and the pass that is done.
+        on_epoch: called with the network's number and the epoch that was completed.
 
     Raises:
-        InputError: for an unknown network, a network that is no better than guessing (``config.untrained="warn"`` takes
-            it all the same), weights that are no finite numbers, a damaged file, or a folder that holds a pool of other
-            data or settings.
+        InputError: for an unknown network, a network that is no better than guessing (accepted with
+            ``config.untrained="warn"``), weights that are not finite, a corrupted file, or a folder with a pool of
+            other data or settings.
     """
     compute, device = compute or ComputeConfig(), dataset.train.device
     fingerprint = pool_fingerprint(dataset, config)
@@ -125,11 +124,9 @@ def trained_pool(
         )
 
     if not len(dataset.test):
-        raise InputError(
-            f"{dataset.name} has no test images, on which pretrained networks are tried; give it some ({NO_POOL})"
-        )
+        raise InputError(f"{dataset.name} has no test images to check pretrained networks with; add some ({NO_POOL})")
     held_out = HeldOut.of(dataset.test)
-    members = {(number, passes): _file_name(config, number, passes) for number, passes in pool_members(config)}
+    members = {(number, epochs): _file_name(config, number, epochs) for number, epochs in pool_members(config)}
     missing = sorted({number for (number, _), name in members.items() if name not in known})
     if missing:
         unwritten = next(name for name in members.values() if name not in known)
@@ -139,40 +136,40 @@ def trained_pool(
     unkept: dict[str, bytes] = {}
     for first in range(0, len(missing), together):
         fresh = {number: build(number) for number in missing[first : first + together]}
-        begun = time.perf_counter()
+        started = time.perf_counter()
         trained = _train(fresh, dataset, config, together, on_epoch)
-        seconds |= dict.fromkeys(map(str, fresh), round((time.perf_counter() - begun) / len(fresh), 3))
-        for (number, passes), weights in trained.items():
-            network, name = build(number), members[number, passes]
+        seconds |= dict.fromkeys(map(str, fresh), round((time.perf_counter() - started) / len(fresh), 3))
+        for (number, epochs), weights in trained.items():
+            network, name = build(number), members[number, epochs]
             network.load_state_dict(weights)
             _check_finite(config, number, weights)
             known[name] = accuracy(network, dataset.test)
-            _check_trained(config, held_out, number, passes, known[name])
+            _check_trained(config, held_out, number, epochs, known[name])
             facts = {"fingerprint": fingerprint, "network": config.network, "accuracies": known, "seconds": seconds}
             content = to_bytes({key: tensor.contiguous() for key, tensor in weights.items()})
             if unkept or not keep(folder, name, content, facts, private=not config.path):
                 unkept[name] = content
-            after = "" if passes == config.epochs else f" after {passes} of {config.epochs} epochs"
+            after = "" if epochs == config.epochs else f" after {epochs} of {config.epochs} epochs"
             logger.info("network %d of %d%s: %.1f %% on held-out images", number + 1, config.count, after, known[name])
     networks, digest = [], sha256()
-    for (number, passes), name in members.items():
-        _check_trained(config, held_out, number, passes, known[name])
+    for (number, epochs), name in members.items():
+        _check_trained(config, held_out, number, epochs, known[name])
         networks.append(frozen(build(number)).eval())
         digest.update(load_weights(folder / f"{name}.safetensors", networks[-1], unkept.get(name)))
-    _warn_of_weak(config, held_out, [known[name] for (_, passes), name in members.items() if passes == config.epochs])
-    told = [seconds.get(str(number)) for number in range(config.count)]
-    whole = None if None in told else sum(one for one in told if one is not None)
-    accuracies, seen = [known[name] for name in members.values()], [passes for _, passes in members]
-    return Pool(networks, accuracies, fingerprint, digest.hexdigest()[:12], whole, seen)
+    _warn_of_weak(config, held_out, [known[name] for (_, epochs), name in members.items() if epochs == config.epochs])
+    times = [seconds.get(str(number)) for number in range(config.count)]
+    total = None if None in times else sum(one for one in times if one is not None)
+    accuracies, epochs_done = [known[name] for name in members.values()], [epochs for _, epochs in members]
+    return Pool(networks, accuracies, fingerprint, digest.hexdigest()[:12], total, epochs_done)
 
 
 def choosing_pool(dataset: Dataset, config: RunConfig) -> Pool:
-    """The one network on whose features real images are chosen: trained on all of them, another one for each seed.
+    """A pool of one network, whose features real images are chosen by: trained on the whole dataset, one per seed.
 
     Args:
-        dataset: what it learns.
-        config: ``config.pool`` says how it is trained, whatever number of networks that asks for; ``config.seed`` is
-            added to the seed of the pool.
+        dataset: the dataset that the network is trained on.
+        config: the settings; ``config.pool`` describes the training, but its number of networks is ignored, and
+            ``config.seed`` is added to its seed.
 
     Raises:
         InputError: as for `trained_pool`.
@@ -182,17 +179,17 @@ def choosing_pool(dataset: Dataset, config: RunConfig) -> Pool:
 
 
 def _augmentation(dataset: Dataset, config: PoolConfig) -> str:
-    """DSA operations of the networks' training, or ``none``."""
+    """DSA operations used to train the networks, or ``none``."""
     return resolve_augmentation(config.augmentation, dataset.spec.augmentation)
 
 
-def _passes_kept(config: PoolConfig) -> list[int]:
-    """After how many passes a network's copies are kept, ascending; the last pass is one of them."""
+def _epochs_kept(config: PoolConfig) -> list[int]:
+    """Numbers of epochs after which a network is copied into the pool, ascending; the last epoch is among them."""
     return sorted({*config.epochs_kept, config.epochs})
 
 
-def _file_name(config: PoolConfig, number: int, passes: int) -> str:
-    return f"{number:04d}" if passes == config.epochs else f"{number:04d}-after-{passes}"
+def _file_name(config: PoolConfig, number: int, epochs: int) -> str:
+    return f"{number:04d}" if epochs == config.epochs else f"{number:04d}-after-{epochs}"
 
 
 def _train(
@@ -202,12 +199,12 @@ def _train(
     together: int,
     on_epoch: Callable[[int, int], None] | None,
 ) -> dict[tuple[int, int], dict[str, Tensor]]:
-    """Weights as they are stored, by the network's number and the passes of its training; one network after another."""
+    """Weights as they are stored, by network number and number of training epochs, sorted."""
     kept: dict[tuple[int, int], dict[str, Tensor]] = {}
 
     def done(epoch: int) -> None:
         for number, network in networks.items():
-            if epoch + 1 in _passes_kept(config):
+            if epoch + 1 in _epochs_kept(config):
                 kept[number, epoch + 1] = _rounded(network.state_dict(), config.stored)
             if on_epoch is not None:
                 on_epoch(number, epoch)
@@ -215,7 +212,7 @@ def _train(
     examples, seeds = Examples(dataset.train.images_of, dataset.train.labels), [config.seed + n for n in networks]
     augmentation = _augmentation(dataset, config)
     training = Training(config.epochs, config.lr, config.batch, augmentation=augmentation)
-    if 0 in _passes_kept(config):
+    if 0 in _epochs_kept(config):
         kept |= {(number, 0): _rounded(network.state_dict(), config.stored) for number, network in networks.items()}
     if together == 1:
         (network,) = networks.values()
@@ -226,7 +223,7 @@ def _train(
 
 
 def _rounded(weights: Mapping[str, Tensor], stored: str) -> dict[str, Tensor]:
-    """A copy on the CPU in the precision of the disk; numbers beyond fp16's range, and counters, stay as they are."""
+    """A copy on the CPU in the precision of the file; counters, and tensors beyond the range of fp16, are unchanged."""
     copies = {name: tensor.detach().cpu().clone() for name, tensor in weights.items()}
     if stored == "fp16":
         for name, tensor in copies.items():
@@ -238,44 +235,46 @@ def _rounded(weights: Mapping[str, Tensor], stored: str) -> dict[str, Tensor]:
 def _check_finite(config: PoolConfig, number: int, weights: Mapping[str, Tensor]) -> None:
     if not all(bool(tensor.isfinite().all()) for tensor in weights.values()):
         raise InputError(
-            f"network {number} of the pool ({config.network}) has diverged: its weights are no finite numbers; lower "
+            f"network {number} of the pool ({config.network}) has diverged: its weights are not finite; lower "
             f"pool.lr (now {config.lr:g})"
         )
 
 
-def _check_trained(config: PoolConfig, held_out: HeldOut, number: int, passes: int, reached: float) -> None:
+def _check_trained(config: PoolConfig, held_out: HeldOut, number: int, epochs: int, reached: float) -> None:
     """Refuses a network that is no better than guessing."""
     right, needed = held_out.right(reached), held_out.better_than_chance
-    if not passes or needed is None or right >= needed or config.untrained == "warn":
+    if not epochs or needed is None or right >= needed or config.untrained == "warn":
         return
-    early = passes < config.epochs
+    early = epochs < config.epochs
     remedy = "Keep later epochs" if early else f"Raise pool.epochs (now {config.epochs})"
     raise InputError(
-        f"network {number} of the pool ({config.network}) names {right} of {held_out.images} held-out images right"
-        f"{f' after {passes} epochs (pool.epochs_kept)' if early else ''}, no better than guessing ({needed} would "
-        f"be). {remedy}, give more images, or set pool.untrained=warn; {NO_POOL}"
+        f"network {number} of the pool ({config.network}) classifies {right} of {held_out.images} held-out images "
+        f"correctly{f' after {epochs} epochs (pool.epochs_kept)' if early else ''}, no better than guessing ({needed} "
+        f"would be). {remedy}, give more images, or set pool.untrained=warn; {NO_POOL}"
     )
 
 
 def _warn_of_weak(config: PoolConfig, held_out: HeldOut, accuracies: Sequence[float]) -> None:
-    """Says once what the networks of a pool are worth at the end, where that is little or cannot be known.
+    """Warns once if the fully trained networks of a pool have learned little, or if that cannot be determined.
 
-    Copies on the way there know less, which is why they are kept.
+    Copies of earlier epochs are meant to know less.
     """
     right, needed = [held_out.right(reached) for reached in accuracies], held_out.better_than_chance
     who = f"{config.network} trained for {config.epochs} epochs"
     usual = max(held_out.well_trained, needed or 0)
     if needed is None:
         logger.warning(
-            "%d held-out images are too few to tell whether the pool (%s) has learned anything", held_out.images, who
+            "%d held-out images are too few to determine whether the pool (%s) has learned anything",
+            held_out.images,
+            who,
         )
     elif weak := [count for count in right if count < usual]:
         guessing = [count for count in weak if count < needed]
         logger.warning(
-            "the pool (%s) has learned %s: %s of %d held-out images right, where %d are usual and %d are better than "
-            "chance; its features may say little. Raise pool.epochs or give more images; %s",
+            "the pool (%s) has learned %s: %s of %d held-out images correct, where %d are usual and %d are better than "
+            "chance; its features may carry little information. Raise pool.epochs or give more images; %s",
             who,
-            "nothing that can be told from guessing" if guessing else "little",
+            "nothing that is better than guessing" if guessing else "little",
             ", ".join(map(str, weak)),
             held_out.images,
             usual,

@@ -1,4 +1,4 @@
-"""The files of a pool of pretrained networks: weights of its members, and ``pool.json``, which says what they are."""
+"""Files of a pool of pretrained networks: the weights of its members, and ``pool.json``, which describes them."""
 
 import json
 import logging
@@ -19,49 +19,49 @@ logger = logging.getLogger("iidlib")
 
 
 def read_facts(folder: Path, fingerprint: str, *, explicit: bool) -> tuple[dict[str, float], dict[str, float]]:
-    """What ``pool.json`` says of the members that are already in the folder.
+    """Facts in ``pool.json`` about the members that are already in the folder.
 
     Args:
-        folder: of the pool.
-        fingerprint: of the data and settings that the pool is wanted for.
-        explicit: the folder was asked for, and must be there.
+        folder: folder of the pool.
+        fingerprint: fingerprint of the data and settings that the pool is needed for.
+        explicit: whether the user named the folder, which must then exist.
 
     Returns:
-        Held-out accuracy by member; and seconds of training by network, which pools of earlier versions do not say.
+        Held-out accuracy by member, and seconds of training by network, which pools of earlier versions do not record.
 
     Raises:
-        InputError: if it is absent, damaged, or of other data or settings.
+        InputError: if a named folder does not exist, or ``pool.json`` is corrupted or of other data or settings.
     """
     path = folder / "pool.json"
     if not path.is_file():
         if explicit and not folder.is_dir():
-            raise InputError(f"pool.path: no folder {folder}; leave it out and a pool is trained and kept in the cache")
+            raise InputError(f"pool.path: no folder {folder}; omit it to train a pool and keep it in the cache")
         return {}, {}
     try:
         facts = json.loads(path.read_text(encoding="utf-8"))
         accuracies = {str(name): float(value) for name, value in facts["accuracies"].items()}
         seconds = {str(number): float(value) for number, value in facts.get("seconds", {}).items()}
-        found = facts["fingerprint"]
+        stored = facts["fingerprint"]
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError, OSError) as error:
-        raise InputError(f"{path} is damaged ({error}); remove the folder and the pool is trained again") from None
-    if found != fingerprint:
+        raise InputError(f"{path} is corrupted ({error}); remove the folder to train the pool again") from None
+    if stored != fingerprint:
         raise InputError(
-            f"the pool in {folder} was trained with other data or settings ({found}, these are {fingerprint}); "
+            f"the pool in {folder} was trained with other data or settings ({stored}, not {fingerprint}); "
             "give the settings it was trained with, or another pool.path"
         )
     return accuracies, seconds
 
 
 def check_keepable(folder: Path, name: str, *, private: bool) -> None:
-    """Finds out before networks are trained whether they could be kept; leaves nothing behind.
+    """Checks before any training whether networks could be saved; leaves no files behind.
 
     Args:
-        folder: of the pool.
-        name: of a member that is to be trained.
+        folder: folder of the pool.
+        name: name of a member that is to be trained.
         private: as for `keep`.
 
     Raises:
-        InputError: if its file could not be written.
+        InputError: if the member's file could not be written.
     """
     try:
         check_writable(folder / f"{name}.safetensors")
@@ -75,20 +75,20 @@ def _cannot_keep(folder: Path, error: OSError, *, private: bool) -> str:
 
 
 def keep(folder: Path, name: str, content: bytes, facts: Mapping[str, Any], *, private: bool) -> bool:
-    """Writes a member, then ``pool.json``, which says that it is there.
+    """Writes a member, then ``pool.json``, which lists it.
 
     Args:
-        folder: of the pool.
-        name: of the member.
-        content: its weights, as they are stored.
-        facts: what ``pool.json`` says.
-        private: the folder is in the cache, for this user alone, and not one that was asked for.
+        folder: folder of the pool.
+        name: name of the member.
+        content: weights of the member, as they are stored.
+        facts: content of ``pool.json``.
+        private: whether the folder is in the user's cache, rather than named by the user.
 
     Returns:
-        Whether it is kept; if the cache is full, the networks still serve this run, with a warning.
+        Whether the member was saved; if the cache cannot be written, this run still uses the networks, with a warning.
 
     Raises:
-        InputError: if a folder that was asked for cannot be written.
+        InputError: if a folder that the user named cannot be written.
     """
     try:
         make_folders(folder, private=private)
@@ -98,7 +98,7 @@ def keep(folder: Path, name: str, content: bytes, facts: Mapping[str, Any], *, p
         if not private:
             raise InputError(_cannot_keep(folder, error, private=private)) from None
         logger.warning(
-            "%s; this run uses the networks, the next will train them again",
+            "%s; this run uses the networks, the next one will train them again",
             _cannot_keep(folder, error, private=private),
         )
         return False
@@ -106,15 +106,15 @@ def keep(folder: Path, name: str, content: bytes, facts: Mapping[str, Any], *, p
 
 
 def load_weights(path: Path, network: Network, unkept: bytes | None = None) -> bytes:
-    """Gives the network its weights, from its file or from what could not be kept; returns the file's content.
+    """Loads a network's weights from its file, or from `unkept` if that could not be saved; returns the content.
 
     Raises:
-        InputError: if the file is damaged.
+        InputError: if the file is corrupted.
     """
     try:
         content = path.read_bytes() if unkept is None else unkept
         network.load_state_dict(from_bytes(content))
     except (OSError, SafetensorError, RuntimeError) as error:
         reason = one_line(error)
-        raise InputError(f"{path} is damaged ({reason}); remove its folder and the pool is trained again") from None
+        raise InputError(f"{path} is corrupted ({reason}); remove its folder to train the pool again") from None
     return content

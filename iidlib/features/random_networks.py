@@ -1,4 +1,4 @@
-"""DM's source of features: at every iteration a network with new random weights."""
+"""DM's feature source: a network with new random weights at every iteration."""
 
 import torch
 
@@ -11,9 +11,9 @@ __all__ = ["RandomNetworks"]
 
 
 class RandomNetworks(NetworkSource):
-    """DM's feature source: at every iteration a network with new random weights.
+    """Draws a network with new random weights at every iteration.
 
-    One network is built and its weights are drawn again in place, on its device, as a function of seed and iteration.
+    One network is built; its weights are redrawn in place, on its device, as a function of seed and iteration.
     """
 
     in_place = True
@@ -21,13 +21,13 @@ class RandomNetworks(NetworkSource):
     def __init__(
         self, name: str, spec: DatasetSpec, *, width: int, seed: int, device: torch.device, compile: str = "auto"
     ) -> None:
-        # the generator spares the global random state; the weights that it draws are never used
+        # only to leave the global random state alone; the weights it draws are never used
         generator = stream(seed, 0, "network", device)
         network = network_for(name, spec, width=width, generator=generator, compile=compile)
         self._network = frozen(network)
         self._seed, self._device = seed, device
 
     def draw(self, iteration: int) -> Drawn:
-        """The iteration's network, which overwrites the one drawn before; its accuracy is 0."""
+        """The iteration's network, which overwrites the previous one; its accuracy is 0."""
         draw_parameters_(self._network, stream(self._seed, iteration, "network", self._device))
         return Drawn(self._network, 0.0)
