@@ -73,7 +73,7 @@ def test_real_images_by_name() -> None:
     assert isinstance(mosaics, SyntheticSet) and (mosaics.provenance["method"], mosaics.factor) == ("random-mosaic", 2)
     with pytest.raises(InputError, match="unknown choice of real images 'hearding'; did you mean 'herding'"):
         real_images("hearding", train, 2)
-    with pytest.raises(InputError, match="herding chooses on the features of a network; give one"):
+    with pytest.raises(InputError, match="herding chooses by the features of a network; give one"):
         real_images("herding", train, 2)
 
 

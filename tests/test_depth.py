@@ -14,7 +14,7 @@ from iidlib.data.depth import Found, Scale, to_bytes
 from iidlib.data.folder import parse_folder
 from iidlib.errors import InputError
 from iidlib.evaluation import random_real
-from iidlib.evaluation.fitting import tell_differences
+from iidlib.evaluation.fitting import log_differences
 from iidlib.synthetic import SyntheticSet
 from tests.test_pictures import png_of_16_bits
 
@@ -192,18 +192,18 @@ def test_a_set_keeps_the_range_and_is_not_tested_on_another_one_silently(
     assert chosen.provenance["range"] == "0,4095"
     name = dataset(tmp_path / "dimmer", lambda n: flat(1020 - n, np.uint16))
     for images in (chosen, made_from.train, chosen):
-        tell_differences(images, load_dataset(name))
+        log_differences(images, load_dataset(name))
     warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert len(warnings) == 1, "once"
     assert f"0 is black and 4095 is white, and in {name} 0 is black and 1023 is white" in warnings[0]
     remedy = warnings[0].split()[-1]
     assert remedy == f"{name}&range=0,4095"
     caplog.clear()
-    tell_differences(chosen, load_dataset(remedy))
+    log_differences(chosen, load_dataset(remedy))
     floats = dataset(tmp_path / "floats", lambda n: flat(n / 5, np.float32), "tif")
     bytes_ = dataset(tmp_path / "bytes", lambda n: flat(40 * n, np.uint8))
     for other in (floats, bytes_):
-        tell_differences(chosen, load_dataset(other))
+        log_differences(chosen, load_dataset(other))
     assert not [record for record in caplog.records if record.levelname == "WARNING"]
     assert "range" not in random_real(load_dataset(bytes_).train, 1).provenance
 

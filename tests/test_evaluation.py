@@ -326,13 +326,13 @@ def like(dataset: Dataset, **changes: object) -> Dataset:
     [
         (
             lambda own: like(own, classes=("a", "b", "c", "plus")),
-            "4 classes in the set, 4 there - only in the set 'disc', 'square', 'triangle' - only there 'a', 'b', 'c'$",
+            "4 classes in the set, 4 in the dataset - only in the set .disc., .square., .triangle. - only in .* .a., .b., .c.$",
         ),
-        (lambda own: shapes(3, 3, 16), "4 classes in the set, 3 there - only in the set 'plus'$"),
-        (lambda own: shapes(4, 3, 8), "the set's images have 16 pixels a side, these have 8$"),
+        (lambda own: shapes(3, 3, 16), "4 classes in the set, 3 in the dataset - only in the set 'plus'$"),
+        (lambda own: shapes(4, 3, 8), "the set's images are 16 pixels wide and high, the dataset's 8$"),
         (
             lambda own: like(shapes(3, 3, 24), name="folder:a?size=24"),
-            "only in the set 'plus'; the set's .* 16 pixels .*, these have 24 .take it as folder:a.size=16.$",
+            "only in the set 'plus'; the set's .* 16 pixels .*, the dataset's 24 .use folder:a.size=16.$",
         ),
         (
             lambda own: Dataset.of(
@@ -386,7 +386,7 @@ def test_classes_in_another_order_are_brought_into_the_sets(pictures, networks):
     assert torch.equal(fitted.test.labels, pictures.test.labels) and fitted.train.counts.tolist() == [9, 12, 15, 8]
     assert judge(chosen, turned)["accuracy"].tolist() == usual
     again = SyntheticSet(chosen.images, chosen.labels, dataclasses.replace(chosen.spec, classes=("a", "a", "b", "c")))
-    with pytest.raises(InputError, match="two classes have one name, and the classes stand in another order"):
+    with pytest.raises(InputError, match="two classes have the same name, and the order of the classes differs"):
         judge(again, like(pictures, classes=("a", "b", "a", "c")))
 
 
@@ -470,7 +470,7 @@ def test_classes_without_test_images_are_told_and_do_not_count(pictures, network
 
 
 def test_a_dataset_without_test_images_is_refused_before_anything_is_trained(pictures, networks):
-    with pytest.raises(InputError, match="shapes has no test images, so that nothing can be evaluated on it"):
+    with pytest.raises(InputError, match="shapes has no test images, so nothing can be evaluated on it"):
         judge(random_real(pictures.train, 2), without(pictures, 0, 1, 2, 3))
     assert not networks
 
@@ -631,7 +631,7 @@ def test_the_origin_of_a_set_is_what_its_provenance_says(pictures):
     assert origin_of(made, scale="ci") == SetOrigin("dm", "laptop", 6, 9, 1, told, dataset="shapes")
     assert origin_of(pictures.train, scale="ci", seed=4) == SetOrigin("whole", "ci", 4, dataset="shapes")
     made.provenance["seed"] = "six"
-    with pytest.raises(InputError, match=r"my.file is damaged \(its seed or iterations are not numbers\)"):
+    with pytest.raises(InputError, match=r"my.file is corrupted \(its seed or iterations are not numbers\)"):
         origin_of(made, called="my.file")
 
 

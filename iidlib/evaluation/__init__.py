@@ -1,4 +1,4 @@
-"""The claim (``run``): what networks trained on a set reach; also chosen real images and measures of sets."""
+"""Evaluation: accuracy of networks trained on a set (``run``), baselines of chosen real images, measures of sets."""
 
 from iidlib.evaluation.coresets import choose, herding, k_center, random_beside, random_real, real_images
 from iidlib.evaluation.fitting import check_evaluation, dataset_for, untested

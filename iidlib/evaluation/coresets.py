@@ -1,7 +1,7 @@
-"""Real images chosen instead of learned: at random, by herding, by k-center.
+"""Real images, chosen rather than learned: at random, by herding, by k-center.
 
-Herding and k-center choose on the features of a network trained on the whole set. All of them store as many images as a
-distilled set, so that they are reported alongside it under the same protocol.
+Herding and k-center use the features of a network trained on the whole training set. All methods store as many images
+as a distilled set, and are reported alongside it under the same protocol.
 """
 
 import logging
@@ -24,13 +24,13 @@ logger = logging.getLogger("iidlib")
 
 
 def random_real(train: RealSet, ipc: int, seed: int = 0, factor: int = 1) -> SyntheticSet:
-    """The baseline of every table: random real images, the same number a class, under the same protocol.
+    """The baseline of every table: random real images, as many per class as the distilled set.
 
-    With a factor, each is a mosaic of downscaled real images: what belongs beside a set distilled in that form. The
+    With a factor, each image is a mosaic of downscaled real images, the baseline for sets distilled in that form. The
     images are those that a distillation with this seed and factor starts from.
 
     Raises:
-        InputError: if ipc is below 1, or a class has too few images, or the factor does not fit.
+        InputError: if `ipc` is below 1, a class has too few images, or the factor does not fit.
     """
     chosen = SyntheticSet.from_real(train, ipc, stream(seed, 0, "initial images"), factor=factor)
     name = "random" if factor == 1 else "random-mosaic"
@@ -39,22 +39,22 @@ def random_real(train: RealSet, ipc: int, seed: int = 0, factor: int = 1) -> Syn
 
 
 def herding(features: Tensor, count: int) -> Tensor:
-    """Images whose mean stays near the mean of all: each next one brings the mean of those chosen nearest to it.
+    """Images whose mean stays near the mean of all: each step adds the image that brings their mean nearest to it.
 
-    Welling, "Herding dynamical weights to learn" (ICML 2009), in the form that chooses exemplars.
+    Welling, "Herding dynamical weights to learn" (ICML 2009), in the form that selects exemplars.
 
     Args:
-        features: of one class's images, [N, D].
-        count: how many to choose, at most N.
+        features: features of one class's images, [N, D].
+        count: number of images to choose, at most N.
 
     Returns:
         Indices in the order of choice, int64 [count].
     """
-    target, total = features.mean(0), torch.zeros_like(features[0])
-    free = torch.ones(len(features), dtype=torch.bool, device=features.device)
+    target, total = features.mean(0), torch.zeros_like(features[0])  # [D], [D]
+    free = torch.ones(len(features), dtype=torch.bool, device=features.device)  # [N]
     chosen = []
     for number in range(1, count + 1):
-        distance = ((total + features) / number - target).square().sum(1).masked_fill(~free, torch.inf)
+        distance = ((total + features) / number - target).square().sum(1).masked_fill(~free, torch.inf)  # [N]
         best = int(distance.argmin())
         free[best] = False
         total = total + features[best]
@@ -63,22 +63,22 @@ def herding(features: Tensor, count: int) -> Tensor:
 
 
 def k_center(features: Tensor, count: int) -> Tensor:
-    """Images that cover the class: each next one is the farthest from those chosen; the first is nearest to the mean.
+    """Images that cover the class: the image nearest to the mean, then at each step the farthest from those chosen.
 
-    The greedy form of Sener and Savarese, "Active learning for convolutional neural networks: a core-set approach"
+    The greedy algorithm of Sener and Savarese, "Active learning for convolutional neural networks: a core-set approach"
     (ICLR 2018).
 
     Args:
-        features: of one class's images, [N, D].
-        count: how many to choose, at most N.
+        features: features of one class's images, [N, D].
+        count: number of images to choose, at most N.
 
     Returns:
         Indices in the order of choice, int64 [count].
     """
     chosen = [int((features - features.mean(0)).square().sum(1).argmin())]
-    nearest = (features - features[chosen[0]]).square().sum(1)
+    nearest = (features - features[chosen[0]]).square().sum(1)  # [N]
     for _ in range(count - 1):
-        # one that is chosen has distance zero; it is not taken again where images are equal
+        # a chosen image has distance zero, as equal ones have, but must not be chosen twice
         nearest[chosen[-1]] = -1
         best = int(nearest.argmax())
         nearest = torch.minimum(nearest, (features - features[best]).square().sum(1))
@@ -87,11 +87,11 @@ def k_center(features: Tensor, count: int) -> Tensor:
 
 
 CHOICES = {"herding": herding, "k-center": k_center}
-"""Ways to choose, by the name under which their rows stand."""
+"""Ways to choose, by the name in result rows."""
 
 
 def check_choice(name: str, train: RealSet, ipc: int) -> None:
-    """Finds out whether every class has images enough, before a network is trained to choose them by.
+    """Checks that every class has enough images, before a network is trained to choose them.
 
     Args:
         name: one of ``CHOICES``.
@@ -110,13 +110,13 @@ def check_choice(name: str, train: RealSet, ipc: int) -> None:
 
 
 def choose(name: str, train: RealSet, ipc: int, network: Network) -> SyntheticSet:
-    """Real images of each class, chosen on the features of a trained network.
+    """Real images of each class, chosen by the features of a trained network.
 
     Args:
         name: one of ``CHOICES``.
         train: the training images.
-        ipc: images a class.
-        network: gives the features (``embed``).
+        ipc: images per class.
+        network: the network that computes the features (``embed``).
 
     Raises:
         InputError: if a class has fewer images.
@@ -124,10 +124,10 @@ def choose(name: str, train: RealSet, ipc: int, network: Network) -> SyntheticSe
     check_choice(name, train, ipc)
     index = []
     for label in range(train.num_classes):
-        own = train.of_class(label)
+        members = train.of_class(label)  # [N]
         with torch.no_grad():
-            parts = [in_chunks(network.embed, train.images_of(part), 100) for part in own.split(1000)]
-        index.append(own[CHOICES[name](torch.cat(parts), ipc).cpu()])
+            parts = [in_chunks(network.embed, train.images_of(part), 100) for part in members.split(1000)]
+        index.append(members[CHOICES[name](torch.cat(parts), ipc).cpu()])  # [ipc]
     labels = torch.arange(train.num_classes, device=train.device).repeat_interleave(ipc)
     provenance = {"method": name, "data": train.fingerprint}
     return SyntheticSet(train.images_of(torch.cat(index)), labels, train.spec, provenance)
@@ -136,19 +136,19 @@ def choose(name: str, train: RealSet, ipc: int, network: Network) -> SyntheticSe
 def real_images(
     name: str, train: RealSet, ipc: int, *, seed: int = 0, factor: int = 1, network: Network | None = None
 ) -> SyntheticSet | RealSet:
-    """Real images by the name under which their rows stand.
+    """Real images, by the name in result rows.
 
     Args:
-        name: ``random`` or ``random-mosaic`` (mosaics where `factor` is above 1), one of ``CHOICES``, or ``whole`` for
+        name: ``random`` or ``random-mosaic`` (mosaics if `factor` is above 1), one of ``CHOICES``, or ``whole`` for
             all training images.
         train: the training images.
-        ipc: images per class, of which ``whole`` takes no notice.
-        seed: of a random choice.
+        ipc: images per class, ignored for ``whole``.
+        seed: seed of a random choice.
         factor: tiles along a side of a random image.
-        network: on whose features one of ``CHOICES`` chooses, see `iidlib.features.choosing_pool`.
+        network: the network whose features ``CHOICES`` use, see `iidlib.features.choosing_pool`.
 
     Raises:
-        InputError: for an unknown name, a choice without a network, or what `random_real` and `choose` refuse.
+        InputError: for an unknown name, a choice without a network, or as `random_real` and `choose`.
     """
     if name == "whole":
         return train
@@ -157,26 +157,26 @@ def real_images(
     if name not in CHOICES:
         raise InputError(f"unknown choice of real images {name!r}{suggest(name, BASELINES)}")
     if network is None:
-        raise InputError(f"{name} chooses on the features of a network; give one, such as choosing_pool trains")
+        raise InputError(f"{name} chooses by the features of a network; give one, such as choosing_pool trains")
     return choose(name, train, ipc, network)
 
 
 def random_beside(
     train: RealSet, ipc: int, seed: int, factor: int, *, say: Callable[[str], None] = logger.info
 ) -> list[SyntheticSet]:
-    """The baselines of a set: random real images, and random mosaics where the set consists of mosaics.
+    """The baselines of a set: random real images, and also random mosaics if the set consists of mosaics.
 
     Args:
         train: the training images.
         ipc: images per class of the set.
-        seed: of the choice.
+        seed: seed of the choice.
         factor: tiles along a side of the set's images.
-        say: told why one of them is left out, where a class has too few images for it.
+        say: called with a message if a baseline is left out because a class has too few images.
     """
-    found = []
+    baselines = []
     for tiles in (1, factor) if factor > 1 else (1,):
         try:
-            found.append(random_real(train, ipc, seed, tiles))
-        except InputError as error:  # the set itself may have begun otherwise, or from other images
+            baselines.append(random_real(train, ipc, seed, tiles))
+        except InputError as error:  # the set itself may have started from noise, or from other images
             say(f"{'random-mosaic' if tiles > 1 else 'random'} is left out: {error}")
-    return found
+    return baselines

@@ -1,10 +1,10 @@
-"""Whether a set, a dataset and a protocol fit each other: all that can be known before a network is trained.
+"""Checks that a set, a dataset and a protocol fit each other, before any network is trained.
 
-A set is a file of its own: it carries its classes, and the mean and deviation by which its images were normalised. It
-is tested on whatever has these classes in images of this size: the dataset it was made from, another selection of its
-images, a new folder of test images. These are normalised with the set's mean and deviation, not with their own, because
-the networks that classify them have seen images of that scale; so are the random real images beside it, or the
-comparison would not be of the images alone.
+A set carries its classes and the mean and standard deviation that its images were normalised with. It can be tested on
+any images of these classes and this size: the dataset it was made from, another selection of its images, a new folder
+of test images. Test images are normalised with the set's mean and standard deviation, not with their own, because the
+networks were trained on that scale. So are random real images for comparison; otherwise sets would differ in more than
+their images.
 """
 
 import dataclasses
@@ -22,14 +22,14 @@ from iidlib.notes import say_once
 from iidlib.synthetic import SyntheticSet
 from iidlib.training import augmentation_stages
 
-__all__ = ["check_arguments", "check_evaluation", "dataset_for", "tell_differences", "untested"]
+__all__ = ["check_arguments", "check_evaluation", "dataset_for", "log_differences", "untested"]
 
 
 def check_arguments(protocol: object, compute: object, seed: object) -> None:
-    """Refuses arguments of an evaluation that are of another type, or no seed.
+    """Checks the types of an evaluation's arguments, and the range of the seed.
 
     Raises:
-        InputError: naming the argument, and what it should be.
+        InputError: with the argument and what it must be.
     """
     if not isinstance(protocol, EvalProtocol):
         raise InputError(f"protocol must be an EvalProtocol, such as preset('dm', 'cifar10').eval, got {protocol!r}")
@@ -40,16 +40,16 @@ def check_arguments(protocol: object, compute: object, seed: object) -> None:
 
 
 def check_evaluation(protocol: EvalProtocol, spec: DatasetSpec, compute: ComputeConfig | None = None) -> None:
-    """Finds out before any work whether networks can be evaluated on a dataset; takes milliseconds for each.
+    """Checks before any training whether networks can be evaluated on a dataset; takes milliseconds per network.
 
     Args:
-        protocol: names the networks, their width and the augmentation.
-        spec: of the dataset.
-        compute: says whether kernels are compiled.
+        protocol: the networks, their width and the augmentation.
+        spec: the dataset's specification.
+        compute: whether kernels are compiled.
 
     Raises:
-        InputError: for an unknown network or augmentation, a network that cannot take the images, or a setting of
-            `compute` that cannot be had here.
+        InputError: for an unknown network or augmentation, a network that does not accept the images, or a setting of
+            `compute` that is not available here.
     """
     for name in protocol.networks:
         check_network_for(name, spec, width=protocol.width, compile=(compute or ComputeConfig()).compile)
@@ -57,24 +57,23 @@ def check_evaluation(protocol: EvalProtocol, spec: DatasetSpec, compute: Compute
 
 
 def dataset_for(images: SyntheticSet | RealSet, dataset: Dataset) -> Dataset:
-    """A dataset as a set needs it: its own images, with the classes in the set's order and normalised as the set is.
+    """A dataset adapted to a set: the dataset's images, with the set's order of classes and its normalisation.
 
-    Random real images beside a set are to be drawn from its ``train``, so that they are normalised alike.
+    Random real images to compare a set with should be drawn from its ``train``, so that they are normalised alike.
 
     Args:
-        images: the set that is evaluated.
-        dataset: of the same classes, in images of the same size and channels.
+        images: the set to evaluate.
+        dataset: a dataset with the same classes, image size and number of channels.
 
     Returns:
-        The dataset itself where nothing differs. Its name stays; mean, deviation and augmentation are the set's.
+        The dataset itself if nothing differs. Otherwise it keeps its name, but has the set's mean, standard deviation
+        and augmentation.
 
     Raises:
-        InputError: if classes, size or channels differ, which it names, or for what is no set or no dataset.
+        InputError: if classes, size or channels differ (the message says which), or for arguments of another type.
     """
     if not isinstance(images, SyntheticSet | RealSet):
-        raise InputError(
-            f"what is evaluated must be a SyntheticSet or RealSet, got {images!r}; SyntheticSet.load reads one"
-        )
+        raise InputError(f"images must be a SyntheticSet or RealSet, got {images!r}; SyntheticSet.load reads one")
     if not isinstance(dataset, Dataset):
         raise InputError(f"dataset must be a Dataset, such as load_dataset('cifar10-mini'), got {dataset!r}")
     own, given = images.spec, dataset.spec
@@ -97,57 +96,55 @@ def dataset_for(images: SyntheticSet | RealSet, dataset: Dataset) -> Dataset:
 
 
 def _differing(own: DatasetSpec, given: DatasetSpec) -> list[str]:
-    """What keeps a set from being tested on a dataset, in words."""
-    found = []
+    """Differences that prevent a set from being tested on a dataset, in words."""
+    differences = []
     if sorted(own.classes) != sorted(given.classes):
         lacking = [name for name in own.classes if name not in given.classes]
         more = [name for name in given.classes if name not in own.classes]
-        told = [f"{len(own.classes)} classes in the set, {len(given.classes)} there"]
-        told += [f"only in the set {listed([*map(repr, lacking)], 4)}"] if lacking else []
-        told += [f"only there {listed([*map(repr, more)], 4)}"] if more else []
-        found.append(" - ".join(told))
+        parts = [f"{len(own.classes)} classes in the set, {len(given.classes)} in the dataset"]
+        parts += [f"only in the set {listed([*map(repr, lacking)], 4)}"] if lacking else []
+        parts += [f"only in the dataset {listed([*map(repr, more)], 4)}"] if more else []
+        differences.append(" - ".join(parts))
     elif own.classes != given.classes and len(set(own.classes)) < len(own.classes):
-        found.append("two classes have one name, and the classes stand in another order")
+        differences.append("two classes have the same name, and the order of the classes differs")
     if own.image_size != given.image_size:
-        remedy = (
-            f" (take it as {given.name.split('?')[0]}?size={own.image_size})"
-            if given.name.startswith("folder:")
-            else ""
+        remedy = f" (use {given.name.split('?')[0]}?size={own.image_size})" if given.name.startswith("folder:") else ""
+        differences.append(
+            f"the set's images are {own.image_size} pixels wide and high, the dataset's {given.image_size}{remedy}"
         )
-        found.append(f"the set's images have {own.image_size} pixels a side, these have {given.image_size}{remedy}")
     if own.channels != given.channels:
-        found.append(f"the set's images have {own.channels} channels, these have {given.channels}")
-    return found
+        differences.append(f"the set's images have {own.channels} channels, the dataset's {given.channels}")
+    return differences
 
 
-def tell_differences(images: SyntheticSet | RealSet, dataset: Dataset) -> None:
-    """Says once in what a dataset is another one than the set was made from, where that does not keep it from testing.
+def log_differences(images: SyntheticSet | RealSet, dataset: Dataset) -> None:
+    """Logs once how a dataset differs from the one that a set was made from, if the set can still be tested on it.
 
     Args:
-        images: the set that is evaluated; its provenance names the training images that it was made from.
-        dataset: as it was loaded.
+        images: the set to evaluate; its provenance identifies the training images that it was made from.
+        dataset: the dataset as it was loaded.
     """
-    own, given, told = images.spec, dataset.spec, []
+    own, given, differences = images.spec, dataset.spec, []
     made_from = images.provenance.get("data") if isinstance(images, SyntheticSet) else None
     if own.name != given.name:
-        told.append(f"the set was made from {own.name} and is tested on {given.name}")
+        differences.append(f"the set was made from {own.name} and is tested on {given.name}")
     elif made_from and made_from != dataset.train.fingerprint:
-        told.append(f"the training images of {given.name} are no longer those that the set was made from")
+        differences.append(f"the training images of {given.name} are no longer those that the set was made from")
     if (own.mean, own.std) != (given.mean, given.std):
-        told.append("images are normalised with the set's own mean and standard deviation")
+        differences.append("images are normalised with the set's own mean and standard deviation")
     if own.classes != given.classes:
-        told.append("classes are numbered in the set's order")
-    if told:
-        say_once(logging.INFO, f"note: {'; '.join(told)}")
-    _tell_range(images.provenance.get("range", "") if isinstance(images, SyntheticSet) else own.ranges, given)
+        differences.append("classes are numbered in the set's order")
+    if differences:
+        say_once(logging.INFO, f"note: {'; '.join(differences)}")
+    _warn_of_other_range(images.provenance.get("range", "") if isinstance(images, SyntheticSet) else own.ranges, given)
 
 
-def _tell_range(made: str, given: DatasetSpec) -> None:
-    """Warns where pictures of more than 8 bits are shown brighter or darker than those that a set was made from.
+def _warn_of_other_range(made: str, given: DatasetSpec) -> None:
+    """Warns if pictures of more than 8 bits are scaled brighter or darker than those that a set was made from.
 
     Args:
-        made: what was black and white in those, as `DatasetSpec.ranges` has it.
-        given: of the dataset that is tested on.
+        made: values of black and white in the pictures that the set was made from, see `DatasetSpec.ranges`.
+        given: specification of the dataset that the set is tested on.
     """
     mine, theirs = _by_kind(made), _by_kind(given.ranges)
     for kind in sorted(mine.keys() & theirs.keys()):
@@ -157,20 +154,20 @@ def _tell_range(made: str, given: DatasetSpec) -> None:
             say_once(
                 logging.WARNING,
                 f"the set was made from pictures in which {mine[kind].replace(',', ' is black and ')} is white, and in "
-                f"{given.name} {theirs[kind].replace(',', ' is black and ')} is white, so that test images are "
-                "brighter or darker than the set's; if they come from one source, say what is black and white: "
+                f"{given.name} {theirs[kind].replace(',', ' is black and ')} is white, so test images are brighter "
+                "or darker than the set's; if they come from the same source, specify the values of black and white: "
                 f"{path}?{'&'.join([*rest, f'range={mine[kind]}'])}",
             )
 
 
 def _by_kind(ranges: str) -> dict[str, str]:
-    """Ranges of whole and of floating-point numbers, which are not compared with each other."""
+    """Ranges by kind of number, integer or floating-point; only ranges of the same kind are compared."""
     parts = (part.partition(" ") for part in ranges.split(" and ") if part)
     return {kind: numbers for numbers, _, kind in parts}
 
 
 def untested(test: RealSet) -> list[str]:
-    """Names of the classes without test images, said once: accuracies are over the images that there are.
+    """Names of the classes without test images, with one warning that accuracies leave them out.
 
     Args:
         test: the test images.
@@ -179,7 +176,7 @@ def untested(test: RealSet) -> list[str]:
         InputError: if there are no test images at all.
     """
     if not len(test):
-        raise InputError(f"{test.spec.name} has no test images, so that nothing can be evaluated on it")
+        raise InputError(f"{test.spec.name} has no test images, so nothing can be evaluated on it")
     names = [name for name, count in zip(test.spec.classes, test.counts.tolist(), strict=True) if not count]
     if names:
         rest = test.num_classes - len(names)

@@ -1,9 +1,9 @@
-"""Measures of sets on features: spread within and between classes, covariance gap, MMD, projection.
+"""Measures of sets in feature space: spread within and between classes, covariance gap, MMD, projection.
 
-What a distilled set shares with the real images, and where it differs, seen through a network. The measures are
-data frames, a row per class (or image), that `plots` draws. Nothing here is optimised or selected on.
+They show how a distilled set resembles the real images, and how it differs, as seen through a network. Each returns a
+data frame with a row per class (or image), which `plots` draws. Nothing is optimised or selected by them.
 
-Axis letters: C classes, N images a class, D feature dimensions, K channels, P positions of the feature map.
+Axis letters: C classes, N images per class, D feature dimensions, K channels, P positions of the feature map.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,56 +25,56 @@ __all__ = ["class_maps", "compare", "covariance_gap", "mmd", "project", "spread"
 
 @torch.no_grad()
 def class_maps(network: Network, images: Tensor, classes: int) -> Tensor:
-    """Feature maps of images that are sorted by class, as many of each.
+    """Feature maps of images that are sorted by class, equally many per class.
 
     Args:
-        network: on the images' device.
-        images: normalised, [C*N, channels, H, H].
-        classes: C.
+        network: the network, on the images' device.
+        images: normalised images, [C*N, channels, H, H].
+        classes: number of classes C.
 
     Returns:
-        [C, N, K, h, w]; the features of the network's head are ``network.head(maps.flatten(0, 1))``.
+        Maps [C, N, K, h, w]; feature vectors are ``network.head(maps.flatten(0, 1))``.
     """
-    maps = in_chunks(network.feature_map, images, default_chunk(images.device) or len(images))
-    return maps.unflatten(0, (classes, -1))
+    maps = in_chunks(network.feature_map, images, default_chunk(images.device) or len(images))  # [C*N, K, h, w]
+    return maps.unflatten(0, (classes, -1))  # [C, N, K, h, w]
 
 
 def spread(features: Tensor) -> pd.DataFrame:
-    r"""How far the images of a class lie from its centre, and how far the centres lie from each other.
+    """Distances of a class's images to its centre, and of the class centres to their mean.
 
     Args:
-        features: [C, N, D].
+        features: feature vectors, [C, N, D].
 
     Returns:
-        A row a class, with columns class, within (mean squared distance of its images to their mean), between
-        (squared distance of its mean to the mean of all classes' means), ratio (within / between; small where
-        classes are compact and far apart).
+        A row per class, with columns class, within (mean squared distance of its images to their mean), between
+        (squared distance of its mean to the mean of all class means), ratio (within / between; small if classes are
+        compact and far apart).
 
     Raises:
         ValueError: for another shape.
     """
-    within = losses.squared_distances(features).mean(1)
-    centres = losses.class_mean(features)
-    between = (centres - centres.mean(0)).square().sum(1)
+    within = losses.squared_distances(features).mean(1)  # [C, N] -> [C]
+    centres = losses.class_mean(features)  # [C, D]
+    between = (centres - centres.mean(0)).square().sum(1)  # [C]
     return _by_class(within=within, between=between, ratio=within / between)
 
 
 def covariance_gap(real: Tensor, syn: Tensor) -> pd.DataFrame:
-    """How much the local covariances of two sets differ, beside the size of the first one's.
+    """Difference of the local covariances of two sets, relative to the size of the first set's.
 
     Args:
         real: feature maps, [C, N, K, P].
         syn: feature maps, [C, n, K, P].
 
     Returns:
-        A row a class, with columns class, gap (Frobenius norm of the difference over that of the first; 0 where
-        they agree, 1 for a set without any variation).
+        A row per class, with columns class, gap (Frobenius norm of the difference over that of the real covariance; 0
+        if they agree, 1 for a set without any variation).
 
     Raises:
-        ValueError: on shapes that do not fit.
+        ValueError: for shapes that do not match.
     """
-    own = losses.local_covariance(real)
-    gap = losses.covariance_matching(real, syn).sqrt() / own.flatten(1).norm(dim=1)
+    covariance = losses.local_covariance(real)  # [C, K, K]
+    gap = losses.covariance_matching(real, syn).sqrt() / covariance.flatten(1).norm(dim=1)  # [C]
     return _by_class(gap=gap)
 
 
@@ -82,28 +82,28 @@ def mmd(real: Tensor, syn: Tensor) -> pd.DataFrame:
     r"""Squared maximum mean discrepancy of two sets, with a linear and with a Gaussian kernel.
 
     The linear kernel gives what mean matching minimises, :math:`\|\bar z - \bar z'\|^2`; it is zero for equal means.
-    The Gaussian kernel :math:`\exp(-\|z - z'\|^2 / 2h^2)`, with h the median distance between real images of the class,
-    is zero for equal distributions only. Both are the plain (biased) estimates, in which an image is compared with
-    itself: two samples of one distribution give more than zero, the more so the smaller they are.
+    With the Gaussian kernel :math:`\exp(-\|z - z'\|^2 / 2h^2)`, where h is the median distance between real images of
+    the class, it is zero only for equal distributions. Both are the plain (biased) estimates, which compare each image
+    with itself too: for two samples of one distribution they are positive, and larger for smaller samples.
 
     Source: Gretton et al., *A Kernel Two-Sample Test*, JMLR 2012.
 
     Args:
-        real: features, [C, N, D] with N of 2 or more.
+        real: features, [C, N, D], N at least 2.
         syn: features, [C, n, D].
 
     Returns:
-        A row a class, with columns class, linear, gaussian.
+        A row per class, with columns class, linear, gaussian.
 
     Raises:
-        ValueError: on shapes that do not fit, or a single real image.
+        ValueError: for shapes that do not match, or a single real image.
     """
     if real.ndim != 3 or real.shape[1] < 2:
-        raise ValueError(f"mmd takes two or more real images a class, [C, N, D], got {tuple(real.shape)}")
-    linear = losses.mean_matching(real, syn)
-    among_real = torch.cdist(real, real).square()
-    off = ~torch.eye(real.shape[1], dtype=torch.bool, device=real.device)
-    gaussian = losses.kernel_distance(real, syn, among_real[:, off].median(1).values)
+        raise ValueError(f"mmd needs two or more real images per class, [C, N, D], got {tuple(real.shape)}")
+    linear = losses.mean_matching(real, syn)  # [C]
+    distances = torch.cdist(real, real).square()  # [C, N, N]
+    off_diagonal = ~torch.eye(real.shape[1], dtype=torch.bool, device=real.device)  # [N, N]
+    gaussian = losses.kernel_distance(real, syn, distances[:, off_diagonal].median(1).values)  # [C]
     return _by_class(linear=linear, gaussian=gaussian.clamp(min=0))
 
 
@@ -115,20 +115,20 @@ def compare(
     per_class: int = 100,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Every measure of several sets against real images, under several networks.
+    """All measures of several sets against real images, under several networks.
 
     Args:
-        sets: by label; mosaics are expanded.
+        sets: the sets by label; mosaics are expanded.
         real: the training images.
-        networks: frozen, on the images' device.
-        per_class: real images a class that the sets are compared with; fewer where the smallest class has fewer.
-        seed: of their choice. They are not the images that a distillation with this seed starts from.
+        networks: frozen networks on the images' device.
+        per_class: real images per class to compare with; lowered to half the size of the smallest class.
+        seed: seed of their choice. They are not the images that a distillation with this seed starts from.
 
     Returns:
-        A row a network, label and class, with columns network (its number), label, class (its name), within,
-        between, ratio, gap, linear, gaussian, as in `spread`, `covariance_gap` and `mmd`; the real images
-        themselves are the label ``real``, with a gap and discrepancies against a second, disjoint draw of as
-        many real images, which says what a measure gives when there is nothing to find.
+        A row per network, label and class, with columns network (its number), label, class (its name), within,
+        between, ratio, gap, linear, gaussian, as in `spread`, `covariance_gap` and `mmd`. The label ``real`` is a
+        second, disjoint draw of as many real images, which shows the values of the measures when there is no
+        difference.
 
     Raises:
         InputError: for fewer than four real images in a class.
@@ -137,17 +137,18 @@ def compare(
     if per_class < 2:
         raise InputError("compare needs four or more real images in every class")
     drawn = real.sample(2 * per_class, stream(seed, 0, "images to compare with"))
-    both = real.images_of(drawn.index).unflatten(0, (real.num_classes, 2 * per_class))
-    first, second = (part.flatten(0, 1) for part in both.split(per_class, dim=1))
+    both = real.images_of(drawn.index).unflatten(0, (real.num_classes, 2 * per_class))  # [C, 2N, 3, H, H]
+    first, second = (part.flatten(0, 1) for part in both.split(per_class, dim=1))  # [C*N, 3, H, H] each
     images = {"real": second} | {label: one.expanded().images.detach().to(real.device) for label, one in sets.items()}
     frames = []
     for number, network in enumerate(networks):
-        maps = class_maps(network, first, real.num_classes)
-        features = network.head(maps.flatten(0, 1)).unflatten(0, maps.shape[:2])
+        real_maps = class_maps(network, first, real.num_classes)  # [C, N, K, h, w]
+        real_features = network.head(real_maps.flatten(0, 1)).unflatten(0, real_maps.shape[:2])  # [C, N, D]
         for label, batch in images.items():
-            own = class_maps(network, batch, real.num_classes)
-            seen = network.head(own.flatten(0, 1)).unflatten(0, own.shape[:2])
-            parts = [spread(seen), covariance_gap(maps.flatten(3), own.flatten(3)), mmd(features, seen)]
+            maps = class_maps(network, batch, real.num_classes)  # [C, n, K, h, w]
+            features = network.head(maps.flatten(0, 1)).unflatten(0, maps.shape[:2])  # [C, n, D]
+            gap = covariance_gap(real_maps.flatten(3), maps.flatten(3))
+            parts = [spread(features), gap, mmd(real_features, features)]
             frame = pd.concat([part.drop(columns="class") for part in parts], axis=1)
             first_columns = pd.DataFrame({"network": number, "label": label, "class": list(real.spec.classes)})
             frames.append(pd.concat([first_columns, frame], axis=1))
@@ -157,40 +158,39 @@ def compare(
 def project(
     features: Mapping[str, Tensor], labels: Mapping[str, Tensor], *, perplexity: float = 30.0, seed: int = 0
 ) -> pd.DataFrame:
-    """Features of several sets in two dimensions, by one t-SNE of all of them.
+    """Projection of the features of several sets to two dimensions, by one t-SNE of all of them.
 
-    Distances between far points, and the sizes of clusters, mean little in such a picture; what it shows is which
-    points are neighbours. Source: van der Maaten and Hinton, *Visualizing Data using t-SNE*, JMLR 2008, in
-    scikit-learn's form, begun from the first two principal components.
+    Such a picture shows which points are neighbours; distances between far points and sizes of clusters mean little.
+    Source: van der Maaten and Hinton, *Visualizing Data using t-SNE*, JMLR 2008, as implemented by scikit-learn,
+    initialised with the first two principal components.
 
     Args:
-        features: by label of the set, [B, D] each.
-        labels: the class of each image, [B] each.
-        perplexity: about how many neighbours count; it is lowered where there are fewer than three times as many
-            points.
-        seed: of the algorithm.
+        features: features by label of the set, [B, D] each.
+        labels: classes of the images by label of the set, [B] each.
+        perplexity: effective number of neighbours, lowered if there are fewer than three times as many points.
+        seed: seed of the algorithm.
 
     Returns:
-        A row an image, with columns label, class (an integer), x, y (no unit).
+        A row per image, with columns label, class (an integer), x, y (no unit).
 
     Raises:
-        ValueError: for fewer than five images in all, or labels that do not fit.
+        ValueError: for fewer than five images in all, or labels that do not match the features.
     """
     from sklearn.manifold import TSNE
 
     if features.keys() != labels.keys() or any(len(features[name]) != len(labels[name]) for name in features):
-        raise ValueError("project takes as many labels as features for every set")
-    points = torch.cat(list(features.values())).detach().cpu().double().flatten(1)
+        raise ValueError("project needs as many labels as features for every set")
+    points = torch.cat(list(features.values())).detach().cpu().double().flatten(1)  # [B, D]
     if len(points) < 5:
         raise ValueError(f"project needs five or more images, got {len(points)}")
-    fitting = min(perplexity, (len(points) - 1) / 3)
-    placed = TSNE(perplexity=fitting, init="pca", random_state=seed).fit_transform(points.numpy())
+    perplexity = min(perplexity, (len(points) - 1) / 3)
+    projected = TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(points.numpy())  # [B, 2]
     return pd.DataFrame(
         {
             "label": [name for name, own in features.items() for _ in own],
             "class": torch.cat([labels[name].cpu() for name in features]).tolist(),
-            "x": placed[:, 0],
-            "y": placed[:, 1],
+            "x": projected[:, 0],
+            "y": projected[:, 1],
         }
     )
 

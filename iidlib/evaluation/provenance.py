@@ -1,4 +1,4 @@
-"""What surrounds an evaluation: how the set was made, the settings that evaluate it, the versions behind its rows."""
+"""Provenance of an evaluation: how the set was made, the settings of its evaluation, the versions behind its rows."""
 
 import contextlib
 import dataclasses
@@ -23,11 +23,11 @@ __all__ = ["check_protocol", "cost_of", "evaluation_config", "made_by", "origin_
 
 
 def made_by(device: torch.device, command: str | None = None) -> MadeBy:
-    """Versions, commit, date and machine as they are now, for `iidlib.experiments.result_rows`.
+    """Current versions, commit, date and machine, for `iidlib.experiments.result_rows`.
 
     Args:
-        device: where networks are trained.
-        command: the command line behind the rows, where there is one.
+        device: the device that networks are trained on.
+        command: the command line that produced the rows, if any.
     """
     known = environment()
     now = MadeBy(
@@ -42,7 +42,7 @@ def made_by(device: torch.device, command: str | None = None) -> MadeBy:
 
 
 def with_memory(known: MadeBy, device: torch.device) -> MadeBy:
-    """The same with the peak memory up to now, where versions were noted before the work began."""
+    """A copy with the current peak memory, for a record made before the work started."""
     return dataclasses.replace(known, peak_memory_mib=round(peak_memory_mib(device)))
 
 
@@ -54,32 +54,32 @@ def origin_of(
     seed: int = 0,
     called: str = "the set",
 ) -> SetOrigin:
-    """How a set was made, as its provenance says.
+    """Origin of a set, according to its provenance.
 
     Args:
-        images: distilled, or chosen by `real_images`; ``whole`` for all training images.
-        run: the folder of the run that made it, where that was kept: its settings are those of the set.
-        scale: of a set whose provenance names none, such as chosen images.
-        seed: likewise.
-        called: what an error calls the set.
+        images: a distilled set, images chosen by `real_images`, or all training images.
+        run: the folder of the run that made the set, if it was kept; the settings are then read from it.
+        scale: scale of a set whose provenance has none, such as chosen images.
+        seed: seed of a set whose provenance has none.
+        called: name of the set in error messages.
 
     Raises:
-        InputError: where its seed or iterations are not numbers.
+        InputError: if the seed or the iterations in the provenance are not numbers.
     """
     if isinstance(images, RealSet):
         return SetOrigin("whole", scale, seed, dataset=images.spec.name)
-    noted = images.provenance
+    known = images.provenance
     try:
-        iterations, own_seed = int(noted.get("iterations", 0)), int(noted.get("seed", seed))
+        iterations, seed = int(known.get("iterations", 0)), int(known.get("seed", seed))
     except ValueError:
         raise InputError(
-            f"{called} is damaged (its seed or iterations are not numbers); distil or copy it again"
+            f"{called} is corrupted (its seed or iterations are not numbers); distil or copy it again"
         ) from None
-    pairs = (pair.partition("=") for pair in noted.get("settings", "").split())
+    pairs = (pair.partition("=") for pair in known.get("settings", "").split())
     return SetOrigin(
-        method=noted.get("method", "unknown"),
-        scale=noted.get("scale", scale),
-        seed=own_seed,
+        method=known.get("method", "unknown"),
+        scale=known.get("scale", scale),
+        seed=seed,
         iterations=iterations,
         factor=images.factor,
         settings={key: value for key, _, value in pairs} if run is None else differing(run.config()),
@@ -89,30 +89,30 @@ def origin_of(
 
 
 def cost_of(run: RunFolder, iterations: int) -> dict[str, Any]:
-    """What a run's folder says of its time, its device and its pool, as fields of `SetOrigin`.
+    """A run's time, device and pool according to its folder, as fields of `SetOrigin`.
 
     Args:
         run: the folder.
-        iterations: of its set; the log may say more, where a continuation was stopped.
+        iterations: iterations of its set; the log may have more, if a continuation was stopped.
     """
     rows, pool = [], run.noted("pool")
-    with contextlib.suppress(InputError):  # a log that cannot be read costs the row its time, not its accuracy
+    with contextlib.suppress(InputError):  # without a readable log the row lacks its time, but not its accuracy
         rows = [row for row in run.metric_rows() if row["iteration"] < iterations]
-    found: dict[str, Any] = {}
+    cost: dict[str, Any] = {}
     if rows and rows[-1].get("seconds"):
-        found["seconds_per_iteration"] = rows[-1]["seconds"] / (rows[-1]["iteration"] + 1)  # counted from 0
+        cost["seconds_per_iteration"] = rows[-1]["seconds"] / (rows[-1]["iteration"] + 1)  # counted from 0
     if "accuracies" in pool:
-        found |= {"pool_accuracies": pool["accuracies"], "pool_seconds": pool.get("seconds")}
+        cost |= {"pool_accuracies": pool["accuracies"], "pool_seconds": pool.get("seconds")}
     if "name" in (device := run.noted("device")):
-        found["distilled_on"] = device["name"]
-    return found
+        cost["distilled_on"] = device["name"]
+    return cost
 
 
 def check_protocol(name: str) -> None:
-    """Refuses a protocol that `evaluation_config` does not know.
+    """Checks the name of a protocol for `evaluation_config`.
 
     Raises:
-        InputError: with the name that may have been meant.
+        InputError: for an unknown name, with a suggestion.
     """
     if name not in PROTOCOLS:
         raise InputError(f"unknown protocol {name!r}{suggest(name, PROTOCOLS)}")
@@ -127,13 +127,13 @@ def evaluation_config(
     protocol: str = "dm",
     changes: Mapping[str, object] | None = None,
 ) -> RunConfig:
-    """The settings by which a set is evaluated; its rows keep the scale at which it was made.
+    """Settings of a set's evaluation; the rows keep the scale at which the set was made.
 
     Args:
         origin: how the set was made, or the name, scale and seed of images yet to be chosen.
-        dataset: what it is tested on.
-        ipc: images per class; of ``whole`` those of the largest class are counted instead.
-        scale: whose protocol is used; the set's own when not given.
+        dataset: the dataset that the set is tested on.
+        ipc: images per class; for ``whole`` the size of the largest class is used instead.
+        scale: the scale whose protocol is used; by default the set's own.
         protocol: ``dm`` or ``idc``, see `iidlib.config.recipes.PROTOCOLS`.
         changes: further settings by dotted key. Without ``eval.epochs`` the whole training set gets fewer epochs, see
             ``EvalProtocol.for_whole_set``.
@@ -144,12 +144,12 @@ def evaluation_config(
     check_protocol(protocol)
     given, start = dict(changes or {}), scale or origin.scale
     family = {} if protocol == "dm" else protocol_changes(protocol, dataset.spec.augmentation, start)
-    # a set of an unknown method is evaluated as one of DM, on which no method changes the evaluation
+    # a set of an unknown method is evaluated like one of DM: methods do not change the evaluation
     method = origin.method if origin.method in (*BASES, *BASELINES) else "dm"
     config = preset(method, dataset.name, ipc, start, {"seed": origin.seed} | family | given)
-    judged = config.eval
+    evaluation = config.eval
     if origin.method == "whole":
         ipc = int(dataset.train.counts.max())
-        judged = judged if "eval.epochs" in given else judged.for_whole_set()
+        evaluation = evaluation if "eval.epochs" in given else evaluation.for_whole_set()
     made_at = origin.scale if origin.scale in SCALES else config.scale
-    return attrs.evolve(config, eval=judged, scale=made_at, ipc=ipc)
+    return attrs.evolve(config, eval=evaluation, scale=made_at, ipc=ipc)
