@@ -256,7 +256,7 @@ plots.show(bars, f"Equal storage, scale {scale}, one seed: {finding}.")
 
 # %%
 gains = {which: experiments.gains_of_parts(which) for which in ("tour", "laptop")}
-pd.DataFrame({w: gains[w].set_index(["group", "part"]).iloc[:, -1] for w in gains})
+pd.DataFrame({w: gains[w].set_index(["group", "part"])["text"] for w in gains})
 
 # %%
 axes, findings = plots.panels(2, height=4), []

@@ -49,7 +49,7 @@ def test_the_tables_of_results_are_those_of_the_rows(page: str) -> None:
 def test_the_table_of_parts_has_a_row_for_each_and_what_is_measured_of_it() -> None:
     lines = script("build_results_tables").parts("tour_laptop").splitlines()
     assert len(lines) == 2 + len(PARTS) + len(MATCHING)
-    told = gains_of_parts("laptop").set_index(["part", "group"])["told"]
+    told = gains_of_parts("laptop").set_index(["part", "group"])["text"]
     for line in lines[2:]:
         name, *columns = (column.strip() for column in line.strip("|").split("|"))
         assert len(columns) == 4 and columns[2] == told[name, "left out"]

@@ -55,7 +55,7 @@ def test_without_rows_every_part_is_missing() -> None:
     table = gains_of_parts("laptop", NOTHING)
     assert len(table) == 2 * len(PARTS) + len(MATCHING) and set(table["group"]) == {"left out", "added alone"}
     assert table[["mean", "low", "high"]].isna().all(axis=None)
-    assert set(in_use(table)["told"]) == {"missing"}
+    assert set(in_use(table)["text"]) == {"missing"}
 
 
 def test_a_part_is_measured_by_the_cells_with_and_without_it() -> None:
@@ -63,7 +63,7 @@ def test_a_part_is_measured_by_the_cells_with_and_without_it() -> None:
     assert set(table["seeds"]) == {3} and set(table["note"]) == {""}
     apart = table["part"].map(lambda name: len(MATCHING.get(name, "1")))  # settings; also where a part needs another
     assert table["mean"].round(2).equals((2.02 * apart).round(2))
-    assert (table["low"] > 0).all() and table["told"].iloc[0] == "+2.0 from +2.0 to +2.1 (3)"
+    assert (table["low"] > 0).all() and table["text"].iloc[0] == "+2.0 from +2.0 to +2.1 (3)"
 
 
 def test_a_part_that_harms_has_a_negative_gain() -> None:
@@ -75,11 +75,11 @@ def test_what_is_measured_in_part_is_told_in_part() -> None:
     some = pd.concat([measured([CELLS[0], CELLS[2]], seeds=3), measured([CELLS[4]], seeds=2)])
     one = pd.concat([measured([CELLS[0]], seeds=3), measured([CELLS[3]], seeds=1)])
     alone = gains_of_parts("laptop", one).set_index("note").loc["1 seed"]
-    assert alone["told"] == "+2.0 (1 seed)" and pd.isna(alone["low"])
+    assert alone["text"] == "+2.0 (1 seed)" and pd.isna(alone["low"])
     table = gains_of_parts("laptop", some).set_index(["group", "part"])
     assert table.loc[("left out", "mosaics"), "seeds"] == 3
-    assert table.loc[("left out", "networks of the stages"), "told"].endswith(" (2 seeds)")
-    assert table.loc[("added alone", "mosaics"), "told"] == "missing"
+    assert table.loc[("left out", "networks of the stages"), "text"].endswith(" (2 seeds)")
+    assert table.loc[("added alone", "mosaics"), "text"] == "missing"
 
 
 def test_a_part_without_weight_is_not_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,7 +87,7 @@ def test_a_part_without_weight_is_not_in_use(monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setitem(recipes.PLUS_SCALES, "laptop", recipes.PLUS_SCALES["laptop"] | {"match.cc": 0.0, "match.cm": 1})
     table = gains_of_parts("laptop", measured(list(CELLS), seeds=3)).set_index("part")
-    assert set(table.loc["class centralization", "told"]) == {"not in use"}
+    assert set(table.loc["class centralization", "text"]) == {"not in use"}
     assert table.loc["class centralization", "mean"].isna().all()
     assert set(table.loc["covariance matching", "note"]) == {""}
 

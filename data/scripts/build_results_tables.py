@@ -109,8 +109,8 @@ def parts(scales: str) -> str:
     """What each part of iid-plus gains at some scales (``tour_laptop``), left out and added alone."""
     names, columns = scales.split("_"), []
     for name in names:
-        told = experiments.gains_of_parts(name)
-        columns += [told[told["group"] == group].set_index("part")["told"] for group in ("left out", "added alone")]
+        gained = experiments.gains_of_parts(name)
+        columns += [gained[gained["group"] == group].set_index("part")["text"] for group in ("left out", "added alone")]
     heads = [f"{group}, `{name}`" for name in names for group in ("left out", "added alone")]
     lines = [f"| {' | '.join(['part', *heads])} |", f"|{' --- |' * (1 + len(heads))}"]
     lines += [f"| {part} | {' | '.join(column.get(part, '') for column in columns)} |" for part in columns[0].index]

@@ -32,8 +32,8 @@ def gains_of_parts(scale: str, rows: pd.DataFrame | None = None) -> pd.DataFrame
     Returns:
         One row per part and group (``left out``, ``added alone``), with the columns seeds, mean, low and high of
         `paired_gains`, where the mean is given for one or two seeds too; a note why there is no interval (``missing``,
-        ``1 seed``, ``not in use`` for a part that the scale's settings do not use), or ""; and a column with all of it
-        as text, called ``told``.
+        ``1 seed``, ``not in use`` for a part that the scale's settings do not use), or ""; and ``text``, which says all
+        of it in words.
     """
     cells = EXPERIMENTS["plus"].cells
     rows = all_rows() if rows is None else rows
@@ -62,11 +62,11 @@ def gains_of_parts(scale: str, rows: pd.DataFrame | None = None) -> pd.DataFrame
         "not in use" if off else ("missing" if not n else f"{n} seed{'s' * (n > 1)}" if n < 3 else "")
         for off, n in zip(idle, table["seeds"], strict=True)
     ]
-    table["told"] = [_gain_told(row) for row in table.to_dict("records")]
+    table["text"] = [_gain_as_text(row) for row in table.to_dict("records")]
     return table.drop(columns=["base", "method"])
 
 
-def _gain_told(row: Mapping[Any, Any]) -> str:
+def _gain_as_text(row: Mapping[Any, Any]) -> str:
     if np.isnan(row["mean"]):
         return row["note"]
     if row["note"]:
