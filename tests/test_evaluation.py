@@ -326,7 +326,7 @@ def like(dataset: Dataset, **changes: object) -> Dataset:
     [
         (
             lambda own: like(own, classes=("a", "b", "c", "plus")),
-            "4 classes in the set, 4 in the dataset - only in the set .disc., .square., .triangle. - only in .* .a., .b., .c.$",
+            "in the set, 4 in the dataset - only in the set 'disc', 'square', 'triangle' - only in .* 'a', 'b', 'c'$",
         ),
         (lambda own: shapes(3, 3, 16), "4 classes in the set, 3 in the dataset - only in the set 'plus'$"),
         (lambda own: shapes(4, 3, 8), "the set's images are 16 pixels wide and high, the dataset's 8$"),
@@ -339,7 +339,7 @@ def like(dataset: Dataset, **changes: object) -> Dataset:
                 dataclasses.replace(own.spec, channels=1, mean=(0.5,), std=(0.5,)),
                 *((part.images[:, :1], part.labels) for part in (own.train, own.test)),
             ),
-            "the set's images have 3 channels, these have 1$",
+            "the set's images have 3 channels, the dataset's 1$",
         ),
     ],
     ids=["names", "classes", "size", "classes and size", "channels"],
