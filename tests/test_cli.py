@@ -273,7 +273,7 @@ def test_random_mosaics_are_left_out_where_a_class_has_too_few_images(iid: Run) 
 def test_terms_that_need_two_images_are_said_to_be_left_out(iid: Run) -> None:
     common = ["--dataset", "shapes", "--scale", "ci", "--no-evaluate"]
     assert (
-        "left out: cm (a class has one image only), cc (a class has one image only)"
+        "left out: cm (a class has only one image), cc (a class has only one image)"
         in iid("distill", "iid-dm", *common, "--ipc", "1").out
     )
     assert "left out" not in iid("distill", "dm", *common, "--ipc", "1").out
@@ -1522,7 +1522,7 @@ def test_signals_to_a_real_process(iid: Run) -> None:
 
 
 def going_on(done: int) -> str:
-    return f"going on after {done} iterations, from ru n/checkpoints/{done:07d}.safetensors"
+    return f"resuming after {done} iterations from ru n/checkpoints/{done:07d}.safetensors"
 
 
 def last_iteration(folder: Path) -> int:

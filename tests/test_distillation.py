@@ -902,7 +902,7 @@ def test_a_finished_run_resumed_is_only_read(tmp_path, monkeypatch):
     assert torch.equal(again.synthetic.images, whole.synthetic.images) and shown == [12]
     assert again.metrics.equals(whole.metrics) and again.config == config
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")} == before
-    with pytest.raises(InputError, match=r"begun with other data .*; its set can be evaluated: iid evaluate"):
+    with pytest.raises(InputError, match=r"started with other data .*; its set can be evaluated: iid evaluate"):
         distill(config, pictures((9, 7, 12, 9)), out=tmp_path / "run", resume=True)
 
 
@@ -914,13 +914,13 @@ def test_a_finished_run_whose_set_is_damaged_writes_it_again(tmp_path, caplog):
     path.write_bytes(content[:-20])
     again = distill(config, pictures(), out=tmp_path / "run", resume=True)
     assert torch.equal(again.synthetic.images, whole.synthetic.images) and path.read_bytes() == content
-    assert "it is made again from the last checkpoint" in caplog.text
+    assert "rebuilding it from the last checkpoint" in caplog.text
     path.write_bytes(content[:-20])
     shutil.rmtree(tmp_path / "run" / "checkpoints")
     caplog.clear()
     again = distill(config, pictures(), out=tmp_path / "run", resume=True)
     assert torch.equal(again.synthetic.images, whole.synthetic.images) and path.read_bytes() == content
-    assert "it is made again from the first iteration" in caplog.text
+    assert "rebuilding it from the first iteration" in caplog.text
 
 
 def test_a_folder_that_is_in_use_is_not_touched(tmp_path):
@@ -937,7 +937,7 @@ def test_a_folder_that_is_in_use_is_not_touched(tmp_path):
         ({"seed": 3}, None, r"started with seed=0, not 3; resume it with the same settings"),
         ({"syn__lr": 0.5}, None, r"syn.lr=1.0, not 0.5"),
         ({"iterations": 5}, None, r"has done 6 iterations, more than iterations=5; give 6 or more"),
-        ({}, (9, 7, 12, 9), r"begun with other data \("),
+        ({}, (9, 7, 12, 9), r"started with other data \("),
     ],
 )
 def test_a_run_is_not_resumed_with_other_settings_or_data(changes, dataset, message, tmp_path):
@@ -959,14 +959,14 @@ def test_a_run_is_not_resumed_with_a_pool_of_other_weights(tmp_path, monkeypatch
     (member,) = (tmp_path / "cache" / "pools").glob("*/0000.safetensors")
     kept = member.read_bytes()
     member.write_bytes(to_bytes({name: 1.5 * tensor for name, tensor in from_bytes(kept).items()}))
-    with pytest.raises(InputError, match="begun with other pool weights"):
+    with pytest.raises(InputError, match="started with other pool weights"):
         distill(config, pictures(), out=tmp_path / "run", resume=True)
     member.write_bytes(kept)
     assert distill(config, pictures(), out=tmp_path / "run", resume=True).seconds > 0
 
 
 def test_what_cannot_be_resumed(tmp_path):
-    with pytest.raises(InputError, match="resume needs the folder"):
+    with pytest.raises(InputError, match="resume needs out, the folder"):
         distill(settings("dm"), pictures(), resume=True)
     with pytest.raises(InputError, match="no run to resume at"):
         distill(settings("dm"), pictures(), out=tmp_path / "nowhere", resume=True)
@@ -1091,7 +1091,7 @@ def test_a_process_that_is_interrupted_keeps_its_run(tmp_path):
         ({"method": "idm", "ipc": 1, "queue__size": 1}, "queue.size, 1, must be at least queue.start, 3"),
         (
             {"method": "idm", "ipc": 1, "match__statistics": "cached"},
-            "those of the queue are in training; leave it at fresh",
+            "those of the queue are in training; use match.statistics=fresh",
         ),
     ],
 )

@@ -188,7 +188,7 @@ def test_a_full_disk_leaves_the_checkpoint_before_whole(processes: ForkServerCon
     assert facts["iteration"] == 8 and state["images"].isfinite().all()
 
     status, text = ended(processes, [*command, "--out", str(folder), "--resume"], tmp_path / "said2")
-    assert status == 0 and "going on after 8 iterations" in text, text
+    assert status == 0 and "resuming after 8 iterations" in text, text
     assert (folder / "synthetic.safetensors").read_bytes() == (whole / "synthetic.safetensors").read_bytes()
 
 

@@ -167,7 +167,7 @@ def test_a_run_without_a_checkpoint_asks_for_its_set(saved: Path, tmp_path: Path
     shutil.rmtree(tmp_path / "run" / "checkpoints")
     finished.provenance["iterations"] = "3"
     finished.save(tmp_path / "run" / "synthetic.safetensors")
-    with pytest.raises(InputError, match=r"no checkpoint, so that it begins anew from set:\w{12}; give"):
+    with pytest.raises(InputError, match=r"no checkpoint, so it starts again from set:\w{12}; give"):
         distill(config, pictures(), out=tmp_path / "run", resume=True)
 
 

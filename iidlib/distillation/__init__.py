@@ -1,4 +1,4 @@
-"""The loop. Read ``methods``, ``terms`` and ``step``; ``captured`` is for GPUs; ``run``, ``kept`` for folders."""
+"""Distillation. The method is in ``methods``, ``terms`` and ``step``; ``captured`` is for GPUs, ``run`` is the loop."""
 
 from iidlib.distillation.batch import StepBatch
 from iidlib.distillation.captured import CapturedStep, captured_step

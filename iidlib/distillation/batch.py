@@ -1,4 +1,4 @@
-"""What the terms of one iteration may use: draws, feature maps and features, each computed once."""
+"""Inputs of the terms of one iteration: draws, feature maps and features, each computed once."""
 
 from functools import cached_property
 
@@ -20,7 +20,7 @@ def _all_equal(counts: Tensor) -> bool:
 
 
 def _stack_classes(features: Tensor, counts: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Rows sorted by class, [B, ...], as [C, N, ...] with a mask [C, N]; no mask where all classes are alike."""
+    """Reshapes rows sorted by class, [B, ...], to [C, N, ...] with a mask [C, N]; no mask for classes of equal size."""
     if _all_equal(counts):
         return features.unflatten(0, (len(counts), int(counts[0]))), None  # [C, N, ...]
     padded = torch.nn.utils.rnn.pad_sequence(list(features.split(counts.tolist())), batch_first=True)  # [C, N, ...]
@@ -29,34 +29,34 @@ def _stack_classes(features: Tensor, counts: Tensor) -> tuple[Tensor, Tensor | N
 
 
 class StepBatch:
-    """What the terms of one iteration may use; each feature is computed once, when first asked for.
+    """Inputs of the terms of one iteration; each is computed once, on first access.
 
-    Axis letters: C classes, N real and n synthetic images a class (expanded ones, where a stored image is a mosaic),
+    Axis letters: C classes, N real and n synthetic images per class (after expansion, if stored images are mosaics),
     K channels, P = h * w positions of a feature map, D dimensions.
     """
 
     def __init__(self, run: Run, draws: StepDraws) -> None:
-        """Computes nothing yet.
+        """Stores the arguments; nothing is computed yet.
 
         Args:
-            run: gives the settings and the synthetic images.
+            run: the run, with its settings and synthetic images.
             draws: the iteration's real images, augmentation and networks.
         """
         self._run, self._draws = run, draws
 
     @property
     def config(self) -> RunConfig:
-        """The run's settings."""
+        """Settings of the run."""
         return self._run.config
 
     @property
     def network(self) -> Network:
-        """The iteration's matching network."""
+        """Matching network of the iteration."""
         return self._draws.matching.network
 
     @property
     def pretrained(self) -> Network:
-        """The iteration's pretrained network, drawn from the pool."""
+        """Pretrained network of the iteration, drawn from the pool."""
         return self._draws.pretrained
 
     @cached_property
@@ -65,25 +65,25 @@ class StepBatch:
         return self._draws.augmented(expand(self._run.images, self.config.syn.factor))  # [C*n, 3, H, W]
 
     def _maps(self, images: Tensor) -> list[Tensor]:
-        """The maps of images after each block that covariance matching looks at, [B, K, h, w]; the last is last."""
+        """Feature maps after each block that covariance matching uses, [B, K, h, w] each, in order of the blocks."""
         count = self.config.match.cm_blocks if "cm" in self._run.terms else 1
         shapes: list[torch.Size] = []
 
         def joined(part: Tensor) -> Tensor:
-            maps = self.network.block_maps(part, count)
+            maps = self.network.block_maps(part, count)  # [b, K, h, w] each
             shapes[:] = [one.shape[1:] for one in maps]
-            return torch.cat([one.flatten(1) for one in maps], 1)  # one tensor, whose chunks can be joined
+            return torch.cat([one.flatten(1) for one in maps], 1)  # [b, sum of K*h*w]: chunks of it can be joined
 
         if count == 1:
             return [self._run.forward(self.network.feature_map, images)]
-        flat = self._run.forward(joined, images).split([shape.numel() for shape in shapes], 1)
-        return [one.unflatten(1, shape) for one, shape in zip(flat, shapes, strict=True)]
+        flat = self._run.forward(joined, images).split([shape.numel() for shape in shapes], 1)  # [B, K*h*w] each
+        return [one.unflatten(1, shape) for one, shape in zip(flat, shapes, strict=True)]  # [B, K, h, w] each
 
     @cached_property
     def _all_real_maps(self) -> tuple[list[Tensor], Tensor | None]:
         with torch.no_grad():
-            found = [_stack_classes(maps, self._draws.counts) for maps in self._maps(self._draws.real)]
-        return [maps for maps, _ in found], found[-1][1]  # [C, N, K, h, w]
+            stacked = [_stack_classes(maps, self._draws.counts) for maps in self._maps(self._draws.real)]
+        return [maps for maps, _ in stacked], stacked[-1][1]  # [C, N, K, h, w] each, [C, N] or None
 
     @property
     def _real_maps(self) -> Tensor:
@@ -91,17 +91,17 @@ class StepBatch:
 
     @property
     def real_mask(self) -> Tensor | None:
-        """True where the real side holds an image, [C, N]; None where all classes are of one size."""
+        """Mask of the real images, [C, N], true where there is an image; None if all classes are equal in size."""
         return self._all_real_maps[1]
 
     @property
     def real_fmap(self) -> Tensor:
         """Feature maps of the real images, [C, N, K, P], without gradient."""
-        return self._real_maps.flatten(3)
+        return self._real_maps.flatten(3)  # [C, N, K, P]
 
     @cached_property
     def _cached(self) -> ClassStatistics | None:
-        """Statistics of all real images, where the run keeps them."""
+        """Statistics of all real images, if the run caches them."""
         run = self._run
         if run.statistics is None:
             return None
@@ -115,19 +115,19 @@ class StepBatch:
         """Mean features of the real images, [C, D], without gradient."""
         if self._cached is not None:
             return self._cached.mean
-        return losses.class_mean(self.real_features, self.real_mask)
+        return losses.class_mean(self.real_features, self.real_mask)  # [C, D]
 
     @cached_property
     def real_covariance(self) -> Tensor:
         """Local covariances of the real images, [C, K, K], without gradient."""
         if self._cached is not None:
             return self._cached.covariance
-        return losses.local_covariance(self.real_fmap, self.real_mask)
+        return losses.local_covariance(self.real_fmap, self.real_mask)  # [C, K, K]
 
     @cached_property
     def _all_syn_maps(self) -> list[Tensor]:
         classes = self._run.real.num_classes
-        return [maps.unflatten(0, (classes, -1)) for maps in self._maps(self._syn_images)]  # [C, n, K, h, w]
+        return [maps.unflatten(0, (classes, -1)) for maps in self._maps(self._syn_images)]  # [C, n, K, h, w] each
 
     @property
     def _syn_maps(self) -> Tensor:
@@ -135,19 +135,20 @@ class StepBatch:
 
     @property
     def earlier_fmaps(self) -> list[tuple[Tensor, Tensor]]:
-        """Maps of real and synthetic images, [C, N, K, P'] and [C, n, K, P'], after each earlier block in use.
+        """Feature maps of real and synthetic images, [C, N, K, P'] and [C, n, K, P'], after each earlier block in use.
 
-        Those are the last ``match.cm_blocks`` without the very last; P' grows towards the first.
+        These are the last ``match.cm_blocks`` blocks except the final one; P' is larger in earlier blocks.
         """
         if len(self._all_syn_maps) == 1:
             return []
         real, syn = self._all_real_maps[0][:-1], self._all_syn_maps[:-1]
+        # [C, N, K, P'], [C, n, K, P'] each
         return [(one.flatten(3), other.flatten(3)) for one, other in zip(real, syn, strict=True)]
 
     @property
     def syn_fmap(self) -> Tensor:
         """Feature maps of the synthetic images, [C, n, K, P]."""
-        return self._syn_maps.flatten(3)
+        return self._syn_maps.flatten(3)  # [C, n, K, P]
 
     @cached_property
     def real_features(self) -> Tensor:
@@ -164,16 +165,16 @@ class StepBatch:
     @property
     def syn_logits(self) -> Tensor:
         """Logits of the synthetic images under the matching network, [C, n, C]."""
-        return self.network.classifier(self.syn_features)
+        return self.network.classifier(self.syn_features)  # [C, n, C]
 
     @property
     def frequencies(self) -> Tensor:
-        """Random frequencies of features, standard normal, [F, D]."""
+        """Random frequencies for features, standard normal, [F, D]."""
         return self._draws.frequencies
 
     @property
     def accuracy(self) -> Tensor | float:
-        """The matching network's accuracy on what it was trained on, in percent; 0 where it is not trained."""
+        """Accuracy of the matching network on its training images, in percent; 0 if it is untrained."""
         return self._draws.matching.accuracy
 
     @cached_property
@@ -182,24 +183,24 @@ class StepBatch:
         if self.pretrained is self.network:
             return self.syn_features
         features = self._run.forward(self.pretrained.embed, self._syn_images)  # [C*n, D]
-        return features.unflatten(0, (self._run.real.num_classes, -1))
+        return features.unflatten(0, (self._run.real.num_classes, -1))  # [C, n, D]
 
     def _first_real(self, per_class: int) -> tuple[Tensor, Tensor]:
-        """The first augmented real images of each class, sorted by class, and how many each class has of them."""
-        images, drawn = self._draws.real, self._draws.counts
-        counts = drawn.clamp(max=per_class)
-        if _all_equal(drawn):  # without an index, which a recording could not copy to the device
+        """The first augmented real images of each class, sorted by class, and their number per class."""
+        images, drawn = self._draws.real, self._draws.counts  # [B, 3, H, W], [C]
+        counts = drawn.clamp(max=per_class)  # [C]
+        if _all_equal(drawn):  # without an index, which cannot be copied to the device while recording
             first = images.unflatten(0, (len(drawn), -1))[:, : int(counts[0])]  # [C, N, 3, H, W]
             return first.flatten(0, 1), counts
         starts = drawn.cumsum(0) - drawn  # [C], the first image of each class
         index = torch.cat([start + torch.arange(count) for start, count in zip(starts, counts.tolist(), strict=True)])
-        return images[index.to(images.device)], counts
+        return images[index.to(images.device)], counts  # [sum of counts, 3, H, W], [C]
 
     def pretrained_real_features(self, per_class: int) -> tuple[Tensor, Tensor | None]:
         """Features of the first real images of each class under the pretrained network, without gradient.
 
         Returns:
-            [C, N, D] with N at most `per_class`, and the mask [C, N] or None.
+            Features [C, N, D], N at most `per_class`, and the mask [C, N] or None.
         """
         if self.pretrained is self.network and self._run.statistics is None:
             mask = self.real_mask
@@ -213,7 +214,7 @@ class StepBatch:
     def pretrained_real_scatter(self) -> Tensor:
         """Mean squared distance of real images to the centre of their class under the pretrained network, [C].
 
-        Of the first ``match.cc_real`` real images of each class; without gradient.
+        Only the first ``match.cc_real`` real images of each class count; without gradient.
         """
 
         def measured() -> Tensor:

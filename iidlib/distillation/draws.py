@@ -1,7 +1,7 @@
-"""What is drawn at random for one iteration: real images, augmentation and networks.
+"""The random draws of one iteration: real images, augmentation and networks.
 
-Every draw is a function of the seed, the iteration and a name (`rng.stream`), so an iteration that is asked for again
-draws the same.
+Every draw is a function of the seed, the iteration and a name (`rng.stream`), so drawing an iteration again gives the
+same.
 """
 
 from collections.abc import Callable, Collection
@@ -22,7 +22,7 @@ __all__ = ["LazyDraws", "Run", "StepDraws", "frequencies_at"]
 
 
 class Run(Protocol):
-    """What a step reads of the run it belongs to; `step.Distillation` is one."""
+    """Attributes of a run that a step uses; `step.Distillation` is one."""
 
     config: RunConfig
     real: RealSet
@@ -44,26 +44,26 @@ class Run(Protocol):
 
 
 class StepDraws(Protocol):
-    """The draws that a `StepBatch` computes from: made when they are asked for, or held in a recording's buffers."""
+    """Draws that a `StepBatch` computes from: made on demand, or held in the buffers of a recording."""
 
     @property
     def iteration(self) -> int:
-        """The iteration that names the draws; with cached real statistics the number of the pair."""
+        """Iteration that determines the draws; with cached real statistics, the number of the pair."""
         ...
 
     @property
     def matching(self) -> Drawn:
-        """The matching network and its accuracy."""
+        """Matching network and its accuracy."""
         ...
 
     @property
     def pretrained(self) -> Network:
-        """The pretrained network, drawn from the pool."""
+        """Pretrained network, drawn from the pool."""
         ...
 
     @property
     def frequencies(self) -> Tensor:
-        """Frequencies of features, standard normal, [F, D]."""
+        """Frequencies for features, standard normal, [F, D]."""
         ...
 
     @property
@@ -73,42 +73,42 @@ class StepDraws(Protocol):
 
     @property
     def counts(self) -> Tensor:
-        """How many of the real images each class has, int64 [C], on the CPU."""
+        """Number of real images per class, int64 [C], on the CPU."""
         ...
 
     def augmented(self, images: Tensor, label: int | None = None) -> Tensor:
-        """Applies to images the transform that was drawn for their class.
+        """Applies to each image the transform that was drawn for its class.
 
         Args:
-            images: [B, K, H, H]; the expanded synthetic images, sorted by class, or images of one class.
-            label: the class of all of them; None for the synthetic images.
+            images: the expanded synthetic images, sorted by class, or images of one class; [B, K, H, H].
+            label: the class of all images; None for the synthetic images.
         """
         ...
 
 
 def frequencies_at(run: Run, iteration: int, network: Network) -> Tensor:
-    """Frequencies of a network's features at an iteration, standard normal, [F, D]."""
+    """Frequencies for a network's features at an iteration, standard normal, [F, D]."""
     config, dimensions = run.config, network.classifier.in_features
     draws = stream(config.seed, iteration, "frequencies")
-    return torch.randn(config.match.mmd_frequencies, dimensions, generator=draws).to(run.images)
+    return torch.randn(config.match.mmd_frequencies, dimensions, generator=draws).to(run.images)  # [F, D]
 
 
 class LazyDraws:
-    """The draws of an iteration, each made when it is first asked for and kept.
+    """The draws of an iteration, each made on first access and kept.
 
-    An objective without class centralization draws no pretrained network, and one whose real statistics are cached
-    draws no real images.
+    An objective without class centralization thus draws no pretrained network, and one with cached real statistics no
+    real images.
 
     Attributes:
-        iteration: names the draws; with cached real statistics, the number of the iteration's pair.
+        iteration: determines the draws; with cached real statistics, the number of the iteration's pair.
     """
 
     def __init__(self, run: Run, iteration: int) -> None:
-        """Draws nothing yet.
+        """Stores the arguments; nothing is drawn yet.
 
         Args:
-            run: gives the settings and what is drawn from.
-            iteration: the run's iteration, from 0.
+            run: the run, with its settings, images and networks.
+            iteration: iteration of the run, from 0.
         """
         self._run = run
         self.iteration = iteration if run.statistics is None else run.statistics.pair(iteration)
@@ -118,12 +118,12 @@ class LazyDraws:
 
     @cached_property
     def matching(self) -> Drawn:
-        """The matching network and its accuracy."""
+        """Matching network and its accuracy."""
         return self._run.source.draw(self.iteration)
 
     @cached_property
     def pretrained(self) -> Network:
-        """A trained network of the pool; the matching network, of any stage, where that is drawn from there."""
+        """Pretrained network of the pool; the matching network itself, at any stage, if it comes from the pool."""
         if self._run.source.from_pool:
             return self.matching.network
         assert self._run.pool is not None, "a term that reads `pretrained` must set needs_pool"
@@ -131,7 +131,7 @@ class LazyDraws:
 
     @cached_property
     def frequencies(self) -> Tensor:
-        """Frequencies of features, standard normal, [F, D]."""
+        """Frequencies for features, standard normal, [F, D]."""
         return frequencies_at(self._run, self.iteration, self.matching.network)
 
     @cached_property
@@ -147,11 +147,11 @@ class LazyDraws:
 
     @property
     def counts(self) -> Tensor:
-        """How many of the real images each class has, int64 [C], on the CPU."""
+        """Number of real images per class, int64 [C], on the CPU."""
         return self._real_and_counts[1]
 
     def augmented(self, images: Tensor, label: int | None = None) -> Tensor:
-        """Applies to images the transform that was drawn for their class; see `StepDraws.augmented`."""
+        """Applies to each image the transform that was drawn for its class; see `StepDraws.augmented`."""
         if label is None:
             return self._transformed(images, self._run.group.repeat_interleave(self._run.config.syn.factor**2))
         return self._transformed(images, torch.full((len(images),), label))
@@ -161,7 +161,7 @@ class LazyDraws:
 
     @cached_property
     def transforms(self) -> augment.Draws | None:
-        """An augmentation for each class; None where the run has none."""
+        """Augmentation of each class; None if the run has none."""
         run = self._run
         if run.augmentation == "none":
             return None

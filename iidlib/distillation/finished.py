@@ -1,4 +1,4 @@
-"""What is kept of a run: its folder opened, resumed or continued, its state restored, its set and pictures written."""
+"""A run's folder: opening, resuming or extending the run, restoring its state, saving its set and pictures."""
 
 import contextlib
 import logging
@@ -34,10 +34,10 @@ logger = logging.getLogger("iidlib")
 
 @contextlib.contextmanager
 def opened(config: RunConfig, out: str | Path | None, resume: bool) -> Iterator[RunFolder | None]:
-    """The run's folder, made or found, in which no other process works meanwhile; None where nothing is kept."""
+    """The run's folder, created or resumed, locked against other processes within the block; None without a folder."""
     if out is None:
         if resume:
-            raise InputError("resume needs the folder of the run to resume")
+            raise InputError("resume needs out, the folder of the run to resume")
         yield None
         return
     with RunFolder.resume(out, config) if resume else RunFolder.begin(out, config) as folder:
@@ -47,19 +47,19 @@ def opened(config: RunConfig, out: str | Path | None, resume: bool) -> Iterator[
 def check_continued(
     run: Distillation, folder: RunFolder, saved: tuple[dict[str, Tensor], dict[str, Any]] | None
 ) -> None:
-    """Finds out whether a run can go on to the number of iterations that `run` asks for.
+    """Checks whether a run can be resumed up to the number of iterations in the settings of `run`.
 
     Raises:
-        InputError: if it has done more already, or is finished and has no checkpoint left, or what it has done depends
-            on the number at which it was to end.
+        InputError: if it has already done more, is finished and has no checkpoint left, or has done iterations that
+            depend on their planned number.
     """
     before, now = folder.config().iterations, run.config.iterations
     done = max(saved[1]["iteration"] if saved else 0, before if folder.finished else 0)
     if done and now != before and (spread := run.source.spread_by):
         raise InputError(
             f"the run at {folder.path} has done {done} of {before} iterations, over which {spread} spreads its "
-            f"networks, so that it cannot become one of iterations={now}; resume it with {before}, or begin another "
-            "one with another --out"
+            f"networks, so it cannot be extended to iterations={now}; resume it with {before}, or start another run "
+            "with another --out"
         )
     if done > now:
         raise InputError(
@@ -67,32 +67,32 @@ def check_continued(
         )
     if saved is None and folder.finished and now != before:
         raise InputError(
-            f"the run at {folder.path} is finished and has no checkpoint to go on from to iterations={now}; begin "
-            f"another one from its set: --init {folder.path} with another --out"
+            f"the run at {folder.path} is finished and has no checkpoint to continue from to iterations={now}; start "
+            f"another run from its set: --init {folder.path} with another --out"
         )
 
 
 def kept_start(config: RunConfig, real: RealSet, folder: RunFolder) -> Start | None:
-    """What stands for the set from which a run was begun, so that the run is resumed without it.
+    """A substitute for the set that a run was started from, so that the run can be resumed without that set.
 
-    Its images are those of the run as it is now: they have the shape of the first ones, and a checkpoint replaces them.
+    It holds the run's current images, which have the shape of the initial ones and are replaced by the checkpoint's.
 
     Args:
-        config: the settings; ``syn.init`` names the set.
+        config: the settings; ``syn.init`` identifies the set.
         real: the training images.
-        folder: of the run.
+        folder: folder of the run.
 
     Returns:
-        The start; None where the run has left neither a set nor a checkpoint.
+        The start, or None if the run has neither a set nor a checkpoint.
 
     Raises:
-        InputError: if there are checkpoints, and none is whole.
+        InputError: if there are checkpoints, but all are corrupted.
     """
     digest = config.syn.init.removeprefix("set:")
     if folder.finished:
-        with contextlib.suppress(InputError):  # a damaged set is made again from the last checkpoint
-            made = SyntheticSet.load(folder.path, real.device)
-            return Start(made, made.provenance.get("init", "").partition(" from ")[2], digest)
+        with contextlib.suppress(InputError):  # a corrupted set is rebuilt from the last checkpoint
+            synthetic = SyntheticSet.load(folder.path, real.device)
+            return Start(synthetic, synthetic.provenance.get("init", "").partition(" from ")[2], digest)
     saved = Checkpoints(folder.checkpoints).load()
     if saved is None:
         return None
@@ -100,15 +100,15 @@ def kept_start(config: RunConfig, real: RealSet, folder: RunFolder) -> Start | N
     labels = torch.arange(real.num_classes, device=real.device).repeat_interleave(config.ipc)
     if len(images) != len(labels):
         raise InputError(f"the checkpoint in {folder.checkpoints} has {len(images)} images, not {len(labels)}")
-    made = SyntheticSet(images, labels, real.spec, {}, config.syn.factor)
-    return Start(made, str(saved[1].get("init", "")), digest)
+    synthetic = SyntheticSet(images, labels, real.spec, {}, config.syn.factor)
+    return Start(synthetic, str(saved[1].get("init", "")), digest)
 
 
 def keep_set(synthetic: SyntheticSet, run: Distillation, folder: RunFolder) -> None:
-    """Writes the set; of a run that was continued, the settings, and the picture where there was one.
+    """Writes the set and, for a run that was continued, the settings and existing pictures.
 
-    Each file is replaced whole. Scores of the earlier set are put by before, so that they are never taken for the new
-    one's; a run that is stopped in between is continued again from its last checkpoint.
+    Each file is replaced atomically. Scores of the previous set are renamed first, so they are never mistaken for the
+    new one's; a run that is stopped in between can be continued from its last checkpoint.
     """
     before = folder.config().iterations
     if before != run.config.iterations:
@@ -120,12 +120,12 @@ def keep_set(synthetic: SyntheticSet, run: Distillation, folder: RunFolder) -> N
 
 
 def save_pictures(synthetic: SyntheticSet, folder: RunFolder, *, only_there: bool = False) -> None:
-    """Writes the set's images as ``synthetic.png``, and as networks see them, where that is something else.
+    """Writes the set's images as ``synthetic.png`` and, for mosaics, also as networks see them.
 
     Args:
         synthetic: the set.
-        folder: of the run.
-        only_there: write only over pictures that are there.
+        folder: folder of the run.
+        only_there: whether only pictures that exist are replaced.
     """
     for name in ("synthetic.png", "synthetic-expanded.png"):
         path = folder.path / name
@@ -154,29 +154,29 @@ def conditions_kept(run: Distillation, folder: RunFolder, facts: Mapping[str, An
 
 
 def facts_of(run: Distillation) -> dict[str, Any]:
-    """What a checkpoint holds beside the state."""
+    """Facts that a checkpoint holds besides the state."""
     facts = run.facts() | {"chunk": run.chunk, "mismatched": run.mismatched, "totals": run.totals}
     facts |= {} if run.started_from is None else {"init": run.started_from}
     return facts | {"conditions": conditions(run.real.device, run.config.compute.compile)}
 
 
 def restored(run: Distillation, folder: RunFolder, saved: tuple[dict[str, Tensor], dict[str, Any]] | None) -> int:
-    """Restores the state of `run` from a checkpoint, if there is one; returns the iterations already done."""
+    """Restores the state of `run` from a checkpoint, if any; returns the number of iterations already done."""
     state, facts = saved or ({}, {})
     done, before = int(facts.get("iteration", 0)), folder.config().iterations
     for name, value in run.facts().items():
         if facts.get(name, value) != value:
-            raise InputError(f"the run at {folder.path} was begun with other {name} ({facts.get(name)}, now {value})")
-    run.chunk = int(facts.get("chunk", run.chunk))  # what memory was free then decides, so that rounding is the same
+            raise InputError(f"the run at {folder.path} was started with other {name} ({facts.get(name)}, now {value})")
+    run.chunk = int(facts.get("chunk", run.chunk))  # chosen by the memory that was free then; rounding depends on it
     # checkpoints written before the key was renamed have "drifted"
     run.mismatched = run.mismatched or bool(facts.get("mismatched", facts.get("drifted")))
     if saved:
         run.restore(state)
-        logger.info("going on after %d iterations, from %s", done, Checkpoints(folder.checkpoints).path(done))
+        logger.info("resuming after %d iterations from %s", done, Checkpoints(folder.checkpoints).path(done))
     run.totals = [int(total) for total in facts.get("totals", [])]
     if before != run.config.iterations:
         run.totals += [before] if run.totals[-1:] != [before] else []
-        now = {"from": before, "done": done, "to": run.config.iterations, "date": environment()["date"]}
-        folder.note("continued", now)
+        record = {"from": before, "done": done, "to": run.config.iterations, "date": environment()["date"]}
+        folder.note("continued", record)
     folder.rewind_metrics(done)
     return done

@@ -1,6 +1,6 @@
-"""The methods: rows that name the terms of an objective, its source of features and its images' optimiser.
+"""The methods: each row names the terms of an objective, its source of features and its image optimiser.
 
-The loop knows neither names nor weights; a new term joins by a row of ``terms.TERMS``, a new method by a row of
+The loop knows neither names nor weights: a new term is a new row of ``terms.TERMS``, a new method a new row of
 ``METHODS``.
 """
 
@@ -23,7 +23,7 @@ __all__ = ["METHODS", "SOURCES", "Method", "SourceFactory"]
 
 
 SourceFactory = Callable[[RunConfig, Dataset, torch.device], NetworkSource]
-"""Makes a source of matching networks from the settings, the dataset and the device of the run."""
+"""Factory of a source of matching networks, from the settings, the dataset and the device of the run."""
 
 
 def _random_networks(config: RunConfig, dataset: Dataset, device: torch.device) -> NetworkSource:
@@ -42,8 +42,8 @@ def _network_queue(config: RunConfig, dataset: Dataset, device: torch.device) ->
     match = config.match
     if match.statistics == "cached":
         raise InputError(
-            "match.statistics=cached keeps what fixed networks see; those of the queue are in training; leave "
-            "it at fresh"
+            "match.statistics=cached needs fixed networks, but those of the queue are in training; use "
+            "match.statistics=fresh"
         )
 
     def build(generator: torch.Generator) -> Network:
@@ -60,11 +60,11 @@ def _network_queue(config: RunConfig, dataset: Dataset, device: torch.device) ->
 
 def _stages(config: RunConfig, dataset: Dataset, device: torch.device) -> NetworkSource:
     match, pool = config.match, config.pool
-    for name, own, theirs in (("network", match.network, pool.network), ("width", match.width, pool.width)):
-        if own != theirs and (name == "network" or match.network.startswith("convnet")):  # others have one width
+    for name, matching, pooled in (("network", match.network, pool.network), ("width", match.width, pool.width)):
+        if matching != pooled and (name == "network" or match.network.startswith("convnet")):  # others have one width
             raise InputError(
-                f"the matching networks are stages of the pool, so that match.{name} ({own}) must be pool.{name} "
-                f"({theirs}); set both, or take match.source=random"
+                f"the matching networks are stages of the pool, so match.{name} ({matching}) must equal pool.{name} "
+                f"({pooled}); set both, or use match.source=random"
             )
     return StageNetworks(pool, config.stages, dataset.train, iterations=config.iterations, seed=config.seed)
 
@@ -75,25 +75,25 @@ SOURCES: dict[str, SourceFactory] = {"random": _random_networks, "queue": _netwo
 
 @dataclass(frozen=True)
 class Method:
-    """A row of the table of methods."""
+    """A distillation method, a row of ``METHODS``."""
 
     terms: tuple[str, ...]
-    """Names out of ``TERMS``; the objective is their weighted sum."""
+    """Names of ``TERMS``; the objective is their weighted sum."""
     source: str | SourceFactory = "random"
-    """What draws the matching network of an iteration: a name out of ``SOURCES``, or what makes a source. The setting
-    ``match.source`` takes its place where it is not ``auto``."""
+    """Source of the matching networks: a name of ``SOURCES``, or a factory. The setting ``match.source`` overrides it
+    unless it is ``auto``."""
     optimiser: ImageOptimiserFactory = joint
-    """Makes what moves the images along the gradient."""
+    """Factory of the optimiser of the images."""
 
     def source_under(self, config: RunConfig) -> str | SourceFactory:
-        """The source that given settings choose: a name out of ``SOURCES``, or what makes a source."""
+        """The source that the settings select: a name of ``SOURCES``, or a factory."""
         return self.source if config.match.source == "auto" else config.match.source
 
     def make_source(self, config: RunConfig, dataset: Dataset, device: torch.device) -> NetworkSource:
-        """What draws the matching networks under given settings.
+        """The source of matching networks under given settings.
 
         Raises:
-            InputError: for settings that the source cannot serve.
+            InputError: for settings that the source does not support.
         """
         named = self.source_under(config)
         if isinstance(named, str) and named not in SOURCES:
@@ -101,21 +101,21 @@ class Method:
         source = (SOURCES[named] if isinstance(named, str) else named)(config, dataset, device)
         if config.match.statistics == "cached" and (spread := source.spread_by):
             raise InputError(
-                f"match.statistics=cached goes through its networks again and again, which {spread} does not allow, as "
-                "it spreads them over the run; leave that out, or leave match.statistics at fresh"
+                f"match.statistics=cached cycles through the same networks, but {spread} spreads them over the run; "
+                "omit that setting, or use match.statistics=fresh"
             )
         return source
 
     def needs_pool(self, config: RunConfig) -> bool:
-        """Whether a run trains pretrained networks, for its iterations or for its initial images.
+        """Whether a run needs pretrained networks, for its iterations or for its initial images.
 
-        A source of the caller's own says by itself whether it draws from the pool, which is not asked here.
+        A user-defined source has its own flag for drawing from the pool, which is not considered here.
         """
         used = any(term.needs_pool for term in self.terms_in_use(config).values())
         return used or self.source_under(config) in FROM_POOL or chosen_by_pool(config)
 
     def left_out(self, config: RunConfig) -> dict[str, str]:
-        """The terms that are zero under given settings, by name, with the reason; they are not computed."""
+        """Terms that are zero under given settings, and thus not computed, by name with the reason."""
         reasons = {}
         for name in self.terms:
             if name not in TERMS:
@@ -124,13 +124,13 @@ class Method:
             if not TERMS[name].weight(config):
                 reasons[name] = "its weight is zero"
             elif TERMS[name].needs_pairs and not has_pairs(config):
-                reasons[name] = "a class has one image only"
+                reasons[name] = "a class has only one image"
             elif TERMS[name].needs_trained and self.source_under(config) == "random":
-                reasons[name] = "random networks give it no weight"
+                reasons[name] = "its weight is zero for random networks"
         return reasons
 
     def terms_in_use(self, config: RunConfig) -> dict[str, Term]:
-        """The terms by name, without those that are left out."""
+        """Terms by name, without those that are left out."""
         return {name: TERMS[name] for name in self.terms if name not in self.left_out(config)}
 
 
@@ -145,4 +145,4 @@ METHODS: dict[str, Method] = {
     "iid-idm": Method(("mean", "ce", "cm", "cc"), "queue", class_sweep),
     "iid-plus": Method(("mean", "ce", "cm", "cc", "mmd"), "stages"),
 }
-"""The methods by name."""
+"""Methods by name."""
