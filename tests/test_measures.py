@@ -184,5 +184,5 @@ def test_progress_is_that_of_the_same_run(pictures):
     assert found["iteration"].tolist() == [0, 2, 4]
     plain = distill(config, pictures).synthetic
     assert found["accuracy"].iloc[-1] == judge(plain)["accuracy"].iloc[0]
-    with pytest.raises(InputError, match="has 4 iterations, there is no state after 9"):
+    with pytest.raises(InputError, match="has 4 iterations, there is no set after 9"):
         distillation_run.progress(config, pictures, judge, points=(0, 9))

@@ -97,7 +97,7 @@ def test_images_that_left_the_range_are_told_where_they_are_made_and_evaluated(
 ) -> None:
     config = preset("dm", "shapes", 2, "ci", {"syn.lr": 1e6})
     made = distill(config, pictures).synthetic
-    assert "so that they say little of the classes: lower syn.lr (now 1e+06), then distil again" in caplog.text
+    assert "so they represent the classes poorly: lower syn.lr (now 1e+06), then distil again" in caplog.text
     caplog.clear()
     scores = evaluate(made, pictures, protocol=config.eval)
     assert scores["outcome"].tolist() == ["out of range"] * 2 and "was syn.lr or queue.lr too high" in caplog.text

@@ -180,23 +180,31 @@ def test_cached_statistics_go_with_stages_under_a_uniform_schedule():
 @pytest.mark.parametrize(
     ("method", "changes", "message"),
     [
-        ("iid-plus", {"match__cm_blocks": 3}, r"match.cm_blocks must be at most 2, as convnet2 has blocks; got 3"),
-        ("dm-cm", {"match__cm_blocks": 4}, r"match.cm_blocks must be at most 3, as convnet3 has blocks; got 4"),
+        (
+            "iid-plus",
+            {"match__cm_blocks": 3},
+            r"cm_blocks must be at most 2, the number of blocks of convnet2, got 3",
+        ),
+        (
+            "dm-cm",
+            {"match__cm_blocks": 4},
+            r"cm_blocks must be at most 3, the number of blocks of convnet3, got 4",
+        ),
         ("dm-cm", {"match__cm_blocks": 2, "match__network": "alexnet"}, r"cm_blocks=2 needs a ConvNet; alexnet has no"),
         (
             "iid-plus",
             {"match__mmd": 0, "match__cm_blocks": 2, "match__statistics": "cached"},
-            r"statistics=cached holds .* match.cm_blocks=2 asks for more; set match.cm_blocks=1, or leave match.stati",
+            r"statistics=cached holds .* match.cm_blocks=2 needs more; set match.cm_blocks=1, or use match.stati",
         ),
         (
             "iid-plus",
             {"match__mmd": 0.5, "match__cm_blocks": 2, "match__statistics": "cached"},
-            r"statistics=cached .* match.cm_blocks=2 and match.mmd=0.5 ask for more; set match.cm_blocks=1 match.mmd=0",
+            r"statistics=cached .* match.cm_blocks=2 and match.mmd=0.5 need more; set match.cm_blocks=1 match.mmd=0",
         ),
         (
             "iid-plus",
             {"match__mmd": 0.5, "match__statistics": "cached", "match__mmd_form": "characteristic"},
-            r"statistics=cached holds .* match.mmd=0.5 asks for more",
+            r"statistics=cached holds .* match.mmd=0.5 needs more",
         ),
         (
             "iid-plus",
@@ -251,7 +259,7 @@ def test_the_sources_that_draw_from_the_pool_are_known_before_one_is_made(name):
     [
         (Method(("mean",), "stage"), "unknown source of matching networks 'stage'; did you mean 'stages'"),
         (Method(("means",)), "unknown term 'means'; did you mean 'mean'"),
-        (Method(()), "is empty: the method names no term"),
+        (Method(()), "is empty: the method has no terms"),
     ],
 )
 def test_a_method_of_ones_own_with_a_wrong_name_is_one_line(method, message, monkeypatch):

@@ -93,7 +93,7 @@ GREY = dataclasses.replace(pictures().spec, channels=1, mean=(0.0,), std=(1.0,))
         (lambda s: SyntheticSet(s.by_class()[:, :2].flatten(0, 1), s.labels.view(4, 3)[:, :2].flatten(), s.spec),
          "it has 2 images per class, not 3"),
         (lambda s: SyntheticSet(s.images[..., :8, :8], s.labels, dataclasses.replace(s.spec, image_size=8)),
-         "it has 8 pixels a side, not 16"),
+         "it has 8 pixels per side, not 16"),
         (lambda s: SyntheticSet(s.images[:, :1], s.labels, GREY), "it has 1 channels, not 3"),
         (lambda s: SyntheticSet(s.images, s.labels, s.spec, {}, 2), "it has 2 as its factor, not 1"),
     ],
@@ -109,7 +109,7 @@ def test_a_set_that_does_not_fit_is_named(change: object, message: str, saved: P
 
 def test_a_set_that_is_only_named_is_asked_for(saved: Path, tmp_path: Path) -> None:
     config, _ = starting_from(CONFIG, saved)
-    with pytest.raises(InputError, match=r"syn.init=set:\w{12} is a saved set, which must be given by --init PATH"):
+    with pytest.raises(InputError, match=r"syn.init=set:\w{12} is a saved set, which must be given with --init PATH"):
         Distillation(config, pictures())
     for wrong in ("set:", "set:xyz", "set:0123456789ab ", "Set:0123456789ab", "zeros"):
         with pytest.raises(InputError, match=r"syn\.init must be one of real, crops, noise, centres, easiest, got"):
@@ -157,7 +157,7 @@ def test_a_run_without_a_checkpoint_asks_for_its_set(saved: Path, tmp_path: Path
     config, _ = starting_from(CONFIG, saved)
     with pytest.raises(Crash):
         distill(CONFIG, pictures(), init=saved, out=tmp_path / "run", **stop_at(1, crash))
-    with pytest.raises(InputError, match=r"syn.init=set:\w{12} is a saved set, which must be given by --init PATH"):
+    with pytest.raises(InputError, match=r"syn.init=set:\w{12} is a saved set, which must be given with --init PATH"):
         distill(config, pictures(), out=tmp_path / "run", resume=True)
     with pytest.raises(InputError, match="no run to resume"):
         distill(config, pictures(), out=tmp_path / "nowhere", resume=True)

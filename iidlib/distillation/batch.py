@@ -82,8 +82,8 @@ class StepBatch:
     @cached_property
     def _all_real_maps(self) -> tuple[list[Tensor], Tensor | None]:
         with torch.no_grad():
-            stacked = [_stack_classes(maps, self._draws.counts) for maps in self._maps(self._draws.real)]
-        return [maps for maps, _ in stacked], stacked[-1][1]  # [C, N, K, h, w] each, [C, N] or None
+            by_class = [_stack_classes(maps, self._draws.counts) for maps in self._maps(self._draws.real)]
+        return [maps for maps, _ in by_class], by_class[-1][1]  # [C, N, K, h, w] each, [C, N] or None
 
     @property
     def _real_maps(self) -> Tensor:

@@ -134,23 +134,23 @@ def save_pictures(synthetic: SyntheticSet, folder: RunFolder, *, only_there: boo
 
 
 def conditions_kept(run: Distillation, folder: RunFolder, facts: Mapping[str, Any], allow_mismatch: bool) -> int | None:
-    """Compares the conditions with those that the run was begun under; returns its number of threads.
+    """Compares the current conditions with those the run was started under; returns its number of threads.
 
     Raises:
-        InputError: if they have changed and that is not allowed.
+        InputError: if they have changed and `allow_mismatch` is false.
     """
-    begun = facts.get("conditions", {})
-    changed = mismatches(begun, conditions(run.real.device, run.config.compute.compile))
+    started = facts.get("conditions", {})
+    changed = mismatches(started, conditions(run.real.device, run.config.compute.compile))
     if changed and not allow_mismatch:
         text = ", ".join(f"{name} was {was} and is {now}" for name, (was, now) in changed.items())
         raise InputError(
-            f"the run at {folder.path} was begun under other conditions ({text}), so that its numbers would be others "
-            "than those of an unbroken run; restore them, or accept that with --allow-mismatch"
+            f"the run at {folder.path} was started under other conditions ({text}), so its numbers would differ from "
+            "those of an uninterrupted run; restore them, or accept the difference with --allow-mismatch"
         )
     if changed:
         folder.note("environment_mismatch", {"iteration": facts["iteration"]} | changed)
         run.mismatched = True
-    return begun.get("threads")
+    return started.get("threads")
 
 
 def facts_of(run: Distillation) -> dict[str, Any]:

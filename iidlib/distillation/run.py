@@ -1,4 +1,4 @@
-"""The run around the step: the loop, its checkpoints, and progress."""
+"""The run: the loop over steps, its checkpoints and its progress."""
 
 import contextlib
 import logging
@@ -41,19 +41,19 @@ __all__ = ["DistillResult", "distill", "finished_run", "pool_bar", "progress"]
 logger = logging.getLogger("iidlib")
 
 LOG_EVERY = 10
-"""Iterations between logged ones; the last is logged too."""
+"""Interval of logged iterations; the last is always logged."""
 
 
 @dataclass
 class DistillResult:
-    """What a distillation leaves.
+    """Result of a distillation.
 
     Attributes:
         synthetic: the set after the last iteration.
-        metrics: the logged iterations: iteration, seconds, loss, ``loss_<term>``, ``grad_<term>``, and with a queue
-            of networks their number, memory and accuracy, with stages of a pool the accuracy of the one drawn.
-        seconds: of the iterations of this call and the choice of its initial images, the pool's training not counted.
-        pool: the pretrained networks, where the iterations of this call used them.
+        metrics: the logged iterations: iteration, seconds, loss, ``loss_<term>``, ``grad_<term>``; with a queue of
+            networks also their number, memory and accuracy, with stages of a pool the accuracy of the one drawn.
+        seconds: time spent by this call on iterations and on choosing initial images, without the pool's training.
+        pool: the pretrained networks, if the iterations of this call used them.
         config: the settings.
     """
 
@@ -77,31 +77,37 @@ def distill(
     iterations_to_show: tuple[int, ...] = (),
     progress: bool | None = False,
 ) -> DistillResult:
-    """Distils a data set: learns ``config.ipc`` synthetic images a class.
+    """Distils a dataset: learns ``config.ipc`` synthetic images per class.
 
-    Some switches of the whole process are set for speed, see `engine.configure`.
+    Some process-wide options are set for speed, see `engine.configure`.
 
     Args:
         config: the settings, see ``config.preset``.
-        dataset: what is distilled, of the name that ``config.dataset`` gives; loaded by it when not given.
-        out: the run's folder, made here; nothing is kept without it.
-        resume: resume the run in `out` from its newest checkpoint. On a CPU the outcome is that of an unbroken run
-            bit for bit, as long as the conditions are those that it was begun under. With more iterations in `config`
-            than before the run is continued, with the same outcome as if it had been begun with as many; its earlier
-            set, picture and settings are replaced when it is done. A run that is finished is only read.
+        dataset: the dataset to distil, which must be the one that ``config.dataset`` names; loaded if not given.
+        out: folder of the run, created here; without it nothing is saved.
+        resume: resume the run in `out` from its newest checkpoint. On a CPU, under unchanged conditions, the result is
+            bit for bit that of an uninterrupted run. With more iterations in `config` than before, the run is
+            continued, as if it had been started with that number; its previous set, picture and settings are replaced
+            at the end. A finished run is only read.
         allow_mismatch: resume even where conditions have changed (versions, device, compiled kernels), which is then
             recorded in ``environment.json`` and in the set's provenance.
-        device: as in ``engine.pick_device``; used when the data set is loaded here.
-        init: a set, or the file or run folder of one, whose images are the first ones, see `start.starting_from`. A
-            run that has a checkpoint is resumed without it where ``syn.init`` names the set.
-        on_iteration: called with the number of updates done and a copy of the set, at `iterations_to_show`.
+        device: as in ``engine.pick_device``; used if the dataset is loaded here.
+        init: a set, its file, or the folder of its run, to start from its images, see `start.starting_from`. A run
+            that has a checkpoint and whose ``syn.init`` identifies the set is resumed without it.
+        on_iteration: called at `iterations_to_show` with the number of updates done and a copy of the set.
         iterations_to_show: numbers of updates, 0 for the start.
-        progress: draw a progress bar; None draws one on a terminal, and elsewhere logs a line every minute.
+        progress: draw a progress bar; None draws one on a terminal, and otherwise logs a line every minute.
 
     Raises:
         InputError: for settings that do not fit the data or are for another dataset, or a folder that cannot be used.
-        Stopped: on SIGINT or SIGTERM, after the iteration was finished and kept.
+        Stopped: on SIGINT or SIGTERM, after the iteration was finished and saved.
         FloatingPointError: if a term of the objective, or the images at a checkpoint, are not finite.
+
+    Example:
+        >>> from iidlib import distill, preset
+        >>> config = preset("dm", "cifar10-mini", 1, "ci", {"iterations": 1, "compute.compile": "off"})
+        >>> distill(config).synthetic.images.shape
+        torch.Size([10, 3, 32, 32])
     """
     if not isinstance(config, RunConfig):
         raise InputError(f"config must be a RunConfig, such as preset('dm', 'cifar10-mini') gives one, got {config!r}")
@@ -118,7 +124,7 @@ def distill(
         config, start = starting_from(config, init)
     if resume:
         check_dataset(config, dataset)
-        if kept := finished_run(config, dataset, out):  # only read, whatever it would take to make it again
+        if kept := finished_run(config, dataset, out):  # only read, even if it could not be repeated here
             if on_iteration is not None and config.iterations in iterations_to_show:
                 on_iteration(config.iterations, kept.synthetic)
             return kept
@@ -133,8 +139,8 @@ def distill(
             check_continued(run, folder, saved)
             if only_named and saved is None:
                 raise InputError(
-                    f"the run at {folder.path} has no checkpoint, so that it begins anew from {config.syn.init}; give "
-                    "that set by --init PATH"
+                    f"the run at {folder.path} has no checkpoint, so it starts again from {config.syn.init}; give "
+                    "that set with --init PATH"
                 )
         if folder and saved:
             held.enter_context(threads(conditions_kept(run, folder, saved[1], allow_mismatch)))
@@ -146,24 +152,24 @@ def distill(
                 folder.discard()
             raise
         if folder and run.trained and not folder.noted("pool"):
-            known = run.trained
-            folder.note("pool", {"networks": known.digest, "accuracies": known.accuracies, "seconds": known.seconds})
+            pool = run.trained
+            folder.note("pool", {"networks": pool.digest, "accuracies": pool.accuracies, "seconds": pool.seconds})
         done = restored(run, folder, saved) if folder and resume else 0
         return _distill(run, folder, done, on_iteration, iterations_to_show, progress)
 
 
 def finished_run(config: RunConfig, dataset: Dataset, out: str | Path | None) -> DistillResult | None:
-    """What a run has left that is finished, its pool not loaded; None where there is something left to do.
+    """Result of a finished run, without its pool; None if the run is not finished.
 
-    Nothing is written, so that the folder may be read-only.
+    Nothing is written, so the folder may be read-only.
 
     Args:
-        config: the settings, with all iterations.
-        dataset: what the run distilled.
-        out: its folder.
+        config: the settings, with the total number of iterations.
+        dataset: the dataset that was distilled.
+        out: folder of the run.
 
     Raises:
-        InputError: if there is no run, or it was begun with other settings or data.
+        InputError: if there is no run, or it was started with other settings or data.
     """
     if out is None:
         return None
@@ -174,7 +180,7 @@ def finished_run(config: RunConfig, dataset: Dataset, out: str | Path | None) ->
         synthetic = SyntheticSet.load(folder.path, dataset.train.device)
     except InputError as error:
         again = "from the last checkpoint" if Checkpoints(folder.checkpoints).paths() else "from the first iteration"
-        say_once(logging.WARNING, f"{error}; it is made again {again}")  # the command line asks here too
+        say_once(logging.WARNING, f"{error}; rebuilding it {again}")  # once: the command line calls this too
         return None
     known = synthetic.provenance
     if known.get("iterations") != str(config.iterations):
@@ -182,10 +188,10 @@ def finished_run(config: RunConfig, dataset: Dataset, out: str | Path | None) ->
     data = known.get("data", dataset.train.fingerprint)
     if data != dataset.train.fingerprint:
         raise InputError(
-            f"the run at {folder.path} was begun with other data ({data}, now {dataset.train.fingerprint}); its set "
+            f"the run at {folder.path} was started with other data ({data}, now {dataset.train.fingerprint}); its set "
             f"can be evaluated: iid evaluate {folder.path}"
         )
-    # a run that was being continued when it was stopped has logged iterations beyond those of its set
+    # a run that was stopped while being continued has logged iterations beyond those of its set
     rows = [row for row in folder.metric_rows() if row["iteration"] < config.iterations]
     return DistillResult(synthetic, pd.DataFrame(rows), 0.0, None, config)
 
@@ -198,7 +204,7 @@ def _distill(
     iterations_to_show: tuple[int, ...],
     progress: bool | None,
 ) -> DistillResult:
-    """The loop and what surrounds it, after `done` iterations, in a folder that no other process works in."""
+    """Runs the loop from iteration `done` on and saves the result, in a folder that is locked."""
     config = run.config
     facts = facts_of(run)
     if folder and done < config.iterations:
@@ -206,29 +212,30 @@ def _distill(
     run.record()
     rows: list[dict[str, Any]] = folder.metric_rows() if folder else []
     saved_at = time.perf_counter()
-    begun = saved_at - run.choice_seconds
+    started = saved_at - run.choice_seconds
     seconds_before = float(rows[-1].get("seconds", 0)) if rows else 0.0
 
     def show() -> None:
         if on_iteration is not None and done in iterations_to_show:
             on_iteration(done, run.synthetic(done))
 
-    drawn = bar(config.method, config.iterations, "iteration", done=done, shown=progress)
-    with signals_noted() as noted, drawn as told, _last_good_named(folder):
+    shown = bar(config.method, config.iterations, "iteration", done=done, shown=progress)
+    with signals_noted() as noted, shown as progress_bar, _last_good_named(folder):
         show()
         while done < config.iterations:
             row = run.step(done, log=done % LOG_EVERY == 0 or done == config.iterations - 1)
             if row:
-                rows.append({"iteration": done, "seconds": seconds_before + time.perf_counter() - begun} | row)
-                told.note(", ".join(f"{name}={value:.3g}" for name, value in row.items() if name.startswith("loss")))
+                rows.append({"iteration": done, "seconds": seconds_before + time.perf_counter() - started} | row)
+                losses = [f"{name}={value:.3g}" for name, value in row.items() if name.startswith("loss")]
+                progress_bar.note(", ".join(losses))
                 if folder:
                     folder.append_metrics(rows[-1])
             done += 1
-            told.advance()
+            progress_bar.advance()
             show()
-            waited = 0 < config.checkpoint.seconds <= time.perf_counter() - saved_at
-            if noted or waited or done % config.checkpoint.every == 0 or done == config.iterations:
-                # between logged iterations nothing else looks; the checkpoints before are still good
+            due = 0 < config.checkpoint.seconds <= time.perf_counter() - saved_at
+            if noted or due or done % config.checkpoint.every == 0 or done == config.iterations:
+                # on a GPU nothing else checks between logged iterations; earlier checkpoints are still good
                 if not bool(torch.isfinite(run.images).all()):
                     raise FloatingPointError(f"the images are not finite after {done} iterations; {run.remedy()}")
                 if folder:
@@ -245,14 +252,14 @@ def _distill(
             "statistics of %d pairs cached: %.1f s, %.0f MiB",
             min(run.statistics.pairs, config.iterations), run.statistics.seconds, run.statistics.mebibytes,
         )  # fmt: skip
-    if noted:  # within the last iteration
+    if noted:  # during the last iteration
         raise Stopped(noted[0], done, folder.path if folder else None)
-    return DistillResult(synthetic, pd.DataFrame(rows), time.perf_counter() - begun, run.pool, config)
+    return DistillResult(synthetic, pd.DataFrame(rows), time.perf_counter() - started, run.pool, config)
 
 
 @contextlib.contextmanager
 def _last_good_named(folder: RunFolder | None) -> Iterator[None]:
-    """Within the block, what is not finite is told with the checkpoint that is still good."""
+    """Adds the last good checkpoint to the message of a FloatingPointError within the block."""
     try:
         yield
     except FloatingPointError as error:
@@ -262,64 +269,64 @@ def _last_good_named(folder: RunFolder | None) -> Iterator[None]:
 
 
 def _warn_of_evaluation(config: RunConfig, dataset: Dataset) -> None:
-    """Says before the first iteration if the settings name a network that could not be trained on the result."""
+    """Warns before the first iteration about networks of ``eval.networks`` that cannot be trained on the result."""
     for name in config.eval.networks:
         try:
             check_network_for(name, dataset.spec, width=config.eval.width, compile=config.compute.compile)
-        except InputError as error:  # the set is distilled all the same, and may be evaluated by others
+        except InputError as error:  # the set can still be distilled, and evaluated with other networks
             logger.warning("eval.networks: %s", error)
 
 
 @contextlib.contextmanager
 def pool_bar(config: RunConfig, progress: bool | None) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar over the epochs of the pool's training, which appears with the first one."""
-    told: Bar | None = None
+    """A progress bar over the epochs of the pool's training, which appears with the first epoch."""
+    progress_bar: Bar | None = None
 
     def on_epoch(number: int, epoch: int) -> None:
-        nonlocal told
-        if told is None:
+        nonlocal progress_bar
+        if progress_bar is None:
             epochs = (config.pool.count - number) * config.pool.epochs
-            told = drawn.enter_context(bar("training the pool", epochs, "epoch", shown=progress))
-        told.advance()
+            progress_bar = stack.enter_context(bar("training the pool", epochs, "epoch", shown=progress))
+        progress_bar.advance()
 
-    with contextlib.ExitStack() as drawn:
+    with contextlib.ExitStack() as stack:
         yield on_epoch
 
 
 def progress(
     config: RunConfig,
     dataset: Dataset,
-    judge: Callable[[SyntheticSet], pd.DataFrame],
+    measure: Callable[[SyntheticSet], pd.DataFrame],
     *,
     points: Sequence[int],
     **options: Any,
 ) -> pd.DataFrame:
-    """What a measure says of a set in the course of its distillation.
+    """Measures a set several times during its distillation. Explained in chapter 09.
 
-    The run is that of ``distill``: looking at it in between changes nothing.
+    The run is that of ``distill``: measuring does not affect it.
 
     Args:
-        config: of the distillation.
-        dataset: what is distilled.
-        judge: called with a copy of the set; gives rows, such as those of ``evaluate``.
-        points: after how many iterations, 0 for the start.
+        config: settings of the distillation.
+        dataset: the dataset to distil.
+        measure: called with a copy of the set; returns rows, such as those of ``evaluate``.
+        points: numbers of iterations to measure after, 0 for the start.
         options: further arguments of ``distill``, such as its folder.
 
     Returns:
-        The rows of `judge`, with a column iteration before them.
+        The rows of `measure`, with a first column iteration.
 
     Raises:
         InputError: for a point beyond the distillation's end.
     """
     beyond = [point for point in points if not 0 <= point <= config.iterations]
     if beyond:
-        raise InputError(f"the distillation has {config.iterations} iterations, there is no state after {beyond[0]}")
+        raise InputError(f"the distillation has {config.iterations} iterations, there is no set after {beyond[0]}")
     frames: list[pd.DataFrame] = []
 
-    def look(iteration: int, synthetic: SyntheticSet) -> None:
-        rows = judge(synthetic)
+    def on_iteration(iteration: int, synthetic: SyntheticSet) -> None:
+        rows = measure(synthetic)
         rows.insert(0, "iteration", iteration)
         frames.append(rows)
 
-    distill(config, dataset, on_iteration=look, iterations_to_show=tuple(points), **options)
+    distill(config, dataset, on_iteration=on_iteration, iterations_to_show=tuple(points), **options)
     return pd.concat(frames, ignore_index=True)

@@ -1,4 +1,4 @@
-"""Where a distillation starts: from real images or noise, or from the images of a saved set."""
+"""Start of a distillation: real images, noise, or the images of a saved set."""
 
 import hashlib
 import json
@@ -28,8 +28,8 @@ class Start:
 
     Attributes:
         synthetic: the set.
-        source: where it was read, for the record.
-        digest: twelve hex digits of its images and of what they stand for.
+        source: where the set was read from, for its provenance.
+        digest: twelve hex digits of its images and of their specification.
     """
 
     synthetic: SyntheticSet
@@ -38,14 +38,14 @@ class Start:
 
 
 def starting_from(config: RunConfig, init: SyntheticSet | str | Path) -> tuple[RunConfig, Start]:
-    """Settings that name a set as the start, by ``syn.init=set:DIGEST``, and the set.
+    """Settings with ``syn.init=set:DIGEST``, which identifies a set to start from, and the set.
 
     Args:
         config: the settings.
-        init: the set; or its file, or the folder of the finished run that holds it.
+        init: the set, its file, or the folder of its finished run.
 
     Raises:
-        InputError: for a file that is missing, damaged, or not a synthetic set.
+        InputError: for a file that is missing, corrupted, or not a synthetic set.
     """
     given = isinstance(init, SyntheticSet)
     synthetic = init if isinstance(init, SyntheticSet) else SyntheticSet.load(init)
@@ -53,8 +53,8 @@ def starting_from(config: RunConfig, init: SyntheticSet | str | Path) -> tuple[R
     if not same_dataset(synthetic.spec.name, config.dataset):
         say_once(
             logging.WARNING,
-            f"the run on {config.dataset} starts from a set made from {synthetic.spec.name}; test images of the one "
-            "may be among the training images of the other, and then accuracies say too much",
+            f"the run on {config.dataset} starts from a set made from {synthetic.spec.name}; test images of the former "
+            "may be among the training images of the latter, and accuracies would then be too high",
         )
     start = Start(synthetic, "a set given in Python" if given else str(init), digest)
     return attrs.evolve(config, syn=attrs.evolve(config.syn, init=f"set:{digest}")), start
@@ -63,22 +63,22 @@ def starting_from(config: RunConfig, init: SyntheticSet | str | Path) -> tuple[R
 def first_images(config: RunConfig, real: RealSet, start: Start | None) -> SyntheticSet:
     """The set before the first iteration.
 
-    Images of a saved set are taken as they are, outside of an image's range too; where the dataset is normalised by
-    another mean and standard deviation than the set was, they are converted. Where a network of the pool is to choose
-    the images, which is not there yet, random ones stand in for them: as many real images are taken.
+    Images of a saved set are used as they are, even outside the range of pixel values; if the dataset is normalised
+    with another mean and standard deviation than the set, they are converted. If a network of the pool will choose the
+    images, as many random real images take their place until then.
 
     Args:
         config: the settings.
         real: the training images.
-        start: the set that ``syn.init`` names, if it names one.
+        start: the set that ``syn.init`` identifies, if any.
 
     Raises:
-        InputError: for a set of other classes, images per class, size, channels or factor, which is named; or where
-            the settings name a set and none is given.
+        InputError: for a set with other classes, images per class, size, channels or factor (the message says which),
+            or if ``syn.init`` identifies a set and none is given.
     """
     if start is None:
         if config.syn.init.startswith("set:"):
-            raise InputError(f"syn.init={config.syn.init} is a saved set, which must be given by --init PATH")
+            raise InputError(f"syn.init={config.syn.init} is a saved set, which must be given with --init PATH")
         draws = stream(config.seed, 0, "initial images")
         init = "real" if chosen_by_pool(config) else config.syn.init
         return SyntheticSet.from_real(real, config.ipc, draws, init, config.syn.factor)
@@ -86,7 +86,7 @@ def first_images(config: RunConfig, real: RealSet, start: Start | None) -> Synth
     wrong = "" if own.spec.classes == spec.classes else _other_classes(own.spec, spec)
     for name, has, needs in (
         ("images per class", own.ipc, config.ipc),
-        ("pixels a side", own.spec.image_size, spec.image_size),
+        ("pixels per side", own.spec.image_size, spec.image_size),
         ("channels", own.spec.channels, spec.channels),
         ("as its factor", own.factor, config.syn.factor),
     ):
@@ -99,14 +99,14 @@ def first_images(config: RunConfig, real: RealSet, start: Start | None) -> Synth
 
 
 def _in_units_of(spec: DatasetSpec, own: SyntheticSet) -> Tensor:
-    """The images of a set, normalised as those of a dataset are."""
+    """Images of a set, normalised like those of a dataset."""
     if (own.spec.mean, own.spec.std) == (spec.mean, spec.std):
         return own.images  # bit for bit
     return normalize(255 * denormalize(own.images.detach(), own.spec), spec)
 
 
 def _other_classes(own: DatasetSpec, spec: DatasetSpec) -> str:
-    """How the classes of a set differ from a dataset's, in words."""
+    """Difference between the classes of a set and of a dataset, in words."""
     if len(own.classes) != len(spec.classes):
         return f"it has {len(own.classes)} classes, not {len(spec.classes)}"
     number = next(n for n, (one, other) in enumerate(zip(own.classes, spec.classes, strict=True)) if one != other)
@@ -114,7 +114,7 @@ def _other_classes(own: DatasetSpec, spec: DatasetSpec) -> str:
 
 
 def _digest(synthetic: SyntheticSet) -> str:
-    """Twelve hex digits of the images, and of what says what they mean."""
+    """Twelve hex digits of a set's images and of their specification."""
     spec = synthetic.spec
     facts = [list(spec.classes), spec.image_size, spec.channels, list(spec.mean), list(spec.std), synthetic.factor]
     digest = hashlib.sha256(json.dumps(facts).encode())

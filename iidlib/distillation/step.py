@@ -1,7 +1,7 @@
 """One step of a distillation: the objective at an iteration, its gradient on the images, and their update.
 
-All classes go through one batched forward pass: the norms of the networks act on each image by itself, so the sum over
-classes is the same as the official loop over classes, one at a time.
+All classes share one batched forward pass. The networks normalise each image by itself, so the result equals that of
+the official code, which loops over classes.
 """
 
 import logging
@@ -40,15 +40,15 @@ logger = logging.getLogger("iidlib")
 
 
 def check_dataset(config: RunConfig, dataset: Dataset) -> None:
-    """Refuses settings for another dataset, which a set and its rows of results would say they were made from.
+    """Refuses settings for another dataset, because a set and its result rows would name that one as their origin.
 
     Raises:
-        InputError: if the settings name another dataset than this one.
+        InputError: if the settings name another dataset.
     """
     if not same_dataset(config.dataset, dataset.name):
         raise InputError(
             f"the settings are for dataset {config.dataset!r}, but the dataset given is {dataset.name!r}, and the set "
-            "would say that it was made from the former; take settings for it: preset(..., dataset=dataset.name)"
+            "would claim to be made from the former; use settings for the latter: preset(..., dataset=dataset.name)"
         )
 
 
@@ -64,29 +64,29 @@ class Distillation:
         real: the training images.
         images: the synthetic images as they are stored, float32 [C*ipc, K, H, W], normalised; a leaf that requires
             gradient.
-        group: class of each of them, on the CPU.
+        group: classes of the images, on the CPU, [C*ipc].
         terms: the terms in use, by name.
-        source: draws the matching network.
-        optimiser: moves the images.
-        pool: pretrained networks, where a term or the source needs them.
-        trained: the same, or the one network that has only chosen the initial images.
-        choice_seconds: that choosing the initial images took.
-        statistics: of the real images, where the run keeps them.
+        source: source of the matching networks.
+        optimiser: optimiser of the images.
+        pool: pretrained networks, if a term or the source needs them.
+        trained: the pool, or a pool of the one network that was only needed to choose the initial images.
+        choice_seconds: time spent on choosing the initial images.
+        statistics: cached statistics of the real images, if the run uses them.
         augmentation: DSA operations, or ``none``.
-        chunk: most images in one forward pass, 0 for all at once.
-        mismatched: whether the run went on under other conditions than it was begun under.
-        totals: the numbers of iterations at which a run that was continued was to end before.
+        chunk: maximum number of images in one forward pass, 0 for no limit.
+        mismatched: whether the run was resumed under other conditions than it was started under.
+        totals: previous total numbers of iterations of a run that was continued.
     """
 
     def __init__(self, config: RunConfig, dataset: Dataset, start: Start | None = None) -> None:
-        """Checks that the settings fit the data and takes the initial images; the pool is made by `make_pool`.
+        """Checks that the settings fit the data and creates the initial images; `make_pool` provides the pool.
 
-        Where a network of the pool chooses the initial images, random ones stand in for them until then.
+        If a network of the pool chooses the initial images, random ones take their place until then.
 
         Args:
             config: the settings.
-            dataset: what is distilled.
-            start: the set whose images are the initial ones, if ``syn.init`` names one.
+            dataset: the dataset to distil.
+            start: the set to start from, if ``syn.init`` identifies one.
 
         Raises:
             InputError: for settings that do not fit the data or are for another dataset, or an unknown method, network
@@ -102,15 +102,15 @@ class Distillation:
         self.augmentation = resolve_augmentation(config.match.augmentation, dataset.spec.augmentation)
         if config.match.network.endswith("-bn"):
             raise InputError(
-                f"match.network must look at each image by itself; {config.match.network!r} has batch norm, through "
-                "which the classes of a batch would see each other"
+                f"match.network must process each image by itself; {config.match.network!r} has batch norm, which "
+                "mixes the classes of a batch"
             )
         terms = method.terms_in_use(config)
         if not terms:
             why = ", ".join(f"{name} ({reason})" for name, reason in method.left_out(config).items())
-            why = why or "the method names no term"
+            why = why or "the method has no terms"
             raise InputError(
-                f"the objective of {config.method} is empty: {why}; give a term a weight, or take more images per class"
+                f"the objective of {config.method} is empty: {why}; give a term a weight, or use more images per class"
             )
         check_terms(config, terms)
         source = method.source_under(config)
@@ -122,9 +122,9 @@ class Distillation:
         self._labels, self._start = first.labels, start
         self.terms = terms
         self.source = method.make_source(config, dataset, device)
-        if self.source.from_pool:  # one of the caller's own says so only now
+        if self.source.from_pool:  # a user-defined source is only known now
             check_memory(config, dataset, terms, named, pool=True)
-        # the first block's maps: convolved, normalised, pooled, and what a backward pass keeps of them
+        # the maps of the first block: after convolution, norm and pooling, and what the backward pass keeps
         image_bytes = 4 * 4 * config.match.width * dataset.spec.image_size**2
         self.chunk = config.compute.chunk or default_chunk(device, image_bytes)
         self.pool: Pool | None = None
@@ -145,9 +145,9 @@ class Distillation:
 
     @property
     def pool_settings(self) -> PoolConfig:
-        """What `make_pool` trains: one network, at the end of its training, where it only chooses the initial images.
+        """Settings of the pool for `make_pool`: one fully trained network, if it only chooses the initial images.
 
-        A pool that was saved before must have the copies that it has.
+        For a pool with a path, the saved copies must still match the settings.
         """
         pool = self.config.pool
         if self._uses_pool:
@@ -155,13 +155,13 @@ class Distillation:
         return attrs.evolve(pool, count=1, epochs_kept=pool.epochs_kept if pool.path else ())
 
     def make_pool(self, on_epoch: Callable[[int, int], None] | None = None, *, resumed: bool = False) -> None:
-        """Loads the pretrained networks, or trains and keeps them, if the run needs them; and lets them do their part.
+        """Loads or trains the pretrained networks if the run needs them, and chooses the initial images if they must.
 
-        Where a network of the pool chooses the initial images, they replace, in place, the random ones.
+        The chosen images replace the random ones in place.
 
         Args:
-            on_epoch: called with the network's number and the pass that is done.
-            resumed: whether the images of a checkpoint are to be restored, so that none are chosen.
+            on_epoch: called with the network's number and the epoch that was completed.
+            resumed: whether images will be restored from a checkpoint, so none need to be chosen.
         """
         chooses = chosen_by_pool(self.config) and not resumed
         if not (self._uses_pool or chooses):
@@ -173,15 +173,15 @@ class Distillation:
             self.source.use_pool(pool)
         if chooses:
             config, network = self.config, choosing_network(pool, self.pool_settings)
-            logger.info("choosing the initial images by a %s of the pool: %s", network.name, config.syn.init)
-            begun = time.perf_counter()
+            logger.info("choosing the initial images with a %s of the pool: %s", network.name, config.syn.init)
+            started = time.perf_counter()
             chosen = chosen_images(config.syn.init, self.real, network, config.ipc, config.syn.factor, seed=config.seed)
             with torch.no_grad():
-                self.images.copy_(chosen.images)  # the tensor that the optimiser moves
-            self.choice_seconds = time.perf_counter() - begun
+                self.images.copy_(chosen.images)  # in place: the optimiser holds this tensor
+            self.choice_seconds = time.perf_counter() - started
 
     def record(self) -> None:
-        """Records the step as a CUDA graph where the settings ask for it and it can be had."""
+        """Records the step as a CUDA graph if the settings ask for it and the device supports it."""
         if self.config.compute.graph == "auto":
             with precision(self.images.device, self.config.compute.precision):
                 self._recorded = captured_step(self, self.terms, self.optimiser)
@@ -190,31 +190,30 @@ class Distillation:
         """Applies a network's function to a batch, in chunks that fit the device."""
         with half_maps(images.device, self.config.compute.precision):
             out = in_chunks(function, images.contiguous(memory_format=torch.channels_last), self.chunk)
-        return out.to(images.dtype)  # what is computed from the features is computed in full
+        return out.to(images.dtype)  # terms are computed in full precision
 
     def batch(self, iteration: int) -> StepBatch:
-        """What the terms may use at an iteration; nothing is drawn or computed before it is asked for."""
+        """Inputs of the terms at an iteration, drawn and computed on demand."""
         return StepBatch(self, LazyDraws(self, iteration))
 
     def losses(self, iteration: int) -> dict[str, Tensor]:
-        """The weighted terms of the objective at an iteration, each summed over classes; scalars with gradient."""
+        """Weighted terms of the objective at an iteration, each summed over classes; scalars with gradient."""
         batch = self.batch(iteration)
         return {name: term.weight(self.config) * term.loss(batch).sum() for name, term in self.terms.items()}
 
     def step(self, iteration: int, *, log: bool = False) -> dict[str, float]:
-        """One update of the images.
+        """Updates the images once.
 
         Args:
-            iteration: names the draws; the same iteration with the same images gives the same update.
-            log: compute what is logged (waits for the device, and takes a backward pass more for each term).
+            iteration: determines the draws; the same iteration with the same images gives the same update.
+            log: compute logged values, which synchronises with the device and needs one more backward pass per term.
 
         Returns:
-            With `log`: ``loss``, ``loss_<term>`` (weighted) and ``grad_<term>`` (norm of its gradient on the images),
-            and what the source of networks has to say.
+            With `log`: ``loss``, ``loss_<term>`` (weighted), ``grad_<term>`` (norm of the term's gradient on the
+            images), and the facts of the source of networks.
 
         Raises:
-            FloatingPointError: if a term is not finite (on a GPU seen with `log` only); the images are left as
-                they were.
+            FloatingPointError: if a term is not finite (on a GPU detected only with `log`); the images are unchanged.
         """
         with precision(self.images.device, self.config.compute.precision):
             if self._recorded is not None and not log:
@@ -223,21 +222,22 @@ class Distillation:
                 return {}
             parts = self.losses(iteration)
             row: dict[str, float] = {}
-            if log or self.images.device.type == "cpu":  # elsewhere a look would wait for the device
+            if log or self.images.device.type == "cpu":  # elsewhere this would synchronise with the device
                 self._check(parts, iteration)
             if log:
                 row = self._describe(parts) | self.source.facts()
+            # [C*ipc, K, H, W]
             (gradient,) = torch.autograd.grad(torch.stack(list(parts.values())).sum(), self.images)
             self.optimiser.step(gradient)
             self.advance(iteration)
         return row
 
     def advance(self, iteration: int) -> None:
-        """What follows an update of the images: the source of networks goes on to the next iteration."""
+        """Advances the source of networks, after an update of the images."""
         self.source.advance(iteration)
 
     def _check(self, parts: Mapping[str, Tensor], iteration: int) -> None:
-        """Stops where a term is not finite, before the images follow it."""
+        """Raises FloatingPointError if a term is not finite, before the images are updated."""
         for name, part in parts.items():
             if not bool(part.detach().isfinite()):
                 at = f"at iteration {iteration}"
@@ -247,12 +247,12 @@ class Distillation:
                 raise FloatingPointError(f"the term {name!r} is {float(part.detach())} {at}; {remedy}")
 
     def _remedy(self, name: str) -> str:
-        """The setting that most likely made a term run away, from what else has: images, networks, or neither."""
+        """Advice on the setting that most likely made a term diverge: that of networks, images, or the term itself."""
         config = self.config
         exceeded = range_exceeded(self.images, self.real.spec)
         if self._queue_has_run_away():
             return f"networks of the queue have diverged: lower queue.lr (now {config.queue.lr:g})"
-        seen = name == "cc" or self.source.from_pool  # where every term looks through networks of the pool
+        seen = name == "cc" or self.source.from_pool  # with this source every term uses networks of the pool
         if seen and self.pool and any(map(_has_run_away, self.pool.networks)):
             return f"networks of the pool have diverged: lower pool.lr (now {config.pool.lr:g})"
         if exceeded:
@@ -262,7 +262,7 @@ class Distillation:
         return what_to_lower(config, self.terms, name)
 
     def remedy(self) -> str:
-        """The setting that most likely made the images run away; they are looked at every so many iterations only."""
+        """Advice on the setting that most likely made the images diverge."""
         if self._queue_has_run_away():
             return f"networks of the queue have diverged: lower queue.lr (now {self.config.queue.lr:g})"
         return what_to_lower(self.config, self.terms)
@@ -271,10 +271,10 @@ class Distillation:
         return isinstance(self.source, NetworkQueue) and any(map(_has_run_away, self.source.networks))
 
     def warn_of_range(self) -> None:
-        """Tells, with the likely cause, if the images lie orders of magnitude beyond any picture."""
+        """Warns, with the likely cause, if the images lie orders of magnitude outside the range of pictures."""
         if exceeded := range_exceeded(self.images, self.real.spec):
             logger.warning(
-                "the images reach %.3g where pictures reach %.3g, so that they say little of the classes: %s, then "
+                "the images reach %.3g where pictures reach %.3g, so they represent the classes poorly: %s, then "
                 "distil again", *exceeded, self.remedy(),
             )  # fmt: skip
 
@@ -306,24 +306,24 @@ class Distillation:
         if own := configuration.differing(self.config):
             provenance["settings"] = " ".join(f"{key}={value}" for key, value in own.items())
         if self._start:
-            source = self._start.source  # of a run that earlier versions began, no checkpoint knows it
+            source = self._start.source  # empty for runs of earlier versions, whose checkpoints lack it
             provenance["init"] = f"{self.config.syn.init} from {source}" if source else self.config.syn.init
         if self.totals:
             provenance["continued"] = f"iterations was {', then '.join(map(str, self.totals))}"
         if self.mismatched:
             provenance["environment_mismatch"] = "see environment.json"
         images, factor = self.optimiser.images_after_sweep(), self.config.syn.factor
-        if not bool(torch.isfinite(images).all()):  # wrong input of a set, but here a failure of the run
+        if not bool(torch.isfinite(images).all()):  # SyntheticSet would report wrong input, but the run has failed
             raise FloatingPointError(f"the images are not finite after {iteration} iterations; {self.remedy()}")
         return SyntheticSet(images, self._labels, self.real.spec, provenance, factor)
 
     @property
     def started_from(self) -> str | None:
-        """Where the set was read from which the run started, for the record; None for another start."""
+        """Source of the set that the run started from, for its provenance; None if it did not start from a set."""
         return self._start.source if self._start else None
 
     def state(self) -> dict[str, Tensor]:
-        """What a checkpoint holds; draws are functions of seed and iteration and need no history."""
+        """State for a checkpoint; draws are functions of seed and iteration and have no state."""
         return self.optimiser.state() | self.source.state()
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
@@ -332,6 +332,6 @@ class Distillation:
         self.source.restore(state)
 
     def facts(self) -> dict[str, Any]:
-        """What must be the same when a run is resumed."""
+        """Facts that must be the same when a run is resumed."""
         facts = {"data": self.real.fingerprint, "pool": self.pool.fingerprint if self.pool else ""}
         return facts | ({"pool weights": self.pool.digest} if self.pool else {})

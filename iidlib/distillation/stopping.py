@@ -1,4 +1,4 @@
-"""How a run is stopped: a first signal lets it finish its iteration and keep what it has."""
+"""Stopping a run: after a first signal it finishes the current iteration and saves a checkpoint."""
 
 import contextlib
 import signal
@@ -11,12 +11,12 @@ __all__ = ["Stopped", "signals_noted"]
 
 
 class Stopped(KeyboardInterrupt):
-    """A run was stopped by a signal; the iteration was finished and a checkpoint written.
+    """A run was stopped by a signal, after the iteration was finished and a checkpoint written.
 
     Attributes:
-        signal: the signal's number.
-        iteration: iterations done.
-        folder: the run's folder, or None where nothing is kept.
+        signal: number of the signal.
+        iteration: number of iterations done.
+        folder: folder of the run, or None if nothing is saved.
     """
 
     def __init__(self, signal_number: int, iteration: int, folder: Path | None) -> None:
@@ -27,7 +27,7 @@ class Stopped(KeyboardInterrupt):
 
 @contextlib.contextmanager
 def signals_noted() -> Iterator[list[int]]:
-    """Within the block, a first SIGINT or SIGTERM is only noted in the list; a second one acts as usual."""
+    """Within the block, a first SIGINT or SIGTERM is only added to the list; a second one acts as usual."""
     noted: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield noted

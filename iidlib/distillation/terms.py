@@ -1,7 +1,7 @@
 """The terms of the objectives, each a row of ``TERMS``.
 
-A term of your own is a function from a `StepBatch` to one value a class, entered in ``TERMS`` with its weight, and
-named in a row of ``methods.METHODS``; the loop needs no change.
+To add a term, write a function from a `StepBatch` to one value per class, enter it in ``TERMS`` with its weight, and
+name it in a row of ``methods.METHODS``; the loop needs no change.
 """
 
 from collections.abc import Callable, Collection
@@ -25,16 +25,16 @@ class Term:
     """A term of the objective."""
 
     loss: Callable[[StepBatch], Tensor]
-    """One value a class, [C], before the weight."""
+    """Unweighted loss, one value per class, [C]."""
     weight: Callable[[RunConfig], float]
-    """Its weight under given settings."""
+    """Weight of the term under given settings."""
     needs_pairs: bool = False
-    """It relates images of a class to each other, so it is zero, and left out, with one synthetic image a class
-    (mosaics of several tiles are several)."""
+    """Whether the term relates images of a class to each other. It is then zero, and left out, with one synthetic image
+    per class (a mosaic counts as its tiles)."""
     needs_pool: bool = False
-    """It reads a pretrained network (``StepBatch.pretrained``)."""
+    """Whether the term uses a pretrained network (``StepBatch.pretrained``)."""
     needs_trained: bool = False
-    """It is weighted by the accuracy of the matching network, so it is zero, and left out, under random networks."""
+    """Whether the matching network's accuracy weights the term. It is then zero, and left out, for random networks."""
 
 
 def _mean_term(batch: StepBatch) -> Tensor:
@@ -42,24 +42,24 @@ def _mean_term(batch: StepBatch) -> Tensor:
 
 
 def _cm_term(batch: StepBatch) -> Tensor:
-    last = losses.covariance_matching_to(batch.real_covariance, batch.syn_fmap)  # [C, K, K], [C, n, K, P] -> [C]
+    loss = losses.covariance_matching_to(batch.real_covariance, batch.syn_fmap)  # [C, K, K], [C, n, K, P] -> [C]
     for real, syn in batch.earlier_fmaps:  # [C, N, K, P'], [C, n, K, P']
-        positions = batch.syn_fmap.shape[3] / syn.shape[3]  # a covariance sums over positions, of which these have more
-        last = last + positions**2 * losses.covariance_matching(real, syn, batch.real_mask)
-    return last
+        scale = batch.syn_fmap.shape[3] / syn.shape[3]  # P / P', because a covariance sums over positions
+        loss = loss + scale**2 * losses.covariance_matching(real, syn, batch.real_mask)  # [C]
+    return loss
 
 
 def _cc_term(batch: StepBatch) -> Tensor:
     match, features = batch.config.match, batch.pretrained_syn_features  # [C, n, D]
     measure = partial(losses.class_centralization, form=match.cc_form, alpha=match.cc_alpha, beta=match.cc_beta)
     if match.cc_scaling == "released":
-        return measure(features)
+        return measure(features)  # [C]
     if match.cc_scaling == "per_image":
-        return measure(features) * (10 / batch.config.ipc)
+        return measure(features) * (10 / batch.config.ipc)  # [C]
     scatter = batch.pretrained_real_scatter  # [C]
-    known = scatter > 0  # one real image, or copies of it, have no scatter to compare with; they ask for nothing
-    unit = torch.where(known, scatter, 1).sqrt()
-    return torch.where(known, measure(features / unit[:, None, None]) / features.shape[1], 0)  # [C]
+    scattered = scatter > 0  # [C]; false for a single real image or copies of one, where the term is zero
+    unit = torch.where(scattered, scatter, 1).sqrt()  # [C]
+    return torch.where(scattered, measure(features / unit[:, None, None]) / features.shape[1], 0)  # [C]
 
 
 def _ce_term(batch: StepBatch) -> Tensor:
@@ -67,12 +67,12 @@ def _ce_term(batch: StepBatch) -> Tensor:
 
 
 def _mmd_term(batch: StepBatch) -> Tensor:
-    real, syn, mask = batch.real_features, batch.syn_features, batch.real_mask
+    real, syn, mask = batch.real_features, batch.syn_features, batch.real_mask  # [C, N, D], [C, n, D], [C, N] or None
     scatter = losses.scatter(real, mask)  # [C]
-    scatter = torch.where(scatter > 0, scatter, 1)  # one real image, or copies of it, have none
+    scatter = torch.where(scatter > 0, scatter, 1)  # [C]; zero for a single real image or copies of one
     if batch.config.match.mmd_form == "gaussian":
-        return losses.kernel_distance(real, syn, scatter, mask)
-    return losses.characteristic_distance(real, syn, scatter, batch.frequencies, mask)
+        return losses.kernel_distance(real, syn, scatter, mask)  # [C]
+    return losses.characteristic_distance(real, syn, scatter, batch.frequencies, mask)  # [C]
 
 
 TERMS: dict[str, Term] = {
@@ -82,15 +82,15 @@ TERMS: dict[str, Term] = {
     "ce": Term(_ce_term, weight=lambda config: config.match.ce, needs_trained=True),
     "mmd": Term(_mmd_term, weight=lambda config: config.match.mmd),
 }
-"""The terms of the objectives, by the name under which they are logged."""
+"""Terms of the objectives, by their names in logs."""
 
 
 def check_terms(config: RunConfig, terms: Collection[str]) -> None:
-    """Finds out whether the terms in use can be computed under given settings.
+    """Checks whether the terms in use can be computed under given settings.
 
     Raises:
-        InputError: for blocks that the matching network does not have, what cached statistics do not hold, or real
-            images of which one alone is looked at, which has no scatter to measure others by.
+        InputError: for blocks that the matching network does not have, statistics that are not cached, or a single real
+            image per class where its scatter is needed.
     """
     match = config.match
     relative = "cc" in terms and match.cc_scaling == "relative"
@@ -101,38 +101,39 @@ def check_terms(config: RunConfig, terms: Collection[str]) -> None:
     beyond: dict[str, float] = {"match.cm_blocks": match.cm_blocks} if "cm" in terms and match.cm_blocks > 1 else {}
     depth = match.network.removeprefix("convnet").partition("-")[0]
     if beyond and match.network.startswith("convnet"):
-        if depth.isdigit() and match.cm_blocks > int(depth):  # a name that is none is told where networks are built
+        if depth.isdigit() and match.cm_blocks > int(depth):  # invalid names are reported elsewhere
             raise InputError(
-                f"match.cm_blocks must be at most {depth}, as {match.network} has blocks; got {match.cm_blocks}"
+                f"match.cm_blocks must be at most {depth}, the number of blocks of {match.network}, "
+                f"got {match.cm_blocks}"
             )
     elif beyond:
         raise InputError(f"match.cm_blocks={match.cm_blocks} needs a ConvNet; {match.network} has no such blocks")
     if "mmd" in terms:
         beyond["match.mmd"] = match.mmd
     if beyond and match.statistics == "cached":
-        told = " and ".join(f"{key}={value:g}" for key, value in beyond.items())
+        settings = " and ".join(f"{key}={value:g}" for key, value in beyond.items())
         without = " ".join(f"{key}={1 if key == 'match.cm_blocks' else 0}" for key in beyond)
         raise InputError(
-            f"match.statistics=cached holds means and covariances of the last block alone, {told} "
-            f"{'asks' if len(beyond) == 1 else 'ask'} for more; set {without}, or leave match.statistics at fresh"
+            f"match.statistics=cached holds only means and covariances of the last block, but {settings} "
+            f"{'needs' if len(beyond) == 1 else 'need'} more; set {without}, or use match.statistics=fresh"
         )
 
 
 def what_to_lower(config: RunConfig, terms: Collection[str], suspect: str = "") -> str:
-    """Advice for images that run away: weights raised far above the method's own, that of a suspect, and the step size.
+    """Advice for images that diverge: lower weights far above the method's defaults, a suspect's, or the learning rate.
 
     Args:
         config: the settings of the run.
-        terms: in use, by name.
-        suspect: a term that is named whatever its weight.
+        terms: names of the terms in use.
+        suspect: a term to name whatever its weight.
     """
     usual = preset(config.method, config.dataset, config.ipc, config.scale).match
-    told = []
+    candidates = []
     for key in WEIGHTS:
         name = key.removeprefix("match.")
-        weight, own = getattr(config.match, name), getattr(usual, name)
-        if name in terms and weight > 10 * own:
-            told.append(f"{key} (now {weight:g}, usually {own:g})")
+        weight, default = getattr(config.match, name), getattr(usual, name)
+        if name in terms and weight > 10 * default:
+            candidates.append(f"{key} (now {weight:g}, usually {default:g})")
         elif name == suspect:
-            told.append(f"{key} (now {weight:g})")
-    return f"lower {' or '.join([*told, f'syn.lr (now {config.syn.lr:g})'])}"
+            candidates.append(f"{key} (now {weight:g})")
+    return f"lower {' or '.join([*candidates, f'syn.lr (now {config.syn.lr:g})'])}"
