@@ -28,6 +28,9 @@ def test_examples_of_a_module_give_what_they_show(module: str) -> None:
     [
         "losses.mean_matching",
         "losses.class_centralization",
+        "losses.covariance_matching",
+        "distillation.distill",
+        "evaluation.evaluate",
         "synthetic.SyntheticSet",
         "data.load_dataset",
         "rng.stream",

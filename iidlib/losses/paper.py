@@ -127,6 +127,11 @@ def covariance_matching(
 
     Raises:
         ValueError: on shapes that do not fit, or a class without images.
+
+    Example:
+        >>> real = torch.tensor([[[[1.0], [0.0]], [[-1.0], [0.0]]]])  # C = 1, N = 2, K = 2, P = 1
+        >>> covariance_matching(real, real[:, :1])  # a single synthetic image does not vary
+        tensor([1.])
     """
     require("real", real, "CNKP", real_mask)
     require("syn", syn, "CnKP", syn_mask)
