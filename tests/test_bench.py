@@ -112,7 +112,7 @@ def test_rows_are_added_to_a_file_that_holds_such_rows_only(report: bench_report
 
 def test_notes_say_what_the_numbers_are_of(report: bench_report.BenchReport) -> None:
     text = "\n".join(report.notes())
-    assert "2 classes, 4 real and 10 synthetic images a class, convnet3 of width 4" in text
+    assert "2 classes, 4 real and 10 synthetic images per class, convnet3 of width 4" in text
     assert "not compiled" in text and "convnet3 with random weights" in text
     without = replace(report, timings=report.timings[:1])
     assert "random weights" not in "\n".join(without.notes())

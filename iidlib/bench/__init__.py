@@ -1,4 +1,4 @@
-"""Speed, measured against a fixed loop over classes and against the machine. No result depends on it."""
+"""Speed, measured against a fixed loop over classes and the limits of the machine. No result depends on it."""
 
 from iidlib.bench.baseline import PerClassLoop, PlainTraining, plain_twin
 from iidlib.bench.ceilings import copy_rate, count_bytes, count_flops, matrix_product_rate, seconds_of

@@ -1,7 +1,7 @@
-"""What a computation asks of a machine, and what the machine can give: operations and bytes, counted and timed.
+"""The work of a computation and the limits of the machine: operations and bytes, counted and timed.
 
-The counters run a function once and add up its work; the ceilings time the machine at what it does best, a large matrix
-product and a large copy. Work over ceiling is a floor: the time below which the same arithmetic cannot fall.
+The counters run a function once and add up its work. The ceilings are the machine's best rates, measured on a large
+matrix product and a large copy. Work divided by ceiling is a floor: the same arithmetic cannot take less time.
 """
 
 import time
@@ -20,9 +20,9 @@ __all__ = ["copy_rate", "count_bytes", "count_flops", "matrix_product_rate", "se
 
 
 def count_flops(function: Callable[[], object]) -> int:
-    """Floating-point operations of the convolutions and matrix products that a call runs, backward passes included.
+    """Floating-point operations of the convolutions and matrix products in a call, including backward passes.
 
-    A multiplication and its addition count as two. Norms, activations, pooling and augmentation are not counted.
+    A multiply-add counts as two. Norms, activations, pooling and augmentation are not counted.
     """
     with FlopCounterMode(display=False) as counter:
         function()
@@ -30,7 +30,7 @@ def count_flops(function: Callable[[], object]) -> int:
 
 
 class _Traffic(TorchDispatchMode):
-    """Adds up the bytes of the tensors that operations read and write; views move nothing."""
+    """Adds up the bytes of the tensors that operations read and write; views count zero."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -47,10 +47,10 @@ class _Traffic(TorchDispatchMode):
 
 
 def count_bytes(function: Callable[[], object]) -> int:
-    """Bytes that the operations of a call read and write, each tensor once an operation, backward passes included.
+    """Bytes that the operations of a call read and write, each tensor once per operation, including backward passes.
 
-    What an eager program moves through memory if no cache holds a tensor from one operation to the next; a fused kernel
-    counts as one operation, and a compiled one is not seen at all.
+    This is the memory traffic of an eager program if no cache holds a tensor from one operation to the next. A fused
+    kernel counts as one operation; a compiled kernel is not counted at all.
     """
     with _Traffic() as traffic:
         function()
@@ -58,12 +58,12 @@ def count_bytes(function: Callable[[], object]) -> int:
 
 
 def seconds_of(function: Callable[[], object], device: torch.device) -> float:
-    """Seconds of one call, with the work that it leaves queued on a GPU."""
+    """Seconds of one call, including the work that it queues on a GPU."""
     _wait(device)
-    begun = time.perf_counter()
+    started = time.perf_counter()
     function()
     _wait(device)
-    return time.perf_counter() - begun
+    return time.perf_counter() - started
 
 
 def _wait(device: torch.device) -> None:
@@ -74,13 +74,13 @@ def _wait(device: torch.device) -> None:
 
 
 def matrix_product_rate(device: torch.device, name: str = "fp32", *, size: int = 0, repeats: int = 10) -> float:
-    """The machine's speed at what it does best, a large square matrix product: the ceiling, in GFLOP/s.
+    """Peak rate of a large square matrix product, in GFLOP/s.
 
     Args:
-        device: where to measure.
+        device: the device to measure.
         name: precision, as in ``compute.precision``.
         size: rows and columns; 0 for 2048 on a CPU and 8192 elsewhere.
-        repeats: products, of which the fastest counts.
+        repeats: number of products; the fastest counts.
     """
     size = size or (2048 if device.type == "cpu" else 8192)
     kind = torch.bfloat16 if name == "bf16" else torch.float32
@@ -92,12 +92,12 @@ def matrix_product_rate(device: torch.device, name: str = "fp32", *, size: int =
 
 
 def copy_rate(device: torch.device, *, megabytes: int = 0, repeats: int = 5) -> float:
-    """The speed of memory in GB/s (1e9 bytes), read and written together, of a copy that no cache holds.
+    """Memory bandwidth of a copy that exceeds all caches, reading plus writing, in GB/s (1e9 bytes).
 
     Args:
-        device: where to measure.
-        megabytes: size of what is copied, in 1e6 bytes; 0 for 256 on a CPU and 1024 elsewhere.
-        repeats: copies, of which the fastest counts.
+        device: the device to measure.
+        megabytes: size of the copied tensor, in 1e6 bytes; 0 for 256 on a CPU and 1024 elsewhere.
+        repeats: number of copies; the fastest counts.
     """
     count = (megabytes or (256 if device.type == "cpu" else 1024)) * 250_000
     source = torch.zeros(count, device=device)

@@ -1,6 +1,6 @@
-"""What each acceleration brings, switched on one after another, in the forward pass of real images.
+"""Gain of each acceleration of the forward pass of real images, switched on one after another.
 
-The last rungs are what the library does; the first is the released code's way, a class at a time.
+The first rung is the released code's way, one class at a time; the last rungs are the library's.
 """
 
 import copy
@@ -21,16 +21,16 @@ __all__ = ["forward_ladder"]
 
 
 def forward_ladder(network: Network, images: Tensor, *, repeats: int = 3) -> pd.DataFrame:
-    """Times the feature maps of a batch without gradient, one acceleration more in each row. Explained in chapter 14.
+    """Times the feature maps of a batch without gradient, with one more acceleration per row. Explained in chapter 14.
 
     Args:
-        network: a ConvNet on a CPU; it is left as it is.
-        images: normalised, [C, N, K, H, H].
-        repeats: timed passes, of which the fastest counts.
+        network: a ConvNet on a CPU; it is not changed.
+        images: normalised images, [C, N, K, H, H].
+        repeats: number of timed forward passes; the fastest counts.
 
     Returns:
-        One row a rung, with the columns rung, seconds (of all images), gain (over the rung before) and total (over the
-        first). Without a C++ compiler the rungs that need one are left out.
+        One row per rung, with the columns rung, seconds (for all images), gain (over the previous rung) and total (over
+        the first). Without a C++ compiler the rungs that need one are left out.
 
     Raises:
         LossesDiffer: if a rung changes the maps by more than rounding.
@@ -55,9 +55,9 @@ def forward_ladder(network: Network, images: Tensor, *, repeats: int = 3) -> pd.
     with torch.no_grad():
         expected = rungs["a class at a time"]()
         for name, work in rungs.items():
-            apart = relative_difference(work(), expected)  # compiled here, outside of the times
-            if not apart <= LOSS_TOLERANCE["fp32"]:
-                raise LossesDiffer(f"{name}: the maps differ by {apart:.1e} from those of the first rung")
+            difference = relative_difference(work(), expected)  # also compiles, outside the timing
+            if not difference <= LOSS_TOLERANCE["fp32"]:
+                raise LossesDiffer(f"{name}: the maps differ by {difference:.1e} from those of the first rung")
             seconds = min(seconds_of(work, images.device) for _ in range(repeats))
             first, before = (float(rows[i]["seconds"]) if rows else seconds for i in (0, -1))  # type: ignore[arg-type]
             rows.append({"rung": name, "seconds": seconds, "gain": before / seconds, "total": first / seconds})

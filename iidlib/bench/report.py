@@ -1,4 +1,4 @@
-"""Speed: what `iid bench` measures, the library against the fixed baselines and against the machine, in one run."""
+"""Speed report of `iid bench`: the library against the fixed baselines and the limits of the machine."""
 
 import dataclasses
 import json
@@ -32,10 +32,10 @@ AXES: dict[str, tuple[int, ...]] = {
     "batch_real": (64, 256, 1024),
     "width": (32, 64, 128, 256),
 }
-"""The sizes that `scaling` varies, one at a time, about the paper's: IPC 10, 10 classes, 256 real images, width 128."""
+"""Sizes that `scaling` varies one at a time, around the paper's: IPC 10, 10 classes, 256 real images, width 128."""
 
 NEEDED = ("what", "method", "seconds")
-"""Columns by which a CSV file is known to hold such rows."""
+"""Columns that identify a CSV file with such rows."""
 
 _METHODS = ("dm", "dm-cm", "iid-dm", "idm", "iid-idm")
 
@@ -45,19 +45,21 @@ _CLASSES, _QUICK_CLASSES = 10, 2
 
 
 def timing_dataset(classes: int, per_class: int, *, device: torch.device | str = "cpu") -> Dataset:
-    """cifar10-mini in other sizes, for times alone: its classes and images come round again where more are asked for.
+    """cifar10-mini in other sizes, only for timing: its classes and images are repeated if more are needed.
 
     Args:
-        classes: how many; class c has the images of class c modulo 10.
-        per_class: training images of each.
-        device: where the images are put.
+        classes: number of classes; class c has the images of class c modulo 10.
+        per_class: training images per class.
+        device: the device of the images.
     """
     mini = load_dataset("cifar10-mini", device=device)
-    own = mini.train.num_classes
-    rows = [mini.train.of_class(c % own) for c in range(classes)]
+    distinct = mini.train.num_classes
+    rows = [mini.train.of_class(c % distinct) for c in range(classes)]
     index = torch.cat([row[torch.arange(per_class) % len(row)] for row in rows]).to(device)
     labels = torch.arange(classes, device=device).repeat_interleave(per_class)
-    names = tuple(mini.spec.classes[c % own] + (f"-{c // own}" if c >= own else "") for c in range(classes))
+    names = tuple(
+        mini.spec.classes[c % distinct] + (f"-{c // distinct}" if c >= distinct else "") for c in range(classes)
+    )
     spec = dataclasses.replace(mini.spec, classes=names)
     test = mini.test.labels < classes
     return Dataset(
@@ -69,14 +71,14 @@ def timing_dataset(classes: int, per_class: int, *, device: torch.device | str =
 
 
 def random_pool(config: RunConfig, spec: DatasetSpec, device: torch.device) -> Pool:
-    """One network with random weights in the place of the trained pool: its time is that of a trained one.
+    """A network with random weights in place of the pretrained pool, which takes as much time as a trained one.
 
-    Its features are not; nothing but times may be taken from a run with it.
+    Its features are not those of a trained one, so a run with it must only be timed.
 
     Args:
-        config: gives the architecture (``pool.network``, ``pool.width``) and the seed.
-        spec: the data set that the network fits.
-        device: where it goes.
+        config: the architecture (``pool.network``, ``pool.width``) and the seed.
+        spec: specification of the dataset.
+        device: the device of the network.
     """
     network = network_for(
         config.pool.network,
@@ -90,25 +92,25 @@ def random_pool(config: RunConfig, spec: DatasetSpec, device: torch.device) -> P
 
 @dataclass(frozen=True)
 class BenchReport:
-    """What a measurement found, and under which conditions."""
+    """Timings of a measurement, and its conditions."""
 
     timings: tuple[Timing, ...]
     network: str
     pool_network: str
-    """Architecture for class centralization; its weights are random."""
+    """Architecture for class centralization, with random weights."""
     device: str
     precision: str
-    """Of our matrix products; the baseline's is fp32."""
+    """Precision of the library's matrix products; the baseline's is fp32."""
     compiled: bool
-    """Whether our kernels were compiled."""
+    """Whether the library's kernels were compiled."""
     ceiling_gflops: float
-    """The machine's matrix product, in GFLOP/s."""
+    """Peak rate of the machine's matrix product, in GFLOP/s."""
     ceiling_gbytes: float
-    """The machine's copy, in GB/s, read and written together."""
+    """Rate of the machine's copy, reading plus writing, in GB/s."""
     environment: dict[str, Any]
 
     def rows(self) -> list[dict[str, Any]]:
-        """A row a timing, as `Timing.row`, with the conditions beside: what ``--json`` and ``--results`` give."""
+        """One row per timing, from `Timing.row`, with the conditions; written by ``--json`` and ``--results``."""
         conditions = {
             "network": self.network,
             "pool_network": self.pool_network,
@@ -121,24 +123,24 @@ class BenchReport:
         return [timing.row() | conditions for timing in self.timings]
 
     def to_json(self) -> str:
-        """The rows as JSON text, a list."""
+        """The rows as a JSON list."""
         return json.dumps(self.rows(), indent=2)
 
     def append(self, path: Path, command: str = "") -> None:
-        """Adds the rows to a CSV file, made where absent.
+        """Appends the rows to a CSV file, which is created if it does not exist.
 
         Args:
             path: the file.
-            command: what was typed, for the record.
+            command: the command line, for the record.
 
         Raises:
-            InputError: if the file holds something else than such a table.
+            InputError: if the file does not hold such a table.
             OSError: if it cannot be written.
         """
         append_rows(path, pd.DataFrame(self.rows()).assign(command=command), needed=NEEDED)
 
     def tables(self) -> dict[str, list[dict[str, str]]]:
-        """The rows as text under short headings, by the title of the table."""
+        """The rows as text with short headings, by title of the table."""
         same = len({(t.what, t.method) for t in self.timings}) == 1
         work = [(t, ({} if same else {"work": f"{t.what} {t.method}"}) | _sizes(t, self.timings)) for t in self.timings]
         return {
@@ -168,34 +170,34 @@ class BenchReport:
         }
 
     def notes(self) -> list[str]:
-        """What the tables must be read with, a line each."""
+        """Explanations of the tables, one per line."""
         first = self.timings[0]
         lines = [
-            f"{first.classes} classes, {first.batch_real} real and {first.ipc} synthetic images a class, "
-            f"{self.network} of width {first.width}, where a row says nothing else",
+            f"{first.classes} classes, {first.batch_real} real and {first.ipc} synthetic images per class, "
+            f"{self.network} of width {first.width}, unless a row says otherwise",
             f"device: {self.device}, {self.precision}, kernels {'compiled' if self.compiled else 'not compiled'}, "
             f"torch {self.environment['torch']}",
-            "distill: an iteration; loop: each class one eager fp32 forward pass, one backward pass, the same draws",
-            "evaluate: a pass over the set, of the 1001 that train a network; loop: eager fp32, the same draws",
-            f"medians of {len(first.our_times)} interleaved repetitions; first: compilation included",
+            "distill: one iteration; loop: one eager fp32 forward pass per class, one backward pass, the same draws",
+            "evaluate: one of the 1001 epochs that train a network; loop: eager fp32, the same draws",
+            f"medians of {len(first.our_times)} interleaved repetitions; first: including compilation",
             f"floor: counted convolutions and matrix products at {self.ceiling_gflops:.4g} GFLOP/s, the machine's "
             f"matrix product; its copy moves {self.ceiling_gbytes:.3g} GB/s",
-            "differs: loss, gradient, or weights after a pass, relative to the loop's",
+            "differs: loss, gradient, or weights after an epoch, relative to the loop's",
         ]
         if any("cc" in METHODS[t.method].terms for t in self.timings if t.method in METHODS):
-            lines.append(f"class centralization on a {self.pool_network} with random weights, enough for times")
+            lines.append(f"class centralization on a {self.pool_network} with random weights, sufficient for timing")
         return lines
 
 
 def _sizes(timing: Timing, others: Sequence[Timing]) -> dict[str, str]:
-    """The sizes in which the timings of a report differ."""
+    """Sizes of a timing that vary within the report."""
     vary = [name for name in AXES if len({getattr(other, name) for other in others if other.batch_real}) > 1]
     return {name.removeprefix("batch_"): f"{getattr(timing, name)}" for name in vary}
 
 
 @dataclass(frozen=True)
 class _Bench:
-    """The machine that a report is about, its ceilings measured."""
+    """The machine that is measured, and its ceilings."""
 
     device: torch.device
     precision: str
@@ -217,7 +219,7 @@ class _Bench:
         if run.source.from_pool:
             raise InputError(
                 f"{config.method} cannot be compared with the loop over classes, whose networks are random or in a "
-                "queue; time a distillation instead: iid distill says its seconds"
+                "queue; run a distillation instead: iid distill reports its seconds"
             )
         if any(term.needs_pool for term in run.terms.values()):
             run.pool = random_pool(config, run.real.spec, self.device)
@@ -252,17 +254,17 @@ def measure(
     changes: Mapping[str, Any] | None = None,
     progress: bool | None = False,
 ) -> BenchReport:
-    """Times methods and evaluation at the paper's shapes, on images of cifar10-mini at 10 images a class.
+    """Times methods and evaluation at the paper's sizes, on cifar10-mini with 10 images per class.
 
     Args:
         methods: names of ``distillation.METHODS``.
-        quick: two classes instead of ten, fewer rounds and the small pool network: a minute.
+        quick: two classes instead of ten, fewer rounds and a small pool network; takes a minute.
         device: as in ``engine.pick_device``.
-        rounds: timed iterations of each side; 3, or 2 when quick, if not given.
+        rounds: timed iterations of each side; by default 3, or 2 if quick.
         pool_network: architecture for class centralization, with random weights; ``resnet18`` as in the paper, or
-            ``convnet3`` when quick, if not given.
+            ``convnet3`` if quick, by default.
         changes: further settings by dotted key, as for ``config.override``.
-        progress: draw a progress bar; None draws one on a terminal, and elsewhere logs a line every minute.
+        progress: draw a progress bar; None draws one on a terminal, and otherwise logs a line every minute.
 
     Raises:
         InputError: for an unknown method, network, device or setting, no method, or fewer than one round.
@@ -286,36 +288,36 @@ def scaling(
     changes: Mapping[str, Any] | None = None,
     progress: bool | None = False,
 ) -> BenchReport:
-    """Times a method as the work grows, along one axis at a time about the paper's shapes.
+    """Times one method at varying sizes, along one axis at a time around the paper's sizes.
 
     Args:
         method: a name of ``distillation.METHODS``.
-        axes: sizes by the names of ``AXES``, which stands where none are given.
+        axes: sizes by name of the axis; by default ``AXES``.
         device: as in ``engine.pick_device``.
         rounds: timed iterations of each side.
         changes: further settings by dotted key, as for ``config.override``.
-        progress: draw a progress bar; None draws one on a terminal, and elsewhere logs a line every minute.
+        progress: draw a progress bar; None draws one on a terminal, and otherwise logs a line every minute.
 
     Raises:
         InputError: for an unknown method, device or setting.
         timing.LossesDiffer: if the two sides do not compute the same thing.
     """
     base = preset(method, scale="paper", changes={"pool.network": "convnet3"} | dict(changes or {}))
-    middle = {
+    centre = {
         "ipc": base.ipc,
         "classes": _CLASSES,
         "batch_real": base.match.batch_real,
         "width": base.match.width,
     }
-    points = [middle | {name: value} for name, values in (axes or AXES).items() for value in values]
+    points = [centre | {name: value} for name, values in (axes or AXES).items() for value in values]
     points = [point for number, point in enumerate(points) if point not in points[:number]]
-    named = {"pool.network": base.pool.network} | dict(changes or {})
+    settings = {"pool.network": base.pool.network} | dict(changes or {})
     configs = [
         preset(
             method,
             ipc=point["ipc"],
             scale="paper",
-            changes=named | {"match.batch_real": point["batch_real"], "match.width": point["width"]},
+            changes=settings | {"match.batch_real": point["batch_real"], "match.width": point["width"]},
         )
         for point in points
     ]
@@ -338,11 +340,11 @@ def _timed(
                 raise InputError(f"unknown network {name!r}{suggest(name, NETWORKS)}")
     bench = _Bench.on(device, configs[0].compute.precision)
     timings = []
-    with bar("bench", (len(configs) + evaluate) * 2 * (rounds + 1), "iteration", shown=progress) as told:
+    with bar("bench", (len(configs) + evaluate) * 2 * (rounds + 1), "iteration", shown=progress) as progress_bar:
         for config, count in zip(configs, classes, strict=True):
-            told.rename(config.method)
-            timings.append(bench.distill(config, count, rounds, told.advance))
+            progress_bar.rename(config.method)
+            timings.append(bench.distill(config, count, rounds, progress_bar.advance))
         if evaluate:
-            told.rename("evaluation")
-            timings.append(bench.evaluate(configs[0], _CLASSES, rounds, told.advance))
+            progress_bar.rename("evaluation")
+            timings.append(bench.evaluate(configs[0], _CLASSES, rounds, progress_bar.advance))
     return bench.report(timings, configs[0])

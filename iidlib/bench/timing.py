@@ -1,7 +1,7 @@
-"""Timing a piece of work on both sides, the library's and the fixed baseline's, after checking that they agree.
+"""Timing of the library against the fixed baseline, after checking that both compute the same.
 
-Both sides start from the same images or weights and read the same draws. A speed-up that changes the result is an
-error. Compilation happens in each side's first repetition, which is timed apart.
+Both sides start from the same images or weights and use the same draws. A speed-up that changes the result is an error.
+Each side compiles in its first repetition, which is timed separately.
 """
 
 import statistics
@@ -35,76 +35,76 @@ __all__ = [
 ]
 
 LOSS_TOLERANCE = {"fp32": 1e-4, "tf32": 5e-3, "bf16": 3e-2}
-"""Largest relative difference at which two losses count as the same, by our precision."""
+"""Largest relative difference of two losses that counts as rounding, by the library's precision."""
 
 GRADIENT_TOLERANCE = {"fp32": 1e-2, "tf32": 1e-1, "bf16": 3e-1}
-"""Largest ||a - b|| / ||b|| at which two gradients count as the same, by our precision.
+"""Largest ||a - b|| / ||b|| of two gradients that counts as rounding, by the library's precision.
 
-Wider than that of losses: of the millions of activations at the paper's shapes, rounding puts a few on the other side
-of the ReLU's kink, and their share of the gradient appears or vanishes. For that reason two eager forms of one network
-differ by up to 2e-3 in float32, and by 2e-15 in float64.
+It is wider than that of losses: of the millions of activations at the paper's sizes, rounding moves a few across the
+kink of the ReLU, and their share of the gradient appears or vanishes. For this reason two eager implementations of one
+network differ by up to 2e-3 in float32, and by 2e-15 in float64.
 """
 
 
 class LossesDiffer(ArithmeticError):
-    """The two sides do not compute the same thing, so the ratio of their times means nothing."""
+    """The two sides do not compute the same, so the ratio of their times is meaningless."""
 
 
 @dataclass(frozen=True)
 class Timing:
-    """One piece of work, timed on both sides."""
+    """Timing of the same work on both sides."""
 
     what: str
-    """``distill``: an iteration; ``evaluate``: a pass over the set, of the 1001 that train a network."""
+    """Kind of work: ``distill``, one iteration, or ``evaluate``, one of the 1001 epochs that train a network."""
     method: str
-    """The method, or the network that is trained."""
+    """Method, or the network that is trained."""
     classes: int
     ipc: int
     batch_real: int
-    """Real images a class and iteration; 0 where none are drawn."""
+    """Real images per class and iteration; 0 if none are drawn."""
     width: int
     baseline_times: tuple[float, ...]
     """Seconds of each timed repetition of the baseline."""
     our_times: tuple[float, ...]
-    """Of the same work by the library, each right after the baseline's."""
+    """Seconds of the library's repetitions, each right after one of the baseline."""
     first_seconds: float
-    """Of the library's first repetition, compilation included; not among those above."""
+    """Seconds of the library's first repetition, including compilation; not part of `our_times`."""
     gflop: float
-    """Convolutions and matrix products, in 1e9 operations."""
+    """Operations in convolutions and matrix products, in 1e9."""
     gbyte: float
-    """What the baseline's operations read and write, in 1e9 bytes."""
+    """Bytes that the baseline's operations read and write, in 1e9."""
     ceiling_gflops: float
-    """The machine's matrix product, in GFLOP/s."""
+    """Peak rate of the machine's matrix product, in GFLOP/s."""
     peak_memory_mib: float
-    """Of the library's repetitions."""
+    """Peak memory of the library's first repetition, in MiB."""
     differences: dict[str, float]
-    """How far the two sides' results are apart, relative: ``loss`` and ``gradient``, or ``weights`` after a pass."""
+    """Relative differences of the two sides: ``loss`` and ``gradient``, or ``weights`` after an epoch."""
 
     @property
     def baseline_seconds(self) -> float:
-        """Median of the baseline."""
+        """Median seconds of the baseline."""
         return statistics.median(self.baseline_times)
 
     @property
     def seconds(self) -> float:
-        """Median of the library."""
+        """Median seconds of the library."""
         return statistics.median(self.our_times)
 
     @property
     def ratio(self) -> float:
-        """How many times faster the library is."""
+        """Speed-up of the library over the baseline."""
         return self.baseline_seconds / self.seconds
 
     @property
     def floor_fraction(self) -> float:
-        """Seconds that the counted operations take at the machine's best, over the library's.
+        """Seconds of the counted operations at the machine's peak rate, divided by the library's seconds.
 
-        Above 1 where an algorithm needs fewer operations than those counted.
+        It exceeds 1 if an algorithm needs fewer operations than were counted.
         """
         return self.gflop / self.ceiling_gflops / self.seconds
 
     def row(self) -> dict[str, Any]:
-        """The work, its times and what follows from them, flat."""
+        """The timing as a flat row, with derived values."""
         names = ("what", "method", "classes", "ipc", "batch_real", "width", "first_seconds", "gflop", "gbyte")
         return (
             {name: getattr(self, name) for name in names}
@@ -121,14 +121,14 @@ class Timing:
 
 
 def relative_difference(ours: Tensor, theirs: Tensor) -> float:
-    """||ours - theirs|| / ||theirs||; 0 where both are zero."""
+    """Relative difference ||ours - theirs|| / ||theirs||; 0 if both are zero."""
     gap, size = float((ours - theirs).norm()), float(theirs.norm())
     return gap / size if size > 0 else gap
 
 
 def _weights(network: Network) -> Tensor:
-    """All parameters in a row, a copy."""
-    return torch.cat([parameter.detach().reshape(-1) for parameter in network.parameters()])
+    """A copy of all parameters, flattened into one vector."""
+    return torch.cat([parameter.detach().reshape(-1) for parameter in network.parameters()])  # [number of weights]
 
 
 def compare(
@@ -138,17 +138,17 @@ def compare(
     rounds: int = 3,
     on_iteration: Callable[[], object] | None = None,
 ) -> Timing:
-    """Checks that a run and its loop over classes compute the same thing, and times both, in turns.
+    """Checks that a run and its loop over classes compute the same, and times both alternately.
 
     Args:
-        run: at its first iteration, with the pool that its method needs; its images are updated.
-        ceiling_gflops: the machine's matrix product, from which the floor follows.
+        run: the run before its first iteration, with the pool that its method needs; its images are updated.
+        ceiling_gflops: peak rate of the machine's matrix product, which gives the floor.
         rounds: timed iterations of each side.
-        on_iteration: called after each iteration of a side, the first ones included.
+        on_iteration: called after each iteration of a side, including the first ones.
 
     Raises:
         LossesDiffer: if a term differs by more than ``LOSS_TOLERANCE``, or the gradient by ``GRADIENT_TOLERANCE``.
-        ValueError: for settings that the loop over classes does not have.
+        ValueError: for settings that the loop over classes does not implement.
     """
     device = run.images.device
     ours = run.config.compute.precision if device.type == "cuda" else "fp32"
@@ -170,7 +170,7 @@ def compare(
     (theirs, their_gradient), (mine, my_gradient) = sides
     loss_difference = max(relative_difference(mine[name].detach(), theirs[name].detach()) for name in run.terms)
     gradient_difference = relative_difference(my_gradient, their_gradient)
-    # "not below" rather than "above", so that NaN is caught
+    # "not <=" rather than ">", so that NaN is caught
     if not (loss_difference <= LOSS_TOLERANCE[ours] and gradient_difference <= GRADIENT_TOLERANCE[ours]):
         values = {name: (float(theirs[name].detach()), float(mine[name].detach())) for name in run.terms}
         raise LossesDiffer(
@@ -214,17 +214,17 @@ def compare_training(
     rounds: int = 3,
     on_iteration: Callable[[], object] | None = None,
 ) -> Timing:
-    """Checks that evaluation and its plain loop train a network alike, and times a pass of both, in turns.
+    """Checks that evaluation and its plain loop train a network alike, and times epochs of both alternately.
 
     Args:
-        config: gives the protocol and the images a class.
-        dataset: real images of it stand for the distilled set.
-        ceiling_gflops: the machine's matrix product, from which the floor follows.
-        rounds: timed passes of each side.
-        on_iteration: called after each pass of a side, the first ones included.
+        config: the protocol and the number of images per class.
+        dataset: the dataset whose real images replace a distilled set.
+        ceiling_gflops: peak rate of the machine's matrix product, which gives the floor.
+        rounds: timed epochs of each side.
+        on_iteration: called after each epoch of a side, including the first ones.
 
     Raises:
-        LossesDiffer: if the weights after a pass differ by more than ``GRADIENT_TOLERANCE``, relative to their change.
+        LossesDiffer: if the changes of the weights in an epoch differ by more than ``GRADIENT_TOLERANCE``.
     """
     device, protocol, done = dataset.train.device, config.eval, on_iteration or (lambda: None)
     ours = config.compute.precision if device.type == "cuda" else "fp32"
@@ -259,11 +259,11 @@ def compare_training(
     first_seconds = seconds_of(lambda: engine(0), device)
     peak = peak_memory_mib(device)
     theirs = _weights(loop.network) - start
-    apart = relative_difference(_weights(network) - start, theirs)
-    if not apart <= GRADIENT_TOLERANCE[ours]:
+    difference = relative_difference(_weights(network) - start, theirs)
+    if not difference <= GRADIENT_TOLERANCE[ours]:
         raise LossesDiffer(
-            f"training {network.name}: after a pass the weights of the loop and ours differ by {apart:.1e} of their "
-            f"change (at most {GRADIENT_TOLERANCE[ours]:.0e} is rounding)"
+            f"training {network.name}: after an epoch the weights of the loop and ours differ by {difference:.1e} of "
+            f"their change (at most {GRADIENT_TOLERANCE[ours]:.0e} is rounding)"
         )
     times = [
         (seconds_of(partial(plain, number), device), seconds_of(partial(engine, number), device))
@@ -283,5 +283,5 @@ def compare_training(
         gbyte=moved / 1e9,
         ceiling_gflops=ceiling_gflops,
         peak_memory_mib=peak,
-        differences={"weights": apart},
+        differences={"weights": difference},
     )
