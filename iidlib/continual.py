@@ -1,11 +1,11 @@
-"""Class-incremental learning with a distilled memory: classes come in steps, and only their distilled images are kept.
+"""Class-incremental learning with a distilled memory: classes arrive in steps, only their distilled images are kept.
 
-At each step the new classes are distilled from their own real images, the memory grows by the result, and fresh
-networks are trained on the memory alone and tested on all classes seen so far. Every step has a data set of its own, of
-the step's classes only, so that nothing of a later class can leak into an earlier one: neither the real images nor the
-pool of trained networks behind class centralization, which sees the step's classes alone.
+At each step the new classes are distilled from their own real images, the result is added to the memory, and new
+networks are trained on the memory alone and tested on all classes seen so far. Every step has its own dataset of the
+step's classes, so nothing of a later class can leak into an earlier one: neither real images nor the pool of pretrained
+networks behind class centralization, which is trained on the step's classes alone.
 
-Source: Prabhu et al., *GDumb* (ECCV 2020), as Zhao and Bilen's ``CL_DM.py`` uses it for DM: CIFAR-100, 20 images a
+Source: Prabhu et al., *GDumb* (ECCV 2020), as used for DM by Zhao and Bilen's ``CL_DM.py``: CIFAR-100, 20 images per
 class, 5 or 10 steps, class orders ``RandomState(0..4).permutation``, networks trained from scratch at each step.
 """
 
@@ -37,16 +37,16 @@ __all__ = ["MEMORIES", "class_order", "class_steps", "learn_in_steps", "of_class
 logger = logging.getLogger("iidlib")
 
 MEMORIES = ("random", "random-mosaic", *CHOICES)
-"""What a memory may hold beside distilled images: real ones, chosen at random or by their features."""
+"""Contents of a memory other than distilled images: real ones, chosen at random or by their features."""
 
 
 def class_order(classes: int, seed: int) -> list[int]:
-    """The order in which classes come: numpy's legacy permutation, as in the released script, for the same orders.
+    """Order in which classes arrive: numpy's legacy permutation, so that orders equal those of the released script.
 
     Explained in chapter 11.
 
     Raises:
-        InputError: for a seed that numpy does not take.
+        InputError: for a seed that numpy does not accept.
     """
     if not 0 <= seed < 2**32:
         raise InputError(f"the seed of the order of classes must lie in 0 to {2**32 - 1}, got {seed}")
@@ -54,16 +54,16 @@ def class_order(classes: int, seed: int) -> list[int]:
 
 
 def class_steps(order: Sequence[int], steps: int | Sequence[int]) -> list[list[int]]:
-    """An order of classes cut into steps.
+    """An order of classes, split into steps. Explained in chapter 11.
 
     Args:
         order: the classes.
-        steps: how many steps of equal size, as in the literature; or how many classes each step has, such as
+        steps: number of steps of equal size, as in the literature; or the number of classes of each step, such as
             ``(4, 3, 3)``.
 
     Raises:
-        InputError: if the number of classes is no multiple of the number of steps, or the classes of the steps are not
-            as many as there are.
+        InputError: if the number of classes is not a multiple of the number of steps, or the classes of the steps do
+            not add up to it.
 
     Example:
         >>> class_steps([5, 3, 1, 0, 2], (3, 2))
@@ -75,15 +75,17 @@ def class_steps(order: Sequence[int], steps: int | Sequence[int]) -> list[list[i
             fits = ", ".join(str(n) for n in range(1, classes + 1) if classes % n == 0)
             uneven = [classes // steps + (i < classes % steps) for i in range(steps)] if 1 < steps < classes else []
             or_uneven = f", or the classes of each step, such as {','.join(map(str, uneven))}" if uneven else ""
-            raise InputError(f"{classes} classes make no {steps} equal steps; steps can be {fits}{or_uneven}")
+            raise InputError(
+                f"{classes} classes cannot be split into {steps} equal steps; steps can be {fits}{or_uneven}"
+            )
         sizes = [classes // int(steps)] * int(steps)
     else:
         sizes, text = list(steps), ",".join(map(str, steps))
         if not sizes or min(sizes) < 1:
-            raise InputError(f"every step needs a class or more, got {text or 'no steps'}")
+            raise InputError(f"every step needs at least one class, got {text or 'no steps'}")
         if sum(sizes) != classes:
             raise InputError(
-                f"steps of {text} classes have {sum(sizes)} in all, and the dataset has {classes}; "
+                f"steps of {text} classes have {sum(sizes)} in total, but the dataset has {classes}; "
                 f"give numbers that add up to {classes}"
             )
     ends = np.cumsum(sizes).tolist()
@@ -91,7 +93,7 @@ def class_steps(order: Sequence[int], steps: int | Sequence[int]) -> list[list[i
 
 
 def of_classes(dataset: Dataset, classes: Sequence[int]) -> Dataset:
-    """A data set of some classes only, numbered anew in the order given."""
+    """A dataset of some classes only, renumbered in the given order. Explained in chapter 11."""
     spec = dataclasses.replace(dataset.spec, classes=tuple(dataset.spec.classes[label] for label in classes))
 
     def part(real: RealSet) -> RealSet:
@@ -112,28 +114,30 @@ def learn_in_steps(
     progress: bool | None = False,
     on_step: Callable[[pd.DataFrame], None] | None = None,
 ) -> pd.DataFrame:
-    """Learns a data set's classes step by step from a memory of ``config.ipc`` images a class. Explained in chapter 11.
+    """Learns a dataset's classes step by step from a memory of ``config.ipc`` images per class.
+
+    Explained in chapter 11.
 
     Args:
-        config: of a distillation method, or with a method out of ``MEMORIES`` for real images in the memory;
-            ``config.eval`` says how networks are trained on the memory. The pool of a step with a fifth of the classes
-            makes five times the epochs of ``config.pool``, so that it is trained as long as one of all classes.
-        dataset: all classes.
-        steps: how many steps of equal size its classes are cut into, or how many classes each step has.
+        config: settings of a distillation method, or with a method of ``MEMORIES`` for real images in the memory;
+            ``config.eval`` describes the training on the memory. The pool of a step with a fifth of the classes is
+            trained for five times the epochs of ``config.pool``, so for as many iterations as one of all classes.
+        dataset: the dataset with all classes.
+        steps: number of steps of equal size, or the number of classes of each step.
         order: seed of the order of classes.
-        out: a folder for the runs of the steps; an interrupted one goes on where it stopped, step by step and within
-            a step. Nothing is kept without it.
-        progress: draw progress bars; None draws them on a terminal, and elsewhere logs a line every minute.
+        out: a folder for the runs of the steps, so that an interrupted call can be resumed, also within a step; without
+            it nothing is saved.
+        progress: draw progress bars; None draws them on a terminal, and otherwise logs a line every minute.
         on_step: called with the rows of each step when it is done.
 
     Returns:
-        A row for each step and network, with columns step (from 1), steps, step_sizes (classes of each step, such as
+        A row per step and network, with columns step (from 1), steps, step_sizes (classes of each step, such as
         "4,3,3"), order, classes (seen so far), network, evaluation_seed, accuracy (percent, on the test images of the
         classes seen), epochs, images (in the memory), seconds.
 
     Raises:
-        InputError: for steps that do not fit, a step without test images, a step of one class where the method needs
-            two, an unknown method, settings for another dataset, or what ``distill`` refuses.
+        InputError: for steps that do not fit, a step without test images, a step of one class if the method needs two,
+            an unknown method, settings for another dataset, or as ``distill``.
     """
     known_methods = (*METHODS, *MEMORIES)
     if config.method not in known_methods:
@@ -157,32 +161,37 @@ def learn_in_steps(
             if folder is None or number == 1 or config.method not in METHODS or (folder / "config.yaml").is_file():
                 raise
             steps_kept = "step 1 is" if number == 2 else f"steps 1 to {number - 1} are"
-            # of what else would help, such as more epochs, the steps that are kept had none
+            # other remedies, such as more epochs, would not match the settings of the finished steps
             change = " --set pool.untrained=warn" if "pool.untrained=warn" in str(error) else ""
             raise InputError(
-                f"step {number} cannot begin: {error}; {steps_kept} kept in {out}: resume with "
+                f"step {number} cannot start: {error}; {steps_kept} kept in {out}: resume with "
                 f"--resume{change}, or give another --out"
             ) from None
         seen += group
         known = of_classes(dataset, seen)
         images = torch.cat([one.images for one in memory])
         labels = torch.arange(len(seen), device=images.device).repeat_interleave(config.ipc)
-        # of the images behind it one step's provenance would tell a part only
+        # a single step's fingerprint of the data would be incomplete
         provenance = {key: text for key, text in memory[0].provenance.items() if key != "data"}
         whole = SyntheticSet(images, labels, known.spec, provenance, memory[0].factor)
         step = f"evaluating step {number} of {len(groups)}"
-        with bar(step, config.eval.all_epochs, "epoch", shown=progress) as told:
+        with bar(step, config.eval.all_epochs, "epoch", shown=progress) as progress_bar:
             frame = evaluate(
-                whole, known, protocol=config.eval, seed=config.seed, compute=config.compute, on_epochs=told.advance
+                whole,
+                known,
+                protocol=config.eval,
+                seed=config.seed,
+                compute=config.compute,
+                on_epochs=progress_bar.advance,
             )
-        where: dict[str, Any] = {
+        columns: dict[str, Any] = {
             "step": number,
             "steps": len(groups),
             "step_sizes": sizes,
             "order": order,
             "classes": len(seen),
         }
-        frame = frame.assign(**where)[[*where, *frame.columns]]
+        frame = frame.assign(**columns)[[*columns, *frame.columns]]
         rows.append(frame)
         if on_step is not None:
             on_step(frame)
@@ -190,27 +199,27 @@ def learn_in_steps(
 
 
 def _check_steps(config: RunConfig, dataset: Dataset, groups: Sequence[Sequence[int]]) -> None:
-    """Finds out before anything is trained whether every step can be learned and tested.
+    """Checks before any training whether every step can be learned and tested.
 
-    Classes without test images are warned of: they are learned, and accuracies say nothing of them. So is a step of one
-    class, on which no network learns to tell classes apart.
+    Warns about classes without test images, which are learned but do not enter accuracies, and about steps of a single
+    class, on which no network learns to distinguish classes.
 
     Args:
-        config: says the method.
-        dataset: all classes.
-        groups: the classes of each step, as `class_steps` gives them.
+        config: the settings.
+        dataset: the dataset with all classes.
+        groups: the classes of each step, from `class_steps`.
 
     Raises:
-        InputError: if no class of a step has test images, or a step of one class needs a network that tells classes
-            apart, or ``pool.path`` names one folder for the pools of several steps.
+        InputError: if no class of a step has test images, a step of one class needs a network that distinguishes
+            classes, or ``pool.path`` names one folder for the pools of several steps.
     """
     names, tested = dataset.spec.classes, dataset.test.counts
     untested = [label for group in groups for label in group if not tested[label]]
     for number, group in enumerate(groups, 1):
         if set(group) <= set(untested):
             raise InputError(
-                f"step {number} ({listed([names[label] for label in group], 10)}) has no test images, so that it "
-                "cannot be tested; add some, or put its classes together with others by another order or other steps"
+                f"step {number} ({listed([names[label] for label in group], 10)}) has no test images, so it "
+                "cannot be tested; add some, or combine its classes with others by another order or other steps"
             )
     if untested:
         logger.warning(
@@ -220,25 +229,25 @@ def _check_steps(config: RunConfig, dataset: Dataset, groups: Sequence[Sequence[
         check_choice(config.method, dataset.train, config.ipc)
     if _needs_pool(config) and config.pool.path and len(groups) > 1:
         raise InputError(
-            f"pool.path ({config.pool.path}) holds the pool of one dataset, and every step has one of its own classes; "
-            "leave it out, and the pools are kept in the cache"
+            f"pool.path ({config.pool.path}) holds the pool of one dataset, but every step has its own classes; omit "
+            "it to keep the pools in the cache"
         )
     alone = {number: names[group[0]] for number, group in enumerate(groups, 1) if len(group) == 1}
     if not alone or len(names) == 1:
         return
-    said = listed([f"step {number} ({name})" for number, name in alone.items()], 10)
+    steps = listed([f"step {number} ({name})" for number, name in alone.items()], 10)
     if _needs_pool(config):
         what = f"syn.init={config.syn.init}" if chosen_by_pool(config) else config.method
         start = " with syn.init=real" if chosen_by_pool(config) else ""
         raise InputError(
-            f"{what} needs networks that tell classes apart, but {said} has one class; give every step two classes or "
-            f"more, or take dm, dm-cm or random{start}"
+            f"{what} needs networks that distinguish classes, but {steps} has one class; give every step at least two "
+            f"classes, or use dm, dm-cm or random{start}"
         )
-    logger.warning("only one class in %s: networks trained on it alone learn to tell nothing apart", said)
+    logger.warning("only one class in %s: networks trained on it alone cannot learn to distinguish classes", steps)
 
 
 def _check_kept(out: Path, dataset: Dataset, groups: Sequence[Sequence[int]]) -> None:
-    """Finds out before anything is done whether the steps that are finished in a folder are these steps.
+    """Checks before any work whether the finished steps in a folder have the same classes.
 
     Raises:
         InputError: if one of them distilled other classes.
@@ -247,11 +256,11 @@ def _check_kept(out: Path, dataset: Dataset, groups: Sequence[Sequence[int]]) ->
         folder = out / f"step-{number:02d}"
         if not (folder / "synthetic.safetensors").is_file():
             continue
-        wanted = tuple(dataset.spec.classes[label] for label in group)
-        if (found := SyntheticSet.load(folder).spec.classes) != wanted:
+        expected = tuple(dataset.spec.classes[label] for label in group)
+        if (classes := SyntheticSet.load(folder).spec.classes) != expected:
             raise InputError(
-                f"the run in {folder} distilled other classes or images ({listed(found)}, not {listed(wanted)}); "
-                "resume with the steps and the order that it was begun with, or give another --out"
+                f"the run in {folder} distilled other classes or images ({listed(classes)}, not {listed(expected)}); "
+                "resume with the steps and the order it was started with, or give another --out"
             )
 
 
@@ -263,7 +272,7 @@ def _needs_pool(config: RunConfig) -> bool:
 
 
 def _with_longer_pool(config: RunConfig, times: float) -> RunConfig:
-    """The settings with so many times the epochs of the pool, rounded."""
+    """Settings with the pool's epochs multiplied by `times`, rounded."""
     kept = tuple(round(epochs * times) for epochs in config.pool.epochs_kept)
     return attrs.evolve(
         config, pool=attrs.evolve(config.pool, epochs=round(config.pool.epochs * times), epochs_kept=kept)
@@ -271,17 +280,17 @@ def _with_longer_pool(config: RunConfig, times: float) -> RunConfig:
 
 
 def _remembered(config: RunConfig, dataset: Dataset, folder: Path | None, progress: bool | None) -> SyntheticSet:
-    """The images of one step's classes that go into the memory."""
+    """Images of one step's classes that are put into the memory."""
     if config.method.startswith("random"):
         return random_real(dataset.train, config.ipc, config.seed, config.syn.factor)
     if config.method in CHOICES:
-        # one network for all seeds: here a seed is the order in which classes come, and each step has other images
+        # one network for all seeds: here seeds vary the order of classes, which varies the images of a step
         pool = choosing_pool(dataset, attrs.evolve(config, seed=0))
         return choose(config.method, dataset.train, config.ipc, pool.networks[0])
-    begun = folder is not None and (folder / "config.yaml").is_file()
-    if folder is not None and begun and RunFolder(folder).finished:
+    started = folder is not None and (folder / "config.yaml").is_file()
+    if folder is not None and started and RunFolder(folder).finished:
         kept = SyntheticSet.load(RunFolder.reopen(folder, config).path, dataset.train.device)
         if kept.provenance.get("data") != dataset.train.fingerprint:
             raise InputError(f"the run in {folder} distilled other classes or images; give another --out")
         return kept
-    return distill(config, dataset, out=folder, resume=begun, progress=progress).synthetic
+    return distill(config, dataset, out=folder, resume=started, progress=progress).synthetic

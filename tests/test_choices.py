@@ -321,7 +321,7 @@ def test_a_step_of_one_class_has_no_network_that_chooses(tmp_path: Path) -> None
         learn_in_steps(by_dm("centres", ipc=2), pictures(), steps=4, out=tmp_path / "steps")
     with pytest.raises(InputError, match=r"pool\.path \(.*\) holds the pool of one dataset"):
         learn_in_steps(by_dm("centres", ipc=2, pool__path="pool"), pictures(), steps=2, out=tmp_path / "steps")
-    with pytest.raises(InputError, match="iid-plus needs networks that tell classes apart"):
+    with pytest.raises(InputError, match="iid-plus needs networks that distinguish classes"):
         learn_in_steps(plus("real"), pictures(), steps=4, out=tmp_path / "steps")
 
 

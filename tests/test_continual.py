@@ -47,11 +47,15 @@ def test_orders_are_those_of_the_released_script():
 
 def test_steps_are_equal_and_cover_the_order():
     assert class_steps([5, 3, 1, 0, 2, 4], 3) == [[5, 3], [1, 0], [2, 4]]
-    with pytest.raises(InputError, match=r"6 classes make no 4 equal steps; steps can be 1, 2, 3, 6, or .* 2,2,1,1$"):
+    with pytest.raises(
+        InputError, match=r"6 classes cannot be split into 4 equal steps; steps can be 1, 2, 3, 6, or .* 2,2,1,1$"
+    ):
         class_steps(range(6), 4)
-    with pytest.raises(InputError, match=r"7 classes make no 3 equal steps; .*, or the classes of each step.* 3,2,2$"):
+    with pytest.raises(
+        InputError, match=r"7 classes cannot be split into 3 equal steps; .*, or the classes of each step.* 3,2,2$"
+    ):
         class_steps(range(7), 3)
-    with pytest.raises(InputError, match=r"6 classes make no 9 equal steps; steps can be 1, 2, 3, 6$"):
+    with pytest.raises(InputError, match=r"6 classes cannot be split into 9 equal steps; steps can be 1, 2, 3, 6$"):
         class_steps(range(6), 9)
     with pytest.raises(InputError, match="no 0 equal steps"):
         class_steps(range(6), 0)
@@ -61,10 +65,10 @@ def test_steps_may_be_uneven():
     assert class_steps([5, 3, 1, 0, 2, 4, 6], (3, 2, 2)) == [[5, 3, 1], [0, 2], [4, 6]]
     assert class_steps(range(3), [3]) == [[0, 1, 2]]
     for sizes, message in (
-        ((4, 3), "steps of 4,3 classes have 7 in all, and the dataset has 6; give numbers that add up to 6"),
-        ((6, 0), "every step needs a class or more, got 6,0"),
-        ((7, -1), "every step needs a class or more, got 7,-1"),
-        ((), "every step needs a class or more, got no steps"),
+        ((4, 3), "steps of 4,3 classes have 7 in total, but the dataset has 6; give numbers that add up to 6"),
+        ((6, 0), "every step needs at least one class, got 6,0"),
+        ((7, -1), "every step needs at least one class, got 7,-1"),
+        ((), "every step needs at least one class, got no steps"),
     ):
         with pytest.raises(InputError, match=message):
             class_steps(range(6), sizes)
@@ -167,7 +171,7 @@ def test_classes_without_test_images_are_named_and_left_out_of_accuracies(pictur
 def test_a_step_without_test_images_is_refused_before_anything_is_done(pictures, tmp_path: Path, step):
     own = class_order(4, 0)[2 * step - 2 : 2 * step]
     names = ", ".join(pictures.spec.classes[label] for label in own)
-    with pytest.raises(InputError, match=rf"step {step} \({names}\) has no test images, .*; add some, or put its"):
+    with pytest.raises(InputError, match=rf"step {step} \({names}\) has no test images, .*; add some, or combine its"):
         learn_in_steps(config(), without_tests(pictures, *own), steps=2, out=tmp_path / "x")
     assert not (tmp_path / "x").exists()
 
@@ -181,7 +185,9 @@ def test_a_step_of_one_class(pictures, caplog, method):
 
 @pytest.mark.parametrize("method", ["dm-cc", "iid-dm", "iid-idm", "herding", "k-center"])
 def test_a_step_of_one_class_has_no_pool(pictures, tmp_path: Path, method):
-    with pytest.raises(InputError, match=rf"{method} needs networks that tell classes apart, but step 2 \(.*one class"):
+    with pytest.raises(
+        InputError, match=rf"{method} needs networks that distinguish classes, but step 2 \(.*one class"
+    ):
         learn_in_steps(config(method), pictures, steps=(3, 1), out=tmp_path / "x")
     assert not (tmp_path / "x").exists()
     if "dm" in method:  # without the term, nothing needs them
@@ -190,7 +196,7 @@ def test_a_step_of_one_class_has_no_pool(pictures, tmp_path: Path, method):
 
 def test_one_folder_of_a_pool_is_not_for_several_steps(pictures, tmp_path: Path):
     given = config("iid-dm", **{"pool.path": str(tmp_path)})
-    with pytest.raises(InputError, match=r"pool.path \(.*\) holds the pool of one dataset, .*; leave it out"):
+    with pytest.raises(InputError, match=r"pool.path \(.*\) holds the pool of one dataset, .*; omit it"):
         learn_in_steps(given, pictures, steps=2)
     assert not list(tmp_path.iterdir())
     learn_in_steps(given, pictures, steps=1)
@@ -271,7 +277,7 @@ def test_steps_before_a_pool_that_is_refused_are_kept_and_gone_on_from(tmp_path:
     said = capsys.readouterr().err
     assert said.count("\n") == 1
     assert re.search(
-        r"step 2 cannot begin: .* pool.untrained=warn; .*; step 1 is kept in r: resume with --resume", said
+        r"step 2 cannot start: .* pool.untrained=warn; .*; step 1 is kept in r: resume with --resume", said
     )
     assert iid(*given, "--resume", "--set", "pool.untrained=warn") == 0, capsys.readouterr().err
     assert Path("r/step-02/synthetic.safetensors").is_file()
@@ -321,7 +327,7 @@ def test_the_command_learns_goes_on_and_keeps_rows(tmp_path: Path, monkeypatch, 
     assert measured(cell, "ci", rows).to_dict() == {0: last}
     assert measured(Cell("shapes", "dm", 2), "ci", rows).empty
     assert iid(*given[:-2], "--steps", "3", "--out", "x") == 2
-    assert "4 classes make no 3 equal steps" in capsys.readouterr().err and not Path("x").exists()
+    assert "4 classes cannot be split into 3 equal steps" in capsys.readouterr().err and not Path("x").exists()
     uneven = [*given[:6], "--scale", "ci", "--steps", "3, 1", "--results", "r/rows.csv"]
     assert iid(*uneven) == 0 and Path("runs/continual-dm-shapes-ipc2-3-1steps-ci-seed0-order0/step-02").is_dir()
     rows = all_rows(tmp_path / "r")
@@ -330,7 +336,7 @@ def test_the_command_learns_goes_on_and_keeps_rows(tmp_path: Path, monkeypatch, 
     assert measured(cell, "ci", rows[8:]).empty
     Path("file").write_text("mine")
     for wrong, message in (
-        (["--steps", "3,2"], "steps of 3,2 classes have 5 in all, and the dataset has 4"),
+        (["--steps", "3,2"], "steps of 3,2 classes have 5 in total, but the dataset has 4"),
         (["--steps", "two"], "--steps takes a number of equal steps, such as 5, or .* such as 4,3,3; got 'two'"),
         (["--steps", "3,"], "got '3,'"),
         (["--order", "-1"], "must lie in 0 to 4294967295, got -1"),
