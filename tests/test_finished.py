@@ -128,7 +128,7 @@ def test_fewer_iterations_than_done_and_other_settings_are_refused_by_name(tmp_p
     assert {name: (folder / name).read_bytes() for name in before} == before
     for path in (folder / "checkpoints").iterdir():
         path.unlink()
-    with pytest.raises(InputError, match=r"no checkpoint to continue from to iterations=10; .* --init .*run with another"):
+    with pytest.raises(InputError, match=r"no checkpoint to continue from to iterations=10; .* --init .*with another"):
         run_of("dm", 10, folder, resume=True)
     assert {name: (folder / name).read_bytes() for name in before} == before
     assert "continued" not in json.loads((folder / "environment.json").read_text())
