@@ -1,4 +1,4 @@
-"""The version, a leaf, so that anything may name it; the same as in ``pyproject.toml``."""
+"""The version, in a module without imports so that every module can use it; the same as in ``pyproject.toml``."""
 
 __all__ = ["__version__"]
 

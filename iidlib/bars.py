@@ -1,4 +1,4 @@
-"""How far long work has come: a progress bar on a terminal, a line every minute where there is none."""
+"""Progress of long operations: a bar on a terminal, elsewhere a log line every minute."""
 
 import contextlib
 import logging
@@ -19,21 +19,21 @@ logger = logging.getLogger("iidlib")
 _Item = TypeVar("_Item")
 
 EVERY = 60.0
-"""Seconds between the lines that stand for a progress bar."""
+"""Seconds between the log lines that replace a progress bar."""
 
 _hiding: list[None] = []
-"""One entry for each block of `hidden` that is open."""
+"""One entry for each open `hidden` block."""
 
 
 class Bar:
-    """How far one piece of work has come.
+    """Progress of one operation.
 
     Args:
         drawn: the bar on the screen, if there is one.
-        what: is done.
-        total: units in all; None if nobody knows.
+        what: name of the operation.
+        total: number of units; None if unknown.
         unit: what is counted.
-        done: units that were done before.
+        done: units that are already done.
         lines: log a line every minute.
     """
 
@@ -41,55 +41,55 @@ class Bar:
         self, drawn: "tqdm[Any] | None", what: str, total: int | None, unit: str, done: int, *, lines: bool
     ) -> None:
         self._drawn, self._what, self._total, self._unit, self._lines = drawn, what, total, unit, lines
-        self._done = self._before = done
-        self._begun = self._told = time.monotonic()
+        self._done = self._initial = done
+        self._started = self._logged = time.monotonic()
 
     def advance(self, steps: int = 1) -> None:
-        """Counts what was done since the last call."""
+        """Adds the units done since the last call."""
         self._done += steps
         if self._drawn is not None:
             self._drawn.update(steps)
-        elif self._lines and self._done != self._total and time.monotonic() - self._told >= EVERY:
-            self._told = time.monotonic()
-            logger.info("%s: %s", self._what, self._so_far(self._told - self._begun))
+        elif self._lines and self._done != self._total and time.monotonic() - self._logged >= EVERY:
+            self._logged = time.monotonic()
+            logger.info("%s: %s", self._what, self._progress(self._logged - self._started))
 
     def note(self, text: str) -> None:
-        """Shows some words behind the bar, such as the last loss."""
+        """Shows a text after the bar, such as the last loss."""
         if self._drawn is not None:
             self._drawn.set_postfix_str(text, refresh=False)
 
     def rename(self, what: str) -> None:
-        """Says what the work has gone over to."""
+        """Changes the name of the operation."""
         self._what = what
         if self._drawn is not None:
             self._drawn.set_description(what)
 
-    def _so_far(self, seconds: float) -> str:
+    def _progress(self, seconds: float) -> str:
         done, total, unit = self._done, self._total, self._unit + "s"
         if self._unit == "B":
             done, total, unit = done // 1_000_000, total and total // 1_000_000, "MB"
-        far = f"{done} {unit}" if total is None else f"{done} of {total} {unit}"
-        own = self._done - self._before
-        if self._total is None or own <= 0:
-            return far
-        left = seconds / own * (self._total - self._done)
-        return f"{far}, about {math.ceil(left / 60)} min left"
+        text = f"{done} {unit}" if total is None else f"{done} of {total} {unit}"
+        since_start = self._done - self._initial
+        if self._total is None or since_start <= 0:
+            return text
+        left = seconds / since_start * (self._total - self._done)
+        return f"{text}, about {math.ceil(left / 60)} min left"
 
 
 @contextlib.contextmanager
 def bar(what: str, total: int | None, unit: str, *, done: int = 0, shown: bool | None = None) -> Iterator[Bar]:
-    """Within the block, shows how far the work has come.
+    """Shows the progress of the operation in the block.
 
     Args:
-        what: is done, such as "evaluating dm".
-        total: units in all; None if nobody knows.
+        what: name of the operation, such as "evaluating dm".
+        total: number of units; None if unknown.
         unit: what is counted, in the singular; "B" for bytes.
-        done: units that were done before.
-        shown: True draws a bar whatever stderr is, as in a notebook; False shows nothing; None draws one on a terminal
-            that can move its cursor, and elsewhere logs a line every minute. Inside `hidden`, and in a process without
-            stderr, nothing is shown.
+        done: units that are already done.
+        shown: True always draws a bar, as in a notebook; False shows nothing; None draws a bar on a terminal that can
+            move its cursor and logs a line every minute elsewhere. Nothing is shown inside `hidden` or in a process
+            without stderr.
     """
-    if _hiding or sys.stderr is None:  # closed by the shell, or never there
+    if _hiding or sys.stderr is None:  # closed by the shell, or never opened
         shown = False
     if not (_on_terminal() if shown is None else shown):
         yield Bar(None, what, total, unit, done, lines=shown is None)
@@ -105,22 +105,22 @@ def _on_terminal() -> bool:
     if not (hasattr(sys.stderr, "isatty") and sys.stderr.isatty()) or os.environ.get("TERM") == "dumb":
         return False
     try:
-        return os.get_terminal_size(sys.stderr.fileno()).lines != 0  # a container's may have no size
+        return os.get_terminal_size(sys.stderr.fileno()).lines != 0  # in a container it may have no size
     except (OSError, ValueError, AttributeError):
         return True
 
 
 def counted(items: Sequence[_Item], what: str, unit: str) -> Iterator[_Item]:
-    """The items one by one, each counted as done when the next is asked for; arguments as of `bar`."""
-    with bar(what, len(items), unit) as told:
+    """Yields the items and counts each as done when the next one is requested; arguments as for `bar`."""
+    with bar(what, len(items), unit) as progress:
         for item in items:
             yield item
-            told.advance()
+            progress.advance()
 
 
 @contextlib.contextmanager
 def hidden() -> Iterator[None]:
-    """Within the block nothing is shown of how far work has come, in all of the process."""
+    """Hides all progress in the process within the block."""
     _hiding.append(None)
     try:
         yield

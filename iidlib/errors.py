@@ -1,4 +1,4 @@
-"""What users give wrong: one clear line, with a suggestion where a name is nearly right."""
+"""Errors in user input: one clear line, with a suggestion for a misspelt name."""
 
 import difflib
 from collections.abc import Iterable, Sequence
@@ -7,10 +7,9 @@ __all__ = ["InputError", "listed", "memory_text", "near", "one_line", "out_of_me
 
 
 class InputError(ValueError):
-    """Wrong input from a user; its text is one clear line that says what is wrong and what to do.
+    """Invalid user input; the message is one line that says what is wrong and what to do.
 
-    What the user gave may be part of it, so that line breaks are taken out and the middle of a very long line is left
-    out.
+    The message may quote the input, so line breaks are removed and very long lines are cut in the middle.
     """
 
     def __init__(self, message: str) -> None:
@@ -18,7 +17,7 @@ class InputError(ValueError):
 
 
 def shortened(text: str, most: int = 1000) -> str:
-    """Text of any length, such as one that repeats an endless number; where it is too long, without its middle.
+    """The text, without its middle if it is longer than `most` characters.
 
     >>> shortened("0123456789" * 9, 20)
     '012345678901 ... 3456789'
@@ -27,7 +26,7 @@ def shortened(text: str, most: int = 1000) -> str:
 
 
 def one_line(error: object, most: int = 200) -> str:
-    r"""The beginning of an error's text in one line, for a message around it.
+    r"""The beginning of an error's message on one line, to be quoted in another message.
 
     >>> one_line(ValueError("no number:\n  x"))
     'no number: x'
@@ -36,7 +35,7 @@ def one_line(error: object, most: int = 200) -> str:
 
 
 def listed(names: Sequence[str], most: int = 5, *, between: str = ", ") -> str:
-    """The first names of a list, and how many more there are.
+    """The first names of a list and the number of the others.
 
     >>> listed(["cat", "dog", "owl"], 2)
     'cat, dog and 1 more'
@@ -45,13 +44,13 @@ def listed(names: Sequence[str], most: int = 5, *, between: str = ", ") -> str:
 
 
 def near(value: str, choices: Iterable[str]) -> str:
-    """The end of an error message that names the choices already: the nearest of them, or nothing."""
+    """The closest choice as the end of an error message that already lists them; empty if none is close."""
     found = difflib.get_close_matches(value, list(choices), n=1)
     return f"; did you mean {found[0]!r}?" if found else ""
 
 
 def suggest(value: str, choices: Iterable[str]) -> str:
-    """The end of an error message: the nearest valid choice, or all of them.
+    """The end of an error message: the closest valid choice, or all of them if none is close.
 
     >>> suggest("iid-md", ["dm", "iid-dm"])
     "; did you mean 'iid-dm'?"
@@ -65,18 +64,18 @@ _TOO_LARGE = (
     "integer multiplication overflow", "numel overflow", "invalid buffer size", "too large to convert",
     "Unable to allocate", "without overflow", "Overflow when unpacking", "array is too big",
 )  # fmt: skip
-"""How torch and numpy say that a tensor is larger than memory, or than they can count."""
+"""Phrases by which torch and numpy report a tensor larger than memory or than their largest index."""
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory was not enough; on a CPU torch has no class of its own for that."""
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's, of a GPU
+    """Whether an error means out of memory; for the CPU torch has no exception class of its own."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's class for a GPU
         return True
     kinds = (RuntimeError, OverflowError, ValueError, TypeError)
     return isinstance(error, kinds) and any(words in str(error) for words in _TOO_LARGE)
 
 
 def memory_text(error: BaseException) -> str:
-    """That memory was not enough, with what the error says of it."""
-    said = one_line(error, 120) if str(error) else ""
-    return f"out of memory ({said})" if said else "out of memory"
+    """An out-of-memory message that quotes the error."""
+    reason = one_line(error, 120) if str(error) else ""
+    return f"out of memory ({reason})" if reason else "out of memory"

@@ -1,4 +1,4 @@
-"""Files and folders of the user: paths that know ``~``, YAML, whole writes, the cache."""
+"""Files and folders of the user: paths with ``~``, YAML, atomic writes, the cache."""
 
 import contextlib
 import itertools
@@ -36,39 +36,39 @@ __all__ = [
 ]
 
 PACKAGE = Path(__file__).resolve().parent
-"""The folder that the package is installed in."""
+"""Folder of the installed package."""
 
 STALE_SECONDS = 3600
-"""A temporary file that has not changed for so long belongs to no process that is still writing."""
+"""Age at which an unchanged temporary file is taken for abandoned by its process."""
 
 
 class _NoAliases(yaml.SafeLoader):
-    """Reads plain data only: no objects, and no aliases, with which a few lines stand for gigabytes."""
+    """Loads plain data only: no objects, and no aliases, which can expand a few lines to gigabytes."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError(f"aliases such as *{self.peek_event().anchor} are not read")
+            raise yaml.YAMLError(f"aliases such as *{self.peek_event().anchor} are not supported")
         return super().compose_node(parent, index)
 
 
 def user_path(path: str | os.PathLike[str]) -> Path:
-    """A path that a user gave; ``~`` and ``~name`` are resolved where there is such a user, else left alone."""
-    return Path(os.path.expanduser(path))  # noqa: PTH111, which raises where there is no such user
+    """A path given by the user, with ``~`` and ``~name`` expanded if that user exists."""
+    return Path(os.path.expanduser(path))  # noqa: PTH111, pathlib raises for an unknown user
 
 
 def checkout() -> Path | None:
-    """The checkout of the repository that the package is imported from; None for an installed one.
+    """Root of the repository that the package is imported from; None for an installed package.
 
-    The package's parent is a checkout if ``pyproject.toml`` lies there; in an installation it is ``site-packages``.
+    The parent of the package is a checkout if it contains ``pyproject.toml``; otherwise it is ``site-packages``.
     """
     return PACKAGE.parent if (PACKAGE.parent / "pyproject.toml").is_file() else None
 
 
 def load_yaml(text: str) -> Any:
-    """Plain data from YAML text: mappings, lists, texts, numbers, dates.
+    """Parses YAML into plain data: mappings, lists, strings, numbers, dates.
 
     Raises:
-        ValueError: if it is not YAML, or more than plain data, or nested without end.
+        ValueError: if the text is not valid YAML, holds more than plain data, or is nested too deeply.
     """
     try:
         return yaml.load(text, _NoAliases)  # a safe loader
@@ -78,17 +78,17 @@ def load_yaml(text: str) -> Any:
 
 @contextlib.contextmanager
 def replaced(path: Path, *, private: bool = False) -> Iterator[BinaryIO]:
-    """A file to be written in the block, which takes the place of another when the block is done, or not at all.
+    """Opens a file for writing that replaces `path` when the block succeeds, and leaves it alone otherwise.
 
-    It is a temporary file beside the other, flushed to disk and renamed. A file that was there keeps its mode, and its
-    owner where this user may give files away; a new one has the mode that the umask says.
+    The data goes to a temporary file in the same folder, which is flushed to disk and renamed. An existing file keeps
+    its mode, and its owner if this user may change owners; a new file gets its mode from the umask.
 
     Args:
         path: the file; a link is replaced, not followed.
-        private: a file of the cache, for this user alone (mode 0600) whatever the umask.
+        private: for files of the cache: only this user can read it (mode 0600), whatever the umask.
 
     Raises:
-        OSError: if it cannot be written; what was there is as it was.
+        OSError: if it cannot be written; an existing file stays unchanged.
     """
     temporary = _temporary(path)
     try:
@@ -101,32 +101,32 @@ def replaced(path: Path, *, private: bool = False) -> Iterator[BinaryIO]:
 
 
 def atomic_write(path: Path, content: bytes | str, *, private: bool = False) -> None:
-    """Writes a file whole or not at all, see `replaced`.
+    """Writes a file atomically; see `replaced`.
 
     Args:
         path: the file; a link is replaced, not followed.
-        content: its bytes, or its text, which is written as UTF-8.
-        private: a file of the cache, for this user alone (mode 0600) whatever the umask.
+        content: bytes, or text, which is encoded as UTF-8.
+        private: for files of the cache: only this user can read it (mode 0600), whatever the umask.
 
     Raises:
-        OSError: if it cannot be written; what was there is as it was.
+        OSError: if it cannot be written; an existing file stays unchanged.
     """
     with replaced(path, private=private) as file:
         file.write(_encoded(content) if isinstance(content, str) else content)
 
 
 def write_new(path: Path, content: bytes | str) -> Path:
-    """Writes a file whole, and never over another one: if one is there, beside it under a name with a number.
+    """Writes a new file atomically; if the name is taken, appends a number to it.
 
     Args:
-        path: the file that is meant; its folder is made.
-        content: of the file, as for `atomic_write`.
+        path: the desired path; its folder is created.
+        content: bytes or text, as for `atomic_write`.
 
     Returns:
-        The file that was written.
+        Path of the written file.
 
     Raises:
-        OSError: if it cannot be written; nothing is left of it.
+        OSError: if it cannot be written; no partial file is left.
     """
     make_folders(path.parent)
     temporary = _temporary(path)
@@ -140,12 +140,12 @@ def write_new(path: Path, content: bytes | str) -> Path:
 
 
 def _renamed(temporary: Path, place: Path) -> bool:
-    """Gives a file a name that no other file has; False where one has it."""
+    """Renames a file unless the name is taken; returns whether it did."""
     try:
         os.link(temporary, place)
     except FileExistsError:
         return False
-    except OSError:  # a file system without links: an empty file takes the name, and is replaced
+    except OSError:  # a file system without links: reserve the name with an empty file, then replace it
         try:
             with _created(place, 0o666):
                 pass
@@ -160,23 +160,23 @@ def _renamed(temporary: Path, place: Path) -> bool:
 
 
 def _temporary(path: Path) -> Path:
-    """A name beside a file, for the time until it is written, that nobody can guess."""
+    """An unpredictable temporary name in the same folder."""
     return path.with_name(f".{_cut(path.name)}.{os.getpid()}-{secrets.token_hex(8)}.unfinished")
 
 
 @contextlib.contextmanager
 def _created(path: Path, mode: int) -> Iterator[BinaryIO]:
-    """A file that was not there, to be written in the block and then flushed to disk; removed where that fails.
+    """Creates a file for the block and flushes it to disk; removes it if that fails.
 
-    Nothing is opened that somebody else has put there, and no link is followed.
+    Never opens an existing file or follows a link.
 
     Raises:
-        FileExistsError: if it is there.
+        FileExistsError: if the path exists.
     """
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
     descriptor = os.open(path, flags, mode)
     try:
-        with open(descriptor, "w+b") as file:  # noqa: PTH123, a descriptor and no path
+        with open(descriptor, "w+b") as file:  # noqa: PTH123, a descriptor, not a path
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -186,43 +186,43 @@ def _created(path: Path, mode: int) -> Iterator[BinaryIO]:
 
 
 def unfinished(name: str) -> str | None:
-    """The name of the file that a temporary file of `atomic_write` was to become; None for any other file."""
+    """Final name of a temporary file of `atomic_write`; None for any other file."""
     found = re.fullmatch(r"\.(.+)\.\d+-[0-9a-f]{16}\.unfinished", name, re.DOTALL)
     return found[1] if found else None
 
 
 def remove_stale(path: Path) -> None:
-    """Removes the temporary files of a file that nobody has written to for an hour: their processes were killed."""
-    with contextlib.suppress(OSError):  # a folder that is not there, or that another process clears as well
+    """Removes temporary files of `path` unchanged for an hour; the processes that wrote them were killed."""
+    with contextlib.suppress(OSError):  # the folder is absent, or another process is cleaning it too
         for place in path.parent.glob(".*.unfinished"):
             if unfinished(place.name) == _cut(path.name) and time.time() - place.lstat().st_mtime > STALE_SECONDS:
                 place.unlink(missing_ok=True)
 
 
 def _cut(name: str) -> str:
-    """A name as long as leaves room for what a temporary file's name has beside it, of 255 bytes in all."""
+    """A name cut so that the temporary file's name stays within 255 bytes."""
     return os.fsdecode(os.fsencode(name)[:180]) if len(os.fsencode(name)) > 180 else name
 
 
 def _encoded(text: str) -> bytes:
-    """Text as UTF-8, names of files included that Python could not decode where the locale knows ASCII only."""
+    """Text as UTF-8, including file names that Python could not decode in an ASCII locale."""
     try:
         return text.encode()
     except UnicodeEncodeError:
         with contextlib.suppress(UnicodeError):
             raw = text.encode(errors="surrogateescape")
-            raw.decode()  # the name's own bytes, where they are UTF-8
+            raw.decode()  # the name's original bytes, if they are UTF-8
             return raw
         return text.encode(errors="backslashreplace")
 
 
 def readable(text: str) -> str:
-    """Text with names of files as they are, also those that Python could not decode where the locale is ASCII."""
+    """Text that can be printed, including file names that Python could not decode in an ASCII locale."""
     return text.encode(errors="surrogateescape").decode(errors="backslashreplace")
 
 
 def _take_mode(descriptor: int, path: Path, *, private: bool) -> None:
-    """Gives a new file the mode and owner of the one that it replaces; what the system refuses stays undone."""
+    """Gives a new file the mode and owner of the one it replaces, as far as the system permits."""
     if not hasattr(os, "fchmod"):
         return
     with contextlib.suppress(OSError):
@@ -240,10 +240,10 @@ def _take_mode(descriptor: int, path: Path, *, private: bool) -> None:
 
 
 def set_aside(path: Path) -> Path:
-    """Gives a corrupted file another name beside it, with "corrupted" at its end, so that a new one can take its place.
+    """Renames a corrupted file to ``NAME.corrupted``, so that a new one can replace it.
 
     Returns:
-        The new name, with a number where that is taken.
+        The new path, with a number appended if that name is taken.
 
     Raises:
         OSError: if it cannot be renamed.
@@ -255,10 +255,10 @@ def set_aside(path: Path) -> Path:
 
 
 def place_of(path: Path) -> Path:
-    """Where a path leads once everything is made that is missing in it.
+    """The resolved path, as if all missing folders existed.
 
-    ``new/..`` is the folder that holds ``new``, with all that lies there, although it does not exist yet. A link that
-    leads nowhere, or in a circle, is left to whoever makes or opens the path.
+    ``new/..`` is the parent of ``new`` even before ``new`` exists. Broken and circular links are left for the caller to
+    report on opening or creating the path.
     """
     try:
         return path.resolve()
@@ -267,10 +267,10 @@ def place_of(path: Path) -> Path:
 
 
 def missing_folders(path: Path) -> list[Path]:
-    """The path and the folders above it that are not there, innermost first.
+    """The path and its parents that do not exist, innermost first.
 
     Raises:
-        FileNotFoundError: if one of them is a link that leads nowhere, which cannot be made.
+        FileNotFoundError: if one of them is a broken link, where no folder can be created.
     """
     missing = list(itertools.takewhile(lambda place: not place.exists(), (path, *path.parents)))
     for place in missing:
@@ -280,13 +280,13 @@ def missing_folders(path: Path) -> list[Path]:
 
 
 def check_writable(path: Path) -> None:
-    """Finds out whether a file could be written, long before it is; leaves nothing behind.
+    """Checks in advance that a file can be written; leaves nothing behind.
 
     Args:
-        path: the file; folders above it may be absent.
+        path: the file; its parent folders may be missing.
 
     Raises:
-        OSError: if it could not be written, or is there and read-only.
+        OSError: if it cannot be written, or exists and is read-only.
     """
     missing = missing_folders(path.parent)
     with tempfile.TemporaryFile(dir=missing[-1].parent if missing else path.parent) as file:
@@ -296,33 +296,33 @@ def check_writable(path: Path) -> None:
 
 
 def make_folders(path: Path, *, private: bool = False) -> list[Path]:
-    """Makes a folder and those above it that are missing.
+    """Creates a folder and its missing parents.
 
-    A link to a folder is taken for that folder.
+    A link to a folder counts as the folder.
 
     Args:
         path: the folder.
-        private: for the cache: folders that are made are for this user alone (mode 0700) whatever the umask; those that
-            are there stay as they are.
+        private: for the cache: created folders are accessible to this user only (mode 0700), whatever the umask;
+            existing ones stay unchanged.
 
     Returns:
-        The folders that were not there before, innermost first; none where the folder was there.
+        The created folders, innermost first; empty if the folder existed.
 
     Raises:
-        OSError: if one cannot be made, or is a link that leads nowhere; those made before it are removed again.
+        OSError: if one cannot be created or is a broken link; those already created are removed again.
     """
     made: list[Path] = []
     try:
         for place in reversed(missing_folders(path)):
             try:
                 place.mkdir(mode=0o700 if private else 0o777)
-            except FileExistsError:  # another process was faster, or the place is "..", a folder since a moment ago
+            except FileExistsError:  # another process was faster, or the path ends in "..", which exists by now
                 if not place.is_dir():
                     raise
             else:
                 made.insert(0, place)
                 if private:
-                    place.chmod(0o700)  # the umask may have taken the owner's rights too
+                    place.chmod(0o700)  # the umask may restrict the owner too
     except OSError:
         remove_empty(made)
         raise
@@ -330,14 +330,14 @@ def make_folders(path: Path, *, private: bool = False) -> list[Path]:
 
 
 def remove_empty(folders: Iterable[Path]) -> None:
-    """Removes those folders that are empty; one that holds something, or cannot be removed, stays without an error."""
+    """Removes the folders that are empty; the others stay, without an error."""
     for folder in folders:
         with contextlib.suppress(OSError):
             folder.rmdir()
 
 
 def cache_dir() -> Path:
-    """Where pools are kept: ``IID_CACHE``, or ``iidlib`` in the user's cache folder."""
+    """Folder of the pools: ``IID_CACHE``, or ``iidlib`` in the user's cache folder."""
     if os.environ.get("IID_CACHE"):
         return user_path(os.environ["IID_CACHE"])
     if sys.platform == "darwin":

@@ -1,4 +1,4 @@
-"""Locks: files that one process holds at a time, and that say which one it is."""
+"""Lock files, each held by one process at a time and naming its holder."""
 
 import contextlib
 import errno
@@ -14,39 +14,39 @@ from pathlib import Path
 __all__ = ["check_lock", "is_lock", "locked"]
 
 _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL)
-"""What the system answers on a file system that has no locks."""
+"""Error codes of file systems without locks."""
 
 _LOCK = re.compile(rb"(\n?process \d+ on [^\n]*\n)?")
-"""What a lock file holds: who took it, or nothing in the moment before that is written."""
+"""Content of a lock file: its holder, or nothing until that is written."""
 
 logger = logging.getLogger("iidlib")
 
 
 @contextlib.contextmanager
 def locked(path: Path, *, wait: bool = True) -> Iterator[None]:
-    """Holds a lock for as long as the block or this process lasts; on a file system without locks it holds nothing.
+    """Holds a lock while the block runs; does nothing on a file system without locks.
 
-    The system drops the lock of a process that died, so that what it left of its file stops nobody.
+    The system releases the lock of a process that died, so a leftover file blocks nobody.
 
     Args:
-        path: the lock file, made for the block and removed after it. It says which process holds it.
-        wait: wait for another process or thread that holds it, which is logged once.
+        path: the lock file, created for the block and removed afterwards. It names the process that holds it.
+        wait: wait for another process or thread to release it, and log that once.
 
     Raises:
-        BlockingIOError: naming the holder, where there is one and `wait` is false.
-        FileExistsError: if something of that name is there that is no lock of this function; it stays as it is.
-        OSError: if the file cannot be made.
+        BlockingIOError: if the lock is held and `wait` is false; the message names the holder.
+        FileExistsError: if the path is anything but a lock of this function; it stays unchanged.
+        OSError: if the file cannot be created.
     """
-    import filelock  # takes too long to be imported for `iid --help`
+    import filelock  # too slow to import for `iid --help`
 
     check_lock(path)
 
     def sign(descriptor: int) -> None:
-        os.ftruncate(descriptor, 0)  # a process that died has left its name
-        # behind the first byte, which is the one that is locked on Windows, and nobody else can read there then
+        os.ftruncate(descriptor, 0)  # a process that died may have left its name
+        # after the first byte: Windows locks that one, and then nobody else can read it
         os.write(descriptor, f"\nprocess {os.getpid()} on {platform.node()}\n".encode())
 
-    # not the file's mere existence in place of a lock: on another machine nobody can tell that its holder died
+    # the existence of a file does not replace a lock: other machines cannot tell whether its holder died
     lock, held = filelock.FileLock(path, fallback_to_soft=False, on_acquired=sign), True
     try:
         try:
@@ -65,48 +65,48 @@ def locked(path: Path, *, wait: bool = True) -> Iterator[None]:
         yield
     finally:
         if held:
-            if os.name == "posix":  # while it is held; who waits for it sees that it is gone, and makes another
-                with contextlib.suppress(OSError):  # the block may have an error of its own to tell
+            if os.name == "posix":  # before the release; a waiting process notices and creates another file
+                with contextlib.suppress(OSError):  # must not hide an error of the block
                     path.unlink(missing_ok=True)
-            lock.release()  # which removes the file on Windows
+            lock.release()  # on Windows this removes the file
 
 
 def check_lock(path: Path) -> None:
-    """Finds out whether a file may be taken as a lock, which empties it; one that is absent may.
+    """Checks that a path can be used as a lock: it is absent, or a lock whose content may be overwritten.
 
     Raises:
-        FileExistsError: if something of that name is there that is no lock of `locked`: another file, a link, a folder.
-        PermissionError: if it is a lock that another user has left, which this one cannot open.
+        FileExistsError: if the path is not a lock of `locked` but another file, a link or a folder.
+        PermissionError: if it is a lock left by another user, which this user cannot open.
     """
     try:
         found = path.lstat()
-    except OSError:  # absent, or gone again
+    except OSError:  # absent, or removed meanwhile
         return
     if not is_lock(path):
         raise FileExistsError(errno.EEXIST, f"{path} is needed as a lock and is {_kind(found)}; move it away")
-    try:  # by opening it, because a lock may be gone and another there between two questions
+    try:  # by opening it: between two checks the lock may be replaced by another
         os.close(os.open(path, os.O_RDWR))
     except PermissionError:
         raise PermissionError(
-            errno.EACCES, f"{path} is a lock that another user has left; have that user remove it"
+            errno.EACCES, f"{path} is a lock left by another user; ask that user to remove it"
         ) from None
     except OSError:
-        return  # gone again
+        return  # removed meanwhile
 
 
 def is_lock(path: Path) -> bool:
-    """Whether a path is a lock of `locked`, held or left by a process that died; no link, and nothing that blocks."""
+    """Whether a path is a lock of `locked`, held or left by a dead process; never follows links or blocks."""
     try:
         if not stat.S_ISREG(path.lstat().st_mode):
             return False
         with path.open("rb", buffering=0) as file:
             return bool(_LOCK.fullmatch(file.read(1000)))
-    except OSError:  # gone again, of another user, or held where locked files cannot be read (Windows)
+    except OSError:  # removed meanwhile, owned by another user, or held on Windows, where locked files are unreadable
         return True
 
 
 def _kind(found: os.stat_result) -> str:
-    """What is at the place of a lock, in words."""
+    """Kind of the file found in place of a lock."""
     if stat.S_ISLNK(found.st_mode):
         return "a link"
     if stat.S_ISDIR(found.st_mode):
@@ -115,7 +115,7 @@ def _kind(found: os.stat_result) -> str:
 
 
 def _holder(path: Path) -> str:
-    """Who holds a lock, as its file says, a moment after the lock was taken."""
+    """Holder of a lock, read from its file, which is written a moment after the lock is taken."""
     for _ in range(20):
         with contextlib.suppress(OSError), path.open("rb", buffering=0) as file:
             file.seek(1)

@@ -1,4 +1,4 @@
-"""What a user should know once, however often the work comes past it."""
+"""Messages that a user should see only once per process."""
 
 import functools
 import logging
@@ -10,5 +10,5 @@ logger = logging.getLogger("iidlib")
 
 @functools.lru_cache(1000)
 def say_once(level: int, text: str) -> None:
-    """Logs a line once in a process, unless so many others have been said since that it is forgotten."""
+    """Logs a line once per process; after a thousand others it may be repeated."""
     logger.log(level, "%s", text)

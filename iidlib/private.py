@@ -1,4 +1,4 @@
-"""Folders for code that will be run, in which nobody else can put any."""
+"""Private folders for code that will be executed, writable by this user only."""
 
 import contextlib
 import os
@@ -8,32 +8,30 @@ from pathlib import Path
 __all__ = ["private_dir"]
 
 OTHERS = stat.S_IRWXG | stat.S_IRWXO
-"""What the mode of a folder must not grant for it to be private."""
+"""Permission bits that a private folder must not have."""
 
 
 def private_dir(path: Path, *, readable: bool = False) -> Path:
-    """A folder for code that will be run: made with mode 0700, or checked if it is there already.
+    """Creates a folder for code that will be executed, with mode 0700, or checks an existing one.
 
-    The folder must be a real one (no link), belong to this user and have mode 0700. A mode that only lets others read
-    would do no harm by itself, but a folder that we made never has it: somebody else has made or opened this one, and
-    may have put something into it. As ssh does, each folder above must belong to the user or to root, and others must
-    not be able to write in it, unless its sticky bit keeps them from renaming what is not theirs (as in ``/tmp``);
-    otherwise they could put another folder in the place of this one. A group that is the user's own does not count as
-    others.
+    The folder must be a real one (no link), belong to this user and have mode 0700. Read permission for others would be
+    harmless by itself, but this function never grants it: somebody else has created or opened the folder, and may have
+    put something into it. As with ssh, each parent folder must belong to the user or to root and must not be writable
+    for others, who could otherwise replace the folder. A sticky bit (as on ``/tmp``) prevents that too. The user's
+    private group does not count as others.
 
-    Where the system knows no owners (Windows), the folder is made and not checked.
+    On systems without owners (Windows) the folder is created and not checked.
 
     Args:
-        path: of the folder; folders above that are missing are made too, as the umask says but never writable for
-            others.
-        readable: accept also what others can read but not write in, as for a folder that another program has made.
+        path: the folder; missing parents are created with modes from the umask, but never writable for others.
+        readable: also accept a folder that others can read but not write to, as for one made by another program.
 
     Returns:
-        The path with the links above it followed, so that a link that is changed later leads nowhere else.
+        The path with the links in its parents resolved, so that changing a link later has no effect.
 
     Raises:
-        PermissionError: if the folder or one above it does not keep others out; the text names it.
-        OSError: if the folder cannot be made.
+        PermissionError: if others could write to the folder or replace it; the message names the folder at fault.
+        OSError: if the folder cannot be created.
     """
     if not hasattr(os, "geteuid"):
         path.mkdir(parents=True, exist_ok=True)
@@ -44,7 +42,7 @@ def private_dir(path: Path, *, readable: bool = False) -> Path:
         with contextlib.suppress(FileExistsError):
             if not above.exists():
                 above.mkdir(mode=0o755)
-                above.chmod(above.lstat().st_mode | stat.S_IRWXU)  # a umask may take the owner's rights too
+                above.chmod(above.lstat().st_mode | stat.S_IRWXU)  # the umask may restrict the owner too
         _check_above(above)
     with contextlib.suppress(FileExistsError):
         path.mkdir(mode=0o700)
@@ -57,29 +55,29 @@ def private_dir(path: Path, *, readable: bool = False) -> Path:
     if found.st_uid != os.geteuid():
         raise PermissionError(f"{path} belongs to {_user(found.st_uid)}, not to {_user(os.geteuid())}")
     if readable and _others_write(found):
-        raise PermissionError(f"{path} has mode {stat.S_IMODE(found.st_mode):04o}, so that others can write in it")
+        raise PermissionError(f"{path} has mode {stat.S_IMODE(found.st_mode):04o}, so others can write to it")
     if not readable and found.st_mode & OTHERS:
         raise PermissionError(f"{path} has mode {stat.S_IMODE(found.st_mode):04o}, not 0700")
     return path
 
 
 def _check_above(folder: Path) -> None:
-    """Raises PermissionError if somebody else can rename what is in a folder."""
+    """Raises PermissionError if another user can rename entries of a folder."""
     found = folder.lstat()
     if found.st_uid not in (0, os.geteuid()):
         raise PermissionError(f"{folder} belongs to {_user(found.st_uid)}, not to {_user(os.geteuid())} or root")
     if _others_write(found) and not found.st_mode & stat.S_ISVTX:
-        raise PermissionError(f"{folder} has mode {stat.S_IMODE(found.st_mode):04o}, so that others can write in it")
+        raise PermissionError(f"{folder} has mode {stat.S_IMODE(found.st_mode):04o}, so others can write to it")
 
 
 def _others_write(found: os.stat_result) -> bool:
-    """Whether a mode lets somebody write who is neither the owner nor root."""
-    by_group = found.st_mode & stat.S_IWGRP and not _own_group(found.st_gid)
+    """Whether a folder is writable for anyone but its owner and root."""
+    by_group = found.st_mode & stat.S_IWGRP and not _private_group(found.st_gid)
     return bool(found.st_mode & stat.S_IWOTH or by_group)
 
 
-def _own_group(gid: int) -> bool:
-    """Whether a group is the one that many systems make for each user, with the user's name and nobody else in it."""
+def _private_group(gid: int) -> bool:
+    """Whether a group is the private one that many systems create for each user, with no other member."""
     try:
         import grp
         import pwd
@@ -91,7 +89,7 @@ def _own_group(gid: int) -> bool:
 
 
 def _user(uid: int) -> str:
-    """A user's name, or the number of one without a name."""
+    """Name of a user, or the id if there is no name."""
     try:
         import pwd
 

@@ -54,7 +54,7 @@ def test_the_lock_of_another_user_is_told_before(tmp_path: Path, monkeypatch: py
         raise PermissionError(13, "Permission denied") if path.exists() else FileNotFoundError(2, "No such file")
 
     monkeypatch.setattr(os, "open", refused)
-    with pytest.raises(PermissionError, match="lock is a lock that another user has left; have that user remove it"):
+    with pytest.raises(PermissionError, match="lock is a lock left by another user; ask that user to remove it"):
         locks.check_lock(tmp_path / "lock")
     locks.check_lock(tmp_path / "none")
 

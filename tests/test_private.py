@@ -62,8 +62,8 @@ def a_file(path: Path) -> None:
         (lambda path: path.chmod(0o710), "{path} has mode 0710, not 0700"),
         (linked, "{path} is a link, not a folder"),
         (a_file, "{path} is not a folder"),
-        (lambda path: path.parent.chmod(0o777), "{above} has mode 0777, so that others can write in it"),
-        (lambda path: path.parent.parent.chmod(0o702), "{top} has mode 0702, so that others can write in it"),
+        (lambda path: path.parent.chmod(0o777), "{above} has mode 0777, so others can write to it"),
+        (lambda path: path.parent.parent.chmod(0o702), "{top} has mode 0702, so others can write to it"),
     ],
 )
 def test_a_folder_that_does_not_keep_others_out_is_refused(
@@ -86,7 +86,7 @@ def test_a_folder_that_another_program_made_may_be_readable(mode: int, accepted:
     if accepted:
         assert private_dir(path, readable=True) == path
         return
-    with pytest.raises(PermissionError, match=rf"/compiled has mode {mode:04o}, so that others can write in it$"):
+    with pytest.raises(PermissionError, match=rf"/compiled has mode {mode:04o}, so others can write to it$"):
         private_dir(path, readable=True)
 
 
@@ -106,9 +106,9 @@ def test_a_sticky_folder_above_keeps_others_from_renaming(tmp_path: Path) -> Non
 
 def test_the_users_own_group_does_not_count_as_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tmp_path.chmod(0o770)
-    monkeypatch.setattr(private, "_own_group", lambda gid: gid == tmp_path.stat().st_gid)
+    monkeypatch.setattr(private, "_private_group", lambda gid: gid == tmp_path.stat().st_gid)
     assert private_dir(tmp_path / "compiled").is_dir()
-    monkeypatch.setattr(private, "_own_group", lambda gid: False)
+    monkeypatch.setattr(private, "_private_group", lambda gid: False)
     with pytest.raises(PermissionError, match=f"^{re.escape(str(tmp_path))} has mode 0770"):
         private_dir(tmp_path / "compiled")
 
@@ -125,8 +125,8 @@ def test_a_group_is_the_users_own_by_its_name_and_members(
 
     monkeypatch.setattr(pwd, "getpwuid", lambda uid: pwd.struct_passwd(("me", "", uid, 7, "", "", "")))
     monkeypatch.setattr(grp, "getgrgid", lambda gid: grp.struct_group((name, "", gid, members)))
-    assert private._own_group(7) is own
-    assert not private._own_group(8), "not the user's primary group"
+    assert private._private_group(7) is own
+    assert not private._private_group(8), "not the user's primary group"
 
 
 def test_links_above_are_followed_once_and_for_all(tmp_path: Path) -> None:
