@@ -1,26 +1,27 @@
-"""Differentiable Siamese augmentation (DSA): one random transform a class, shared by its real and synthetic images.
+"""Differentiable Siamese augmentation (DSA): one random transform per class for its real and synthetic images.
 
 Distribution matching compares the features of real and synthetic images. If both sides go through the *same* random
-transform (Siamese), the comparison is made under that transform, and its gradient flows back through the transform to
-the synthetic pixels, so knowledge of the augmentation ends up in the images. A call draws **one** of the six
-operations for each class, with one set of parameters; the next call draws others.
+transform (Siamese), they are compared under that transform, and the gradient flows through it to the synthetic pixels,
+so the images adapt to the augmentation. Each call draws **one** of the six operations for each class, with one set of
+parameters.
 
-Two forms of use:
+Two modes of use:
 
-- *Siamese*, for distillation: a group is a class. ``sample(strategy, C, generator)`` draws once a class, and ``apply``
-  is called on the real and on the synthetic images with the same draws, each image naming its class in ``group``.
+- *Siamese*, for distillation: a group is a class. ``sample(strategy, C, generator)`` draws once per class, and
+  ``apply`` is called on the real and on the synthetic images with the same draws; ``group`` holds the class of each
+  image.
 - *Evaluation*, for training a network: a group is an image. ``sample(strategy, B, generator, shared_op=True)`` draws
-  one operation for the mini-batch and parameters for every image by itself.
+  one operation for the mini-batch and separate parameters for each image.
 
-All classes are transformed in one call: images are ordered by operation, each operation runs once on its images, and
-the result is put back in order. A draw is an operation index and three uniform numbers, whatever the operation, so
+All classes are transformed in one call: images are sorted by operation, each operation runs once on its images, and
+the original order is restored. A draw is an operation index and three uniform numbers, whatever the operation. So
 draws have a fixed shape, live on the CPU (choosing an operation never waits for a GPU) and do not depend on the image
-size; what the numbers mean is decided in ``apply``.
+size; ``apply`` interprets the numbers.
 
 Source: Zhao and Bilen, *Dataset Condensation with Differentiable Siamese Augmentation*, ICML 2021 (arXiv 2102.08259),
-with the constants of the released code. Departures: classes draw independently, where the released code seeds a draw
-with the millisecond clock, so that classes handled within one millisecond share a transform; and a batch may hold any
-number of groups, where the released code transforms one class a call.
+with the constants of the released code. Two differences: classes draw independently, while the released code seeds each
+draw with the millisecond clock, so that classes handled within one millisecond share a transform; and a batch may hold
+any number of groups, while the released code transforms one class per call.
 """
 
 import math
@@ -38,8 +39,8 @@ __all__ = ["OPERATIONS", "Draws", "apply", "apply_everywhere", "parse_strategy",
 OPERATIONS = ("color", "crop", "cutout", "flip", "scale", "rotate")
 """Names of the operations, in the order of ``Draws.op``."""
 
-# All operations act on normalised images, where 0 is the data set's mean colour.
-BRIGHTNESS = 1.0  # width of the range of the shift, in standard deviations: +-0.5
+# All operations act on normalised images, where 0 is the dataset's mean colour.
+BRIGHTNESS = 1.0  # width of the shift's range in standard deviations: +-0.5
 SATURATION = 2.0  # the factor's range is [0, 2)
 CONTRAST = 0.5  # the factor's range is [0.5, 1.5)
 CROP = 0.125  # largest shift, as a fraction of the side
@@ -51,11 +52,11 @@ ROTATE = 15.0  # largest angle, in degrees
 
 @dataclass(frozen=True, eq=False)
 class Draws:
-    """Random draws of an operation and its parameters, one a group (G groups).
+    """Random operations and their parameters, one draw per group (G groups).
 
     Attributes:
         op: [G] int64, indices into ``OPERATIONS``, on the CPU.
-        u: [G, 3] float, uniform in [0, 1), on the CPU; an operation reads the first one, two or three columns.
+        u: [G, 3] float, uniform in [0, 1), on the CPU; an operation uses the first one, two or three columns.
 
     Raises:
         ValueError: if the shapes disagree, a tensor is not on the CPU, or a value is out of range.
@@ -78,18 +79,20 @@ class Draws:
             raise ValueError("Draws.u must lie in [0, 1)")
 
     def __len__(self) -> int:
-        """The number of groups G."""
+        """Number of groups, G."""
         return len(self.op)
 
 
 def parse_strategy(strategy: str) -> tuple[str, ...]:
-    """Splits a DSA strategy such as ``"color_crop_cutout_flip_scale_rotate"`` into names of operations.
+    """Splits a DSA strategy such as ``"color_crop_cutout_flip_scale_rotate"`` into operation names.
 
     Raises:
         ValueError: if the strategy is empty, names an unknown operation, or names one twice.
     """
     if not strategy:
-        raise ValueError(f"a DSA strategy names at least one operation, joined by '_', out of {', '.join(OPERATIONS)}")
+        raise ValueError(
+            f"a DSA strategy needs at least one operation out of {', '.join(OPERATIONS)}, joined by '_'; it is empty"
+        )
     names = tuple(strategy.split("_"))
     for name in names:
         if name not in OPERATIONS:
@@ -101,104 +104,106 @@ def parse_strategy(strategy: str) -> tuple[str, ...]:
 
 
 def sample(strategy: str | Sequence[str], groups: int, generator: torch.Generator, *, shared_op: bool = False) -> Draws:
-    """Draws an operation, uniformly out of the strategy's, and its parameters for every group.
+    """Draws one of the strategy's operations (uniformly) and its parameters for every group.
 
     Args:
-        strategy: names of operations, as a tuple or joined by ``_``.
-        groups: G, the number of classes (Siamese form) or of images (evaluation form).
-        generator: the source of randomness, on the CPU.
-        shared_op: draw one operation for all groups, while parameters stay independent: the evaluation form.
+        strategy: operation names, as a sequence or joined by ``_``.
+        groups: number G of classes (Siamese mode) or of images (evaluation mode).
+        generator: random generator on the CPU.
+        shared_op: draw one operation for all groups, with independent parameters (evaluation mode).
 
     Returns:
         Draws of G groups.
 
     Raises:
-        ValueError: for a wrong strategy, fewer than one group, or a generator on another device.
+        ValueError: if the strategy is invalid, groups is below 1, or the generator is not on the CPU.
     """
     names = parse_strategy(strategy if isinstance(strategy, str) else "_".join(strategy))
     if groups < 1:
         raise ValueError(f"groups must be at least 1, got {groups}")
     if generator.device.type != "cpu":
         raise ValueError(f"DSA draws on the CPU, got a generator on {generator.device}; pass torch.Generator('cpu')")
-    choice = torch.randint(len(names), (1 if shared_op else groups,), generator=generator)
-    op = torch.tensor([OPERATIONS.index(name) for name in names])[choice]
+    choice = torch.randint(len(names), (1 if shared_op else groups,), generator=generator)  # [1] or [G]
+    op = torch.tensor([OPERATIONS.index(name) for name in names])[choice]  # [1] or [G]
     return Draws(op.repeat(groups) if shared_op else op, torch.rand(groups, 3, generator=generator))
 
 
 def apply(images: Tensor, draws: Draws, group: Tensor | None = None) -> Tensor:
-    """Transforms every image by the draw of its group; differentiable in the images.
+    """Transforms each image by the draw of its group; differentiable with respect to the images.
+
+    Explained in chapter 02.
 
     Args:
         images: [B, K, H, H], floating point, normalised (0 is the mean colour). Half precision is computed in float32.
-        draws: one draw a group.
-        group: [B] int64, the group of each image, kept on the CPU (a GPU tensor costs a wait for the GPU);
-            ``None`` where image b has draw b.
+        draws: one draw per group.
+        group: [B] int64, the group of each image, best kept on the CPU (a GPU tensor forces a synchronisation);
+            None if image b uses draw b.
 
     Returns:
-        [B, K, H, H] in the images' dtype, device and memory format.
+        [B, K, H, H] with the images' dtype, device and memory format.
 
     Raises:
-        ValueError: if the images are not square, not floating point or none, or ``group`` does not fit.
+        ValueError: if the images are empty, not square or not floating point, or `group` does not match them.
     """
     group = None if group is None else group.cpu()
     _check(images, draws, group)
     keep = torch.channels_last if _is_channels_last(images) else torch.contiguous_format
-    work = images.to(torch.promote_types(images.dtype, torch.float32))
+    work = images.to(torch.promote_types(images.dtype, torch.float32))  # [B, K, H, H]
     op, u = (draws.op, draws.u) if group is None else (draws.op[group], draws.u[group])  # [B], [B, 3]
 
-    order = op.argsort(stable=True)  # [B], images of one operation beside each other
+    order = op.argsort(stable=True)  # [B], groups the images by operation
     counts = op.bincount(minlength=len(OPERATIONS)).tolist()
     present = [index for index, count in enumerate(counts) if count]
     if len(present) == 1:
-        out = _TRANSFORMS[present[0]](work, _to_device(u.to(work.dtype), images.device))
+        out = _TRANSFORMS[present[0]](work, _to_device(u.to(work.dtype), images.device))  # [B, K, H, H]
     else:
         inverse = torch.empty_like(order).scatter_(0, order, torch.arange(len(order)))  # [B]
         order_and_inverse = _to_device(torch.stack([order, inverse]), images.device)  # [2, B]
         uniforms = _to_device(u[order].to(work.dtype), images.device).split(counts)  # [B_i, 3] each
         parts = _take(work, order_and_inverse[0]).split(counts)  # [B_i, K, H, H] each
-        done = [_TRANSFORMS[i](parts[i], uniforms[i]).contiguous(memory_format=keep) for i in present]
-        out = _take(torch.cat(done), order_and_inverse[1])  # [B, K, H, H]
+        transformed = [_TRANSFORMS[i](parts[i], uniforms[i]).contiguous(memory_format=keep) for i in present]
+        out = _take(torch.cat(transformed), order_and_inverse[1])  # [B, K, H, H]
     return out.to(images.dtype).contiguous(memory_format=keep)
 
 
 def apply_everywhere(images: Tensor, op: Tensor, u: Tensor, operations: Sequence[str] = OPERATIONS) -> Tensor:
-    """The same as `apply`, with shapes that do not depend on the draws and no wait for the device.
+    """Computes `apply` with shapes that do not depend on the draws and without waiting for the device.
 
-    Every operation transforms every image, and each image takes the one that was drawn for it: more arithmetic, but a
-    sequence of kernels that can be recorded once and replayed (a CUDA graph).
+    Every operation transforms every image, and each image keeps the result of the operation drawn for it. This costs
+    more arithmetic, but the sequence of kernels is fixed and can be recorded as a CUDA graph.
 
     Args:
         images: [B, K, H, H], float32 or float64, normalised.
         op: int64 [B], indices into ``OPERATIONS``, on the images' device.
         u: [B, 3], on the images' device.
-        operations: those that can be drawn.
+        operations: operations that may occur in `op`.
 
     Returns:
-        [B, K, H, H] in the images' memory format.
+        [B, K, H, H] with the images' memory format.
     """
     keep = torch.channels_last if _is_channels_last(images) else torch.contiguous_format
     out, u = images, u.to(images.dtype)
     for name in operations:
         index = OPERATIONS.index(name)
-        out = torch.where((op == index)[:, None, None, None], _TRANSFORMS[index](images, u), out)
+        out = torch.where((op == index)[:, None, None, None], _TRANSFORMS[index](images, u), out)  # [B, K, H, H]
     return out.contiguous(memory_format=keep)
 
 
 def _check(images: Tensor, draws: Draws, group: Tensor | None) -> None:
     if images.ndim != 4 or images.shape[2] != images.shape[3] or not images.numel():
-        raise ValueError(f"DSA transforms square images [B, K, H, H], at least one, got {list(images.shape)}")
+        raise ValueError(f"DSA transforms at least one square image, [B, K, H, H], got {list(images.shape)}")
     if not images.is_floating_point():
         raise ValueError(f"DSA transforms normalised floating-point images, got {images.dtype}; normalise them first")
     if group is None:
         if len(images) != len(draws):
-            raise ValueError(f"{len(images)} images but {len(draws)} draws; pass group, the draw of each image")
+            raise ValueError(f"{len(images)} images but {len(draws)} draws; pass group, the index of each image's draw")
     elif group.shape != images.shape[:1] or group.dtype != torch.int64:
         raise ValueError(
-            f"group must be int64 [{len(images)}], one entry an image, got {list(group.shape)} of {group.dtype}"
+            f"group must be int64 [{len(images)}], one entry per image, got {list(group.shape)} of {group.dtype}"
         )
     elif group.min() < 0 or group.max() >= len(draws):
         raise ValueError(
-            f"group must lie in [0, {len(draws)}), one of the draws, got {group.min().item()} to {group.max().item()}"
+            f"group must lie in [0, {len(draws)}), an index of a draw, got {group.min().item()} to {group.max().item()}"
         )
 
 
@@ -207,83 +212,84 @@ def _is_channels_last(images: Tensor) -> bool:
 
 
 def _to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    # CUDA stages a small copy before it returns, so that it need not wait for the work that is queued.
+    # CUDA stages small copies before it returns, so this does not wait for queued work.
     return tensor.to(device, non_blocking=device.type == "cuda")
 
 
 def _take(images: Tensor, index: Tensor) -> Tensor:
-    """``images.index_select(0, index)``, copying whole images, in either memory format (index_select loses it)."""
+    """``images.index_select(0, index)`` that keeps the memory format, which index_select does not."""
     if _is_channels_last(images):
         return _take(images.permute(0, 2, 3, 1), index).permute(0, 3, 1, 2)
-    return images.flatten(1).index_select(0, index).unflatten(1, images.shape[1:])
+    return images.flatten(1).index_select(0, index).unflatten(1, images.shape[1:])  # [B, K, H, H]
 
 
 def _color(images: Tensor, u: Tensor) -> Tensor:
-    """Brightness, then saturation, then contrast, folded into one map a pixel (equal up to rounding).
+    """Changes brightness, then saturation, then contrast, as one map per pixel (equal up to rounding).
 
-    With shift b, factors s and c, and of the input x the mean m over channels at each pixel and the mean M of the
-    image: brightness gives x + b; saturation about the mean over channels gives s (x - m) + m + b, which leaves the
-    mean of the image at M + b; contrast about that gives c s x + c (1 - s) m + (1 - c) M + b.
+    Let x be the input, m its mean over channels at each pixel, M the mean of the image, b the shift, and s and c the
+    factors. Brightness gives x + b. Saturation about the mean over channels gives s (x - m) + m + b and leaves the
+    image's mean at M + b. Contrast about that mean gives c s x + c (1 - s) m + (1 - c) M + b.
     """
     shift, saturation, contrast = u[:, :, None, None, None].unbind(1)  # [B, 1, 1, 1] each
     shift, saturation, contrast = (shift - 0.5) * BRIGHTNESS, saturation * SATURATION, contrast + CONTRAST
     gray = images.mean(1, keepdim=True)  # [B, 1, H, H]
     level = (1 - contrast) * gray.mean((2, 3), keepdim=True) + shift  # [B, 1, 1, 1]
-    return torch.addcmul(torch.addcmul(level, contrast * (1 - saturation), gray), contrast * saturation, images)
+    level = torch.addcmul(level, contrast * (1 - saturation), gray)  # [B, 1, H, H]
+    return torch.addcmul(level, contrast * saturation, images)  # [B, K, H, H]
 
 
 def _crop(images: Tensor, u: Tensor) -> Tensor:
-    """Shifts by whole pixels, zeros from outside: out[i, j] = images[i + dy, j + dx]."""
+    """Shifts by whole pixels and fills with zeros: out[i, j] = images[i + dy, j + dx]."""
     side = images.shape[-1]
     largest = int(CROP * side + 0.5)
-    dy, dx = ((u[:, :2] * (2 * largest + 1)).floor() - largest).unbind(1)
-    one, zero = torch.ones_like(dx), torch.zeros_like(dx)
-    # Affine coordinates run over 2 across the side. Nearest-pixel sampling makes whole shifts exact.
+    dy, dx = ((u[:, :2] * (2 * largest + 1)).floor() - largest).unbind(1)  # [B] each
+    one, zero = torch.ones_like(dx), torch.zeros_like(dx)  # [B] each
+    # Affine coordinates span 2 across the side. Nearest-pixel sampling makes shifts by whole pixels exact.
     return _warp(images, [[one, zero, dx * (2 / side)], [zero, one, dy * (2 / side)]], mode="nearest")
 
 
 def _cutout(images: Tensor, u: Tensor) -> Tensor:
-    """Sets a square to 0; its centre lies anywhere in the image, and what sticks out is cut off."""
+    """Sets a square to 0; its centre lies anywhere in the image, and the square is clipped at the edges."""
     side = images.shape[-1]
     size = int(CUTOUT * side + 0.5)
-    # An even square has its centre on a corner between pixels, of which there is one more than pixels.
-    first = (u[:, :2] * (side + 1 - size % 2)).floor() - size // 2
+    # A square of even size is centred on a corner of a pixel; each axis has one corner more than pixels.
+    first = (u[:, :2] * (side + 1 - size % 2)).floor() - size // 2  # [B, 2]
     offset = torch.arange(side, dtype=u.dtype, device=u.device) - first[:, :, None]  # [B, 2, H]
     rows, columns = ((offset >= 0) & (offset < size)).unbind(1)  # [B, H] each
-    return images * ~(rows[:, :, None] & columns[:, None, :])[:, None]
+    return images * ~(rows[:, :, None] & columns[:, None, :])[:, None]  # [B, K, H, H]
 
 
 def _flip(images: Tensor, u: Tensor) -> Tensor:
     """Mirrors left and right with probability 1/2."""
-    return torch.where(u[:, :1, None, None] < FLIP, images.flip(3), images)
+    return torch.where(u[:, :1, None, None] < FLIP, images.flip(3), images)  # [B, K, H, H]
 
 
 def _scale(images: Tensor, u: Tensor) -> Tensor:
-    """Scales width (by the first number) and height (by the second) independently; a factor above 1 shrinks."""
-    sx, sy = (u[:, :2] * (SCALE - 1 / SCALE) + 1 / SCALE).unbind(1)
-    zero = torch.zeros_like(sx)
+    """Scales width (first number) and height (second number) independently; a factor above 1 shrinks."""
+    sx, sy = (u[:, :2] * (SCALE - 1 / SCALE) + 1 / SCALE).unbind(1)  # [B] each
+    zero = torch.zeros_like(sx)  # [B]
     return _warp(images, [[sx, zero, zero], [zero, sy, zero]], mode="bilinear")
 
 
 def _rotate(images: Tensor, u: Tensor) -> Tensor:
     """Rotates about the centre."""
-    angle = (u[:, 0] - 0.5) * 2 * math.radians(ROTATE)
-    cos, sin, zero = angle.cos(), angle.sin(), torch.zeros_like(angle)
+    angle = (u[:, 0] - 0.5) * 2 * math.radians(ROTATE)  # [B]
+    cos, sin, zero = angle.cos(), angle.sin(), torch.zeros_like(angle)  # [B] each
     return _warp(images, [[cos, -sin, zero], [sin, cos, zero]], mode="bilinear")
 
 
 def _warp(images: Tensor, matrix: list[list[Tensor]], mode: str) -> Tensor:
-    """Samples the images at affinely mapped positions; zeros outside. ``matrix`` is 2 x 3 of [B] each.
+    """Samples the images at affinely mapped positions, zeros outside; ``matrix`` is 2 x 3 tensors of shape [B].
 
-    The same as ``affine_grid`` with ``align_corners=False`` and ``grid_sample``, but for the grid not being a matrix
-    product, which a GPU may round to TF32 (an error of hundredths of a pixel).
+    Equivalent to ``affine_grid`` with ``align_corners=False`` and ``grid_sample``, except that the grid is not computed
+    by a matrix product, which a GPU may round to TF32 (an error of hundredths of a pixel).
     """
     side = images.shape[-1]
-    position = (2 * torch.arange(side, dtype=images.dtype, device=images.device) + 1) / side - 1
-    (xx, xy, x0), (yx, yy, y0) = ([entry[:, None, None] for entry in row] for row in matrix)
-    columns, rows = position, position[:, None]
+    position = (2 * torch.arange(side, dtype=images.dtype, device=images.device) + 1) / side - 1  # [H]
+    (xx, xy, x0), (yx, yy, y0) = ([entry[:, None, None] for entry in row] for row in matrix)  # [B, 1, 1] each
+    columns, rows = position, position[:, None]  # [H], [H, 1]
     grid = torch.stack([xx * columns + xy * rows + x0, yx * columns + yy * rows + y0], -1)  # [B, H, H, 2]
-    return F.grid_sample(images, grid, mode=mode, padding_mode="zeros", align_corners=False)
+    return F.grid_sample(images, grid, mode=mode, padding_mode="zeros", align_corners=False)  # [B, K, H, H]
 
 
 _TRANSFORMS: tuple[Callable[[Tensor, Tensor], Tensor], ...] = (_color, _crop, _cutout, _flip, _scale, _rotate)

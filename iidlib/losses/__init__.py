@@ -1,4 +1,4 @@
-"""The paper's equations (`paper`), and distances of whole distributions; ``masked`` may be skipped."""
+"""The paper's equations (`paper`) and distances between distributions; ``masked`` holds helpers that may be skipped."""
 
 from iidlib.losses.distributions import characteristic_distance, kernel_distance
 from iidlib.losses.paper import (

@@ -1,9 +1,9 @@
 """The paper's equations, as pure functions over a class axis.
 
-Each loss takes the features of all C classes at once and returns one value a class, shape [C]; the objective is their
-sum. Axis letters: C classes, N real images a class, n synthetic images a class, D feature dimensions, K channels,
-P positions of the feature map (height times width). Classes of unequal size are padded along the image axis and come
-with a boolean mask that is true for real entries; padded entries take no part in any sum, whatever they hold.
+Each loss takes the features of all C classes at once and returns one value per class, [C]; the objective is their sum.
+Axis letters: C classes, N real images per class, n synthetic images per class, D feature dimensions, K channels,
+P positions of the feature map (height times width). Classes of unequal size are padded along the image axis and need a
+boolean mask that is true at images; padded entries do not contribute to any sum, whatever they hold.
 
 Source: Deng et al., "Exploiting Inter-sample and Inter-feature Relations in Dataset Distillation", CVPR 2024
 (arXiv 2404.00563), in the form of its released code; mean matching is that of Zhao and Bilen, "Dataset Condensation
@@ -30,7 +30,7 @@ __all__ = [
 
 
 def class_mean(features: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Mean feature vectors of the classes.
+    """Mean feature vector of each class.
 
     Args:
         features: [C, N, D].
@@ -40,10 +40,10 @@ def class_mean(features: Tensor, mask: Tensor | None = None) -> Tensor:
         [C, D].
 
     Raises:
-        ValueError: on a wrong shape, or a class without images.
+        ValueError: if the shape is wrong, or a class has no images.
     """
     require("features", features, "CND", mask)
-    return mean(features, mask)
+    return mean(features, mask)  # [C, D]
 
 
 def mean_matching(real: Tensor, syn: Tensor, real_mask: Tensor | None = None, syn_mask: Tensor | None = None) -> Tensor:
@@ -51,7 +51,7 @@ def mean_matching(real: Tensor, syn: Tensor, real_mask: Tensor | None = None, sy
 
     .. math:: L_{DM}^c = \Big\| \tfrac1N \sum_j z(T_{cj}) - \tfrac1n \sum_i z(S_{ci}) \Big\|^2
 
-    A plain sum over the D dimensions, not divided by D, as in the released code. Explained in chapter 02.
+    As in the released code, the sum over the D dimensions is not divided by D. Explained in chapter 02.
 
     Args:
         real: features of real images, [C, N, D].
@@ -60,10 +60,10 @@ def mean_matching(real: Tensor, syn: Tensor, real_mask: Tensor | None = None, sy
         syn_mask: likewise for `syn`, [C, n].
 
     Returns:
-        One value a class, [C], not negative; zero exactly where the means agree.
+        One value per class, [C], non-negative; zero exactly where the means agree.
 
     Raises:
-        ValueError: on shapes that do not fit, or a class without images.
+        ValueError: if the shapes do not match, or a class has no images.
 
     Example:
         >>> real, syn = torch.zeros(2, 5, 3), torch.ones(2, 1, 3)  # C = 2, N = 5, n = 1, D = 3
@@ -77,20 +77,21 @@ def mean_matching(real: Tensor, syn: Tensor, real_mask: Tensor | None = None, sy
 
 
 def mean_matching_to(real_mean: Tensor, syn: Tensor, syn_mask: Tensor | None = None) -> Tensor:
-    """`mean_matching` where the mean features of the real images, [C, D], are known."""
+    """`mean_matching` with given mean features of the real images, [C, D]."""
     require("syn", syn, "CnD", syn_mask)
     require_statistic("real_mean", real_mean, (syn.shape[0], syn.shape[2]))
-    return (real_mean - mean(syn, syn_mask)).square().sum(1)
+    return (real_mean - mean(syn, syn_mask)).square().sum(1)  # [C]
 
 
 def local_covariance(fmap: Tensor, mask: Tensor | None = None) -> Tensor:
-    r"""Local covariance: how channels vary together over the positions and images of a class.
+    r"""Covariance of the channels over the positions and images of each class (local covariance).
 
     .. math:: \Sigma^c = \tfrac1N \sum_b (X_b - M)(X_b - M)^\top, \qquad M = \tfrac1N \sum_b X_b
 
-    The P positions of a feature map are the observations, so N images of a class give N·P observations in K dimensions.
-    Centred per channel *and position* over the images (not over positions); divided by N only (not N-1, not by P).
-    The rank is at most P(N-1); with one image the result is zero and so is its gradient. Explained in chapter 05.
+    The observations are the P positions of the feature maps: N images of a class give N·P observations in K dimensions.
+    They are centred per channel *and position* over the images (not over positions), and their sum is divided by N (not
+    N-1 or P). The rank is at most P(N-1); for a single image the result and its gradient are zero.
+    Explained in chapter 05.
 
     Args:
         fmap: feature maps, [C, N, K, P].
@@ -100,11 +101,11 @@ def local_covariance(fmap: Tensor, mask: Tensor | None = None) -> Tensor:
         [C, K, K], symmetric and positive semi-definite.
 
     Raises:
-        ValueError: on a wrong shape, or a class without images.
+        ValueError: if the shape is wrong, or a class has no images.
     """
     require("fmap", fmap, "CNKP", mask)
-    observations = centred(fmap, mask).permute(0, 2, 1, 3).flatten(2)  # [C, K, N*P]: one matrix product a class
-    return observations @ observations.mT / counts(fmap, mask)[:, None, None]
+    observations = centred(fmap, mask).permute(0, 2, 1, 3).flatten(2)  # [C, K, N*P]
+    return observations @ observations.mT / counts(fmap, mask)[:, None, None]  # [C, K, K]
 
 
 def covariance_matching(
@@ -123,14 +124,14 @@ def covariance_matching(
         syn_mask: likewise for `syn`, [C, n].
 
     Returns:
-        One value a class, [C], a sum over the K·K entries. With one synthetic image a class the gradient is zero.
+        One value per class, [C], a sum over the K·K entries. With one synthetic image per class the gradient is zero.
 
     Raises:
-        ValueError: on shapes that do not fit, or a class without images.
+        ValueError: if the shapes do not match, or a class has no images.
 
     Example:
-        >>> real = torch.tensor([[[[1.0], [0.0]], [[-1.0], [0.0]]]])  # C = 1, N = 2, K = 2, P = 1
-        >>> covariance_matching(real, real[:, :1])  # a single synthetic image does not vary
+        >>> real = torch.tensor([[[[0.0]], [[2.0]]]])  # C = 1, N = 2, K = 1, P = 1: variance 1
+        >>> covariance_matching(real, torch.ones(1, 3, 1, 1))  # n = 3 equal images: variance 0
         tensor([1.])
     """
     require("real", real, "CNKP", real_mask)
@@ -140,14 +141,14 @@ def covariance_matching(
 
 
 def covariance_matching_to(real_covariance: Tensor, syn: Tensor, syn_mask: Tensor | None = None) -> Tensor:
-    """`covariance_matching` where the local covariances of the real images, [C, K, K], are known."""
+    """`covariance_matching` with given local covariances of the real images, [C, K, K]."""
     require("syn", syn, "CnKP", syn_mask)
     require_statistic("real_covariance", real_covariance, (syn.shape[0], syn.shape[2], syn.shape[2]))
-    return (real_covariance - local_covariance(syn, syn_mask)).square().sum((1, 2))
+    return (real_covariance - local_covariance(syn, syn_mask)).square().sum((1, 2))  # [C]
 
 
 def squared_distances(features: Tensor, mask: Tensor | None = None) -> Tensor:
-    r"""Squared distance of each image to the centre of its class, :math:`d_i = \|f_i - \bar f\|^2`.
+    r"""Squared distance of each image to its class centre, :math:`d_i = \|f_i - \bar f\|^2`.
 
     Explained in chapter 04.
 
@@ -159,40 +160,40 @@ def squared_distances(features: Tensor, mask: Tensor | None = None) -> Tensor:
         [C, n]; zero where the mask is false.
 
     Raises:
-        ValueError: on a wrong shape, or a class without images.
+        ValueError: if the shape is wrong, or a class has no images.
     """
     require("features", features, "CnD", mask)
-    return centred(features, mask).square().sum(2)
+    return centred(features, mask).square().sum(2)  # [C, n]
 
 
 def scatter(features: Tensor, mask: Tensor | None = None) -> Tensor:
-    r"""Mean squared distance of the images of a class to its centre, :math:`\overline{d_i}`: a unit for distances.
+    r"""Mean squared distance of the images of a class to its centre, :math:`\overline{d_i}`, a unit for distances.
 
-    It is exactly zero where the features of a class differ by less than a thousandth of their length, which is how far
-    copies of one image may lie apart by rounding alone: distances in units of that say nothing.
+    The result is exactly zero if the features of a class differ by less than a thousandth of their norm: rounding alone
+    can move copies of one image that far apart, so distances in such a unit would be meaningless.
 
     Args:
         features: [C, n, D].
         mask: true where `features` holds an image, [C, n]; None means everywhere.
 
     Returns:
-        [C]
+        [C].
 
     Raises:
-        ValueError: on a wrong shape, or a class without images.
+        ValueError: if the shape is wrong, or a class has no images.
     """
     distances = squared_distances(features, mask)  # [C, n]
-    counts = distances.shape[1] if mask is None else mask.sum(1)
-    found, lengths = distances.sum(1) / counts, features.square().sum(2)
+    images = distances.shape[1] if mask is None else mask.sum(1)  # number, or [C]
+    unit, norms = distances.sum(1) / images, features.square().sum(2)  # [C], [C, n]
     if mask is not None:
-        lengths = lengths.where(mask, 0)
-    return found.where(found > 1e-6 * lengths.sum(1) / counts, 0)
+        norms = norms.where(mask, 0)  # [C, n]
+    return unit.where(unit > 1e-6 * norms.sum(1) / images, 0)  # [C]
 
 
 def class_centralization(
     features: Tensor, mask: Tensor | None = None, *, form: str = "linear", alpha: float = 0.02, beta: float = 0.0
 ) -> Tensor:
-    r"""Class centralization: synthetic images of a class gather around their centre (CC).
+    r"""Class centralization: pulls the synthetic images of a class towards their centre (CC).
 
     .. math::
         \begin{gathered}
@@ -201,59 +202,59 @@ def class_centralization(
         \text{exp:} \quad L_{CC}^c = \sum_i \max(0, e^{\alpha d_i} - \beta)
         \end{gathered}
 
-    The linear form is what the authors released, with a comment that it does as well as the other. The exp form is
-    inferred from lines they left commented out: since :math:`e^{\alpha d} \ge 1`, beta acts only above 1, where an
-    image is pulled only while :math:`d > \ln\beta / \alpha`; at small d it equals the linear form times alpha (and a
-    constant). In float32 it overflows for :math:`\alpha d` above 88: for d above about 4400 at the default alpha.
+    The authors released the linear form, with a comment that it performs as well as the other. The exp form is inferred
+    from code they commented out. Since :math:`e^{\alpha d} \ge 1`, beta has an effect only above 1, where an image is
+    pulled only while :math:`d > \ln\beta / \alpha`; for small d the form equals alpha times the linear one, plus a
+    constant. In float32 it overflows for :math:`\alpha d` above 88: for d above about 4400 at the default alpha.
 
-    A SUM over images, as released: it grows with n while mean matching does not (see ``match.cc_scaling``).
+    As released, this is a SUM over images: it grows with n while mean matching does not (see ``match.cc_scaling``).
     Explained in chapter 04.
 
     Args:
-        features: features of the synthetic images under a trained network, [C, n, D].
+        features: features of the synthetic images from a trained network, [C, n, D].
         mask: true where `features` holds an image, [C, n]; None means everywhere.
         form: ``"linear"`` or ``"exp"``.
         alpha: scale of the exponent (exp form only).
-        beta: what an image may cost before it is pulled (exp form only).
+        beta: cost below which an image is not pulled (exp form only).
 
     Returns:
-        One value a class, [C], not negative. With one image a class the gradient is zero.
+        One value per class, [C], non-negative. With one image per class the gradient is zero.
 
     Raises:
-        ValueError: on a wrong shape, a class without images, or an unknown form.
+        ValueError: if the shape is wrong, a class has no images, or the form is unknown.
 
     Example:
-        >>> features = torch.tensor([[[-1.0, 0.0], [1.0, 0.0]]])  # C = 1, n = 2, D = 2: both 1 from their centre
+        >>> features = torch.tensor([[[-1.0, 0.0], [1.0, 0.0]]])  # C = 1, n = 2, D = 2: both 1 from the centre
         >>> class_centralization(features)
         tensor([2.])
     """
-    distances = squared_distances(features, mask)
+    distances = squared_distances(features, mask)  # [C, n]
     if form == "linear":
-        return distances.sum(1)
+        return distances.sum(1)  # [C]
     if form == "exp":
-        cost = (torch.exp(alpha * distances) - beta).clamp_min(0)
-        return (cost if mask is None else torch.where(mask, cost, 0)).sum(1)
+        cost = (torch.exp(alpha * distances) - beta).clamp_min(0)  # [C, n]
+        return (cost if mask is None else torch.where(mask, cost, 0)).sum(1)  # [C]
     raise ValueError(f"form must be 'linear' or 'exp', got {form!r}")
 
 
 def class_cross_entropy(logits: Tensor) -> Tensor:
-    """Mean cross-entropy of each class's images with their own class as the label.
+    """Mean cross-entropy of the images of each class, labelled with that class.
 
-    IDM's class-aware distribution regularisation (Zhao et al., CVPR 2023), before its weight: there the accuracy of
-    the network that gives the logits is part of the weight, so that an untrained one has no say.
+    IDM's class-aware distribution regularisation (Zhao et al., CVPR 2023) without its weight. That weight includes the
+    accuracy of the network that computes the logits, so an untrained network contributes nothing.
 
     Args:
-        logits: of synthetic images sorted by class, [C, n, C].
+        logits: logits of synthetic images sorted by class, [C, n, C].
 
     Returns:
-        One value a class, [C], in nats.
+        One value per class, [C], in nats.
 
     Raises:
-        ValueError: on a wrong shape, or a class without images.
+        ValueError: if the shape is wrong, or a class has no images.
     """
     require("logits", logits, "CnC")
     if logits.shape[0] != logits.shape[2]:
-        raise ValueError(f"logits must have one value a class in their last axis, got {tuple(logits.shape)}")
-    own = torch.arange(len(logits), device=logits.device)[:, None].expand(logits.shape[:2])
-    costs = F.cross_entropy(logits.flatten(0, 1), own.flatten(), reduction="none")
-    return costs.view(logits.shape[:2]).mean(1)
+        raise ValueError(f"logits must have one value per class in their last axis, got {tuple(logits.shape)}")
+    labels = torch.arange(len(logits), device=logits.device)[:, None].expand(logits.shape[:2])  # [C, n]
+    costs = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")  # [C*n]
+    return costs.view(logits.shape[:2]).mean(1)  # [C]
