@@ -157,7 +157,7 @@ def test_a_recording_that_fails_is_said_once_and_given_up(monkeypatch, caplog):
     (record,) = caplog.records
     assert record.message == (
         "no CUDA graph of the step (operation not permitted when stream is capturing); "
-        "going on with single kernels, slower"
+        "launching kernels one by one, which is slower"
     )
 
 

@@ -968,7 +968,7 @@ def test_experts_remove_no_folder_that_was_there(iid: Run, tmp_path: Path) -> No
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 @pytest.mark.parametrize("arguments", [["distill", "dm", *TINY], ["evaluate", "random"], ["experts", "--out", "pool"]])
 def test_cuda_asked_for_and_absent(iid: Run, arguments: list[str], tmp_path: Path) -> None:
-    assert_one_line(iid(*arguments, "--device", "cuda"), "'cuda' asked for, but torch sees 0 CUDA")
+    assert_one_line(iid(*arguments, "--device", "cuda"), "'cuda' requested, but torch sees 0 CUDA")
     assert list(tmp_path.iterdir()) == []
 
 

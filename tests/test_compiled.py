@@ -58,8 +58,8 @@ def test_a_cache_whose_name_the_compiler_is_not_given_whole_costs_a_build(name: 
         assert not said and list((tmp_path / name).rglob("*.so.sha256"))
         return
     assert said == [
-        f"compiled code is built anew by each process: {tmp_path / name / 'compiled'} holds a space, a quote or a "
-        "backslash, which the compiler is not given whole; set IID_CACHE to another folder"
+        f"each process compiles the kernels again: {tmp_path / name / 'compiled'} contains a space, a quote or a "
+        "backslash, which breaks the compiler's command line; set IID_CACHE to another folder"
     ]
 
 
@@ -74,5 +74,5 @@ def test_another_folder_is_private_and_as_good(
     assert stat.S_IMODE(own.stat().st_mode) == 0o700 and removed == [own] and len(caplog.records) == 1
     own.rmdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "a b"))
-    with pytest.raises(OSError, match=r"a b holds a space.*, and so does the temporary folder"):
+    with pytest.raises(OSError, match=r"a b contains a space.*, and so does the path of the temporary"):
         compiled.compiler_folder(tmp_path / "a b", "IID_CACHE")

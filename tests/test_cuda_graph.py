@@ -126,7 +126,7 @@ def test_a_failure_anywhere_restores_the_state_and_is_one_warning(cuda, caplog, 
     assert cuda.stream == "main" and not cuda.capturing and gc.isenabled()
     rest = "; this process records no further steps" if call == 4 else ""
     assert messages(caplog) == [
-        f"no CUDA graph of the step (no memory); going on with single kernels, slower{rest}",
+        f"no CUDA graph of the step (no memory); launching kernels one by one, which is slower{rest}",
     ]
 
 
@@ -180,7 +180,7 @@ def test_a_recording_that_differs_is_refused(cuda, caplog):
     assert same(step.values(), before)
     (message,) = messages(caplog)
     assert message.startswith("no CUDA graph of the step (its update differs by ")
-    assert message.endswith("going on with single kernels, slower")
+    assert message.endswith("launching kernels one by one, which is slower")
     cuda.wrong = set()
     assert record(Descent()) is not None, "recording as such is sound"
 
@@ -204,7 +204,7 @@ def test_nan_is_refused(cuda, caplog):
     assert record(step) is None
     assert same(step.values(), before)
     assert messages(caplog) == [
-        "no CUDA graph of the step (its update differs by nan); going on with single kernels, slower"
+        "no CUDA graph of the step (its update differs by nan); launching kernels one by one, which is slower"
     ]
 
 
@@ -258,7 +258,7 @@ def test_a_form_whose_capture_breaks_is_the_last_that_is_tried(cuda, caplog):
     assert record(step, forms(cuda, step)) is None
     assert cuda.label == "first"
     assert messages(caplog) == [
-        f"no CUDA graph of the step (first: {BROKEN}); going on with single kernels, slower; "
+        f"no CUDA graph of the step (first: {BROKEN}); launching kernels one by one, which is slower; "
         "this process records no further steps"
     ]
 

@@ -71,10 +71,10 @@ def test_auto_is_cuda_where_there_is_one(present, picked, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "found", "message"),
     [
-        ("cuda", 0, r"'cuda' asked for, but torch sees 0 CUDA device\(s\) here; try --device cpu"),
-        ("cuda:0", 0, "'cuda:0' asked for"),
-        ("cuda:2", 2, r"'cuda:2' asked for, but torch sees 2 CUDA device\(s\)"),
-        ("mps", 0, "'mps' asked for, but torch sees no Apple GPU here"),
+        ("cuda", 0, r"'cuda' requested, but torch sees 0 CUDA device\(s\) here; try --device cpu"),
+        ("cuda:0", 0, "'cuda:0' requested"),
+        ("cuda:2", 2, r"'cuda:2' requested, but torch sees 2 CUDA device\(s\)"),
+        ("mps", 0, "'mps' requested, but torch sees no Apple GPU here"),
         ("gpu", 0, "device 'gpu' is not known; choose auto, cpu, cuda, cuda:N or mps"),
         ("", 0, "device '' is not known"),
         ("cuda:x", 1, "device 'cuda:x' is not known"),
@@ -247,7 +247,7 @@ def test_a_compilation_that_fails_is_said_once_and_goes_on_uncompiled(monkeypatc
     for _ in range(3):
         assert torch.equal(kernel(x, weight, bias, 1e-5), norm_relu_pool(x, weight, bias, 1e-5))
     assert len(calls) == 1 and len(caplog.records) == 1
-    assert "torch.compile failed" in caplog.text and "going on uncompiled" in caplog.text
+    assert "torch.compile failed" in caplog.text and "continuing uncompiled" in caplog.text
     assert "\n" not in caplog.records[0].message
 
 
@@ -291,7 +291,7 @@ def test_a_compiler_that_does_not_work_costs_speed_and_no_result(tmp_path):
         timeout=300,
     )
     assert done.stdout == "done True\n", done.stderr
-    assert "torch.compile failed" in done.stderr and "going on uncompiled" in done.stderr
+    assert "torch.compile failed" in done.stderr and "continuing uncompiled" in done.stderr
 
 
 # Networks made fast

@@ -239,7 +239,7 @@ def test_after_a_capture_that_breaks_training_goes_on_without_and_says_so_once(m
     assert_trained(found)
     (message,) = (record.message for record in caplog.records)
     assert message == (
-        f"no CUDA graph of training (at once: {BROKEN}); going on with single kernels, slower; "
+        f"no CUDA graph of training (at once: {BROKEN}); launching kernels one by one, which is slower; "
         "this process records no further steps"
     )
 

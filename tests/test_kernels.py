@@ -302,7 +302,7 @@ def test_kernels_that_cannot_be_built_cost_speed_and_no_result(network, monkeypa
         found = [network.feature_map(images) for _ in range(2)]
     assert difference(found[0], expected) < 1e-5 and torch.equal(*found)
     assert [record.message for record in caplog.records] == [
-        "cannot build the C++ kernels (no header); going on without them, slower"
+        "cannot build the C++ kernels (no header); continuing without them, which is slower"
     ]
 
 

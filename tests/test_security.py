@@ -129,7 +129,7 @@ def computed(folder: Path, *arguments: str) -> tuple[bool, float, list[str]]:
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
     assert done.returncode == 0, done.stderr
     used, value = done.stdout.split()
-    return used == "True", float(value), [line for line in done.stderr.splitlines() if "going on without" in line]
+    return used == "True", float(value), [line for line in done.stderr.splitlines() if "continuing without" in line]
 
 
 @pytest.mark.slow
@@ -165,8 +165,8 @@ def test_compiled_code_is_kept_and_loaded_where_nobody_else_can_put_any(tmp_path
     assert not used and not sprung.exists()
     assert value == pytest.approx(expected, rel=1e-5)
     assert warnings == [
-        f"compiled code is neither built nor loaded: {compiled} has mode 0777, not 0700; going on without it, slower; "
-        "set IID_CACHE to a folder that only you can change"
+        f"compiled code is neither built nor loaded: {compiled} has mode 0777, not 0700; continuing without it, "
+        "which is slower; set IID_CACHE to a folder that only you can write to"
     ]
 
 
@@ -227,7 +227,7 @@ def test_a_folder_of_others_is_refused_once_and_costs_speed_alone(
     assert kernels.library() is None and not fused.compiler_available()
     (warning,) = [record.message for record in caplog.records]
     assert str(tmp_path / "cache") in warning and "\n" not in warning
-    assert warning.endswith(f"going on without it, slower; set {variable} to a folder that only you can change")
+    assert warning.endswith(f"without it, which is slower; set {variable} to a folder that only you can write to")
     with pytest.raises(ValueError, match=f"compute.compile is on, but {re.escape(str(tmp_path / 'cache'))}.* use auto"):
         prepare(network, compile="on")
 

@@ -1,4 +1,4 @@
-"""Hardware. A reader of the method may skip it: without it everything computes the same, only slower."""
+"""Hardware-specific code. Readers interested in the method may skip it: it affects speed, not results."""
 
 from iidlib.engine.cuda_graph import Recording, can_record, recorded, warn_no_graph
 from iidlib.engine.device import (

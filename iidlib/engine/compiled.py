@@ -1,4 +1,4 @@
-"""Compiled code on disk: a folder that the compiler's command line takes, and libraries that are whole when loaded."""
+"""Compiled code on disk: a folder that the compiler's command line accepts, and libraries verified before loading."""
 
 import atexit
 import hashlib
@@ -16,16 +16,16 @@ from iidlib.files import atomic_write
 from iidlib.locks import locked
 from iidlib.private import private_dir
 
-__all__ = ["compiler_folder", "load_whole"]
+__all__ = ["compiler_folder", "load_verified"]
 
 logger = logging.getLogger("iidlib")
 
 
-class _NotWhole(Exception):
-    """A library whose checksum is missing, or another.
+class _Corrupted(Exception):
+    """A library whose checksum is missing or does not match.
 
     Attributes:
-        path: of the library.
+        path: path of the library.
     """
 
     def __init__(self, path: str) -> None:
@@ -34,70 +34,70 @@ class _NotWhole(Exception):
 
 
 def compiler_folder(folder: Path, variable: str) -> Path:
-    """The folder, or a private one of this process where torch's command line, split at spaces, would break its name.
+    """The folder, or a temporary one for this process if torch's command line, split at spaces, would break its path.
 
     Args:
-        folder: where compiled code is to be kept.
-        variable: what the user can set to change that, for the message.
+        folder: folder for compiled code.
+        variable: environment variable that sets the folder, for the warning.
 
     Raises:
-        OSError: if the temporary folder has such a name too.
+        OSError: if the path of the temporary folder would break as well.
     """
     if os.name != "posix" or not _broken(folder):
         return folder
-    reason = f"{folder} holds a space, a quote or a backslash, which the compiler is not given whole"
+    reason = f"{folder} contains a space, a quote or a backslash, which breaks the compiler's command line"
     if _broken(Path(tempfile.gettempdir())):
-        raise OSError(f"{reason}, and so does the temporary folder")
-    own = private_dir(Path(tempfile.mkdtemp(prefix="iidlib-compiled-")))  # made with mode 0700
-    atexit.register(shutil.rmtree, own, ignore_errors=True)
-    logger.warning("compiled code is built anew by each process: %s; set %s to another folder", reason, variable)
-    return own
+        raise OSError(f"{reason}, and so does the path of the temporary folder")
+    temporary = private_dir(Path(tempfile.mkdtemp(prefix="iidlib-compiled-")))  # made with mode 0700
+    atexit.register(shutil.rmtree, temporary, ignore_errors=True)
+    logger.warning("each process compiles the kernels again: %s; set %s to another folder", reason, variable)
+    return temporary
 
 
 def _broken(folder: Path) -> bool:
     return re.search(r"[\s'\"\\]", str(folder)) is not None
 
 
-def load_whole(source: str, flags: Sequence[str], folder: Path) -> Any:
-    """The library that torch builds from C++ code, or has built before if it is still whole; else it is built again.
+def load_verified(source: str, flags: Sequence[str], folder: Path) -> Any:
+    """Loads the library that torch builds from C++ code; builds it if it is missing or its checksum does not match.
 
-    A checksum lies beside it: a library that was cut short can end the process that loads it.
+    The checksum is stored next to the library: loading a truncated one can crash the process.
 
     Args:
-        source: the code.
-        flags: further ones of the compiler.
-        folder: where torch keeps what it compiles; one process at a time builds and loads there.
+        source: C++ source code.
+        flags: additional compiler flags.
+        folder: torch's folder for compiled code; one process at a time builds and loads there.
     """
     from torch._inductor.codecache import CppCodeCache
 
-    fresh: list[bool] = []
+    built: list[bool] = []
 
-    class Whole(CppCodeCache):
-        cache: dict[str, Any] = {}  # noqa: RUF012, as in the class above, whose libraries are not looked at
+    class Verified(CppCodeCache):
+        cache: dict[str, Any] = {}  # noqa: RUF012, as in the base class; its own, so that no unverified library is reused
 
         @staticmethod
         def _load_library_inner(path: str, key: str) -> Any:
             known, digest = Path(f"{path}.sha256"), hashlib.sha256(Path(path).read_bytes()).hexdigest()
-            if fresh:
+            if built:
                 atomic_write(known, digest)
             if not known.is_file() or known.read_text(encoding="utf-8") != digest:
-                raise _NotWhole(path)
+                raise _Corrupted(path)
             return CppCodeCache._load_library_inner(path, key)
 
     def built_now(build: Any) -> "Future[None]":
-        """Is called where there is no library yet, before torch builds it."""
-        fresh.append(True)
+        """Called before torch builds a library that does not exist yet."""
+        built.append(True)
         done: Future[None] = Future()
         done.set_result(None)
         return done
 
     def load() -> Any:
-        return Whole.load(source, extra_flags=tuple(flags), submit_fn=built_now)
+        return Verified.load(source, extra_flags=tuple(flags), submit_fn=built_now)
 
     with locked(folder / "kernels.lock"):
         try:
             return load()
-        except _NotWhole as broken:
-            broken.path.unlink()
-            Whole.cache.clear()
+        except _Corrupted as error:
+            error.path.unlink()
+            Verified.cache.clear()
             return load()

@@ -1,9 +1,9 @@
-"""Steps recorded as CUDA graphs: hundreds of small kernels, launched as one. The library's one recorder.
+"""Steps recorded as CUDA graphs, which launch hundreds of small kernels at once.
 
-On a GPU a small kernel takes microseconds, and Python needs longer to launch it. A step that works on tensors at fixed
-addresses and never waits for the device can be captured once and replayed as a whole. A recording is used only after
-its update was found to be that of the plain step, and recording never changes the state: whatever goes wrong, the step
-goes on kernel by kernel, and one warning says why.
+On a GPU a small kernel takes microseconds, less than Python needs to launch it. A step that works on tensors at fixed
+addresses and never waits for the device can be captured once and replayed as a unit. A recording is used only if its
+update agrees with that of the plain step, and recording leaves the state unchanged. If anything fails, the kernels are
+launched one by one, and one warning gives the reason.
 """
 
 import contextlib
@@ -17,52 +17,52 @@ from torch import Tensor
 __all__ = ["Recording", "can_record", "recorded", "warn_no_graph"]
 
 WARM_UPS = 3
-"""Plain calls before a capture, in which libraries choose kernels and allocate their workspaces."""
+"""Plain calls before a capture, during which libraries choose kernels and allocate workspaces."""
 
 TIMED = 3
-"""Replays by which several forms of a step are compared."""
+"""Replays that are timed to compare several forms of a step."""
 
 logger = logging.getLogger("iidlib")
 
 _capture_failed = False
 """Whether a capture has failed in this process.
 
-Before version 2.12, torch's allocator then believes that the capture still runs, and the next capture, or emptying the
-allocator's cache, raises an internal error. So a process has no second try.
+Before version 2.12, torch's allocator then assumes that the capture is still running, and the next capture, or emptying
+the allocator's cache, raises an internal error. So a process does not try again.
 """
 
 
 def can_record(device: torch.device) -> bool:
-    """Whether steps can be recorded: on CUDA, as long as no capture has failed in this process."""
+    """Whether steps can be recorded: on CUDA, unless a capture has failed in this process."""
     return device.type == "cuda" and not _capture_failed
 
 
 def warn_no_graph(what: str, reason: object) -> None:
-    """Says in one warning that `what` runs without a CUDA graph, for the first line of `reason`."""
+    """Warns that `what` runs without a CUDA graph, with the first line of `reason`."""
     first = (str(reason).splitlines() or [type(reason).__name__])[0]
     rest = "; this process records no further steps" if _capture_failed else ""
-    logger.warning("no CUDA graph of %s (%s); going on with single kernels, slower%s", what, first, rest)
+    logger.warning("no CUDA graph of %s (%s); launching kernels one by one, which is slower%s", what, first, rest)
 
 
 class Recording:
-    """A step as a CUDA graph; made by `recorded`, which checks it.
+    """A step as a CUDA graph; created and verified by `recorded`.
 
     Attributes:
-        form: the name of the form that was recorded, empty where the step has one form only.
+        form: name of the recorded form; empty if the step has only one.
     """
 
     def __init__(self, step: Callable[[], None], device: torch.device, form: str = "") -> None:
-        """Calls the step WARM_UPS times and captures it once more; what the step changes stays changed.
+        """Calls the step WARM_UPS times and captures it once; changes made by the step remain.
 
         Raises:
-            RuntimeError: if the step cannot be captured, or does not fit into memory.
+            RuntimeError: if the step cannot be captured or does not fit into memory.
         """
         self.form = form
         _warm_up(step, device)
         self._graph = _captured(step, device)
 
     def replay(self) -> None:
-        """Does the step once more, on the tensors it was recorded with."""
+        """Repeats the step on the tensors it was recorded with."""
         self._graph.replay()
 
 
@@ -75,20 +75,20 @@ def recorded(
     tolerance: float,
     what: str,
 ) -> Recording | None:
-    """Records a step, checks the recording against the plain step, and leaves all tensors as they were.
+    """Records a step, verifies the recording against the plain step, and restores all tensors.
 
     Args:
-        step: works on tensors at fixed addresses, draws nothing, and does not wait for the device. Or several forms of
-            one step by name, of which the fastest that passes the check is kept.
-        updated: floating-point tensors that the step changes in place; their change is what is compared.
-        state: whatever else it changes in place, such as momenta and running statistics.
-        plain: what a replay must agree with; the form that was recorded where it is not given.
-        tolerance: largest norm-wise difference of the update by a replay from that by a plain call.
-        what: names the step in the warning.
+        step: function that works on tensors at fixed addresses, draws no random numbers and does not wait for the
+            device; or several forms of one step by name, of which the fastest verified one is kept.
+        updated: floating-point tensors that the step changes in place; their changes are compared.
+        state: all other tensors it changes in place, such as momenta and running statistics.
+        plain: function that a replay must agree with; by default the recorded form itself.
+        tolerance: largest relative difference, in norm, between the update by a replay and that by a plain call.
+        what: name of the step in the warning.
 
     Returns:
-        None, with one warning, if no form can be recorded or every recording differs. None without a warning on a
-        device other than CUDA, and after a capture has failed in this process, which was said then.
+        The recording. None, with one warning, if no form can be recorded or every recording differs. None without a
+        warning on devices other than CUDA, and after a failed capture in this process, which has already been reported.
     """
     device = updated[0].device
     if not can_record(device):
@@ -102,11 +102,11 @@ def recorded(
                 break
             try:
                 recording = Recording(form, device, name)
-                apart = _difference(recording.replay, plain or form, updated, restore)
-                if not apart <= tolerance:  # nan is not
-                    raise RuntimeError(f"its update differs by {apart:.1e}")
+                difference = _difference(recording.replay, plain or form, updated, restore)
+                if not difference <= tolerance:  # true for NaN
+                    raise RuntimeError(f"its update differs by {difference:.1e}")
                 seconds = _seconds(recording) if len(forms) > 1 else 0.0
-            except (RuntimeError, ValueError) as error:  # too little memory is a RuntimeError, too
+            except (RuntimeError, ValueError) as error:  # out of memory is a RuntimeError
                 reason = (str(error).splitlines() or [type(error).__name__])[0]
                 problems.append(f"{name}: {reason}" if name else reason)
             else:
@@ -121,7 +121,7 @@ def recorded(
 
 @contextlib.contextmanager
 def _restored(tensors: Sequence[Tensor]) -> Iterator[Callable[[], None]]:
-    """Within the block, a function that gives the tensors the values they have now; it is called at the end as well."""
+    """Yields a function that restores the current values of the tensors; also called when the block ends."""
     before = [tensor.detach().clone() for tensor in tensors]
 
     @torch.no_grad()
@@ -138,7 +138,7 @@ def _restored(tensors: Sequence[Tensor]) -> Iterator[Callable[[], None]]:
 def _difference(
     first: Callable[[], None], second: Callable[[], None], updated: Sequence[Tensor], restore: Callable[[], None]
 ) -> float:
-    """Norm-wise difference of the update by `first` from that by `second`, both from the restored state."""
+    """Relative difference, in norm, between the updates by `first` and `second` from the restored state."""
     updates = []
     for step in (first, second):
         restore()
@@ -159,11 +159,11 @@ def _seconds(recording: Recording) -> float:
     return start.elapsed_time(end) / 1000
 
 
-# What torch.cuda is asked for, and what stands in for it on a CPU in the tests
+# Uses of torch.cuda, replaced by the tests to run on a CPU
 
 
 def _warm_up(step: Callable[[], None], device: torch.device) -> None:
-    """Calls a step on a side stream, as recording asks for."""
+    """Calls a step on a side stream, as capturing requires."""
     side = torch.cuda.Stream(device)
     side.wait_stream(torch.cuda.current_stream(device))
     with torch.cuda.stream(side):
@@ -175,21 +175,21 @@ def _warm_up(step: Callable[[], None], device: torch.device) -> None:
 def _captured(step: Callable[[], None], device: torch.device) -> torch.cuda.CUDAGraph:
     """Captures a call of a step on a side stream.
 
-    Not by ``torch.cuda.graph``: if a capture breaks, that block (of torch 2.11) never leaves its stream, so that all
-    that follows in the process would go to the stream of the broken capture.
+    ``torch.cuda.graph`` is not used: if a capture fails, its context manager (in torch 2.11) never leaves its stream,
+    so all later work of the process would go to the stream of the failed capture.
     """
     global _capture_failed
     torch.cuda.synchronize(device)
-    gc.collect()  # a graph that dies in a circle of objects during the capture would break it
+    gc.collect()  # freeing a graph in a reference cycle during the capture would break it
     torch.cuda.empty_cache()
     graph, side = torch.cuda.CUDAGraph(), torch.cuda.Stream(device)
-    _capture_failed = True  # until this one has ended well
+    _capture_failed = True  # until this one succeeds
     with torch.cuda.stream(side), _no_collection():
         graph.capture_begin()
         try:
             step()
         except BaseException:
-            with contextlib.suppress(RuntimeError):  # raised of every broken capture; the first error says why
+            with contextlib.suppress(RuntimeError):  # raised after every failed capture; the first error has the reason
                 graph.capture_end()
             raise
         graph.capture_end()
@@ -199,7 +199,7 @@ def _captured(step: Callable[[], None], device: torch.device) -> torch.cuda.CUDA
 
 @contextlib.contextmanager
 def _no_collection() -> Iterator[None]:
-    """Within the block, the garbage collector is off."""
+    """Disables the garbage collector within the block."""
     was_on = gc.isenabled()
     gc.disable()
     try:

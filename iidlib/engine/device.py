@@ -1,4 +1,4 @@
-"""Which device, how many threads, which precision, how much memory, how many images at once."""
+"""Devices, threads, precision, memory and chunk sizes."""
 
 import contextlib
 import ctypes
@@ -29,17 +29,17 @@ __all__ = [
 ]
 
 CPU_CHUNK = 32
-"""Images a chunk on a CPU: small enough that a layer's activations stay in the cache."""
+"""Images per chunk on a CPU, few enough that a layer's activations stay in the cache."""
 
 
 def pick_device(name: str = "auto") -> torch.device:
-    """The device that a name asks for.
+    """The device with a given name.
 
     Args:
         name: ``auto`` (CUDA if present, else the CPU), ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
 
     Raises:
-        InputError: for a name that is not a device, or a device that this machine does not have.
+        InputError: if the name is not a supported device, or this machine does not have it.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -50,17 +50,17 @@ def pick_device(name: str = "auto") -> torch.device:
     if device.type == "cuda":
         found = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if (device.index or 0) >= found:
-            raise InputError(f"device {name!r} asked for, but torch sees {found} CUDA device(s) here; try --device cpu")
+            raise InputError(f"device {name!r} requested, but torch sees {found} CUDA device(s) here; try --device cpu")
     elif device.type == "mps":
         if not torch.backends.mps.is_available():
-            raise InputError(f"device {name!r} asked for, but torch sees no Apple GPU here; try --device cpu")
+            raise InputError(f"device {name!r} requested, but torch sees no Apple GPU here; try --device cpu")
     elif device.type != "cpu":
         raise InputError(f"device {name!r} is not supported; choose auto, cpu, cuda, cuda:N or mps")
     return device
 
 
 def device_name(device: torch.device) -> str:
-    """What the device is called, for the record beside a number."""
+    """Name of the device, to be recorded with results."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     if device.type == "cpu":
@@ -69,21 +69,21 @@ def device_name(device: torch.device) -> str:
 
 
 def device_kind(device: torch.device) -> str:
-    """What of a device decides how numbers are rounded: a CPU's vector instructions, a GPU's name."""
+    """The property of a device that determines rounding: a CPU's vector instructions, a GPU's name."""
     return f"cpu ({torch.backends.cpu.get_cpu_capability()})" if device.type == "cpu" else device_name(device)
 
 
 def kernels_in_use(device: torch.device, compile: str) -> bool:
-    """Whether blocks go through compiled kernels with this setting, on this machine.
+    """Whether blocks run through compiled kernels on this machine with this setting.
 
-    Builds the kernels where that has not been done yet.
+    Builds the kernels if necessary.
     """
     return device.type == "cpu" and compile != "off" and kernels.library() is not None
 
 
 @contextlib.contextmanager
 def threads(count: int | None) -> Iterator[None]:
-    """Computes a block with a number of CPU threads, and restores it afterwards; None leaves it alone."""
+    """Sets the number of CPU threads for a block and restores it afterwards; None leaves it unchanged."""
     before = torch.get_num_threads()
     torch.set_num_threads(count or before)
     try:
@@ -93,12 +93,12 @@ def threads(count: int | None) -> Iterator[None]:
 
 
 def peak_memory_mib(device: torch.device) -> float:
-    """Peak memory in MiB: of the device's allocator on CUDA, of this process (resident set) elsewhere."""
+    """Peak memory in MiB: of the allocator on CUDA, the resident set of this process elsewhere."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     if sys.platform == "win32":
         return _windows_peak_bytes() / 2**20
-    import resource  # which Windows does not have
+    import resource  # missing on Windows
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (2**20 if sys.platform == "darwin" else 2**10)
@@ -122,19 +122,19 @@ class _MemoryCounters(ctypes.Structure):
 
 
 def _windows_peak_bytes() -> int:
-    """Peak resident set of this process in bytes, as Windows counts it."""
-    kernel32 = getattr(ctypes, "WinDLL")("kernel32")  # noqa: B009, as other systems' ctypes lacks it
+    """Peak resident set of this process in bytes, as reported by Windows."""
+    kernel32 = getattr(ctypes, "WinDLL")("kernel32")  # noqa: B009, ctypes has it on Windows only
     kernel32.GetCurrentProcess.restype = ctypes.c_void_p
-    ask = kernel32.K32GetProcessMemoryInfo
-    ask.argtypes = (ctypes.c_void_p, ctypes.POINTER(_MemoryCounters), ctypes.c_uint32)
+    memory_info = kernel32.K32GetProcessMemoryInfo
+    memory_info.argtypes = (ctypes.c_void_p, ctypes.POINTER(_MemoryCounters), ctypes.c_uint32)
     counters = _MemoryCounters(cb=ctypes.sizeof(_MemoryCounters))
-    if not ask(kernel32.GetCurrentProcess(), ctypes.byref(counters), counters.cb):
-        raise OSError("Windows does not tell the memory of this process")
+    if not memory_info(kernel32.GetCurrentProcess(), ctypes.byref(counters), counters.cb):
+        raise OSError("Windows does not report the memory of this process")
     return int(counters.PeakWorkingSetSize)
 
 
 def reset_peak_memory(device: torch.device) -> None:
-    """Lets `peak_memory_mib` count from here, where the system can: on CUDA and, for the process, on Linux."""
+    """Resets the peak of `peak_memory_mib` if the system can: on CUDA and, for the process, on Linux."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     else:
@@ -144,11 +144,11 @@ def reset_peak_memory(device: torch.device) -> None:
 
 @contextlib.contextmanager
 def precision(device: torch.device, name: str) -> Iterator[None]:
-    """Runs a block with a precision of float32 matrix products on CUDA, and restores the setting afterwards.
+    """Sets the precision of float32 matrix products on CUDA for a block and restores it afterwards.
 
     Args:
-        device: where the block computes; anything but CUDA always computes in full float32.
-        name: ``"fp32"``; or ``"tf32"``, which rounds the factors to 10 bits, and which ``"bf16"`` takes here too.
+        device: device of the computation; all but CUDA always compute in full float32.
+        name: ``"fp32"``, or ``"tf32"``, which rounds the factors to 10 bits; ``"bf16"`` has the same effect here.
     """
     if device.type != "cuda":
         yield
@@ -162,26 +162,26 @@ def precision(device: torch.device, name: str) -> Iterator[None]:
 
 
 def half_maps(device: torch.device, name: str) -> contextlib.AbstractContextManager[object]:
-    """A block in which networks keep their maps in bfloat16, where the precision is ``"bf16"`` and the device CUDA.
+    """A context in which networks keep their maps in bfloat16, for precision ``"bf16"`` on CUDA; else a null context.
 
-    Norms compute in float32 inside; what is computed from the features belongs outside.
+    Norms compute in float32 inside it; computations on the features belong outside.
     """
     if name != "bf16" or device.type != "cuda":
         return contextlib.nullcontext()
-    # without the cache of cast weights, which a recorded step must not read
+    # without the cache of cast weights: a recorded step must not read it
     return torch.autocast("cuda", torch.bfloat16, cache_enabled=False)
 
 
 def default_chunk(device: torch.device, image_bytes: int = 0) -> int:
-    """Images a chunk where none is asked for.
+    """Default number of images per chunk.
 
     Args:
-        device: where the images go through a network.
-        image_bytes: what an image's maps take there at their largest, 0 if unknown.
+        device: device of the network.
+        image_bytes: peak size of an image's maps there; 0 if unknown.
 
     Returns:
-        CPU_CHUNK on a CPU; on CUDA as many as fit into half of the memory that is free now, rounded down to a power of
-        two so that runs on like machines agree, and 0 (all at once) where `image_bytes` is unknown; 0 elsewhere.
+        CPU_CHUNK on a CPU. On CUDA, as many as fit into half of the free memory, rounded down to a power of two so that
+        runs on similar machines agree, or 0 (all at once) if `image_bytes` is unknown. 0 elsewhere.
     """
     if device.type == "cpu":
         return CPU_CHUNK
@@ -192,26 +192,26 @@ def default_chunk(device: torch.device, image_bytes: int = 0) -> int:
 
 
 def default_together(device: torch.device) -> int:
-    """Networks trained at once where no number is asked for.
+    """Default number of networks trained at once.
 
     Args:
-        device: where they are trained.
+        device: device of the training.
 
     Returns:
-        1 on a CPU, where a network by itself uses all cores; 20 on CUDA; 1 elsewhere.
+        1 on a CPU, where a single network uses all cores; 20 on CUDA; 1 elsewhere.
     """
     return 20 if device.type == "cuda" else 1
 
 
 def in_chunks(function: Callable[[Tensor], Tensor], images: Tensor, size: int) -> Tensor:
-    """Applies a function to chunks of a batch and joins the results; the same values as one call, in less memory.
+    """Applies a function to chunks of a batch and concatenates the results; equal to one call, with less memory.
 
-    The chunks are as equal as they can be, so that a compiled kernel meets at most two batch sizes.
+    The chunks are as even as possible, so that a compiled kernel sees at most two batch sizes.
 
     Args:
-        function: maps [b, ...] to [b, ...], each row by itself (no batch norm in training mode).
+        function: maps [b, ...] to [b, ...], each row independently (no batch norm in training mode).
         images: [B, ...].
-        size: the most rows a chunk, 0 for all at once.
+        size: maximum rows per chunk; 0 for all at once.
     """
     count = 1 if size <= 0 else -(-len(images) // size)
     if count <= 1:

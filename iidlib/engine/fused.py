@@ -1,4 +1,4 @@
-"""Instance norm, ReLU and pooling as one function, compiled where a compiler is found."""
+"""Instance norm, ReLU and pooling as one function, compiled if a compiler is available."""
 
 import functools
 import logging
@@ -18,10 +18,10 @@ logger = logging.getLogger("iidlib")
 def norm_relu_pool(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5) -> Tensor:
     """Instance norm, affine, ReLU and 2x2 average pooling, as one function that a compiler can fuse.
 
-    Equal to ``avg_pool2d(relu(group_norm(x, K, weight, bias, eps)), 2)`` with one group a channel.
+    Equal to ``avg_pool2d(relu(group_norm(x, K, weight, bias, eps)), 2)`` with one group per channel.
 
     Args:
-        x: [B, K, H, W], H and W even or odd (odd edges are dropped, as average pooling does).
+        x: [B, K, H, W]; if H or W is odd, the last row or column is dropped, as in average pooling.
         weight: [K].
         bias: [K].
         eps: added to the variance.
@@ -30,7 +30,7 @@ def norm_relu_pool(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5) -
         [B, K, H // 2, W // 2], in x's memory format and dtype; half precision is computed in float32.
     """
     kept, x = x.dtype, x.to(torch.promote_types(x.dtype, torch.float32))
-    # two passes: compiled, they are vectorised, and take half the time of var_mean's one
+    # mean first, then variance: compiled, this is vectorised and takes half the time of var_mean
     mean = x.mean((2, 3), keepdim=True)
     variance = (x - mean).square().mean((2, 3), keepdim=True)
     scale = torch.rsqrt(variance + eps) * weight[:, None, None]
@@ -40,7 +40,7 @@ def norm_relu_pool(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5) -
 
 @functools.cache
 def compiler_available() -> bool:
-    """Whether torch.compile can make CPU kernels here: a C++ compiler is found and works, and has a private folder."""
+    """Whether torch.compile can build CPU kernels here: a working C++ compiler and a private folder are available."""
     if kernels.refusal():
         return False
     try:
@@ -53,29 +53,30 @@ def compiler_available() -> bool:
 
 
 def set_torch() -> None:
-    """Sets what the compiled kernel needs of torch's compiler, in the whole process; does nothing where it is set.
+    """Sets the options of torch's compiler that the compiled kernel needs, for the whole process.
 
-    Where torch has no folder for compiled code in which nobody else can write, nothing is compiled, and nothing is set.
+    Changes only options that differ, and nothing at all without a private folder for compiled code, since then nothing
+    is compiled.
     """
-    if kernels.refusal():  # also names that folder before torch makes one of its own
+    if kernels.refusal():  # also sets that folder before torch creates one of its own
         return
     import torch._dynamo.config
     import torch._functorch.config
 
     dynamo, functorch = torch._dynamo.config, torch._functorch.config
     if dynamo.force_parameter_static_shapes:
-        # parameters count as static otherwise: a graph for each width, until dynamo's limit ends compilation altogether
+        # otherwise parameters are static: one graph per width, until dynamo's limit stops all compilation
         _set_for_all_threads(dynamo, "force_parameter_static_shapes", False)
     if functorch.donated_buffer:
-        # each term's own gradient is logged, so a graph may be walked backward more than once
+        # the gradient of each term is logged, so a graph may be traversed backward more than once
         _set_for_all_threads(functorch, "donated_buffer", False)
 
 
 def _set_for_all_threads(config: Any, name: str, value: object) -> None:
-    """Sets a value of one of torch's modules of settings.
+    """Sets an option in one of torch's configuration modules.
 
-    Newer versions of torch set it for the current thread only, while a backward pass, which looks at it too, may run in
-    another thread, as it does on CUDA. What a thread finds that has set nothing is the default.
+    Newer versions of torch set it for the current thread only, but a backward pass, which reads it too, may run in
+    another thread, as on CUDA. A thread that has set nothing reads the default, so the default is changed as well.
     """
     setattr(config, name, value)
     entry = getattr(config, "_config", {}).get(name)
@@ -84,16 +85,16 @@ def _set_for_all_threads(config: Any, name: str, value: object) -> None:
 
 
 class _Compiled:
-    """A function compiled at its first call, once for all shapes; the plain one if compilation is refused or fails.
+    """A function compiled once for all shapes at its first call; runs uncompiled if compilation is refused or fails.
 
     Attributes:
-        broken: whether compilation was refused or has failed.
+        broken: whether compilation was refused or failed.
     """
 
     def __init__(self, function: Callable[..., Tensor]) -> None:
         self._plain = function
         self.broken = bool(kernels.refusal())
-        # one graph serves every width, size and batch; static ones, a little faster, would compile for minutes
+        # one graph for every width, size and batch; static graphs are slightly faster but compile for minutes
         self._compiled = torch.compile(function, dynamic=True)
 
     def __call__(self, *arguments: object) -> Tensor:
@@ -103,11 +104,11 @@ class _Compiled:
                 return self._compiled(*arguments)
             except torch._dynamo.exc.TorchDynamoException as error:
                 self.broken = True
-                logger.warning("torch.compile failed (%s); going on uncompiled", str(error).splitlines()[0])
+                logger.warning("torch.compile failed (%s); continuing uncompiled, slower", str(error).splitlines()[0])
         return self._plain(*arguments)
 
 
 @functools.cache
 def compiled_norm_relu_pool() -> _Compiled:
-    """The compiled kernel, made once a process."""
+    """The compiled kernel, created once per process."""
     return _Compiled(norm_relu_pool)

@@ -1,12 +1,12 @@
 // One block of a ConvNet on a CPU: 3x3 convolution, instance norm, ReLU, 2x2 average pooling, and its gradients.
 //
-// A block's convolution is many times larger than what comes out after pooling. Here it never leaves the cache: a few
-// channels of one image are convolved, normalised and pooled before the next ones; the backward pass computes them once
-// more instead of reading them back. Images are [H][W][K] (channels-last), float32. The convolution's bias is left out,
-// since the norm takes it away again.
+// The output of a block's convolution is much larger than the result after pooling. Here it never leaves the cache: a
+// few channels of one image are convolved, normalised and pooled before the next ones, and the backward pass recomputes
+// them instead of reading them back. Images are [H][W][K] (channels-last), float32. The convolution's bias is skipped,
+// since the norm cancels it.
 //
-// Two convolutions: a direct one for images of few channels, and Winograd's F(4x4, 3x3) (Lavin and Gray, CVPR 2016),
-// which multiplies four times less, for many channels. Weights come packed, channels out in blocks of `block()`.
+// There are two convolutions: a direct one for few input channels, and Winograd's F(4x4, 3x3) (Lavin and Gray, CVPR
+// 2016), with a quarter of the multiplications, for many. Weights are packed, output channels in blocks of `block()`.
 
 #include <algorithm>
 #include <cstring>
@@ -25,10 +25,10 @@ constexpr long L = 8;
 #else
 constexpr long L = 4;
 #endif
-constexpr long BLOCK = 2 * L;   // channels out that are computed together: two vectors
-constexpr long ROWS = 8;        // of a matrix product that are computed together; with BLOCK, what the registers hold
+constexpr long BLOCK = 2 * L;   // output channels computed together: two vectors
+constexpr long ROWS = 8;        // of a matrix product computed together; ROWS x BLOCK values fill the registers
 constexpr long POSITIONS = 36;  // of a transformed tile, 6x6
-constexpr long TILES = 64;      // transformed at a time, at most
+constexpr long TILES = 64;      // most tiles transformed at a time
 
 typedef float vec __attribute__((vector_size(L * sizeof(float))));
 
@@ -43,11 +43,11 @@ static inline vec relu(vec v) { return v < vec{} ? vec{} : v; }  // NaN stays Na
 
 using Buffer = std::unique_ptr<float[]>;
 
-struct Norm {  // z * scale + shift is the normalised, affine value; (z - mean) * inverse the normalised one
+struct Norm {  // z * scale + shift is the normalised, affine value; (z - mean) * inverse is the normalised value
     vec mean, inverse, scale, shift;
 };
 
-// Mean and variance in two passes over L channels of a map [side][side][stride].
+// Mean, then variance, of L channels of a map [side][side][stride].
 static Norm norm_of(const float* map, long side, long stride, const float* weight, const float* bias, float eps) {
     const float count = float(side * side);
     Norm norm;
@@ -88,7 +88,7 @@ static void norm_relu_pool(const float* map, long side, long stride, const float
         }
 }
 
-// The gradient on the map, in its place, from that on `out`, and those on the norm's weight and bias.
+// Replaces the map by its gradient, computed from that of `out`; also the gradients of the norm's weight and bias.
 static void norm_relu_pool_backward(float* map, long side, long stride, const float* weight, const float* bias,
                                     float eps, const float* grad, long channels, float* grad_weight,
                                     float* grad_bias) {
@@ -120,8 +120,8 @@ static void norm_relu_pool_backward(float* map, long side, long stride, const fl
         }
 }
 
-// c (+)= a b, ROWS x depth times depth x BLOCK: a[r][k] lies at a + r * a_row + k * a_depth, rows of b are b_row apart,
-// rows of c are c_row apart.
+// c (+)= a b, ROWS x depth times depth x BLOCK: a[r][k] is at a + r * a_row + k * a_depth; rows of b are b_row apart,
+// rows of c c_row apart.
 template <bool ADD>
 static inline void product(const float* a, long a_row, long a_depth, const float* b, long b_row, long depth, float* c,
                            long c_row) {
@@ -142,7 +142,7 @@ static inline void product(const float* a, long a_row, long a_depth, const float
     }
 }
 
-// N neighbouring pixels of a row, BLOCK channels: `in` is a padded plane a channel.
+// N adjacent pixels of a row, BLOCK channels; `in` holds one padded plane per channel.
 template <int N>
 static inline void pixels(const float* in, long channels, long plane, long line, const float* weight, float* out) {
     vec sum[N][2] = {};
@@ -183,7 +183,7 @@ static inline void output_line(const vec m[6], vec o[4]) {
     o[3] = q + 8.0f * s + m[5];
 }
 
-// One tile of L channels, from the image's row y0 and column x0 (which may lie outside), to its 36 positions.
+// Transforms a tile of L channels at the image's row y0 and column x0 (possibly outside) into 36 positions.
 static inline void transform_input(const float* image, long side, long channels, long y0, long x0, float* out,
                                    long stride) {
     vec half[6][6];
@@ -219,7 +219,7 @@ static inline void transform_output(const float* in, long stride, float* map, lo
     }
 }
 
-// Transposes of the two lines above, for gradients.
+// Transposes of input_line and output_line, for gradients.
 static inline void input_line_backward(const vec v[6], vec d[6]) {
     const vec sum = v[1] + v[2], gap = v[1] - v[2], far_sum = v[3] + v[4], far_gap = v[3] - v[4];
     d[0] = 4.0f * v[0];
@@ -241,7 +241,7 @@ static inline void output_line_backward(const vec o[4], vec m[6]) {
     m[5] = o[3];
 }
 
-// The gradient on one tile of a map [side][side][L], to its 36 positions.
+// Gradient of 36 positions from that of one tile of a map [side][side][L].
 static inline void transform_output_backward(const float* map, long side, long y0, long x0, float* out, long stride) {
     vec half[6][4];
     for (long j = 0; j < 4; j++) {
@@ -257,7 +257,7 @@ static inline void transform_output_backward(const float* map, long side, long y
     }
 }
 
-// The gradient on 36 positions, added to an image [side][side][channels] where the tile overlaps it.
+// Adds the gradient of 36 positions to an image [side][side][channels] where the tile overlaps it.
 static inline void transform_input_backward(const float* in, long stride, float* image, long side, long channels,
                                             long y0, long x0) {
     vec half[6][6];
@@ -283,7 +283,7 @@ struct Shape {
     long count, side, channels_in, channels_out;
 };
 
-// Directly convolves BLOCK channels of a padded image [channels_in][side+2][side+2] into a map [side][side][BLOCK].
+// Direct convolution of BLOCK channels of a padded image [channels_in][side+2][side+2] into a map [side][side][BLOCK].
 static void convolve(const float* padded, const Shape& s, const float* weight, float* map) {
     const long line = s.side + 2, plane = line * line;
     for (long y = 0; y < s.side; y++) {
@@ -296,22 +296,22 @@ static void convolve(const float* padded, const Shape& s, const float* weight, f
     }
 }
 
-// How many images go together through Winograd's algorithm: enough for long matrix products, few enough for the cache,
-// and for every thread to have some.
+// Number of images that go through Winograd's algorithm together: enough for long matrix products, few enough for the
+// cache and for every thread to have work.
 static long images_together(const Shape& s, int threads) {
     const long tiles = (s.side / 4) * (s.side / 4);
     return std::max(1l, std::min(TILES / tiles, (s.count + threads - 1) / threads));
 }
 
-// Images in Winograd's form, and a block of their convolution.
+// Transformed images and a block of their convolution.
 struct Transformed {
     const Shape s;
     const long across, tiles, most, in_stride, product_stride;  // strides from position to position
     long rows = 0;                                              // tiles in use
     Buffer in, products;
 
-    // Whole ROWS, the last ones unused, so that a tile's values do not depend on how many there are; and a line of
-    // padding, so that the positions of a tile do not fall on the same lines of the cache.
+    // Rounded up to a multiple of ROWS, so that a tile's values do not depend on the number of tiles; and padded by a
+    // cache line, so that the positions of a tile do not map to the same cache lines.
     Transformed(const Shape& shape, long images)
         : s(shape),
           across(s.side / 4),
@@ -341,7 +341,7 @@ struct Transformed {
                                products.get() + p * product_stride + r * BLOCK, BLOCK);
     }
 
-    // L channels, from v on, of an image's convolution, to a map [side][side][L].
+    // Writes L channels of an image's convolution, starting at v, to a map [side][side][L].
     void convolution(long image, long v, float* map) const {
         for (long t = 0; t < tiles; t++)
             transform_output(products.get() + (image * tiles + t) * BLOCK + v, product_stride, map, s.side,
@@ -363,7 +363,7 @@ static void pad(const float* image, const Strides& by, const Shape& s, float* pa
                 padded[k * plane + (y + 1) * line + x + 1] = image[k * by.channel + y * by.row + x * by.column];
 }
 
-// images [count][side][side][channels_in], by strides in floats; weight [channels_out/BLOCK][channels_in*9][BLOCK].
+// images [count][side][side][channels_in] with strides in floats; weight [channels_out/BLOCK][channels_in*9][BLOCK].
 extern "C" void direct_forward(const float* images, const Strides* by, const Shape* shape, const float* weight,
                                const float* norm_weight, const float* norm_bias, float eps, float* out, int threads) {
     const Shape s = *shape;
@@ -385,10 +385,10 @@ extern "C" void direct_forward(const float* images, const Strides* by, const Sha
     }
 }
 
-// Gradients from that on the output, grad [count][side/2][side/2][channels_out]: on the norm's weight and bias, an image
-// apart, [count][channels_out]; where not null, on the images, [count][channels_in][side][side], and on the weights, a
-// thread apart, as packed, added. `transposed` is [channels_out/BLOCK][taps/BLOCK][BLOCK][BLOCK], the weights with taps
-// = channels_in * 9, filled with zeros to whole blocks, in the last place.
+// Gradients from that of the output, grad [count][side/2][side/2][channels_out]: of the norm's weight and bias, per
+// image, [count][channels_out]; if not null, of the images, [count][channels_in][side][side], and of the packed
+// weights, per thread, added to the given values. `transposed` is [channels_out/BLOCK][taps/BLOCK][BLOCK][BLOCK], the
+// weights with taps = channels_in * 9, zero-padded to a multiple of BLOCK, along the last axis.
 extern "C" void direct_backward(const float* images, const Strides* by, const Shape* shape, const float* weight,
                                 const float* transposed, const float* norm_weight, const float* norm_bias, float eps,
                                 const float* grad, float* grad_norm_weight, float* grad_norm_bias, float* grad_images,
@@ -449,7 +449,7 @@ extern "C" void direct_backward(const float* images, const Strides* by, const Sh
                         float sum = 0;
                         for (long i = 0; i < 3; i++)
                             for (long j = 0; j < 3; j++) {
-                                const long py = y + 1 - i, px = x + 1 - j;  // the output that saw it through this tap
+                                const long py = y + 1 - i, px = x + 1 - j;  // the output that read it through this tap
                                 if (py < 0 || py >= s.side || px < 0 || px >= s.side) continue;
                                 sum += patches[(py * s.side + px) * columns + k * 9 + i * 3 + j];
                             }
@@ -486,8 +486,8 @@ extern "C" void winograd_forward(const float* images, const Shape* shape, const 
     }
 }
 
-// Gradients as those of `direct_backward`: on the images [count][side][side][channels_in], on the transformed weights
-// [36][channels_in][channels_out], a thread apart, added. `transposed` is [channels_in/BLOCK][36][channels_out][BLOCK].
+// Gradients as in `direct_backward`: of the images, [count][side][side][channels_in], and of the transformed weights,
+// [36][channels_in][channels_out], per thread, added. `transposed` is [channels_in/BLOCK][36][channels_out][BLOCK].
 extern "C" void winograd_backward(const float* images, const Shape* shape, const float* weight, const float* transposed,
                                   const float* norm_weight, const float* norm_bias, float eps, const float* grad,
                                   float* grad_norm_weight, float* grad_norm_bias, float* grad_images,

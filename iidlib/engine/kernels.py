@@ -1,8 +1,7 @@
-"""C++ kernels of a ConvNet's block on a CPU, with their gradients: convolution to pooling in the cache.
+"""C++ kernels for a ConvNet block on a CPU, with gradients: from convolution to pooling in the cache.
 
-``kernels.cpp`` holds them, and says how they work. They are built by torch's own compiler settings at their first use,
-in about two seconds, and kept on disk, in a folder where nobody else can put code; where that fails, nothing is lost
-but speed.
+``kernels.cpp`` contains them and explains how they work. They are built with torch's compiler settings at their first
+use, in about two seconds, and cached on disk in a private folder. If that fails, computation is only slower.
 """
 
 import ctypes
@@ -18,17 +17,17 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from iidlib.engine.compiled import compiler_folder, load_whole
+from iidlib.engine.compiled import compiler_folder, load_verified
 from iidlib.files import cache_dir, user_path
 from iidlib.private import private_dir
 
 __all__ = ["FusedBlock", "library", "refusal"]
 
 FEW_CHANNELS = 4
-"""Most channels in that are convolved directly; above, Winograd's algorithm multiplies less."""
+"""Largest number of input channels convolved directly; above, Winograd's algorithm needs fewer products."""
 
 TILE = 4
-"""Outputs a side of a tile of Winograd's algorithm; the image's side must be a multiple of it."""
+"""Side of an output tile of Winograd's algorithm; the image's side must be a multiple of it."""
 
 _WEIGHT = (
     (1 / 4, 0, 0),
@@ -38,40 +37,40 @@ _WEIGHT = (
     (1 / 24, -1 / 12, 1 / 6),
     (0, 0, 1),
 )
-"""The transform of weights for F(4x4, 3x3), the matrix G of Lavin and Gray (CVPR 2016), 6x3."""
+"""Transform of the weights for F(4x4, 3x3): the 6x3 matrix G of Lavin and Gray (CVPR 2016)."""
 
 logger = logging.getLogger("iidlib")
 
 
 @functools.cache
 def refusal() -> str:
-    """Has torch keep compiled code in a folder where nobody else can put any; why that cannot be, or nothing.
+    """Sets a private folder for torch's compiled code; returns the reason if that is impossible, else an empty string.
 
-    Must come before anything that torch builds or loads; a refusal is said once. The folder is ``compiled`` in the
-    cache, or the one that the user has given torch, for which the same rules hold (`private_dir`), but that others may
-    read it, since torch may have made it. By itself torch takes a predictable name in the shared temporary folder, and
-    loads what anybody has put there.
+    Must be called before torch builds or loads anything; a refusal is logged once. The folder is ``compiled`` in the
+    cache, or the one the user has set for torch. The same rules hold for that one (`private_dir`), except that others
+    may read it, since torch may have created it. By default torch uses a predictable name in the shared temporary
+    folder and loads whatever anybody has put there.
     """
     variable = "TORCHINDUCTOR_CACHE_DIR"
     chosen = user_path(os.environ.get(variable, ""))
-    # torch writes its own choice into the variable too, once it has made one
+    # torch stores its own choice in the variable too
     by_torch = chosen.parent == Path(tempfile.gettempdir()) and chosen.name.startswith("torchinductor_")
-    of_user = bool(os.environ.get(variable)) and not by_torch
+    by_user = bool(os.environ.get(variable)) and not by_torch
     try:
-        folder = private_dir(chosen, readable=True) if of_user else private_dir(cache_dir() / "compiled")
-        folder = compiler_folder(folder, variable if of_user else "IID_CACHE")
-        os.environ[variable] = str(folder)  # before the import, at which torch may make its folder
+        folder = private_dir(chosen, readable=True) if by_user else private_dir(cache_dir() / "compiled")
+        folder = compiler_folder(folder, variable if by_user else "IID_CACHE")
+        os.environ[variable] = str(folder)  # before the import, during which torch may create its folder
         from torch._inductor import config
 
-        # torch keeps these in the shared temporary folder whatever the variable says; no slower without them
+        # torch stores these in the shared temporary folder regardless of the variable; not slower without them
         config.cpp_cache_precompile_headers = False
     except (OSError, RuntimeError, ImportError, AttributeError) as error:
         reason = " ".join(str(error).split())
         logger.warning(
-            "compiled code is neither built nor loaded: %s; going on without it, slower; set %s to a folder that only "
-            "you can change",
+            "compiled code is neither built nor loaded: %s; continuing without it, which is slower; "
+            "set %s to a folder that only you can write to",
             reason,
-            variable if of_user else "IID_CACHE",
+            variable if by_user else "IID_CACHE",
         )
         return reason
     return ""
@@ -79,45 +78,45 @@ def refusal() -> str:
 
 @functools.cache
 def library() -> Any:
-    """The compiled kernels, built at the first call of a machine; None, said once, where they cannot be built."""
+    """The compiled kernels, built at the first call on a machine; None, with one warning, if they cannot be built."""
     if refusal():
         return None
     try:
         source = Path(__file__).with_suffix(".cpp").read_text(encoding="utf8")
-        # contraction into fused multiply-adds, which torch turns off, is half of the speed
+        # contraction into fused multiply-adds, which torch disables, doubles the speed
         folder = Path(os.environ["TORCHINDUCTOR_CACHE_DIR"])
-        built = load_whole(source, ("-ffp-contract=fast",), folder)
+        built = load_verified(source, ("-ffp-contract=fast",), folder)
         built.block.restype = ctypes.c_long
         for name in ("direct_forward", "direct_backward", "winograd_forward", "winograd_backward"):
             getattr(built, name).restype = None
         return built
-    except Exception as error:  # a private function of torch, a compiler and a linker: whatever goes wrong, go on
+    except Exception as error:  # torch internals, compiler and linker: continue whatever fails
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        logger.warning("cannot build the C++ kernels (%s); going on without them, slower", reason)
+        logger.warning("cannot build the C++ kernels (%s); continuing without them, which is slower", reason)
         return None
 
 
 def _columns(weight: Tensor, block: int) -> Tensor:
-    """[..., M, N] as [N/block, ..., M, block], N filled up with zeros to whole blocks."""
+    """[..., M, N] as [N/block, ..., M, block], with N zero-padded to a multiple of the block."""
     missing = -weight.shape[-1] % block
-    filled = torch.nn.functional.pad(weight, (0, missing)) if missing else weight
-    return filled.unflatten(-1, (-1, block)).movedim(-2, 0).contiguous()
+    padded = torch.nn.functional.pad(weight, (0, missing)) if missing else weight
+    return padded.unflatten(-1, (-1, block)).movedim(-2, 0).contiguous()
 
 
 def _transform(weight: Tensor) -> Tensor:
-    """Weights [K_out, K_in, 3, 3] in Winograd's form, [36, K_in, K_out]."""
+    """Winograd transform of weights [K_out, K_in, 3, 3], [36, K_in, K_out]."""
     g = weight.new_tensor(_WEIGHT)
     return torch.einsum("ak,oikl,bl->abio", g, weight, g).flatten(0, 1)
 
 
 def _transform_backward(grad: Tensor) -> Tensor:
-    """The gradient on weights from that on their Winograd form, [36, K_in, K_out]."""
+    """Gradient of the weights, [K_out, K_in, 3, 3], from that of their Winograd transform, [36, K_in, K_out]."""
     g = grad.new_tensor(_WEIGHT)
     return torch.einsum("ak,abio,bl->oikl", g, grad.unflatten(0, (6, 6)), g)
 
 
 class _Packed:
-    """The weights of a block [K_out, K_in, 3, 3], in the orders that the kernels read."""
+    """Weights of a block, [K_out, K_in, 3, 3], in the layouts that the kernels read."""
 
     def __init__(self, weight: Tensor, block: int) -> None:
         self.direct = weight.shape[1] <= FEW_CHANNELS
@@ -128,7 +127,7 @@ class _Packed:
 
     @functools.cached_property
     def backward(self) -> Tensor:
-        """For the gradient on images."""
+        """Packed weights for the gradient of the images."""
         columns = _columns(self._matrix.mT, self._block)
         if not self.direct:
             return columns
@@ -136,12 +135,12 @@ class _Packed:
         return columns.unflatten(1, (-1, self._block)).transpose(0, 1).contiguous()
 
     def empty_gradient(self, threads: int) -> Tensor:
-        """Zeros for each thread's gradient on the packed weights."""
+        """Zeros for the gradient of the packed weights, one per thread."""
         shape = self.forward.shape if self.direct else self._matrix.shape
         return torch.zeros(threads, *shape)
 
     def gradient(self, packed: Tensor) -> Tensor:
-        """The gradient on the weights, [K_out, K_in, 3, 3], from each thread's."""
+        """Gradient of the weights, [K_out, K_in, 3, 3], summed over the threads' gradients."""
         total = packed.sum(0)
         if not self.direct:
             return _transform_backward(total)
@@ -149,7 +148,7 @@ class _Packed:
 
 
 def _call(function: Any, *arguments: Tensor | Sequence[int] | float | None) -> None:
-    """Calls a kernel, tensors by address and sizes as an array; the number of threads comes last."""
+    """Calls a kernel with tensors as addresses, sizes as arrays, and the number of threads as the last argument."""
     given: list[Any] = []
     for argument in arguments:
         if isinstance(argument, Tensor):
@@ -178,7 +177,7 @@ def _forward(x: Tensor, weight: Tensor, norm_weight: Tensor, norm_bias: Tensor, 
 
 
 class _Differentiable(torch.autograd.Function):
-    """The block with gradients on all its inputs."""
+    """The block, differentiable in all its inputs."""
 
     @staticmethod
     def forward(
@@ -202,10 +201,10 @@ class _Differentiable(torch.autograd.Function):
         packed: _Packed = ctx.packed
         kernels = library()
         grad = grad.contiguous(memory_format=torch.channels_last)
-        own_norm = torch.empty(2, len(x), len(weight))
+        grad_norm = torch.empty(2, len(x), len(weight))
         grad_x = grad_weight = None
         if ctx.needs_input_grad[0]:
-            # the direct kernel writes a plane a channel
+            # the direct kernel writes one plane per channel
             layout = torch.contiguous_format if packed.direct else torch.channels_last
             grad_x = torch.empty(x.shape, memory_format=layout)
         if ctx.needs_input_grad[1]:
@@ -220,29 +219,28 @@ class _Differentiable(torch.autograd.Function):
             norm_bias,
             ctx.eps,
             grad,
-            own_norm[0],
-            own_norm[1],
+            grad_norm[0],
+            grad_norm[1],
             grad_x,
             grad_weight,
         )
         return (
             grad_x,
             None if grad_weight is None else packed.gradient(grad_weight),
-            torch.zeros_like(bias) if ctx.needs_input_grad[2] else None,  # the norm takes the bias away
-            own_norm[0].sum(0) if ctx.needs_input_grad[3] else None,
-            own_norm[1].sum(0) if ctx.needs_input_grad[4] else None,
+            torch.zeros_like(bias) if ctx.needs_input_grad[2] else None,  # the norm cancels the bias
+            grad_norm[0].sum(0) if ctx.needs_input_grad[3] else None,
+            grad_norm[1].sum(0) if ctx.needs_input_grad[4] else None,
             None,
             None,
         )
 
 
 class FusedBlock:
-    """3x3 convolution, instance norm, ReLU and 2x2 average pooling of one block, and its gradients.
+    """3x3 convolution, instance norm, ReLU and 2x2 average pooling of one block, with gradients.
 
-    Equal to the operations one after the other up to rounding, 2e-6 of the norm; the values of an image depend neither
-    on the others of the batch nor on the number of threads. The convolution's bias is left out, since the norm takes it
-    away again; its gradient is zero. Gradients of gradients are not to be had. Packed weights are kept, and made anew
-    when the weights have changed.
+    Equal to the separate operations up to rounding, 2e-6 of the norm. The values of an image depend neither on the rest
+    of the batch nor on the number of threads. The convolution's bias is skipped, since the norm cancels it, and its
+    gradient is zero. Second derivatives are not supported. Packed weights are cached until the weights change.
     """
 
     def __init__(self) -> None:
@@ -251,7 +249,7 @@ class FusedBlock:
 
     @staticmethod
     def fits(x: Tensor, weight: Tensor) -> bool:
-        """Whether a block with inputs [B, K, H, W] and weights [K_out, K, 3, 3] can be done this way."""
+        """Whether the kernels support a block with inputs [B, K, H, W] and weights [K_out, K, 3, 3]."""
         if (
             x.device.type != "cpu"
             or x.dtype != torch.float32
@@ -272,14 +270,14 @@ class FusedBlock:
     def __call__(
         self, x: Tensor, weight: Tensor, bias: Tensor | None, norm_weight: Tensor, norm_bias: Tensor, eps: float
     ) -> Tensor:
-        """[B, K, H, H] to [B, K_out, H/2, H/2] in channels-last format; only for what `fits`.
+        """Maps [B, K, H, H] to [B, K_out, H/2, H/2] in channels-last format; only for inputs that `fits` accepts.
 
         Args:
-            x: the images or maps.
-            weight: of the convolution, [K_out, K, 3, 3].
-            bias: of the convolution, [K_out], or None; without effect.
-            norm_weight: [K_out].
-            norm_bias: [K_out].
+            x: images or feature maps.
+            weight: convolution's weight, [K_out, K, 3, 3].
+            bias: convolution's bias, [K_out], or None; has no effect.
+            norm_weight: norm's weight, [K_out].
+            norm_bias: norm's bias, [K_out].
             eps: added to the variance.
         """
         packed = self._pack(weight)

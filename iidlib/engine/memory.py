@@ -1,4 +1,4 @@
-"""Memory that is there and memory that is asked for, so that what cannot fit is refused before any work."""
+"""Available and required memory, compared so that what cannot fit is refused before any work."""
 
 import os
 from collections.abc import Mapping
@@ -12,14 +12,14 @@ __all__ = ["available_bytes", "check_fits"]
 
 
 def available_bytes(device: torch.device) -> int | None:
-    """Memory that a device could still give, in bytes; None where the system does not tell.
+    """Available memory of a device in bytes; None if the system does not report it.
 
-    On CUDA what the driver calls free, and what torch keeps to give out again. Elsewhere what Linux calls available,
-    with swap, and no more than the control group may have; on other systems all memory of the machine.
+    On CUDA: the driver's free memory plus torch's cached blocks. Elsewhere: Linux's available memory plus swap, at most
+    the limit of the control group; on other systems all memory of the machine.
     """
     if device.type == "cuda":
-        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return torch.cuda.mem_get_info(device)[0] + kept
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + cached
     try:
         lines = (line.split() for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines())
         kibibytes = {name: int(value) for name, value, *_ in lines}
@@ -36,20 +36,20 @@ def available_bytes(device: torch.device) -> int | None:
 
 
 def check_fits(needs: Mapping[str, int], device: torch.device) -> None:
-    """Refuses what needs more memory than there is.
+    """Checks that there is enough memory.
 
     Args:
-        needs: bytes at the least, by what they are for, with the setting to lower.
-        device: where they are needed.
+        needs: required bytes, as a lower bound, by purpose; each name includes the setting to lower.
+        device: device of the memory.
 
     Raises:
-        InputError: with the largest need.
+        InputError: if there is too little memory; the message names the largest need.
     """
     free, total = available_bytes(device), sum(needs.values())
     if free is not None and total > free:
         largest = max(needs, key=lambda what: needs[what])
         raise InputError(
-            f"this needs {_size(total)} of memory at the least, and {device.type} has {_size(free)} available; "
+            f"this needs at least {_size(total)} of memory, but {device.type} has {_size(free)} available; "
             f"most of it is for {largest}"
         )
 
