@@ -209,14 +209,14 @@ def test_cached_statistics_go_with_stages_under_a_uniform_schedule():
         (
             "iid-plus",
             {"match__width": 8},
-            r"match.width \(8\) must be pool.width \(4\); set both, or take match.source=random",
+            r"match.width \(8\) must equal pool.width \(4\); set both, or use match.source=random",
         ),
-        ("iid-plus", {"pool__network": "convnet1"}, r"match.network \(convnet2\) must be pool.network \(convnet1\)"),
-        ("dm", {"match__source": "stages"}, r"match.network \(convnet3\) must be pool.network \(convnet2\)"),
+        ("iid-plus", {"pool__network": "convnet1"}, r"match.network \(convnet2\) must equal pool.network \(convnet1\)"),
+        ("dm", {"match__source": "stages"}, r"match.network \(convnet3\) must equal pool.network \(convnet2\)"),
         (
             "iid-plus",
             {"match__mmd": 0, "match__statistics": "cached", "stages__schedule": "early"},
-            r"match.statistics=cached goes through .* stages.schedule=early does not allow, as it spreads",
+            r"match.statistics=cached cycles .*, but stages.schedule=early spreads them over",
         ),
         (
             "iid-plus",
@@ -325,9 +325,7 @@ def test_a_run_over_which_a_schedule_was_spread_is_not_continued(schedule, tmp_p
     for folder, said in (("done", "5 of 5"), ("stopped", "6 of 12")):
         before = {path: path.read_bytes() for path in sorted((tmp_path / folder).rglob("*")) if path.is_file()}
         for iterations in (8, 20):
-            message = (
-                rf"done {said} iterations, .* stages.schedule={schedule} .* become one of iterations={iterations};"
-            )
+            message = rf"done {said} iterations, .* stages.schedule={schedule} .* extended to iterations={iterations};"
             with pytest.raises(InputError, match=message) as caught:
                 distill(config(iterations), pictures(40), out=tmp_path / folder, resume=True)
             assert "\n" not in str(caught.value)
@@ -353,7 +351,9 @@ def test_a_source_of_ones_own_is_asked_what_it_does_not_what_it_is_called(monkey
 
     monkeypatch.setitem(METHODS, "mine", Method(("mean",), stages))
     distill(config(5), pictures(40), out=tmp_path / "run")
-    with pytest.raises(InputError, match=r"done 5 of 5 iterations, .* stages.schedule=early .* one of iterations=8;"):
+    with pytest.raises(
+        InputError, match=r"done 5 of 5 iterations, .* stages.schedule=early .* extended to iterations=8;"
+    ):
         distill(config(8), pictures(40), out=tmp_path / "run", resume=True)
     with pytest.raises(InputError, match=r"^this needs .*the weights of the pool: lower pool\.width or pool\.count"):
         Distillation(config(5, **{"pool.width": 10**9}), pictures(40))
