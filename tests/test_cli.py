@@ -222,7 +222,7 @@ def test_table_shows_random_real_images_beside_the_set(iid: Run) -> None:
     for line, (names, group) in zip(lines, scores.groupby(["method", "network"], sort=False), strict=True):
         mean, spread = group["accuracy"].mean(), group["accuracy"].std(ddof=0)
         assert [cell.strip() for cell in line.strip("│").split("│")] == [*names, f"{mean:.1f} ± {spread:.1f}", "2"]
-    assert "images: a[b]/ü/synthetic.png" in ended.out, "names are not taken for markup"
+    assert "images in a[b]/ü/synthetic.png" in ended.out, "names are not taken for markup"
     assert "4 epochs" in ended.out and "scale ci" in ended.out and "last iteration" in ended.out
 
 
@@ -737,15 +737,15 @@ def test_a_file_that_appears_where_the_scores_go_stays_as_it_is(
     [
         (
             ["distill", "dm", *TINY, "--out", "g", "--results", "g/scores.json"],
-            "where the run in g writes its own files",
+            "reserved for files of the run in g",
         ),
         (
             ["distill", "dm", *TINY, "--out", "g", "--results", "g/../g/config.yaml"],
-            "where the run in g writes its own",
+            "reserved for files of the run in g",
         ),
         (
             ["distill", "dm", *TINY, "--out", "g", "--results", "g/checkpoints/r.csv"],
-            "where the run in g writes its own",
+            "reserved for files of the run in g",
         ),
         (["distill", "dm", *TINY, "--out", "g", "--results", "g"], "--results g and --out g are the same"),
         (
@@ -757,8 +757,8 @@ def test_a_file_that_appears_where_the_scores_go_stays_as_it_is(
             ["evaluate", "random", *TINY, "--out", "s", "--results", "s/r.csv"],
             "overlap: one of them is a file",
         ),
-        (["evaluate", "run", "--results", "run/scores-incomplete.json"], "where the run in run writes its own files"),
-        (["evaluate", "run", "--results", "run/scores-12.json"], "where the run in run writes its own files"),
+        (["evaluate", "run", "--results", "run/scores-incomplete.json"], "reserved for files of the run in run"),
+        (["evaluate", "run", "--results", "run/scores-12.json"], "reserved for files of the run in run"),
     ],
 )
 def test_a_table_where_the_command_writes_something_else_is_found_out_before(

@@ -317,7 +317,7 @@ def test_the_command_learns_goes_on_and_keeps_rows(tmp_path: Path, monkeypatch, 
     out = capsys.readouterr().out
     assert "step 1 of 2, 2 classes:" in out and "step 2 of 2, 4 classes:" in out
     assert iid(*given) == 2
-    assert "resume it with --resume" in capsys.readouterr().err
+    assert "resume the run with --resume" in capsys.readouterr().err
     assert iid(*given, "--resume") == 0
     rows = all_rows(tmp_path / "r")
     assert len(rows) == 8 and rows["step"].tolist() == [1, 1, 2, 2] * 2
@@ -337,7 +337,7 @@ def test_the_command_learns_goes_on_and_keeps_rows(tmp_path: Path, monkeypatch, 
     Path("file").write_text("mine")
     for wrong, message in (
         (["--steps", "3,2"], "steps of 3,2 classes have 5 in total, but the dataset has 4"),
-        (["--steps", "two"], "--steps takes a number of equal steps, such as 5, or .* such as 4,3,3; got 'two'"),
+        (["--steps", "two"], "--steps takes a number of equal steps, e.g. 5, or .* e.g. 4,3,3; got 'two'"),
         (["--steps", "3,"], "got '3,'"),
         (["--order", "-1"], "must lie in 0 to 4294967295, got -1"),
         (["--out", "r/rows.csv"], "r/rows.csv is a file, not a folder; give another --out"),
@@ -354,7 +354,7 @@ def test_the_command_learns_goes_on_and_keeps_rows(tmp_path: Path, monkeypatch, 
     assert not Path("new").exists()
     monkeypatch.setattr(command, "load", lambda *given: pytest.fail("the images are read before that is told"))
     assert iid(*given) == 2
-    assert "resume it with --resume" in capsys.readouterr().err
+    assert "resume the run with --resume" in capsys.readouterr().err
 
 
 def test_rows_name_the_form_of_the_memory(tmp_path: Path, monkeypatch):

@@ -156,7 +156,7 @@ def reproduce(
                 _cells(each, find(each).title, only, folder)
         typer.echo(
             "Accuracy in percent. Ours: mean ± std over distillation seeds (number of seeds).\n"
-            "Only scale paper is comparable with the published values; scale tour uses cifar10-mini."
+            "Only scale paper compares with published values; tour uses cifar10-mini."
         )
         return
     seconds = time_budget(budget) if budget else math.inf
