@@ -218,7 +218,7 @@ def test_images_in_the_unit_range_and_grey_ones_are_taken() -> None:
 @pytest.mark.parametrize(
     ("images", "options", "message"),
     [
-        (np.zeros((6, 3, 4, 4), np.uint8), {"row_labels": ["a", "b", "c"]}, "one .* for each of the 3 names"),
+        (np.zeros((6, 3, 4, 4), np.uint8), {"row_labels": ["a", "b", "c"]}, "one .* for each of the 3 labels"),
         (np.zeros((2, 3, 4, 4), np.uint8), {"columns": None}, "needs columns"),
         (np.zeros((2, 3, 4, 4), np.uint8), {"columns": 0}, "at least 1, got 0"),
         (np.zeros((1, 2, 3, 4, 4), np.uint8), {}, "got columns=2"),
@@ -507,7 +507,7 @@ class TestPareto:
         fills = {str(line.get_label()): line.get_fillstyle() for line in ax.lines if line.get_marker() == "o"}
         assert fills == {"dm": "full", "idm": "full", "iid-plus": "full", "iid-idm": "left"}
         names = [text.get_text() for text in ax.get_legend().get_texts()]
-        assert names == ["with the pool's training", "without it", "pool not recorded"]
+        assert names == ["with pool training", "without it", "pool not recorded"]
 
     def test_equal_costs_leave_the_better_one_on_the_line(self) -> None:
         rows = pd.DataFrame({"label": ["dm", "idm"], "seconds": [10.0, 10.0], "accuracy": [40.0, 50.0]})
@@ -731,7 +731,7 @@ def test_a_series_more_than_colours_is_drawn_too() -> None:
 
 def test_a_projection_needs_a_set_beside_the_real_images() -> None:
     points = pd.DataFrame({"label": ["real"], "class": [0], "x": [1.0], "y": [1.0]})
-    with pytest.raises(InputError, match="beside 'real'"):
+    with pytest.raises(InputError, match="besides 'real'"):
         plots.projection(points, classes=["cat"])
 
 

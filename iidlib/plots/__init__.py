@@ -1,8 +1,8 @@
 """The book's figures: from arrays and data frames to axes, and from axes to a notebook, with alt text.
 
-A set of images has the same colour in every figure, taken from seaborn's colour-blind-safe palette. Every axis has a
-label and its unit. The functions draw on axes of their own, or on those given, and return them; `show` puts the
-finished figure into a notebook and asks for the finding in words.
+A method has the same colour in every figure, taken from seaborn's colour-blind-safe palette. Every axis has a label and
+its unit. The functions draw on new axes, or on given ones, and return them; `show` displays the finished figure in a
+notebook and requires alt text that states the finding.
 """
 
 from iidlib.plots.comparisons import pareto, part_gains

@@ -1,4 +1,4 @@
-"""Figures that compare methods: accuracy against cost, and what each part of a method gains."""
+"""Figures that compare methods: accuracy against cost, and the gain from each part of a method."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -26,27 +26,27 @@ _PLACES = [
         (reach, -reach, "left", "top"), (-reach, -reach, "right", "top"),
     )
 ]  # fmt: skip
-"""Where the name of a point may stand, in points from it, with its alignment; the first that is free is taken."""
+"""Candidate offsets, in points, of a name from its dot, with alignment; the first free one is used."""
 
 
 def pareto(runs: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
-    """Accuracy against the seconds of a distillation, and a line through the methods that nothing cheaper beats.
+    """Accuracy against the seconds of a distillation, with a line through the Pareto-optimal methods.
 
-    A method is a dot at the mean of its distillations, with their range on both axes. Where the training of its pool is
-    known, the dot counts it, and a ring joined to the dot stands at the seconds without it: a pool is trained once,
-    however many sets are distilled with it. The line counts pools, and leaves out methods whose pool nobody knows;
-    their dots are filled by half.
+    A method is a dot at the mean of its distillations, with their range on both axes. If the training time of its pool
+    is known, the dot includes it, and a ring connected to the dot marks the seconds without it: a pool is trained once
+    for any number of distilled sets. The line includes pools and skips methods whose pool time is unknown; their dots
+    are half filled.
 
     Args:
-        runs: a row for each distillation, with columns label, seconds (of the iterations, above 0) and accuracy
-            (percent; mean over the networks of the evaluation); and pool_seconds, 0 where there is no pool, NaN where
-            nobody knows. Without the column there are no pools.
-        ax: where to draw.
+        runs: one row per distillation, with columns label, seconds (of the iterations, positive) and accuracy (percent;
+            mean over the evaluation networks), and optionally pool_seconds: 0 without a pool, NaN if unknown. Without
+            that column there are no pools.
+        ax: axes to draw on.
     """
     needs_rows("pareto", runs)
     pool = runs["pool_seconds"] if "pool_seconds" in runs else pd.Series(0.0, index=runs.index)
-    runs = runs.assign(pool=pool, whole=runs["seconds"] + pool.fillna(0))
-    by_label = runs.groupby("label", sort=False)[["seconds", "whole", "accuracy", "pool"]]
+    runs = runs.assign(pool=pool, total=runs["seconds"] + pool.fillna(0))
+    by_label = runs.groupby("label", sort=False)[["seconds", "total", "accuracy", "pool"]]
     means, lows, highs = by_label.mean(), by_label.min(), by_label.max()
     palette = colours(list(means.index))
     with styled():
@@ -54,31 +54,31 @@ def pareto(runs: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
         known = ~means.index.isin(runs.loc[runs["pool"].isna(), "label"])
         best = (
             means[known]
-            .dropna(subset=["whole", "accuracy"])
-            .sort_values(["whole", "accuracy"], ascending=[True, False])
+            .dropna(subset=["total", "accuracy"])
+            .sort_values(["total", "accuracy"], ascending=[True, False])
         )
         best = best[best["accuracy"] > best["accuracy"].cummax().shift(fill_value=-np.inf)]
-        ax.plot(best["whole"], best["accuracy"], color="#8c8c8c", linewidth=1.2, drawstyle="steps-post", zorder=1)
+        ax.plot(best["total"], best["accuracy"], color="#8c8c8c", linewidth=1.2, drawstyle="steps-post", zorder=1)
         for label, mean in means.iterrows():
-            own: dict[str, Any] = {"color": palette[str(label)], "zorder": 2}
+            style: dict[str, Any] = {"color": palette[str(label)], "zorder": 2}
             if mean["pool"] > 0:
-                ax.plot([mean["seconds"], mean["whole"]], [mean["accuracy"]] * 2, linewidth=0.8, **own)
+                ax.plot([mean["seconds"], mean["total"]], [mean["accuracy"]] * 2, linewidth=0.8, **style)
                 ax.scatter(
-                    mean["seconds"], mean["accuracy"], s=40, facecolors="white", edgecolors=own["color"], zorder=3
+                    mean["seconds"], mean["accuracy"], s=40, facecolors="white", edgecolors=style["color"], zorder=3
                 )
             low, high = lows.loc[str(label)], highs.loc[str(label)]
-            ax.plot([mean["whole"]] * 2, [low["accuracy"], high["accuracy"]], linewidth=1.5, **own)
-            ax.plot([low["whole"], high["whole"]], [mean["accuracy"]] * 2, linewidth=1.5, **own)
-            whole = known[means.index.get_loc(label)]
-            half: dict[str, Any] = {} if whole else {"fillstyle": "left", "markerfacecoloralt": "white"}
-            place = [mean["whole"]], [mean["accuracy"]]
-            ax.plot(*place, "o", markersize=40**0.5, color=own["color"], label=label, zorder=4, **half)
-        seconds = pd.concat([runs["seconds"], runs["whole"]])
+            ax.plot([mean["total"]] * 2, [low["accuracy"], high["accuracy"]], linewidth=1.5, **style)
+            ax.plot([low["total"], high["total"]], [mean["accuracy"]] * 2, linewidth=1.5, **style)
+            complete = known[means.index.get_loc(label)]
+            half: dict[str, Any] = {} if complete else {"fillstyle": "left", "markerfacecoloralt": "white"}
+            point = [mean["total"]], [mean["accuracy"]]
+            ax.plot(*point, "o", markersize=40**0.5, color=style["color"], label=label, zorder=4, **half)
+        seconds = pd.concat([runs["seconds"], runs["total"]])
         low_end, high_end = log_limits(seconds)
         ticks = [lead * 10.0**power for power in range(-6, 9) for lead in (1, 2, 3, 5, 7)]
         ax.set(
             xscale="log",
-            xlabel="seconds of a distillation (logarithmic)",
+            xlabel="seconds per distillation (log scale)",
             ylabel="test accuracy (%)",
             xlim=(low_end, high_end),
         )
@@ -86,7 +86,7 @@ def pareto(runs: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
         ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         ax.minorticks_off()
         kinds: dict[str, Any] = (
-            {"with the pool's training": "full", "without it": "none"} if (means["pool"] > 0).any() else {}
+            {"with pool training": "full", "without it": "none"} if (means["pool"] > 0).any() else {}
         )
         kinds |= {} if known.all() else {"pool not recorded": "left"}
         look: dict[str, Any] = {"markersize": 40**0.5, "color": "#404040", "markerfacecoloralt": "white"}
@@ -100,19 +100,19 @@ def pareto(runs: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
 
 
 def _write_names(ax: Axes, means: pd.DataFrame, palette: dict[str, str]) -> None:
-    """Writes the name of each method beside its dot, where it covers neither a mark nor another name."""
+    """Writes the name of each method next to its dot, where it covers neither a mark nor another name."""
     figure = ax.get_figure()
     assert isinstance(figure, Figure)
-    figure.draw_without_rendering()  # texts have their size, and axes their place, once the layout is done
-    half = 5 * figure.dpi / 72  # of a mark, in pixels
-    taken = [line.get_window_extent().padded(1) for line in ax.lines[1:]]  # whiskers, and lines from ring to dot
+    figure.draw_without_rendering()  # determines the sizes of texts and the positions of axes
+    half = 5 * figure.dpi / 72  # half the size of a mark, in pixels
+    taken = [line.get_window_extent().padded(1) for line in ax.lines[1:]]  # whiskers, and lines between ring and dot
     path = ax.transData.transform(_corners(ax.lines[0]))
-    taken += [Bbox([one, other]).padded(1) for one, other in pairwise(path)]  # padded: a line across has no height
-    for column in ("seconds", "whole"):
+    taken += [Bbox([one, other]).padded(1) for one, other in pairwise(path)]  # padded: a horizontal line has no height
+    for column in ("seconds", "total"):
         for x, y in ax.transData.transform(means[[column, "accuracy"]].to_numpy(dtype=float)):
             taken.append(Bbox.from_extents(x - half, y - half, x + half, y + half))
     for label, mean in means.iterrows():
-        point = (mean["whole"], mean["accuracy"])
+        point = (mean["total"], mean["accuracy"])
         if not np.isfinite(point).all():
             continue
         text = ax.annotate(
@@ -129,7 +129,7 @@ def _write_names(ax: Axes, means: pd.DataFrame, palette: dict[str, str]) -> None
 
 
 def _corners(line: Line2D) -> NDArray[np.float64]:
-    """Corners of a line of steps, [2 n - 1, 2]: before each of its points but the first, one below or above it."""
+    """Corners of a step line, [2 n - 1, 2]: one above or below each of its points except the first."""
     points = np.asarray(line.get_xydata(), dtype=np.float64)
     corners = np.repeat(points, 2, axis=0)[:-1]
     corners[1::2, 0] = points[1:, 0]
@@ -137,17 +137,16 @@ def _corners(line: Line2D) -> NDArray[np.float64]:
 
 
 def part_gains(gains: pd.DataFrame, *, title: str = "", ax: Axes | None = None) -> Axes:
-    """What each part of a method gains, as a forest plot: a mean and its interval a row, about a line at zero.
+    """Gain from each part of a method, as a forest plot: one mean and interval per row, with a line at zero.
 
-    A dot is filled where the interval leaves out zero. A mean of too few seeds for an interval is a diamond. A row
-    without a mean says why instead: what was not measured is shown as missing.
+    A dot is filled if its interval excludes zero. A mean over too few seeds for an interval is a diamond. A row without
+    a mean shows a note instead.
 
     Args:
-        gains: a row for each part, with columns group, part, mean, low and high (points of accuracy; NaN where
-            unknown), in the order in which they are drawn; and note, what to write where there is no mean, ``missing``
-            if absent.
-        title: of the panel.
-        ax: where to draw.
+        gains: one row per part, in the order of drawing, with columns group, part, mean, low and high (points of
+            accuracy; NaN if unknown), and optionally note, the text to show without a mean (default ``missing``).
+        title: title of the panel.
+        ax: axes to draw on.
     """
     needs_rows("part_gains", gains)
     groups = list(dict.fromkeys(gains["group"]))
@@ -156,7 +155,7 @@ def part_gains(gains: pd.DataFrame, *, title: str = "", ax: Axes | None = None) 
         ax = ax or panels(height=1 + 0.3 * (len(gains) + len(groups)))[0]
         places: list[int] = []
         for number, (_, row) in enumerate(gains.iterrows()):
-            place = number + 1 + groups.index(row["group"])  # a row above each group is left to its name
+            place = number + 1 + groups.index(row["group"])  # the row above each group holds its name
             places.append(place)
             colour = palette[row["group"]]
             if not np.isfinite(row["mean"]):
@@ -180,14 +179,14 @@ def part_gains(gains: pd.DataFrame, *, title: str = "", ax: Axes | None = None) 
         low, high = ax.get_xlim()
         if not np.isfinite(gains["mean"]).any():
             low, high = -1, 1
-        ax.set_xlim(min(low, -0.1 * high), max(high, -0.1 * low))  # the line at zero is never at the edge
+        ax.set_xlim(min(low, -0.1 * high), max(high, -0.1 * low))  # keep the line at zero away from the edge
         sns.despine(ax=ax, left=True)
         ax.tick_params(axis="y", length=0)
     return ax
 
 
 def _name_rows(ax: Axes, places: Sequence[int], names: Sequence[str], *, bold: int) -> None:
-    """Names rows at the left of a figure, the first of them in bold."""
+    """Labels rows at the left of a figure, the first `bold` of them in bold."""
     ax.set_yticks(places, [shortened(name) for name in names])
     for text in ax.get_yticklabels()[:bold]:
         text.set_fontweight("bold")

@@ -1,4 +1,4 @@
-"""Curves of a run and of its cost: losses, the queue of networks, errors, seconds."""
+"""Curves of a run and its cost: losses, the queue of networks, errors, seconds."""
 
 from collections.abc import Mapping, Sequence
 
@@ -16,16 +16,16 @@ __all__ = ["cost_curves", "error_curves", "loss_curves", "queue_curves", "time_l
 def loss_curves(
     metrics: pd.DataFrame, *, names: Mapping[str, str] | None = None, window: int = 5, ax: Axes | None = None
 ) -> Axes:
-    """The weighted terms of an objective over the iterations, on a logarithmic axis.
+    """Weighted terms of an objective over the iterations, on a logarithmic axis.
 
-    Every iteration has its own network and real images, so single values jump: they are thin, their rolling median is
-    thick.
+    Each iteration has its own network and real images, so single values fluctuate: they are drawn as thin lines, their
+    rolling median as a thick one.
 
     Args:
-        metrics: logged iterations, with the columns iteration and ``loss_<term>``.
-        names: what to call a term, by its name.
+        metrics: logged iterations, with columns iteration and ``loss_<term>``.
+        names: labels by term.
         window: logged iterations in the median.
-        ax: where to draw.
+        ax: axes to draw on.
 
     Raises:
         InputError: if no column starts with ``loss_``, or there are no rows.
@@ -36,7 +36,7 @@ def loss_curves(
     fixed = dict(zip(("mean", "cm", "cc"), (_FIXED["dm"], _FIXED["dm-cm"], _FIXED["dm-cc"]), strict=True))
     needs_rows("loss_curves", metrics)
     palette = {**colours(terms), **fixed}
-    # where every term is zero, or nothing but NaN, a logarithmic axis has nothing to show
+    # a logarithmic axis cannot show terms that are all zero or NaN
     scale = "log" if (metrics[[f"loss_{term}" for term in terms]] > 0).any(axis=None) else "linear"
     with styled():
         ax = ax or panels(height=3)[0]
@@ -55,18 +55,18 @@ def loss_curves(
 
 
 def queue_curves(metrics: pd.DataFrame, *, chance: float, axes: Sequence[Axes] | None = None) -> list[Axes]:
-    """IDM's queue over the iterations: how many networks it holds, and what they reach on their training images.
+    """Size of IDM's queue over the iterations, and the networks' accuracy on their training images.
 
     Args:
-        metrics: logged iterations, with the columns iteration, queue_networks and queue_accuracy (percent).
-        chance: accuracy of guessing, in percent, drawn as a dotted line.
-        axes: where to draw, two of them.
+        metrics: logged iterations, with columns iteration, queue_networks and queue_accuracy (percent).
+        chance: chance accuracy in percent, drawn as a dotted line.
+        axes: two axes to draw on.
 
     Returns:
-        The axes of the number and of the accuracy.
+        The axes of the size and of the accuracy.
     """
     axes = list(axes or panels(2, height=2.6))
-    kinds = (("queue_networks", "networks in the queue"), ("queue_accuracy", "accuracy by the meters (%)"))
+    kinds = (("queue_networks", "networks in the queue"), ("queue_accuracy", "training accuracy (%)"))
     with styled():
         for ax, (column, label) in zip(axes, kinds, strict=True):
             ax.plot(metrics["iteration"], metrics[column], color=_FIXED["idm"], linewidth=2, drawstyle="steps-post")
@@ -77,13 +77,13 @@ def queue_curves(metrics: pd.DataFrame, *, chance: float, axes: Sequence[Axes] |
 
 
 def error_curves(errors: pd.DataFrame, *, x: str, unit: str, ax: Axes | None = None) -> Axes:
-    """Errors that fall as samples grow: a line a label, on logarithmic axes.
+    """Errors against the number of samples: one line per label, on logarithmic axes.
 
     Args:
-        errors: a row a point, with columns n, error and label.
-        x: what the horizontal axis says.
-        unit: of the error.
-        ax: where to draw.
+        errors: one row per point, with columns n, error and label.
+        x: label of the horizontal axis.
+        unit: label of the vertical axis, with the unit of the error.
+        ax: axes to draw on.
     """
     needs_rows("error_curves", errors)
     labels = list(dict.fromkeys(errors["label"]))
@@ -108,30 +108,30 @@ def error_curves(errors: pd.DataFrame, *, x: str, unit: str, ax: Axes | None = N
 
 
 def time_ladder(rungs: pd.DataFrame, *, unit: str, ax: Axes | None = None) -> Axes:
-    """Times of the same work, one acceleration more in each row, and how many times faster than the first.
+    """Times of the same computation with one more acceleration in each row, and the speedup over the first row.
 
     Args:
-        rungs: a row a rung, from the top, with columns rung, time and total (times faster than the first).
-        unit: of the time.
-        ax: where to draw.
+        rungs: one row per rung, from the top, with columns rung, time and total (speedup over the first).
+        unit: label of the horizontal axis, with the unit of the time.
+        ax: axes to draw on.
     """
     needs_rows("time_ladder", rungs)
     with styled():
         ax = ax or panels(height=0.9 + 0.36 * len(rungs))[0]
         sns.barplot(rungs, x="time", y="rung", color=_FIXED["dm"], alpha=0.75, ax=ax)
-        for place, (time, total) in enumerate(zip(rungs["time"], rungs["total"], strict=True)):
-            ax.annotate(f" {total:.1f}x", (time, place), va="center", fontsize=9)
+        for row, (time, total) in enumerate(zip(rungs["time"], rungs["total"], strict=True)):
+            ax.annotate(f" {total:.1f}x", (time, row), va="center", fontsize=9)
         ax.set(xlabel=unit, ylabel="", xlim=(0, 1.12 * rungs["time"].max()))
         sns.despine(ax=ax)
     return ax
 
 
 def cost_curves(costs: pd.DataFrame, *, axes: Mapping[str, str]) -> list[Axes]:
-    """Seconds an iteration as the work grows: a panel a size, a line a side, on logarithmic axes.
+    """Seconds per iteration against problem size: one panel per kind of size, one line per side, on logarithmic axes.
 
     Args:
-        costs: a row a size and side, with columns axis, size, side and seconds.
-        axes: what to write below a panel, by the name of its axis.
+        costs: one row per size and side, with columns axis, size, side and seconds.
+        axes: labels of the panels by the name of their axis.
 
     Returns:
         The axes of the panels, in the order of `axes`.
@@ -141,18 +141,18 @@ def cost_curves(costs: pd.DataFrame, *, axes: Mapping[str, str]) -> list[Axes]:
     with styled():
         drawn = panels(len(axes), height=2.6, width=WIDTH)
         for ax, (name, label) in zip(drawn, axes.items(), strict=True):
-            own = costs[costs["axis"] == name]
+            panel = costs[costs["axis"] == name]
             sns.lineplot(
-                own, x="size", y="seconds", hue="side", style="side", markers=True, dashes=False,
+                panel, x="size", y="seconds", hue="side", style="side", markers=True, dashes=False,
                 palette=colours(sides), legend=name == next(iter(axes)), ax=ax,
             )  # fmt: skip
-            ticks = sorted(own["size"].unique())
+            ticks = sorted(panel["size"].unique())
             ax.set(xscale="log", yscale="log", xlabel=label, ylabel="", ylim=log_limits(costs["seconds"]))
             ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
             ax.minorticks_off()
             if ax is not drawn[0]:
                 ax.set_yticklabels([])
             sns.despine(ax=ax)
-        drawn[0].set_ylabel("seconds an iteration")
+        drawn[0].set_ylabel("seconds per iteration")
         drawn[0].legend(title="")
     return drawn

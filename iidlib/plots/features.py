@@ -1,4 +1,4 @@
-"""Figures of what networks see: covariances, distances, measures of sets, projections."""
+"""Figures of features: covariances, distances, measures of sets, projections."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,15 +15,15 @@ from iidlib.plots.style import _PALETTE, WIDTH, colours, needs_rows, panels, sho
 __all__ = ["LISTED", "covariance_heatmaps", "distance_distribution", "measure_strips", "projection"]
 
 LISTED = 20
-"""Classes that a legend names; more would leave the figure no room."""
+"""Maximum number of classes in a legend; more would leave no room for the figure."""
 
 
 def covariance_heatmaps(matrices: Mapping[str, Any], *, unit: str) -> list[Axes]:
-    """Square matrices of channels by channels side by side, on one colour scale that is symmetric about zero.
+    """Matrices of channels by channels side by side, with one colour scale symmetric about zero.
 
     Args:
-        matrices: [K, K] each, by title.
-        unit: what the colours measure, with its unit.
+        matrices: matrices [K, K] by title.
+        unit: label of the colour bar, with its unit.
 
     Returns:
         The axes of the matrices, in order.
@@ -31,7 +31,7 @@ def covariance_heatmaps(matrices: Mapping[str, Any], *, unit: str) -> list[Axes]
     if not matrices:
         raise InputError("covariance_heatmaps needs matrices, got none")
     arrays = {title: as_array(matrix) for title, matrix in matrices.items()}
-    # single large entries would leave the rest white; entries that are no numbers stay white
+    # a quantile, since a few large entries would make the rest white; non-finite entries stay white
     sizes = [np.abs(array[np.isfinite(array)]) for array in arrays.values()]
     limit = max((float(np.quantile(size, 0.995)) for size in sizes if size.size), default=0.0) or 1.0
     with styled():
@@ -48,30 +48,30 @@ def covariance_heatmaps(matrices: Mapping[str, Any], *, unit: str) -> list[Axes]
 
 
 def distance_distribution(distances: pd.DataFrame, *, unit: str, ax: Axes | None = None) -> Axes:
-    """How far images lie from the centre of their class: the share of images within a distance, a curve a label.
+    """Cumulative distribution of the images' distances to their class centre, one curve per label.
 
     Args:
-        distances: a row an image, with columns label and distance.
-        unit: what the distance measures, with its unit.
-        ax: where to draw.
+        distances: one row per image, with columns label and distance.
+        unit: label of the distance, with its unit.
+        ax: axes to draw on.
     """
     needs_rows("distance_distribution", distances)
     labels = list(dict.fromkeys(distances["label"]))
     with styled():
         ax = ax or panels(height=3)[0]
         sns.ecdfplot(distances, x="distance", hue="label", stat="percent", palette=colours(labels), linewidth=2, ax=ax)
-        ax.set(xlabel=unit, ylabel="images within it (%)", ylim=(0, 101))
+        ax.set(xlabel=unit, ylabel="images within distance (%)", ylim=(0, 101))
         sns.move_legend(ax, "lower right", title="")
         sns.despine(ax=ax)
     return ax
 
 
 def measure_strips(measures: pd.DataFrame, *, names: Mapping[str, str]) -> list[Axes]:
-    """Measures of sets side by side: a panel a measure, a line a set, a point a class and network, a bar at the mean.
+    """Measures of sets: one panel per measure, one row per set, one point per class and network, a bar at the mean.
 
     Args:
         measures: rows of ``measures.compare``, with a column label.
-        names: what to write below each panel, by the measure's column.
+        names: labels of the panels by the measure's column.
 
     Returns:
         The axes of the panels, in order.
@@ -105,20 +105,20 @@ def projection(
     behind: str = "real",
     names: tuple[str, str] = ("t-SNE 1 (no unit)", "t-SNE 2 (no unit)"),
 ) -> list[Axes]:
-    """Points in two dimensions: a panel a set, the set named `behind` in pale in each of them.
+    """Points in two dimensions: one panel per set, with the set `behind` pale in the background of each.
 
     Args:
-        points: a row an image, with columns label, class (an index into `classes`), x and y.
-        classes: names, for the legend; colours are the colour-blind-safe ones for ten classes, more are hues, and the
-            legend names the first `LISTED` of them.
-        behind: the set that is drawn behind the others.
-        names: what the two axes say.
+        points: one row per image, with columns label, class (an index into `classes`), x and y.
+        classes: class names for the legend, which lists the first `LISTED`; colours are colour-blind safe for up to ten
+            classes, and hues for more.
+        behind: label of the set in the background.
+        names: labels of the two axes.
 
     Returns:
         The axes of the panels, in order.
 
     Raises:
-        InputError: if there is no set but the one named `behind`, or no point has finite places.
+        InputError: if there is no set other than `behind`, or no point has finite coordinates.
     """
     needs_rows("projection", points)
     points = points.loc[np.isfinite(points["x"]) & np.isfinite(points["y"])]
@@ -126,20 +126,21 @@ def projection(
     palette = sns.color_palette("colorblind" if len(classes) <= len(_PALETTE) else "husl", len(classes)).as_hex()
     labels = [label for label in dict.fromkeys(points["label"]) if label != behind]
     if not labels:
-        raise InputError(f"projection needs a set beside {behind!r}, got that one alone")
+        raise InputError(f"projection needs a set besides {behind!r}, got only that one")
     axes = panels(len(labels), height=WIDTH / max(2, len(labels)) + 0.5)
-    ground = points[points["label"] == behind]
+    background = points[points["label"] == behind]
     limits = {}
     for side in ("x", "y"):
         low, high = points[side].min(), points[side].max()
-        room = 0.04 * (high - low) or 0.5  # of a single place
+        room = 0.04 * (high - low) or 0.5  # for a single position
         limits[f"{side}lim"] = (low - room, high + room)
     with styled():
         for ax, label in zip(axes, labels, strict=True):
-            own = points[points["label"] == label]
-            ax.scatter(ground["x"], ground["y"], c=[palette[c] for c in ground["class"]], s=8, alpha=0.4, linewidths=0)
+            front = points[points["label"] == label]
+            pale = [palette[c] for c in background["class"]]
+            ax.scatter(background["x"], background["y"], c=pale, s=8, alpha=0.4, linewidths=0)
             for number, name in enumerate(classes):
-                one = own[own["class"] == number]
+                one = front[front["class"] == number]
                 ax.scatter(one["x"], one["y"], c=palette[number], s=34, marker="D", edgecolors="black", linewidths=0.6,
                            label=shortened(name) if number < LISTED else None)  # fmt: skip
             ax.set(title=label, xticks=[], yticks=[], xlabel=names[0], **limits)

@@ -1,4 +1,4 @@
-"""Images in a grid, each in its own pixels, the images of each row given apart."""
+"""Grids of images at their own resolution, given row by row."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,10 +14,10 @@ from iidlib.plots.style import WIDTH, panels, shortened, styled
 __all__ = ["PIXELS_PER_INCH", "TALLEST", "as_array", "image_grid"]
 
 PIXELS_PER_INCH = 60
-"""Of images in a grid, at most: two thirds larger than their pixels on a screen."""
+"""Maximum resolution of images in a grid: two thirds larger than their pixels on a screen."""
 
 TALLEST = 100
-"""Inches of a grid, at most: with a thousand classes the images become smaller, and the picture can still be saved."""
+"""Maximum height of a grid in inches: with a thousand classes the images shrink, so that the figure can be saved."""
 
 
 def image_grid(
@@ -30,21 +30,21 @@ def image_grid(
 ) -> Axes:
     """Images in rows and columns.
 
-    Rows are given apart, such as the images of each class, so that a name stands beside its own images also where
-    classes have different numbers of them: a shorter row ends in blanks. Images without rows are a flat [B, K, H, W],
-    laid out in their order; such a grid has no names.
+    Images can be given row by row, such as those of each class, so that a name is next to its images even if classes
+    have different numbers of them; shorter rows end in blanks. A flat [B, K, H, W] fills the rows in order; such a grid
+    has no names.
 
     Args:
-        images: a sequence of [n, K, H, W], one for each row, or rows of equal length as [R, N, K, H, W]; or a flat
-            [B, K, H, W]. Arrays or tensors on any device, K of 1 or 3: uint8, or floating point in [0, 1].
+        images: a sequence of [n, K, H, W], one per row; or rows of equal length as [R, N, K, H, W]; or a flat
+            [B, K, H, W]. Arrays or tensors on any device, K is 1 or 3: uint8, or floating point in [0, 1].
         columns: images per row of a flat [B, K, H, W]; the last row may be shorter.
-        row_labels: names of the rows, written at their left: one for each row, or none.
-        title: above the grid.
-        ax: where to draw.
+        row_labels: names at the left of the rows, one per row, or none.
+        title: title above the grid.
+        ax: axes to draw on.
 
     Raises:
-        InputError: for another shape, values out of range (normalised images must be denormalised first) or NaN, names
-            for a flat list of images, or another number of names than rows.
+        InputError: if the shape is wrong, values are NaN or out of range (denormalise normalised images first), names
+            are given for a flat list of images, or their number is not that of the rows.
     """
     rows = _rows(images, columns, row_labels)
     gap, (height, width) = 2, next(row.shape[2:] for row in rows if len(row))
@@ -59,7 +59,7 @@ def image_grid(
             scale = max(PIXELS_PER_INCH, canvas.shape[1] / WIDTH, canvas.shape[0] / TALLEST)
             high, wide = (side / scale for side in canvas.shape[:2])
             names = max(1, 0.08 * max((len(shortened(label)) for label in row_labels), default=0) - 0.3)
-            # the least height leaves a single row of small images something beside its title
+            # the minimum height leaves room for a single row of small images below its title
             ax = panels(width=min(WIDTH, wide + names), height=max(high, 0.5))[0]
         ax.imshow(canvas)
         ax.set_xticks([])
@@ -74,15 +74,15 @@ def image_grid(
 def _rows(images: Any, columns: int | None, labels: Sequence[str]) -> list[NDArray[np.uint8]]:
     """The images of each row, uint8 [n, K, H, W]; rows may be empty, but not all of them."""
     if not hasattr(images, "__len__"):
-        raise InputError(f"image_grid takes images [n, 1 or 3, H, W], one array for each row, got {images!r}")
+        raise InputError(f"image_grid takes images [n, 1 or 3, H, W], one array per row, got {images!r}")
     if not len(images):
         raise InputError("image_grid takes at least one image, got none")
     axes = images.ndim if hasattr(images, "ndim") else 1 + np.ndim(images[0])
     if axes == 4:  # a flat [B, K, H, W], or a list of images
         if labels:
             raise InputError(
-                f"names of rows need the images of each row: give image_grid a list with one [n, K, H, W] for each "
-                f"of the {len(labels)} names, not a flat list of images"
+                f"row_labels need the images of each row: give image_grid a list with one [n, K, H, W] for each of "
+                f"the {len(labels)} labels, not a flat list of images"
             )
         if columns is None or columns < 1:
             raise InputError(f"a flat list of {len(images)} images needs columns, at least 1, got {columns}")
@@ -93,7 +93,7 @@ def _rows(images: Any, columns: int | None, labels: Sequence[str]) -> list[NDArr
     rows = [_pixels(row) for row in images]
     shapes = sorted({row.shape[1:] for row in rows if len(row)})
     if not shapes:
-        raise InputError(f"image_grid takes at least one image, got {len(rows)} rows without any")
+        raise InputError(f"image_grid takes at least one image, got {len(rows)} empty rows")
     if len({shape[1:] for shape in shapes}) > 1:
         raise InputError(f"images of a grid must have one size, got {', '.join(str(list(shape)) for shape in shapes)}")
     if labels and len(labels) != len(rows):
@@ -127,7 +127,7 @@ def _pixels(images: Any) -> NDArray[np.uint8]:
 
 
 def as_array(values: Any) -> NDArray[Any]:
-    """An array, or a tensor on any device, of any type and with a gradient or without, as an array."""
+    """Converts an array, or a tensor of any device, dtype and gradient, to an array."""
     if hasattr(values, "detach"):
         values = values.detach().cpu()
         values = values.float() if values.is_floating_point() else values  # numpy has no bfloat16

@@ -15,12 +15,12 @@ __all__ = ["accuracy_bars", "accuracy_curves", "cell_points", "note", "setting_c
 
 
 def accuracy_bars(scores: pd.DataFrame, *, chance: float | None = None, ax: Axes | None = None) -> Axes:
-    """Test accuracy of sets: a bar for the mean, a line for the standard deviation, a point for every network.
+    """Test accuracy of sets: a bar for the mean, a line for the standard deviation, a point for each network.
 
     Args:
-        scores: rows of single networks, with columns label, network and accuracy (percent).
-        chance: accuracy of guessing, in percent, drawn as a dotted line.
-        ax: where to draw.
+        scores: one row per trained network, with columns label, network and accuracy (percent).
+        chance: chance accuracy in percent, drawn as a dotted line.
+        ax: axes to draw on.
     """
     needs_rows("accuracy_bars", scores)
     labels = list(dict.fromkeys(scores["label"]))
@@ -60,23 +60,23 @@ def _population_std(values: Any) -> tuple[float, float]:
 
 
 def cell_points(cells: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
-    """Accuracies of the same cells from several places: a line a cell, a point a series.
+    """Accuracies of the same cells from several sources: one row per cell, one point per series.
 
     Args:
-        cells: a row a point, with columns label (of the cell), series and accuracy (percent). The series ``published``
-            is drawn as open rings, since it was not measured here.
-        ax: where to draw.
+        cells: one row per point, with columns label (of the cell), series and accuracy (percent). The series
+            ``published`` is drawn as open rings, since it was not measured here.
+        ax: axes to draw on.
     """
     needs_rows("cell_points", cells)
     labels, series = (list(dict.fromkeys(cells[name])) for name in ("label", "series"))
     with styled():
         ax = ax or panels(height=0.9 + 0.26 * len(labels))[0]
         for name, colour in zip(series, itertools.cycle(_PALETTE[:3] + _PALETTE[4:]), strict=False):
-            own = cells[cells["series"] == name]
+            points = cells[cells["series"] == name]
             ring = name == "published"
             ax.scatter(
-                own["accuracy"],
-                own["label"].map(labels.index),
+                points["accuracy"],
+                points["label"].map(labels.index),
                 s=42,
                 facecolors="none" if ring else colour,
                 edgecolors="#404040" if ring else colour,
@@ -87,7 +87,7 @@ def cell_points(cells: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
         ax.set(xlabel="test accuracy (%)", ylabel="", xlim=(0, None))
         ax.invert_yaxis()
         ax.grid(axis="y", linewidth=0.5)
-        ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=len(series))  # above, where no point can be
+        ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=len(series))  # above, where there are no points
         sns.despine(ax=ax)
     return ax
 
@@ -95,15 +95,15 @@ def cell_points(cells: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
 def setting_curve(
     scores: pd.DataFrame, *, setting: str, references: Mapping[str, float] | None = None, ax: Axes | None = None
 ) -> Axes:
-    """Test accuracy as one setting changes: a point a distillation, a line through the means of each label.
+    """Test accuracy against one setting: one point per distillation, a line through the means of each label.
 
-    Values lie at equal distances, because those of a sweep usually grow by factors and may begin with zero.
+    Values are evenly spaced, because those of a sweep usually grow geometrically and may start with zero.
 
     Args:
-        scores: a row a distillation, with columns label, value (of the setting) and accuracy (percent).
-        setting: what the horizontal axis says.
-        references: accuracies that the setting does not touch, by label, drawn as dotted lines.
-        ax: where to draw.
+        scores: one row per distillation, with columns label, value (of the setting) and accuracy (percent).
+        setting: label of the horizontal axis.
+        references: accuracies that do not depend on the setting, by label, drawn as dotted lines.
+        ax: axes to draw on.
     """
     needs_rows("setting_curve", scores)
     labels = list(dict.fromkeys(scores["label"]))
@@ -117,7 +117,7 @@ def setting_curve(
         sns.scatterplot(**common, s=22, legend=False, zorder=3)
         for label, accuracy in (references or {}).items():
             ax.axhline(accuracy, color=palette[label], linewidth=1, linestyle=":")
-            # beyond the last value, where no point can lie
+            # beyond the last value, where there are no points
             ax.annotate(label, (1.01, accuracy), xycoords=("axes fraction", "data"), va="center", fontsize=8)
         ax.set_xticks(range(len(values)), [f"{value:g}" for value in values])
         ax.set(xlabel=setting, ylabel="test accuracy (%)")
@@ -130,14 +130,14 @@ def setting_curve(
 def accuracy_curves(
     scores: pd.DataFrame, *, x: str, label: str, chance: pd.DataFrame | None = None, ax: Axes | None = None
 ) -> Axes:
-    """Test accuracy along an axis of whole numbers, such as iterations or steps: a line through the means of each set.
+    """Test accuracy over whole numbers, such as iterations or steps, with a line through the means of each set.
 
     Args:
-        scores: a row a network, with columns label, accuracy (percent) and `x`; every network is a small point.
-        x: the column of the horizontal axis.
-        label: what that axis says.
-        chance: accuracy of guessing, with columns accuracy and `x`, drawn dotted.
-        ax: where to draw.
+        scores: one row per network, with columns label, accuracy (percent) and `x`; each network is a small point.
+        x: column of the horizontal axis.
+        label: label of that axis.
+        chance: chance accuracy, with columns accuracy and `x`, drawn as a dotted line.
+        ax: axes to draw on.
     """
     needs_rows("accuracy_curves", scores)
     labels = list(dict.fromkeys(scores["label"]))
@@ -158,11 +158,11 @@ def accuracy_curves(
 
 
 def note(figure: Axes | Sequence[Axes], rows: pd.DataFrame) -> None:
-    """Writes below a figure what it was drawn from: scales, seeds and dates of measured rows.
+    """Writes the source of the data below a figure: scales, seeds and dates of the results.
 
     Args:
         figure: axes of the figure.
-        rows: of results, with columns scale, seed and date.
+        rows: rows of results, with columns scale, seed and date.
     """
     owner = (figure if isinstance(figure, Axes) else figure[0]).get_figure()
     assert owner is not None

@@ -1,4 +1,4 @@
-"""The look of all figures: a colour for each label, panels of one size, no change of the reader's own settings."""
+"""Style of all figures: a colour for each label and panels of one size, without changing global settings."""
 
 import contextlib
 import math
@@ -16,15 +16,15 @@ from iidlib.errors import InputError
 __all__ = ["DPI", "LONGEST_NAME", "WIDTH", "colours", "log_limits", "needs_rows", "panels", "shortened", "styled"]
 
 DPI = 100
-"""Screen resolution: a notebook with its figures stays small."""
+"""Resolution for screens, which keeps notebooks small."""
 
 
 WIDTH = 7.2
-"""Inches across a figure, a little more than the book's column."""
+"""Width of a figure in inches, slightly more than the book's column."""
 
 
 LONGEST_NAME = 28
-"""Characters of a name beside a figure; longer ones, such as those of somebody's folders, would leave it no room."""
+"""Maximum characters of a name next to a figure; longer ones, such as folders, would leave it no room."""
 
 
 _PALETTE = sns.color_palette("colorblind").as_hex()
@@ -46,11 +46,11 @@ _FIXED = {
 }
 
 
-_SPARE = [_PALETTE[5], "#3b3b8f", "#5c1a1b"]  # dark enough for a line, apart from the palette's own
+_SPARE = [_PALETTE[5], "#3b3b8f", "#5c1a1b"]  # dark enough for lines, and distinct from the palette
 
 
 def colours(labels: Sequence[str]) -> dict[str, str]:
-    """A colour for each label, as ``#rrggbb``: the methods of the book have their own, others get what is left."""
+    """A colour for each label, as ``#rrggbb``: fixed ones for the book's methods, spare ones for others."""
     others = [label for label in dict.fromkeys(labels) if label not in _FIXED]
     spare = {label: _SPARE[i % len(_SPARE)] for i, label in enumerate(others)}
     return {label: _FIXED.get(label) or spare[label] for label in labels}
@@ -58,7 +58,7 @@ def colours(labels: Sequence[str]) -> dict[str, str]:
 
 @contextlib.contextmanager
 def styled() -> Iterator[None]:
-    """The look of all figures, without a change of the reader's own settings."""
+    """Applies the style of all figures within the block, without changing global settings."""
     look: dict[Any, Any] = dict(sns.axes_style("ticks"))
     look |= {"font.size": 10, "axes.titlesize": 10, "axes.titlelocation": "left", "legend.frameon": False}
     with rc_context(look):
@@ -66,12 +66,12 @@ def styled() -> Iterator[None]:
 
 
 def panels(columns: int = 1, *, height: float = 3.4, width: float = WIDTH) -> list[Axes]:
-    """Axes side by side in a new figure, which pyplot does not know, so that only `show` displays it.
+    """Axes side by side in a new figure, not registered with pyplot, so that only `show` displays it.
 
     Args:
-        columns: how many.
-        height: of the figure, in inches.
-        width: of the figure, in inches.
+        columns: number of axes.
+        height: height of the figure in inches.
+        width: width of the figure in inches.
     """
     with styled():
         figure = Figure(figsize=(width, height), layout="constrained")
@@ -79,7 +79,7 @@ def panels(columns: int = 1, *, height: float = 3.4, width: float = WIDTH) -> li
 
 
 def shortened(name: str) -> str:
-    """A name as a figure can write it: without the middle of a long one, and as it stands where it has a ``$``.
+    """A name for a figure: cut in the middle if it is long, with ``$`` escaped.
 
     >>> shortened("Canis lupus familiaris, short-haired, brown")
     'Canis lupus fa…haired, brown'
@@ -87,21 +87,21 @@ def shortened(name: str) -> str:
     half = LONGEST_NAME // 2
     lines = str(name).split("\n")
     lines = [line if len(line) <= LONGEST_NAME else f"{line[:half]}…{line[1 - half :]}" for line in lines]
-    # between two $ would be mathematics, and a legend leaves out names that begin with _
+    # text between two $ is mathematics, and a legend skips names that begin with _
     return ("" if lines[0][:1] != "_" else " ") + "\n".join(lines).replace("$", r"\$")
 
 
 def needs_rows(figure: str, rows: pd.DataFrame) -> None:
-    """Refuses to draw a figure of nothing.
+    """Refuses to draw an empty figure.
 
     Raises:
-        InputError: where there are no rows.
+        InputError: if there are no rows.
     """
     if rows.empty:
         raise InputError(f"{figure} needs rows, got none")
 
 
 def log_limits(values: pd.Series) -> tuple[float, float]:
-    """A range for a logarithmic axis that holds all values that can be drawn on it."""
+    """Limits of a logarithmic axis that contain all values it can show."""
     drawn = [value for value in values if 0 < value < math.inf] or [1.0]
     return 0.7 * float(min(drawn)), 1.4 * float(max(drawn))
