@@ -2,9 +2,9 @@
 
     python data/scripts/build_cifar10_mini.py DIR
 
-DIR is the folder that holds cifar-10-batches-py. The same input and the same versions of Pillow and libwebp give the
-same bytes; with other versions the files may differ while the pixels, whose checksums are in the manifest too, do not.
-The manifest's own checksum, printed at the end, is pinned in iidlib/data/embedded.py.
+DIR is the folder that contains cifar-10-batches-py. The same input and versions of Pillow and libwebp produce the same
+bytes. With other versions the files may differ, but the pixels do not; the manifest has checksums of both. The
+manifest's own checksum, printed at the end, is pinned in iidlib/data/embedded.py.
 """
 
 import argparse
@@ -19,18 +19,18 @@ from iidlib.data import RealSet, load_dataset
 from iidlib.data.embedded import from_mosaic
 
 IMAGES = {"train": 400, "test": 100}
-TILES_A_ROW = 20
+TILES_PER_ROW = 20
 
 
 def to_mosaic(images: np.ndarray) -> np.ndarray:
-    """Images uint8 [N, K, S, S] as tiles in reading order, uint8 [N / TILES_A_ROW * S, TILES_A_ROW * S, K]."""
+    """Images uint8 [N, K, S, S] as tiles in reading order, uint8 [N / TILES_PER_ROW * S, TILES_PER_ROW * S, K]."""
     count, channels, size, _ = images.shape
-    rows = images.reshape(count // TILES_A_ROW, TILES_A_ROW, channels, size, size)
-    return rows.transpose(0, 3, 1, 4, 2).reshape(count // TILES_A_ROW * size, TILES_A_ROW * size, channels)
+    rows = images.reshape(count // TILES_PER_ROW, TILES_PER_ROW, channels, size, size)
+    return rows.transpose(0, 3, 1, 4, 2).reshape(count // TILES_PER_ROW * size, TILES_PER_ROW * size, channels)
 
 
 def write_split(real: RealSet, split: str, folder: Path) -> dict[str, dict[str, object]]:
-    """Writes one mosaic a class and returns the manifest's entries for them."""
+    """Writes one mosaic per class and returns their entries in the manifest."""
     entries: dict[str, dict[str, object]] = {}
     (folder / split).mkdir(parents=True, exist_ok=True)
     for label, name in enumerate(real.spec.classes):
@@ -40,7 +40,7 @@ def write_split(real: RealSet, split: str, folder: Path) -> dict[str, dict[str, 
         Image.fromarray(mosaic).save(path, lossless=True, quality=100, method=6)
         with Image.open(path) as written:
             if not from_mosaic(np.asarray(written.convert("RGB")), real.spec.image_size).equal(first):
-                raise SystemExit(f"{path} does not read back as it was written")
+                raise SystemExit(f"{path} differs from its images when read back")
         entries[f"{split}/{path.name}"] = {
             "split": split,
             "label": label,
@@ -52,9 +52,9 @@ def write_split(real: RealSet, split: str, folder: Path) -> dict[str, dict[str, 
 
 
 def main() -> None:
-    """Reads the source, writes the mosaics and the manifest."""
+    """Reads the source and writes the mosaics and the manifest."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("source", type=Path, help="the folder that holds cifar-10-batches-py")
+    parser.add_argument("source", type=Path, help="folder that contains cifar-10-batches-py")
     parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "cifar10-mini")
     arguments = parser.parse_args()
 
@@ -68,7 +68,7 @@ def main() -> None:
         f"data_batch_5; test: the first {IMAGES['test']} of each class in the order of test_batch",
         "format": "lossless WebP, RGB; tiles row by row, in the original order",
         "tile_size": cifar10.spec.image_size,
-        "tiles_a_row": TILES_A_ROW,
+        "tiles_a_row": TILES_PER_ROW,
         "images_a_class": IMAGES,
         "classes": cifar10.spec.classes,
         "checksums": "sha256: of the file; pixels_sha256: of the mosaic's RGB bytes, row by row",

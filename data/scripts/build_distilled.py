@@ -1,14 +1,14 @@
-"""Puts the set of a finished run into ``data/distilled``: in 8 bits, evaluated again as it is stored, with its card.
+"""Adds the set of a finished run to ``data/distilled``: stored with 8 bits, evaluated in that form, with a card.
 
     python data/scripts/build_distilled.py RUN NAME [--data-root FOLDER]
-    python data/scripts/build_distilled.py distil METHOD IPC RUN NAME [--data-root FOLDER]   # with snapshots on the way
+    python data/scripts/build_distilled.py distil METHOD IPC RUN NAME [--data-root FOLDER]   # with snapshots
     python data/scripts/build_distilled.py          # only the page of cards
-    python data/scripts/build_distilled.py seal     # the sets again, as this version writes files: the same tensors
+    python data/scripts/build_distilled.py seal     # rewrites the sets in the current file format, with equal tensors
 
-A set is three files: ``NAME.safetensors``, ``NAME.png`` (as it is seen) and ``NAME.json``: a row for each network that
-was trained on it, and on as many random real images, at the run's scale. ``README.md`` shows the cards. A set that was
-distilled for this folder, CIFAR-10 at scale laptop, has a folder ``NAME`` beside it: the set after some iterations,
-from the initial images on, and ``way.png``, where a row is one of them, and a column the first image of a class.
+A set consists of three files: ``NAME.safetensors``, ``NAME.png`` (a picture of it) and ``NAME.json``: one row for each
+network trained on it, and for each trained on as many random real images, at the run's scale. ``README.md`` shows the
+cards. A set distilled for this folder (CIFAR-10 at scale laptop) also has a folder ``NAME`` with snapshots of the set,
+starting with the initial images, and ``way.png``: one row per snapshot, with the first image of each class.
 """
 
 import json
@@ -24,15 +24,15 @@ from iidlib.config import RunConfig, differing, preset
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "data" / "distilled"
 WAY = (0, 0.01, 0.05, 0.2, 0.5)
-"""Shares of the iterations after which a snapshot is kept."""
+"""Fractions of the iterations at which snapshots are saved."""
 
 INTRODUCTION = """\
 # Distilled sets
 
-Sets that this library has distilled, with 8 bits a channel. Each is a card: how it was made, and what it reaches. The
-accuracy is that of the *stored* file, on all test images of the data set, mean ± standard deviation over the networks
-trained on it; random real images, as many and under the same protocol, stand beside it. Nothing was selected by test
-accuracy: a set is that of the last iteration, and of one seed.
+Sets distilled with this library, stored with 8 bits per channel. Each card says how the set was made and which accuracy
+it reaches. The accuracy is that of the *stored* file on all test images of the dataset: mean ± standard deviation over
+the networks trained on it. The same number of random real images, evaluated under the same protocol, is reported
+alongside. Nothing was selected by test accuracy: each set is from the last iteration of one seed.
 
 ```python
 from iidlib import SyntheticSet
@@ -40,12 +40,12 @@ from iidlib import SyntheticSet
 SyntheticSet.load("data/distilled/{first}.safetensors")
 ```
 
-The images began as images of CIFAR-10, whose terms are in [data/README.md](../README.md).
+The sets were initialised with images of CIFAR-10, whose terms are in [data/README.md](../README.md).
 """
 
 
 def cards() -> dict[str, list[dict]]:
-    """The rows of every set, by its name."""
+    """Rows of all sets, by name."""
     return {path.stem: json.loads(path.read_text()) for path in sorted(FOLDER.glob("*.json"))}
 
 
@@ -56,46 +56,46 @@ def reached(rows: list[dict], method: str) -> str:
 
 
 def page() -> str:
-    """The page of cards."""
+    """Text of the page of cards."""
     parts = [INTRODUCTION.format(first=next(iter(cards()), "NAME"))]
     for name, rows in cards().items():
-        own = next(row for row in rows if not row["method"].startswith("random"))
-        beside = list(dict.fromkeys(row["method"] for row in rows if row["method"].startswith("random")))
-        table = [(f"`{own['method']}`", own["method"])] + [(label.replace("-", " "), label) for label in beside]
+        first = next(row for row in rows if not row["method"].startswith("random"))
+        random = list(dict.fromkeys(row["method"] for row in rows if row["method"].startswith("random")))
+        table = [(f"`{first['method']}`", first["method"])] + [(label.replace("-", " "), label) for label in random]
         lines = [f"| {text} | {reached(rows, label)} |" for text, label in table]
-        networks = f"{sum(row['method'] == own['method'] for row in rows)} {own['network']}"
+        networks = f"{sum(row['method'] == first['method'] for row in rows)} {first['network']}"
         parts.append(
             f"## {name}\n\n![The images of the set]({name}.png)\n\n"
-            f"`{own['method']}` on {own['dataset']}, IPC {own['ipc']}, scale `{own['scale']}`, seed "
-            f"{own['seed']}, {own['iterations']} iterations. Judged by {networks}: {own['protocol']}.\n\n"
+            f"`{first['method']}` on {first['dataset']}, IPC {first['ipc']}, scale `{first['scale']}`, seed "
+            f"{first['seed']}, {first['iterations']} iterations. Evaluated with {networks}: {first['protocol']}.\n\n"
             "| set | accuracy (%) |\n| --- | --- |\n"
             + "\n".join(lines)
             + "\n\n"
             + on_the_way(name)
-            + f"Made by `{own['made_by']}`, evaluated on {own['date'][:10]} with torch {own['torch']}, "
-            f"iidlib {own['iidlib']}.\n"
+            + f"Made by `{first['made_by']}`, evaluated on {first['date'][:10]} with torch {first['torch']}, "
+            f"iidlib {first['iidlib']}.\n"
         )
     return "\n".join(parts)
 
 
 def snapshots(name: str) -> dict[int, Path]:
-    """Files of a set on its way, by their iterations; empty where none were kept."""
+    """Snapshot files of a set, by iteration; empty if there are none."""
     return {int(path.stem): path for path in sorted((FOLDER / name).glob("*.safetensors"))}
 
 
 def on_the_way(name: str) -> str:
-    """What the page shows of the snapshots of a set."""
+    """Text of the page about the snapshots of a set."""
     if not (kept := snapshots(name)):
         return ""
-    told = ", ".join(map(str, kept))
+    iterations = ", ".join(map(str, kept))
     return (
-        f"![An image of each class on its way]({name}/way.png)\n\n"
-        f"On the way, a row each: after {told} iterations, whose sets are in `{name}/`, and at the end.\n\n"
+        f"![An image of each class during the distillation]({name}/way.png)\n\n"
+        f"Snapshots, one row each: after {iterations} iterations (the sets are in `{name}/`), and at the end.\n\n"
     )
 
 
 def distil(method: str, ipc: int, run: Path, name: str, options: list[str]) -> None:
-    """Distils a set at scale laptop, keeps snapshots of it on the way, and adds it."""
+    """Distils a set at scale laptop, saves snapshots, and adds the set."""
     import numpy as np
 
     from iidlib import SyntheticSet, distill, load_dataset, plots
@@ -105,7 +105,7 @@ def distil(method: str, ipc: int, run: Path, name: str, options: list[str]) -> N
     kept: dict[int, SyntheticSet] = {}
     data = load_dataset("cifar10", data_root=data_root(options))
     last = distill(config, data, out=run, on_iteration=kept.__setitem__, iterations_to_show=points).synthetic
-    add(run, name, options)  # what is there is left alone until there is something better
+    add(run, name, options)  # the existing files stay until this succeeds
     for old in snapshots(name).values():
         old.unlink()
     (FOLDER / name).mkdir(exist_ok=True)
@@ -118,17 +118,17 @@ def distil(method: str, ipc: int, run: Path, name: str, options: list[str]) -> N
 
 
 def data_root(options: list[str]) -> str | None:
-    """The folder of the datasets that the command names."""
+    """Folder of the datasets, from the command line."""
     return options[options.index("--data-root") + 1] if "--data-root" in options else None
 
 
 def add(run: Path, name: str, options: list[str]) -> None:
-    """Stores a run's set and evaluates what was stored."""
+    """Stores a run's set and evaluates the stored file."""
     from iidlib import SyntheticSet
     from iidlib.runs import RunFolder
 
     synthetic, config = SyntheticSet.load(run), RunFolder(run).config()
-    with tempfile.TemporaryDirectory() as made:  # until the evaluation is done
+    with tempfile.TemporaryDirectory() as made:  # only until the evaluation has succeeded
         path, card, picture = (Path(made) / f"{name}.{kind}" for kind in ("safetensors", "json", "png"))
         synthetic.save(path, eight_bits=True)
         stored = SyntheticSet.load(path)
@@ -144,16 +144,16 @@ def add(run: Path, name: str, options: list[str]) -> None:
 
 
 def made_by(config: RunConfig) -> str:
-    """The command that makes the set of some settings."""
-    told = f"iid distill {config.method} --dataset {config.dataset} --ipc {config.ipc} --scale {config.scale}"
-    told += f" --seed {config.seed}"
+    """The command that distils a set with these settings."""
+    command = f"iid distill {config.method} --dataset {config.dataset} --ipc {config.ipc} --scale {config.scale}"
+    command += f" --seed {config.seed}"
     if config.iterations != preset(config.method, config.dataset, config.ipc, config.scale).iterations:
-        told += f" --iterations {config.iterations}"
-    return " ".join([told, *(f"--set {key}={value}" for key, value in differing(config).items())])
+        command += f" --iterations {config.iterations}"
+    return " ".join([command, *(f"--set {key}={value}" for key, value in differing(config).items())])
 
 
 def seal() -> None:
-    """Writes each set again as this version writes files, with checksums of its own; the tensors stay bit for bit."""
+    """Rewrites each set in the current file format, with new checksums; the tensors stay bit-identical."""
     from safetensors.torch import load
 
     from iidlib import SyntheticSet
@@ -164,15 +164,15 @@ def seal() -> None:
         read.save(copy, eight_bits=before["images"].dtype.itemsize == 1)
         after, again = load(copy.read_bytes()), SyntheticSet.load(copy)
         same = all(before[name].equal(after[name]) and before[name].dtype == after[name].dtype for name in before)
-        facts = [(one.spec, one.provenance, one.factor) for one in (read, again)]
-        if not same or before.keys() != after.keys() or facts[0] != facts[1]:
+        metadata = [(one.spec, one.provenance, one.factor) for one in (read, again)]
+        if not same or before.keys() != after.keys() or metadata[0] != metadata[1]:
             copy.unlink()
-            raise SystemExit(f"{path} would not stay what it is; nothing was changed")
+            raise SystemExit(f"rewriting {path} would change its content; it was left unchanged")
         copy.replace(path)
 
 
 def main(arguments: list[str]) -> None:
-    """Adds or distils a set where one is named, and writes the page; or seals them."""
+    """Adds or distils the named set, or seals all sets, and writes the page."""
     if arguments[:1] == ["seal"]:
         seal()
     elif arguments[:1] == ["distil"]:

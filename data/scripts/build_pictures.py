@@ -1,9 +1,9 @@
-"""Draws the pictures of the front pages from the stored sets and the real images of the same storage; needs CIFAR-10.
+"""Draws the pictures of the front pages from stored sets and real images of equal storage; needs CIFAR-10.
 
     python data/scripts/build_pictures.py [--data-root FOLDER]
 
-``book/_static/front.png`` is for the book, ``book/_static/hero.png`` for the README. The accuracies in them come
-from the cards of the sets; each picture keeps its caption, which a test compares with the cards.
+``book/_static/front.png`` is for the book, ``book/_static/hero.png`` for the README. Their accuracies come from the
+cards of the sets. Each picture stores its caption, which a test compares with the cards.
 """
 
 import sys
@@ -23,20 +23,20 @@ HERO = "cifar10-iid-plus-ipc10-laptop"
 
 
 def front_caption() -> str:
-    """The caption of the book's picture, by the card of its set."""
+    """Caption of the book's picture, from the card of its set."""
     rows = cards()[FRONT]
     return f"10 real images {reached(rows, 'random')} %, 10 distilled images {reached(rows, 'iid-idm')} %"
 
 
 def hero_caption() -> str:
-    """The caption of the README's picture, by the card of its set."""
+    """Caption of the README's picture, from the card of its set."""
     rows = cards()[HERO]
     names = {"random": "real images", "random-mosaic": "mosaics of real images", "iid-plus": "distilled mosaics"}
     return ", ".join(f"100 {name} {reached(rows, method)} %" for method, name in names.items())
 
 
 def front(root: str | None) -> None:
-    """Draws one real and one distilled image of each class, in a row each."""
+    """Draws a row of real images and a row of distilled ones, one of each class."""
     stored = SyntheticSet.load(FOLDER / f"{FRONT}.safetensors")
     real = random_real(load_dataset("cifar10", data_root=root).train, stored.ipc, int(stored.provenance["seed"]))
     images = np.concatenate([one.to_uint8().numpy() for one in (real, stored)])  # [2 C, K, H, W]
@@ -47,7 +47,7 @@ def front(root: str | None) -> None:
 
 
 def hero(root: str | None) -> None:
-    """Draws three sets of the same storage side by side, ten images of each class in a row."""
+    """Draws three sets of equal storage side by side, with ten images of each class per row."""
     stored = SyntheticSet.load(FOLDER / f"{HERO}.safetensors")
     train, seed = load_dataset("cifar10", data_root=root).train, int(stored.provenance["seed"])
     sets = [random_real(train, stored.ipc, seed), random_real(train, stored.ipc, seed, factor=stored.factor), stored]
@@ -62,8 +62,8 @@ def hero(root: str | None) -> None:
 
 def save(figure: Any, name: str, caption: str, dpi: int = 150) -> None:
     """Writes a picture with its caption."""
-    known = {"Description": caption}
-    figure.savefig(STATIC / name, dpi=dpi, bbox_inches="tight", facecolor="white", metadata=known)
+    metadata = {"Description": caption}
+    figure.savefig(STATIC / name, dpi=dpi, bbox_inches="tight", facecolor="white", metadata=metadata)
 
 
 if __name__ == "__main__":

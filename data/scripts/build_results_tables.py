@@ -1,6 +1,6 @@
-"""Writes the tables of results in the README, on the book's front page and in data/results, from the measured rows.
+"""Writes the result tables of the README, the book's front page and data/results from the measured rows.
 
-python data/scripts/build_results_tables.py            # a test compares each page with what this would write
+python data/scripts/build_results_tables.py            # a test compares each page with the output
 """
 
 import math
@@ -45,20 +45,20 @@ METHODS = {
 
 
 def table(scale: str) -> str:
-    """CIFAR-10 at 1 and 10 images a class at a scale; published beside ours unless that is of cifar10-mini."""
-    beside = scale != "tour"
+    """CIFAR-10 at 1 and 10 images per class; includes published values unless the scale uses cifar10-mini."""
+    published = scale != "tour"
     cells = experiments.table("main")
     cells = cells[cells["dataset"] == "cifar10"].set_index(["method", "ipc"])
     heads = ["set"]
     for ipc in (1, 10):
-        heads += [f"IPC {ipc}, ours", "published"] if beside else [f"IPC {ipc}"]
+        heads += [f"IPC {ipc}, ours", "published"] if published else [f"IPC {ipc}"]
     lines = [f"| {' | '.join(heads)} |", f"|{' --- |' * len(heads)}"]
     for method, name in METHODS.items():
         parts = []
         for ipc in (1, 10):
             row = cells.loc[method, ipc]
             parts.append(experiments.mean_of(row, scale) or "missing")
-            if beside:
+            if published:
                 parts.append("not found" if row["source"] == "not found" else f"{row['published']:.1f}")
         lines.append(f"| {name} | {' | '.join(parts)} |")
     return "\n".join(lines)
@@ -67,14 +67,14 @@ def table(scale: str) -> str:
 def gains(scale: str) -> str:
     """Paired differences of methods at a scale, in points, with their intervals over seeds.
 
-    At 10 images per class both sides of a pair come from one table; where a seed is in several, nothing is chosen among
-    them. At 1 no seed of a method is in two of them.
+    At 10 images per class both methods of a pair come from one table, so there is no choice between tables that contain
+    the same seed. At 1 image per class no seed of a method is in two tables.
     """
     columns = []
     for ipc in (1, 10):
         dataset = experiments.Cell("cifar10", "dm", ipc).dataset_at(scale)
-        own = {"dataset": dataset, "ipc": ipc, "network": "convnet3", "settings": ""}
-        rows = pd.concat([rows_of(name, **own) for name in TABLES[scale, ipc]])
+        cell = {"dataset": dataset, "ipc": ipc, "network": "convnet3", "settings": ""}
+        rows = pd.concat([rows_of(name, **cell) for name in TABLES[scale, ipc]])
         columns.append([claim(**pair) for pair in paired_gains(rows, PAIRS[scale]).to_dict("records")])
     lines = ["| difference | IPC 1 | IPC 10 |", "| --- | --- | --- |"]
     for (base, method), *claims in zip(PAIRS[scale], *columns, strict=True):
@@ -84,12 +84,12 @@ def gains(scale: str) -> str:
 
 def claim(*, seeds: int, mean: float, low: float, high: float, **_: str) -> str:
     """A paired difference as text."""
-    few = f"{seeds} of 3 seeds" if seeds else "missing"
-    return f"{mean:.2f} ({low:.2f} to {high:.2f})" if seeds >= 3 else few
+    incomplete = f"{seeds} of 3 seeds" if seeds else "missing"
+    return f"{mean:.2f} ({low:.2f} to {high:.2f})" if seeds >= 3 else incomplete
 
 
 def headline(scale: str) -> str:
-    """Sets of iid-plus under the paper's own evaluation, published values beside them, with the minutes they took."""
+    """Sets of iid-plus under the paper's evaluation, with published values and the minutes of computation."""
     heads = ("`iid-plus`", "ours", "IID on DM, published", "IID on IDM, published", "minutes")
     lines = [f"| {' | '.join(heads)} |", "| --- | --- | --- | --- | --- |"]
     for one in experiments.headline(scale).to_dict("records"):
@@ -106,7 +106,7 @@ def headline(scale: str) -> str:
 
 
 def parts(scales: str) -> str:
-    """What each part of iid-plus gains at some scales (``tour_laptop``), left out and added alone."""
+    """Gain from each part of iid-plus, left out and added alone, at scales joined by ``_`` (``tour_laptop``)."""
     names, columns = scales.split("_"), []
     for name in names:
         gained = experiments.gains_of_parts(name)
@@ -121,7 +121,7 @@ DRAWN = {"results": table, "gains": gains, "parts": parts, "headline": headline}
 
 
 def with_tables(page: str) -> str:
-    """A page with its tables as they should be."""
+    """The page with its tables up to date."""
     return PLACE.sub(lambda place: f"{place[1]}\n{DRAWN[place[2]](place[3])}\n{place[4]}", page)
 
 

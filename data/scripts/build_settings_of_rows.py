@@ -1,9 +1,9 @@
-"""Writes the names of the settings that rows of results stand for: one for each method, dataset, IPC and scale.
+"""Writes the fingerprints of the settings behind the result rows: one per method, dataset, IPC and scale.
 
-A row says which of its settings are not those of its scale. Where a later version changes the scale's own, the row
-would stand for what it was never measured with; a test compares the names with what this would write.
+A row lists only the settings that differ from its scale's defaults. If a later version changed those defaults, the row
+would claim settings it was not measured with. A test therefore compares the fingerprints with the output.
 
-python data/scripts/build_settings_of_rows.py          # once the rows of the former settings name what they were
+python data/scripts/build_settings_of_rows.py          # after rows of earlier settings have been given those settings
 """
 
 from pathlib import Path
@@ -18,10 +18,10 @@ PATH = Path(__file__).resolve().parents[1] / "settings_of_rows.csv"
 
 
 def settings_of_rows() -> pd.DataFrame:
-    """The names, with the columns method, dataset, ipc, scale and settings."""
+    """The fingerprints, with columns method, dataset, ipc, scale and settings."""
     rows = all_rows()
-    named = ["method", "dataset", "ipc", "scale"]
-    learned = rows[rows["method"].isin(BASES)][named].drop_duplicates().sort_values(named, ignore_index=True)
+    keys = ["method", "dataset", "ipc", "scale"]
+    learned = rows[rows["method"].isin(BASES)][keys].drop_duplicates().sort_values(keys, ignore_index=True)
     learned["ipc"] = learned["ipc"].astype(int)
     return learned.assign(settings=[fingerprint(preset(*one)) for one in learned.itertuples(index=False)])
 

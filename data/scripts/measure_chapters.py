@@ -1,9 +1,9 @@
-"""Executes the book's chapters in place, one after the other, and keeps how long each took and what memory it had.
+"""Executes the book's chapters in place, one after the other, and records the time and memory each one takes.
 
     python data/scripts/measure_chapters.py [NAME ...]
 
-Without names all of them. The outputs are the ones that are committed; the times go to ``results/chapters.csv``, from
-which the book's page "Environment and run times" takes them. Run it on a machine that does nothing else.
+Without names it executes all of them. The outputs are those to commit. The times go to ``results/chapters.csv``, the
+source of the book's page "Environment and run times". Run it on an otherwise idle machine.
 """
 
 import csv
@@ -20,15 +20,15 @@ COLUMNS = ("chapter", "minutes", "peak MiB", "cores", "machine", "date")
 
 
 def measure(script: Path) -> dict[str, str]:
-    """Executes a chapter and writes it beside its script; a row of the table."""
-    begun = time.perf_counter()
+    """Executes a chapter, writes the notebook next to its script, and returns a row of the table."""
+    started = time.perf_counter()
     command = [sys.executable, "-m", "jupytext", "--quiet", "--to", "ipynb", "--execute", script.name]
     process = subprocess.Popen([*command, "-o", f"{script.stem}.ipynb"], cwd=script.parent)
-    _, status, used = os.wait4(process.pid, 0)  # what it used, and the kernel that it waited for
+    _, status, used = os.wait4(process.pid, 0)  # its own usage and that of the kernel it waited for
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise SystemExit(f"{script.name} failed, see above")
-    minutes = (time.perf_counter() - begun) / 60
+    minutes = (time.perf_counter() - started) / 60
     return {
         "chapter": script.stem,
         "minutes": f"{minutes:.1f}",
@@ -40,7 +40,7 @@ def measure(script: Path) -> dict[str, str]:
 
 
 def main(names: list[str]) -> None:
-    """Measures chapters and replaces their rows."""
+    """Measures chapters and updates their rows."""
     scripts = sorted((ROOT / "book").glob("[0-9][0-9]_*.py"))
     if names:
         scripts = [script for script in scripts if script.stem in names]
