@@ -1,7 +1,9 @@
-"""How a command line that a test ran has ended; the fixture ``iid`` runs it."""
+"""How a command line that a test ran has ended; the fixture ``iid`` runs it in an empty folder."""
 
 from collections.abc import Callable
 from typing import NamedTuple
+
+import pytest
 
 
 class Ended(NamedTuple):
@@ -11,3 +13,12 @@ class Ended(NamedTuple):
 
 
 Run = Callable[..., Ended]
+
+
+def exit_status(*arguments: str) -> int:
+    """Runs a command line in this process and folder; what it writes is for the test's own capture."""
+    from iidlib.cli import main
+
+    with pytest.raises(SystemExit) as end:
+        main(list(arguments))
+    return int(end.value.code or 0)

@@ -30,6 +30,7 @@ import hypothesis
 import torch
 
 if TYPE_CHECKING:
+    from iidlib.data import Dataset
     from tests.command_line import Run
 
 Path(os.environ["TORCHINDUCTOR_CACHE_DIR"]).mkdir(mode=0o700, exist_ok=True)
@@ -45,6 +46,14 @@ def cache_of_this_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("IID_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(scope="module")
+def pictures(request: pytest.FixtureRequest) -> "Dataset":
+    """The module's data set: `tiny_dataset` of its ``PICTURES``, else of 4 classes of 40 images."""
+    from tests.factories import tiny_dataset
+
+    return tiny_dataset(**getattr(request.module, "PICTURES", {"per_class": 40}))
 
 
 @pytest.fixture

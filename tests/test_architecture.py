@@ -14,13 +14,7 @@ from pathlib import Path
 import pytest
 
 import iidlib
-
-PACKAGE = Path(iidlib.__file__).parent
-MODULES = sorted(
-    ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__")
-    for path in PACKAGE.rglob("*.py")
-    if path not in (PACKAGE / "__init__.py", PACKAGE / "cli" / "__main__.py")
-)
+from tests.factories import MODULES, PACKAGE
 
 # The house, floor by floor: a room (a file or a folder of the package) imports only rooms of lower floors. Inside a
 # folder the files form a graph without circles. A new room gets a place here, on the lowest floor that can hold it.
@@ -226,6 +220,23 @@ def test_the_package_offers_the_names_of_the_readme() -> None:
         assert name not in MODULES, f"iidlib.{name} shadows the module of that name"
         if inspect.isfunction(getattr(iidlib, name)) or inspect.isclass(getattr(iidlib, name)):
             assert inspect.getdoc(getattr(iidlib, name))
+
+
+def test_no_test_module_imports_from_another() -> None:
+    """What two of them need is in `factories`, or in another module whose name does not begin with test."""
+    wrong = []
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf8"))):
+            names: list[str] = []
+            if isinstance(node, ast.ImportFrom):
+                source = f"tests.{node.module or ''}".rstrip(".") if node.level else node.module or ""
+                names = [source, *(f"{source}.{alias.name}" for alias in node.names)]
+            elif isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):  # code of another process
+                names = [name for name in re.findall(r"\btests\.test_\w+", node.value) if name != f"tests.{path.stem}"]
+            wrong += [f"{path.name} imports {name}" for name in names if re.match(r"tests\.test_\w+", name)]
+    assert not wrong, "; ".join(wrong)
 
 
 def run_python(code: str) -> subprocess.CompletedProcess[str]:

@@ -7,21 +7,13 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 
 from iidlib.augment import OPERATIONS, Draws, apply, parse_strategy, sample
 from tests import reference_augment
+from tests.factories import noise_images, seeded
 
 ALL = "color_crop_cutout_flip_scale_rotate"
 LAST = 1 - 2**-24  # the largest float32 below 1: what torch.rand can return at most
-
-
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def pictures(count: int, side: int = 32, channels: int = 3, dtype: torch.dtype = torch.float64) -> Tensor:
-    return torch.randn(count, channels, side, side, dtype=dtype, generator=seeded(side))
 
 
 def draws_of(operation: str, *rows: tuple[float, float, float]) -> Draws:
@@ -136,13 +128,13 @@ def test_sample_says_what_is_wrong():
 @pytest.mark.parametrize("side", [8, 15, 32])
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_operation_equals_the_definition(operation, side):
-    images, draws = pictures(12, side), sample(operation, 12, seeded(2))
+    images, draws = noise_images(12, side), sample(operation, 12, seeded(2))
     torch.testing.assert_close(apply(images, draws), reference_augment.augment(images, draws), rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_operation_equals_the_definition_in_float32(operation):
-    images, draws = pictures(12, dtype=torch.float32), sample(operation, 12, seeded(2))
+    images, draws = noise_images(12, dtype=torch.float32), sample(operation, 12, seeded(2))
     expected = reference_augment.augment(images.double(), draws)
     torch.testing.assert_close(apply(images, draws).double(), expected, rtol=0, atol=2e-5)
 
@@ -150,13 +142,13 @@ def test_operation_equals_the_definition_in_float32(operation):
 @pytest.mark.parametrize("operation", OPERATIONS)
 @pytest.mark.parametrize("channels", [1, 4])
 def test_operation_equals_the_definition_for_any_number_of_channels(operation, channels):
-    images, draws = pictures(5, 16, channels), sample(operation, 5, seeded(2))
+    images, draws = noise_images(5, 16, channels), sample(operation, 5, seeded(2))
     torch.testing.assert_close(apply(images, draws), reference_augment.augment(images, draws), rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("operation", ["scale", "rotate"])
 def test_affine_operations_equal_affine_grid_and_grid_sample(operation):
-    images, draws = pictures(40), sample(operation, 40, seeded())
+    images, draws = noise_images(40), sample(operation, 40, seeded())
     theta = torch.zeros(40, 2, 3, dtype=torch.float64)
     u = draws.u.double()
     if operation == "scale":
@@ -172,7 +164,7 @@ def test_affine_operations_equal_affine_grid_and_grid_sample(operation):
 
 @pytest.mark.parametrize("side", [32, 64])
 def test_crop_reaches_an_eighth_of_the_side_in_each_direction_and_no_further(side):
-    images, s = pictures(3, side, dtype=torch.float32), side // 8
+    images, s = noise_images(3, side, dtype=torch.float32), side // 8
     low, middle, high = apply(images, draws_of("crop", (0, LAST, 0), (0.5, 0.5, 0), (LAST, 0, 0)))
     assert torch.equal(low[:, s:, :-s], images[0][:, :-s, s:])
     assert not low[:, :s].any() and not low[:, :, -s:].any()
@@ -211,7 +203,7 @@ def test_cutout_centres_are_uniform_over_corners_between_pixels():
 
 
 def test_flip_mirrors_columns_below_one_half():
-    images = pictures(2)
+    images = noise_images(2)
     mirrored, same = apply(images, draws_of("flip", (0.4999, 0, 0), (0.5, 0, 0)))
     assert torch.equal(mirrored, images[0].flip(-1))
     assert torch.equal(same, images[1])
@@ -231,7 +223,7 @@ def test_brightness_shifts_by_half_a_unit_either_way():
 
 
 def test_saturation_goes_from_gray_to_double():
-    images = pictures(3)
+    images = noise_images(3)
     images -= images.mean((1, 2, 3), keepdim=True)
     gray = images.mean(1, keepdim=True)
     out = apply(images, draws_of("color", (0.5, 0, 0.5), (0.5, 0.5, 0.5), (0.5, LAST, 0.5)))
@@ -241,7 +233,7 @@ def test_saturation_goes_from_gray_to_double():
 
 
 def test_contrast_scales_about_the_mean_by_a_half_to_three_halves():
-    images = pictures(3)
+    images = noise_images(3)
     mean = images.mean((1, 2, 3), keepdim=True)
     out = apply(images, draws_of("color", (0.5, 0.5, 0), (0.5, 0.5, 0.5), (0.5, 0.5, LAST)))
     for i, factor in enumerate((0.5, 1.0, 1.5)):
@@ -284,7 +276,7 @@ def test_rotation_is_uniform_within_fifteen_degrees():
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_groups_in_one_call_equal_one_image_at_a_time(dtype):
-    images = pictures(60, 16, dtype=dtype)
+    images = noise_images(60, 16, dtype=dtype)
     draws = sample(ALL, 20, seeded())
     assert draws.op.unique().numel() == 6
     group = torch.randint(20, (60,), generator=seeded(5))
@@ -304,7 +296,7 @@ many_draws = st.builds(
 @given(draws=many_draws, seed=st.integers(0, 2**31), count=st.integers(1, 12))
 @settings(deadline=None, max_examples=40)
 def test_permuting_images_permutes_the_result(draws, seed, count):
-    images = pictures(count, 8)
+    images = noise_images(count, 8)
     group = torch.randint(len(draws), (count,), generator=seeded(seed))
     order = torch.randperm(count, generator=seeded(seed))
     assert torch.equal(apply(images[order], draws, group[order]), apply(images, draws, group)[order])
@@ -314,7 +306,7 @@ def test_permuting_images_permutes_the_result(draws, seed, count):
 @settings(deadline=None, max_examples=40)
 def test_images_of_a_group_get_the_same_transform(draws, copies):
     group = torch.arange(len(draws)).repeat_interleave(copies)
-    out = apply(pictures(1, 8).expand(len(group), -1, -1, -1), draws, group).unflatten(0, (len(draws), copies))
+    out = apply(noise_images(1, 8).expand(len(group), -1, -1, -1), draws, group).unflatten(0, (len(draws), copies))
     assert torch.equal(out, out[:, :1].expand_as(out))
 
 
@@ -323,7 +315,7 @@ def test_images_of_a_group_get_the_same_transform(draws, copies):
 def test_real_and_synthetic_images_of_a_class_get_the_same_transform(draws, real, syn):
     classes = torch.arange(len(draws))
     group_real, group_syn = classes.repeat_interleave(real), classes.repeat_interleave(syn)
-    images_real, images_syn = pictures(len(group_real), 8), pictures(len(group_syn), 8) + 1
+    images_real, images_syn = noise_images(len(group_real), 8), noise_images(len(group_syn), 8) + 1
     together = apply(torch.cat([images_real, images_syn]), draws, torch.cat([group_real, group_syn]))
     apart = torch.cat([apply(images_real, draws, group_real), apply(images_syn, draws, group_syn)])
     assert torch.equal(together, apart)
@@ -332,7 +324,7 @@ def test_real_and_synthetic_images_of_a_class_get_the_same_transform(draws, real
 @given(draws=many_draws, a=st.floats(-3, 3), b=st.floats(-3, 3))
 @settings(deadline=None, max_examples=40)
 def test_every_operation_is_linear_up_to_the_brightness_shift(draws, a, b):
-    x, y = pictures(len(draws), 8), pictures(len(draws), 16)[:, :, :8, :8].contiguous()
+    x, y = noise_images(len(draws), 8), noise_images(len(draws), 16)[:, :, :8, :8].contiguous()
     shift = apply(torch.zeros_like(x), draws)
     combined = apply(a * x + b * y, draws) - shift
     apart = a * (apply(x, draws) - shift) + b * (apply(y, draws) - shift)
@@ -342,14 +334,14 @@ def test_every_operation_is_linear_up_to_the_brightness_shift(draws, a, b):
 
 
 def test_without_groups_image_b_has_draw_b():
-    images, draws = pictures(9, 8), sample(ALL, 9, seeded())
+    images, draws = noise_images(9, 8), sample(ALL, 9, seeded())
     assert torch.equal(apply(images, draws), apply(images, draws, torch.arange(9)))
 
 
 @pytest.mark.parametrize("operations", [ALL, *OPERATIONS])
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 def test_dtype_and_memory_format_are_kept_and_the_images_untouched(operations, memory_format):
-    images = pictures(24, 8, dtype=torch.float32).contiguous(memory_format=memory_format)
+    images = noise_images(24, 8, dtype=torch.float32).contiguous(memory_format=memory_format)
     before = images.clone()
     draws = sample(operations, 24, seeded())
     out = apply(images, draws)
@@ -360,13 +352,13 @@ def test_dtype_and_memory_format_are_kept_and_the_images_untouched(operations, m
 
 
 def test_a_strided_view_of_images_is_transformed_like_its_copy():
-    images = pictures(24, 16)[::2, :, ::2, ::2]
+    images = noise_images(24, 16)[::2, :, ::2, ::2]
     draws = sample(ALL, 12, seeded())
     torch.testing.assert_close(apply(images, draws), apply(images.contiguous(), draws), rtol=0, atol=1e-14)
 
 
 def test_half_precision_is_computed_in_float32():
-    images, draws = pictures(24, 16, dtype=torch.bfloat16), sample(ALL, 24, seeded())
+    images, draws = noise_images(24, 16, dtype=torch.bfloat16), sample(ALL, 24, seeded())
     out = apply(images, draws)
     assert out.dtype == torch.bfloat16
     assert torch.equal(out, apply(images.float(), draws).bfloat16())
@@ -377,20 +369,20 @@ def test_half_precision_is_computed_in_float32():
 
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_gradient_of_each_operation(operation):
-    images, draws = pictures(2, 6, 2).requires_grad_(), sample(operation, 2, seeded(1))
+    images, draws = noise_images(2, 6, 2).requires_grad_(), sample(operation, 2, seeded(1))
     assert torch.autograd.gradcheck(lambda x: apply(x, draws), images)
 
 
 def test_gradient_with_all_operations_in_one_call():
     draws = Draws(torch.arange(6).repeat(2), torch.rand(12, 3, generator=seeded()))
-    images = pictures(13, 4, 2).requires_grad_()
+    images = noise_images(13, 4, 2).requires_grad_()
     group = torch.cat([torch.arange(12), torch.tensor([3])])
     assert torch.autograd.gradcheck(lambda x: apply(x, draws, group), images)
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 def test_gradient_equals_that_of_the_definition(memory_format):
-    images = pictures(24, 12).contiguous(memory_format=memory_format).requires_grad_()
+    images = noise_images(24, 12).contiguous(memory_format=memory_format).requires_grad_()
     draws, group = sample(ALL, 8, seeded()), torch.arange(8).repeat(3)
     weight = torch.randn(images.shape, dtype=torch.float64, generator=seeded(9))
     ours = torch.autograd.grad((apply(images, draws, group) * weight).sum(), images)[0]
@@ -427,7 +419,7 @@ def test_apply_says_what_is_wrong(images, groups, group, message):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_cuda_equals_the_cpu_without_waiting_and_whatever_the_matrix_precision():
     draws, group = sample(ALL, 20, seeded()), torch.arange(20).repeat(3)
-    images = pictures(60, dtype=torch.float32)
+    images = noise_images(60, dtype=torch.float32)
     on_device = images.cuda()
     before = torch.backends.cuda.matmul.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = True

@@ -12,15 +12,16 @@ import torch
 from iidlib.bench import report as bench_report
 from iidlib.bench.timing import LOSS_TOLERANCE
 from iidlib.config import preset
-from iidlib.data import Dataset, shapes
+from iidlib.data import Dataset
 from iidlib.errors import InputError
+from tests.factories import tiny_dataset
 
 SMALL = {"match.width": 8, "match.batch_real": 6, "pool.network": "convnet3", "pool.width": 8, "compute.compile": "off"}
 
 
 @pytest.fixture(scope="module")
 def dataset() -> Dataset:
-    return shapes(num_classes=3, per_class=[5, 9, 12], seed=1)
+    return tiny_dataset((5, 9, 12), 32, seed=1)
 
 
 def test_random_pool_is_frozen_and_a_function_of_the_seed(dataset: Dataset) -> None:

@@ -9,28 +9,28 @@ from iidlib.config import preset
 from iidlib.distillation import distill
 from iidlib.errors import InputError
 from iidlib.features import CachedStatistics, ClassStatistics
-from tests.test_distillation import (
+from tests.factories import (
     ALL,
     CC_FORMS,
     DOUBLE,
     LONG,
     SINGLE,
     Crash,
-    begun,
     crash,
     difference,
     expected,
     measured,
-    pictures,
+    ready_run,
     settings,
     stop_at,
+    tiny_dataset,
 )
 
 CACHED = {"match__statistics": "cached", "match__cached_pairs": 3, "match__batch_real": 100}
 
 
 def assert_steps_are_those_of_whole_classes(method: str, tolerance: float, **changes: object) -> None:
-    run = begun(settings(method, **CACHED | changes), pictures((3, 9, 7, 12)), double=tolerance == DOUBLE)
+    run = ready_run(settings(method, **CACHED | changes), tiny_dataset((3, 9, 7, 12)), double=tolerance == DOUBLE)
     assert run.statistics is not None
     for iteration in (0, 4):
         found = measured(run, iteration)
@@ -53,8 +53,10 @@ def test_with_other_scalings_too(form):
 
 
 def test_without_augmentation_and_in_chunks():
-    run = begun(settings("dm-cm", **CACHED, match__augmentation="none"), pictures(), double=True)
-    other = begun(settings("dm-cm", **CACHED, match__augmentation="none", compute__chunk=4), pictures(), double=True)
+    run = ready_run(settings("dm-cm", **CACHED, match__augmentation="none"), tiny_dataset(), double=True)
+    other = ready_run(
+        settings("dm-cm", **CACHED, match__augmentation="none", compute__chunk=4), tiny_dataset(), double=True
+    )
     for name, (value, gradient) in measured(run, 1).items():
         assert measured(other, 1)[name][0] == pytest.approx(value, rel=1e-10)
         assert difference(measured(other, 1)[name][1], gradient) < 1e-10
@@ -62,7 +64,7 @@ def test_without_augmentation_and_in_chunks():
 
 @pytest.mark.parametrize("method", ["dm", "iid-dm"])
 def test_once_a_pair_is_known_no_real_image_is_looked_at(method, monkeypatch):
-    run = begun(settings(method, **CACHED, match__cc_scaling="relative"), pictures())
+    run = ready_run(settings(method, **CACHED, match__cc_scaling="relative"), tiny_dataset())
     for iteration in range(3):
         run.step(iteration)
     sizes: list[int] = []
@@ -98,7 +100,7 @@ def test_time_and_memory_are_counted():
 
 
 def test_a_run_stopped_and_resumed_equals_the_unbroken_one(tmp_path, caplog):
-    config, dataset = settings("iid-dm", **CACHED, **LONG), pictures(40)
+    config, dataset = settings("iid-dm", **CACHED, **LONG), tiny_dataset(40)
     caplog.set_level("INFO", "iidlib")
     whole = distill(config, dataset)
     assert "statistics of 3 pairs cached" in caplog.text
@@ -114,7 +116,7 @@ def test_wrong_settings_and_what_the_baseline_does_not_do():
     with pytest.raises(InputError, match=r"match.statistics must be one of fresh, cached, got 'all'"):
         preset("dm", changes={"match.statistics": "all"})
     with pytest.raises(ValueError, match=r"match.statistics=fresh\), got cached"):
-        PerClassLoop(begun(settings("dm", **CACHED), pictures()))
+        PerClassLoop(ready_run(settings("dm", **CACHED), tiny_dataset()))
 
 
 def test_losses_against_known_statistics_check_shapes():

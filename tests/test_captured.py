@@ -6,23 +6,19 @@ import pytest
 import torch
 
 from iidlib import augment
-from iidlib.distillation import CapturedStep, Distillation, LazyDraws, captured, captured_step
+from iidlib.distillation import LazyDraws, captured, captured_step
 from iidlib.rng import stream
+from tests.factories import CC_FORMS, difference, on_buffers, ready_run, settings, tiny_dataset
 from tests.fake_cuda import fake_cuda
-from tests.test_distillation import CC_FORMS, begun, difference, pictures, settings
 
 EVEN = (8, 8, 8, 8)
 RECORDED = ("dm", "dm-cc", "dm-cm", "iid-dm", "iid-plus")
 
 
-def on_buffers(run: Distillation) -> CapturedStep:
-    return CapturedStep(run, run.terms, run.optimiser)
-
-
 @pytest.mark.parametrize("method", RECORDED)
 @pytest.mark.parametrize("form", [CC_FORMS[0], CC_FORMS[2]], ids=str)
 def test_a_step_on_buffers_is_the_plain_step(method, form):
-    plain, buffered = (begun(settings(method, **form), pictures(EVEN)) for _ in range(2))
+    plain, buffered = (ready_run(settings(method, **form), tiny_dataset(EVEN)) for _ in range(2))
     start = plain.images.detach().clone()
     step = on_buffers(buffered)
     for iteration in range(4):
@@ -32,7 +28,7 @@ def test_a_step_on_buffers_is_the_plain_step(method, form):
 
 
 def test_without_augmentation_too():
-    plain, buffered = (begun(settings("dm", match__augmentation="none"), pictures(EVEN)) for _ in range(2))
+    plain, buffered = (ready_run(settings("dm", match__augmentation="none"), tiny_dataset(EVEN)) for _ in range(2))
     step = on_buffers(buffered)
     for iteration in range(2):
         plain.step(iteration)
@@ -42,7 +38,7 @@ def test_without_augmentation_too():
 
 def test_mosaics_are_expanded():
     changes = {"syn__factor": 2, "syn__init": "crops", "match__cm": 0.1}
-    plain, buffered = (begun(settings("dm-cm", 2, **changes), pictures(EVEN)) for _ in range(2))
+    plain, buffered = (ready_run(settings("dm-cm", 2, **changes), tiny_dataset(EVEN)) for _ in range(2))
     start = plain.images.detach().clone()
     step = on_buffers(buffered)
     for iteration in range(3):
@@ -52,14 +48,14 @@ def test_mosaics_are_expanded():
 
 
 def test_buffers_stay_where_they_are():
-    """A recording replays addresses."""
-    run = begun(settings("iid-dm"), pictures(EVEN))
+    """A recording replays addresses; those of the transforms are seen by replaying one, in the next test but one."""
+    run = ready_run(settings("iid-dm"), tiny_dataset(EVEN))
     step = on_buffers(run)
 
     def places() -> list[int]:
         draws = step.draws
         networks = [*draws.matching.network.parameters(), *draws.pretrained.parameters()]
-        held = [draws.real, draws._op, draws._u, run.images, *networks]
+        held = [draws.real, run.images, *networks]
         return [tensor.data_ptr() for tensor in held]
 
     before = places()
@@ -70,7 +66,7 @@ def test_buffers_stay_where_they_are():
 
 @pytest.mark.parametrize("augmentation", ["color_crop_cutout_flip_scale_rotate", "none"])
 def test_buffers_hold_the_draws_of_a_step_without_them(augmentation):
-    run = begun(settings("iid-dm", match__augmentation=augmentation), pictures(EVEN))
+    run = ready_run(settings("iid-dm", match__augmentation=augmentation), tiny_dataset(EVEN))
     buffers, plain = on_buffers(run).draws, LazyDraws(run, 3)
     buffers.load(3)
     assert buffers.iteration == 3 and buffers.matching == plain.matching
@@ -86,7 +82,7 @@ def test_buffers_hold_the_draws_of_a_step_without_them(augmentation):
 def test_a_recording_is_the_plain_step(method, monkeypatch, caplog):
     """Replayed with the draws of each iteration, on a stand-in for the device."""
     fake_cuda(monkeypatch)
-    plain, run = (begun(settings(method), pictures(EVEN)) for _ in range(2))
+    plain, run = (ready_run(settings(method), tiny_dataset(EVEN)) for _ in range(2))
     start = run.images.detach().clone()
     step = captured_step(run, run.terms, run.optimiser)
     assert step is not None and torch.equal(run.images, start) and not caplog.records
@@ -101,7 +97,7 @@ def test_a_recording_is_the_plain_step(method, monkeypatch, caplog):
 def test_recording_leaves_images_and_momentum_as_they_were(wrong, monkeypatch, caplog):
     cuda = fake_cuda(monkeypatch)
     cuda.wrong = {None} if wrong else set()
-    run = begun(settings("iid-dm"), pictures(EVEN))
+    run = ready_run(settings("iid-dm"), tiny_dataset(EVEN))
     step = on_buffers(run)
     step.step(0)
     images, momentum = run.images.detach().clone(), run.optimiser.velocity.clone()
@@ -135,13 +131,13 @@ def test_operations_on_every_image_are_those_on_their_own(layout):
 )
 def test_what_has_no_fixed_shapes(per_class, changes, message):
     with pytest.raises(ValueError, match=message):
-        on_buffers(begun(settings("dm", **changes), pictures(per_class)))
+        on_buffers(ready_run(settings("dm", **changes), tiny_dataset(per_class)))
     with pytest.raises(ValueError, match="networks in training"):
-        on_buffers(begun(settings("idm", 1), pictures(EVEN)))
+        on_buffers(ready_run(settings("idm", 1), tiny_dataset(EVEN)))
 
 
 def test_on_a_cpu_there_is_none():
-    run = begun(settings("dm"), pictures(EVEN))
+    run = ready_run(settings("dm"), tiny_dataset(EVEN))
     assert captured_step(run, run.terms, run.optimiser) is None
 
 
@@ -152,7 +148,7 @@ def test_a_recording_that_fails_is_said_once_and_given_up(monkeypatch, caplog):
     fake_cuda(monkeypatch)
     monkeypatch.setattr(captured, "CapturedStep", failing)
     caplog.set_level(logging.WARNING, "iidlib")
-    run = begun(settings("dm"), pictures(EVEN))
+    run = ready_run(settings("dm"), tiny_dataset(EVEN))
     assert captured_step(run, run.terms, run.optimiser) is None
     (record,) = caplog.records
     assert record.message == (
@@ -164,7 +160,7 @@ def test_a_recording_that_fails_is_said_once_and_given_up(monkeypatch, caplog):
 def test_a_run_without_fixed_shapes_is_said_once_and_goes_on(monkeypatch, caplog):
     cuda = fake_cuda(monkeypatch)
     caplog.set_level(logging.WARNING, "iidlib")
-    run = begun(settings("dm"), pictures((8, 5)))
+    run = ready_run(settings("dm"), tiny_dataset((8, 5)))
     run.record()
     run.step(0)
     (record,) = caplog.records
@@ -178,9 +174,9 @@ def test_a_run_without_fixed_shapes_is_said_once_and_goes_on(monkeypatch, caplog
 def test_a_recording_is_the_plain_step_on_a_gpu(method):
     from iidlib.data import Dataset
 
-    data = pictures(EVEN)
+    data = tiny_dataset(EVEN)
     moved = Dataset(data.name, data.train.to("cuda"), data.test.to("cuda"), data.spec)
-    plain, recorded = (begun(settings(method, compute__precision="fp32"), moved) for _ in range(2))
+    plain, recorded = (ready_run(settings(method, compute__precision="fp32"), moved) for _ in range(2))
     for run in (plain, recorded):
         for network in run.pool.networks if run.pool else ():
             network.cuda()

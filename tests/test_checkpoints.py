@@ -11,12 +11,9 @@ from iidlib.errors import InputError
 from iidlib.runs import Checkpoints
 from iidlib.runs import checkpoints as module
 from iidlib.runs.environment import conditions, mismatches
+from tests.factories import one_line
 
 TENSORS = {"images": torch.arange(6.0).view(2, 3), "momentum": torch.ones(2, 3)}
-
-
-def one_line(caught: pytest.ExceptionInfo[InputError]) -> None:
-    assert "\n" not in str(caught.value)
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ import json
 import time
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import attrs
 import pytest
@@ -35,13 +36,9 @@ from iidlib.networks import Network, network_for
 from iidlib.rng import stream
 from iidlib.runs import RunFolder
 from tests import reference
-from tests.test_distillation import Crash, crash, pictures, settings, stop_at
+from tests.factories import Crash, crash, draw, settings, stop_at, tiny_dataset
 
 KINDS = ("centres", "easiest")
-
-
-def features(seed: int, count: int = 40, size: int = 5) -> Tensor:
-    return torch.randn(count, size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def network_of(real: RealSet) -> Network:
@@ -54,7 +51,7 @@ def network_of(real: RealSet) -> Network:
 @pytest.mark.parametrize("count", [1, 2, 7, 40])
 @pytest.mark.parametrize("seed", [0, 2**63 - 1])
 def test_centres_are_those_of_the_obvious_version(count: int, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    given, made = features(3), []
+    given, made = draw(40, 5, seed=3), []
     fit = KMeans.fit
     monkeypatch.setattr(KMeans, "fit", lambda self, *images: made.append(fit(self, *images)) or made[-1])
     chosen = cluster_centres(given, count, seed).tolist()
@@ -68,7 +65,7 @@ def test_centres_are_those_of_the_obvious_version(count: int, seed: int, monkeyp
 
 def test_centres_find_the_clusters_largest_first() -> None:
     sizes, middles = (5, 20, 10), torch.tensor([[0.0, 0.0], [9.0, 0.0], [0.0, 9.0]])
-    noise = 0.1 * features(0, sum(sizes), 2).float()
+    noise = 0.1 * draw(sum(sizes), 2).float()
     given = middles.repeat_interleave(torch.tensor(sizes), 0) + noise
     chosen = cluster_centres(given, 3, 0)
     assert [int(torch.cdist(given[one][None], middles).argmin()) for one in chosen] == [1, 2, 0]
@@ -77,20 +74,21 @@ def test_centres_find_the_clusters_largest_first() -> None:
 
 
 def test_seeds_choose_other_images() -> None:
-    assert len({tuple(sorted(cluster_centres(features(1), 9, seed).tolist())) for seed in range(4)}) > 1
+    assert len({tuple(sorted(cluster_centres(draw(40, 5, seed=1), 9, seed).tolist())) for seed in range(4)}) > 1
 
 
 def test_equal_images_are_chosen_once_each_and_silently() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert sorted(cluster_centres(torch.ones(6, 3), 4, 0).tolist()) == [0, 1, 2, 3]
-    twice = features(2, 4).repeat(2, 1)
+    twice = draw(4, 5, seed=2).repeat(2, 1)
     assert len(set(cluster_centres(twice, 8, 0).tolist())) == 8
 
 
 def test_two_centres_of_one_nearest_image_take_two(monkeypatch: pytest.MonkeyPatch) -> None:
     given, centres = torch.tensor([[0.0], [3.0], [5.0], [9.0]]), torch.tensor([[3.9], [3.1], [9.0]])
-    monkeypatch.setattr(choices, "_k_means", lambda *given: (centres, torch.tensor([1, 2, 1])))
+    found = SimpleNamespace(cluster_centers_=centres.numpy(), labels_=[0, 1, 1, 2])
+    monkeypatch.setattr("sklearn.cluster.KMeans", lambda *_, **__: SimpleNamespace(fit=lambda features: found))
     assert cluster_centres(given, 3, 0).tolist() == [1, 2, 3], "the largest cluster first"
 
 
@@ -103,7 +101,10 @@ def test_easiest_are_those_of_the_obvious_version(seed: int, count: int) -> None
 
 @pytest.mark.parametrize("count", [0, 41])
 def test_more_images_than_a_class_has_are_not_chosen(count: int) -> None:
-    for choose in (lambda: cluster_centres(features(0), count, 0), lambda: easiest(features(0)[:, 0], count)):
+    for choose in (
+        lambda: cluster_centres(draw(40, 5, seed=0), count, 0),
+        lambda: easiest(draw(40, 5, seed=0)[:, 0], count),
+    ):
         with pytest.raises(InputError, match=f"the images to choose must be 1 to 40, .*, got {count}"):
             choose()
 
@@ -121,7 +122,7 @@ def test_the_choice_is_made_in_one_thread_and_leaves_the_threads_alone(monkeypat
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(2)
-        cluster_centres(features(0), 3, 0)
+        cluster_centres(draw(40, 5, seed=0), 3, 0)
         assert seen and set(seen) == {1} and torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
@@ -216,28 +217,28 @@ CONFIGS = {"dm": by_dm, "iid-plus": plus}
 def test_a_run_starts_from_the_images_that_the_first_trained_network_chooses(kind: str, method: str) -> None:
     config, shown = CONFIGS[method](kind, seed=3), []
     look = {"on_iteration": lambda done, synthetic: shown.append(synthetic), "iterations_to_show": (0, 5)}
-    result = distill(config, pictures(), **look)
+    result = distill(config, tiny_dataset(), **look)
     start, end = shown
-    pool = trained_pool(pictures(), config.pool, compute=config.compute)
+    pool = trained_pool(tiny_dataset(), config.pool, compute=config.compute)
     network = pool.networks[pool_members(config.pool).index((0, config.pool.epochs))]
     assert choosing_network(pool, config.pool) is network
-    needed = Distillation(config, pictures()).pool_settings
+    needed = Distillation(config, tiny_dataset()).pool_settings
     assert needed == (config.pool if method == "iid-plus" else attrs.evolve(config.pool, count=1, epochs_kept=()))
     saved = attrs.evolve(config, pool=attrs.evolve(config.pool, path="saved"))
-    assert Distillation(saved, pictures()).pool_settings.epochs_kept == (0, 2), "its copies say which one fits"
-    wanted = chosen_images(kind, pictures().train, network, config.ipc, config.syn.factor, seed=3)
+    assert Distillation(saved, tiny_dataset()).pool_settings.epochs_kept == (0, 2), "its copies say which one fits"
+    wanted = chosen_images(kind, tiny_dataset().train, network, config.ipc, config.syn.factor, seed=3)
     assert torch.equal(start.images, wanted.images) and torch.equal(start.labels, wanted.labels)
     assert torch.equal(end.images, result.synthetic.images) and not torch.equal(end.images, start.images)
     own = method == "iid-plus" and kind == "centres"  # which is not told, as any setting of the scale
     assert (f"syn.init={kind}" in end.provenance["settings"].split()) != own
-    assert torch.equal(distill(config, pictures()).synthetic.images, end.images), "the same seed, the same bits"
+    assert torch.equal(distill(config, tiny_dataset()).synthetic.images, end.images), "the same seed, the same bits"
     assert (result.pool is None) == (method == "dm"), "what only chooses is not kept"
     real = override(config, {"syn.init": "real"})
-    assert not torch.equal(distill(real, pictures()).synthetic.images, end.images)
+    assert not torch.equal(distill(real, tiny_dataset()).synthetic.images, end.images)
 
 
 def test_the_images_stay_the_tensor_that_the_optimiser_moves() -> None:
-    run = Distillation(by_dm("centres"), pictures())
+    run = Distillation(by_dm("centres"), tiny_dataset())
     before, images = run.images.detach().clone(), run.images
     run.make_pool()
     assert run.images is images is run.optimiser.images and images.is_leaf and images.requires_grad
@@ -268,10 +269,10 @@ def test_only_the_network_that_chooses_is_trained_where_nothing_else_needs_the_p
 
     monkeypatch.setattr(distillation_step, "trained_pool", trained)
     for method, count in (("dm", 1), ("iid-plus", 2)):
-        run = Distillation(CONFIGS[method]("easiest"), pictures())
+        run = Distillation(CONFIGS[method]("easiest"), tiny_dataset())
         run.make_pool()
         assert asked.pop() == run.pool_settings.count == count and not asked
-    assert Distillation(by_dm("real"), pictures()).make_pool() is None and not asked
+    assert Distillation(by_dm("real"), tiny_dataset()).make_pool() is None and not asked
 
 
 @pytest.mark.parametrize("method", CONFIGS)
@@ -279,17 +280,17 @@ def test_a_run_that_was_killed_takes_its_images_from_the_checkpoint(
     method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = CONFIGS[method]("centres")
-    whole = distill(config, pictures())
+    whole = distill(config, tiny_dataset())
     with pytest.raises(Crash):
-        distill(config, pictures(), out=tmp_path / "early", **stop_at(1, crash))
-    begun_anew = distill(config, pictures(), out=tmp_path / "early", resume=True)
+        distill(config, tiny_dataset(), out=tmp_path / "early", **stop_at(1, crash))
+    begun_anew = distill(config, tiny_dataset(), out=tmp_path / "early", resume=True)
     assert torch.equal(begun_anew.synthetic.images, whole.synthetic.images)
     with pytest.raises(Crash):
-        distill(config, pictures(), out=tmp_path / "run", **stop_at(3, crash))
+        distill(config, tiny_dataset(), out=tmp_path / "run", **stop_at(3, crash))
     monkeypatch.setattr(distillation_step, "chosen_images", lambda *given, **named: pytest.fail("images are chosen"))
     if method == "dm":
         monkeypatch.setattr(distillation_step, "trained_pool", lambda *given, **named: pytest.fail("a pool is made"))
-    resumed = distill(config, pictures(), out=tmp_path / "run", resume=True)
+    resumed = distill(config, tiny_dataset(), out=tmp_path / "run", resume=True)
     assert torch.equal(resumed.synthetic.images, whole.synthetic.images)
 
 
@@ -301,13 +302,13 @@ def test_too_few_images_are_told_before_the_pool_is_trained(
     config = CONFIGS[method]("centres", ipc=2, syn__factor=2)
     told = r"ipc 2 with syn\.factor 2 takes 8 real images per class, but .* has 7; lower ipc to 1 or less"
     with pytest.raises(InputError, match=told):
-        distill(config, pictures(), out=tmp_path / "run")
+        distill(config, tiny_dataset(), out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
 def test_memory_counts_the_network_that_chooses() -> None:
     def for_pool(config: RunConfig, source: str) -> int:
-        needs = least_memory(config, pictures(), ("mean",), source)
+        needs = least_memory(config, tiny_dataset(), ("mean",), source)
         return sum(bytes for told, bytes in needs.items() if "the pool" in told)
 
     one = for_pool(by_dm("centres", pool__width=4), "random")
@@ -318,11 +319,11 @@ def test_memory_counts_the_network_that_chooses() -> None:
 def test_a_step_of_one_class_has_no_network_that_chooses(tmp_path: Path) -> None:
     told = "syn.init=centres needs networks that tell classes apart, .* or random with syn.init=real"
     with pytest.raises(InputError, match=told):
-        learn_in_steps(by_dm("centres", ipc=2), pictures(), steps=4, out=tmp_path / "steps")
+        learn_in_steps(by_dm("centres", ipc=2), tiny_dataset(), steps=4, out=tmp_path / "steps")
     with pytest.raises(InputError, match=r"pool\.path \(.*\) holds the pool of one dataset"):
-        learn_in_steps(by_dm("centres", ipc=2, pool__path="pool"), pictures(), steps=2, out=tmp_path / "steps")
+        learn_in_steps(by_dm("centres", ipc=2, pool__path="pool"), tiny_dataset(), steps=2, out=tmp_path / "steps")
     with pytest.raises(InputError, match="iid-plus needs networks that distinguish classes"):
-        learn_in_steps(plus("real"), pictures(), steps=4, out=tmp_path / "steps")
+        learn_in_steps(plus("real"), tiny_dataset(), steps=4, out=tmp_path / "steps")
 
 
 def test_what_the_choice_took_is_counted_and_its_network_noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -331,7 +332,7 @@ def test_what_the_choice_took_is_counted_and_its_network_noted(tmp_path: Path, m
         return chosen_images(*given, **named)
 
     monkeypatch.setattr(distillation_step, "chosen_images", slow)
-    result = distill(by_dm("centres"), pictures(), out=tmp_path / "run")
+    result = distill(by_dm("centres"), tiny_dataset(), out=tmp_path / "run")
     assert result.seconds > 0.3 and result.metrics["seconds"].iloc[0] > 0.3
     (known,) = json.loads((tmp_path / "run" / "environment.json").read_text())["pool"]
     assert len(known["accuracies"]) == 1 and known["seconds"] > 0 and len(known["networks"]) == 12

@@ -45,6 +45,7 @@ from iidlib.experiments.results import RESULT_COLUMNS
 from iidlib.features import pool
 from iidlib.notes import say_once
 from tests.command_line import Ended, Run
+from tests.factories import contents
 
 # Seconds of an iteration and of a network are what they are; all else of two equal runs is equal.
 COSTS = ["seconds_per_iteration", "pool_seconds"]
@@ -83,10 +84,6 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def finished(finished_run: Path, tmp_path: Path) -> Path:
     """A copy of the finished run, below the working folder."""
     return Path(shutil.copytree(finished_run, tmp_path / "run")).relative_to(tmp_path)
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 def assert_one_line(ended: Ended, message: str, status: int = 2) -> None:

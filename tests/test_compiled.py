@@ -2,48 +2,36 @@
 
 import hashlib
 import logging
-import os
 import stat
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
 import pytest
 
 from iidlib.engine import compiled, fused
-from tests.test_security import COMPUTE
-
-
-def computed(cache: Path, temporary: Path) -> tuple[bool, float, list[str]]:
-    """Whether a new process used the kernels, a value, and what it said."""
-    temporary.mkdir(exist_ok=True)
-    environment = os.environ | {"IID_CACHE": str(cache), "TMPDIR": str(temporary)}
-    del environment["TORCHINDUCTOR_CACHE_DIR"]
-    done = subprocess.run([sys.executable, "-c", COMPUTE], capture_output=True, text=True, env=environment, timeout=300)
-    assert done.returncode == 0, done.stderr
-    used, value = done.stdout.split()
-    return used == "True", float(value), done.stderr.splitlines()
+from tests.factories import compute_in_process
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not fused.compiler_available(), reason="torch finds no C++ compiler")
 def test_a_library_that_is_not_whole_is_built_again(tmp_path: Path) -> None:
     cache, temporary = tmp_path / "cache", tmp_path / "tmp"
-    used, expected, _ = computed(cache, temporary)
+    used, expected, _ = compute_in_process(cache, temporary)
     (known,) = cache.rglob("*.so.sha256")
     library, digest = known.with_suffix(""), known.read_text()
     made = library.stat().st_mtime_ns
     assert used and hashlib.sha256(library.read_bytes()).hexdigest() == digest
-    assert computed(cache, temporary) == (True, expected, []) and library.stat().st_mtime_ns == made, "it is built once"
+    assert compute_in_process(cache, temporary) == (True, expected, []) and library.stat().st_mtime_ns == made, (
+        "it is built once"
+    )
     whole = library.read_bytes()
     library.unlink()
     library.write_bytes(whole[: len(whole) // 2])
-    assert computed(cache, temporary) == (True, expected, [])
+    assert compute_in_process(cache, temporary) == (True, expected, [])
     assert len(library.read_bytes()) == len(whole) and library.stat().st_mtime_ns > made
     made = library.stat().st_mtime_ns
     known.unlink()  # as of a process that was killed while it built
-    assert computed(cache, temporary) == (True, expected, [])
+    assert compute_in_process(cache, temporary) == (True, expected, [])
     assert known.is_file() and library.stat().st_mtime_ns > made
     assert not list(temporary.iterdir())
 
@@ -52,7 +40,7 @@ def test_a_library_that_is_not_whole_is_built_again(tmp_path: Path) -> None:
 @pytest.mark.skipif(not fused.compiler_available(), reason="torch finds no C++ compiler")
 @pytest.mark.parametrize("name", ["o'cache of mine", "ünï"])
 def test_a_cache_whose_name_the_compiler_is_not_given_whole_costs_a_build(name: str, tmp_path: Path) -> None:
-    used, _, said = computed(tmp_path / name, tmp_path / "tmp")
+    used, _, said = compute_in_process(tmp_path / name, tmp_path / "tmp")
     assert used and not list((tmp_path / "tmp").iterdir())
     if name == "ünï":
         assert not said and list((tmp_path / name).rglob("*.so.sha256"))

@@ -36,6 +36,7 @@ from iidlib.config.overrides import ADDED
 from iidlib.config.recipes import BASELINES, BASES
 from iidlib.errors import InputError, suggest
 from iidlib.networks import build_network
+from tests.factories import one_line
 
 ALL = settings()
 HUGE = 10**400
@@ -102,10 +103,6 @@ def value(config: RunConfig, key: str) -> object:
     for part in key.split("."):
         found = getattr(found, part)
     return found
-
-
-def one_line(caught: pytest.ExceptionInfo[InputError]) -> bool:
-    return "\n" not in str(caught.value) and len(str(caught.value)) < 2000
 
 
 # Overriding
@@ -507,7 +504,9 @@ def test_a_class_knows_the_name_of_its_settings():
     for entry in attrs.fields(RunConfig):
         group = getattr(DEFAULTS, entry.name)
         if attrs.has(type(group)):
-            assert group._prefix == f"{entry.name}."
+            for field in attrs.fields(type(group)):
+                with pytest.raises(InputError, match=rf"\b{entry.name}\.{field.name}\b"):
+                    attrs.evolve(group, **{field.name: object()})
 
 
 def test_every_setting_has_a_place_in_the_design():

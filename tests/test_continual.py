@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from iidlib import cli, continual, experiments
-from iidlib.cli import main
 from iidlib.config import ComputeConfig, RunConfig, override, preset
 from iidlib.continual import class_order, class_steps, learn_in_steps, of_classes
 from iidlib.data import Dataset, registry, shapes
@@ -19,6 +18,7 @@ from iidlib.distillation import distill
 from iidlib.errors import InputError
 from iidlib.evaluation import evaluate, random_real
 from iidlib.features import trained_pool
+from tests.command_line import exit_status
 
 SMALL = {
     "iterations": 2,
@@ -28,11 +28,6 @@ SMALL = {
     "eval.num_eval": 1,
     "eval.epochs": 2,
 }
-
-
-@pytest.fixture(scope="module")
-def pictures() -> Dataset:
-    return shapes(4, 40, 16)
 
 
 def config(method: str = "dm", **changes: object) -> RunConfig:
@@ -261,25 +256,24 @@ def test_steps_before_a_pool_that_is_refused_are_kept_and_gone_on_from(tmp_path:
     from iidlib.data import registry
     from iidlib.features import pool
 
-    really = pool._check_trained
+    accuracy = pool.accuracy
 
-    def second_refused(config, held_out, number, passes, reached):
-        second = Path("r/step-01/synthetic.safetensors").is_file()
-        really(config, held_out, number, passes, 0.0 if second else reached)
+    def none_in_the_second(network, real):
+        return 0.0 if Path("r/step-01/synthetic.safetensors").is_file() else accuracy(network, real)
 
-    monkeypatch.setattr(pool, "_check_trained", second_refused)
+    monkeypatch.setattr(pool, "accuracy", none_in_the_second)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("IID_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(registry, "shapes", lambda: shapes(4, 40, 32))
     given = ["continual", "dm-cc", "--dataset", "shapes", "--ipc", "2", "--steps", "2", "--scale", "ci", "--out", "r"]
     given += ["--set", "pool.count=1"]
-    assert iid(*given) == 2
+    assert exit_status(*given) == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1
     assert re.search(
         r"step 2 cannot start: .* pool.untrained=warn; .*; step 1 is kept in r: resume with --resume", said
     )
-    assert iid(*given, "--resume", "--set", "pool.untrained=warn") == 0, capsys.readouterr().err
+    assert exit_status(*given, "--resume", "--set", "pool.untrained=warn") == 0, capsys.readouterr().err
     assert Path("r/step-02/synthetic.safetensors").is_file()
     shutil.rmtree("r")
     alone = [
@@ -295,13 +289,7 @@ def test_steps_before_a_pool_that_is_refused_are_kept_and_gone_on_from(tmp_path:
         "alone",
         "--no-evaluate",
     ]
-    assert iid(*alone) == 0 and iid(*alone, "--resume", "--set", "pool.untrained=warn") == 0
-
-
-def iid(*arguments: str) -> int:
-    with pytest.raises(SystemExit) as ended:
-        main(list(arguments))
-    return int(ended.value.code or 0)
+    assert exit_status(*alone) == 0 and exit_status(*alone, "--resume", "--set", "pool.untrained=warn") == 0
 
 
 def test_the_command_learns_goes_on_and_keeps_rows(tmp_path: Path, monkeypatch, capsys):
@@ -313,12 +301,12 @@ def test_the_command_learns_goes_on_and_keeps_rows(tmp_path: Path, monkeypatch, 
     monkeypatch.setattr(registry, "shapes", lambda: shapes(4, 40, 32))
     given = ["continual", "dm", "--dataset", "shapes", "--ipc", "2", "--steps", "2", "--scale", "ci"]
     given += ["--results", "r/rows.csv"]
-    assert iid(*given) == 0
+    assert exit_status(*given) == 0
     out = capsys.readouterr().out
     assert "step 1 of 2, 2 classes:" in out and "step 2 of 2, 4 classes:" in out
-    assert iid(*given) == 2
+    assert exit_status(*given) == 2
     assert "resume the run with --resume" in capsys.readouterr().err
-    assert iid(*given, "--resume") == 0
+    assert exit_status(*given, "--resume") == 0
     rows = all_rows(tmp_path / "r")
     assert len(rows) == 8 and rows["step"].tolist() == [1, 1, 2, 2] * 2
     cell = Cell("shapes", "dm", 2, steps=2)
@@ -326,10 +314,10 @@ def test_the_command_learns_goes_on_and_keeps_rows(tmp_path: Path, monkeypatch, 
     last = rows[rows["step"] == 2].drop_duplicates("evaluation_seed")["accuracy"].mean()
     assert measured(cell, "ci", rows).to_dict() == {0: last}
     assert measured(Cell("shapes", "dm", 2), "ci", rows).empty
-    assert iid(*given[:-2], "--steps", "3", "--out", "x") == 2
+    assert exit_status(*given[:-2], "--steps", "3", "--out", "x") == 2
     assert "4 classes cannot be split into 3 equal steps" in capsys.readouterr().err and not Path("x").exists()
     uneven = [*given[:6], "--scale", "ci", "--steps", "3, 1", "--results", "r/rows.csv"]
-    assert iid(*uneven) == 0 and Path("runs/continual-dm-shapes-ipc2-3-1steps-ci-seed0-order0/step-02").is_dir()
+    assert exit_status(*uneven) == 0 and Path("runs/continual-dm-shapes-ipc2-3-1steps-ci-seed0-order0/step-02").is_dir()
     rows = all_rows(tmp_path / "r")
     assert rows["step_sizes"].tolist() == ["2,2"] * 8 + ["3,1"] * 4
     assert measured(cell, "ci", rows).to_dict() == {0: last}, "uneven steps are not those of the paper"
@@ -348,12 +336,12 @@ def test_the_command_learns_goes_on_and_keeps_rows(tmp_path: Path, monkeypatch, 
         (["--out", "new", "--results", "new/step-02/scores.json"], "is reserved for files of the run in new"),
     ):
         capsys.readouterr()
-        assert iid(*given, *wrong) == 2
+        assert exit_status(*given, *wrong) == 2
         said = capsys.readouterr().err
         assert said.count("\n") == 1 and re.search(message, said), said
     assert not Path("new").exists()
     monkeypatch.setattr(command, "load", lambda *given: pytest.fail("the images are read before that is told"))
-    assert iid(*given) == 2
+    assert exit_status(*given) == 2
     assert "resume the run with --resume" in capsys.readouterr().err
 
 
@@ -363,13 +351,13 @@ def test_rows_name_the_form_of_the_memory(tmp_path: Path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for method in ("herding", "random"):
         given = ["continual", method, "--dataset", "shapes", "--ipc", "2", "--steps", "2", "--scale", "ci"]
-        assert iid(*given, "--set", "syn.factor=2", "--set", "pool.epochs=6", "--results", "r/rows.csv") == 0
+        assert exit_status(*given, "--set", "syn.factor=2", "--set", "pool.epochs=6", "--results", "r/rows.csv") == 0
     rows = all_rows(tmp_path / "r").groupby("method")["protocol"].first()
     assert "expanded" not in rows["herding"] and rows["random-mosaic"].endswith("each image expanded to 4")
 
 
 def test_the_help_names_it(capsys):
-    assert iid("continual", "--help") == 0
+    assert exit_status("continual", "--help") == 0
     assert "memory of distilled images" in capsys.readouterr().out
     assert cli.app is not None
 
@@ -390,15 +378,15 @@ def test_steps_that_are_finished_are_only_read(tmp_path: Path, monkeypatch, caps
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(registry, "shapes", lambda: shapes(4, 40, 32))
     given = ["continual", "dm", "--dataset", "shapes", "--ipc", "1", "--steps", "2", "--scale", "ci", "--out", "r"]
-    assert iid(*given) == 0
+    assert exit_status(*given) == 0
 
     def read_only(path: Path) -> None:
         raise InputError(f"cannot write {path}")
 
     monkeypatch.setattr(experiments, "check_writable", read_only)
-    assert iid(*given, "--resume") == 0, capsys.readouterr().err
+    assert exit_status(*given, "--resume") == 0, capsys.readouterr().err
     shutil.rmtree("r/step-02")
-    assert iid(*given, "--resume") == 2 and "cannot write" in capsys.readouterr().err
+    assert exit_status(*given, "--resume") == 2 and "cannot write" in capsys.readouterr().err
 
 
 def test_a_folder_of_the_users_is_not_said_to_hold_steps(tmp_path: Path, monkeypatch, capsys):
@@ -406,5 +394,5 @@ def test_a_folder_of_the_users_is_not_said_to_hold_steps(tmp_path: Path, monkeyp
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("mine")
     given = ["continual", "dm", "--dataset", "shapes", "--ipc", "1", "--steps", "2", "--scale", "ci", "--out", "mine"]
-    assert iid(*given) == 2
+    assert exit_status(*given) == 2
     assert capsys.readouterr().err == "iid: mine is not empty; give another --out\n"

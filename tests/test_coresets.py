@@ -12,17 +12,14 @@ from iidlib.networks import network_for
 from iidlib.rng import stream
 from iidlib.synthetic import SyntheticSet
 from tests import reference
-
-
-def features(seed: int, count: int = 30, size: int = 5) -> torch.Tensor:
-    return torch.randn(count, size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+from tests.factories import draw
 
 
 @pytest.mark.parametrize("name", ["herding", "k_center"])
 @pytest.mark.parametrize("count", [1, 2, 7, 30])
 @pytest.mark.parametrize("seed", [0, 1])
 def test_the_choice_is_that_of_the_obvious_version(name: str, count: int, seed: int) -> None:
-    given = features(seed)
+    given = draw(30, 5, seed=seed)
     chosen = getattr(coresets, name)(given, count).tolist()
     assert chosen == getattr(reference, name)(given, count) and len(set(chosen)) == count
 
@@ -33,7 +30,7 @@ def test_equal_images_are_chosen_once(name: str) -> None:
 
 
 def test_herding_keeps_the_mean_and_k_center_covers() -> None:
-    given = features(3, 200)
+    given = draw(200, 5, seed=3)
     near = given[coresets.herding(given, 10)].mean(0) - given.mean(0)
     plain = given[:10].mean(0) - given.mean(0)
     assert near.norm() < 0.3 * plain.norm()

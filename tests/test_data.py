@@ -1,6 +1,5 @@
 """Real images: what is embedded, how damage is reported, and the draws that a distillation is built on."""
 
-import hashlib
 import http.server
 import importlib.util
 import json
@@ -31,6 +30,7 @@ from iidlib.data import Dataset, DatasetSpec, RealSet, check, data_dir, datasets
 from iidlib.data.embedded import from_mosaic
 from iidlib.errors import InputError
 from iidlib.names import DATASET_NAMES
+from tests.factories import Trap, md5, one_line
 
 ROOT = Path(__file__).parents[1]
 MINI = ROOT / "data" / "cifar10-mini"
@@ -65,12 +65,6 @@ def numbered(counts: tuple[int, ...]) -> RealSet:
 
 def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
-
-
-def one_line(error: pytest.ExceptionInfo[InputError]) -> str:
-    text = str(error.value)
-    assert "\n" not in text
-    return text
 
 
 # --- what is embedded
@@ -273,10 +267,6 @@ def test_a_download_without_network_is_one_line(tmp_path: Path) -> None:
     assert f"cifar10 could not be downloaded to {tmp_path}" in text and "no network" in text
 
 
-def md5(path: Path) -> str:
-    return hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
-
-
 def write_batches(folder: Path, monkeypatch: pytest.MonkeyPatch) -> torch.Tensor:
     """CIFAR-10's files in small, four images each, with torchvision's list of checksums changed to theirs."""
     cifar10 = torchvision_datasets.CIFAR10
@@ -333,16 +323,6 @@ def test_cifar10_is_downloaded_when_asked_and_repaired_when_damaged(
         (root / "cifar-10-batches-py" / "data_batch_2").write_bytes(b"cut short")
         assert load_dataset("cifar10", data_root=root, download=True).train.images.equal(images[:20])
         server.shutdown()
-
-
-class Trap:
-    """Unpickling one makes a folder."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = str(path)
-
-    def __reduce__(self) -> tuple[object, tuple[str]]:
-        return os.mkdir, (self.path,)
 
 
 @pytest.mark.parametrize("name", ["data_batch_4", "test_batch", "batches.meta"])

@@ -29,23 +29,14 @@ from iidlib.data.registry import SOURCES
 from iidlib.distillation import distill
 from iidlib.errors import InputError
 from iidlib.synthetic import SyntheticSet
+from tests.factories import md5, one_line
 
 torchvision_datasets = torchvision.datasets
-
-
-def md5(path: Path) -> str:
-    return hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
 
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("IID_CACHE", str(tmp_path / "cache"))
-
-
-def one_line(caught: pytest.ExceptionInfo[InputError]) -> str:
-    text = str(caught.value)
-    assert "\n" not in text
-    return text
 
 
 # --- CIFAR-100 --------------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from iidlib.data import image_files
 from iidlib.data.decoded import DecodedImages
 from iidlib.data.image_files import decode_all, decode_files
 from iidlib.errors import InputError
+from tests.factories import decode_in_threads
 
 
 @pytest.fixture
@@ -56,7 +57,7 @@ def kept(root: Path) -> Path:
 
 def test_images_come_in_the_order_of_the_files(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(image_files, "BLOCK", 1)
-    monkeypatch.setattr(image_files, "_decoding_threads", lambda: 4)
+    decode_in_threads(4, monkeypatch)
     for _ in range(2):  # decoded, and from the cache
         assert whole(root)[:, 0, 0, 0].tolist() == list(range(20))
 
@@ -104,7 +105,7 @@ def test_what_was_decoded_before_an_interruption_is_kept(
     root: Path, decoded: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(image_files, "BLOCK", 1)
-    monkeypatch.setattr(image_files, "_decoding_threads", lambda: 1)
+    decode_in_threads(1, monkeypatch)
     read = image_files.read_picture
 
     def interrupted(path: Path, *rest: object) -> object:

@@ -16,7 +16,7 @@ from iidlib.errors import InputError
 from iidlib.evaluation import random_real
 from iidlib.evaluation.fitting import log_differences
 from iidlib.synthetic import SyntheticSet
-from tests.test_pictures import png_of_16_bits
+from tests.factories import png_of_16_bits
 
 
 @pytest.mark.parametrize(
@@ -70,7 +70,7 @@ def test_values_become_bytes_in_strips_as_at_once(kind: str, monkeypatch: pytest
 Paint = Callable[[int], Image.Image]
 
 
-def dataset(root: Path, paint: Paint, ending: str = "png", count: int = 6) -> str:
+def painted_folder(root: Path, paint: Paint, ending: str = "png", count: int = 6) -> str:
     """A folder of two classes whose pictures are painted by number; returns its name."""
     for number in range(count):
         path = root / "ab"[number % 2] / f"{number}.{ending}"
@@ -106,7 +106,7 @@ def test_deep_pictures_reach_from_black_to_white_and_this_is_said(
     kind: type, ending: str, low: float, high: float, told: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "iidlib")
-    name = dataset(tmp_path, lambda n: flat(low + (high - low) * n / 5, kind), ending)
+    name = painted_folder(tmp_path, lambda n: flat(low + (high - low) * n / 5, kind), ending)
     assert level(name) == {"low": 0, "high": 255}
     assert level(name) == {"low": 0, "high": 255}, "also from the cache"
     # folder and training images are told as well, each time
@@ -116,8 +116,8 @@ def test_deep_pictures_reach_from_black_to_white_and_this_is_said(
 
 
 def test_one_scale_holds_for_training_and_test_images_of_their_own(tmp_path: Path) -> None:
-    dataset(tmp_path / "train", lambda n: flat(200, np.uint16))
-    dataset(tmp_path / "test", lambda n: flat(4000, np.uint16))
+    painted_folder(tmp_path / "train", lambda n: flat(200, np.uint16))
+    painted_folder(tmp_path / "test", lambda n: flat(4000, np.uint16))
     data = load_dataset(f"folder:{tmp_path}?size=8")
     assert set(data.train.images.flatten().tolist()) == {round(200 / 4095 * 255)}
     assert set(data.test.images.flatten().tolist()) == {round(4000 / 4095 * 255)}
@@ -125,7 +125,7 @@ def test_one_scale_holds_for_training_and_test_images_of_their_own(tmp_path: Pat
 
 def test_the_range_can_be_given(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "iidlib")
-    name = dataset(tmp_path, lambda n: flat(100 * n, np.uint16))
+    name = painted_folder(tmp_path, lambda n: flat(100 * n, np.uint16))
     assert level(name) == {"low": 0, "high": round(500 / 1023 * 255)}
     assert level(f"{name}&range=100,400") == {"low": 0, "high": 255}
     assert level(f"{name}&range=-1000,1000")["low"] == round(1000 / 2000 * 255)
@@ -144,21 +144,21 @@ def test_a_wrong_range_is_one_line(text: str) -> None:
 def test_a_range_without_deep_pictures_is_told_to_change_nothing(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    name = dataset(tmp_path, lambda n: flat(50 * n, np.uint8))
+    name = painted_folder(tmp_path, lambda n: flat(50 * n, np.uint8))
     assert level(f"{name}&range=0,1") == {"low": 0, "high": 250}
     assert "no image has more than 8 bits, so range= has no effect" in caplog.text
 
 
 def test_a_mixture_of_depths_is_decided_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "iidlib")
-    name = dataset(tmp_path, lambda n: flat(4095, np.uint16) if n % 3 else flat(128, np.uint8))
+    name = painted_folder(tmp_path, lambda n: flat(4095, np.uint16) if n % 3 else flat(128, np.uint8))
     data = load_dataset(name)
     assert set(data.train.images.flatten().tolist()) | set(data.test.images.flatten().tolist()) == {128, 255}
     assert "4 images have more than 8 bits" in caplog.text and "the other 2 have 8 bits, 0 to 255" in caplog.text
 
 
 def test_a_brighter_picture_changes_the_scale_of_those_that_are_kept(tmp_path: Path) -> None:
-    name = dataset(tmp_path, lambda n: flat(1000, np.uint16))
+    name = painted_folder(tmp_path, lambda n: flat(1000, np.uint16))
     before = load_dataset(name)
     assert int(before.train.images.max()) == round(1000 / 1023 * 255)
     flat(4000, np.uint16).save(tmp_path / "a" / "bright.png")
@@ -169,7 +169,7 @@ def test_a_brighter_picture_changes_the_scale_of_those_that_are_kept(tmp_path: P
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_pictures_with_values_that_are_no_numbers_are_named(value: float, tmp_path: Path) -> None:
-    name = dataset(tmp_path, lambda n: flat(value if n == 3 else 0.5, np.float32), "tif")
+    name = painted_folder(tmp_path, lambda n: flat(value if n == 3 else 0.5, np.float32), "tif")
     with pytest.raises(InputError, match=r"1 of 6 images in .* cannot be read: b/3.tif \(has (NaN values|infin)"):
         load_dataset(name)
 
@@ -186,11 +186,11 @@ def test_colours_of_12_bits_in_16_are_told_to_be_nearly_black(tmp_path: Path, ca
 def test_a_set_keeps_the_range_and_is_not_tested_on_another_one_silently(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    made_from = load_dataset(dataset(tmp_path / "made", lambda n: flat(4095 - n, np.uint16)))
+    made_from = load_dataset(painted_folder(tmp_path / "made", lambda n: flat(4095 - n, np.uint16)))
     random_real(made_from.train, 1).save(tmp_path / "set.safetensors")
     chosen = SyntheticSet.load(tmp_path / "set.safetensors")
     assert chosen.provenance["range"] == "0,4095"
-    name = dataset(tmp_path / "dimmer", lambda n: flat(1020 - n, np.uint16))
+    name = painted_folder(tmp_path / "dimmer", lambda n: flat(1020 - n, np.uint16))
     for images in (chosen, made_from.train, chosen):
         log_differences(images, load_dataset(name))
     warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
@@ -200,8 +200,8 @@ def test_a_set_keeps_the_range_and_is_not_tested_on_another_one_silently(
     assert remedy == f"{name}&range=0,4095"
     caplog.clear()
     log_differences(chosen, load_dataset(remedy))
-    floats = dataset(tmp_path / "floats", lambda n: flat(n / 5, np.float32), "tif")
-    bytes_ = dataset(tmp_path / "bytes", lambda n: flat(40 * n, np.uint8))
+    floats = painted_folder(tmp_path / "floats", lambda n: flat(n / 5, np.float32), "tif")
+    bytes_ = painted_folder(tmp_path / "bytes", lambda n: flat(40 * n, np.uint8))
     for other in (floats, bytes_):
         log_differences(chosen, load_dataset(other))
     assert not [record for record in caplog.records if record.levelname == "WARNING"]
@@ -210,7 +210,7 @@ def test_a_set_keeps_the_range_and_is_not_tested_on_another_one_silently(
 
 def test_the_held_out_images_of_a_folder_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "iidlib")
-    name = dataset(tmp_path, lambda n: flat(n, np.uint8), count=60)
+    name = painted_folder(tmp_path, lambda n: flat(n, np.uint8), count=60)
     data = load_dataset(f"validation:{name}")
     assert (len(data.train), len(data.test)) == (36, 4)
     assert caplog.messages[-1] == (

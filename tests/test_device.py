@@ -31,16 +31,7 @@ from iidlib.engine import device as engine_device
 from iidlib.engine.device import CPU_CHUNK
 from iidlib.networks import NETWORKS, build_network, conv_blocks, fitted, prepare, set_backend
 from iidlib.rng import stream
-
-
-def draw(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
-    return torch.randn(*shape, dtype=dtype, generator=stream(seed, 0, "draw"))
-
-
-def difference(a: Tensor, b: Tensor) -> float:
-    """Norm-wise: ||a - b|| / ||b||."""
-    assert a.shape == b.shape
-    return float((a.double() - b.double()).norm() / b.double().norm())
+from tests.factories import difference, draw
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from iidlib.losses import characteristic_distance, kernel_distance
 from tests import reference
-from tests.test_losses import COUNTS, SEEDS, SIZES, draw, near, ragged
+from tests.factories import COUNTS, SEEDS, SIZES, draw, near, ragged
 
 FREQUENCIES = draw(6, 5, seed=77)
 """For features of 5 dimensions."""

@@ -13,6 +13,7 @@ from iidlib.engine import compiler_available
 from iidlib.networks import NETWORKS, Network, build_network, prepare
 from iidlib.rng import stream
 from iidlib.training import Examples, Training, ensemble, fit, fit_together
+from tests.factories import drop_at, labelled_noise, network_difference
 from tests.fake_cuda import BROKEN, FakeCuda, fake_cuda
 
 COUNT, CLASSES = 10, 3
@@ -26,11 +27,6 @@ def network(
     width = width if name.startswith("convnet") else None
     generator = stream(number, 0, "network")
     return build_network(name, num_classes=CLASSES, image_size=size, width=width, generator=generator).to(dtype)
-
-
-def images(count: int = COUNT, size: int = 16, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
-    pictures = torch.randn(count, 3, size, size, dtype=dtype, generator=stream(0, 0, "images"))
-    return pictures, torch.arange(count) % CLASSES
 
 
 def together(
@@ -48,18 +44,6 @@ def one_by_one(networks: list[Network], pictures: Tensor, labels: Tensor, **chan
     return [fit(own, examples, training, seed=3 + number) for number, own in enumerate(networks)]
 
 
-def drop_at(after: int | None) -> tuple[Drop, ...]:
-    """The official drop after the pass of an index."""
-    return () if after is None else (Drop(after + 1, 0.005, restart=True),)
-
-
-def difference(a: Network, b: Network) -> float:
-    """Of all weights and running statistics, norm-wise."""
-    assert a.state_dict().keys() == b.state_dict().keys()
-    first, second = (torch.cat([t.flatten().double() for t in each.state_dict().values()]) for each in (a, b))
-    return float((first - second).norm() / second.norm())
-
-
 @FORMS
 @pytest.mark.parametrize(
     ("drop_after", "strategy"),
@@ -69,11 +53,11 @@ def test_networks_trained_together_are_those_trained_alone(at_once, drop_after, 
     """Orders, the last smaller batch, augmentation, momentum, decay, and the drop with its new optimiser."""
     start = [network(number) for number in range(3)]
     settings = {"drops": drop_at(drop_after), "augmentation": strategy}
-    found = together(copy.deepcopy(start), *images(), at_once, **settings)
+    found = together(copy.deepcopy(start), *labelled_noise(), at_once, **settings)
     for own, expected, before in zip(
-        found, one_by_one(copy.deepcopy(start), *images(), **settings), start, strict=True
+        found, one_by_one(copy.deepcopy(start), *labelled_noise(), **settings), start, strict=True
     ):
-        assert difference(own, expected) < 1e-10 and difference(before, expected) > 1e-2
+        assert network_difference(own, expected) < 1e-10 and network_difference(before, expected) > 1e-2
 
 
 @FORMS
@@ -82,11 +66,11 @@ def test_the_idc_familys_training_together_is_that_alone(at_once):
     start = [network(number) for number in range(3)]
     drops = (Drop(3, 0.01), Drop(5, 0.002))
     settings = {"drops": drops, "augmentation": "flip>color>crop_scale_rotate", "cutmix": 0.5}
-    found = together(copy.deepcopy(start), *images(), at_once, **settings)
-    expected = one_by_one(copy.deepcopy(start), *images(), **settings)
-    plain = one_by_one(copy.deepcopy(start), *images(), **settings | {"cutmix": 0.0})
+    found = together(copy.deepcopy(start), *labelled_noise(), at_once, **settings)
+    expected = one_by_one(copy.deepcopy(start), *labelled_noise(), **settings)
+    plain = one_by_one(copy.deepcopy(start), *labelled_noise(), **settings | {"cutmix": 0.0})
     for own, alone, unmixed in zip(found, expected, plain, strict=True):
-        assert difference(own, alone) < 1e-10 and difference(unmixed, alone) > 1e-2
+        assert network_difference(own, alone) < 1e-10 and network_difference(unmixed, alone) > 1e-2
 
 
 @FORMS
@@ -94,11 +78,11 @@ def test_the_idc_familys_training_together_is_that_alone(at_once):
 def test_every_network_trains_together_its_running_statistics_included(at_once, name):
     start = [network(number, name, 32) for number in range(2)]
     settings = {"epochs": 1, "batch": 2, "lr": 0.01}
-    found = together(copy.deepcopy(start), *images(4, 32), at_once, **settings)
+    found = together(copy.deepcopy(start), *labelled_noise(4, 32), at_once, **settings)
     for own, expected, before in zip(
-        found, one_by_one(copy.deepcopy(start), *images(4, 32), **settings), start, strict=True
+        found, one_by_one(copy.deepcopy(start), *labelled_noise(4, 32), **settings), start, strict=True
     ):
-        assert difference(own, expected) < 1e-10 < difference(before, expected)
+        assert network_difference(own, expected) < 1e-10 < network_difference(before, expected)
         for key, tensor in expected.state_dict().items():
             if key.endswith("num_batches_tracked"):
                 assert own.state_dict()[key] == tensor == 2
@@ -107,11 +91,13 @@ def test_every_network_trains_together_its_running_statistics_included(at_once, 
 @FORMS
 def test_a_network_does_not_depend_on_how_many_train_with_it(at_once):
     settings = {"drops": drop_at(2), "augmentation": EVERYTHING}
-    (alone,) = together([network(1)], *images(), at_once, **settings, seeds=[8])
-    _, among, _ = together([network(0), network(1), network(2)], *images(), at_once, **settings, seeds=[3, 8, 5])
-    assert difference(among, alone) < 1e-12
-    (other,) = together([network(1)], *images(), at_once, **settings, seeds=[9])
-    assert difference(other, alone) > 1e-3
+    (alone,) = together([network(1)], *labelled_noise(), at_once, **settings, seeds=[8])
+    _, among, _ = together(
+        [network(0), network(1), network(2)], *labelled_noise(), at_once, **settings, seeds=[3, 8, 5]
+    )
+    assert network_difference(among, alone) < 1e-12
+    (other,) = together([network(1)], *labelled_noise(), at_once, **settings, seeds=[9])
+    assert network_difference(other, alone) > 1e-3
 
 
 @FORMS
@@ -120,29 +106,33 @@ def test_networks_come_back_in_training_mode_and_hold_their_weights_after_each_p
     seen: list[tuple[int, list[Network]]] = []
     before = torch.get_rng_state()
     found = together(
-        networks, *images(), at_once, epochs=3, on_epoch=lambda epoch: seen.append((epoch, copy.deepcopy(networks)))
+        networks,
+        *labelled_noise(),
+        at_once,
+        epochs=3,
+        on_epoch=lambda epoch: seen.append((epoch, copy.deepcopy(networks))),
     )
     assert torch.equal(torch.get_rng_state(), before)
     assert all(a is b and a.training for a, b in zip(found, networks, strict=True))
     assert [epoch for epoch, _ in seen] == [0, 1, 2]
     for epoch, then in seen:
-        expected = one_by_one([network(0), network(1)], *images(), epochs=epoch + 1)
-        assert all(difference(a, b) < 1e-10 for a, b in zip(then, expected, strict=True))
+        expected = one_by_one([network(0), network(1)], *labelled_noise(), epochs=epoch + 1)
+        assert all(network_difference(a, b) < 1e-10 for a, b in zip(then, expected, strict=True))
 
 
 @FORMS
 @pytest.mark.skipif(not compiler_available(), reason="no C++ compiler")
 def test_networks_with_compiled_kernels_train_together(at_once):
     start = [network(number, dtype=torch.float32, width=16) for number in range(2)]
-    pictures, labels = images(dtype=torch.float32)
+    pictures, labels = labelled_noise(dtype=torch.float32)
     found = together([prepare(copy.deepcopy(own)) for own in start], pictures, labels, at_once, epochs=2)
     for own, expected in zip(found, one_by_one(start, pictures, labels, epochs=2), strict=True):
-        assert difference(own, expected) < 1e-4
+        assert network_difference(own, expected) < 1e-4
 
 
 def test_a_batch_larger_than_the_set_is_the_set():
-    (large,), (whole,) = (together([network(0)], *images(), True, batch=batch) for batch in (256, COUNT))
-    assert difference(large, whole) == 0
+    (large,), (whole,) = (together([network(0)], *labelled_noise(), True, batch=batch) for batch in (256, COUNT))
+    assert network_difference(large, whole) == 0
 
 
 @pytest.mark.parametrize(
@@ -157,7 +147,7 @@ def test_a_batch_larger_than_the_set_is_the_set():
 )
 def test_what_cannot_train_together_is_refused(networks, seeds, message):
     with pytest.raises(ValueError, match=message):
-        examples = Examples(lambda index: images()[0][index], images()[1])
+        examples = Examples(lambda index: labelled_noise()[0][index], labelled_noise()[1])
         fit_together(networks, examples, Training(epochs=1, lr=0.1, batch=4), seeds=seeds)
 
 
@@ -191,7 +181,7 @@ def recording(
     cuda.breaks, cuda.wrong, cuda.cost = break_capture, set(wrong), {faster: 1.0, not faster: 2.0}
     monkeypatch.setattr(ensemble._Ensemble, "_update", updated)
     monkeypatch.setattr(ensemble._Ensemble, "_record", lambda self, batch: batches.append(batch) or record(self, batch))
-    pictures, labels = images()
+    pictures, labels = labelled_noise()
     training = Training(epochs=3, lr=0.05, batch=4, augmentation=EVERYTHING, drops=drop_at(1))
     found = fit_together(
         [network(0), network(1)], Examples(lambda index: pictures[index], labels), training, seeds=[3, 4]
@@ -227,8 +217,10 @@ def test_the_faster_recording_that_is_right_is_kept_and_training_stays_the_same(
 
 def assert_trained(found: list[Network]) -> None:
     """As plain training leaves networks after 3 passes."""
-    expected = one_by_one([network(0), network(1)], *images(), epochs=3, drops=drop_at(1), augmentation=EVERYTHING)
-    assert all(difference(a, b) < 1e-10 for a, b in zip(found, expected, strict=True))
+    expected = one_by_one(
+        [network(0), network(1)], *labelled_noise(), epochs=3, drops=drop_at(1), augmentation=EVERYTHING
+    )
+    assert all(network_difference(a, b) < 1e-10 for a, b in zip(found, expected, strict=True))
 
 
 def test_after_a_capture_that_breaks_training_goes_on_without_and_says_so_once(monkeypatch, caplog):
@@ -248,10 +240,10 @@ def test_after_a_capture_that_breaks_training_goes_on_without_and_says_so_once(m
 @pytest.mark.parametrize("at_once", [None, True, False])
 @pytest.mark.parametrize("name", ["convnet3", "convnet3-bn"])
 def test_recorded_training_on_a_gpu_is_the_plain_one(name, at_once, caplog):
-    pictures, labels = (tensor.cuda() for tensor in images(size=32, dtype=torch.float32))
+    pictures, labels = (tensor.cuda() for tensor in labelled_noise(size=32, dtype=torch.float32))
     start = [network(number, name, 32, torch.float32).cuda() for number in range(3)]
     settings = {"epochs": 3, "drops": drop_at(1), "augmentation": EVERYTHING}
     found = together([prepare(copy.deepcopy(own)) for own in start], pictures, labels, at_once, **settings)
     assert not caplog.records
     for own, expected in zip(found, one_by_one(start, pictures, labels, **settings), strict=True):
-        assert difference(own, expected) < 1e-2
+        assert network_difference(own, expected) < 1e-2

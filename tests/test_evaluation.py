@@ -41,12 +41,10 @@ from iidlib.synthetic import SyntheticSet
 from iidlib.training import Training
 from tests import reference, reference_augment
 
+PICTURES = {"per_class": (9, 12, 15, 8)}
+"""Of the fixture `pictures`."""
+
 QUICK = EvalProtocol(networks=("convnet2",), width=4, num_eval=2, epochs=4, lr=0.02, batch=8)
-
-
-@pytest.fixture(scope="module")
-def pictures() -> Dataset:
-    return shapes(4, [9, 12, 15, 8], 16)
 
 
 def changed(**changes: object) -> EvalProtocol:

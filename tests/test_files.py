@@ -9,11 +9,7 @@ import pytest
 
 from iidlib import files
 from iidlib.files import atomic_write, cache_dir, make_folders, write_new
-
-
-def mode(path: Path) -> int:
-    return stat.S_IMODE(path.lstat().st_mode)
-
+from tests.factories import mode
 
 # Where the cache is
 

@@ -13,14 +13,14 @@ from iidlib.distillation import distill, finished, save_pictures
 from iidlib.errors import InputError
 from iidlib.runs import Checkpoints, RunFolder, runs_frame
 from iidlib.synthetic import SyntheticSet
-from tests.test_distillation import ALL, ON_IDM, Crash, crash, pictures, rows, settings, stop_at
+from tests.factories import ALL, ON_IDM, Crash, crash, logged_rows, settings, stop_at, tiny_dataset
 
 EVERY = {"checkpoint__every": 3}
 
 
 def run_of(method: str, iterations: int, folder: Path, *, resume: bool = False, **options: object) -> SyntheticSet:
     config = settings(method, iterations=iterations, **EVERY)
-    return distill(config, pictures(40), out=folder, resume=resume, **options).synthetic
+    return distill(config, tiny_dataset(40), out=folder, resume=resume, **options).synthetic
 
 
 @pytest.mark.parametrize("method", [*ALL, *ON_IDM, "iid-plus"])
@@ -33,7 +33,7 @@ def test_a_continued_run_is_one_begun_with_as_many_iterations_bit_for_bit(method
     assert SyntheticSet.load(tmp_path / "two").images.equal(whole.images)
     states = [Checkpoints(tmp_path / name / "checkpoints").load() for name in ("two", "one")]
     assert all(torch.equal(states[0][0][name], tensor) for name, tensor in states[1][0].items())
-    logged, known = rows(tmp_path / "two"), {row["iteration"]: row for row in rows(tmp_path / "one")}
+    logged, known = logged_rows(tmp_path / "two"), {row["iteration"]: row for row in logged_rows(tmp_path / "one")}
     assert [row["iteration"] for row in logged] == [0, 4, 9], "the last iteration of each is logged"
     assert [row for row in logged if row["iteration"] in known] == list(known.values())
 
@@ -46,8 +46,8 @@ def test_cached_statistics_and_the_queue_at_another_interval_are_continued_too(t
         folder = tmp_path / method
         for iterations in (5, 7, 10):
             config = settings(method, iterations=iterations, **EVERY, **changes)
-            last = distill(config, pictures(40), out=folder, resume=iterations > 5).synthetic
-        assert torch.equal(last.images, distill(config, pictures(40)).synthetic.images)
+            last = distill(config, tiny_dataset(40), out=folder, resume=iterations > 5).synthetic
+        assert torch.equal(last.images, distill(config, tiny_dataset(40)).synthetic.images)
 
 
 def test_the_record_says_how_a_run_was_continued(tmp_path: Path) -> None:
@@ -63,7 +63,10 @@ def test_the_record_says_how_a_run_was_continued(tmp_path: Path) -> None:
     whole = run_of("dm", 10, tmp_path / "whole")
     assert "continued" not in whole.provenance
     assert whole.provenance["config"] == synthetic.provenance["config"], "the settings are the same"
-    assert distill(settings("dm", iterations=10, **EVERY), pictures(40), out=tmp_path / "run", resume=True).seconds == 0
+    assert (
+        distill(settings("dm", iterations=10, **EVERY), tiny_dataset(40), out=tmp_path / "run", resume=True).seconds
+        == 0
+    )
 
 
 def finished_with_scores(folder: Path) -> dict[str, bytes]:
@@ -124,7 +127,7 @@ def test_fewer_iterations_than_done_and_other_settings_are_refused_by_name(tmp_p
         with pytest.raises(InputError, match=r"has done 5 iterations, more than iterations=4; give 5 or more"):
             run_of("dm", 4, folder, resume=True)
     with pytest.raises(InputError, match=r"started with seed=0, not 1; resume it with the same settings"):
-        distill(settings("dm", iterations=10, seed=1, **EVERY), pictures(40), out=folder, resume=True)
+        distill(settings("dm", iterations=10, seed=1, **EVERY), tiny_dataset(40), out=folder, resume=True)
     assert {name: (folder / name).read_bytes() for name in before} == before
     for path in (folder / "checkpoints").iterdir():
         path.unlink()
@@ -158,13 +161,13 @@ def test_rows_without_a_time_are_gone_on_from(tmp_path: Path) -> None:
     with pytest.raises(Crash):
         run_of("dm", 12, tmp_path / "run", **stop_at(7, crash))
     (tmp_path / "run" / "metrics.jsonl").write_text('{"iteration": 0}\n[]\n{"iteration": 1, "seconds": "x"}\n')
-    distill(settings("dm", iterations=12, **EVERY), pictures(40), out=tmp_path / "run", resume=True)
-    assert [row["iteration"] for row in rows(tmp_path / "run")] == [0, 10, 11]
+    distill(settings("dm", iterations=12, **EVERY), tiny_dataset(40), out=tmp_path / "run", resume=True)
+    assert [row["iteration"] for row in logged_rows(tmp_path / "run")] == [0, 10, 11]
 
 
 def test_pictures_are_those_that_networks_see_too_where_they_differ(tmp_path: Path) -> None:
     config = settings("dm", iterations=1, syn__factor=2)
-    synthetic = distill(config, pictures(40), out=tmp_path / "run").synthetic
+    synthetic = distill(config, tiny_dataset(40), out=tmp_path / "run").synthetic
     folder = RunFolder(tmp_path / "run")
     finished.save_pictures(synthetic, folder, only_there=True)
     assert not list(folder.path.glob("*.png"))

@@ -15,7 +15,7 @@ from iidlib.data import image_tree, load_dataset, read_folder
 from iidlib.data.folder import held_out, parse_folder
 from iidlib.data.image_tree import ENDINGS
 from iidlib.errors import InputError
-from tests.test_layout import lay, on_disk, part, random_layout
+from tests.factories import images_on_disk, lay, part, random_layout
 
 
 def paint(root: Path) -> Path:
@@ -177,9 +177,9 @@ def test_any_folder_is_read_with_all_its_images_or_refused_in_one_line(
         read += 1
         lines = [record.getMessage() for record in told.records]
         unused = [line.split(": is ")[0] for line in lines if ": is left out" in line or ": is not used" in line]
-        named = sum(on_disk(Path(folder)) for folder in unused)
+        named = sum(images_on_disk(Path(folder)) for folder in unused)
         named += sum(int(line.split(": ")[1].split()[0]) for line in lines if "directly in it" in line)
-        assert len(found.train[0]) + len(found.test[0]) + named == on_disk(root), lines
+        assert len(found.train[0]) + len(found.test[0]) + named == images_on_disk(root), lines
     assert read > 4
 
 

@@ -6,17 +6,19 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from iidlib import bars
-from iidlib.data import image_files, load_dataset, spec
+from iidlib.data import image_files, load_dataset, pictures, spec
 from iidlib.data.image_files import decode_all
-from iidlib.data.pictures import LARGEST, _Room
 from iidlib.data.spec import channel_statistics
+from tests.factories import decode_in_threads
 
 PINNED = ("8c3fb19760c71eda", "9311eb5f97b3fbcb")
 PINNED_MEAN = (0.5097, 0.5139, 0.509)
@@ -91,27 +93,40 @@ def test_a_fingerprint_in_pieces_is_that_of_the_whole() -> None:
 
 @pytest.mark.parametrize(("cores", "torch_threads", "expected"), [(8, 4, 4), (2, 64, 2), (64, 64, 16), (1, 1, 1)])
 def test_as_many_threads_decode_as_the_process_may_use(
-    cores: int, torch_threads: int, expected: int, monkeypatch: pytest.MonkeyPatch
+    cores: int, torch_threads: int, expected: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(cores)), raising=False)
     monkeypatch.setattr(torch, "get_num_threads", lambda: torch_threads)
-    assert image_files._decoding_threads() == expected
+    asked, executor = [], image_files.ThreadPoolExecutor
+    monkeypatch.setattr(image_files, "ThreadPoolExecutor", lambda count: asked.append(count) or executor(count))
+    Image.new("RGB", (9, 9)).save(tmp_path / "a.png")
+    decode_all("my", tmp_path, [tmp_path / "a.png"], 8)
+    assert asked == [expected]
 
 
-def test_large_pictures_wait_for_each_other() -> None:
-    room, entered = _Room(), threading.Event()
+def test_large_pictures_wait_for_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two small ones are decoded at once and no third; the one that takes all the room is decoded alone."""
+    room, lock, fit = 200, threading.Lock(), ImageOps.fit
+    inside: list[int] = []
+    seen: list[list[int]] = []
 
-    def second() -> None:
-        with room.for_pixels(LARGEST):
-            entered.set()
+    def slowly(picture: Image.Image, *rest: Any) -> Image.Image:
+        pixels = picture.width * picture.height
+        with lock:
+            inside.append(pixels)
+            seen.append(list(inside))
+        time.sleep(0.1)
+        with lock:
+            inside.remove(pixels)
+        return fit(picture, *rest)
 
-    with room.for_pixels(2):
-        with room.for_pixels(LARGEST - 2):
-            other = threading.Thread(target=second)
-            other.start()
-        assert not entered.wait(0.1), "two pixels too many"
-    other.join(10)
-    assert entered.is_set()
+    for number in range(7):
+        Image.new("RGB", (10, 20 if number == 3 else 10)).save(tmp_path / f"{number}.png")
+    monkeypatch.setattr(pictures, "LARGEST", room)
+    monkeypatch.setattr(ImageOps, "fit", slowly)
+    decode_in_threads(4, monkeypatch)
+    decode_all("my", tmp_path, sorted(tmp_path.iterdir()), 8)
+    assert [room] in seen and [100, 100] in seen and all(sum(pixels) <= room for pixels in seen)
 
 
 def test_profiles_that_cannot_be_used_are_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

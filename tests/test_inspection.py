@@ -17,7 +17,7 @@ from iidlib.data import image_files, inspect_folder, load_dataset
 from iidlib.data.duplicates import identical, nearly_identical
 from iidlib.data.folder import read_folder
 from iidlib.errors import InputError
-from tests.test_layout import lay
+from tests.factories import lay
 
 MINI = load_dataset("cifar10-mini")
 

@@ -1,7 +1,6 @@
 """Datasets put into a data root: the user's files stay, archives are bounded, and what was begun is completed."""
 
 import dataclasses
-import hashlib
 import http.server
 import io
 import os
@@ -23,23 +22,9 @@ from iidlib.data.registry import SOURCES
 from iidlib.data.source import Size
 from iidlib.errors import InputError
 from tests.command_line import Run
+from tests.factories import contents, md5, one_line
 
 NAME, FOLDER, ARCHIVE = "tinyimagenet", "tiny-imagenet-200", "tiny-imagenet-200.zip"
-
-
-def md5(content: bytes) -> str:
-    return hashlib.md5(content, usedforsecurity=False).hexdigest()
-
-
-def one_line(caught: pytest.ExceptionInfo[InputError]) -> str:
-    text = str(caught.value)
-    assert "\n" not in text
-    return text
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    """Every file below a folder, hidden ones too."""
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 @pytest.fixture
@@ -394,7 +379,7 @@ def test_files_of_a_mirror_are_verified(server: Server, tmp_path: Path, monkeypa
         for part, name in zip(("train", "test"), SVHN, strict=True)
     }
     monkeypatch.setattr(KIND, "split_list", lists)
-    monkeypatch.setitem(SOURCES, "svhn", dataclasses.replace(SOURCES["svhn"], read=lambda folder: pictures()))
+    monkeypatch.setitem(SOURCES, "svhn", dataclasses.replace(SOURCES["svhn"], read=lambda folder: two_black_images()))
     root = tmp_path / "root"
     mirror = next(iter([server(name, content) for name, content in contents_of.items()]))
     server(SVHN[1], b"another file")
@@ -414,7 +399,7 @@ def test_files_of_a_mirror_are_verified(server: Server, tmp_path: Path, monkeypa
     assert (root / "svhn" / SVHN[0]).read_bytes() == b"mine" and check("svhn", root).files[0].state == "corrupted"
 
 
-def pictures() -> tuple[tuple[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]:
+def two_black_images() -> tuple[tuple[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]:
     part = torch.zeros(2, 3, 32, 32, dtype=torch.uint8), torch.tensor([0, 1])
     return part, part
 

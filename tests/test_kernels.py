@@ -1,6 +1,7 @@
 """iidlib.engine.kernels: a block's values are those of its four operations; when used, what where it fails."""
 
 import copy
+import functools
 import logging
 import os
 import subprocess
@@ -19,12 +20,12 @@ from torch import Tensor
 from iidlib.engine import FusedBlock, kernels, norm_relu_pool
 from iidlib.engine import fused as engine_fused
 from iidlib.networks import build_network, draw_parameters_, prepare, set_backend
+from tests import factories
+from tests.factories import difference
+
+draw = functools.partial(factories.draw, dtype=torch.float32)
 
 pytestmark = pytest.mark.skipif(not engine_fused.compiler_available(), reason="torch finds no C++ compiler")
-
-
-def draw(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 def parameters(channels: int, width: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -39,11 +40,6 @@ def operations(
     x, weight, bias, norm_weight, norm_bias = (t.double() for t in (x, weight, bias, norm_weight, norm_bias))
     x = F.group_norm(F.conv2d(x, weight, bias, padding=1), len(weight), norm_weight, norm_bias, eps)
     return F.avg_pool2d(F.relu(x), 2)
-
-
-def difference(found: Tensor, expected: Tensor) -> float:
-    assert found.shape == expected.shape
-    return float((found.double() - expected.double()).norm() / expected.double().norm())
 
 
 def block() -> int:

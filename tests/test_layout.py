@@ -7,7 +7,7 @@ import re
 import socket
 import sys
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -16,21 +16,7 @@ from iidlib.data import image_tree
 from iidlib.data.image_tree import ENDINGS, Tree, scan
 from iidlib.data.layout import Layout, layout_of
 from iidlib.errors import InputError
-
-
-def lay(root: Path, *names: str) -> Path:
-    """Makes empty files: ``cat/*3.png`` is three of them; a name that ends in a slash is a folder."""
-    for name in names:
-        head, star, tail = name.partition("*")
-        count, dot, ending = tail.partition(".") if star else ("1", "", "")
-        for number in range(int(count)):
-            path = root / (f"{head}{number}{dot}{ending}" if star else name)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            if name.endswith("/"):
-                path.mkdir(exist_ok=True)
-            else:
-                path.touch()
-    return root
+from tests.factories import CATS_AND_DOGS, images_on_disk, lay, part, random_layout
 
 
 def read(root: Path) -> Layout:
@@ -55,13 +41,6 @@ def shown(layout: Layout, root: Path) -> tuple[str, str]:
 
 def left_out(layout: Layout, root: Path) -> list[str]:
     return [f"{out.path.relative_to(root)}: {out.reason}" for out in layout.left_out]
-
-
-CLASSES = ("cat/*4.png", "dog/*4.png")
-
-
-def part(name: str, *classes: str) -> list[str]:
-    return [f"{name}/{one}" for one in classes or CLASSES]
 
 
 # --- splits -----------------------------------------------------------------------------------------------------------
@@ -240,7 +219,17 @@ def test_classes_with_other_folders_in_them_are_not_told(lines: tuple[str, ...],
 
 
 def test_what_is_left_out_is_told_with_its_kind_and_an_example(tmp_path: Path) -> None:
-    lay(tmp_path, *CLASSES, "cat/a.txt", "cat/b.txt", "dog/more/c.heic", "dog/d", "empty/", "notes/n.md", "loose.png")
+    lay(
+        tmp_path,
+        *CATS_AND_DOGS,
+        "cat/a.txt",
+        "cat/b.txt",
+        "dog/more/c.heic",
+        "dog/d",
+        "empty/",
+        "notes/n.md",
+        "loose.png",
+    )
     lay(tmp_path, "cat/._0.png", "__MACOSX/cat/*2.png", ".git/x", "cat/.DS_Store")
     (tmp_path / "cat" / "circle").symlink_to(tmp_path)
     told = left_out(read(tmp_path), tmp_path)
@@ -322,7 +311,7 @@ def test_a_folder_that_breaks_off_while_it_is_read_is_named(tmp_path: Path, monk
 
 
 def test_links_that_lead_nowhere_or_to_themselves_are_named(tmp_path: Path) -> None:
-    lay(tmp_path, *CLASSES)
+    lay(tmp_path, *CATS_AND_DOGS)
     (tmp_path / "cat" / "gone.png").symlink_to(tmp_path / "nowhere.png")
     (tmp_path / "dog" / "more").symlink_to(tmp_path / "unmounted")
     (tmp_path / "bird").symlink_to("bird")
@@ -333,7 +322,7 @@ def test_links_that_lead_nowhere_or_to_themselves_are_named(tmp_path: Path) -> N
 
 
 def test_what_is_no_regular_file_is_named_and_not_opened(tmp_path: Path) -> None:
-    lay(tmp_path, *CLASSES)
+    lay(tmp_path, *CATS_AND_DOGS)
     os.mkfifo(tmp_path / "cat" / "x.png")
     os.mkfifo(tmp_path / "cat" / "pipe")
     (tmp_path / "cat" / "null.jpg").symlink_to("/dev/null")
@@ -352,7 +341,7 @@ def test_what_is_no_regular_file_is_named_and_not_opened(tmp_path: Path) -> None
 
 def test_links_to_folders_are_followed_once(tmp_path: Path) -> None:
     elsewhere = lay(tmp_path / "elsewhere", "cow/*3.png", "old/cats/*2.png")
-    root = lay(tmp_path / "root", *CLASSES)
+    root = lay(tmp_path / "root", *CATS_AND_DOGS)
     (root / "cow").symlink_to(elsewhere / "cow")
     (root / "cat" / "old").symlink_to(elsewhere / "old")
     assert read(root).train.counts == {"cat": 6, "cow": 3, "dog": 4}
@@ -364,7 +353,7 @@ def test_links_to_folders_are_followed_once(tmp_path: Path) -> None:
 
 
 def test_circles_of_links_end(tmp_path: Path) -> None:
-    root = lay(tmp_path / "root", *CLASSES, "cat/deep/*1.png")
+    root = lay(tmp_path / "root", *CATS_AND_DOGS, "cat/deep/*1.png")
     for number, target in enumerate((root, root / "cat", root / "cat" / "deep", tmp_path, Path("/"))):
         (root / "cat" / "deep" / f"circle{number}").symlink_to(target)
     found = read(root)
@@ -377,7 +366,7 @@ def test_circles_of_links_end(tmp_path: Path) -> None:
 
 
 def test_folders_nested_deeper_than_calls_can_be_are_read(tmp_path: Path) -> None:
-    lay(tmp_path, *CLASSES, f"cat/{'d/' * 300}x.png")
+    lay(tmp_path, *CATS_AND_DOGS, f"cat/{'d/' * 300}x.png")
     limit = sys.getrecursionlimit()
     sys.setrecursionlimit(len(inspect.stack()) + 100)
     try:
@@ -387,52 +376,6 @@ def test_folders_nested_deeper_than_calls_can_be_are_read(tmp_path: Path) -> Non
 
 
 # --- any layout -------------------------------------------------------------------------------------------------------
-
-WORDS = (
-    "train Train training test Test testing val valid images archive cat dog Cat cow pred seg_train seg_test".split()
-)
-
-
-def random_layout(root: Path, draw: random.Random) -> None:
-    """A folder as many have it, with something wrong in half of the cases; or one as nobody should make it."""
-    places = [root]
-    if draw.random() < 0.6:
-        above = root / draw.choice(("", "", "archive", "a/b"))
-        parts = [above] if draw.random() < 0.3 else [above / "train", above / draw.choice(("test", "Val", "dev_set"))]
-        places += [part / name for part in parts for name in draw.sample(("ant", "bee", "cat", "dog"), 3)]
-        places += [part / "deep" for part in places[1:] if draw.random() < 0.1]
-        for place in places[1:]:
-            place.mkdir(parents=True, exist_ok=True)
-            fill(place, draw, (1, 2, 5, 0 if draw.random() < 0.1 else 3))
-    for _ in range(draw.choice((0, 1, 2)) if places[1:] else draw.randrange(1, 14)):
-        place = draw.choice(places) / draw.choice(WORDS)
-        place.mkdir(exist_ok=True)
-        places.append(place)
-        fill(place, draw, (0, 0, 1, 2, 5))
-    for place in draw.sample(places, min(2, len(places))):
-        kind = draw.randrange(16)
-        if kind == 0:
-            (place / "link").symlink_to(draw.choice(places))
-        elif kind == 1:
-            (place / "gone.png").symlink_to("nowhere")
-        elif kind == 2 and not (place / "pipe.png").exists():
-            os.mkfifo(place / "pipe.png")
-        elif kind == 3:
-            (place / ".hidden.png").touch()
-
-
-def fill(place: Path, draw: random.Random, counts: Sequence[int]) -> None:
-    for number in range(draw.choice(counts)):
-        (place / f"{number}{draw.choice(('.png', '.JPG', '.png', '.jfif', '.txt'))}").touch()
-
-
-def on_disk(root: Path) -> int:
-    """Images as `os.walk` counts them, which follows no links."""
-    return sum(
-        (Path(place) / name).is_file() and not name.startswith(".") and Path(name).suffix.lower() in ENDINGS
-        for place, _, names in os.walk(root)
-        for name in names
-    )
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -445,7 +388,7 @@ def test_any_layout_is_read_with_all_its_images_or_refused_in_one_line(seed: int
         tree = scan(root)
         if tree.all_unreadable():
             continue
-        assert len(tree.all_images()) == on_disk(root)
+        assert len(tree.all_images()) == images_on_disk(root)
         try:
             found = layout_of(tree)
         except InputError as error:
@@ -454,5 +397,5 @@ def test_any_layout_is_read_with_all_its_images_or_refused_in_one_line(seed: int
             continue
         read_ += 1
         taken = len(found.train.paths) + (len(found.test.paths) if found.test else 0)
-        assert taken + sum(out.images for out in found.left_out) == on_disk(root)
+        assert taken + sum(out.images for out in found.left_out) == images_on_disk(root)
     assert read_ > 5 and refusals > 5

@@ -6,7 +6,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
 
 from iidlib.losses import (
     class_centralization,
@@ -18,34 +17,7 @@ from iidlib.losses import (
     squared_distances,
 )
 from tests import reference
-
-COUNTS = (1, 3, 20, 300)
-SEEDS = st.integers(0, 2**32)
-SIZES = st.integers(2, 6)
-
-
-def draw(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
-    return torch.randn(*shape, dtype=dtype, generator=torch.Generator().manual_seed(seed))
-
-
-def near(a: Tensor, b: Tensor, tolerance: float = 1e-10) -> bool:
-    """Norm-wise: ||a - b|| / ||b||."""
-    assert a.shape == b.shape
-    return bool((a - b).norm() <= tolerance * b.norm())
-
-
-def ragged(
-    counts: tuple[int, ...], *shape: int, seed: int = 0, padding: float = 0.0
-) -> tuple[list[Tensor], Tensor, Tensor]:
-    """Classes of unequal size: one by one, padded with some value, and the mask."""
-    classes = [draw(count, *shape, seed=seed + c) for c, count in enumerate(counts)]
-    padded = torch.full((len(counts), max(counts), *shape), padding, dtype=torch.float64)
-    mask = torch.zeros(len(counts), max(counts), dtype=torch.bool)
-    for c, images in enumerate(classes):
-        padded[c, : len(images)] = images
-        mask[c, : len(images)] = True
-    return classes, padded, mask
-
+from tests.factories import COUNTS, SEEDS, SIZES, draw, near, ragged
 
 # Values against the equations, one class and one image at a time
 

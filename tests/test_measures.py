@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 
 from iidlib.config import ComputeConfig, preset
-from iidlib.data import Dataset, shapes
+from iidlib.data import shapes
 from iidlib.distillation import distill
 from iidlib.distillation import run as distillation_run
 from iidlib.errors import InputError
@@ -16,15 +16,10 @@ from iidlib.networks import build_network
 from iidlib.rng import stream
 from iidlib.synthetic import SyntheticSet
 from tests import reference
+from tests.factories import draw
 
-
-def features(seed: int, *shape: int) -> torch.Tensor:
-    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-
-
-@pytest.fixture(scope="module")
-def pictures() -> Dataset:
-    return shapes(3, 24, 16)
+PICTURES = {"per_class": 24, "classes": 3}
+"""Of the fixture `pictures`."""
 
 
 def network(number: int):
@@ -36,7 +31,7 @@ def network(number: int):
 
 @given(seed=st.integers(0, 999), classes=st.integers(2, 4), n=st.integers(2, 6), d=st.integers(1, 5))
 def test_spread_is_that_of_the_obvious_version(seed, classes, n, d):
-    given_ = features(seed, classes, n, d)
+    given_ = draw(classes, n, d, seed=seed)
     found = measures.spread(given_)
     for row, (within, between) in zip(found.itertuples(), reference.spread(given_), strict=True):
         assert row.within == pytest.approx(within, rel=1e-10) and row.between == pytest.approx(between, rel=1e-10)
@@ -45,7 +40,7 @@ def test_spread_is_that_of_the_obvious_version(seed, classes, n, d):
 
 @given(seed=st.integers(0, 999), n=st.integers(2, 5), m=st.integers(1, 4))
 def test_covariance_gap_and_mmd_are_those_of_the_obvious_versions(seed, n, m):
-    real, syn = features(seed, 2, n, 3, 4), features(seed + 1000, 2, m, 3, 4)
+    real, syn = draw(2, n, 3, 4, seed=seed), draw(2, m, 3, 4, seed=seed + 1000)
     assert measures.covariance_gap(real, syn)["gap"].tolist() == pytest.approx(
         reference.covariance_gap(real, syn), rel=1e-10
     )
@@ -61,14 +56,14 @@ def test_covariance_gap_and_mmd_are_those_of_the_obvious_versions(seed, n, m):
 
 
 def test_equal_sets_differ_in_nothing_and_a_set_without_variation_in_all():
-    real = features(0, 3, 8, 5, 4)
+    real = draw(3, 8, 5, 4, seed=0)
     assert measures.covariance_gap(real, real)["gap"].max() < 1e-12
     assert measures.mmd(real.flatten(2), real.flatten(2))[["linear", "gaussian"]].abs().max().max() < 1e-12
     assert measures.covariance_gap(real, real[:, :1])["gap"].tolist() == pytest.approx([1.0] * 3)
 
 
 def test_the_linear_kernel_sees_means_only_and_the_gaussian_one_more():
-    real = features(1, 2, 40, 3)
+    real = draw(2, 40, 3, seed=1)
     centre = real.mean(1, keepdim=True)
     narrow = centre + 0.1 * (real - centre)
     found = measures.mmd(real, narrow)
@@ -77,7 +72,7 @@ def test_the_linear_kernel_sees_means_only_and_the_gaussian_one_more():
 
 @pytest.mark.parametrize("shift", [0.0, 5.0])
 def test_measures_do_not_depend_on_order_or_a_shift(shift):
-    real, syn = features(2, 2, 9, 4, 3), features(3, 2, 5, 4, 3)
+    real, syn = draw(2, 9, 4, 3, seed=2), draw(2, 5, 4, 3, seed=3)
     order = torch.randperm(5, generator=torch.Generator().manual_seed(0))
     for measure in (
         lambda a, b: measures.covariance_gap(a, b),
@@ -90,10 +85,10 @@ def test_measures_do_not_depend_on_order_or_a_shift(shift):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: measures.mmd(features(0, 2, 1, 3), features(0, 2, 4, 3)), "two or more real images"),
-        (lambda: measures.mmd(features(0, 2, 3), features(0, 2, 3)), "two or more real images"),
-        (lambda: measures.covariance_gap(features(0, 2, 3, 4), features(0, 2, 3, 4)), "shape"),
-        (lambda: measures.spread(features(0, 2, 3)), "shape"),
+        (lambda: measures.mmd(draw(2, 1, 3, seed=0), draw(2, 4, 3, seed=0)), "two or more real images"),
+        (lambda: measures.mmd(draw(2, 3, seed=0), draw(2, 3, seed=0)), "two or more real images"),
+        (lambda: measures.covariance_gap(draw(2, 3, 4, seed=0), draw(2, 3, 4, seed=0)), "shape"),
+        (lambda: measures.spread(draw(2, 3, seed=0)), "shape"),
     ],
 )
 def test_wrong_shapes(call, message):
@@ -151,7 +146,7 @@ def test_too_few_images_to_compare_with():
 def test_clusters_stay_clusters_and_a_seed_repeats():
     centres = torch.tensor([[0.0, 0.0, 0.0], [30.0, 0.0, 0.0], [0.0, 30.0, 0.0]])
     labels = torch.arange(3).repeat_interleave(15)
-    sets = {name: centres[labels] + features(seed, 45, 3).float() for seed, name in enumerate(("real", "dm"))}
+    sets = {name: centres[labels] + draw(45, 3, seed=seed).float() for seed, name in enumerate(("real", "dm"))}
     found = measures.project(sets, {name: labels for name in sets}, perplexity=10)
     assert list(found.columns) == ["label", "class", "x", "y"] and len(found) == 90
     middle = found.groupby("class")[["x", "y"]].transform("mean")
@@ -163,10 +158,10 @@ def test_clusters_stay_clusters_and_a_seed_repeats():
 
 
 def test_few_points_lower_the_perplexity_and_too_few_are_refused():
-    six = {"real": features(0, 6, 4)}
+    six = {"real": draw(6, 4, seed=0)}
     assert len(measures.project(six, {"real": torch.zeros(6, dtype=torch.int64)})) == 6
     with pytest.raises(ValueError, match="five or more"):
-        measures.project({"real": features(0, 4, 4)}, {"real": torch.zeros(4)})
+        measures.project({"real": draw(4, 4, seed=0)}, {"real": torch.zeros(4)})
     with pytest.raises(ValueError, match="as many labels"):
         measures.project(six, {"real": torch.zeros(5)})
 

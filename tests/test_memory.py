@@ -6,30 +6,22 @@ from pathlib import Path
 import pytest
 import torch
 
-from iidlib import distill, evaluate, load_dataset, preset
-from iidlib.cli import main
+from iidlib import distill, evaluate, preset
 from iidlib.data import Dataset
-from iidlib.distillation import run as distillation_run
+from iidlib.distillation import Distillation
 from iidlib.distillation.memory import least_memory
 from iidlib.engine import available_bytes, check_fits
 from iidlib.errors import InputError, out_of_memory
 from iidlib.evaluation import random_real
 from iidlib.networks import build_network, network_bytes, network_for
 from iidlib.rng import stream
+from tests.command_line import exit_status
+
+PICTURES = {"per_class": 40, "size": 32}
+"""Of the fixture `pictures`."""
 
 CPU = torch.device("cpu")
 HUGE = 10**15
-
-
-@pytest.fixture(scope="module")
-def pictures() -> Dataset:
-    return load_dataset("shapes")
-
-
-def iid(*arguments: str) -> int:
-    with pytest.raises(SystemExit) as ended:
-        main(arguments)
-    return int(str(ended.value.code))
 
 
 def test_memory_that_is_there_is_that_of_a_machine() -> None:
@@ -123,8 +115,8 @@ def test_memory_that_runs_out_on_a_cpu_is_one_line(
         torch.empty(2**60)  # torch's own error
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(distillation_run, "_distill", fails)
-    assert iid("distill", "dm", "--dataset", "shapes", "--ipc", "2", "--scale", "ci", "--out", "run") == 1
+    monkeypatch.setattr(Distillation, "step", fails)
+    assert exit_status("distill", "dm", "--dataset", "shapes", "--ipc", "2", "--scale", "ci", "--out", "run") == 1
     told = capfd.readouterr().err.splitlines()
     assert told[0].startswith("iid: failed: out of memory (") and "match.batch_real=" in told[0] and len(told) <= 2
 
@@ -147,7 +139,10 @@ def test_huge_and_odd_numbers_end_in_one_line_and_leave_nothing(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     method = "idm" if "queue.size=1e17" in changes else "dm"
-    assert iid("distill", method, "--dataset", "shapes", "--scale", "ci", "--ipc", "2", "--out", "run", *changes) == 2
+    assert (
+        exit_status("distill", method, "--dataset", "shapes", "--scale", "ci", "--ipc", "2", "--out", "run", *changes)
+        == 2
+    )
     told = capfd.readouterr().err.splitlines()
     assert len(told) == 1 and told[0].startswith("iid: ") and len(told[0]) < 1100, told
     assert not list(tmp_path.iterdir())

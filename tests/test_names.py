@@ -3,12 +3,13 @@
 import dataclasses
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
-from iidlib import cli, names
+from iidlib import cli
 from iidlib.config import EvalProtocol, RunConfig, from_yaml, override, preset, resolved, to_yaml
 from iidlib.data import Dataset, RealSet, check, load_dataset, shapes
 from iidlib.data.registry import SOURCES
@@ -55,11 +56,13 @@ def test_a_network_is_known_however_it_is_written(given: str) -> None:
     assert build_network(given).name == NETWORKS_MEANT[given]
 
 
-def test_no_name_stands_for_two() -> None:
-    for known, others in ((DATASET_NAMES, names._OTHER_DATASETS), (NETWORK_NAMES, names._OTHER_NETWORKS)):
-        plain = [names._without_separators(name) for name in known]
-        assert len(set(plain)) == len(plain) and not set(plain) & set(others)
-        assert all(names._without_separators(name) == name for name in others) and set(others.values()) <= set(known)
+@pytest.mark.parametrize(("meant", "names"), [(dataset_name, DATASET_NAMES), (network_name, NETWORK_NAMES)])
+def test_every_name_stands_for_itself_without_separators_too(
+    meant: Callable[[str], str], names: tuple[str, ...]
+) -> None:
+    for name in names:
+        for given in (name, name.upper(), name.replace("-", "_"), name.replace("-", ""), "_".join(name)):
+            assert meant(given) == name, "another name is taken for it, or hides it"
 
 
 @pytest.mark.parametrize("unknown", ["cifar", "imagenet", "mnist2", "", "tiny/imagenet", "my_set"])

@@ -1,53 +1,51 @@
 """iidlib.features.network_queue: who is in the queue when, what training does to whom, meters, the state."""
 
-import functools
-
 import pytest
 import torch
 from torch import Tensor
 
 from iidlib.config import QueueConfig
-from iidlib.data import Dataset, shapes
 from iidlib.errors import InputError
 from iidlib.features import NetworkQueue
 from iidlib.features.network_queue import RELEASED_EVALUATIONS
 from iidlib.networks import network_for
 from iidlib.rng import stream
 from tests import reference
+from tests.factories import in_double, tiny_dataset
 
 SMALL = {"size": 5, "start": 2, "every": 3, "train": 2, "steps": 2, "batch": 6, "lr": 0.05}
 
 
-@functools.cache
-def pictures() -> Dataset:
-    return shapes(3, [5, 9, 12], 8, seed=1)
+PICTURES = tiny_dataset((5, 9, 12), 8, seed=1)
 
 
 def queue(seed: int = 0, double: bool = False, width: int = 4, device: str = "cpu", **changes: object) -> NetworkQueue:
     def build(generator: torch.Generator):
-        network = network_for("convnet2", pictures().spec, width=width, generator=generator, compile="off")
+        network = network_for("convnet2", PICTURES.spec, width=width, generator=generator, compile="off")
         return network.double() if double else network
 
-    made = NetworkQueue(build, pictures().train.to(device), QueueConfig(**SMALL | changes), seed)
-    if double:
-        images_of = made._real.images_of
-        made._real = shapes(3, [5, 9, 12], 8, seed=1).train
-        made._real.images_of = lambda index: images_of(index).double()
-    return made
+    real = in_double(PICTURES).train if double else PICTURES.train.to(device)
+    return NetworkQueue(build, real, QueueConfig(**SMALL | changes), seed)
 
 
 def numbers(made: NetworkQueue) -> list[int]:
-    return [member.number for member in made._members]
+    """How many networks were made before each that is in the queue, as a checkpoint has it."""
+    return made.state()["queue.numbers"].tolist()
 
 
 def weights(made: NetworkQueue) -> dict[int, Tensor]:
-    return {m.number: torch.cat([p.detach().flatten() for p in m.network.parameters()]) for m in made._members}
+    """The weights of each network as one vector."""
+    return {
+        number: torch.cat([p.detach().flatten() for p in network.parameters()])
+        for number, network in zip(numbers(made), made.networks, strict=True)
+    }
 
 
 def drawn(made: NetworkQueue, iteration: int) -> int:
     """The number of the network that an iteration draws."""
     network = made.draw(iteration).network
-    return next(member.number for member in made._members if member.network is network)
+    (place,) = [place for place, own in enumerate(made.networks) if own is network]
+    return numbers(made)[place]
 
 
 # Who is in it
@@ -124,7 +122,7 @@ def test_only_the_chosen_are_trained_and_they_are_frozen_again():
         assert len(changed) == 2
         trained |= changed
     assert len(trained) > 2
-    assert not any(p.requires_grad or p.grad is not None for m in made._members for p in m.network.parameters())
+    assert not any(p.requires_grad or p.grad is not None for network in made.networks for p in network.parameters())
 
 
 def test_a_queue_with_fewer_networks_than_are_trained_trains_all():
@@ -140,14 +138,14 @@ def test_training_is_the_reference_one_image_at_a_time(double, tolerance):
     made, twin = queue(double=double), queue(double=True)
     twin.draw(0)
     expected = {
-        m.number: (
-            {name: p.double() for name, p in m.network.state_dict().items()},
-            {name: torch.zeros_like(p) for name, p in m.network.state_dict().items()},
+        number: (
+            {name: p.double() for name, p in network.state_dict().items()},
+            {name: torch.zeros_like(p) for name, p in network.state_dict().items()},
             [0, 0],
         )
-        for m in twin._members
+        for number, network in zip(numbers(twin), twin.networks, strict=True)
     }
-    real = pictures().train
+    real = PICTURES.train
     for iteration in range(3):
         made.draw(iteration)
         order = torch.randperm(3, generator=stream(0, iteration, "queue train"))
@@ -163,12 +161,16 @@ def test_training_is_the_reference_one_image_at_a_time(double, tolerance):
             expected[number] = p, v, meter
         made.advance(iteration)
     assert sum(meter[1] for *_, meter in expected.values()) == 3 * 2 * 2 * 6
-    for member in made._members:
-        p, v, meter = expected[member.number]
-        for (name, _), (mine, velocity) in zip(member.network.named_parameters(), member.tensors(), strict=True):
+    state = made.state()
+    for place, (number, network) in enumerate(zip(numbers(made), made.networks, strict=True)):
+        p, v, meter = expected[number]
+        parameters = list(network.named_parameters())
+        velocities = state["queue.momenta"][place].split([mine.numel() for _, mine in parameters])
+        for (name, mine), velocity in zip(parameters, velocities, strict=True):
             assert float((mine.detach() - p[name]).norm()) <= tolerance * float(p[name].norm()), name
-            assert float((velocity - v[name]).norm()) <= 10 * tolerance * max(1.0, float(v[name].norm())), name
-        assert member.meter.tolist() == meter
+            off = float((velocity.view_as(mine) - v[name]).norm())
+            assert off <= 10 * tolerance * max(1.0, float(v[name].norm())), name
+        assert state["queue.meters"][place].tolist() == meter
 
 
 def test_a_queue_learns():
@@ -183,18 +185,26 @@ def test_a_queue_learns():
 
 
 def meters(made: NetworkQueue) -> int:
-    return sum(int(member.meter[1]) for member in made._members)
+    """Images that all meters have counted."""
+    return int(made.state()["queue.meters"][:, 1].sum())
 
 
 def test_the_accuracy_is_of_the_network_drawn_and_zero_before_it_was_trained():
     made = queue()
     before = made.draw(0)
     assert float(before.accuracy) == 0
-    (member,) = [member for member in made._members if member.network is before.network]
-    member.meter.copy_(torch.tensor([3, 4]))
+    state, place = made.state(), made.networks.index(before.network)
+    state["queue.meters"][place] = torch.tensor([3, 4])
+    made.restore(state)
     assert float(made.draw(0).accuracy) == 75
-    assert float(before.accuracy) == 0, "what was drawn is not changed afterwards"
     assert made.facts()["queue_accuracy"] == 75, "of those that have counted"
+
+
+def test_an_accuracy_that_was_drawn_is_not_changed_by_training():
+    made = queue(size=1, start=1, train=1)
+    before = made.draw(0)
+    made.advance(0)
+    assert float(before.accuracy) == 0 < float(made.draw(0).accuracy)
 
 
 def test_meters_are_reset_at_their_interval():
@@ -238,7 +248,7 @@ def test_memory_is_bounded_and_reported():
     made = queue(every=1)
     for iteration in range(12):
         made.draw(iteration)
-        one = sum(p.nbytes for p in made._members[0].network.parameters())
+        one = sum(p.nbytes for p in made.networks[0].parameters())
         assert made.mebibytes == pytest.approx(2 * len(made) * one / 2**20)
     assert made.facts()["queue_networks"] == 5
     assert made.facts()["queue_mib"] == pytest.approx(10 * one / 2**20)

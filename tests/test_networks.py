@@ -1,6 +1,7 @@
 """iidlib.networks: structure, parameter counts, independence of images, and parameters drawn as PyTorch draws them."""
 
 import copy
+import functools
 import math
 
 import pytest
@@ -21,14 +22,13 @@ from iidlib.networks import (
     empty_network,
     set_backend,
 )
+from tests.factories import noise_images, seeded
+
+noise = functools.partial(noise_images, dtype=torch.float32)
 
 BATCH_NORM = tuple(name for name in NETWORKS if name.endswith("-bn"))
 OTHERS = tuple(name for name in NETWORKS if not name.endswith("-bn"))
 INSTANCE_NORM = ("convnet1", "convnet2", "convnet3", "convnet4", "vgg11", "resnet18")
-
-
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def build(name: str, **settings):
@@ -36,10 +36,6 @@ def build(name: str, **settings):
     if name.startswith("convnet"):
         settings.setdefault("width", 8)
     return build_network(name, generator=seeded(), **settings)
-
-
-def pictures(count: int = 2, size: int = 32, channels: int = 3, seed: int = 1) -> Tensor:
-    return torch.randn(count, channels, size, size, generator=seeded(seed))
 
 
 def assert_norm_close(a: Tensor, b: Tensor, tolerance: float) -> None:
@@ -132,7 +128,7 @@ def test_parameter_count_of_a_convnet_of_any_depth_and_width(depth, width):
     ],
 )
 def test_shapes_and_the_pieces_make_the_whole(name, size, map_shape, features):
-    network, images = build(name, num_classes=7, image_size=size).eval(), pictures(2, size)
+    network, images = build(name, num_classes=7, image_size=size).eval(), noise(2, size)
     with torch.no_grad():
         fmap, embedded, logits = network.feature_map(images), network.embed(images), network(images)
         assert fmap.shape == (2, *map_shape)
@@ -145,17 +141,17 @@ def test_shapes_and_the_pieces_make_the_whole(name, size, map_shape, features):
 
 @pytest.mark.parametrize("name", ["convnet3", "alexnet", "vgg11", "mlp", "convnet3-bn"])
 def test_the_embedding_of_these_is_the_flattened_map(name):
-    network, images = build(name).eval(), pictures()
+    network, images = build(name).eval(), noise()
     assert torch.equal(network.embed(images), network.feature_map(images).flatten(1))
 
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_gray_images(name):
-    assert build(name, channels=1).eval()(pictures(1, channels=1)).shape == (1, 10)
+    assert build(name, channels=1).eval()(noise(1, channels=1)).shape == (1, 10)
 
 
 def test_resnet_stages_have_the_resolutions_of_the_cifar_form():
-    network, x, shapes = build("resnet18"), pictures(1), []
+    network, x, shapes = build("resnet18"), noise(1), []
     with torch.no_grad():
         for stage in network.trunk:
             x = stage(x)
@@ -168,7 +164,7 @@ def test_resnet_stages_have_the_resolutions_of_the_cifar_form():
 
 @pytest.mark.parametrize("name", ["convnet3", "convnet3-bn"])
 def test_convnet_equals_its_definition_one_image_at_a_time(name):
-    network, images = build(name).double().eval(), pictures(3).double()
+    network, images = build(name).double().eval(), noise(3).double()
     parameters = dict(network.named_parameters())
     for p in network.trunk.parameters():  # norms that do something
         p.data += 0.1 * torch.randn(p.shape, dtype=p.dtype, generator=seeded(2))
@@ -197,7 +193,7 @@ def test_resnet18_equals_torchvision_with_a_small_stem(name):
     assert [v.shape for v in theirs.state_dict().values()] == [v.shape for v in state.values()]
     theirs.load_state_dict(dict(zip(theirs.state_dict(), state.values(), strict=True)))
     with torch.no_grad():
-        assert_norm_close(ours.eval()(pictures()), theirs.eval()(pictures()), 1e-5)
+        assert_norm_close(ours.eval()(noise()), theirs.eval()(noise()), 1e-5)
 
 
 def test_vgg11_equals_torchvision():
@@ -205,7 +201,7 @@ def test_vgg11_equals_torchvision():
     ours = build("vgg11-bn")
     layers.load_state_dict(dict(zip(layers.state_dict(), ours.trunk.state_dict().values(), strict=True)))
     with torch.no_grad():
-        assert_norm_close(ours.eval().feature_map(pictures()), layers.eval()(pictures()), 1e-5)
+        assert_norm_close(ours.eval().feature_map(noise()), layers.eval()(noise()), 1e-5)
 
 
 def test_alexnet_and_lenet_equal_their_layers_in_order():
@@ -218,7 +214,7 @@ def test_alexnet_and_lenet_equal_their_layers_in_order():
                 x = F.relu(F.conv2d(x, layer.weight, layer.bias, padding=padding * (layer.kernel_size[0] // 2)))
         return x
 
-    images = pictures()
+    images = noise()
     with torch.no_grad():
         alexnet, lenet = build("alexnet"), build("lenet")
         steps = ("conv1", "pool", "conv2", "pool", "conv3", "conv4", "conv5", "pool")
@@ -235,7 +231,7 @@ def test_alexnet_and_lenet_equal_their_layers_in_order():
 @pytest.mark.parametrize("name", OTHERS)
 @pytest.mark.parametrize("training", [False, True])
 def test_no_image_sees_another(name, training):
-    network, images = build(name).double().train(training), pictures(5).double()
+    network, images = build(name).double().train(training), noise(5).double()
     with torch.no_grad():
         together = network(images)
         apart = torch.cat([network(image[None]) for image in images])
@@ -244,7 +240,7 @@ def test_no_image_sees_another(name, training):
 
 @pytest.mark.parametrize("name", BATCH_NORM)
 def test_with_batch_norm_images_see_each_other_in_training_only(name):
-    network, images = build(name).double(), pictures(5).double()
+    network, images = build(name).double(), noise(5).double()
     with torch.no_grad():
         evaluated, alone = network.eval()(images), network.eval()(images[:2])
         trained, trained_alone = network.train()(images), network.train()(images[:2])
@@ -254,7 +250,7 @@ def test_with_batch_norm_images_see_each_other_in_training_only(name):
 
 @pytest.mark.parametrize("name", INSTANCE_NORM)
 def test_instance_norm_ignores_shift_and_scale_of_each_channel(name):
-    network, images = build(name).double(), pictures().double()
+    network, images = build(name).double(), noise().double()
     with torch.no_grad():
         for module in network.trunk.modules():
             if isinstance(module, nn.Conv2d):
@@ -272,13 +268,13 @@ def test_instance_norm_ignores_shift_and_scale_of_each_channel(name):
 
 def test_gradient_of_a_convnet_on_its_images():
     network = build("convnet2", image_size=8, width=4, num_classes=3).double()
-    assert torch.autograd.gradcheck(network, pictures(2, 8).double().requires_grad_())
+    assert torch.autograd.gradcheck(network, noise(2, 8).double().requires_grad_())
 
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_every_parameter_is_used(name):
     network = build(name)
-    network(pictures(4)).square().sum().backward()
+    network(noise(4)).square().sum().backward()
     assert all(p.grad is not None for p in network.parameters())
 
 
@@ -286,7 +282,7 @@ def test_every_parameter_is_used(name):
 
 
 def test_a_function_of_ones_own_can_take_the_place_of_norm_relu_pool():
-    network, images, calls = build("convnet3"), pictures(), []
+    network, images, calls = build("convnet3"), noise(), []
     before = network(images)
 
     def spy(x, weight, bias, eps):
@@ -306,7 +302,7 @@ def wide(dtype: torch.dtype = torch.float32) -> Network:
 
 def outcome(network: Network) -> Tensor:
     """Logits and gradients as one vector in float64, but those of a convolution's bias, which are zero or rounding."""
-    images = pictures(5, 8).to(network.classifier.weight.dtype).requires_grad_()
+    images = noise(5, 8).to(network.classifier.weight.dtype).requires_grad_()
     logits = network(images)
     inputs = [images, *(parameter for name, parameter in network.named_parameters() if not name.endswith("conv.bias"))]
     gradients = torch.autograd.grad(
@@ -342,11 +338,11 @@ def test_each_backend_is_what_it_says(monkeypatch):
     used = {}
     for backend in BACKENDS:
         seen.clear()
-        set_backend(wide(), backend)(pictures(5, 8))
+        set_backend(wide(), backend)(noise(5, 8))
         used[backend] = list(seen)
     assert used == {"eager": [], "compiled": ["compiled"] * 2, "fused": ["fused"] * 2}
     seen.clear()
-    set_backend(build("convnet2", image_size=8, width=3), "fused")(pictures(5, 8))
+    set_backend(build("convnet2", image_size=8, width=3), "fused")(noise(5, 8))
     assert seen == ["compiled"] * 2, "three channels do not fit"
 
 
@@ -396,17 +392,17 @@ def test_an_unknown_backend_is_refused_and_changes_nothing(backend):
 @pytest.mark.parametrize("name", ["resnet18", "convnet3-bn", "mlp"])
 def test_networks_without_such_blocks_stay_as_they_are(name):
     network = build(name)
-    before = network.eval()(pictures())
+    before = network.eval()(noise())
     assert not conv_blocks(network) and set_backend(network, "fused") is network
-    assert torch.equal(network(pictures()), before)
+    assert torch.equal(network(noise()), before)
 
 
 def test_a_copy_is_independent():
     network = build("convnet3")
     twin = copy.deepcopy(network)
     draw_parameters_(twin, seeded(5))
-    assert torch.equal(network(pictures()), build("convnet3")(pictures()))
-    assert not torch.equal(twin(pictures()), network(pictures()))
+    assert torch.equal(network(noise()), build("convnet3")(noise()))
+    assert not torch.equal(twin(noise()), network(noise()))
 
 
 # Parameters
@@ -461,7 +457,7 @@ def test_draw_parameters_in_place_equals_building_anew(name):
     places = {key: value.data_ptr() for key, value in network.state_dict().items()}
     for p in network.parameters():
         p.data.fill_(7)
-    network.train()(pictures(4))  # moves the running statistics of batch norm
+    network.train()(noise(4))  # moves the running statistics of batch norm
     network.requires_grad_(False)
     draw_parameters_(network, seeded())
     fresh = build(name).state_dict()
@@ -473,7 +469,7 @@ def test_draw_parameters_in_place_equals_building_anew(name):
 
 def test_draw_parameters_resets_the_running_statistics():
     network = build("convnet3-bn")
-    network.train()(pictures(4) + 5)
+    network.train()(noise(4) + 5)
     assert network.trunk.block1.norm.running_mean.any() and network.trunk.block1.norm.num_batches_tracked == 1
     draw_parameters_(network, seeded())
     for block in network.trunk:
@@ -536,7 +532,7 @@ def test_a_network_is_checked_for_an_image_size_as_it_would_be_built(name):
             else:
                 outcomes.append("")
                 if make is build_network:
-                    assert made(pictures(1, size)).shape == (1, 3)
+                    assert made(noise(1, size)).shape == (1, 3)
         assert outcomes[0] == outcomes[1] and "\n" not in outcomes[0]
     with pytest.raises(ValueError, match="unknown network 'convnet33'"):
         empty_network("convnet33", image_size=32, num_classes=3, channels=3)
@@ -556,7 +552,7 @@ def test_images_of_another_shape_are_refused(shape):
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_cuda_generator_builds_on_its_device_and_values_agree_with_the_cpu(name):
     assert next(build_network(name, generator=torch.Generator("cuda")).parameters()).is_cuda
-    network, images = build(name).eval(), pictures()
+    network, images = build(name).eval(), noise()
     with torch.no_grad():
         expected = network(images)
         before = torch.backends.cudnn.allow_tf32

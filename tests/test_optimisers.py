@@ -12,6 +12,7 @@ from iidlib.config import SynConfig
 from iidlib.distillation import class_sweep, joint
 from iidlib.rng import stream
 from tests import reference
+from tests.factories import difference
 
 EXACT = 1e-12
 
@@ -43,10 +44,6 @@ def by_steps(x: Tensor, sweeps: int, syn: SynConfig) -> Tensor:
     return x
 
 
-def distance(a: Tensor, b: Tensor) -> float:
-    return float((a - b).norm() / b.norm())
-
-
 @pytest.mark.parametrize("classes", [3, 10, 100])
 @pytest.mark.parametrize("momentum", [0.5, 0.9, 0.0])
 def test_the_closed_form_is_the_sequence_of_steps(classes, momentum):
@@ -54,9 +51,9 @@ def test_the_closed_form_is_the_sequence_of_steps(classes, momentum):
     x = start(classes)
     for sweeps in (1, 2, 5):
         after, kept = swept(x, sweeps, syn)
-        assert distance(after, by_steps(x, sweeps, syn)) <= EXACT
+        assert difference(after, by_steps(x, sweeps, syn)) <= EXACT
         if momentum:
-            assert distance(kept, by_steps(x, sweeps, syn)) > 1e-3, "the last classes have not coasted yet"
+            assert difference(kept, by_steps(x, sweeps, syn)) > 1e-3, "the last classes have not coasted yet"
         assert torch.equal(kept[0], after[0]), "the first class has made all its steps"
 
 
@@ -68,7 +65,7 @@ def test_the_closed_form_is_the_sequence_of_steps(classes, momentum):
 )
 def test_for_any_settings(classes, momentum, lr, sweeps):
     syn, x = SynConfig(lr=lr, momentum=momentum), start(classes)
-    assert distance(swept(x, sweeps, syn)[0], by_steps(x, sweeps, syn)) <= 1e-9
+    assert difference(swept(x, sweeps, syn)[0], by_steps(x, sweeps, syn)) <= 1e-9
 
 
 def test_one_class_is_plain_momentum():
@@ -76,7 +73,7 @@ def test_one_class_is_plain_momentum():
     images, velocity = x, torch.zeros_like(x)
     for iteration in range(3):
         images, velocity = reference.sgd(images, velocity, slope(iteration, 0, images[0])[None], 0.3, 0.5)
-    assert distance(swept(x, 3, syn)[0], images) <= EXACT
+    assert difference(swept(x, 3, syn)[0], images) <= EXACT
 
 
 def test_joint_is_the_optimiser_of_torch():

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import torch
 
-from iidlib import distill, evaluate, load_dataset, preset
+from iidlib import distill, evaluate, preset
 from iidlib.cli.scores import accuracy_text, summary
 from iidlib.data import Dataset
 from iidlib.distillation.step import Distillation
@@ -20,10 +20,8 @@ from iidlib.training import range_exceeded, reached
 from iidlib.training.outcome import Outputs
 from tests.result_rows import rows
 
-
-@pytest.fixture(scope="module")
-def pictures() -> Dataset:
-    return load_dataset("shapes")
+PICTURES = {"per_class": 40, "size": 32}
+"""Of the fixture `pictures`."""
 
 
 def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -110,24 +108,41 @@ def test_networks_of_the_queue_that_diverge_name_queue_lr(pictures: Dataset, cap
         distill(config, pictures)
 
 
-def test_what_made_a_term_run_away_is_named(pictures: Dataset) -> None:
+def remedy_of(run: Distillation, term: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """What a step tells to do where a term is not a number."""
+    with monkeypatch.context() as patch, pytest.raises(FloatingPointError) as stopped:
+        patch.setattr(run, "losses", lambda iteration: {term: torch.tensor(torch.nan)})
+        run.step(0)
+    found, _, remedy = str(stopped.value).partition("; ")
+    assert found == f"the term {term!r} is nan at iteration 0"
+    return remedy
+
+
+def test_what_made_a_term_run_away_is_named(pictures: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     def run(method: str = "dm-cm", **changes: object) -> Distillation:
         given = {key.replace("__", "."): value for key, value in changes.items()}
         return Distillation(preset(method, "shapes", 2, "ci", given), pictures)
 
-    assert run()._remedy("mean") == "lower match.mean (now 1) or syn.lr (now 1)"
-    assert run(match__cm=0.02)._remedy("cm") == "lower match.cm (now 0.02) or syn.lr (now 1)"
+    assert remedy_of(run(), "mean", monkeypatch) == "lower match.mean (now 1) or syn.lr (now 1)"
+    assert remedy_of(run(match__cm=0.02), "cm", monkeypatch) == "lower match.cm (now 0.02) or syn.lr (now 1)"
     heavy = run(match__cm=7)
-    assert heavy._remedy("cm") == "lower match.cm (now 7, usually 0.01) or syn.lr (now 1)"
-    assert heavy._remedy("mean") == "lower match.mean (now 1) or match.cm (now 7, usually 0.01) or syn.lr (now 1)"
+    assert remedy_of(heavy, "cm", monkeypatch) == "lower match.cm (now 7, usually 0.01) or syn.lr (now 1)"
+    assert (
+        remedy_of(heavy, "mean", monkeypatch)
+        == "lower match.mean (now 1) or match.cm (now 7, usually 0.01) or syn.lr (now 1)"
+    )
     heavy.images.data.mul_(1e5)
     assert heavy.remedy() == "lower match.cm (now 7, usually 0.01) or syn.lr (now 1)", "not the step alone"
-    assert heavy._remedy("mean").endswith(heavy.remedy()) and "where pictures reach" in heavy._remedy("mean")
+    assert remedy_of(heavy, "mean", monkeypatch).endswith(heavy.remedy()) and "where pictures reach" in remedy_of(
+        heavy, "mean", monkeypatch
+    )
     far = run(syn__lr=30)
     far.images.data.mul_(1e5)
-    assert far._remedy("cm").endswith("lower syn.lr (now 30)") and "where pictures reach" in far._remedy("cm")
+    assert remedy_of(far, "cm", monkeypatch).endswith("lower syn.lr (now 30)") and "where pictures reach" in remedy_of(
+        far, "cm", monkeypatch
+    )
     steep = run("dm-cc", match__cc_form="exp", match__cc_alpha=100)
-    assert steep._remedy("cc") == "its exponent overflows: lower match.cc_alpha (now 100)"
+    assert remedy_of(steep, "cc", monkeypatch) == "its exponent overflows: lower match.cc_alpha (now 100)"
 
 
 @pytest.mark.parametrize(

@@ -109,9 +109,15 @@ def test_warnings_are_heard_under_quiet_and_notes_are_not(iid: Run, tmp_path, mo
 
 def test_numbers_that_json_does_not_have_are_null(capsys: pytest.CaptureFixture[str]) -> None:
     import numpy as np
+    import typer
 
-    with output._result_as_json():
+    app = typer.Typer()
+
+    @app.command()
+    def command(as_json: output.AsJson = False) -> None:
         output.report(None, {"a": float("nan"), "b": [np.float32(2.5), np.int64(3)], "c": Path("x"), "d": (True, None)})
+
+    app(["--json"], standalone_mode=False)
     assert json.loads(capsys.readouterr().out) == {"a": None, "b": [2.5, 3], "c": "x", "d": [True, None]}
 
 

@@ -5,7 +5,6 @@ import os
 import random
 import struct
 import warnings
-import zlib
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +17,7 @@ from PIL import Image, ImageCms, ImageFile
 from iidlib.data import pictures
 from iidlib.data.pictures import decode
 from iidlib.data.pillow_settings import quiet
+from tests.factories import png_of_16_bits
 
 SIDE = 16
 DRAW = np.random.default_rng(0)
@@ -137,32 +137,33 @@ MODES: dict[str, tuple[Callable[[], Image.Image], np.ndarray, float]] = {
 }
 
 
+def opened_as(
+    picture: Image.Image, mode: str, folder: Path, monkeypatch: pytest.MonkeyPatch, scale: pictures.Scale | None = None
+) -> pictures.Picture:
+    """What is read from a file that Pillow opens as a picture of a mode."""
+    assert picture.mode == mode
+    (folder / "a.png").touch()
+    monkeypatch.setattr(Image, "open", lambda file: picture)
+    with quiet():
+        return pictures.read_picture(folder / "a.png", SIDE, scale)
+
+
 @pytest.mark.parametrize("mode", MODES)
-def test_a_picture_of_any_mode_is_what_a_person_sees(mode: str) -> None:
+def test_a_picture_of_any_mode_is_what_a_person_sees(
+    mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     make, seen, rounding = MODES[mode]
-    made = make()
-    assert made.mode == mode
-    shown, problem = pictures._in_colour(made)
-    assert shown.mode == "RGB" and not problem and distance(np.asarray(shown, float), seen) <= rounding
+    shown = opened_as(make(), mode, tmp_path, monkeypatch)
+    assert not shown.profile and distance(shown.pixels.astype(float), seen) <= rounding
 
 
 @pytest.mark.parametrize("mode", ["I;16", "I;16L", "I;16B", "I;16N", "I", "F"])
-def test_pictures_of_more_than_8_bits_are_known_by_their_mode(mode: str) -> None:
-    with quiet():
-        found, shown = pictures._deep(Image.new(mode, (4, 4)), pictures.Scale((0, 9), (0, 9)))
-    assert shown is not None and shown.mode == "RGB" and (found.low, found.high) == (0, 0)
-
-
-def png_of_16_bits(values: np.ndarray) -> bytes:
-    """A PNG with 16 bits per channel, which Pillow cannot write: uint16 [H, W, 2 to 4]."""
-
-    def chunk(name: bytes, content: bytes) -> bytes:
-        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
-
-    height, width, channels = values.shape
-    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
-    head = struct.pack(">IIBBBBB", width, height, 16, {2: 4, 3: 2, 4: 6}[channels], 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+def test_pictures_of_more_than_8_bits_are_known_by_their_mode(
+    mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scale = pictures.Scale((0, 9), (0, 9))
+    shown = opened_as(Image.new(mode, (SIDE, SIDE)), mode, tmp_path, monkeypatch, scale)
+    assert shown.pixels.shape == (SIDE, SIDE, 3) and (shown.found.low, shown.found.high) == (0, 0)
 
 
 def test_colours_of_16_bits_are_read_with_8(tmp_path: Path) -> None:

@@ -13,13 +13,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-import iidlib
 from iidlib import files
 from iidlib.data.folder import parse_folder
 from iidlib.engine import device, peak_memory_mib
-from tests.test_architecture import MODULES
+from tests.factories import MODULES, PACKAGE
 
-PACKAGE = Path(iidlib.__file__).parent
 TESTS = Path(__file__).parent
 
 # What Python has on POSIX only. The lock is filelock's, which takes what each system has.

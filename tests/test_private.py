@@ -2,18 +2,13 @@
 
 import os
 import re
-import stat
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from iidlib import private
 from iidlib.private import private_dir
-
-
-def mode(path: Path) -> int:
-    return stat.S_IMODE(path.lstat().st_mode)
+from tests.factories import give_away, mode
 
 
 @pytest.mark.parametrize("umask", [0, 0o022, 0o777])
@@ -27,20 +22,6 @@ def test_a_private_folder_is_made_with_those_above_it_whatever_the_umask(umask: 
         assert private_dir(tmp_path / "cache" / "iidlib" / "compiled") == tmp_path / "cache" / "iidlib" / "compiled"
     assert mode(tmp_path / "cache" / "iidlib" / "compiled") == 0o700
     assert mode(tmp_path / "cache") == mode(tmp_path / "cache" / "iidlib") == 0o700 | 0o055 & ~umask
-
-
-def give_away(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Makes a folder somebody else's; where this user may not, it looks so."""
-    if os.geteuid() == 0:
-        os.chown(path, 54321, 54321)
-        return
-    lstat = Path.lstat
-
-    def of_another(self: Path) -> os.stat_result:
-        found = lstat(self)
-        return os.stat_result((*found[:4], 54321, *found[5:10])) if self == path else found
-
-    monkeypatch.setattr(Path, "lstat", of_another)
 
 
 def linked(path: Path) -> None:
@@ -104,29 +85,28 @@ def test_a_sticky_folder_above_keeps_others_from_renaming(tmp_path: Path) -> Non
     assert private_dir(tmp_path / "shared" / "compiled").is_dir()
 
 
-def test_the_users_own_group_does_not_count_as_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tmp_path.chmod(0o770)
-    monkeypatch.setattr(private, "_private_group", lambda gid: gid == tmp_path.stat().st_gid)
-    assert private_dir(tmp_path / "compiled").is_dir()
-    monkeypatch.setattr(private, "_private_group", lambda gid: False)
-    with pytest.raises(PermissionError, match=f"^{re.escape(str(tmp_path))} has mode 0770"):
-        private_dir(tmp_path / "compiled")
-
-
 @pytest.mark.parametrize(
-    ("name", "members", "own"),
-    [("me", [], True), ("me", ["me"], True), ("users", [], False), ("me", ["me", "you"], False)],
-)
-def test_a_group_is_the_users_own_by_its_name_and_members(
-    name: str, members: list[str], own: bool, monkeypatch: pytest.MonkeyPatch
+    ("name", "members", "primary", "own"),
+    [
+        ("me", [], True, True), ("me", ["me"], True, True), ("users", [], True, False),
+        ("me", ["me", "you"], True, False), ("me", [], False, False),
+    ],
+)  # fmt: skip
+def test_the_users_own_group_by_its_name_and_members_does_not_count_as_others(
+    name: str, members: list[str], primary: bool, own: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import grp
     import pwd
 
-    monkeypatch.setattr(pwd, "getpwuid", lambda uid: pwd.struct_passwd(("me", "", uid, 7, "", "", "")))
+    tmp_path.chmod(0o770)
+    gid = tmp_path.stat().st_gid + (0 if primary else 1)
+    monkeypatch.setattr(pwd, "getpwuid", lambda uid: pwd.struct_passwd(("me", "", uid, gid, "", "", "")))
     monkeypatch.setattr(grp, "getgrgid", lambda gid: grp.struct_group((name, "", gid, members)))
-    assert private._private_group(7) is own
-    assert not private._private_group(8), "not the user's primary group"
+    if own:
+        assert private_dir(tmp_path / "compiled").is_dir()
+        return
+    with pytest.raises(PermissionError, match=f"^{re.escape(str(tmp_path))} has mode 0770"):
+        private_dir(tmp_path / "compiled")
 
 
 def test_links_above_are_followed_once_and_for_all(tmp_path: Path) -> None:

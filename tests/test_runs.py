@@ -18,11 +18,12 @@ from iidlib.config import RunConfig, preset
 from iidlib.errors import InputError
 from iidlib.runs import Checkpoints, RunFolder, claim, runs_frame
 from iidlib.runs.environment import environment
+from tests.factories import one_line
 
 CONFIG = preset("dm", "shapes", 3, "ci")
 
 
-def begun(path: str | Path, config: RunConfig) -> RunFolder:
+def new_folder(path: str | Path, config: RunConfig) -> RunFolder:
     """The folder of a run that was begun and left before its first iteration."""
     with RunFolder.begin(path, config) as folder:
         return folder
@@ -30,13 +31,7 @@ def begun(path: str | Path, config: RunConfig) -> RunFolder:
 
 @pytest.fixture
 def folder(tmp_path) -> RunFolder:
-    return begun(tmp_path / "run", CONFIG)
-
-
-def one_line(caught: pytest.ExceptionInfo[InputError]) -> str:
-    message = str(caught.value)
-    assert "\n" not in message
-    return message
+    return new_folder(tmp_path / "run", CONFIG)
 
 
 # The environment's stamp
@@ -96,9 +91,9 @@ def test_a_new_folder_has_the_settings_and_the_environment(folder):
 
 
 def test_folders_above_are_made_and_an_empty_one_is_taken(tmp_path):
-    begun(tmp_path / "a" / "b", CONFIG)
+    new_folder(tmp_path / "a" / "b", CONFIG)
     (tmp_path / "empty").mkdir()
-    assert begun(str(tmp_path / "empty"), CONFIG).config() == CONFIG
+    assert new_folder(str(tmp_path / "empty"), CONFIG).config() == CONFIG
 
 
 def temporary(name: str) -> str:
@@ -111,7 +106,7 @@ def test_what_a_process_left_that_was_killed_while_writing_is_not_in_the_way(tmp
     left.parent.mkdir()
     left.write_text("method: d")
     (tmp_path / "run" / ".lock").write_text("\nprocess 4711 on here\n")
-    folder = begun(tmp_path / "run", CONFIG)
+    folder = new_folder(tmp_path / "run", CONFIG)
     assert folder.config() == CONFIG and not left.exists()
     folder.checkpoints.mkdir()
     for name in ("synthetic.safetensors", "scores.json", "scores-incomplete.json", "synthetic-expanded.png"):
@@ -146,14 +141,13 @@ def test_a_folder_with_a_hidden_file_of_the_users_is_not_empty(name, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / name).write_text("mine")
     with pytest.raises(InputError, match="exists already; nothing was overwritten"):
-        begun(tmp_path / "run", CONFIG)
+        new_folder(tmp_path / "run", CONFIG)
     assert [(path.name, path.read_text()) for path in (tmp_path / "run").iterdir()] == [(name, "mine")]
 
 
-def test_nothing_is_written_before_the_lock_is_held_and_the_folder_looked_at_again(tmp_path, monkeypatch):
-    """What another process puts there in between is seen."""
+def test_nothing_is_written_before_the_lock_is_held(tmp_path, monkeypatch):
     steps = []
-    lock, write, look = claim.Claim.lock, claim.atomic_write, claim.Claim._holds_something
+    lock, write = claim.Claim.lock, claim.atomic_write
 
     @contextlib.contextmanager
     def noted_lock(self):
@@ -164,9 +158,23 @@ def test_nothing_is_written_before_the_lock_is_held_and_the_folder_looked_at_aga
 
     monkeypatch.setattr(claim.Claim, "lock", noted_lock)
     monkeypatch.setattr(claim, "atomic_write", lambda path, content: steps.append(path.name) or write(path, content))
-    monkeypatch.setattr(claim.Claim, "_holds_something", lambda self, place: steps.append("look") or look(place))
-    begun(tmp_path / "run", CONFIG)
-    assert steps == ["lock", "look", "config.yaml", "environment.json", "let go"]
+    new_folder(tmp_path / "run", CONFIG)
+    assert steps == ["lock", "config.yaml", "environment.json", "let go"]
+
+
+def test_what_another_process_puts_there_before_the_lock_is_held_is_seen(tmp_path, monkeypatch):
+    lock = claim.Claim.lock
+
+    @contextlib.contextmanager
+    def late_lock(self):
+        (self.path / "config.yaml").write_text("theirs")
+        with lock(self):
+            yield
+
+    monkeypatch.setattr(claim.Claim, "lock", late_lock)
+    with pytest.raises(InputError, match="exists already; nothing was overwritten"):
+        new_folder(tmp_path / "run", CONFIG)
+    assert [(path.name, path.read_text()) for path in (tmp_path / "run").iterdir()] == [("config.yaml", "theirs")]
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt(), ValueError("other")])
@@ -181,7 +189,7 @@ def test_whatever_stops_the_beginning_only_what_it_wrote_is_taken_back(error, tm
 
     monkeypatch.setattr(claim, "atomic_write", second_fails)
     with pytest.raises(InputError if isinstance(error, OSError) else type(error)):
-        begun(tmp_path / "a" / "run", CONFIG)
+        new_folder(tmp_path / "a" / "run", CONFIG)
     assert [path.name for path in (tmp_path / "a" / "run").iterdir()] == ["notes.txt"]
 
 
@@ -236,7 +244,7 @@ def test_what_was_begun_is_taken_back_by_name(left, above, tmp_path):
     path = tmp_path / "a" / "b" / "run"
     if above == "there":
         path.mkdir(parents=True)
-    folder = begun(path, CONFIG)
+    folder = new_folder(path, CONFIG)
     if left == "notes":
         (path / "notes.txt").write_text("mine")
     if left == "own settings":
@@ -253,17 +261,17 @@ def test_what_was_begun_is_taken_back_by_name(left, above, tmp_path):
 
 
 def test_folders_above_stay_while_something_else_is_in_them(tmp_path):
-    folder, other = (begun(tmp_path / "runs" / name, CONFIG) for name in ("one", "two"))
+    folder, other = (new_folder(tmp_path / "runs" / name, CONFIG) for name in ("one", "two"))
     folder.discard()
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["two"]
     assert RunFolder.reopen(other.path, CONFIG).config() == CONFIG
 
 
 def test_another_run_that_took_the_place_is_not_taken_back(tmp_path):
-    folder = begun(tmp_path / "run", CONFIG)
+    folder = new_folder(tmp_path / "run", CONFIG)
     folder.path.rename(tmp_path / "moved")
     other = preset("dm", "shapes", 2, "ci", {"iterations": 12345})
-    begun(tmp_path / "run", other)
+    new_folder(tmp_path / "run", other)
     folder.discard()
     assert RunFolder(tmp_path / "run").config() == other and RunFolder(tmp_path / "moved").config() == CONFIG
 
@@ -271,7 +279,7 @@ def test_another_run_that_took_the_place_is_not_taken_back(tmp_path):
 def test_a_link_to_an_empty_folder_is_that_folder_and_stays(tmp_path):
     (tmp_path / "target").mkdir()
     (tmp_path / "link").symlink_to("target")
-    folder = begun(tmp_path / "link", CONFIG)
+    folder = new_folder(tmp_path / "link", CONFIG)
     assert (tmp_path / "target" / "config.yaml").is_file()
     folder.discard()
     assert (tmp_path / "link").is_symlink() and not list((tmp_path / "target").iterdir())
@@ -293,7 +301,7 @@ def test_a_link_that_cannot_be_a_folder_is_refused_for_what_it_is(tmp_path):
         before = sorted(tmp_path.rglob("*"))
         for path in (link, link / "run") if name != "to-file" else (link,):
             with pytest.raises(InputError, match=message) as caught:
-                begun(path, CONFIG)
+                new_folder(path, CONFIG)
             one_line(caught)
         assert sorted(tmp_path.rglob("*")) == before and str(link.readlink()) == target
     assert (tmp_path / "file").read_text() == "mine"
@@ -305,7 +313,7 @@ def test_a_folder_that_could_not_be_begun_is_taken_back(tmp_path, monkeypatch):
 
     monkeypatch.setattr(claim, "atomic_write", full)
     with pytest.raises(InputError, match="No space left on device"):
-        begun(tmp_path / "a" / "run", CONFIG)
+        new_folder(tmp_path / "a" / "run", CONFIG)
     assert not list(tmp_path.iterdir())
 
 
@@ -352,7 +360,7 @@ def test_what_exists_is_never_overwritten(folder, tmp_path):
         with pytest.raises(
             InputError, match=rf"exists already; nothing was overwritten: give another --out{more}$"
         ) as caught:
-            begun(path, CONFIG)
+            new_folder(path, CONFIG)
         assert str(path) in one_line(caught)
         assert before == sorted(str(p) for p in tmp_path.rglob("*"))
     assert (tmp_path / "file").read_text() == "mine"
@@ -361,7 +369,7 @@ def test_what_exists_is_never_overwritten(folder, tmp_path):
 def test_a_folder_that_cannot_be_written_is_one_line(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match=r"cannot write the run folder .*: Not a directory") as caught:
-        begun(tmp_path / "file" / "run", CONFIG)
+        new_folder(tmp_path / "file" / "run", CONFIG)
     one_line(caught)
 
     def refuse(*args: object, **kwargs: object) -> None:
@@ -369,7 +377,7 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Path, "mkdir", refuse)
     with pytest.raises(InputError, match=r"cannot write the run folder .*: Permission denied") as caught:
-        begun(tmp_path / "run", CONFIG)
+        new_folder(tmp_path / "run", CONFIG)
     one_line(caught)
 
 
@@ -388,7 +396,7 @@ def test_a_run_is_taken_up_again_with_its_own_settings_alone(folder):
 
 def test_a_run_is_taken_up_again_however_its_folder_is_written(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    run = begun(tmp_path / "run", preset("dm", "folder:./pets?size=16&test=0.3", 3, "ci"))
+    run = new_folder(tmp_path / "run", preset("dm", "folder:./pets?size=16&test=0.3", 3, "ci"))
     for same in ("folder:pets/?test=0.3&size=16", f"folder:{tmp_path}/pets?size=16&test=0.3"):
         assert RunFolder.reopen(run.path, preset("dm", same, 3, "ci")).path == run.path
     for other in ("folder:pets?size=16", "folder:pet?size=16&test=0.3", "validation:folder:pets?size=16&test=0.3"):
@@ -545,9 +553,9 @@ def score(folder: RunFolder, *accuracies: float) -> None:
 
 
 def test_all_runs_below_a_folder_are_one_table(tmp_path):
-    score(begun(tmp_path / "b", CONFIG), 50.0, 51.0)
-    score(begun(tmp_path / "a" / "deep", preset("iid-dm", "shapes", 4, "tour", {"seed": 2})), 60.0)
-    begun(tmp_path / "unscored", CONFIG)
+    score(new_folder(tmp_path / "b", CONFIG), 50.0, 51.0)
+    score(new_folder(tmp_path / "a" / "deep", preset("iid-dm", "shapes", 4, "tour", {"seed": 2})), 60.0)
+    new_folder(tmp_path / "unscored", CONFIG)
     (tmp_path / "stray").mkdir()
     (tmp_path / "stray" / "scores.json").write_text("[]")
     frame = runs_frame(tmp_path)
@@ -575,7 +583,7 @@ def test_a_way_back_up_leads_to_no_full_folder(tmp_path, monkeypatch, out):
     for name in ("config.yaml", "environment.json"):
         (tmp_path / name).write_text("mine")
     with pytest.raises(InputError, match="exists already; nothing was overwritten"):
-        begun(out, CONFIG)
+        new_folder(out, CONFIG)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["config.yaml", "environment.json"]
     assert {path.read_text() for path in tmp_path.iterdir()} == {"mine"}
 
@@ -595,7 +603,7 @@ WRONG_SCORES = [
 
 @pytest.mark.parametrize("content", WRONG_SCORES, ids=lambda content: content[:30])
 def test_corrupted_scores_are_told_with_the_remedy_which_replaces_them(content, tmp_path, caplog):
-    folder = begun(tmp_path / "a run", CONFIG)
+    folder = new_folder(tmp_path / "a run", CONFIG)
     (folder.path / "scores.json").write_text(content, encoding="latin-1")
     remedy = rf"evaluate the run again to replace it: iid evaluate '{folder.path}'$"
     with pytest.raises(InputError, match=rf"scores.json is corrupted \(.*\); {remedy}") as caught:

@@ -5,12 +5,10 @@ import csv
 import hashlib
 import json
 import logging
-import os
 import pickle
 import re
 import socket
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -29,24 +27,14 @@ from iidlib.evaluation import evaluate
 from iidlib.networks import build_network, prepare
 from iidlib.runs import RunFolder
 from iidlib.synthetic import SyntheticSet
+from tests.factories import Trap, compute_in_process, give_away
 from tests.fuzzing import READERS
-from tests.test_private import give_away
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = Path(iidlib.__file__).parent
 
 
 # --- no code from data ------------------------------------------------------------------------------------------------
-
-
-class Trap:
-    """Unpickling one makes a folder."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = str(path)
-
-    def __reduce__(self) -> tuple[object, tuple[str]]:
-        return os.mkdir, (self.path,)
 
 
 @pytest.fixture
@@ -102,34 +90,13 @@ def test_no_module_calls_what_runs_code_from_data() -> None:
     assert issubclass(files._NoAliases, files.yaml.SafeLoader)
 
 
+def compute_in(folder: Path, *arguments: str) -> tuple[bool, float, list[str]]:
+    """Whether a new process used the CPU kernels, a value that it computed, and its warnings of doing without."""
+    used, value, lines = compute_in_process(folder / "cache", folder / "tmp", *arguments)
+    return used, value, [line for line in lines if "continuing without" in line]
+
+
 # --- no code from others on the same machine --------------------------------------------------------------------------
-
-COMPUTE = """
-import logging, sys, torch
-from iidlib.engine import fused, kernels
-from iidlib.networks import build_network, prepare
-logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(message)s")
-network = build_network("convnet1", width=16, image_size=8, generator=torch.Generator().manual_seed(0))
-prepare(network)
-images = torch.linspace(-1, 1, 2 * 3 * 8 * 8).view(2, 3, 8, 8)
-with torch.no_grad():
-    print(kernels.library() is not None, float(network.feature_map(images).square().sum()))
-    if "compile" in sys.argv:
-        fused.compiled_norm_relu_pool()(images, torch.ones(3), torch.zeros(3), 1e-5)
-        assert not fused.compiled_norm_relu_pool().broken
-"""
-
-
-def computed(folder: Path, *arguments: str) -> tuple[bool, float, list[str]]:
-    """Whether kernels were used by a new process with a cache and a temporary folder of its own, a value, warnings."""
-    (folder / "tmp").mkdir(exist_ok=True)
-    environment = os.environ | {"IID_CACHE": str(folder / "cache"), "TMPDIR": str(folder / "tmp")}
-    del environment["TORCHINDUCTOR_CACHE_DIR"]
-    command = [sys.executable, "-c", COMPUTE, *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
-    assert done.returncode == 0, done.stderr
-    used, value = done.stdout.split()
-    return used == "True", float(value), [line for line in done.stderr.splitlines() if "continuing without" in line]
 
 
 @pytest.mark.slow
@@ -137,7 +104,7 @@ def computed(folder: Path, *arguments: str) -> tuple[bool, float, list[str]]:
 def test_compiled_code_is_kept_and_loaded_where_nobody_else_can_put_any(tmp_path: Path) -> None:
     from torch._inductor.cpp_builder import get_cpp_compiler
 
-    used, expected, warnings = computed(tmp_path, "compile")
+    used, expected, warnings = compute_in(tmp_path, "compile")
     assert used and not warnings
     compiled = tmp_path / "cache" / "compiled"
     assert compiled.stat().st_mode & 0o777 == 0o700
@@ -156,12 +123,12 @@ def test_compiled_code_is_kept_and_loaded_where_nobody_else_can_put_any(tmp_path
         content = (tmp_path / "trap.so").read_bytes()
         library.write_bytes(content)
         Path(f"{library}.sha256").write_text(hashlib.sha256(content).hexdigest())
-    computed(tmp_path)
+    compute_in(tmp_path)
     assert sprung.exists(), "the trap is none"
     sprung.unlink()
 
     compiled.chmod(0o777)  # now anybody may have put it there
-    used, value, warnings = computed(tmp_path)
+    used, value, warnings = compute_in(tmp_path)
     assert not used and not sprung.exists()
     assert value == pytest.approx(expected, rel=1e-5)
     assert warnings == [

@@ -1,6 +1,7 @@
 """iidlib.features.stages: what an iteration draws, its weights, its accuracy; the pool stays as it is."""
 
 import copy
+import functools
 import itertools
 from collections import Counter
 
@@ -9,29 +10,21 @@ import pytest
 import torch
 
 from iidlib.config import PoolConfig, StageConfig
-from iidlib.data import Dataset, RealSet, shapes
+from iidlib.data import Dataset, RealSet
 from iidlib.errors import InputError
 from iidlib.features import Pool, StageNetworks, pool_members, stages
-from iidlib.networks import Network, build_network, frozen
+from iidlib.networks import Network
 from iidlib.rng import stream
 from iidlib.training import accuracy
+from tests.factories import pretrained_pool, tiny_dataset
 
 POOL = PoolConfig(network="convnet2", width=5, count=3, epochs=8, epochs_kept=(1, 2, 4))
 """Three networks of four stages."""
 
 
-@pytest.fixture(scope="module")
-def pictures() -> Dataset:
-    return shapes(4, 40, 16)
-
-
 def pool_of(settings: PoolConfig) -> Pool:
-    """Networks with random weights in the place of trained ones."""
-    networks = [
-        frozen(build_network("convnet2", num_classes=4, image_size=16, width=5, generator=stream(number, 0, "member")))
-        for number in range(len(pool_members(settings)))
-    ]
-    return Pool([network.eval() for network in networks], [100.0] * len(networks), "random")
+    """Networks with random weights, as many as the settings ask for."""
+    return pretrained_pool(tiny_dataset(40), widths=[5] * len(pool_members(settings)))
 
 
 def source_of(
@@ -52,11 +45,17 @@ def weights(network: Network) -> torch.Tensor:
     return torch.cat([parameter.detach().flatten() for parameter in network.parameters()])
 
 
-def member_of(source: StageNetworks, iteration: int) -> int:
-    """The member of the pool whose weights are drawn, bit for bit."""
+def member_of(source: StageNetworks, iteration: int, settings: PoolConfig = POOL) -> int:
+    """The member of the pool that `source_of` made whose weights are drawn, bit for bit."""
     drawn = weights(source.draw(iteration).network)
-    (member,) = [n for n, network in enumerate(source._pool.networks) if torch.equal(weights(network), drawn)]
+    (member,) = [n for n, expected in enumerate(weights_of(settings)) if torch.equal(expected, drawn)]
     return member
+
+
+@functools.cache
+def weights_of(settings: PoolConfig) -> list[torch.Tensor]:
+    """The weights of every member of a pool."""
+    return [weights(network) for network in pool_of(settings).networks]
 
 
 # What is drawn
@@ -155,7 +154,7 @@ def test_a_pool_of_one_stage_is_a_pool_without_stages(pictures: Dataset) -> None
     settings = PoolConfig(network="convnet2", width=5, count=2, epochs=8)
     for schedule in SCHEDULES:
         source = source_of(pictures, settings, schedule=schedule, interpolate="on")
-        assert source.stages == 1 and {member_of(source, iteration) for iteration in range(20)} == {0, 1}
+        assert source.stages == 1 and {member_of(source, iteration, settings) for iteration in range(20)} == {0, 1}
 
 
 # Interpolation
@@ -175,11 +174,11 @@ def test_interpolated_weights_lie_between_neighbouring_stages_of_one_network(
         network, reached = source.draw(iteration)
         if len(opened) == 1:
             member = 4 * number + opened[0]
-            assert torch.equal(weights(network), weights(source._pool.networks[member])) and reached == 10 * member
+            assert torch.equal(weights(network), weights_of(POOL)[member]) and reached == 10 * member
             continue
         place = float(torch.rand((), generator=draws, dtype=torch.float64)) * (len(opened) - 1)
         low, share = 4 * number + opened[0] + int(place), place - int(place)
-        a, b = (weights(source._pool.networks[member]).double() for member in (low, low + 1))
+        a, b = (weights_of(POOL)[member].double() for member in (low, low + 1))
         assert torch.allclose(weights(network).double(), (1 - share) * a + share * b, rtol=0, atol=1e-6)
         assert reached == pytest.approx(10 * (low + share)), "and so does the accuracy"
         shares.append(share)
@@ -224,9 +223,10 @@ def test_a_network_before_its_training_has_no_accuracy(pictures: Dataset, monkey
     settings = PoolConfig(network="convnet2", width=5, count=2, epochs=8, epochs_kept=(0, 4))
     asked: list[Network] = []
     monkeypatch.setattr(stages, "accuracy", lambda network, real: asked.append(network) or 60.0)
-    source = source_of(pictures, settings)
+    pool = pool_of(settings)
+    source = source_of(pictures, settings, pool)
     assert [source.accuracy_of(member) for member in range(6)] == [0, 60, 60, 0, 60, 60]
-    assert not {id(network) for network in asked} & {id(source._pool.networks[member]) for member in (0, 3)}
+    assert not {id(network) for network in asked} & {id(pool.networks[member]) for member in (0, 3)}
     between = source_of(pictures, settings, interpolate="on")
     for iteration in range(20):
         draws = stream(0, iteration, "stage")

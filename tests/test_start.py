@@ -14,7 +14,7 @@ from iidlib.errors import InputError
 from iidlib.notes import say_once
 from iidlib.runs import RunFolder
 from iidlib.synthetic import SyntheticSet
-from tests.test_distillation import Crash, crash, pictures, settings, stop_at
+from tests.factories import Crash, crash, settings, stop_at, tiny_dataset
 
 CONFIG = settings("dm", iterations=4, checkpoint__every=2)
 
@@ -22,14 +22,14 @@ CONFIG = settings("dm", iterations=4, checkpoint__every=2)
 @pytest.fixture
 def saved(tmp_path: Path) -> Path:
     """A finished run of another method, seed and length."""
-    distill(settings("dm-cm", iterations=3, seed=5), pictures(), out=tmp_path / "saved")
+    distill(settings("dm-cm", iterations=3, seed=5), tiny_dataset(), out=tmp_path / "saved")
     return tmp_path / "saved"
 
 
 def first(init: object, **options: object) -> SyntheticSet:
     shown: list[SyntheticSet] = []
     look = {"on_iteration": lambda done, synthetic: shown.append(synthetic), "iterations_to_show": (0,)}
-    distill(CONFIG, pictures(), init=init, **look, **options)
+    distill(CONFIG, tiny_dataset(), init=init, **look, **options)
     return shown[0]
 
 
@@ -48,12 +48,12 @@ def test_the_first_images_are_those_of_the_set(given: str, saved: Path) -> None:
 def test_a_set_of_a_set_stays_as_it_is(saved: Path) -> None:
     known = SyntheticSet.load(saved)
     before = known.images.clone()
-    distill(CONFIG, pictures(), init=known)
+    distill(CONFIG, tiny_dataset(), init=known)
     assert torch.equal(known.images, before)
 
 
 def test_settings_name_the_set_and_so_does_their_fingerprint(saved: Path, tmp_path: Path) -> None:
-    result = distill(CONFIG, pictures(), init=saved, out=tmp_path / "run")
+    result = distill(CONFIG, tiny_dataset(), init=saved, out=tmp_path / "run")
     config, start = starting_from(CONFIG, saved)
     assert result.config == config == RunFolder(tmp_path / "run").config()
     assert config.syn.init == f"set:{start.digest}"
@@ -81,7 +81,7 @@ def of(known: SyntheticSet, **changes: object) -> SyntheticSet:
     return SyntheticSet(known.images, known.labels, dataclasses.replace(known.spec, **changes), {}, known.factor)
 
 
-GREY = dataclasses.replace(pictures().spec, channels=1, mean=(0.0,), std=(1.0,))
+GREY = dataclasses.replace(tiny_dataset().spec, channels=1, mean=(0.0,), std=(1.0,))
 
 
 @pytest.mark.parametrize(
@@ -102,7 +102,7 @@ def test_a_set_that_does_not_fit_is_named(change: object, message: str, saved: P
     path = tmp_path / "other.safetensors"
     change(SyntheticSet.load(saved)).save(path)
     with pytest.raises(InputError, match=r"cannot be the start of a run on .*: ") as caught:
-        distill(CONFIG, pictures(), init=path, out=tmp_path / "run")
+        distill(CONFIG, tiny_dataset(), init=path, out=tmp_path / "run")
     assert message in str(caught.value) and str(path) in str(caught.value) and "\n" not in str(caught.value)
     assert not (tmp_path / "run").exists()
 
@@ -110,25 +110,25 @@ def test_a_set_that_does_not_fit_is_named(change: object, message: str, saved: P
 def test_a_set_that_is_only_named_is_asked_for(saved: Path, tmp_path: Path) -> None:
     config, _ = starting_from(CONFIG, saved)
     with pytest.raises(InputError, match=r"syn.init=set:\w{12} is a saved set, which must be given with --init PATH"):
-        Distillation(config, pictures())
+        Distillation(config, tiny_dataset())
     for wrong in ("set:", "set:xyz", "set:0123456789ab ", "Set:0123456789ab", "zeros"):
         with pytest.raises(InputError, match=r"syn\.init must be one of real, crops, noise, centres, easiest, got"):
             preset("dm", changes={"syn.init": wrong})
     with pytest.raises(InputError, match="no synthetic set at"):
-        distill(CONFIG, pictures(), init=tmp_path / "nowhere", out=tmp_path / "run")
+        distill(CONFIG, tiny_dataset(), init=tmp_path / "nowhere", out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
 def test_a_run_from_a_set_is_resumed_with_the_same_set_only(saved: Path, tmp_path: Path) -> None:
     with pytest.raises(Crash):
-        distill(CONFIG, pictures(), init=saved, out=tmp_path / "run", **stop_at(3, crash))
+        distill(CONFIG, tiny_dataset(), init=saved, out=tmp_path / "run", **stop_at(3, crash))
     other = SyntheticSet.load(saved)
     other.images[0, 0, 0, 0] += 1
     for init in (None, other):
         with pytest.raises(InputError, match=r"started with syn.init=set:[0-9a-f]{12}, not (real|set:)"):
-            distill(CONFIG, pictures(), init=init, out=tmp_path / "run", resume=True)
-    resumed = distill(CONFIG, pictures(), init=saved, out=tmp_path / "run", resume=True)
-    assert torch.equal(resumed.synthetic.images, distill(CONFIG, pictures(), init=saved).synthetic.images)
+            distill(CONFIG, tiny_dataset(), init=init, out=tmp_path / "run", resume=True)
+    resumed = distill(CONFIG, tiny_dataset(), init=saved, out=tmp_path / "run", resume=True)
+    assert torch.equal(resumed.synthetic.images, distill(CONFIG, tiny_dataset(), init=saved).synthetic.images)
 
 
 @pytest.mark.parametrize("method", ["dm", "idm"])
@@ -139,36 +139,36 @@ def test_a_run_is_resumed_without_the_set_that_it_was_begun_from(
     given = settings(method, iterations=4, checkpoint__every=2, syn__factor=1)
     longer = settings(method, iterations=6, checkpoint__every=2, syn__factor=1)
     if finished:
-        distill(given, pictures(), init=saved, out=tmp_path / "run")
+        distill(given, tiny_dataset(), init=saved, out=tmp_path / "run")
     else:
         with pytest.raises(Crash):
-            distill(longer, pictures(), init=saved, out=tmp_path / "run", **stop_at(3, crash))
-    whole = distill(longer, pictures(), init=saved).synthetic
+            distill(longer, tiny_dataset(), init=saved, out=tmp_path / "run", **stop_at(3, crash))
+    whole = distill(longer, tiny_dataset(), init=saved).synthetic
     config, _ = starting_from(longer, saved)
     shutil.rmtree(saved)
-    resumed = distill(config, pictures(), out=tmp_path / "run", resume=True).synthetic
+    resumed = distill(config, tiny_dataset(), out=tmp_path / "run", resume=True).synthetic
     assert torch.equal(resumed.images, whole.images)
     assert resumed.provenance["init"] == whole.provenance["init"] == f"{config.syn.init} from {saved}"
-    again = distill(config, pictures(), out=tmp_path / "run", resume=True).synthetic
+    again = distill(config, tiny_dataset(), out=tmp_path / "run", resume=True).synthetic
     assert torch.equal(again.images, whole.images), "a finished run is read without the set too"
 
 
 def test_a_run_without_a_checkpoint_asks_for_its_set(saved: Path, tmp_path: Path) -> None:
     config, _ = starting_from(CONFIG, saved)
     with pytest.raises(Crash):
-        distill(CONFIG, pictures(), init=saved, out=tmp_path / "run", **stop_at(1, crash))
+        distill(CONFIG, tiny_dataset(), init=saved, out=tmp_path / "run", **stop_at(1, crash))
     with pytest.raises(InputError, match=r"syn.init=set:\w{12} is a saved set, which must be given with --init PATH"):
-        distill(config, pictures(), out=tmp_path / "run", resume=True)
+        distill(config, tiny_dataset(), out=tmp_path / "run", resume=True)
     with pytest.raises(InputError, match="no run to resume"):
-        distill(config, pictures(), out=tmp_path / "nowhere", resume=True)
-    finished = distill(CONFIG, pictures(), init=saved, out=tmp_path / "run", resume=True).synthetic
-    assert torch.equal(finished.images, distill(CONFIG, pictures(), init=saved).synthetic.images)
+        distill(config, tiny_dataset(), out=tmp_path / "nowhere", resume=True)
+    finished = distill(CONFIG, tiny_dataset(), init=saved, out=tmp_path / "run", resume=True).synthetic
+    assert torch.equal(finished.images, distill(CONFIG, tiny_dataset(), init=saved).synthetic.images)
     # a set that is not its last iteration's, and nothing that the run could go on from
     shutil.rmtree(tmp_path / "run" / "checkpoints")
     finished.provenance["iterations"] = "3"
     finished.save(tmp_path / "run" / "synthetic.safetensors")
     with pytest.raises(InputError, match=r"no checkpoint, so it starts again from set:\w{12}; give"):
-        distill(config, pictures(), out=tmp_path / "run", resume=True)
+        distill(config, tiny_dataset(), out=tmp_path / "run", resume=True)
 
 
 def test_a_start_from_a_set_of_another_dataset_is_told(saved: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -185,4 +185,4 @@ def test_a_finished_run_is_only_read_whatever_it_would_take_to_make_it(
 ) -> None:
     monkeypatch.setattr(step, "check_memory", lambda *given, **named: pytest.fail("made again"))
     config = settings("dm-cm", iterations=3, seed=5)
-    assert len(distill(config, pictures(), out=saved, resume=True).metrics) == 2
+    assert len(distill(config, tiny_dataset(), out=saved, resume=True).metrics) == 2

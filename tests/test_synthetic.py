@@ -21,10 +21,8 @@ from iidlib.rng import stream
 from iidlib.synthetic import SyntheticSet, expand, storage
 from tests import reference
 
-
-@pytest.fixture(scope="module")
-def pictures() -> Dataset:
-    return shapes(3, [5, 4, 6], 8)
+PICTURES = {"per_class": (5, 4, 6), "size": 8}
+"""Of the fixture `pictures`."""
 
 
 @pytest.fixture

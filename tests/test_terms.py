@@ -1,54 +1,21 @@
 """iidlib.distillation.terms: what a term may read of an iteration, when it is computed, and what weights mean."""
 
-import functools
-
 import pytest
 import torch
 from torch import Tensor
 
 from iidlib import losses
-from iidlib.config import RunConfig, preset
-from iidlib.data import Dataset, shapes
+from iidlib.data import Dataset
 from iidlib.distillation import TERMS, Distillation, LazyDraws, StepBatch
 from iidlib.features import Drawn, Pool
-from iidlib.networks import build_network, frozen
 from iidlib.rng import stream
 from iidlib.synthetic import expand
+from tests.factories import pretrained_pool, ready_run, settings, tiny_dataset
 
 
-@functools.cache
-def pictures(*per_class: int, size: int = 16) -> Dataset:
-    return shapes(len(per_class), list(per_class), size)
-
-
-def settings(**changes: object) -> RunConfig:
-    small = {"match.width": 4, "match.batch_real": 6, "match.cc_scaling": "released"}
-    return preset(
-        "iid-dm", "shapes", 3, "ci", small | {key.replace("__", "."): value for key, value in changes.items()}
-    )
-
-
-def pretrained_pool(dataset: Dataset, *widths: int) -> Pool:
-    """Networks with random weights in the place of trained ones."""
-    networks = [
-        frozen(
-            build_network(
-                "convnet2",
-                num_classes=len(dataset.spec.classes),
-                image_size=dataset.spec.image_size,
-                width=width,
-                generator=stream(number, 0, "expert"),
-            )
-        )
-        for number, width in enumerate(widths)
-    ]
-    return Pool([network.eval() for network in networks], [100.0] * len(widths), "random")
-
-
-def begun(dataset: Dataset, *widths: int, **changes: object) -> Distillation:
-    run = Distillation(settings(**changes), dataset)
-    run.pool = pretrained_pool(dataset, *(widths or (5,)))
-    return run
+def run_on(dataset: Dataset, *widths: int, **changes: object) -> Distillation:
+    """A run of iid-dm whose pool has a network of each width."""
+    return ready_run(settings("iid-dm", **changes), dataset, pool=pretrained_pool(dataset, widths=widths or (5,)))
 
 
 def term(name: str, run: Distillation, iteration: int = 0) -> Tensor:
@@ -59,7 +26,7 @@ def term(name: str, run: Distillation, iteration: int = 0) -> Tensor:
 
 
 def test_shapes_of_all_features():
-    run = begun(pictures(9, 7, 12, 8))
+    run = run_on(tiny_dataset())
     batch = run.batch(0)
     assert batch.real_fmap.shape == (4, 6, 4, 4) and batch.syn_fmap.shape == (4, 3, 4, 4)
     assert batch.real_features.shape == (4, 6, 16) and batch.syn_features.shape == (4, 3, 16)
@@ -71,13 +38,13 @@ def test_shapes_of_all_features():
 
 
 def test_features_are_the_flattened_maps_of_a_convnet():
-    batch = begun(pictures(9, 7, 12, 8)).batch(0)
+    batch = run_on(tiny_dataset()).batch(0)
     assert torch.equal(batch.syn_features, batch.syn_fmap.flatten(2))
     assert torch.equal(batch.real_features, batch.real_fmap.flatten(2))
 
 
 def test_features_of_a_network_with_a_head_are_what_its_classifier_sees():
-    run = begun(pictures(3, 4, size=32), match__network="lenet", ipc=2, match__augmentation="none")
+    run = run_on(tiny_dataset((3, 4), size=32), match__network="lenet", ipc=2, match__augmentation="none")
     batch = run.batch(0)
     assert batch.syn_fmap.shape == (2, 2, 16, 25) and batch.syn_features.shape == (2, 2, 84)
     assert torch.allclose(batch.syn_features.flatten(0, 1), batch.network.embed(run.images), atol=1e-6)
@@ -87,7 +54,7 @@ def test_features_of_a_network_with_a_head_are_what_its_classifier_sees():
 
 
 def test_classes_of_unequal_size_are_padded_and_masked():
-    run = begun(pictures(3, 7, 4))
+    run = run_on(tiny_dataset((3, 7, 4)))
     batch = run.batch(0)
     assert batch.real_fmap.shape == (3, 6, 4, 4)
     assert batch.real_mask.sum(1).tolist() == [3, 6, 4]
@@ -100,7 +67,7 @@ def test_classes_of_unequal_size_are_padded_and_masked():
 
 @pytest.mark.parametrize("per_class", [(3, 7, 4), (7, 7, 7)])
 def test_the_pretrained_networks_real_features_are_those_of_the_first_drawn_images_of_each_class(per_class):
-    run = begun(pictures(*per_class), match__augmentation="none")
+    run = run_on(tiny_dataset(per_class), match__augmentation="none")
     drawn = run.real.sample(6, stream(0, 0, "real batch"))
     features, mask = run.batch(0).pretrained_real_features(4)
     assert (mask is None) == (len(set(per_class)) == 1)
@@ -113,7 +80,7 @@ def test_the_pretrained_networks_real_features_are_those_of_the_first_drawn_imag
 
 
 def test_gradients_reach_the_synthetic_side_alone():
-    run = begun(pictures(9, 7, 12, 8))
+    run = run_on(tiny_dataset())
     batch = run.batch(0)
     for real in (batch.real_fmap, batch.real_features, batch.pretrained_real_features(4)[0]):
         assert not real.requires_grad
@@ -124,7 +91,7 @@ def test_gradients_reach_the_synthetic_side_alone():
 
 
 def test_nothing_is_computed_before_it_is_asked_for_and_nothing_twice(monkeypatch):
-    run = begun(pictures(9, 7, 12, 8))
+    run = run_on(tiny_dataset())
     calls: list[str] = []
     forward, draw = run.forward, run.source.draw
     monkeypatch.setattr(run, "forward", lambda function, images: calls.append("forward") or forward(function, images))
@@ -144,7 +111,7 @@ def test_nothing_is_computed_before_it_is_asked_for_and_nothing_twice(monkeypatc
 
 
 def test_a_batch_computes_from_the_draws_that_it_is_given():
-    run = begun(pictures(9, 7, 12, 8))
+    run = run_on(tiny_dataset())
     network = run.source.draw(3).network
 
     class Given:
@@ -165,7 +132,7 @@ def test_a_batch_computes_from_the_draws_that_it_is_given():
 
 
 def test_draws_are_those_of_the_iteration_and_not_made_twice():
-    run = begun(pictures(9, 7, 12, 8), 2, 3, 4)
+    run = run_on(tiny_dataset(), 2, 3, 4)
     draws, again, other = LazyDraws(run, 5), LazyDraws(run, 5), LazyDraws(run, 6)
     assert torch.equal(draws.real, again.real) and not torch.equal(draws.real[:6], other.real[:6])
     assert draws.real is draws.real and draws.counts.tolist() == [6, 6, 6, 6]
@@ -177,15 +144,15 @@ def test_draws_are_those_of_the_iteration_and_not_made_twice():
 
 
 def test_both_sides_of_a_class_go_through_one_transform_and_classes_through_their_own():
-    dataset = pictures(3, 3, 3, 3, 3, 3)
-    run = begun(dataset, ipc=3, match__batch_real=3)
+    dataset = tiny_dataset((3, 3, 3, 3, 3, 3))
+    run = run_on(dataset, ipc=3, match__batch_real=3)
     drawn = run.real.sample(3, stream(0, 0, "real batch"))
     with torch.no_grad():  # the very images that the real side draws
         run.images.copy_(run.real.images_of(drawn.index))
     batch = run.batch(0)
     assert torch.allclose(batch.real_fmap, batch.syn_fmap, atol=1e-6)
     assert float(term("mean", run).sum()) == pytest.approx(0, abs=1e-9)
-    plain = begun(dataset, ipc=3, match__batch_real=3, match__augmentation="none")
+    plain = run_on(dataset, ipc=3, match__batch_real=3, match__augmentation="none")
     with torch.no_grad():
         plain.images.copy_(run.images)
     changed = (plain.batch(0).syn_fmap - batch.syn_fmap).flatten(1).abs().amax(1) > 1e-4
@@ -193,7 +160,7 @@ def test_both_sides_of_a_class_go_through_one_transform_and_classes_through_thei
 
 
 def test_an_image_has_the_features_that_it_has_in_any_batch():
-    small, large = begun(pictures(3, 7, 4)), begun(pictures(3, 7, 4), match__batch_real=3)
+    small, large = run_on(tiny_dataset((3, 7, 4))), run_on(tiny_dataset((3, 7, 4)), match__batch_real=3)
     drawn = [
         run.real.sample(run.config.match.batch_real, stream(0, 0, "real batch")).index[:3] for run in (small, large)
     ]
@@ -202,7 +169,7 @@ def test_an_image_has_the_features_that_it_has_in_any_batch():
 
 
 def test_logits_are_those_of_the_features_that_are_matched():
-    run = begun(pictures(9, 7, 12, 8))
+    run = run_on(tiny_dataset())
     batch = run.batch(0)
     assert batch.syn_logits.shape == (4, 3, 4)
     assert torch.equal(batch.syn_logits, batch.network.classifier(batch.syn_features))
@@ -210,8 +177,8 @@ def test_logits_are_those_of_the_features_that_are_matched():
 
 
 def test_mosaics_are_expanded_before_they_are_augmented():
-    plain = begun(pictures(9, 9, 9), ipc=8, match__augmentation="cutout")
-    mosaics = begun(pictures(9, 9, 9), ipc=2, match__augmentation="cutout", syn__factor=2, syn__init="crops")
+    plain = run_on(tiny_dataset((9, 9, 9)), ipc=8, match__augmentation="cutout")
+    mosaics = run_on(tiny_dataset((9, 9, 9)), ipc=2, match__augmentation="cutout", syn__factor=2, syn__init="crops")
     with torch.no_grad():
         plain.images.copy_(expand(mosaics.images, 2))
     assert torch.allclose(mosaics.batch(0).syn_fmap, plain.batch(0).syn_fmap, atol=1e-6)
@@ -222,25 +189,25 @@ def test_mosaics_are_expanded_before_they_are_augmented():
 
 
 def test_weights_are_those_of_the_settings():
-    config = settings(match__cm=0.3, match__cc=0.7)
+    config = settings("iid-dm", match__cm=0.3, match__cc=0.7)
     assert [TERMS[name].weight(config) for name in ("mean", "cm", "cc", "ce")] == [1.0, 0.3, 0.7, 0.5]
     assert [name for name in TERMS if TERMS[name].needs_pool] == ["cc"]
     assert [name for name in TERMS if TERMS[name].needs_pairs] == ["cm", "cc"]
 
 
 def test_per_image_is_as_released_at_ten_images_a_class():
-    dataset = pictures(20, 21)
+    dataset = tiny_dataset((20, 21))
     for ipc, ratio in ((10, 1.0), (5, 2.0), (20, 0.5)):
-        released = term("cc", begun(dataset, ipc=ipc))
-        per_image = term("cc", begun(dataset, ipc=ipc, match__cc_scaling="per_image"))
+        released = term("cc", run_on(dataset, ipc=ipc))
+        per_image = term("cc", run_on(dataset, ipc=ipc, match__cc_scaling="per_image"))
         assert torch.allclose(per_image, ratio * released)
-    released = term("cc", begun(dataset, ipc=2, syn__factor=2))
-    per_image = term("cc", begun(dataset, ipc=2, syn__factor=2, match__cc_scaling="per_image"))
+    released = term("cc", run_on(dataset, ipc=2, syn__factor=2))
+    per_image = term("cc", run_on(dataset, ipc=2, syn__factor=2, match__cc_scaling="per_image"))
     assert torch.allclose(per_image, 5 * released), "stored images count, not their tiles"
 
 
 def test_relative_is_one_where_the_synthetic_images_are_the_real_ones():
-    run = begun(pictures(6, 6, 6), ipc=6, match__cc_scaling="relative")
+    run = run_on(tiny_dataset((6, 6, 6)), ipc=6, match__cc_scaling="relative")
     drawn = run.real.sample(6, stream(0, 0, "real batch"))
     with torch.no_grad():
         run.images.copy_(run.real.images_of(drawn.index))
@@ -249,8 +216,8 @@ def test_relative_is_one_where_the_synthetic_images_are_the_real_ones():
 
 def test_relative_has_no_unit():
     """Features a hundred times as large, as another network may have them, change the released value alone."""
-    run = begun(pictures(20, 21, 22), ipc=5)
-    relative = begun(pictures(20, 21, 22), ipc=5, match__cc_scaling="relative")
+    run = run_on(tiny_dataset((20, 21, 22)), ipc=5)
+    relative = run_on(tiny_dataset((20, 21, 22)), ipc=5, match__cc_scaling="relative")
     before = term("cc", run), term("cc", relative)
     for each in (run, relative):
         block = each.pool.networks[0].trunk.block2
@@ -261,11 +228,11 @@ def test_relative_has_no_unit():
 
 def test_relative_carries_over_between_networks_and_images_a_class():
     """Random real images are as dispersed as real images: about 1, whatever the network and the number of images."""
-    dataset, values = pictures(60, 60, 60), {}
+    dataset, values = tiny_dataset((60, 60, 60)), {}
     for scaling in ("released", "relative"):
         for ipc in (6, 50):
             for width in (4, 32):
-                run = begun(dataset, width, ipc=ipc, match__cc_scaling=scaling, match__batch_real=60)
+                run = run_on(dataset, width, ipc=ipc, match__cc_scaling=scaling, match__batch_real=60)
                 value = torch.stack([term("cc", run, iteration) for iteration in range(3)]).mean()
                 values.setdefault(scaling, []).append(float(value))
     assert all(0.6 < value < 1.4 for value in values["relative"]), values
@@ -274,14 +241,17 @@ def test_relative_carries_over_between_networks_and_images_a_class():
 
 def test_relative_measures_on_as_many_real_images_as_asked_for():
     few, more, all_of_them = (
-        term("cc", begun(pictures(20, 21), ipc=5, match__cc_scaling="relative", match__batch_real=8, match__cc_real=n))
+        term(
+            "cc",
+            run_on(tiny_dataset((20, 21)), ipc=5, match__cc_scaling="relative", match__batch_real=8, match__cc_real=n),
+        )
         for n in (3, 8, 64)
     )
     assert torch.equal(more, all_of_them) and not torch.allclose(few, more, rtol=1e-2)
 
 
 def test_relative_asks_nothing_of_a_class_whose_one_real_image_has_no_scatter():
-    run = begun(pictures(1, 21), ipc=1, match__cc_scaling="relative", syn__init="noise", syn__factor=2)
+    run = run_on(tiny_dataset((1, 21)), ipc=1, match__cc_scaling="relative", syn__init="noise", syn__factor=2)
     loss = TERMS["cc"].loss(run.batch(0))
     (gradient,) = torch.autograd.grad(loss.sum(), run.images)
     assert loss[0] == 0 and loss[1] > 0
@@ -290,8 +260,8 @@ def test_relative_asks_nothing_of_a_class_whose_one_real_image_has_no_scatter():
 
 @pytest.mark.parametrize("scaling", ["released", "per_image"])
 def test_the_exp_form_follows_its_settings(scaling):
-    run = begun(
-        pictures(20, 21),
+    run = run_on(
+        tiny_dataset((20, 21)),
         ipc=5,
         match__cc_form="exp",
         match__cc_alpha=0.03,
@@ -304,7 +274,7 @@ def test_the_exp_form_follows_its_settings(scaling):
 
 
 def test_pretrained_networks_are_drawn_anew_each_iteration_and_uniformly():
-    run = begun(pictures(3, 3), 2, 3, 4)
+    run = run_on(tiny_dataset((3, 3)), 2, 3, 4)
     drawn = [run.pool.networks.index(run.batch(iteration).pretrained) for iteration in range(60)]
     counts = torch.bincount(torch.tensor(drawn), minlength=3)
     assert counts.min() >= 10

@@ -7,13 +7,14 @@ from iidlib.bench import timing
 from iidlib.config import preset
 from iidlib.data import Dataset, shapes
 from iidlib.distillation import TERMS, Distillation, Term
+from tests.factories import tiny_dataset
 
 SMALL = {"match.width": 8, "match.batch_real": 6, "compute.compile": "off"}
 
 
 @pytest.fixture(scope="module")
 def dataset() -> Dataset:
-    return shapes(num_classes=3, per_class=[5, 9, 12], seed=1)
+    return tiny_dataset((5, 9, 12), 32, seed=1)
 
 
 def run_of(method: str, dataset: Dataset) -> Distillation:

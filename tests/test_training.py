@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from iidlib.augment import OPERATIONS, sample
-from iidlib.config import Drop, EvalProtocol
+from iidlib.config import EvalProtocol
 from iidlib.data import RealSet, shapes
 from iidlib.errors import InputError
 from iidlib.networks import Network, build_network
@@ -16,6 +16,7 @@ from iidlib.rng import stream
 from iidlib.training import Examples, Training, accuracy, cutmix, fit, resolve_augmentation
 from iidlib.training.loop import MOMENTUM, WEIGHT_DECAY
 from tests import reference, reference_augment
+from tests.factories import drop_at, labelled_noise, network_difference
 
 COUNT, CLASSES = 10, 3
 
@@ -27,16 +28,11 @@ def network(name: str = "convnet2", **settings: object) -> Network:
     )
 
 
-def images(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
-    pictures = torch.randn(COUNT, 3, 16, 16, dtype=dtype, generator=stream(0, 0, "images"))
-    return pictures, torch.arange(COUNT) % CLASSES
-
-
 def by_hand(
     trained: Network, epochs: int, lr: float, batch: int, seed: int, drop_after: int | None, strategy: str, reset: bool
 ) -> Network:
     """The same training with everything written out: batches, augmentation, cross-entropy, SGD."""
-    pictures, labels = images()
+    pictures, labels = labelled_noise()
     velocity = [torch.zeros_like(p) for p in trained.parameters()]
     for epoch in range(epochs):
         if drop_after is not None and epoch == drop_after + 1:
@@ -61,20 +57,10 @@ def by_hand(
 
 
 def trained(**changes: object) -> Network:
-    pictures, labels = images()
+    pictures, labels = labelled_noise()
     settings = {"epochs": 6, "lr": 0.05, "batch": 4, "seed": 3} | changes
     seed = settings.pop("seed")
     return fit(network().double(), Examples(lambda index: pictures[index], labels), Training(**settings), seed=seed)
-
-
-def drop_at(after: int | None) -> tuple[Drop, ...]:
-    """The official drop after the pass of an index."""
-    return () if after is None else (Drop(after + 1, 0.005, restart=True),)
-
-
-def difference(a: Network, b: Network) -> float:
-    first, second = (torch.cat([p.detach().flatten() for p in each.parameters()]) for each in (a, b))
-    return float((first - second).norm() / second.norm())
 
 
 @pytest.mark.parametrize(
@@ -83,15 +69,18 @@ def difference(a: Network, b: Network) -> float:
 )
 def test_training_is_the_loop_written_by_hand(drop_after, strategy):
     expected = by_hand(network().double(), 6, 0.05, 4, 3, drop_after, strategy, reset=True)
-    assert difference(trained(drops=drop_at(drop_after), augmentation=strategy), expected) < 1e-10
-    assert difference(network().double(), expected) > 1e-2
+    assert network_difference(trained(drops=drop_at(drop_after), augmentation=strategy), expected) < 1e-10
+    assert network_difference(network().double(), expected) > 1e-2
 
 
 def test_the_drop_comes_with_a_new_optimiser():
     """Momentum that survived the drop would end elsewhere, which is what the equality above would then miss."""
     found = trained(drops=drop_at(3))
-    assert difference(found, by_hand(network().double(), 6, 0.05, 4, 3, 3, "none", reset=False)) > 1e-4
-    assert difference(found, trained(drops=drop_at(2))) > 1e-4 and difference(found, trained(drops=drop_at(4))) > 1e-4
+    assert network_difference(found, by_hand(network().double(), 6, 0.05, 4, 3, 3, "none", reset=False)) > 1e-4
+    assert (
+        network_difference(found, trained(drops=drop_at(2))) > 1e-4
+        and network_difference(found, trained(drops=drop_at(4))) > 1e-4
+    )
 
 
 def test_the_idc_familys_training_is_the_loop_written_by_hand():
@@ -104,7 +93,7 @@ def test_the_idc_familys_training_is_the_loop_written_by_hand():
     stages = ("flip", "color", "crop_scale_rotate")
     found = trained(drops=protocol.drops, augmentation=">".join(stages), cutmix=0.5)
 
-    pictures, labels = images()
+    pictures, labels = labelled_noise()
     expected, mixed = network().double(), []
     velocity = [torch.zeros_like(p) for p in expected.parameters()]
     for epoch in range(6):
@@ -130,7 +119,7 @@ def test_the_idc_familys_training_is_the_loop_written_by_hand():
                     new, velocity[i] = reference.sgd(parameter, velocity[i], gradient + 5e-4 * parameter, lr, 0.9)
                     parameter.copy_(new)
     assert any(mixed) and not all(mixed)
-    assert difference(found, expected) < 1e-10
+    assert network_difference(found, expected) < 1e-10
 
 
 def test_constants_are_the_protocols():
@@ -138,7 +127,7 @@ def test_constants_are_the_protocols():
 
 
 def test_every_pass_takes_every_image_once_in_a_new_order_and_keeps_the_last_smaller_batch():
-    pictures, labels = images()
+    pictures, labels = labelled_noise()
     seen: list[Tensor] = []
     examples = Examples(lambda index: seen.append(index) or pictures[index], labels)
     fit(network().double(), examples, Training(epochs=2, lr=0.01, batch=4), seed=0)
@@ -149,7 +138,7 @@ def test_every_pass_takes_every_image_once_in_a_new_order_and_keeps_the_last_sma
 
 
 def test_a_batch_larger_than_the_set_is_the_set():
-    assert difference(trained(batch=256), trained(batch=COUNT)) == 0
+    assert network_difference(trained(batch=256), trained(batch=COUNT)) == 0
 
 
 def test_augmentation_is_one_operation_a_batch_with_parameters_for_each_image():
@@ -157,7 +146,7 @@ def test_augmentation_is_one_operation_a_batch_with_parameters_for_each_image():
     batches: list[Tensor] = []
     net = network()
     net.register_forward_pre_hook(lambda module, inputs: batches.append(inputs[0].clone()))
-    examples = Examples(lambda index: pictures[index], images()[1])
+    examples = Examples(lambda index: pictures[index], labelled_noise()[1])
     fit(net, examples, Training(epochs=3, lr=0.01, batch=5, augmentation="color"), seed=0)
     assert len(batches) == 6
     for batch in batches:
@@ -172,13 +161,13 @@ def test_a_seed_repeats_bit_for_bit_and_another_differs():
     settings = {"augmentation": "_".join(OPERATIONS), "drops": drop_at(2)}
     first = trained(**settings)
     assert torch.equal(torch.get_rng_state(), before)
-    assert difference(trained(**settings), first) == 0
-    assert difference(trained(**settings, seed=4), first) > 1e-3
+    assert network_difference(trained(**settings), first) == 0
+    assert network_difference(trained(**settings, seed=4), first) > 1e-3
 
 
 def test_passes_are_reported_and_the_network_comes_back_in_training_mode():
     passes: list[int] = []
-    pictures, labels = images()
+    pictures, labels = labelled_noise()
     net = network().double().eval()
     examples, training = Examples(lambda index: pictures[index], labels), Training(epochs=3, lr=0.01, batch=4)
     assert fit(net, examples, training, seed=0, on_epoch=passes.append) is net

@@ -53,12 +53,21 @@ WRONG: list[Any] = [
 ]  # fmt: skip
 """What people and programs give in the place of a number, a text, a choice or a list."""
 
+NAMES = {
+    type(value): name for name, value in attrs.asdict(RunConfig(), recurse=False).items() if attrs.has(type(value))
+}
+"""Names of the groups in the settings of a run."""
+
 FIELDS = [(kind, entry.name) for kind in GROUPS for entry in attrs.fields(kind)]
+
+
+def key_of(kind: type, name: str) -> str:
+    return f"{NAMES[kind]}.{name}" if kind in NAMES else name
 
 
 def whole_config(kind: type, built: Any) -> RunConfig:
     """The settings of a run that hold a group."""
-    return built if kind is RunConfig else RunConfig(**{kind._prefix[:-1]: built})
+    return built if kind is RunConfig else RunConfig(**{NAMES[kind]: built})
 
 
 def told(error: InputError, key: str) -> bool:
@@ -67,14 +76,14 @@ def told(error: InputError, key: str) -> bool:
     return "\n" not in text and len(text) < 1100 and (key in text or key.split(".")[-1] in text)
 
 
-@pytest.mark.parametrize(("kind", "name"), FIELDS, ids=[f"{kind._prefix}{name}" for kind, name in FIELDS])
+@pytest.mark.parametrize(("kind", "name"), FIELDS, ids=[key_of(*field) for field in FIELDS])
 def test_any_value_of_any_field_is_converted_or_refused_in_one_line(kind: type, name: str) -> None:
     plain = type(getattr(kind(), name))
     for value in WRONG:
         try:
             built = kind(**{name: value})
         except InputError as error:
-            assert told(error, f"{kind._prefix}{name}"), (value, str(error))
+            assert told(error, key_of(kind, name)), (value, str(error))
             continue
         assert type(getattr(built, name)) is plain, f"{value!r} became {getattr(built, name)!r}"
         config = whole_config(kind, built)
