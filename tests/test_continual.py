@@ -52,7 +52,7 @@ def test_steps_are_equal_and_cover_the_order():
         class_steps(range(7), 3)
     with pytest.raises(InputError, match=r"6 classes cannot be split into 9 equal steps; steps can be 1, 2, 3, 6$"):
         class_steps(range(6), 9)
-    with pytest.raises(InputError, match="no 0 equal steps"):
+    with pytest.raises(InputError, match="into 0 equal steps"):
         class_steps(range(6), 0)
 
 
