@@ -45,8 +45,8 @@ def listed(names: Sequence[str], most: int = 5, *, between: str = ", ") -> str:
 
 def near(value: str, choices: Iterable[str]) -> str:
     """The closest choice as the end of an error message that already lists them; empty if none is close."""
-    found = difflib.get_close_matches(value, list(choices), n=1)
-    return f"; did you mean {found[0]!r}?" if found else ""
+    matches = difflib.get_close_matches(value, list(choices), n=1)
+    return f"; did you mean {matches[0]!r}?" if matches else ""
 
 
 def suggest(value: str, choices: Iterable[str]) -> str:

@@ -134,27 +134,27 @@ def write_new(path: Path, content: bytes | str) -> Path:
     try:
         with _created(temporary, 0o666) as file:
             file.write(_encoded(content) if isinstance(content, str) else content)
-        return next(place for place in itertools.chain([path], numbered) if _renamed(temporary, place))
+        return next(target for target in itertools.chain([path], numbered) if _renamed(temporary, target))
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def _renamed(temporary: Path, place: Path) -> bool:
+def _renamed(temporary: Path, target: Path) -> bool:
     """Renames a file unless the name is taken; returns whether it did."""
     try:
-        os.link(temporary, place)
+        os.link(temporary, target)
     except FileExistsError:
         return False
     except OSError:  # a file system without links: reserve the name with an empty file, then replace it
         try:
-            with _created(place, 0o666):
+            with _created(target, 0o666):
                 pass
         except FileExistsError:
             return False
         try:
-            temporary.replace(place)
+            temporary.replace(target)
         except BaseException:
-            place.unlink(missing_ok=True)
+            target.unlink(missing_ok=True)
             raise
     return True
 
@@ -187,16 +187,17 @@ def _created(path: Path, mode: int) -> Iterator[BinaryIO]:
 
 def unfinished(name: str) -> str | None:
     """Final name of a temporary file of `atomic_write`; None for any other file."""
-    found = re.fullmatch(r"\.(.+)\.\d+-[0-9a-f]{16}\.unfinished", name, re.DOTALL)
-    return found[1] if found else None
+    match = re.fullmatch(r"\.(.+)\.\d+-[0-9a-f]{16}\.unfinished", name, re.DOTALL)
+    return match[1] if match else None
 
 
 def remove_stale(path: Path) -> None:
     """Removes temporary files of `path` unchanged for an hour; the processes that wrote them were killed."""
     with contextlib.suppress(OSError):  # the folder is absent, or another process is cleaning it too
-        for place in path.parent.glob(".*.unfinished"):
-            if unfinished(place.name) == _cut(path.name) and time.time() - place.lstat().st_mtime > STALE_SECONDS:
-                place.unlink(missing_ok=True)
+        for leftover in path.parent.glob(".*.unfinished"):
+            age = time.time() - leftover.lstat().st_mtime
+            if unfinished(leftover.name) == _cut(path.name) and age > STALE_SECONDS:
+                leftover.unlink(missing_ok=True)
 
 
 def _cut(name: str) -> str:
@@ -249,9 +250,9 @@ def set_aside(path: Path) -> Path:
         OSError: if it cannot be renamed.
     """
     names = (f"{path.name}.corrupted{f'-{number}' if number else ''}" for number in itertools.count())
-    place = next(place for place in map(path.with_name, names) if not os.path.lexists(place))
-    path.rename(place)
-    return place
+    target = next(target for target in map(path.with_name, names) if not os.path.lexists(target))
+    path.rename(target)
+    return target
 
 
 def place_of(path: Path) -> Path:
@@ -272,10 +273,10 @@ def missing_folders(path: Path) -> list[Path]:
     Raises:
         FileNotFoundError: if one of them is a broken link, where no folder can be created.
     """
-    missing = list(itertools.takewhile(lambda place: not place.exists(), (path, *path.parents)))
-    for place in missing:
-        if place.is_symlink():
-            raise FileNotFoundError(f"{place} is a link that leads nowhere (to {place.readlink()})")
+    missing = list(itertools.takewhile(lambda folder: not folder.exists(), (path, *path.parents)))
+    for folder in missing:
+        if folder.is_symlink():
+            raise FileNotFoundError(f"{folder} is a link that leads nowhere (to {folder.readlink()})")
     return missing
 
 
@@ -313,16 +314,16 @@ def make_folders(path: Path, *, private: bool = False) -> list[Path]:
     """
     made: list[Path] = []
     try:
-        for place in reversed(missing_folders(path)):
+        for folder in reversed(missing_folders(path)):
             try:
-                place.mkdir(mode=0o700 if private else 0o777)
+                folder.mkdir(mode=0o700 if private else 0o777)
             except FileExistsError:  # another process was faster, or the path ends in "..", which exists by now
-                if not place.is_dir():
+                if not folder.is_dir():
                     raise
             else:
-                made.insert(0, place)
+                made.insert(0, folder)
                 if private:
-                    place.chmod(0o700)  # the umask may restrict the owner too
+                    folder.chmod(0o700)  # the umask may restrict the owner too
     except OSError:
         remove_empty(made)
         raise

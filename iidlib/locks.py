@@ -79,11 +79,11 @@ def check_lock(path: Path) -> None:
         PermissionError: if it is a lock left by another user, which this user cannot open.
     """
     try:
-        found = path.lstat()
+        status = path.lstat()
     except OSError:  # absent, or removed meanwhile
         return
     if not is_lock(path):
-        raise FileExistsError(errno.EEXIST, f"{path} is needed as a lock and is {_kind(found)}; move it away")
+        raise FileExistsError(errno.EEXIST, f"{path} is needed as a lock and is {_kind(status)}; move it away")
     try:  # by opening it: between two checks the lock may be replaced by another
         os.close(os.open(path, os.O_RDWR))
     except PermissionError:
@@ -105,11 +105,11 @@ def is_lock(path: Path) -> bool:
         return True
 
 
-def _kind(found: os.stat_result) -> str:
+def _kind(status: os.stat_result) -> str:
     """Kind of the file found in place of a lock."""
-    if stat.S_ISLNK(found.st_mode):
+    if stat.S_ISLNK(status.st_mode):
         return "a link"
-    if stat.S_ISDIR(found.st_mode):
+    if stat.S_ISDIR(status.st_mode):
         return "a folder"
     return "another file"
 

@@ -47,33 +47,33 @@ def private_dir(path: Path, *, readable: bool = False) -> Path:
     with contextlib.suppress(FileExistsError):
         path.mkdir(mode=0o700)
         path.chmod(0o700)
-    found = path.lstat()
-    if stat.S_ISLNK(found.st_mode):
+    status = path.lstat()
+    if stat.S_ISLNK(status.st_mode):
         raise PermissionError(f"{path} is a link, not a folder")
-    if not stat.S_ISDIR(found.st_mode):
+    if not stat.S_ISDIR(status.st_mode):
         raise PermissionError(f"{path} is not a folder")
-    if found.st_uid != os.geteuid():
-        raise PermissionError(f"{path} belongs to {_user(found.st_uid)}, not to {_user(os.geteuid())}")
-    if readable and _others_write(found):
-        raise PermissionError(f"{path} has mode {stat.S_IMODE(found.st_mode):04o}, so others can write to it")
-    if not readable and found.st_mode & OTHERS:
-        raise PermissionError(f"{path} has mode {stat.S_IMODE(found.st_mode):04o}, not 0700")
+    if status.st_uid != os.geteuid():
+        raise PermissionError(f"{path} belongs to {_user(status.st_uid)}, not to {_user(os.geteuid())}")
+    if readable and _others_write(status):
+        raise PermissionError(f"{path} has mode {stat.S_IMODE(status.st_mode):04o}, so others can write to it")
+    if not readable and status.st_mode & OTHERS:
+        raise PermissionError(f"{path} has mode {stat.S_IMODE(status.st_mode):04o}, not 0700")
     return path
 
 
 def _check_above(folder: Path) -> None:
     """Raises PermissionError if another user can rename entries of a folder."""
-    found = folder.lstat()
-    if found.st_uid not in (0, os.geteuid()):
-        raise PermissionError(f"{folder} belongs to {_user(found.st_uid)}, not to {_user(os.geteuid())} or root")
-    if _others_write(found) and not found.st_mode & stat.S_ISVTX:
-        raise PermissionError(f"{folder} has mode {stat.S_IMODE(found.st_mode):04o}, so others can write to it")
+    status = folder.lstat()
+    if status.st_uid not in (0, os.geteuid()):
+        raise PermissionError(f"{folder} belongs to {_user(status.st_uid)}, not to {_user(os.geteuid())} or root")
+    if _others_write(status) and not status.st_mode & stat.S_ISVTX:
+        raise PermissionError(f"{folder} has mode {stat.S_IMODE(status.st_mode):04o}, so others can write to it")
 
 
-def _others_write(found: os.stat_result) -> bool:
+def _others_write(status: os.stat_result) -> bool:
     """Whether a folder is writable for anyone but its owner and root."""
-    by_group = found.st_mode & stat.S_IWGRP and not _private_group(found.st_gid)
-    return bool(found.st_mode & stat.S_IWOTH or by_group)
+    by_group = status.st_mode & stat.S_IWGRP and not _private_group(status.st_gid)
+    return bool(status.st_mode & stat.S_IWOTH or by_group)
 
 
 def _private_group(gid: int) -> bool:

@@ -85,9 +85,9 @@ def snapshots(name: str) -> dict[int, Path]:
 
 def on_the_way(name: str) -> str:
     """Text of the page about the snapshots of a set."""
-    if not (kept := snapshots(name)):
+    if not (saved := snapshots(name)):
         return ""
-    iterations = ", ".join(map(str, kept))
+    iterations = ", ".join(map(str, saved))
     return (
         f"![An image of each class during the distillation]({name}/way.png)\n\n"
         f"Snapshots, one row each: after {iterations} iterations (the sets are in `{name}/`), and at the end.\n\n"
@@ -102,17 +102,17 @@ def distil(method: str, ipc: int, run: Path, name: str, options: list[str]) -> N
 
     config = preset(method, "cifar10", ipc, "laptop")
     points = tuple(round(share * config.iterations) for share in WAY)
-    kept: dict[int, SyntheticSet] = {}
+    sets: dict[int, SyntheticSet] = {}
     data = load_dataset("cifar10", data_root=data_root(options))
-    last = distill(config, data, out=run, on_iteration=kept.__setitem__, iterations_to_show=points).synthetic
+    last = distill(config, data, out=run, on_iteration=sets.__setitem__, iterations_to_show=points).synthetic
     add(run, name, options)  # the existing files stay until this succeeds
     for old in snapshots(name).values():
         old.unlink()
     (FOLDER / name).mkdir(exist_ok=True)
-    for iteration, synthetic in kept.items():
+    for iteration, synthetic in sets.items():
         synthetic.save(FOLDER / name / f"{iteration:06d}.safetensors", eight_bits=True)
-    rows = np.stack([one.to_uint8()[:: one.ipc].cpu().numpy() for one in (*kept.values(), last)])
-    labels = [f"{done} iterations" for done in (*kept, config.iterations)]
+    rows = np.stack([one.to_uint8()[:: one.ipc].cpu().numpy() for one in (*sets.values(), last)])
+    labels = [f"{done} iterations" for done in (*sets, config.iterations)]
     ax = plots.image_grid(rows, row_labels=labels, ax=plots.panels(1, height=3.4)[0])
     ax.get_figure().savefig(FOLDER / name / "way.png", dpi=100, bbox_inches="tight", facecolor="white")
 

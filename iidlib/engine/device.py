@@ -48,9 +48,9 @@ def pick_device(name: str = "auto") -> torch.device:
     except (RuntimeError, TypeError):
         raise InputError(f"device {name!r} is not known; choose auto, cpu, cuda, cuda:N or mps") from None
     if device.type == "cuda":
-        found = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        if (device.index or 0) >= found:
-            raise InputError(f"device {name!r} requested, but torch sees {found} CUDA device(s) here; try --device cpu")
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if (device.index or 0) >= count:
+            raise InputError(f"device {name!r} requested, but torch sees {count} CUDA device(s) here; try --device cpu")
     elif device.type == "mps":
         if not torch.backends.mps.is_available():
             raise InputError(f"device {name!r} requested, but torch sees no Apple GPU here; try --device cpu")

@@ -29,13 +29,13 @@ def norm_relu_pool(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5) -
     Returns:
         [B, K, H // 2, W // 2], in x's memory format and dtype; half precision is computed in float32.
     """
-    kept, x = x.dtype, x.to(torch.promote_types(x.dtype, torch.float32))
+    dtype, x = x.dtype, x.to(torch.promote_types(x.dtype, torch.float32))
     # mean first, then variance: compiled, this is vectorised and takes half the time of var_mean
     mean = x.mean((2, 3), keepdim=True)
     variance = (x - mean).square().mean((2, 3), keepdim=True)
     scale = torch.rsqrt(variance + eps) * weight[:, None, None]
     shift = bias[:, None, None] - mean * scale
-    return torch.nn.functional.avg_pool2d(torch.relu(x * scale + shift), 2).to(kept)
+    return torch.nn.functional.avg_pool2d(torch.relu(x * scale + shift), 2).to(dtype)
 
 
 @functools.cache

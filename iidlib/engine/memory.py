@@ -23,16 +23,16 @@ def available_bytes(device: torch.device) -> int | None:
     try:
         lines = (line.split() for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines())
         kibibytes = {name: int(value) for name, value, *_ in lines}
-        found = 1024 * (kibibytes["MemAvailable:"] + kibibytes["SwapFree:"])
+        available = 1024 * (kibibytes["MemAvailable:"] + kibibytes["SwapFree:"])
     except (OSError, ValueError, KeyError):
         try:
             return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         except (AttributeError, OSError, ValueError):
             return None
     try:
-        return min(found, int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="utf-8")))
+        return min(available, int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="utf-8")))
     except (OSError, ValueError):  # no such group, or "max"
-        return found
+        return available
 
 
 def check_fits(needs: Mapping[str, int], device: torch.device) -> None:

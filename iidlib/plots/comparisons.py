@@ -153,29 +153,29 @@ def part_gains(gains: pd.DataFrame, *, title: str = "", ax: Axes | None = None) 
     palette = dict(zip(groups, colours([f"group {number}" for number in range(len(groups))]).values(), strict=True))
     with styled():
         ax = ax or panels(height=1 + 0.3 * (len(gains) + len(groups)))[0]
-        places: list[int] = []
+        heights: list[int] = []
         for number, (_, row) in enumerate(gains.iterrows()):
-            place = number + 1 + groups.index(row["group"])  # the row above each group holds its name
-            places.append(place)
+            height = number + 1 + groups.index(row["group"])  # the row above each group holds its name
+            heights.append(height)
             colour = palette[row["group"]]
             if not np.isfinite(row["mean"]):
                 ax.annotate(
-                    str(row.get("note") or "missing"), (0.5, place), xycoords=("axes fraction", "data"), ha="center",
+                    str(row.get("note") or "missing"), (0.5, height), xycoords=("axes fraction", "data"), ha="center",
                     va="center", fontsize=8, color="#595959", backgroundcolor="white",
                 )  # fmt: skip
                 continue
             if not np.isfinite(row["low"]):
-                ax.scatter(row["mean"], place, s=26, marker="D", facecolors="white", edgecolors=colour, zorder=3)
+                ax.scatter(row["mean"], height, s=26, marker="D", facecolors="white", edgecolors=colour, zorder=3)
                 continue
             clear = row["low"] > 0 or row["high"] < 0
-            ax.plot([row["low"], row["high"]], [place] * 2, color=colour, linewidth=1.5, zorder=2)
+            ax.plot([row["low"], row["high"]], [height] * 2, color=colour, linewidth=1.5, zorder=2)
             ax.scatter(
-                row["mean"], place, s=34, facecolors=colour if clear else "white", edgecolors=colour, zorder=3
+                row["mean"], height, s=34, facecolors=colour if clear else "white", edgecolors=colour, zorder=3
             )  # fmt: skip
         ax.axvline(0, color="black", linewidth=1, zorder=1)
-        heads = [min(p for p, group in zip(places, gains["group"], strict=True) if group == one) - 1 for one in groups]
-        _name_rows(ax, [*heads, *places], [*groups, *gains["part"]], bold=len(groups))
-        ax.set(xlabel="gain (points of accuracy)", ylabel="", title=title, ylim=(max(places) + 0.7, -0.6))
+        heads = [min(p for p, group in zip(heights, gains["group"], strict=True) if group == one) - 1 for one in groups]
+        _name_rows(ax, [*heads, *heights], [*groups, *gains["part"]], bold=len(groups))
+        ax.set(xlabel="gain (points of accuracy)", ylabel="", title=title, ylim=(max(heights) + 0.7, -0.6))
         low, high = ax.get_xlim()
         if not np.isfinite(gains["mean"]).any():
             low, high = -1, 1
@@ -185,8 +185,8 @@ def part_gains(gains: pd.DataFrame, *, title: str = "", ax: Axes | None = None) 
     return ax
 
 
-def _name_rows(ax: Axes, places: Sequence[int], names: Sequence[str], *, bold: int) -> None:
+def _name_rows(ax: Axes, heights: Sequence[int], names: Sequence[str], *, bold: int) -> None:
     """Labels rows at the left of a figure, the first `bold` of them in bold."""
-    ax.set_yticks(places, [shortened(name) for name in names])
+    ax.set_yticks(heights, [shortened(name) for name in names])
     for text in ax.get_yticklabels()[:bold]:
         text.set_fontweight("bold")

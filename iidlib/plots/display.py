@@ -37,7 +37,7 @@ def show(figure: Figure | Axes | Sequence[Axes], alt: str) -> None:
     Raises:
         ValueError: if the alt text is missing, too short to state a finding, or used by another figure.
     """
-    alt, place = _finding(alt, sys._getframe(1).f_code.co_filename)
+    alt, cell = _finding(alt, sys._getframe(1).f_code.co_filename)
     if not isinstance(figure, Figure):
         owner = (figure if isinstance(figure, Axes) else figure[0]).get_figure()
         assert isinstance(owner, Figure)
@@ -48,7 +48,7 @@ def show(figure: Figure | Axes | Sequence[Axes], alt: str) -> None:
     picture = slimmed(picture)
     # a figure of pyplot would be displayed again at the end of the cell
     pyplot.close(figure)
-    _display(picture.getvalue(), alt, place)
+    _display(picture.getvalue(), alt, cell)
 
 
 def animate(
@@ -71,7 +71,7 @@ def animate(
     """
     if len(pictures) < 2:
         raise ValueError(f"an animation needs two or more pictures, got {len(pictures)}")
-    alt, place = _finding(alt, sys._getframe(1).f_code.co_filename)
+    alt, cell = _finding(alt, sys._getframe(1).f_code.co_filename)
     frames = []
     for title, images in pictures.items():
         picture = io.BytesIO()
@@ -85,7 +85,7 @@ def animate(
     frames[0].save(
         moving, format="png", save_all=True, append_images=frames[1:], duration=milliseconds, loop=rounds, optimize=True
     )
-    _display(moving.getvalue(), alt, place)
+    _display(moving.getvalue(), alt, cell)
 
 
 def _finding(alt: str, code: str) -> tuple[str, tuple[str, int]]:
@@ -93,19 +93,19 @@ def _finding(alt: str, code: str) -> tuple[str, tuple[str, int]]:
     alt = " ".join(alt.split())
     if len(alt) < SHORTEST_ALT or " " not in alt:
         raise ValueError(f"alt text must state the finding in at least {SHORTEST_ALT} characters, got {alt!r}")
-    cell, execution = _place(code)
+    cell, execution = _running_cell(code)
     before = _shown.get(alt)
     if before is not None and (before[0] != cell or before[1] == execution):
         raise ValueError(f"this alt text is already that of another figure: {alt!r}; describe what this one shows")
     return alt, (cell, execution)
 
 
-def _display(png: bytes, alt: str, place: tuple[str, int]) -> None:
+def _display(png: bytes, alt: str, cell: tuple[str, int]) -> None:
     from IPython.display import display  # available in notebooks only
 
     content = {"image/png": base64.b64encode(png).decode(), "text/plain": alt}
     display(content, raw=True, metadata={"image/png": {"alt": alt}})
-    _shown[alt] = place
+    _shown[alt] = cell
 
 
 def slimmed(picture: io.BytesIO) -> io.BytesIO:
@@ -117,7 +117,7 @@ def slimmed(picture: io.BytesIO) -> io.BytesIO:
     return slim
 
 
-def _place(code: str) -> tuple[str, int]:
+def _running_cell(code: str) -> tuple[str, int]:
     """The running notebook cell and the number of its execution.
 
     JupyterLab identifies the cell; elsewhere the file that the kernel creates for the cell's code does.

@@ -108,11 +108,11 @@ def setting_curve(
     needs_rows("setting_curve", scores)
     labels = list(dict.fromkeys(scores["label"]))
     values = sorted(scores["value"].unique())
-    placed = scores.assign(place=scores["value"].map({value: place for place, value in enumerate(values)}))
+    placed = scores.assign(position=scores["value"].map({value: index for index, value in enumerate(values)}))
     palette = colours([*labels, *(references or {})])
     with styled():
         ax = ax or panels(height=3)[0]
-        common = {"data": placed, "x": "place", "y": "accuracy", "hue": "label", "palette": palette, "ax": ax}
+        common = {"data": placed, "x": "position", "y": "accuracy", "hue": "label", "palette": palette, "ax": ax}
         sns.lineplot(**common, errorbar=None, linewidth=2, legend="auto" if len(labels) > 1 else False)
         sns.scatterplot(**common, s=22, legend=False, zorder=3)
         for label, accuracy in (references or {}).items():
