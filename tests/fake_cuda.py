@@ -153,7 +153,7 @@ def fake_cuda(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
     monkeypatch.setattr(torch.cuda, "empty_cache", cuda.empty_cache)
     monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: Graph(cuda))
     monkeypatch.setattr(torch.cuda, "Event", lambda enable_timing: Event(cuda))
-    monkeypatch.setattr(cuda_graph, "_capture_failed", False)
+    monkeypatch.setattr(cuda_graph, "_capture_failed", False)  # private: a process has no second try to ask for
     for module in (cuda_graph, captured):  # where it is, and where it is asked
         monkeypatch.setattr(module, "can_record", lambda device: not cuda_graph._capture_failed)
     return cuda

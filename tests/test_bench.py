@@ -13,6 +13,7 @@ from iidlib.bench import report as bench_report
 from iidlib.bench.timing import LOSS_TOLERANCE
 from iidlib.config import preset
 from iidlib.data import Dataset
+from iidlib.distillation import Distillation
 from iidlib.errors import InputError
 from tests.factories import tiny_dataset
 
@@ -124,14 +125,14 @@ def test_scaling_varies_one_size_at_a_time() -> None:
     axes = {"ipc": (1, 10), "width": (2, 128), "classes": (1, 10), "batch_real": (2, 256)}
     asked: list[tuple[int, ...]] = []
 
-    def noted(configs, classes, *more, **named):
-        asked.extend(
-            (config.ipc, count, config.match.batch_real, config.match.width)
-            for config, count in zip(configs, classes, strict=True)
-        )
+    def noted(run: Distillation, **named: object) -> None:
+        match = run.config.match
+        asked.append((run.config.ipc, run.real.num_classes, match.batch_real, match.width))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(bench_report, "_timed", noted)
+        patch.setattr(bench_report, "compare", noted)
+        for rate in ("matrix_product_rate", "copy_rate"):
+            patch.setattr(bench_report, rate, lambda *given: 1.0)
         bench_report.scaling("dm", axes=axes, changes=changes)
     assert asked == [(1, 10, 256, 128), (10, 10, 256, 128), (10, 10, 256, 2), (10, 1, 256, 128), (10, 10, 2, 128)]
 

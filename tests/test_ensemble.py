@@ -35,6 +35,7 @@ def together(
     settings = {"epochs": 6, "lr": 0.05, "batch": 4, "seeds": range(3, 3 + len(networks)), "on_epoch": None} | changes
     seeds, on_epoch = settings.pop("seeds"), settings.pop("on_epoch")
     examples = Examples(lambda index: pictures[index], labels)
+    # private, since `fit_together` chooses the form by the device, and only this takes the one to test
     return ensemble._Ensemble(networks, examples, Training(**settings), at_once).fit(seeds, on_epoch)
 
 
@@ -166,6 +167,7 @@ def recording(
         faster: the form that takes less time.
     """
     cuda, batches = fake_cuda(monkeypatch), []
+    # private, since a recording changes no result that could be seen: which form is recorded, and that none is broken
     update, record = ensemble._Ensemble._update, ensemble._Ensemble._record
 
     def updated(self, batch, *, at_once):

@@ -106,6 +106,7 @@ def test_what_is_not_finite_is_not_hidden(channels: int, value: float) -> None:
 
 def test_weights_are_packed_again_only_when_they_have_changed(monkeypatch: pytest.MonkeyPatch) -> None:
     packed: list[Tensor] = []
+    # private, since packing again costs time and changes no result
     original = kernels._transform
     monkeypatch.setattr(kernels, "_transform", lambda given: packed.append(given) or original(given))
     fused, x, (weight, *norm) = FusedBlock(), draw(1, 64, 4, 4), parameters(64, block())

@@ -311,7 +311,7 @@ def test_distances_rise_to_all_images() -> None:
 def shown(monkeypatch: pytest.MonkeyPatch) -> list[tuple[dict, dict]]:
     """What was displayed, with its metadata; the memory of alt text starts empty."""
     found: list[tuple[dict, dict]] = []
-    monkeypatch.setattr(display, "_shown", {})
+    monkeypatch.setattr(display, "_shown", {})  # private: nothing else forgets what a process has shown
     monkeypatch.setattr(
         IPython.display, "display", lambda content, raw, metadata: found.append((content, metadata)), raising=True
     )
