@@ -18,6 +18,7 @@ from iidlib.errors import InputError
 def test_the_table_is_that_of_the_methods() -> None:
     for key, methods in WEIGHTS.items():
         assert set(methods) == {name for name, method in METHODS.items() if key[6:] in method.terms}
+    assert {key[6:] for key in WEIGHTS} == {term for method in METHODS.values() for term in method.terms}
 
 
 @pytest.mark.parametrize("method", [*BASES, *BASELINES])
@@ -47,6 +48,12 @@ def test_the_message_names_the_nearest_method() -> None:
     ):  # fmt: skip
         with pytest.raises(InputError, match=f"take {nearest}, or leave {key} out$"):
             preset(method, changes={key: 0.5})
+
+
+def test_the_message_names_no_method_where_none_combines_the_terms(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(WEIGHTS, "match.cm", ("dm-cm",))
+    with pytest.raises(InputError, match=r"on idm: only dm-cm has this term; leave match.cm out$"):
+        preset("idm", changes={"match.cm": 0.5})
 
 
 def test_only_what_the_user_gave_counts() -> None:

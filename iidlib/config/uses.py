@@ -47,17 +47,17 @@ def check_weights(method: str, given: Mapping[str, Any]) -> None:
     for key, methods in WEIGHTS.items():
         if given.get(key) and method in _KNOWN and method not in methods:
             owners = f"{', '.join(methods)} {'has' if len(methods) == 1 else 'have'}"
+            remedy = f"take {nearest}, or leave" if (nearest := _nearest(method, key)) else "leave"
             raise InputError(
-                f"{key}={given[key]} has no effect on {method}: only {owners} this term; take {_nearest(method, key)}, "
-                f"or leave {key} out"
+                f"{key}={given[key]} has no effect on {method}: only {owners} this term; {remedy} {key} out"
             )
 
 
-def _nearest(method: str, key: str) -> str:
-    """Returns the method that has the terms of this one and that of `key`, with as few others as possible."""
+def _nearest(method: str, key: str) -> str | None:
+    """Returns the method that has the terms of this one and that of `key`, with as few others as possible, if any."""
     terms = {name: {weight for weight, methods in WEIGHTS.items() if name in methods} for name in BASES}
     wanted = terms.get(method, set()) | {key}
-    return min((name for name in BASES if wanted <= terms[name]), key=lambda name: len(terms[name]))
+    return min((name for name in BASES if wanted <= terms[name]), key=lambda name: len(terms[name]), default=None)
 
 
 def source_of(config: RunConfig) -> str:
