@@ -241,7 +241,7 @@ def _take_mode(descriptor: int, path: Path, *, private: bool) -> None:
 
 
 def set_aside(path: Path) -> Path:
-    """Renames a corrupted file to ``NAME.corrupted``, so that a new one can replace it.
+    """Appends ``.corrupted`` to the name of a corrupted file, so that a new one can replace it.
 
     Returns:
         The new path, with a number appended if that name is taken.

@@ -396,12 +396,12 @@ def test_gradient_equals_that_of_the_definition(memory_format):
 @pytest.mark.parametrize(
     ("images", "groups", "group", "message"),
     [
-        (torch.zeros(2, 3, 8, 6), 2, None, r"square images.*\[2, 3, 8, 6\]"),
-        (torch.zeros(3, 8, 8), 3, None, r"square images.*\[3, 8, 8\]"),
+        (torch.zeros(2, 3, 8, 6), 2, None, r"square image,.*\[2, 3, 8, 6\]"),
+        (torch.zeros(3, 8, 8), 3, None, r"square image,.*\[3, 8, 8\]"),
         (torch.zeros(0, 3, 8, 8), 1, torch.zeros(0, dtype=torch.int64), "at least one"),
         (torch.zeros(2, 3, 8, 8, dtype=torch.uint8), 2, None, "torch.uint8; normalise"),
         (torch.zeros(2, 3, 8, 8), 3, None, "2 images but 3 draws; pass group"),
-        (torch.zeros(2, 3, 8, 8), 3, torch.tensor([0, 1, 2]), r"\[2\], one entry an image, got \[3\]"),
+        (torch.zeros(2, 3, 8, 8), 3, torch.tensor([0, 1, 2]), r"\[2\], one entry per image, got \[3\]"),
         (torch.zeros(2, 3, 8, 8), 3, torch.tensor([0.0, 1.0]), "float32"),
         (torch.zeros(2, 3, 8, 8), 3, torch.tensor([0, 3]), r"\[0, 3\).*0 to 3"),
         (torch.zeros(2, 3, 8, 8), 3, torch.tensor([-1, 0]), r"\[0, 3\).*-1 to 0"),

@@ -115,7 +115,7 @@ def test_wrong_settings_and_what_the_baseline_does_not_do():
         preset("dm", changes={"match.cached_pairs": 0})
     with pytest.raises(InputError, match=r"match.statistics must be one of fresh, cached, got 'all'"):
         preset("dm", changes={"match.statistics": "all"})
-    with pytest.raises(ValueError, match=r"match.statistics=fresh\), got cached"):
+    with pytest.raises(ValueError, match=r"match.statistics=fresh, got cached"):
         PerClassLoop(ready_run(settings("dm", **CACHED), tiny_dataset()))
 
 

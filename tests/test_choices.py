@@ -317,7 +317,7 @@ def test_memory_counts_the_network_that_chooses() -> None:
 
 
 def test_a_step_of_one_class_has_no_network_that_chooses(tmp_path: Path) -> None:
-    told = "syn.init=centres needs networks that tell classes apart, .* or random with syn.init=real"
+    told = "syn.init=centres needs networks that distinguish classes, .* or random with syn.init=real"
     with pytest.raises(InputError, match=told):
         learn_in_steps(by_dm("centres", ipc=2), tiny_dataset(), steps=4, out=tmp_path / "steps")
     with pytest.raises(InputError, match=r"pool\.path \(.*\) holds the pool of one dataset"):

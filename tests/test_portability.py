@@ -139,7 +139,7 @@ def test_peak_memory_is_asked_for_in_windows_own_way(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(ctypes, "WinDLL", lambda name: Kernel32(3 << 30), raising=False)
     assert peak_memory_mib(torch.device("cpu")) == 3 * 1024
     monkeypatch.setattr(ctypes, "WinDLL", lambda name: Kernel32(0, answers=False), raising=False)
-    with pytest.raises(OSError, match="does not tell"):
+    with pytest.raises(OSError, match="does not report"):
         peak_memory_mib(torch.device("cpu"))
 
 
