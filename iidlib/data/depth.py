@@ -61,7 +61,7 @@ class Scale:
 
     @property
     def text(self) -> str:
-        """The ranges in the format of ``range=``: ``0,4095``, or ``0,1 (floating point)``, or both; empty for none."""
+        """The ranges in the format of ``range=``, such as ``0,4095`` or ``0,1 (floating point)``; empty for none."""
         both = {"": self.whole, " (floating point)": self.floating}
         return " and ".join(f"{values[0]:.9g},{values[1]:.9g}{kind}" for kind, values in both.items() if values)
 

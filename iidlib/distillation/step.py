@@ -145,7 +145,7 @@ class Distillation:
 
     @property
     def pool_settings(self) -> PoolConfig:
-        """Settings of the pool for `make_pool`: one fully trained network, if it only chooses the initial images.
+        """Settings of the pool for `make_pool`, of one fully trained network if it only chooses the initial images.
 
         For a pool with a path, the saved copies must still match the settings.
         """

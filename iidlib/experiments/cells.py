@@ -65,7 +65,7 @@ class Cell:
 
     @property
     def file(self) -> str:
-        """The cell as part of a file name: `name` without characters that file names may not contain."""
+        """The cell in a file name, which is `name` without characters that file names may not contain."""
         name = self.name.translate({ord("/"): "-", ord(":"): "-", ord("%"): "pct"})
         return name if len(name) <= _LONGEST else f"{name[:_LONGEST]}-{sha256(name.encode()).hexdigest()[:8]}"
 
