@@ -50,7 +50,7 @@ def cache_of_this_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
 @pytest.fixture(scope="module")
 def pictures(request: pytest.FixtureRequest) -> "Dataset":
-    """The module's data set: `tiny_dataset` of its ``PICTURES``, else of 4 classes of 40 images."""
+    """The module's dataset: `tiny_dataset` of its ``PICTURES``, else of 4 classes of 40 images."""
     from tests.factories import tiny_dataset
 
     return tiny_dataset(**getattr(request.module, "PICTURES", {"per_class": 40}))

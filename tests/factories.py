@@ -1,4 +1,4 @@
-"""Tiny data sets, pools, runs, folders and files that several test modules build, and how they compare results."""
+"""Tiny datasets, pools, runs, folders and files that several test modules build, and how they compare results."""
 
 import copy
 import dataclasses
@@ -100,7 +100,7 @@ def labelled_noise(
     return images, torch.arange(count) % classes
 
 
-# Data sets, networks, pools
+# Datasets, networks, pools
 
 
 @functools.cache
@@ -120,7 +120,7 @@ def tiny_dataset(
 
 
 def in_double(dataset: Dataset) -> Dataset:
-    """The same data set, whose training images are float64 once they are normalised."""
+    """The same dataset, whose training images are float64 once they are normalised."""
     real = copy.copy(dataset.train)
     real.images_of = lambda index: dataset.train.images_of(index).double()  # type: ignore[method-assign]
     return dataclasses.replace(dataset, train=real)

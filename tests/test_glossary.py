@@ -7,7 +7,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-CODE = sorted([*ROOT.glob("iidlib/**/*.py"), *ROOT.glob("iidlib/**/*.cpp"), *ROOT.glob("data/scripts/*.py")])
+CODE = sorted(
+    path
+    for pattern in ("iidlib/**/*.py", "iidlib/**/*.cpp", "data/scripts/*.py", ".ci/*.py")
+    for path in ROOT.glob(pattern)
+)
 PAGES = sorted(
     path
     for pattern in ("*.md", "book/*.md", "book/*.rst", "book/[0-9]*.py", "data/**/*.md", "Makefile", "*.yml", "*.toml")

@@ -119,7 +119,7 @@ def test_frozen_returns_the_network_itself():
     assert frozen(network) is network and not any(p.requires_grad for p in network.parameters())
 
 
-# Networks for a data set
+# Networks for a dataset
 
 
 @pytest.mark.parametrize("name", NETWORKS)

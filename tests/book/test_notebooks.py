@@ -32,7 +32,7 @@ IGNORED = "nbval-ignore-output"
 TRAINING = {"distill", "evaluate", "learn_in_steps", "progress", "trained_pool"}
 
 MEASURING = {"07_results", "13_batch_runs", "14_speed"}
-"""Chapters that take times, read what was measured or execute others: they train nothing and choose no data set."""
+"""Chapters that take times, read what was measured or execute others: they train nothing and choose no dataset."""
 
 
 def read(name: str) -> nbformat.NotebookNode:
