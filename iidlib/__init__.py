@@ -17,7 +17,7 @@ The names below can be imported from ``iidlib`` itself. They are loaded on first
   `matrix_product_rate`
 - Errors: `InputError`
 
-All other names are imported from their rooms, e.g. ``from iidlib.data import RealSet`` or ``iidlib.data.RealSet``. The
+All other names are imported from their modules: ``from iidlib.data import RealSet`` or ``iidlib.data.RealSet``. The
 name `compare` is that of ``evaluation``; the one of ``bench`` is ``iidlib.bench.compare``.
 """
 
@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING
 from iidlib._version import __version__
 
 if TYPE_CHECKING:
-    # the two rooms that no import below leads to; `as` exports them, so that `iidlib.plots` is known to a type checker
+    # the modules that no import below leads to; `as` exports them, so that a type checker knows `iidlib.plots`
     from iidlib import cli as cli
     from iidlib import plots as plots
     from iidlib.bench import copy_rate, count_flops, matrix_product_rate
@@ -160,7 +160,7 @@ if not TYPE_CHECKING:  # hidden from type checkers, to which every attribute wou
         raise AttributeError(f"module 'iidlib' has no attribute {name!r}")
 
     def __dir__() -> list[str]:
-        """Public names and rooms, including those that are not loaded yet."""
+        """Public names and modules, including those that are not loaded yet."""
         special = [name for name in globals() if name.startswith("__")]
         rooms = [room.name for room in pkgutil.iter_modules(__path__) if not room.name.startswith("_")]
         return sorted({*special, *rooms, *__all__})

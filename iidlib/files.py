@@ -24,11 +24,11 @@ __all__ = [
     "load_yaml",
     "make_folders",
     "missing_folders",
-    "place_of",
     "readable",
     "remove_empty",
     "remove_stale",
     "replaced",
+    "resolved_path",
     "set_aside",
     "unfinished",
     "user_path",
@@ -255,7 +255,7 @@ def set_aside(path: Path) -> Path:
     return target
 
 
-def place_of(path: Path) -> Path:
+def resolved_path(path: Path) -> Path:
     """The resolved path, as if all missing folders existed.
 
     ``new/..`` is the parent of ``new`` even before ``new`` exists. Broken and circular links are left for the caller to

@@ -157,7 +157,7 @@ def test_a_recording_that_fails_is_said_once_and_given_up(monkeypatch, caplog):
     )
 
 
-def test_a_run_without_fixed_shapes_is_said_once_and_goes_on(monkeypatch, caplog):
+def test_a_run_without_fixed_shapes_is_said_once_and_continues(monkeypatch, caplog):
     cuda = fake_cuda(monkeypatch)
     caplog.set_level(logging.WARNING, "iidlib")
     run = ready_run(settings("dm"), tiny_dataset((8, 5)))

@@ -74,7 +74,7 @@ def test_other_files_among_the_checkpoints_are_left_alone(checkpoints):
 
 @pytest.mark.parametrize("ending", ["safetensors", "json"])
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"{}", b"\xff\xfe\x00", b"[" * 100_000])
-def test_a_damaged_checkpoint_is_passed_over(checkpoints, ending, content, caplog):
+def test_a_corrupted_checkpoint_is_passed_over(checkpoints, ending, content, caplog):
     checkpoints.save(1, TENSORS, {})
     checkpoints.save(2, TENSORS, {})
     for number, left in ((2, 1), (1, None)):

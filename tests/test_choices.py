@@ -182,7 +182,7 @@ def test_losses_that_single_precision_rounds_to_zero_are_told_apart() -> None:
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_cannot_be_chosen_is_told(given: dict[str, object], message: str, kind: str) -> None:
+def test_what_cannot_be_chosen_is_reported(given: dict[str, object], message: str, kind: str) -> None:
     real = shapes(2, [8, 9], 16).train
     network = network_of(real)
     if "network" in given:
@@ -295,7 +295,7 @@ def test_a_run_that_was_killed_takes_its_images_from_the_checkpoint(
 
 
 @pytest.mark.parametrize("method", CONFIGS)
-def test_too_few_images_are_told_before_the_pool_is_trained(
+def test_too_few_images_are_reported_before_the_pool_is_trained(
     method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(distillation_step, "trained_pool", lambda *given, **named: pytest.fail("a pool is made"))

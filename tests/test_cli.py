@@ -43,7 +43,7 @@ from iidlib.experiments import Published, append_results, cells
 from iidlib.experiments.published import ACCURACIES
 from iidlib.experiments.results import RESULT_COLUMNS
 from iidlib.features import pool
-from iidlib.notes import say_once
+from iidlib.notes import log_once
 from tests.command_line import Ended, Run
 from tests.factories import contents
 
@@ -542,7 +542,7 @@ def test_scores_replace_no_file_behind_a_way_back_up_or_a_link(iid: Run, tmp_pat
     assert Path("x.json").read_text() == "mine" and (not link or Path("link.json").is_symlink())
 
 
-def test_a_file_at_the_place_of_a_tables_lock_is_told_before_the_run(iid: Run) -> None:
+def test_a_file_at_the_place_of_a_tables_lock_is_reported_before_the_run(iid: Run) -> None:
     Path(".rows.csv.lock").write_text("mine")
     given = ["evaluate", "random", "--dataset", "shapes", "--ipc", "1", "--scale", "ci", "--results", "rows.csv"]
     assert_one_line(iid(*given), "is needed as a lock and is another file; move it away")
@@ -795,7 +795,7 @@ def test_a_set_is_evaluated_after_its_folder_has_changed(
     iid: Run, pictures: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert iid("distill", "dm", "--dataset", "folder:pictures", *SMALL, "--no-evaluate", "--out", "run").status == 0
-    say_once.cache_clear()
+    log_once.cache_clear()
     before = iid("evaluate", "run", "--no-baseline", "--out", "before.json")
     assert before.status == 0 and "note" not in caplog.text, before
     (pictures / "train" / "cats" / "0.png").unlink()
@@ -817,7 +817,7 @@ def test_a_set_is_evaluated_on_a_new_folder_of_its_classes(
     shutil.copytree("pictures", "newer")
     for path in Path("newer/train/dogs").iterdir():
         Image.new("RGB", (8, 8), (200, 10, 10)).save(path)
-    say_once.cache_clear()
+    log_once.cache_clear()
     ended = iid("evaluate", "run", "--dataset", "folder:newer", "--results", "r.csv")
     assert ended.status == 0, ended
     assert (
@@ -843,11 +843,13 @@ def test_a_folder_with_too_few_images_for_random_ones_beside_a_set_is_no_obstacl
     assert set(rows(Path("s.json"))["method"]) == {"dm"}
 
 
-def test_a_class_without_test_images_is_told_once(iid: Run, pictures: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_class_without_test_images_is_reported_once(
+    iid: Run, pictures: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     for part in ("train", "test"):
         shutil.copytree(pictures / part / "dogs", pictures / part / "wolves")
     shutil.rmtree(pictures / "test" / "dogs")
-    say_once.cache_clear()
+    log_once.cache_clear()
     ended = iid("distill", "dm", "--dataset", "folder:pictures", *SMALL, "--out", "run")
     assert ended.status == 0, ended
     told = "no test images of 1 of its 3 classes ('dogs'); accuracies are over the 12 images of the other 2"
@@ -1034,7 +1036,7 @@ DAMAGES: dict[str, Callable[[bytes], bytes]] = {
 
 
 @pytest.mark.parametrize("case", DAMAGES)
-def test_damaged_set_is_one_line(iid: Run, finished: Path, case: str) -> None:
+def test_corrupted_set_is_one_line(iid: Run, finished: Path, case: str) -> None:
     file = finished / "synthetic.safetensors"
     file.write_bytes(DAMAGES[case](file.read_bytes()))
     before = contents(Path())
@@ -1057,7 +1059,7 @@ DAMAGED_CONFIGS = {
 
 
 @pytest.mark.parametrize("case", DAMAGED_CONFIGS)
-def test_damaged_config_is_one_line(iid: Run, finished: Path, case: str) -> None:
+def test_corrupted_config_is_one_line(iid: Run, finished: Path, case: str) -> None:
     (finished / "config.yaml").write_bytes(DAMAGED_CONFIGS[case])
     before = contents(Path())
     for command in (["distill", "iid-dm", *TINY, "--out", "run", "--resume"], ["evaluate", "run"]):
@@ -1170,7 +1172,7 @@ def test_a_finished_run_in_a_read_only_folder_is_evaluated_and_its_scores_shown(
     assert_one_line(ended, "cannot resume in the run folder run: Read-only file system")
 
 
-def test_a_finished_run_is_continued_and_evaluated_anew(iid: Run, finished: Path) -> None:
+def test_a_finished_run_is_resumed_and_evaluated_again(iid: Run, finished: Path) -> None:
     before = contents(finished)
     ended = iid(*LONGER, "--resume", "--iterations", "14")
     assert ended.status == 0, ended.err
@@ -1243,7 +1245,7 @@ def test_a_run_starts_from_a_set_that_is_given(iid: Run, finished: Path) -> None
         assert not Path("other").exists()
 
 
-def test_a_run_from_a_set_goes_on_when_the_set_is_another_or_gone(
+def test_a_run_from_a_set_resumes_when_the_set_is_another_or_gone(
     iid: Run, finished: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     command = [*LONGER, "--out", "next", "--no-evaluate"]
@@ -1292,7 +1294,7 @@ def test_resuming_with_other_settings_is_refused(iid: Run, finished: Path) -> No
     assert contents(finished) == before
 
 
-def test_a_damaged_checkpoint_is_passed_over_and_without_a_whole_one_nothing_is_touched(
+def test_a_corrupted_checkpoint_is_passed_over_and_without_a_whole_one_nothing_is_touched(
     iid: Run, finished: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     from iidlib import SyntheticSet
@@ -1350,7 +1352,7 @@ def at_iteration(number: int, act: Callable[[], None], monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("out", [["--out", "my [run]"], []])
-def test_a_stopped_run_is_kept_and_goes_on_to_the_same_end(
+def test_a_stopped_run_is_kept_and_resumes_to_the_same_end(
     iid: Run, finished_run: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, out: list[str]
 ) -> None:
     command = ["distill", "iid-dm", *TINY, "--seed", "3", "--iterations", "12", *out]
@@ -1617,7 +1619,7 @@ def test_rows_of_a_set_say_what_it_was_made_with(iid: Run) -> None:
     assert measured(Cell("shapes", "dm-cc", 2), "ci", found).empty
 
 
-def test_a_set_judged_on_another_data_set_says_what_it_was_made_from(iid: Run) -> None:
+def test_a_set_evaluated_on_another_dataset_says_what_it_was_made_from(iid: Run) -> None:
     from iidlib.experiments import Cell, all_rows, measured
 
     own = ["--ipc", "2", "--scale", "ci", "--no-evaluate", "--out", "run"]
@@ -1916,7 +1918,7 @@ def test_sweep_says_what_failed(iid: Run, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.parametrize("command", [["evaluate", "herding"], ["continual", "k-center", "--steps", "2"]])
-def test_too_few_images_to_choose_from_are_told_before_a_network_is_trained(
+def test_too_few_images_to_choose_from_are_reported_before_a_network_is_trained(
     command: list[str], iid: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pool, "fit", lambda *given, **named: pytest.fail("trained"))

@@ -75,7 +75,7 @@ def test_orders_that_numpy_does_not_know(seed):
         class_order(10, seed)
 
 
-def test_some_classes_of_a_set_are_numbered_anew(pictures):
+def test_some_classes_of_a_set_are_renumbered(pictures):
     part = of_classes(pictures, [3, 1])
     assert part.spec.classes == (pictures.spec.classes[3], pictures.spec.classes[1])
     for own, whole in ((part.train, pictures.train), (part.test, pictures.test)):
@@ -292,7 +292,7 @@ def test_steps_before_a_pool_that_is_refused_are_kept_and_gone_on_from(tmp_path:
     assert exit_status(*alone) == 0 and exit_status(*alone, "--resume", "--set", "pool.untrained=warn") == 0
 
 
-def test_the_command_learns_goes_on_and_keeps_rows(tmp_path: Path, monkeypatch, capsys):
+def test_the_command_learns_resumes_and_keeps_rows(tmp_path: Path, monkeypatch, capsys):
     from iidlib.cli import continual as command
     from iidlib.data import registry
     from iidlib.experiments import Cell, all_rows, measured
@@ -362,7 +362,7 @@ def test_the_help_names_it(capsys):
     assert cli.app is not None
 
 
-def test_other_steps_than_those_that_are_kept_are_told_before_anything_is_done(tmp_path, monkeypatch):
+def test_other_steps_than_those_that_are_kept_are_reported_before_anything_is_done(tmp_path, monkeypatch):
     """Their pools would have been trained for other epochs, which is not what is wrong."""
     data, config = shapes(4, 20, 16), preset("dm", "shapes", 1, "ci", {"iterations": 1, "eval.epochs": 1})
     learn_in_steps(config, data, steps=(2, 1, 1), out=tmp_path)

@@ -6,7 +6,7 @@ import torch
 from iidlib.config import ComputeConfig, preset
 from iidlib.data import shapes
 from iidlib.errors import InputError
-from iidlib.evaluation import choose, coresets, random_beside, random_real, real_images
+from iidlib.evaluation import choose, coresets, random_baselines, random_real, real_images
 from iidlib.features import trained_pool
 from iidlib.networks import network_for
 from iidlib.rng import stream
@@ -76,14 +76,14 @@ def test_real_images_by_name() -> None:
 
 def test_baselines_of_a_set_are_random_images_and_mosaics_where_there_are_enough() -> None:
     train, said = shapes(4, 12, 16).train, []
-    assert [one.factor for one in random_beside(train, 2, 0, 1)] == [1]
-    both = random_beside(train, 2, 5, 2, say=said.append)
+    assert [one.factor for one in random_baselines(train, 2, 0, 1)] == [1]
+    both = random_baselines(train, 2, 5, 2, say=said.append)
     assert [(one.provenance["method"], one.provenance["seed"]) for one in both] == [
         ("random", "5"), ("random-mosaic", "5"),
     ]  # fmt: skip
     assert not said
-    assert [one.factor for one in random_beside(train, 4, 0, 2, say=said.append)] == [1]
+    assert [one.factor for one in random_baselines(train, 4, 0, 2, say=said.append)] == [1]
     assert len(said) == 1 and said[0].startswith("random-mosaic is left out: ipc 4 with syn.factor 2 takes 16")
     # a set may be tested on a dataset with fewer images than it was made from
-    assert random_beside(train, 13, 0, 1, say=said.append) == []
+    assert random_baselines(train, 13, 0, 1, say=said.append) == []
     assert said[1].startswith("random is left out: ipc must be 1 to 12, the training images of class 'disc'")

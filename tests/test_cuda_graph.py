@@ -310,7 +310,7 @@ def test_a_recording_on_a_gpu_is_the_step():
 
 
 @pytest.mark.gpu
-def test_a_capture_that_breaks_on_a_gpu_leaves_a_process_that_goes_on():
+def test_a_capture_that_breaks_on_a_gpu_leaves_a_process_that_continues():
     """In a process of its own, which records no more afterwards."""
     code = """
         import torch

@@ -184,7 +184,7 @@ def test_data_dir_says_where_it_looked(tmp_path: Path) -> None:
     assert "no-such-folder" in text and str(tmp_path) in text and str(MINI.parent) in text
 
 
-def test_the_list_of_data_sets(tmp_path: Path, mini: Dataset) -> None:
+def test_the_list_of_datasets(tmp_path: Path, mini: Dataset) -> None:
     rows = {row.name: row for row in datasets(tmp_path)}
     assert list(rows) == [*DATASET_NAMES]
     assert rows["cifar10-mini"].found == str(MINI) and rows["cifar10"].found is None
@@ -196,7 +196,7 @@ def test_the_list_of_data_sets(tmp_path: Path, mini: Dataset) -> None:
 
 
 @pytest.mark.parametrize("function", [load_dataset, check])
-def test_an_unknown_data_set_gets_a_suggestion(function: object) -> None:
+def test_an_unknown_dataset_gets_a_suggestion(function: object) -> None:
     with pytest.raises(InputError, match="unknown dataset 'cifra-10'; did you mean 'cifar10'"):
         function("cifra-10")  # type: ignore[operator]
 
@@ -211,7 +211,7 @@ def test_a_missing_file_is_named(name: str, copy_of_mini: Path) -> None:
 
 @pytest.mark.parametrize("name", ["train/3-cat.webp", "manifest.json"])
 @pytest.mark.parametrize("damage", ["one byte", "cut short", "a folder"])
-def test_a_damaged_file_is_named(name: str, damage: str, copy_of_mini: Path) -> None:
+def test_a_corrupted_file_is_named(name: str, damage: str, copy_of_mini: Path) -> None:
     path = copy_of_mini / name
     content = bytearray(path.read_bytes())
     if damage == "a folder":
@@ -305,7 +305,7 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
         """Says nothing."""
 
 
-def test_cifar10_is_downloaded_when_asked_and_repaired_when_damaged(
+def test_cifar10_is_downloaded_when_asked_and_repaired_when_corrupted(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     served, root = tmp_path / "served", tmp_path / "root"
@@ -326,7 +326,7 @@ def test_cifar10_is_downloaded_when_asked_and_repaired_when_damaged(
 
 
 @pytest.mark.parametrize("name", ["data_batch_4", "test_batch", "batches.meta"])
-def test_a_damaged_batch_is_named_and_never_unpickled(
+def test_a_corrupted_batch_is_named_and_never_unpickled(
     name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     folder = tmp_path / "cifar-10-batches-py"

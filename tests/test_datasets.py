@@ -70,7 +70,7 @@ def test_cifar100_has_its_hundred_fine_classes(cifar100: torch.Tensor, tmp_path:
     assert data.spec.mean == (0.5071, 0.4866, 0.4409) and data.spec.std == (0.2673, 0.2564, 0.2762)
 
 
-def test_a_damaged_file_of_cifar100_is_named(cifar100: torch.Tensor, tmp_path: Path) -> None:
+def test_a_corrupted_file_of_cifar100_is_named(cifar100: torch.Tensor, tmp_path: Path) -> None:
     (tmp_path / "cifar-100-python" / "train").write_bytes(b"x")
     with pytest.raises(InputError, match=r"cifar100: .*train is corrupted") as caught:
         load_dataset("cifar100", data_root=tmp_path)
@@ -107,7 +107,7 @@ def test_svhn_in_matlabs_format(svhn: dict[str, np.ndarray], tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("harm", ["cut", "flipped", "missing"])
-def test_a_damaged_file_of_svhn_is_named_before_it_is_read(harm: str, svhn: object, tmp_path: Path) -> None:
+def test_a_corrupted_file_of_svhn_is_named_before_it_is_read(harm: str, svhn: object, tmp_path: Path) -> None:
     path = tmp_path / "svhn" / "train_32x32.mat"
     content = bytearray(path.read_bytes())
     content[300] ^= 1
@@ -189,14 +189,14 @@ def test_what_is_missing_or_too_much_in_tinyimagenet_is_one_message(tiny: Path, 
     with pytest.raises(InputError) as caught:
         load_dataset("tinyimagenet", data_root=tmp_path)
     text = one_line(caught)
-    for told in ("n01629819 has 3 of 4 training images", "1 listed test images are missing, such as val_0.JPEG",
-                 "1 test images are not listed, such as val_77.JPEG", "iid data fetch tinyimagenet"):  # fmt: skip
+    for told in ("n01629819 has 3 of 4 training images", "test images missing: 1, such as val_0.JPEG",
+                 "test images not listed: 1, such as val_77.JPEG", "iid data fetch tinyimagenet"):  # fmt: skip
         assert told in text
     report = check("tinyimagenet", tmp_path)
     assert not report.ok and len(report.problems) == 3
 
 
-def test_a_damaged_image_of_tinyimagenet_is_named(tiny: Path, tmp_path: Path) -> None:
+def test_a_corrupted_image_of_tinyimagenet_is_named(tiny: Path, tmp_path: Path) -> None:
     (tiny / "val/images/val_0.JPEG").write_bytes(b"no image")
     with pytest.raises(InputError, match=r"1 of 18 images .* cannot be read: val/images/val_0.JPEG \(not an image\)"):
         load_dataset("tinyimagenet", data_root=tmp_path)
@@ -241,7 +241,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "my"
 
 
-def test_a_folder_is_a_data_set(folder: Path) -> None:
+def test_a_folder_is_a_dataset(folder: Path) -> None:
     data = load_dataset(f"folder:{folder}")
     assert data.spec.classes == ("grün", "red") and data.spec.image_size == 32
     assert data.train.counts.tolist() == [4, 4] and data.test.counts.tolist() == [1, 1]
@@ -355,7 +355,7 @@ DAMAGED: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.mark.parametrize("kind", DAMAGED)
-def test_damaged_images_are_told_in_one_line(kind: str, folder: Path) -> None:
+def test_corrupted_images_are_reported_in_one_line(kind: str, folder: Path) -> None:
     place = folder / "damaged"
     place.mkdir()
     DAMAGED[kind](place)
@@ -366,7 +366,7 @@ def test_damaged_images_are_told_in_one_line(kind: str, folder: Path) -> None:
     one_line(caught)
 
 
-def test_files_that_are_no_images_and_empty_classes_are_left_out_and_told(
+def test_files_that_are_no_images_and_empty_classes_are_left_out_and_reported(
     folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (folder / "red" / "notes.txt").write_text("mine")
@@ -458,7 +458,7 @@ def served(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[bytes], str]]:
         server.shutdown()
 
 
-def test_a_download_goes_on_where_it_broke_off(served: Callable[..., str], tmp_path: Path) -> None:
+def test_a_download_resumes_where_it_broke_off(served: Callable[..., str], tmp_path: Path) -> None:
     content = np.random.default_rng(0).bytes(5_000_000)
     checksum = hashlib.md5(content, usedforsecurity=False).hexdigest()
     url, target = served(content, 2_000_000), tmp_path / "file.zip"
@@ -472,7 +472,7 @@ def test_a_download_goes_on_where_it_broke_off(served: Callable[..., str], tmp_p
     assert len(Ranged.asked) == 2, "what is there is not fetched again"
 
 
-def test_what_arrives_damaged_is_removed(served: Callable[..., str], tmp_path: Path) -> None:
+def test_what_arrives_corrupted_is_removed(served: Callable[..., str], tmp_path: Path) -> None:
     with pytest.raises(InputError, match="arrived corrupted"):
         fetch(served(b"something else"), tmp_path / "file.zip", "0" * 32)
     assert not list(tmp_path.glob("file*"))

@@ -171,7 +171,7 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_corrupted_cache_is_told_and_written_again(
+def test_a_corrupted_cache_is_reported_and_written_again(
     damage: str, root: Path, decoded: list[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     first = whole(root)

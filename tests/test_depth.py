@@ -141,7 +141,7 @@ def test_a_wrong_range_is_one_line(text: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_a_range_without_deep_pictures_is_told_to_change_nothing(
+def test_a_range_without_deep_pictures_is_reported_as_without_effect(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     name = painted_folder(tmp_path, lambda n: flat(50 * n, np.uint8))
@@ -174,7 +174,9 @@ def test_pictures_with_values_that_are_no_numbers_are_named(value: float, tmp_pa
         load_dataset(name)
 
 
-def test_colours_of_12_bits_in_16_are_told_to_be_nearly_black(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_colours_of_12_bits_in_16_are_reported_as_nearly_black(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     for number in range(4):
         path = tmp_path / "ab"[number % 2] / f"{number}.png"
         path.parent.mkdir(exist_ok=True)

@@ -224,7 +224,7 @@ def fresh_kernel() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("fresh_kernel")
-def test_a_compilation_that_fails_is_said_once_and_goes_on_uncompiled(monkeypatch, caplog):
+def test_a_compilation_that_fails_is_said_once_and_continues_uncompiled(monkeypatch, caplog):
     calls = []
 
     def failing(*args: object) -> None:

@@ -441,7 +441,7 @@ def test_images_that_are_not_finite_are_not_kept(tmp_path, monkeypatch):
 # What an evaluation would refuse later
 
 
-def test_a_network_that_could_not_evaluate_the_set_is_told_before_the_first_iteration(caplog):
+def test_a_network_that_could_not_evaluate_the_set_is_reported_before_the_first_iteration(caplog):
     told = []
 
     def look(done: int, synthetic: SyntheticSet) -> None:
@@ -585,7 +585,7 @@ def log_all(monkeypatch):
 
 @pytest.mark.parametrize("method", ["dm", "iid-dm", "iid-idm", "iid-plus"])
 @pytest.mark.parametrize(("end", "saved"), [(2, 0), (7, 6), (8, 6)])
-def test_a_run_that_crashed_goes_on_and_equals_the_unbroken_one(method, end, saved, tmp_path, log_all):
+def test_a_run_that_crashed_resumes_and_equals_the_unbroken_one(method, end, saved, tmp_path, log_all):
     config, dataset = settings(method, **LONG), tiny_dataset(40)
     whole = distill(config, dataset, out=tmp_path / "whole")
     with pytest.raises(Crash):
@@ -653,7 +653,7 @@ def test_a_checkpoint_is_written_after_so_many_seconds(tmp_path, monkeypatch):
     assert saved == [9]
 
 
-def test_a_run_goes_on_with_the_threads_that_it_was_begun_with(tmp_path, monkeypatch):
+def test_a_run_resumes_with_the_threads_that_it_was_begun_with(tmp_path, monkeypatch):
     before = torch.get_num_threads()
     config = settings("dm", **LONG)
     with threads(1), pytest.raises(Crash):
@@ -756,7 +756,7 @@ def test_a_finished_run_resumed_is_only_read(tmp_path, monkeypatch):
         distill(config, tiny_dataset((9, 7, 12, 9)), out=tmp_path / "run", resume=True)
 
 
-def test_a_finished_run_whose_set_is_damaged_writes_it_again(tmp_path, caplog):
+def test_a_finished_run_whose_set_is_corrupted_writes_it_again(tmp_path, caplog):
     config = settings("dm", **LONG)
     whole = distill(config, tiny_dataset(), out=tmp_path / "run")
     path = tmp_path / "run" / "synthetic.safetensors"
@@ -823,7 +823,7 @@ def test_what_cannot_be_resumed(tmp_path):
     assert not (tmp_path / "nowhere").exists()
 
 
-def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(tmp_path, caplog):
+def test_a_run_resumes_from_the_checkpoint_before_a_corrupted_one(tmp_path, caplog):
     config = settings("dm", **LONG)
     with pytest.raises(Crash):
         distill(config, tiny_dataset(), out=tmp_path / "run", **stop_at(7, crash))
@@ -1013,7 +1013,7 @@ def test_a_run_whose_folder_vanished_while_the_pool_trained_tells_why_it_was_ref
     assert (tmp_path / "run").read_text() == "mine" and (tmp_path / "moved" / "config.yaml").is_file()
 
 
-def test_a_run_loads_its_data_set_by_name():
+def test_a_run_loads_its_dataset_by_name():
     result = distill(settings("dm", iterations=1, match__batch_real=2))
     assert result.synthetic.spec.name == "shapes" and result.synthetic.images.shape == (12, 3, 32, 32)
 

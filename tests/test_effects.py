@@ -71,7 +71,7 @@ def test_a_part_that_harms_has_a_negative_gain() -> None:
     assert (table["high"] < 0).all()
 
 
-def test_what_is_measured_in_part_is_told_in_part() -> None:
+def test_what_is_measured_in_part_is_reported_in_part() -> None:
     some = pd.concat([measured([CELLS[0], CELLS[2]], seeds=3), measured([CELLS[4]], seeds=2)])
     one = pd.concat([measured([CELLS[0]], seeds=3), measured([CELLS[3]], seeds=1)])
     alone = gains_of_parts("laptop", one).set_index("note").loc["1 seed"]

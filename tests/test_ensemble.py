@@ -225,7 +225,7 @@ def assert_trained(found: list[Network]) -> None:
     assert all(network_difference(a, b) < 1e-10 for a, b in zip(found, expected, strict=True))
 
 
-def test_after_a_capture_that_breaks_training_goes_on_without_and_says_so_once(monkeypatch, caplog):
+def test_after_a_capture_that_breaks_training_continues_without_and_says_so_once(monkeypatch, caplog):
     caplog.set_level(logging.WARNING, "iidlib")
     found, used, cuda = recording(monkeypatch, breaking=(True,))
     assert used == [None] * 2 and cuda.stream == "main"

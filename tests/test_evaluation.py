@@ -28,14 +28,14 @@ from iidlib.evaluation import (
     evaluated,
     evaluation_config,
     origin_of,
-    random_beside,
+    random_baselines,
     random_real,
     summarize,
 )
 from iidlib.evaluation import run as evaluation_run
 from iidlib.experiments import SetOrigin, paired_gains, paired_interval, result_rows
 from iidlib.networks import Network, build_network
-from iidlib.notes import say_once
+from iidlib.notes import log_once
 from iidlib.rng import stream, stream_seed
 from iidlib.synthetic import SyntheticSet
 from iidlib.training import Training
@@ -214,7 +214,7 @@ def test_a_seed_repeats_bit_for_bit(pictures, networks):
     assert not same(networks[0], networks[4])
 
 
-def test_a_network_does_not_depend_on_how_many_others_are_judged(pictures, networks):
+def test_a_network_does_not_depend_on_how_many_others_are_evaluated(pictures, networks):
     chosen = random_real(pictures.train, 3)
     judge(chosen, pictures, changed(num_eval=1))
     judge(chosen, pictures, changed(num_eval=3, networks=("convnet1", "convnet2")))
@@ -223,7 +223,7 @@ def test_a_network_does_not_depend_on_how_many_others_are_judged(pictures, netwo
     assert len(ones) == 3
 
 
-def test_networks_judged_at_once_are_those_judged_one_by_one(pictures, networks, monkeypatch):
+def test_networks_evaluated_at_once_are_those_evaluated_one_by_one(pictures, networks, monkeypatch):
     chosen = random_real(pictures.train, 3)
     protocol = changed(num_eval=3, networks=("convnet2", "convnet3-bn"))
     alone = judge(chosen, pictures, protocol)
@@ -255,7 +255,7 @@ def test_a_set_that_was_changed_into_none_is_refused(pictures, networks):
     assert not networks
 
 
-def test_images_that_need_a_gradient_can_be_judged(pictures):
+def test_images_that_need_a_gradient_can_be_evaluated(pictures):
     chosen = random_real(pictures.train, 2)
     chosen.images.requires_grad_()
     judge(chosen, pictures, changed(num_eval=1))
@@ -263,7 +263,7 @@ def test_images_that_need_a_gradient_can_be_judged(pictures):
 
 
 @pytest.mark.parametrize("name", ["convnet3-bn", "alexnet-bn", "lenet", "mlp"])
-def test_every_kind_of_network_is_judged(name):
+def test_every_kind_of_network_is_evaluated(name):
     dataset = shapes(3, 12, 32)
     scores = judge(random_real(dataset.train, 4), dataset, changed(networks=(name,), num_eval=1, epochs=2))
     assert 0 <= scores["accuracy"][0] <= 100
@@ -274,7 +274,7 @@ def test_a_batch_norm_network_learns(pictures):
     assert judge(pictures.train, pictures, protocol)["accuracy"][0] > 40
 
 
-def test_more_real_images_judge_better_and_the_order_is_not_chance():
+def test_more_real_images_score_higher_and_the_order_is_not_chance():
     dataset = shapes(4, 40, 16)
     protocol = changed(epochs=15, num_eval=2, lr=0.05, batch=16)
     few = judge(random_real(dataset.train, 1), dataset, protocol)["accuracy"].mean()
@@ -302,7 +302,7 @@ def test_random_images_a_class_within_bounds(pictures, ipc):
         random_real(pictures.train, ipc)
 
 
-def test_the_whole_set_is_judged_under_its_own_protocol(pictures):
+def test_the_whole_set_is_evaluated_under_its_own_protocol(pictures):
     scores = judge(pictures.train, pictures, changed(num_eval=1))
     assert scores["images"].tolist() == [44]
     assert EvalProtocol().for_whole_set() == EvalProtocol(epochs=60)
@@ -366,7 +366,7 @@ def test_test_images_are_normalised_as_the_set_is(pictures, networks, changes):
     for part in ("train", "test"):
         assert torch.equal(getattr(fitted, part).images_of(index), getattr(pictures, part).images_of(index))
         assert not torch.equal(getattr(fitted, part).images_of(index), getattr(moved, part).images_of(index))
-    beside = random_beside(fitted.train, 2, 0, 1)[0]
+    beside = random_baselines(fitted.train, 2, 0, 1)[0]
     assert torch.equal(beside.images, chosen.images), "normalised as the set, for a fair comparison"
 
 
@@ -402,7 +402,7 @@ def test_a_dataset_that_fits_as_it_is_stays_itself(pictures):
 
 def notes(caplog: pytest.LogCaptureFixture, images: SyntheticSet | RealSet, dataset: Dataset) -> list[str]:
     """What two evaluations say."""
-    say_once.cache_clear()
+    log_once.cache_clear()
     caplog.clear()
     with caplog.at_level(logging.INFO, "iidlib"):
         for seed in range(2):
@@ -430,7 +430,7 @@ def test_a_distilled_set_of_cifar10_is_tested_on_cifar10_mini(caplog):
     made = random_real(like(mini, name="cifar10").train, 1)
     protocol = changed(networks=("convnet3",), epochs=1, num_eval=1)
     compute = ComputeConfig(compile="off")
-    say_once.cache_clear()
+    log_once.cache_clear()
     with caplog.at_level(logging.INFO, "iidlib"):
         scores = evaluate(made, mini, protocol=protocol, compute=compute)
     assert "the set was made from cifar10 and is tested on cifar10-mini" in caplog.text
@@ -448,7 +448,7 @@ def without(dataset: Dataset, *labels: int) -> Dataset:
     return Dataset(dataset.name, dataset.train, dataset.test.subset(kept), dataset.spec)
 
 
-def test_classes_without_test_images_are_told_and_do_not_count(pictures, networks, caplog):
+def test_classes_without_test_images_are_reported_and_do_not_count(pictures, networks, caplog):
     chosen, dataset = random_real(pictures.train, 3), without(pictures, 1, 3)
     told = notes(caplog, chosen, dataset)
     assert told == [
@@ -473,7 +473,7 @@ def test_a_dataset_without_test_images_is_refused_before_anything_is_trained(pic
     assert not networks
 
 
-def test_a_renamed_data_set_is_the_same_one(pictures):
+def test_a_renamed_dataset_is_the_same_one(pictures):
     chosen = random_real(pictures.train, 2)
     chosen.spec = dataclasses.replace(chosen.spec, name="mine", augmentation="none")
     assert len(judge(chosen, pictures, changed(num_eval=1))) == 1
@@ -558,7 +558,7 @@ def test_the_specification_is_compared_in_full():
 # Mosaics
 
 
-def test_mosaics_are_judged_by_the_images_that_they_expand_to(tmp_path, networks):
+def test_mosaics_are_evaluated_by_the_images_that_they_expand_to(tmp_path, networks):
     dataset = shapes(3, 20, 16)
     mosaics = random_real(dataset.train, 2, 1, factor=2)
     mosaics.save(tmp_path / "synthetic.safetensors")
@@ -643,7 +643,7 @@ def test_a_set_is_evaluated_by_the_protocol_of_its_scale_or_another(pictures):
         evaluation_config(origin, pictures, 5, protocol="idm")
 
 
-def test_the_whole_set_is_evaluated_with_fewer_epochs_unless_told(pictures):
+def test_the_whole_set_is_evaluated_with_fewer_epochs_unless_set(pictures):
     origin = SetOrigin("whole", "laptop")
     usual = evaluation_config(origin, pictures, 5)
     assert (usual.eval.epochs, usual.ipc) == (60, int(pictures.train.counts.max()))

@@ -122,7 +122,7 @@ def test_no_file_at_the_temporary_name_is_written_through(tmp_path: Path, monkey
     assert (tmp_path / "victim").read_text() == "mine" and not (tmp_path / "file").exists()
 
 
-def test_temporary_names_are_told_from_those_of_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_temporary_names_differ_from_those_of_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names: list[str] = []
     monkeypatch.setattr(Path, "replace", lambda self, target: names.append(self.name))
     for name in ("config.yaml", ".hidden", "a b\n.c", "ü" * 127):

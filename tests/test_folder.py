@@ -114,7 +114,7 @@ def test_files_and_folders_that_cannot_be_read_are_counted_and_named(tmp_path: P
         read_folder(f"folder:{root}?size=8")
 
 
-def test_another_user_is_told_what_he_may_not_read(tmp_path: Path) -> None:
+def test_another_user_learns_what_may_not_be_read(tmp_path: Path) -> None:
     """With real rights where the tests may change the user, and else as the user that they run as."""
     root = paint(lay(tmp_path / "pets", *part("."), "dog/more/*2.png"))
     code = (
@@ -143,7 +143,7 @@ def test_another_user_is_told_what_he_may_not_read(tmp_path: Path) -> None:
         (lambda root: root.symlink_to("pets"), r"pets cannot be read \(too many levels of symbolic links\)"),
     ],
 )
-def test_what_is_no_folder_is_told(make: object, message: str, tmp_path: Path) -> None:
+def test_what_is_no_folder_is_reported(make: object, message: str, tmp_path: Path) -> None:
     make(tmp_path / "pets")  # type: ignore[operator]
     with pytest.raises(InputError, match=message):
         read_folder(f"folder:{tmp_path / 'pets'}")

@@ -9,7 +9,7 @@ from tests.fuzzing import READERS, attack
 
 
 @pytest.mark.parametrize("name", READERS)
-def test_damaged_input_is_read_or_refused_in_one_line(
+def test_corrupted_input_is_read_or_refused_in_one_line(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -19,7 +19,7 @@ def test_damaged_input_is_read_or_refused_in_one_line(
 
 @pytest.mark.long
 @pytest.mark.parametrize("name", READERS)
-def test_much_damaged_input_is_read_or_refused_in_one_line(
+def test_much_corrupted_input_is_read_or_refused_in_one_line(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, record_property: Any
 ) -> None:
     monkeypatch.chdir(tmp_path)

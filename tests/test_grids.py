@@ -45,7 +45,7 @@ def test_rounds_are_cells_each_once(tmp_path: Path) -> None:
     assert {(cell.dataset, cell.method, cell.ipc) for cell in found.cells} == {("validation:cifar10", "iid-plus", 10)}
 
 
-def test_what_a_search_has_measured_is_told_round_by_round(tmp_path: Path) -> None:
+def test_what_a_search_has_measured_is_reported_round_by_round(tmp_path: Path) -> None:
     plus = preset("iid-plus", scale="tour")
     own = {"dataset": "validation:cifar10-mini", "method": "iid-plus", "scale": "tour", "iterations": plus.iterations}
     own |= {"protocol": protocol_text(plus.eval, "iid-plus", 2), "epochs": plus.eval.epochs}
@@ -101,7 +101,7 @@ def test_a_grid_is_run_like_an_experiment_and_its_rows_are_kept_apart(tmp_path: 
         ("a: [", "is not YAML"),
     ],
 )
-def test_what_is_no_grid_is_told_in_one_line(tmp_path: Path, text: str, message: str) -> None:
+def test_what_is_no_grid_is_reported_in_one_line(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(InputError, match=message) as told:
         find(grid(tmp_path, text))
     assert "\n" not in str(told.value)

@@ -114,7 +114,7 @@ def test_a_second_look_and_the_first_use_need_no_decoding(pets: Path, monkeypatc
     assert len(read_folder(f"folder:{pets}").train[0]) == 40
 
 
-def test_what_cannot_be_a_data_set_is_the_problem_of_the_report(tmp_path: Path) -> None:
+def test_what_cannot_be_a_dataset_is_the_problem_of_the_report(tmp_path: Path) -> None:
     report = inspect_folder(f"folder:{lay(tmp_path, 'cat/*2.png')}")
     assert not report.ok and "has 1 folder with images (cat)" in report.problem and not report.summary
     with pytest.raises(InputError, match="no folder at"):
@@ -249,7 +249,7 @@ def test_the_command_gives_json(pets: Path, capsys: pytest.CaptureFixture[str]) 
     assert status == 0 and json.loads("\n".join(out))["ok"]
 
 
-def test_the_command_tells_what_is_no_data_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_tells_what_is_no_dataset(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     status, out, err = run(capsys, f"validation:folder:{lay(tmp_path, 'cat/*2.png')}")
     assert status == 2 and out == [] and "has 1 folder with images (cat)" in err
 
@@ -274,7 +274,7 @@ def test_every_line_is_one_line_whatever_the_names(tmp_path: Path, capsys: pytes
     )
 
 
-def test_a_class_that_cannot_be_read_is_told_once(
+def test_a_class_that_cannot_be_read_is_reported_once(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     name = drawn(tmp_path, {"cat": 12, "cow": 12, "dog": 2})

@@ -87,7 +87,7 @@ Server = Callable[[str, bytes], str]
 # --- what is the user's stays
 
 
-def test_an_archive_laid_beside_is_unpacked_without_a_network_and_stays(packed: bytes, tmp_path: Path) -> None:
+def test_an_archive_placed_beside_is_unpacked_without_a_network_and_stays(packed: bytes, tmp_path: Path) -> None:
     root = tmp_path / "root"
     root.mkdir()
     (root / ARCHIVE).write_bytes(packed)
@@ -97,7 +97,7 @@ def test_an_archive_laid_beside_is_unpacked_without_a_network_and_stays(packed: 
 
 
 @pytest.mark.parametrize("kind", ["another set", "no archive", "too many", "cut", "encrypted"])
-def test_an_archive_laid_beside_stays_when_it_is_refused(kind: str, packed: bytes, tmp_path: Path) -> None:
+def test_an_archive_placed_beside_stays_when_it_is_refused(kind: str, packed: bytes, tmp_path: Path) -> None:
     own, buffer = tmp_path / "root" / ARCHIVE, io.BytesIO()
     own.parent.mkdir()
     with zipfile.ZipFile(buffer, "w") as archive:
@@ -160,7 +160,7 @@ def test_a_fetched_folder_is_repaired_and_a_users_is_not(packed: bytes, server: 
 # --- what was begun
 
 
-def test_a_download_that_was_stopped_before_unpacking_is_taken_up(
+def test_a_download_that_was_stopped_before_unpacking_is_resumed(
     packed: bytes, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mirror, root = server(ARCHIVE, packed), tmp_path / "root"
@@ -193,7 +193,7 @@ def test_a_failed_fetch_leaves_no_folder_and_no_find(
     assert {row.name: row.found for row in datasets(root)}[NAME] is None
 
 
-def test_a_file_in_the_place_of_the_lock_is_told_and_stays(packed: bytes, server: Server, tmp_path: Path) -> None:
+def test_a_file_in_the_place_of_the_lock_is_reported_and_stays(packed: bytes, server: Server, tmp_path: Path) -> None:
     root = tmp_path / "root"
     root.mkdir()
     (root / f".iidlib-fetch-{NAME}.lock").write_text("mine")
@@ -306,7 +306,7 @@ def test_more_than_the_dataset_has_is_not_downloaded(packed: bytes, server: Serv
     assert not root.exists()
 
 
-def test_too_little_room_is_told_before_anything_is_fetched(
+def test_too_little_room_is_reported_before_anything_is_fetched(
     packed: bytes, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 10, 10))  # type: ignore[attr-defined]
@@ -407,7 +407,7 @@ def two_black_images() -> tuple[tuple[torch.Tensor, torch.Tensor], tuple[torch.T
 # --- what is listed, and where it is looked for
 
 
-def test_not_found_says_which_archive_may_be_laid_beside(tmp_path: Path) -> None:
+def test_not_found_says_which_archive_may_be_placed_beside(tmp_path: Path) -> None:
     for name, archive in (("cifar10", "cifar-10-python"), ("cifar100", "cifar-100-python"), (NAME, FOLDER)):
         with pytest.raises(InputError, match=rf"{archive}\.(tar\.gz|zip) placed in {tmp_path} is used"):
             load_dataset(name, data_root=tmp_path)

@@ -92,7 +92,7 @@ def test_labelled_validation_images_are_taken_before_unlabelled_test_images(tmp_
         assert out.images == 7 and "have no labels" in out.reason and out.path.name.lower() == "test"
 
 
-def test_labelled_test_images_are_taken_before_validation_images_which_are_told(tmp_path: Path) -> None:
+def test_labelled_test_images_are_taken_before_validation_images_which_are_reported(tmp_path: Path) -> None:
     found = read(lay(tmp_path, *part("train"), *part("valid"), *part("test")))
     assert shown(found, tmp_path) == ("train", "test")
     assert left_out(found, tmp_path) == ["valid: is not used, because test holds the test images"]
@@ -194,7 +194,7 @@ def test_notes_tell_what_may_be_meant_otherwise(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("split", [("fold1", "fold2"), ("Entrenamiento", "Prueba"), ("k1", "k2", "k3")])
-def test_a_split_under_unknown_names_is_told(split: tuple[str, ...], tmp_path: Path) -> None:
+def test_a_split_under_unknown_names_is_reported(split: tuple[str, ...], tmp_path: Path) -> None:
     found = read(lay(tmp_path, *(line for one in split for line in part(one))))
     assert found.train.classes == split, "as it may be meant so: cat/female, cat/male, dog/female, dog/male"
     (note,) = found.notes
@@ -211,14 +211,14 @@ def test_a_split_under_unknown_names_is_told(split: tuple[str, ...], tmp_path: P
         ("a/x/*2.png", "a/y/*2.png", "b/*2.png"),
     ],
 )
-def test_classes_with_other_folders_in_them_are_not_told(lines: tuple[str, ...], tmp_path: Path) -> None:
+def test_classes_with_other_folders_in_them_are_not_reported(lines: tuple[str, ...], tmp_path: Path) -> None:
     assert not read(lay(tmp_path, *lines)).notes
 
 
 # --- what is left out is named ----------------------------------------------------------------------------------------
 
 
-def test_what_is_left_out_is_told_with_its_kind_and_an_example(tmp_path: Path) -> None:
+def test_what_is_left_out_is_reported_with_its_kind_and_an_example(tmp_path: Path) -> None:
     lay(
         tmp_path,
         *CATS_AND_DOGS,

@@ -47,7 +47,7 @@ def test_what_is_no_file_is_never_taken_for_a_lock(kind: str, text: str, tmp_pat
     assert victim.read_bytes() == b"\nprocess 7 on here\n"
 
 
-def test_the_lock_of_another_user_is_told_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_lock_of_another_user_is_reported_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "lock").write_bytes(b"\nprocess 7 on here\n")
 
     def refused(path: Path, flags: int) -> int:

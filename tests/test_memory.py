@@ -30,7 +30,7 @@ def test_memory_that_is_there_is_that_of_a_machine() -> None:
     assert found is not None or not sys.platform.startswith("linux")
 
 
-def test_what_does_not_fit_is_told_with_the_largest_need() -> None:
+def test_what_does_not_fit_is_reported_with_the_largest_need() -> None:
     check_fits({"little": 10, "nothing": 0}, CPU)
     with pytest.raises(InputError, match=r"^this needs at least [\d.,]+ GiB of memory, .* most of it is for images$"):
         check_fits({"little": 10, "images": 2**49}, CPU)

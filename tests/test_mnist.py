@@ -110,7 +110,7 @@ def load_spec(name: str) -> object:
 
 @pytest.mark.parametrize("harm", ["cut", "flipped", "missing"])
 @pytest.mark.parametrize("packed", [True, False])
-def test_a_damaged_file_is_named(harm: str, packed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_corrupted_file_is_named(harm: str, packed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = write_files(tmp_path, "mnist", packed=packed, monkeypatch=monkeypatch)
     path = folder / ("t10k-images-idx3-ubyte" + (".gz" if packed else ""))
     content = bytearray(path.read_bytes())

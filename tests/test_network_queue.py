@@ -228,7 +228,7 @@ def test_meters_are_reset_where_the_released_script_evaluates_if_asked_for():
 # State
 
 
-def test_a_restored_queue_goes_on_as_it_would_have():
+def test_a_restored_queue_continues_as_it_would_have():
     def go(made: NetworkQueue, iterations: range) -> NetworkQueue:
         for iteration in iterations:
             made.draw(iteration)

@@ -452,7 +452,7 @@ def test_parameters_have_the_distribution_of_the_default_initialisation(name):
 
 
 @pytest.mark.parametrize("name", ["convnet3", "convnet3-bn", "resnet18-bn", "lenet"])
-def test_draw_parameters_in_place_equals_building_anew(name):
+def test_draw_parameters_in_place_equals_a_new_network(name):
     network = build(name)
     places = {key: value.data_ptr() for key, value in network.state_dict().items()}
     for p in network.parameters():

@@ -87,7 +87,7 @@ def test_joint_is_the_optimiser_of_torch():
 
 
 @pytest.mark.parametrize("make", [joint, class_sweep])
-def test_what_is_restored_goes_on_as_it_would_have(make):
+def test_what_is_restored_continues_as_it_would_have(make):
     syn, x = SynConfig(lr=0.2, momentum=0.5), start(4).flatten(0, 1)
 
     def go(optimiser, iterations):

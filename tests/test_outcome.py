@@ -74,7 +74,7 @@ def test_images_beyond_pictures_are_orders_of_magnitude_beyond(pictures: Dataset
     assert range_exceeded(torch.full_like(images, math.nan), pictures.spec) is not None
 
 
-def test_networks_that_diverge_are_told_in_the_row_the_warning_and_the_cell(
+def test_networks_that_diverge_are_reported_in_the_row_the_warning_and_the_cell(
     pictures: Dataset, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
     config = preset("random", "shapes", 2, "ci")
@@ -90,7 +90,7 @@ def test_networks_that_diverge_are_told_in_the_row_the_warning_and_the_cell(
     assert accuracy_text(scores) == "diverged" and "±" in accuracy_text(fine)
 
 
-def test_images_that_left_the_range_are_told_where_they_are_made_and_evaluated(
+def test_images_that_left_the_range_are_reported_where_they_are_made_and_evaluated(
     pictures: Dataset, caplog: pytest.LogCaptureFixture
 ) -> None:
     config = preset("dm", "shapes", 2, "ci", {"syn.lr": 1e6})
@@ -184,7 +184,7 @@ def test_a_set_of_other_deviations_is_measured_by_its_own(pictures: Dataset) -> 
     assert range_exceeded(images, pictures.spec) and range_exceeded(images, spec) is None
 
 
-def test_programs_are_told_what_networks_came_to() -> None:
+def test_json_holds_the_diverged_networks() -> None:
     """An accuracy alone would be that of a guess, as clean as any other."""
     scores = pd.DataFrame({"method": "dm", "network": "convnet3", "accuracy": [10.0, 10.0, 40.0]})
     assert [entry["outcomes"] for entry in summary(scores)] == [{"trained": 3}], "of an older table"

@@ -489,7 +489,7 @@ def test_what_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
     assert refused(tmp_path / "none.png") == "No such file or directory"
 
 
-def test_kinds_that_pillow_does_not_know_are_told(tmp_path: Path) -> None:
+def test_kinds_that_pillow_does_not_know_are_reported(tmp_path: Path) -> None:
     (tmp_path / "a.tif").write_bytes(b"II*\0" + bytes(100))
     assert "a TIFF that is corrupted or of an unsupported kind" in refused(tmp_path / "a.tif")
     (tmp_path / "a.png").write_bytes(b"\0" * 100)

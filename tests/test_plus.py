@@ -271,7 +271,7 @@ def test_a_method_of_ones_own_with_a_wrong_name_is_one_line(method, message, mon
         Distillation(attrs.evolve(settings("dm"), method="mine"), tiny_dataset())
 
 
-def test_a_pool_too_large_is_told_for_terms_and_sources_of_ones_own(monkeypatch):
+def test_a_pool_too_large_is_reported_for_terms_and_sources_of_ones_own(monkeypatch):
     monkeypatch.setitem(TERMS, "own", Term(lambda batch: 0, lambda config: 1.0, needs_pool=True))
     monkeypatch.setitem(SOURCES, "own", SOURCES["stages"])
     huge = {"pool__count": 10**6, "pool__width": 512, "match__width": 512, "syn__init": "real", "match__cc": 0}
@@ -281,13 +281,13 @@ def test_a_pool_too_large_is_told_for_terms_and_sources_of_ones_own(monkeypatch)
             Distillation(attrs.evolve(settings("iid-plus", **huge), method="mine"), tiny_dataset())
 
 
-def test_frequencies_that_no_memory_holds_are_told_before_the_pool_is_trained():
+def test_frequencies_that_no_memory_holds_are_reported_before_the_pool_is_trained():
     changes = {"match__mmd": 1.0, "match__mmd_form": "characteristic", "match__mmd_frequencies": 10**9}
     with pytest.raises(InputError, match=r"lower match.mmd_frequencies"):
         Distillation(settings("iid-plus", **changes), tiny_dataset())
 
 
-def test_a_network_without_a_number_is_told_as_such():
+def test_a_network_without_a_number_is_reported_as_such():
     with pytest.raises(InputError, match="convnetX"):
         Distillation(settings("iid-plus", match__cm_blocks=2, match__network="convnetX"), tiny_dataset())
 
@@ -435,7 +435,7 @@ def test_a_term_of_ones_own_may_ask_for_frequencies_on_buffers_too(monkeypatch):
     assert difference(buffered.images.detach() - start, plain.images.detach().double() - start) < 1e-4
 
 
-def test_a_source_is_told_of_recorded_iterations_too(monkeypatch):
+def test_a_source_receives_recorded_iterations_too(monkeypatch):
     """One of the caller's own may draw in place and keep a history beside its weights."""
     fake_cuda(monkeypatch)
     run = ready_run(settings("dm"), tiny_dataset(EVEN))

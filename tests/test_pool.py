@@ -123,7 +123,7 @@ def test_frozen_returns_the_network_itself():
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_every_network_fits_its_data_set(name):
+def test_every_network_fits_its_dataset(name):
     spec = shapes(3, 1, 32).spec
     network = network_for(name, spec, width=4, generator=stream(0, 0, "x"), compile="off")
     assert network.eval()(torch.zeros(2, 3, 32, 32)).shape == (2, 3)
@@ -204,7 +204,7 @@ def test_the_first_networks_of_a_larger_pool_are_those_of_a_smaller_one(pictures
     assert train(pictures, config(count=2)).accuracies == large.accuracies[:2]
 
 
-def test_a_pool_interrupted_half_way_goes_on_where_it_stopped(pictures, cache, monkeypatch):
+def test_a_pool_interrupted_half_way_resumes_where_it_stopped(pictures, cache, monkeypatch):
     def stop(number: int, epoch: int) -> None:
         if (number, epoch) == (1, 1):
             raise KeyboardInterrupt
@@ -271,7 +271,7 @@ def test_copies_that_are_named_in_another_order_or_twice_are_one_pool(pictures):
 # Members from one training, and their precision
 
 
-def test_copies_after_chosen_passes_are_members(pictures, cache, monkeypatch, caplog):
+def test_copies_after_chosen_epochs_are_members(pictures, cache, monkeypatch, caplog):
     caplog.set_level(logging.INFO, "iidlib")
     settings = config(epochs=4, epochs_kept=(4, 2, 3), stored="fp32")
     pool = train(pictures, settings)
@@ -304,7 +304,7 @@ def test_a_training_that_lacks_a_member_is_done_again(pictures, cache):
     )
 
 
-def test_an_untrained_copy_is_refused_by_the_passes_it_had(pictures, cache):
+def test_an_untrained_copy_is_refused_by_the_epochs_it_had(pictures, cache):
     with pytest.raises(
         InputError, match=r"after 1 epochs \(pool.epochs_kept\), no better than guessing .*Keep later epochs"
     ):
@@ -366,7 +366,7 @@ def test_networks_trained_at_once_are_those_trained_alone(pictures, cache, monke
             assert (a - b).norm() <= 1e-3 * b.norm() + 1e-6
 
 
-def test_a_pool_from_before_members_had_passes_and_precision_is_refused(pictures, cache, pool_folder):
+def test_a_pool_from_before_members_had_epochs_and_precision_is_refused(pictures, cache, pool_folder):
     """Its fingerprint named fewer settings; nobody takes it for one of today's."""
     facts = {
         key: value
@@ -580,7 +580,7 @@ def test_a_dataset_without_test_images_has_no_pool(pictures, cache):
     assert not cache.exists()
 
 
-def test_labels_that_nothing_can_learn_are_told(cache):
+def test_labels_that_nothing_can_learn_are_reported(cache):
     with pytest.raises(InputError, match=r"classifies 20 of 40 held-out images correctly, no better .* \(26 would"):
         train(cats_and_dogs(0.5), config(lr=0.02))
 
@@ -596,7 +596,7 @@ def test_an_untrained_pool_is_refused_and_not_kept(pictures, cache):
     assert not cache.exists()
 
 
-def test_an_untrained_pool_is_taken_on_request_and_told(pictures, cache, caplog):
+def test_an_untrained_pool_is_taken_on_request_and_reported(pictures, cache, caplog):
     with caplog.at_level(logging.WARNING, logger="iidlib"):
         pool = train(pictures, config(lr=1e-9, epochs=1, seed=1, untrained="warn"))
     assert len(pool.networks) == 2 and "nothing that is better than guessing" in caplog.text
@@ -604,7 +604,7 @@ def test_an_untrained_pool_is_taken_on_request_and_told(pictures, cache, caplog)
         train(pictures, config(lr=1e-9, epochs=1, seed=1))  # the kept one, without the request
 
 
-def test_too_few_held_out_images_are_told_and_refuse_nothing(cache, caplog):
+def test_too_few_held_out_images_are_reported_and_refuse_nothing(cache, caplog):
     whole = shapes(2, 8, 16)
     two_each = torch.tensor([0, 1, 20, 21])
     few = RealSet(whole.test.images[two_each], whole.test.labels[two_each], whole.spec)

@@ -80,7 +80,7 @@ def accuracies(folder: Path) -> dict[tuple[str, int], float]:
     return found.groupby(["method", "seed"])["accuracy"].mean().to_dict()
 
 
-def test_a_run_that_was_cut_goes_on_and_nothing_is_run_twice(small: dict[str, str], tmp_path: Path) -> None:
+def test_a_run_that_was_cut_resumes_and_nothing_is_run_twice(small: dict[str, str], tmp_path: Path) -> None:
     said: list[str] = []
     todo = {"scale": "ci", "seeds": 1, "folder": tmp_path, "runs": tmp_path / "runs"}
     whole = tmp_path / "whole"
@@ -98,7 +98,7 @@ def test_a_run_that_was_cut_goes_on_and_nothing_is_run_twice(small: dict[str, st
     assert jobs("small", **todo) == [] and accuracies(tmp_path) == accuracies(whole)
 
 
-def test_a_set_that_several_networks_judge_is_distilled_once(
+def test_a_set_that_several_networks_evaluate_is_distilled_once(
     small: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     judges = Experiment("judges", tuple(Cell("cifar10", "dm", 1, name) for name in ("lenet", "convnet3", "mlp")))
@@ -136,7 +136,7 @@ def test_the_budget_stops_a_run_with_a_checkpoint(
     assert "--resume" in jobs("long", scale="tour", seeds=1, folder=tmp_path, runs=tmp_path / "runs")[0].command
 
 
-def test_a_job_that_fails_is_told_and_left_out(small: dict[str, str], tmp_path: Path) -> None:
+def test_a_job_that_fails_is_reported_and_left_out(small: dict[str, str], tmp_path: Path) -> None:
     bad = Job(Cell("cifar10", "dm", 10), 0, ("distill", "dn"))
     good = jobs("small", scale="ci", seeds=1, only="cifar10/ipc1/random", folder=tmp_path)
     said: list[str] = []
@@ -145,7 +145,7 @@ def test_a_job_that_fails_is_told_and_left_out(small: dict[str, str], tmp_path: 
     assert run_jobs([bad], environment=small).failed == 1
 
 
-def test_chosen_images_judged_by_another_network_fill_their_cell(
+def test_chosen_images_evaluated_by_another_network_fill_their_cell(
     small: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its command names the network as a setting, which the row has as its network."""

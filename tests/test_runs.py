@@ -381,7 +381,7 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path, monkeypatch):
     one_line(caught)
 
 
-def test_a_run_is_taken_up_again_with_its_own_settings_alone(folder):
+def test_a_run_is_resumed_with_its_own_settings_alone(folder):
     assert RunFolder.reopen(folder.path, CONFIG).path == folder.path
     for changes, message in (
         ({"syn.lr": 0.5}, "syn.lr=1.0, not 0.5; resume it with the same settings"),
@@ -394,7 +394,7 @@ def test_a_run_is_taken_up_again_with_its_own_settings_alone(folder):
         one_line(caught)
 
 
-def test_a_run_is_taken_up_again_however_its_folder_is_written(tmp_path, monkeypatch):
+def test_a_run_is_resumed_however_its_folder_is_written(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run = new_folder(tmp_path / "run", preset("dm", "folder:./pets?size=16&test=0.3", 3, "ci"))
     for same in ("folder:pets/?test=0.3&size=16", f"folder:{tmp_path}/pets?size=16&test=0.3"):
@@ -404,7 +404,7 @@ def test_a_run_is_taken_up_again_however_its_folder_is_written(tmp_path, monkeyp
             RunFolder.reopen(run.path, preset("dm", other, 3, "ci"))
 
 
-def test_what_is_not_a_run_cannot_be_taken_up(tmp_path, folder):
+def test_what_is_not_a_run_cannot_be_resumed(tmp_path, folder):
     with pytest.raises(InputError, match=r"no run to resume at .*nowhere \(it has no config.yaml\)") as caught:
         RunFolder.reopen(tmp_path / "nowhere", CONFIG)
     one_line(caught)
@@ -523,7 +523,7 @@ def test_a_lock_that_cannot_be_removed_hides_no_error(folder, monkeypatch):
 
 
 @pytest.mark.parametrize("number", [errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOLCK])
-def test_without_locks_in_the_file_system_it_goes_on(folder, monkeypatch, number):
+def test_without_locks_in_the_file_system_it_continues(folder, monkeypatch, number):
     def unsupported(*given: object) -> None:
         raise OSError(number, os.strerror(number))
 
@@ -602,7 +602,7 @@ WRONG_SCORES = [
 
 
 @pytest.mark.parametrize("content", WRONG_SCORES, ids=lambda content: content[:30])
-def test_corrupted_scores_are_told_with_the_remedy_which_replaces_them(content, tmp_path, caplog):
+def test_corrupted_scores_are_reported_with_the_remedy_which_replaces_them(content, tmp_path, caplog):
     folder = new_folder(tmp_path / "a run", CONFIG)
     (folder.path / "scores.json").write_text(content, encoding="latin-1")
     remedy = rf"evaluate the run again to replace it: iid evaluate '{folder.path}'$"

@@ -260,7 +260,7 @@ def test_one_stage_alone_is_spread_over_no_run(pictures: Dataset) -> None:
     assert source_of(pictures, schedule="early").spread_by == "stages.schedule=early"
 
 
-def test_a_pool_of_other_settings_is_refused_and_none_is_told(pictures: Dataset) -> None:
+def test_a_pool_of_other_settings_is_refused_and_none_is_reported(pictures: Dataset) -> None:
     """Else its members would be taken for other stages."""
     source = StageNetworks(POOL, StageConfig(), pictures.train, iterations=9, seed=0)
     with pytest.raises(RuntimeError, match=r"there is no pool yet; call Distillation\.make_pool"):

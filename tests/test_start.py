@@ -11,7 +11,7 @@ from iidlib.config import differing, fingerprint, preset
 from iidlib.data import denormalize
 from iidlib.distillation import Distillation, distill, starting_from, step
 from iidlib.errors import InputError
-from iidlib.notes import say_once
+from iidlib.notes import log_once
 from iidlib.runs import RunFolder
 from iidlib.synthetic import SyntheticSet
 from tests.factories import Crash, crash, settings, stop_at, tiny_dataset
@@ -171,9 +171,9 @@ def test_a_run_without_a_checkpoint_asks_for_its_set(saved: Path, tmp_path: Path
         distill(config, tiny_dataset(), out=tmp_path / "run", resume=True)
 
 
-def test_a_start_from_a_set_of_another_dataset_is_told(saved: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_start_from_a_set_of_another_dataset_is_reported(saved: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Test images of the one may be training images of the other, as with the held-out images of validation:NAME."""
-    say_once.cache_clear()
+    log_once.cache_clear()
     starting_from(CONFIG, saved)
     assert not caplog.records
     starting_from(preset("dm", "validation:shapes", 2, "ci"), saved)

@@ -13,7 +13,7 @@ from safetensors.torch import save as to_bytes
 
 from iidlib.data import data_dir, shapes
 from iidlib.errors import InputError
-from iidlib.notes import say_once
+from iidlib.notes import log_once
 from iidlib.rng import stream
 from iidlib.synthetic import SyntheticSet
 
@@ -119,7 +119,7 @@ def as_version_0_1_0(path: Path, **changes: str) -> None:
 def test_a_set_of_version_0_1_0_is_read_with_one_warning(saved, caplog):
     before = SyntheticSet.load(saved)
     as_version_0_1_0(saved)
-    say_once.cache_clear()
+    log_once.cache_clear()
     with caplog.at_level(logging.WARNING, "iidlib"):
         after = [SyntheticSet.load(saved) for _ in range(3)][-1]
     assert torch.equal(after.images, before.images) and after.spec == before.spec

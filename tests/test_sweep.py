@@ -105,7 +105,7 @@ def test_wrong_grid_is_one_line(folder: Path, case: str) -> None:
 @pytest.mark.parametrize(
     ("content", "message"), [(b"a: [", "is not YAML"), (b"\xff\xfe\x00", "is not YAML"), (b"", "must be a mapping")]
 )
-def test_damaged_grid_is_one_line(folder: Path, content: bytes, message: str) -> None:
+def test_corrupted_grid_is_one_line(folder: Path, content: bytes, message: str) -> None:
     (folder / "g.yaml").write_bytes(content)
     with pytest.raises(InputError, match=message) as error:
         load_grid(folder / "g.yaml")
@@ -123,7 +123,7 @@ def test_notebook_without_parameters_cell(tmp_path: Path) -> None:
         check_parameters(notebook(tmp_path / "n.ipynb", "1 + 1", parameters=None), {"ipc": 1})
 
 
-def test_damaged_notebook(tmp_path: Path) -> None:
+def test_corrupted_notebook(tmp_path: Path) -> None:
     (tmp_path / "n.ipynb").write_text("{")
     with pytest.raises(InputError, match="not a notebook that papermill can read") as error:
         check_parameters(tmp_path / "n.ipynb", {})

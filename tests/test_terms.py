@@ -273,7 +273,7 @@ def test_the_exp_form_follows_its_settings(scaling):
     assert torch.allclose(term("cc", run), expected.detach() * (2 if scaling == "per_image" else 1))
 
 
-def test_pretrained_networks_are_drawn_anew_each_iteration_and_uniformly():
+def test_pretrained_networks_are_drawn_each_iteration_and_uniformly():
     run = run_on(tiny_dataset((3, 3)), 2, 3, 4)
     drawn = [run.pool.networks.index(run.batch(iteration).pretrained) for iteration in range(60)]
     counts = torch.bincount(torch.tensor(drawn), minlength=3)

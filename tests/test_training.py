@@ -165,7 +165,7 @@ def test_a_seed_repeats_bit_for_bit_and_another_differs():
     assert network_difference(trained(**settings, seed=4), first) > 1e-3
 
 
-def test_passes_are_reported_and_the_network_comes_back_in_training_mode():
+def test_epochs_are_reported_and_the_network_comes_back_in_training_mode():
     passes: list[int] = []
     pictures, labels = labelled_noise()
     net = network().double().eval()

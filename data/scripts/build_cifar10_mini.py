@@ -1,9 +1,9 @@
 """Builds data/cifar10-mini from CIFAR-10: the first 400 training and 100 test images of each class, as mosaics.
 
-    python data/scripts/build_cifar10_mini.py DIR
+    python data/scripts/build_cifar10_mini.py FOLDER
 
-DIR is the folder that contains cifar-10-batches-py. The same input and versions of Pillow and libwebp produce the same
-bytes. With other versions the files may differ, but the pixels do not; the manifest has checksums of both. The
+FOLDER is the folder that contains cifar-10-batches-py. The same input and versions of Pillow and libwebp produce the
+same bytes. With other versions the files may differ, but the pixels do not; the manifest has checksums of both. The
 manifest's own checksum, printed at the end, is pinned in iidlib/data/embedded.py.
 """
 

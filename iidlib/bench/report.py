@@ -178,7 +178,7 @@ class BenchReport:
             f"device: {self.device}, {self.precision}, kernels {'compiled' if self.compiled else 'not compiled'}, "
             f"torch {self.environment['torch']}",
             "distill: one iteration; loop: one eager fp32 forward pass per class, one backward pass, the same draws",
-            "evaluate: one of the 1001 epochs that train a network; loop: eager fp32, the same draws",
+            "evaluate: one epoch of the training of a network; loop: eager fp32, the same draws",
             f"medians of {len(first.our_times)} interleaved repetitions; first: including compilation",
             f"floor: counted convolutions and matrix products at {self.ceiling_gflops:.4g} GFLOP/s, the machine's "
             f"matrix product; its copy moves {self.ceiling_gbytes:.3g} GB/s",

@@ -55,7 +55,7 @@ class Timing:
     """Timing of the same work on both sides."""
 
     what: str
-    """Kind of work: ``distill``, one iteration, or ``evaluate``, one of the 1001 epochs that train a network."""
+    """Kind of work: ``distill``, one iteration, or ``evaluate``, one epoch of the training of a network."""
     method: str
     """Method, or the network that is trained."""
     classes: int

@@ -15,7 +15,7 @@ from iidlib.cli.scores import accuracy_text, summary
 from iidlib.cli.session import check_names, given_command, keeping, load
 from iidlib.config import preset
 from iidlib.errors import InputError
-from iidlib.files import place_of
+from iidlib.files import resolved_path
 
 __all__ = ["continual"]
 
@@ -46,7 +46,7 @@ def continual(
     device: Device = "auto",
     out: Annotated[
         Path | None,
-        typer.Option("--out", metavar="DIR", help="Output directory (default: runs/continual-<method>-...)."),
+        typer.Option("--out", metavar="FOLDER", help="Output folder (default: runs/continual-<method>-...)."),
     ] = None,
     resume: Resume = False,
     data_root: DataRoot = None,
@@ -71,7 +71,7 @@ def continual(
     named = re.sub(r"[^\w.-]+", "-", dataset)
     how = f"{'-'.join(map(str, cut)) if isinstance(cut, tuple) else cut}steps"
     folder = out or Path("runs") / f"continual-{method}-{named}-ipc{ipc}-{how}-{scale}-seed{seed}-order{number}"
-    place = place_of(folder)
+    place = resolved_path(folder)
     if place.exists() and not place.is_dir():
         raise InputError(f"{folder} is a file, not a folder; give another --out")
     if place.is_dir() and not resume and any(place.iterdir()):

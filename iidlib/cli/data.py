@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from iidlib.cli.completion import complete_dataset
-from iidlib.cli.folder_report import tell_folder
+from iidlib.cli.folder_report import print_folder_report
 from iidlib.cli.options import DataRoot
 from iidlib.cli.output import AsJson, Quiet, print_table, report, result
 from iidlib.errors import InputError
@@ -57,7 +57,7 @@ def data_fetch(
         typer.Option(
             "--mirror",
             metavar="URL",
-            help="Download from this http://, https:// or file:// address of the file or its directory.",
+            help="Download from this http://, https:// or file:// address of the file or its folder.",
         ),
     ] = None,
     quiet: Quiet = False,
@@ -95,7 +95,7 @@ def data_check(
 
     name = name.removeprefix("validation:")  # it uses the same files
     if name.startswith("folder:"):
-        tell_folder(inspect_folder(name))
+        print_folder_report(inspect_folder(name))
         return
     found = check(name, data_root)
     report(None, dataclasses.asdict(found) | {"ok": found.ok})

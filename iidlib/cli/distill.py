@@ -11,7 +11,7 @@ from iidlib.cli.completion import complete_method
 from iidlib.cli.options import Baseline, Changes, DataRoot, DatasetName, Device, Results, Resume, Scale, given_changes
 from iidlib.cli.output import AsJson, Quiet, report
 from iidlib.cli.score_files import KeptRows, can_be_scored, check_apart
-from iidlib.cli.scores import run_facts, scored, show_scores, summary, with_random_beside
+from iidlib.cli.scores import run_summary, scored, show_scores, summary, with_random_baselines
 from iidlib.cli.session import check_names, given_command, keeping, load
 from iidlib.config import preset, without_effect
 from iidlib.errors import InputError, suggest
@@ -43,7 +43,7 @@ def distill(
     seed: Annotated[int, typer.Option("--seed", metavar="N", help="Random seed.")] = 0,
     device: Device = "auto",
     out: Annotated[
-        Path | None, typer.Option("--out", metavar="DIR", help="Output directory (default: runs/<method>-...).")
+        Path | None, typer.Option("--out", metavar="FOLDER", help="Output folder (default: runs/<method>-...).")
     ] = None,
     resume: Resume = False,
     init: Annotated[
@@ -67,7 +67,7 @@ def distill(
     from iidlib.config import published
     from iidlib.distillation import METHODS, finished_run, save_pictures, starting_from
     from iidlib.distillation import distill as run
-    from iidlib.evaluation import check_evaluation, cost_of, dataset_for, made_by, random_beside, untested
+    from iidlib.evaluation import check_evaluation, cost_of, dataset_for, made_by, random_baselines, untested
     from iidlib.experiments import SetOrigin, check_results, protocol_text, published_value
     from iidlib.runs import RunFolder
 
@@ -133,7 +133,7 @@ def distill(
                 f"network queue: {queue['queue_networks']:.0f} of at most {config.queue.size} networks, "
                 f"{queue['queue_mib']:.1f} MiB, training accuracy {queue['queue_accuracy']:.0f} %"
             )
-        facts = run_facts(config, folder, metrics)
+        facts = run_summary(config, folder, metrics)
         if not evaluate:
             report(folder.synthetic, facts)
             return
@@ -144,8 +144,8 @@ def distill(
             if baseline:
                 # the dataset may have changed since the run was finished
                 fitted = dataset_for(synthetic, loaded)
-                beside = random_beside(fitted.train, ipc, origin.seed, origin.factor, say=typer.echo)
-                scores = with_random_beside(
+                beside = random_baselines(fitted.train, ipc, origin.seed, origin.factor, say=typer.echo)
+                scores = with_random_baselines(
                     scores, beside, fitted, config, origin=origin, given=given, made_by=stamp, kept=kept
                 )
             kept.save(scores, of_run=True)

@@ -16,7 +16,7 @@ from iidlib.cli.completion import (
 from iidlib.cli.options import Baseline, Changes, DataRoot, Device, Results, given_changes
 from iidlib.cli.output import AsJson, Quiet, report
 from iidlib.cli.score_files import KeptRows, can_be_scored, check_apart
-from iidlib.cli.scores import scored, show_scores, summary, with_random_beside
+from iidlib.cli.scores import scored, show_scores, summary, with_random_baselines
 from iidlib.cli.session import check_names, given_command, keeping, load
 from iidlib.errors import InputError
 from iidlib.names import dataset_name
@@ -33,7 +33,7 @@ def evaluate(
         str,
         typer.Argument(
             metavar="SET",
-            help="Run directory or file of a distilled set; or a baseline: random, random-mosaic, herding, k-center, "
+            help="Run folder or file of a distilled set; or a baseline: random, random-mosaic, herding, k-center, "
             "or whole for all training images.",
             autocompletion=complete_baseline,
         ),
@@ -106,21 +106,21 @@ def evaluate(
         evaluation_config,
         made_by,
         origin_of,
-        random_beside,
+        random_baselines,
         real_images,
         untested,
     )
     from iidlib.evaluation.coresets import CHOICES, check_choice
     from iidlib.experiments import SetOrigin, check_results, check_writable, protocol_text
     from iidlib.features import choosing_pool
-    from iidlib.files import place_of, user_path
+    from iidlib.files import resolved_path, user_path
     from iidlib.runs import RunFolder
     from iidlib.synthetic import SyntheticSet
 
     path = path if path in BASELINES else str(user_path(path))
     if out is not None:
         check_writable(out)
-        if place_of(out).exists() or out.is_symlink():
+        if resolved_path(out).exists() or out.is_symlink():
             raise InputError(f"{out} exists already; nothing was overwritten: give another --out")
     if results is not None:
         if out is not None:
@@ -188,10 +188,10 @@ def evaluate(
         networks_seed = origin.seed if seed is None else seed
         beside: list[SyntheticSet] = []
         if baseline and synthetic and origin.method not in ("random", "random-mosaic"):
-            beside = random_beside(fitted.train, config.ipc, origin.seed, origin.factor, say=typer.echo)
+            beside = random_baselines(fitted.train, config.ipc, origin.seed, origin.factor, say=typer.echo)
         scores = scored(images, loaded, config, origin=origin, seed=networks_seed, made_by=stamp, kept=kept)
         if beside:
-            scores = with_random_beside(
+            scores = with_random_baselines(
                 scores, beside, fitted, config, origin=origin, given=overrides, made_by=stamp, kept=kept
             )
         kept.save(scores, of_run=of_run)  # before they are shown, because writing to a closed pipe fails

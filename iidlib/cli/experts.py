@@ -20,7 +20,7 @@ __all__ = ["experts"]
 
 def experts(
     ctx: typer.Context,
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Output directory; a pool in it is completed.")],
+    out: Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Output folder; a pool in it is completed.")],
     dataset: DatasetName = "cifar10-mini",
     network: Annotated[
         str,

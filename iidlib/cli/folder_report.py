@@ -14,13 +14,13 @@ if TYPE_CHECKING:
     from iidlib.data import FolderReport
     from iidlib.data.inspection import Range
 
-__all__ = ["tell_folder"]
+__all__ = ["print_folder_report"]
 
 MOST_LINES = 20
 """Maximum number of classes, and of pairs of images, that are printed; ``--json`` lists all of them."""
 
 
-def tell_folder(found: "FolderReport") -> None:
+def print_folder_report(found: "FolderReport") -> None:
     """Prints the report on a folder of images.
 
     Raises:

@@ -26,7 +26,7 @@ DatasetName = Annotated[
 
 DataRoot = Annotated[
     Path | None,
-    typer.Option("--data-root", metavar="DIR", help="Directory that holds the datasets (default: $IID_DATA)."),
+    typer.Option("--data-root", metavar="FOLDER", help="Folder that holds the datasets (default: $IID_DATA)."),
 ]
 
 Device = Annotated[

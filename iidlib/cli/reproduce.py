@@ -135,10 +135,10 @@ def reproduce(
     folder: Annotated[
         Path | None,
         typer.Option(
-            "--results", metavar="DIR", help="Directory of the result tables (default: data/results of the checkout)."
+            "--results", metavar="FOLDER", help="Folder of the result tables (default: data/results of the checkout)."
         ),
     ] = None,
-    runs: Annotated[Path, typer.Option("--runs", metavar="DIR", help="Output directory of the runs.")] = Path(
+    runs: Annotated[Path, typer.Option("--runs", metavar="FOLDER", help="Output folder of the runs.")] = Path(
         "runs/reproduce"
     ),
     quiet: Quiet = False,

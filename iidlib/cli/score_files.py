@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from iidlib.errors import InputError
-from iidlib.files import atomic_write, place_of, write_new
+from iidlib.files import atomic_write, resolved_path, write_new
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -31,7 +31,7 @@ def check_apart(results: Path, out: Path, *, folder: bool) -> None:
     Raises:
         InputError: if the paths are equal, or one would lie inside the other where it cannot.
     """
-    table, other = place_of(results), place_of(out)
+    table, other = resolved_path(results), resolved_path(out)
     clash = "are the same" if table == other else "overlap: one of them is a file that would contain the other"
     if table == other or table in other.parents or (not folder and other in table.parents):
         raise InputError(f"--results {results} and --out {out} {clash}; give another --results")

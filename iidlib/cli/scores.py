@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from iidlib.runs import RunFolder
     from iidlib.synthetic import SyntheticSet
 
-__all__ = ["accuracy_text", "run_facts", "scored", "show_scores", "summary", "with_random_beside"]
+__all__ = ["accuracy_text", "run_summary", "scored", "show_scores", "summary", "with_random_baselines"]
 
 
 def scored(
@@ -59,7 +59,7 @@ def scored(
     return rows
 
 
-def with_random_beside(
+def with_random_baselines(
     scores: "pd.DataFrame",
     chosen: "Sequence[SyntheticSet]",
     dataset: "Dataset",
@@ -74,7 +74,7 @@ def with_random_beside(
 
     Args:
         scores: rows of the set.
-        chosen: random real images, from `iidlib.evaluation.random_beside`.
+        chosen: random real images, from `iidlib.evaluation.random_baselines`.
         dataset: dataset of the set's evaluation, from `iidlib.evaluation.dataset_for`.
         config: settings of the set's evaluation.
         origin: origin of the set.
@@ -143,7 +143,7 @@ def summary(scores: "pd.DataFrame") -> list[dict[str, object]]:
     return entries
 
 
-def run_facts(config: RunConfig, folder: "RunFolder", metrics: "pd.DataFrame") -> dict[str, object]:
+def run_summary(config: RunConfig, folder: "RunFolder", metrics: "pd.DataFrame") -> dict[str, object]:
     """Facts about a distillation for ``--json``: path of the set, seconds, and the terms at the last iteration."""
     last = {str(name): value for name, value in metrics.iloc[-1].items()} if len(metrics) else {}
     return {

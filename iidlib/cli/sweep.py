@@ -18,7 +18,7 @@ def sweep(
         int, typer.Option("--workers", metavar="N", help="Number of notebooks executed in parallel.")
     ] = 1,
     out: Annotated[
-        Path | None, typer.Option("--out", metavar="DIR", help="Output directory (default: runs/sweep-<grid>).")
+        Path | None, typer.Option("--out", metavar="FOLDER", help="Output folder (default: runs/sweep-<grid>).")
     ] = None,
     quiet: Quiet = False,
 ) -> None:

@@ -19,7 +19,7 @@ from iidlib.data.depth import Found, Scale, ValueRange
 from iidlib.data.pictures import read_picture
 from iidlib.data.pillow_settings import quiet
 from iidlib.errors import InputError, listed
-from iidlib.notes import say_once
+from iidlib.notes import log_once
 
 __all__ = ["DecodedFiles", "decode_all", "decode_files", "decode_whole"]
 
@@ -164,14 +164,14 @@ class _Work:
         """Logs the decisions about colours and depth."""
         if self._profiles:
             first = min(self._profiles)
-            say_once(
+            log_once(
                 logging.WARNING,
                 f"{self._name}: the colour profiles of {len(self._profiles)} images cannot be used, so their colours "
                 f"are read as sRGB; the first is {self._paths[first].relative_to(self._root)} "
                 f"({self._profiles[first]})",
             )
         if 0 < len(self._brightest) == len(self._paths) and (top := max(self._brightest.values())) < DARK:
-            say_once(
+            log_once(
                 logging.WARNING,
                 f"{self._name}: all images are nearly black: they use {8 + top.bit_length()} of 16 bits per channel, "
                 "of which only the upper 8 are read; save them with 8 bits per channel",
@@ -180,7 +180,7 @@ class _Work:
             scale = Scale.of(list(deep.values()), values)
             low, high = min(one.low for one in deep.values()), max(one.high for one in deep.values())
             rest = len(self._paths) - len(deep) - len(self.unreadable)
-            say_once(
+            log_once(
                 logging.INFO,
                 f"{self._name}: {len(deep)} images have more than 8 bits and values from {low:.9g} to {high:.9g}, of "
                 f"which {scale}"
@@ -192,7 +192,7 @@ class _Work:
                 ),
             )
         elif values:
-            say_once(logging.WARNING, f"{self._name}: no image has more than 8 bits, so range= has no effect")
+            log_once(logging.WARNING, f"{self._name}: no image has more than 8 bits, so range= has no effect")
 
 
 def _example(scale: Scale) -> str:

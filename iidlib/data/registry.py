@@ -34,10 +34,10 @@ __all__ = ["SOURCES", "CheckReport", "DatasetRow", "check", "datasets", "load_da
 
 
 def _get(name: str, size: str, folder: str, archive: str = "") -> str:
-    local = f"; {archive} placed in DIR is used instead of a download" if archive else ""
+    local = f"; {archive} placed in FOLDER is used instead of a download" if archive else ""
     return (
-        f"fetch it ({size}) with: iid data fetch {name} --data-root DIR{local} (or set --data-root or IID_DATA to the "
-        f"folder that holds {folder})"
+        f"fetch it ({size}) with: iid data fetch {name} --data-root FOLDER{local} (or set --data-root or IID_DATA to "
+        f"the folder that holds {folder})"
     )
 
 

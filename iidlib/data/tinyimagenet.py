@@ -66,14 +66,14 @@ def problems(folder: Path, layout: Layout = Layout()) -> list[str]:
         return [*messages, "val/val_annotations.txt cannot be read"]
     names = {path.name for path in folders}
     if unknown := {label for _, label in listed} - names:
-        messages.append(f"{len(unknown)} classes of the test images are not in train")
+        messages.append(f"classes of test images that are not in train: {len(unknown)}, such as {min(unknown)}")
     if len(listed) != layout.classes * layout.test:
         messages.append(f"{len(listed)} of {layout.classes * layout.test} test images are listed")
     present = {path.name for path in (folder / "val" / "images").glob("*.JPEG")}
     if missing := {name for name, _ in listed} - present:
-        messages.append(f"{len(missing)} listed test images are missing, such as {min(missing)}")
+        messages.append(f"test images missing: {len(missing)}, such as {min(missing)}")
     if extra := present - {name for name, _ in listed}:
-        messages.append(f"{len(extra)} test images are not listed, such as {min(extra)}")
+        messages.append(f"test images not listed: {len(extra)}, such as {min(extra)}")
     return messages
 
 

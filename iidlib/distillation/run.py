@@ -32,7 +32,7 @@ from iidlib.engine import configure, device_name, pick_device, threads
 from iidlib.errors import InputError
 from iidlib.features import Pool
 from iidlib.networks import check_network_for
-from iidlib.notes import say_once
+from iidlib.notes import log_once
 from iidlib.runs import Checkpoints, RunFolder
 from iidlib.synthetic import SyntheticSet
 
@@ -180,7 +180,7 @@ def finished_run(config: RunConfig, dataset: Dataset, out: str | Path | None) ->
         synthetic = SyntheticSet.load(folder.path, dataset.train.device)
     except InputError as error:
         again = "from the last checkpoint" if Checkpoints(folder.checkpoints).paths() else "from the first iteration"
-        say_once(logging.WARNING, f"{error}; rebuilding it {again}")  # once: the command line calls this too
+        log_once(logging.WARNING, f"{error}; rebuilding it {again}")  # once: the command line calls this too
         return None
     known = synthetic.provenance
     if known.get("iterations") != str(config.iterations):

@@ -15,7 +15,7 @@ from iidlib.config.uses import chosen_by_pool
 from iidlib.data import DatasetSpec, RealSet, denormalize, normalize
 from iidlib.errors import InputError
 from iidlib.names import same_dataset
-from iidlib.notes import say_once
+from iidlib.notes import log_once
 from iidlib.rng import stream
 from iidlib.synthetic import SyntheticSet
 
@@ -51,7 +51,7 @@ def starting_from(config: RunConfig, init: SyntheticSet | str | Path) -> tuple[R
     synthetic = init if isinstance(init, SyntheticSet) else SyntheticSet.load(init)
     digest = _digest(synthetic)
     if not same_dataset(synthetic.spec.name, config.dataset):
-        say_once(
+        log_once(
             logging.WARNING,
             f"the run on {config.dataset} starts from a set made from {synthetic.spec.name}; test images of the former "
             "may be among the training images of the latter, and accuracies would then be too high",

@@ -18,7 +18,7 @@ from iidlib.networks import Network
 from iidlib.rng import stream
 from iidlib.synthetic import SyntheticSet
 
-__all__ = ["CHOICES", "check_choice", "choose", "herding", "k_center", "random_beside", "random_real", "real_images"]
+__all__ = ["CHOICES", "check_choice", "choose", "herding", "k_center", "random_baselines", "random_real", "real_images"]
 
 logger = logging.getLogger("iidlib")
 
@@ -161,7 +161,7 @@ def real_images(
     return choose(name, train, ipc, network)
 
 
-def random_beside(
+def random_baselines(
     train: RealSet, ipc: int, seed: int, factor: int, *, say: Callable[[str], None] = logger.info
 ) -> list[SyntheticSet]:
     """The baselines of a set: random real images, and also random mosaics if the set consists of mosaics.

@@ -18,7 +18,7 @@ from iidlib.config.values import LARGEST_WHOLE
 from iidlib.data import Dataset, DatasetSpec, RealSet
 from iidlib.errors import InputError, listed
 from iidlib.networks import check_network_for
-from iidlib.notes import say_once
+from iidlib.notes import log_once
 from iidlib.synthetic import SyntheticSet
 from iidlib.training import augmentation_stages
 
@@ -135,7 +135,7 @@ def log_differences(images: SyntheticSet | RealSet, dataset: Dataset) -> None:
     if own.classes != given.classes:
         differences.append("classes are numbered in the set's order")
     if differences:
-        say_once(logging.INFO, f"note: {'; '.join(differences)}")
+        log_once(logging.INFO, f"note: {'; '.join(differences)}")
     _warn_of_other_range(images.provenance.get("range", "") if isinstance(images, SyntheticSet) else own.ranges, given)
 
 
@@ -151,7 +151,7 @@ def _warn_of_other_range(made: str, given: DatasetSpec) -> None:
         if mine[kind] != theirs[kind]:
             path, _, options = given.name.partition("?")
             rest = [option for option in options.split("&") if option and not option.startswith("range=")]
-            say_once(
+            log_once(
                 logging.WARNING,
                 f"the set was made from pictures in which {mine[kind].replace(',', ' is black and ')} is white, and in "
                 f"{given.name} {theirs[kind].replace(',', ' is black and ')} is white, so test images are brighter "
@@ -180,7 +180,7 @@ def untested(test: RealSet) -> list[str]:
     names = [name for name, count in zip(test.spec.classes, test.counts.tolist(), strict=True) if not count]
     if names:
         rest = test.num_classes - len(names)
-        say_once(
+        log_once(
             logging.WARNING,
             f"{test.spec.name} has no test images of {len(names)} of its {test.num_classes} classes "
             f"({listed([*map(repr, names)], 4)}); "

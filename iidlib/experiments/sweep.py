@@ -32,7 +32,7 @@ import yaml
 from iidlib.bars import bar
 from iidlib.errors import InputError, suggest
 from iidlib.experiments.parameters import check_parameters, fitting_parameters
-from iidlib.files import atomic_write, load_yaml, place_of, user_path
+from iidlib.files import atomic_write, load_yaml, resolved_path, user_path
 
 __all__ = ["Sweep", "load_grid", "read_grid", "run_sweep"]
 
@@ -129,7 +129,7 @@ def run_sweep(sweep: Sweep, out: str | Path, *, workers: int = 1, progress: bool
     points = [fitting_parameters(sweep.notebook, point) for point in sweep.points]
     takes_out = "out" in check_parameters(sweep.notebook, {})
     try:
-        target = place_of(out)
+        target = resolved_path(out)
         if target.exists() and (not target.is_dir() or any(target.iterdir())):
             raise InputError(f"{out} exists already; nothing was overwritten: give another --out")
         out.mkdir(parents=True, exist_ok=True)

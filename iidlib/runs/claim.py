@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from iidlib.errors import InputError
-from iidlib.files import atomic_write, make_folders, place_of, remove_empty, unfinished
+from iidlib.files import atomic_write, make_folders, remove_empty, resolved_path, unfinished
 from iidlib.locks import is_lock, locked
 from iidlib.runs.contents import CHECKPOINT_FILE, LOCK, RUN_FILE
 
@@ -76,7 +76,7 @@ class Claim:
 
     def refuse_full(self) -> None:
         """Raises InputError if a new run would overwrite something; a folder in use has its own message."""
-        folder = place_of(self.path)
+        folder = resolved_path(self.path)
         if not folder.exists() or (folder.is_dir() and not self._holds_something(folder)):
             return
         if folder.is_dir() and not self._held and self._signed(folder / LOCK):

@@ -1,6 +1,6 @@
-"""The learned images (``sets``) and their file. ``door`` and ``foreign``, which reject bad input, may be skipped."""
+"""The learned images (``sets``) and their file; ``validation`` and ``other_formats`` reject bad input, and may wait."""
 
-from iidlib.synthetic.beginnings import check_real
+from iidlib.synthetic.validation import check_real
 from iidlib.synthetic.mosaics import expand
 from iidlib.synthetic.sets import SyntheticSet
 

@@ -16,12 +16,11 @@ from torchvision.utils import make_grid
 from iidlib.data import DatasetSpec, RealSet, denormalize
 from iidlib.errors import InputError
 from iidlib.files import atomic_write, readable, user_path
-from iidlib.notes import say_once
-from iidlib.synthetic.beginnings import check_real
-from iidlib.synthetic.door import as_factor, as_images, as_labels, check_spec, class_order
-from iidlib.synthetic.foreign import kind_of_folder, refusal
+from iidlib.notes import log_once
 from iidlib.synthetic.mosaics import expand, mosaics
+from iidlib.synthetic.other_formats import kind_of_folder, refusal
 from iidlib.synthetic.storage import pack, spec_from, unpack
+from iidlib.synthetic.validation import as_factor, as_images, as_labels, check_real, check_spec, class_order
 
 __all__ = ["SyntheticSet"]
 
@@ -239,7 +238,7 @@ class SyntheticSet:
                 f"{path} is corrupted: its labels are not {ipc} of each class in order; distil or copy it again"
             )
         if not sealed:
-            say_once(
+            log_once(
                 logging.WARNING,
                 f"{path.resolve()} was written by iidlib 0.1.0, whose checksum does not cover the metadata (classes, "
                 "mean, std, factor); SyntheticSet.load(...).save(...) writes it with one that does",

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from iidlib.data import DatasetSpec
 from iidlib.errors import InputError
-from iidlib.synthetic.foreign import kind_of_tensors
+from iidlib.synthetic.other_formats import kind_of_tensors
 
 __all__ = ["FORMAT", "pack", "spec_from", "unpack"]
 

@@ -1,4 +1,4 @@
-"""iidlib.synthetic.foreign: a file that is no synthetic set is named as what it is, and never unpickled."""
+"""iidlib.synthetic.other_formats: a file that is no synthetic set is named as what it is, and never unpickled."""
 
 import gzip
 import io
@@ -132,12 +132,12 @@ def test_a_file_is_named_as_what_it_is(name, tmp_path, monkeypatch):
         ({}, "a file without tensors"),
     ],
 )
-def test_a_safetensors_file_of_something_else_is_told_by_its_tensors(tensors, message, tmp_path):
+def test_a_safetensors_file_of_something_else_is_reported_by_its_tensors(tensors, message, tmp_path):
     save_file({name: tensor.clone() for name, tensor in tensors.items()}, tmp_path / "file")
     refused(tmp_path / "file", message)
 
 
-def test_a_set_of_a_newer_version_is_told(tmp_path):
+def test_a_set_of_a_newer_version_is_reported(tmp_path):
     save_file({"images": IMAGES}, tmp_path / "file", {"format": "iidlib.synthetic/7"})
     refused(tmp_path / "file", "in the format iidlib.synthetic/7, of a newer version: upgrade iidlib")
 
@@ -184,7 +184,7 @@ def test_what_is_no_regular_file_is_not_opened(tmp_path):
     refused(tmp_path, "synthetic.safetensors is not a regular file")
 
 
-def test_a_damaged_set_is_still_damaged(tmp_path):
+def test_a_corrupted_set_is_still_corrupted(tmp_path):
     SyntheticSet.from_real(shapes(3, 5, 8).train, 2, stream(0, 0, "x")).save(tmp_path / "set")
     content = (tmp_path / "set").read_bytes()
     (tmp_path / "set").write_bytes(content[: len(content) // 2])
