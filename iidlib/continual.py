@@ -259,7 +259,7 @@ def _check_kept(out: Path, dataset: Dataset, groups: Sequence[Sequence[int]]) ->
         expected = tuple(dataset.spec.classes[label] for label in group)
         if (classes := SyntheticSet.load(folder).spec.classes) != expected:
             raise InputError(
-                f"the run in {folder} distilled other classes or images ({listed(classes)}, not {listed(expected)}); "
+                f"the run in {folder} distilled other classes ({listed(classes)}, not {listed(expected)}); "
                 "resume with the steps and the order it was started with, or give another --out"
             )
 
@@ -291,6 +291,6 @@ def _remembered(config: RunConfig, dataset: Dataset, folder: Path | None, progre
     if folder is not None and started and RunFolder(folder).finished:
         kept = SyntheticSet.load(RunFolder.reopen(folder, config).path, dataset.train.device)
         if kept.provenance.get("data") != dataset.train.fingerprint:
-            raise InputError(f"the run in {folder} distilled other classes or images; give another --out")
+            raise InputError(f"the run in {folder} distilled other images; give another --out")
         return kept
     return distill(config, dataset, out=folder, resume=started, progress=progress).synthetic

@@ -13,7 +13,7 @@ import torch
 from iidlib import cli, continual, experiments
 from iidlib.config import ComputeConfig, RunConfig, override, preset
 from iidlib.continual import class_order, class_steps, learn_in_steps, of_classes
-from iidlib.data import Dataset, registry, shapes
+from iidlib.data import Dataset, RealSet, registry, shapes
 from iidlib.distillation import distill
 from iidlib.errors import InputError
 from iidlib.evaluation import evaluate, random_real
@@ -237,8 +237,12 @@ def test_what_is_refused(pictures, tmp_path: Path):
             learn_in_steps(override(config(method), {"dataset": "cifar100"}), pictures, steps=2, out=tmp_path / "x")
     assert not (tmp_path / "x").exists()
     learn_in_steps(config(), pictures, steps=2, out=tmp_path)
-    with pytest.raises(InputError, match="distilled other classes or images"):
+    with pytest.raises(InputError, match=r"step-01 distilled other classes \(.*, not .*\); resume with"):
         learn_in_steps(config(), pictures, steps=2, order=1, out=tmp_path)
+    train = pictures.train
+    mirrored = dataclasses.replace(pictures, train=RealSet(train.images.flip(-1), train.labels, train.spec))
+    with pytest.raises(InputError, match="step-01 distilled other images; give another --out"):
+        learn_in_steps(config(), mirrored, steps=2, out=tmp_path)
 
 
 def test_steps_that_are_done_are_not_done_again(pictures, tmp_path: Path, monkeypatch):

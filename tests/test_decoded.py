@@ -80,10 +80,13 @@ def test_the_second_try_after_a_failure_decodes_only_what_failed(root: Path, dec
 
 
 def test_only_new_and_changed_files_are_decoded(root: Path, decoded: list[str]) -> None:
+    Image.new("RGB", (9, 9), (3, 0, 0)).save(root / "03.png", compress_level=0)
+    size = (root / "03.png").stat().st_size
     whole(root)
     decoded.clear()
-    Image.new("RGB", (9, 9), (99, 0, 0)).save(root / "03.png")
+    Image.new("RGB", (9, 9), (99, 0, 0)).save(root / "03.png", compress_level=0)
     os.utime(root / "03.png", (1, 1))
+    assert (root / "03.png").stat().st_size == size, "the time alone tells the versions apart"
     Image.new("RGB", (9, 9), (77, 0, 0)).save(root / "new.png")
     (root / "05.png").unlink()
     (root / "06.png").rename(root / "zz.png")
@@ -99,6 +102,16 @@ def test_another_order_and_fewer_files_are_taken_from_what_is_kept(root: Path, d
     assert whole(root, paths)[:, 0, 0, 0].tolist() == [9, 2, 15] and not decoded
     assert (kept(root).stat().st_mtime_ns, kept(root).read_bytes()) == (before, content)
     assert decode_all("my", root, files(root), 16).shape == (20, 3, 16, 16) and len(decoded) == 20, "another size"
+
+
+def test_images_of_another_version_of_the_decoder_are_decoded_again(
+    root: Path, decoded: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole(root)
+    decoded.clear()
+    monkeypatch.setattr("iidlib.data.decoded.DECODER", -1)
+    whole(root)
+    assert len(decoded) == 20
 
 
 def test_what_was_decoded_before_an_interruption_is_kept(

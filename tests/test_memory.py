@@ -76,10 +76,18 @@ def test_a_batch_of_more_images_than_there_are_takes_all(pictures: Dataset) -> N
 
 
 def test_what_a_distillation_needs_is_counted_from_below(pictures: Dataset) -> None:
-    config = preset("iid-idm", "shapes", 2, "ci")
-    needs = least_memory(config, pictures, ("mean", "cc"), "queue")
-    assert len(needs) == 4 and all(value > 0 for value in needs.values()) and sum(needs.values()) < 2**27
-    assert len(least_memory(config, pictures, ("mean",), "queue")) == 3
+    changes = {"match.batch_real": 5, "match.width": 8, "match.network": "convnet3", "syn.factor": 2, "iterations": 9}
+    queue = {"queue.size": 100, "queue.start": 2, "queue.every": 3}
+    pool = {"pool.count": 2, "pool.network": "convnet3", "pool.width": 4, "pool.epochs": 3, "pool.epochs_kept": (1, 2)}
+    config = preset("iid-idm", "shapes", 2, "ci", changes | queue | pool)
+    classes, image, features = len(pictures.spec.classes), 4 * 3 * 32 * 32, 4 * 8 * 4 * 4
+    weights = {width: network_bytes("convnet3", pictures.spec, width) for width in (4, 8)}
+    real, synthetic = (count * classes * (image + features) for count in (5, 2 * 2**2))
+    queued = 2 * (2 + 9 // 3 + 1) * weights[8]  # with their momenta, and one beyond those that have begun
+    pooled = 2 * 3 * weights[4]  # after one, two and three epochs
+    assert [*least_memory(config, pictures, ("mean", "cc"), "queue").values()] == [real, synthetic, queued, pooled]
+    assert [*least_memory(config, pictures, ("mean",), "queue").values()] == [real, synthetic, queued]
+    assert [*least_memory(config, pictures, ("mean",), "random").values()] == [real, synthetic, weights[8]]
 
 
 def test_an_evaluating_network_that_does_not_fit_is_refused(pictures: Dataset) -> None:
