@@ -1,5 +1,5 @@
-# The verbs of this repository. `make` lists them. Every verb uses the virtual environment .venv, which the first one
-# creates from the exact versions of .ci/requirements.lock. Written for GNU make 3.81 (macOS) and later, and any POSIX shell.
+# The targets of this repository. `make` lists them. Every target uses the virtual environment .venv, which the first
+# one creates from the exact versions of .ci/requirements.lock. Written for GNU make 3.81 (macOS) and later, and any POSIX shell.
 
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -29,8 +29,8 @@ export JUPYTER_PREFER_ENV_PATH := 1
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-long test-floor book print lab lint format sync install lock audit licences release bench clean distclean
 
-help: ## list these verbs
-	@echo "Usage: make VERB"
+help: ## list these targets
+	@echo "Usage: make TARGET"
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' Makefile
 
 demo: install ## distil the embedded images and compare with random real images (minutes on two cores)
@@ -39,7 +39,7 @@ demo: install ## distil the embedded images and compare with random real images 
 	@mkdir -p $(DEMO)
 	@$(BIN)/python .ci/demo.py $(DEMO)
 
-test: lint ## every check: ruff, mypy, unit tests, chapters, book
+test: lint ## all checks except the long ones: ruff, mypy, unit tests, chapters, book
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 test-long: install ## the long forms: many kills, many bad inputs (half an hour), with their counts at the end
@@ -47,9 +47,9 @@ test-long: install ## the long forms: many kills, many bad inputs (half an hour)
 
 test-floor: ## the library's tests with the oldest versions that pyproject.toml allows, in .venv-floor (needs uv)
 	@command -v $(UV) >/dev/null 2>&1 || { echo "error: '$(UV)' not found: install uv, or name it with UV=" >&2; exit 1; }
-	@[ -x .venv-floor/bin/python ] || $(UV) venv --quiet --python 3.11 .venv-floor
-	$(UV) pip install --quiet --python .venv-floor/bin/python --resolution lowest-direct -e '.[dev]'
-	.venv-floor/bin/python -m pytest $(PYTEST_ARGS) -m "not long and not book and not notebook and not slow"
+	@rm -rf .venv-floor; $(UV) venv --quiet --python 3.11 .venv-floor
+	$(UV) pip install --quiet --python .venv-floor/bin/python --resolution lowest-direct -e '.[book,dev]'
+	.venv-floor/bin/python -m pytest $(PYTEST_ARGS) -m "not book and not notebook and not slow"
 
 book: install ## build the HTML book into _build/html, warnings as errors
 	$(BIN)/jb build book --config _config.yml --path-output . -W -n --keep-going
@@ -79,7 +79,7 @@ format: install ## let ruff rewrite what it can, then sync the chapters
 sync: install ## bring each chapter's .ipynb and .py together (the newer file wins)
 	$(BIN)/jupytext --quiet --sync book/[0-9]*.ipynb
 
-install: $(VENV)/.installed ## create .venv with the locked versions (every verb does this when needed)
+install: $(VENV)/.installed ## create .venv with the locked versions (every target does this when needed)
 
 # The stamp holds a checksum of what decides the environment (the lock, and pyproject.toml up to its first [tool] table)
 # and the folder of the clone. A new date on those files, as a git checkout leaves, or a changed linter setting therefore
@@ -97,7 +97,7 @@ $(VENV)/.installed: .ci/requirements.lock pyproject.toml
 	had=`sed -n 1p $@ 2>/dev/null`; \
 	if [ -x $(BIN)/python ] && [ "$$had" = "$$key" ] && [ "`sed -n 2p $@`" = "$$place" ]; then touch $@; exit 0; fi; \
 	set -e; \
-	quietly() { "$$@" >> "$$log" 2>&1 || { tail -n 20 "$$log" >&2; echo "error: that failed; all of it is in $$log" >&2; exit 1; }; }; \
+	quietly() { "$$@" >> "$$log" 2>&1 || { tail -n 20 "$$log" >&2; echo "error: this step failed; its log is $$log" >&2; exit 1; }; }; \
 	if ! $(BIN)/python -c 'import pip' >/dev/null 2>&1; then \
 	  python="$(PYTHON)"; \
 	  if ! $$python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))' 2>/dev/null; then \
@@ -110,7 +110,7 @@ $(VENV)/.installed: .ci/requirements.lock pyproject.toml
 	    echo "error: $$python ($$minor) cannot make a virtual environment: python3-venv is missing" >&2; \
 	    echo "       Debian, Ubuntu: sudo apt install python3-venv     (or python$$minor-venv, if $$python is not the default)" >&2; exit 1; fi; \
 	  if [ -n "`ls -A $(VENV) 2>/dev/null`" ] && [ ! -e $(VENV)/pyvenv.cfg ]; then \
-	    echo "error: $(VENV) holds something else than a virtual environment; name another folder with VENV=" >&2; exit 1; fi; \
+	    echo "error: $(VENV) is not a virtual environment; name another folder with VENV=" >&2; exit 1; fi; \
 	  echo "Creating $(VENV) with $$python"; \
 	  $$python -m venv --clear $(VENV); \
 	  had=; \
@@ -118,7 +118,7 @@ $(VENV)/.installed: .ci/requirements.lock pyproject.toml
 	: > "$$log"; \
 	$(BIN)/python .ci/relocate.py $(VENV); \
 	if [ "$$had" != "$$key" ]; then \
-	  echo "Installing the locked packages into $(VENV): once, some minutes, on Linux 6 GB (log: $$log)"; \
+	  echo "Installing the locked packages into $(VENV): once, a few minutes, on Linux 6 GB (log: $$log)"; \
 	  quietly $(BIN)/python -m pip install --disable-pip-version-check --require-hashes -r .ci/requirements.lock; \
 	fi; \
 	quietly $(BIN)/python -m pip install --disable-pip-version-check --no-deps --no-build-isolation -e .; \
@@ -142,12 +142,12 @@ release: install ## check, build and test a release (make release VERSION=0.2.0)
 bench: install ## seconds per iteration: ours against the per-class loop (BENCH_ARGS=--quick for a short one)
 	$(BIN)/iid bench $(BENCH_ARGS)
 
-clean: ## remove what the verbs made, except .venv and your own runs
+clean: ## remove what the targets made, except .venv and your own runs
 	rm -rf _build build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	rm -f $(DEMO_FILES); rmdir $(DEMO_FOLDERS) 2>/dev/null || true
 	find iidlib tests book \( -name __pycache__ -o -name .ipynb_checkpoints \) -type d -prune -exec rm -rf {} +
 
-distclean: clean ## remove .venv as well
+distclean: clean ## remove .venv and .venv-floor as well
 	@if [ -e $(VENV) ] && [ ! -e $(VENV)/pyvenv.cfg ]; then \
-	  echo "error: $(VENV) is no virtual environment (it has no pyvenv.cfg); it is not removed" >&2; exit 1; fi
-	rm -rf $(VENV)
+	  echo "error: $(VENV) is not a virtual environment (no pyvenv.cfg) and was not removed" >&2; exit 1; fi
+	rm -rf $(VENV) .venv-floor

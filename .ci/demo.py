@@ -2,7 +2,8 @@
 
     .venv/bin/python .ci/demo.py runs/demo
 
-All that papermill and nbconvert print goes to ``log.txt`` in that folder; of a failure the end of it is shown.
+All that papermill and nbconvert print goes to ``log.txt`` in that folder; if a command
+fails, the end of the log is shown.
 """
 
 import subprocess
@@ -39,20 +40,20 @@ def executed(command: list[str], log: Path, folder: Path) -> Iterator[str]:
 
 
 def main(folder: Path) -> None:
-    """Runs the demo; `folder` is there and holds no earlier demo."""
+    """Runs the demo; `folder` exists and holds no earlier demo."""
     folder = folder.resolve()
     log, notebook = folder / "log.txt", folder / CHAPTER.name
     report = notebook.with_suffix(".html")
-    jupyter = [sys.executable, "-m"]
+    module = [sys.executable, "-m"]
     begin = time.monotonic()
 
     def stage(text: str) -> None:
         print(f"{time.monotonic() - begin:5.0f} s  {text}", flush=True)
 
-    stage(f"running {CHAPTER.relative_to(ROOT)} on the embedded images, some minutes on two cores (log: {log})")
+    stage(f"running {CHAPTER.relative_to(ROOT)} on the embedded images, a few minutes on two cores (log: {log})")
     parameters = ["-p", "scale", "tour", "-p", "out", str(folder)]
     command = [
-        *jupyter,
+        *module,
         "papermill",
         str(CHAPTER),
         str(notebook),
@@ -64,7 +65,7 @@ def main(folder: Path) -> None:
     for run in executed(command, log, folder):
         stage(f"distilled {run}")
     stage("evaluated all sets and random real images")
-    command = [*jupyter, "nbconvert", "--log-level", "WARN", "--to", "html", "--template", "classic", str(notebook)]
+    command = [*module, "nbconvert", "--log-level", "WARN", "--to", "html", "--template", "classic", str(notebook)]
     for _ in executed(command, log, folder / "none"):
         pass
     stage("wrote the report")

@@ -3,7 +3,7 @@
     make release VERSION=0.2.0          # all of it: the checks take as long as `make test`, and an environment of 6 GB
     .venv/bin/python .ci/release.py 0.2.0 --no-tests     # after a `make test` of the same commit
 
-The wheel is tested as its users meet it: in a fresh environment, installed from the file with nothing but its own
+The wheel is tested as users install it: in a fresh environment, installed from the file with nothing but its own
 dependencies, outside of the clone, by the six lines of the README.
 """
 
@@ -16,13 +16,16 @@ import venv
 from collections.abc import Iterator
 from pathlib import Path
 
+TOLERANCE = 2.0
+"""Points of accuracy by which machines may differ in the README's six lines; they are deterministic on one machine."""
+
 ROOT = Path(__file__).resolve().parents[1]
 DIST = ROOT / "dist"
 SIXTY_SECONDS = re.compile(r"<!-- sixty seconds: begin .*?```python\n(.*?)```.*?```text\n(.*?)```", re.S)
 
 
 def problems(version: str, root: Path = ROOT) -> Iterator[str]:
-    """Yields what stands in the way of a release of a version, a sentence each."""
+    """Yields one sentence for each reason why a version cannot be released."""
     if not re.fullmatch(r"\d+\.\d+\.\d+", version):
         yield f"a version is three numbers such as 0.2.0, got {version!r}: make release VERSION=0.2.0"
         return
@@ -35,8 +38,12 @@ def problems(version: str, root: Path = ROOT) -> Iterator[str]:
     }
     yield from (f"{place} says {found}, not {version}" for place, found in places.items() if found != version)
     changes = (root / "CHANGELOG.md").read_text(encoding="utf8")
-    if not re.search(rf"^## {re.escape(version)} - \d{{4}}-\d\d-\d\d$", changes, re.M):
+    dated = re.search(rf"^## {re.escape(version)} - (\d{{4}}-\d\d-\d\d)$", changes, re.M)
+    cited = _find(r"^date-released: \"?([\d-]+)", root / "CITATION.cff")
+    if not dated:
         yield f"CHANGELOG.md needs the line '## {version} - YEAR-MONTH-DAY'"
+    elif cited != dated[1]:
+        yield f"CITATION.cff was released on {cited}, and CHANGELOG.md says {dated[1]}"
     if re.search(r"^## Unreleased\n+(?!## )\S", changes, re.M):
         yield f"CHANGELOG.md has changes under Unreleased: move them to {version}"
     if _git(root, "status", "--porcelain"):
@@ -44,7 +51,7 @@ def problems(version: str, root: Path = ROOT) -> Iterator[str]:
     if (branch := _git(root, "branch", "--show-current")) != "main":
         yield f"this is the branch {branch or '(none)'}, and releases are made from main"
     if _git(root, "tag", "--list", f"v{version}"):
-        yield f"the tag v{version} is there already"
+        yield f"the tag v{version} already exists"
 
 
 def _find(pattern: str, path: Path) -> str:
@@ -76,7 +83,7 @@ def try_out(wheel: Path) -> None:
     code, printed = sixty_seconds()
     with tempfile.TemporaryDirectory() as folder:
         environment = Path(folder, "env")
-        venv.create(environment, with_pip=True)
+        venv.create(environment, with_pip=True, symlinks=True)
         python = str(environment / "bin" / "python")
         run("installing the wheel into a fresh environment", [python, "-m", "pip", "install", "-q", str(wheel)])
         run("pip check", [python, "-m", "pip", "check"])
@@ -92,6 +99,8 @@ def try_out(wheel: Path) -> None:
         if not Path(folder, "distilled.png").stat().st_size:
             raise SystemExit("error: the six lines wrote an empty picture")
         print(f"    they print   {output}\n    README says  {printed}", flush=True)
+        if not abs(float(output) - float(printed)) < TOLERANCE:
+            raise SystemExit(f"error: the six lines print {output}, but the README says {printed}")
 
 
 def run(what: str, command: list[str], cwd: str | Path = ROOT) -> str:
@@ -110,8 +119,11 @@ def run(what: str, command: list[str], cwd: str | Path = ROOT) -> str:
 LEFT = """
 Left to do by hand:
   git tag -a v{version} -m "Version {version}" && git push origin main v{version}
-  .venv/bin/python -m pip install twine && .venv/bin/python -m twine upload {wheel} {sdist}
+  uv tool run twine upload {wheel} {sdist}
   and open "## Unreleased" in CHANGELOG.md
+
+Before the upload, the README needs full addresses: its picture and links are relative, and PyPI shows it without the
+clone. They, and [project.urls], wait for the address of the repository.
 """
 
 
@@ -119,9 +131,9 @@ def main(arguments: list[str]) -> None:
     """Makes a release as far as a machine can."""
     version = next((word for word in arguments if not word.startswith("-")), "")
     if found := list(problems(version)):
-        raise SystemExit("\n".join(["error: not ready to be released:", *(f"  - {one}" for one in found)]))
+        raise SystemExit("\n".join(["error: not ready for release:", *(f"  - {one}" for one in found)]))
     if "--no-tests" not in arguments:
-        run("make test (some twenty minutes)", ["make", "test"])
+        run("make test (about twenty minutes)", ["env", "IID_REQUIRE_BROWSER=1", "make", "test"])
     wheel, sdist = build()
     try_out(wheel)
     print(LEFT.format(version=version, wheel=wheel.relative_to(ROOT), sdist=sdist.relative_to(ROOT)))

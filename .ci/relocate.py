@@ -13,7 +13,7 @@ from pathlib import Path
 
 
 def relocate(environment: Path) -> int:
-    """Puts the environment's own path where another is named.
+    """Replaces the environment's old path by its current one.
 
     Args:
         environment: folder of the virtual environment, where it lies now.
@@ -41,4 +41,4 @@ def relocate(environment: Path) -> int:
 
 if __name__ == "__main__":
     if count := relocate(Path(sys.argv[1])):
-        print(f"Repairing {sys.argv[1]}, which was moved or copied: {count} files named its old place")
+        print(f"Repaired {sys.argv[1]}, which was moved or copied: corrected its path in {count} files")

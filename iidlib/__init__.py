@@ -18,7 +18,7 @@ The names below can be imported from ``iidlib`` itself. They are loaded on first
 - Errors: `InputError`
 
 All other names are imported from their modules: ``from iidlib.data import RealSet`` or ``iidlib.data.RealSet``. The
-name `compare` is that of ``evaluation``; the one of ``bench`` is ``iidlib.bench.compare``.
+name `compare` is ``iidlib.evaluation.compare``; the benchmark's function is ``iidlib.bench.compare``.
 """
 
 import importlib

@@ -111,6 +111,7 @@ def learn_in_steps(
     steps: int | Sequence[int] = 5,
     order: int = 0,
     out: str | Path | None = None,
+    allow_mismatch: bool = False,
     progress: bool | None = False,
     on_step: Callable[[pd.DataFrame], None] | None = None,
 ) -> pd.DataFrame:
@@ -127,6 +128,7 @@ def learn_in_steps(
         order: seed of the order of classes.
         out: a folder for the runs of the steps, so that an interrupted call can be resumed, also within a step; without
             it nothing is saved.
+        allow_mismatch: resume a step even where conditions have changed, as in `distill`.
         progress: draw progress bars; None draws them on a terminal, and otherwise logs a line every minute.
         on_step: called with the rows of each step when it is done.
 
@@ -156,7 +158,7 @@ def learn_in_steps(
         folder = Path(out) / f"step-{number:02d}" if out is not None else None
         trained_longer = _with_longer_pool(config, dataset.train.num_classes / len(group))
         try:
-            memory.append(_remembered(trained_longer, of_classes(dataset, group), folder, progress))
+            memory.append(_remembered(trained_longer, of_classes(dataset, group), folder, allow_mismatch, progress))
         except InputError as error:
             if folder is None or number == 1 or config.method not in METHODS or (folder / "config.yaml").is_file():
                 raise
@@ -279,7 +281,9 @@ def _with_longer_pool(config: RunConfig, times: float) -> RunConfig:
     )
 
 
-def _remembered(config: RunConfig, dataset: Dataset, folder: Path | None, progress: bool | None) -> SyntheticSet:
+def _remembered(
+    config: RunConfig, dataset: Dataset, folder: Path | None, allow_mismatch: bool, progress: bool | None
+) -> SyntheticSet:
     """Images of one step's classes that are put into the memory."""
     if config.method.startswith("random"):
         return random_real(dataset.train, config.ipc, config.seed, config.syn.factor)
@@ -293,4 +297,6 @@ def _remembered(config: RunConfig, dataset: Dataset, folder: Path | None, progre
         if kept.provenance.get("data") != dataset.train.fingerprint:
             raise InputError(f"the run in {folder} distilled other images; give another --out")
         return kept
-    return distill(config, dataset, out=folder, resume=started, progress=progress).synthetic
+    return distill(
+        config, dataset, out=folder, resume=started, allow_mismatch=allow_mismatch, progress=progress
+    ).synthetic

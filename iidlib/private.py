@@ -23,7 +23,7 @@ def private_dir(path: Path, *, readable: bool = False) -> Path:
     On systems without owners (Windows) the folder is created and not checked.
 
     Args:
-        path: the folder; missing parents are created with modes from the umask, but never writable for others.
+        path: the folder; missing parents are created with modes from the umask, but never writable by others.
         readable: also accept a folder that others can read but not write to, as for one made by another program.
 
     Returns:
@@ -71,7 +71,7 @@ def _check_above(folder: Path) -> None:
 
 
 def _others_write(status: os.stat_result) -> bool:
-    """Whether a folder is writable for anyone but its owner and root."""
+    """Whether a folder is writable by anyone but its owner and root."""
     by_group = status.st_mode & stat.S_IWGRP and not _private_group(status.st_gid)
     return bool(status.st_mode & stat.S_IWOTH or by_group)
 

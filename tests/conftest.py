@@ -90,8 +90,11 @@ def iid(
     return run
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skips what this machine cannot run, and says why."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Deselects the long tests unless ``-m`` names them, and skips what this machine cannot run, with the reason."""
+    if "long" not in config.option.markexpr:
+        config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("long")])
+        items[:] = [item for item in items if not item.get_closest_marker("long")]
     for item in items:
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="no CUDA device"))
@@ -112,8 +115,8 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
         terminalreporter.section("counts")
     for report in counted:
         for name, counts in report.user_properties:
-            told = ", ".join(f"{count} {what}" for what, count in sorted(counts.items()))
-            terminalreporter.line(f"{report.nodeid.split('::')[-1]}: {name}: {told}")
+            reported = ", ".join(f"{count} {what}" for what, count in sorted(counts.items()))
+            terminalreporter.line(f"{report.nodeid.split('::')[-1]}: {name}: {reported}")
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""Every reader of what comes from outside, and a mutator that damages its input: one fuzzer for all of them.
+"""Every reader of what comes from outside, and a mutator that corrupts its input: one fuzzer for all of them.
 
 A reader joins by a row of ``READERS``: good input, and what reads it. Its contract is the same everywhere. It gives a
 result or raises `InputError` with one line, soon; no other exception, no hang, no file written.
@@ -52,7 +52,7 @@ NASTY = [
 
 
 def mutated(good: bytes, draw: random.Random) -> bytes:
-    """Good input after one to four damages: bits, cuts, repetitions, and nasty pieces in the place of a token."""
+    """Good input after one to four changes: bits, cuts, repetitions, and nasty pieces in the place of a token."""
     data = bytearray(good)
     for _ in range(draw.choice([1, 1, 1, 2, 4])):
         kind = draw.randrange(7)
@@ -80,7 +80,7 @@ class Reader:
     """A reader under test."""
 
     good: Callable[[Path], Path]
-    """Makes a folder with good input, and says which file is damaged."""
+    """Makes a folder with good input, and says which file is corrupted."""
     read: Callable[[Path], object]
     """Reads the folder."""
 
@@ -209,9 +209,9 @@ def _tiny(name: str) -> Callable[[Path], Path]:
 
 def _read_tiny(folder: Path) -> object:
     root = folder / "tiny-imagenet-200"
-    told = tinyimagenet.problems(root, tinyimagenet.Layout(classes=2, train=2, test=1))
-    if any("test images" in line for line in told):  # as the loader does: what is not whole is not read
-        raise InputError("; ".join(told)[:900])
+    reported = tinyimagenet.problems(root, tinyimagenet.Layout(classes=2, train=2, test=1))
+    if any("test images" in line for line in reported):  # as the loader does: what is incomplete is not read
+        raise InputError("; ".join(reported)[:900])
     return tinyimagenet.read_tinyimagenet(root), tinyimagenet.classes_of(root)
 
 
@@ -307,7 +307,7 @@ def _snapshot(folder: Path) -> dict[str, tuple[int, int]]:
 
 
 def attack(name: str, place: Path, cases: int, seed: int = 0) -> Counter[str]:
-    """Damages a reader's input again and again; returns how often it was read and refused.
+    """Corruptions a reader's input again and again; returns how often it was read and refused.
 
     Raises:
         AssertionError: where the contract is broken; the input stays in `place`.

@@ -263,10 +263,10 @@ def test_faces_list_what_they_offer(module: str) -> None:
 
 
 def test_help_shows_the_docstrings_of_the_public_names() -> None:
-    told = pydoc.render_doc(iidlib, renderer=pydoc.plaintext)
+    reported = pydoc.render_doc(iidlib, renderer=pydoc.plaintext)
     for name in ("distill", "evaluate", "load_dataset", "preset", "SyntheticSet"):
         described = inspect.getdoc(getattr(iidlib, name))
-        assert described and described.splitlines()[0] in told, name
+        assert described and described.splitlines()[0] in reported, name
 
 
 def test_library_and_command_line_need_no_notebook_packages() -> None:

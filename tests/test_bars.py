@@ -35,56 +35,56 @@ def test_a_bar_needs_a_terminal_that_moves_its_cursor(monkeypatch, capsys, is_on
     terminal(monkeypatch, is_one, term)
     monkeypatch.setattr(sys.stderr, "fileno", lambda: 2, raising=False)
     monkeypatch.setattr(os, "get_terminal_size", lambda *given: os.terminal_size(size))
-    with bars.bar("evaluating dm", 4, "epoch") as told:
+    with bars.bar("evaluating dm", 4, "epoch") as reported:
         for _ in range(4):
-            told.note("convnet3 60.0 %")
-            told.advance()
-        told.rename("evaluating idm")
+            reported.note("convnet3 60.0 %")
+            reported.advance()
+        reported.rename("evaluating idm")
     shown = capsys.readouterr().err
     assert ("100%" in shown and "4/4" in shown and "convnet3 60.0 %" in shown and "idm" in shown) == drawn
     assert drawn or not shown
-    with bars.hidden(), bars.bar("evaluating dm", 4, "epoch") as told:
-        told.advance()
-    with bars.bar("evaluating dm", 4, "epoch", shown=False) as told:
-        told.advance()
+    with bars.hidden(), bars.bar("evaluating dm", 4, "epoch") as reported:
+        reported.advance()
+    with bars.bar("evaluating dm", 4, "epoch", shown=False) as reported:
+        reported.advance()
     assert not capsys.readouterr().err
 
 
 def test_a_bar_that_was_asked_for_is_drawn_anywhere_but_under_quiet(monkeypatch, capsys) -> None:
     terminal(monkeypatch, False)
     assert list(bars.counted("ab", "spelling", "letter")) == ["a", "b"] and not capsys.readouterr().err
-    with bars.bar("spelling", 2, "letter", shown=True, done=1) as told:
-        told.advance()
+    with bars.bar("spelling", 2, "letter", shown=True, done=1) as reported:
+        reported.advance()
     assert "2/2" in capsys.readouterr().err
-    with bars.hidden(), bars.bar("spelling", 2, "letter", shown=True) as told:
-        told.advance()
+    with bars.hidden(), bars.bar("spelling", 2, "letter", shown=True) as reported:
+        reported.advance()
     assert not capsys.readouterr().err
 
 
 def test_a_line_every_minute_where_there_is_no_bar(now: list[float], caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "iidlib")
-    with bars.bar("evaluating dm", 100, "epoch") as told:
+    with bars.bar("evaluating dm", 100, "epoch") as reported:
         for _ in range(20):
             now[0] += 13
-            told.advance(5)
+            reported.advance(5)
     assert [record.getMessage() for record in caplog.records] == [
         "evaluating dm: 25 of 100 epochs, about 4 min left",
         "evaluating dm: 50 of 100 epochs, about 3 min left",
         "evaluating dm: 75 of 100 epochs, about 2 min left",
     ]
     caplog.clear()
-    with bars.bar("evaluating dm", 100, "epoch", shown=False) as told:
+    with bars.bar("evaluating dm", 100, "epoch", shown=False) as reported:
         now[0] += 200
-        told.advance()
+        reported.advance()
     assert not caplog.records
 
 
 @pytest.mark.parametrize(("total", "text"), [(9, "spelling: 3 of 9 letters"), (None, "spelling: 3 letters")])
 def test_nobody_knows_how_long_what_has_not_moved_takes(now, caplog, total: int | None, text: str) -> None:
     caplog.set_level(logging.INFO, "iidlib")
-    with bars.bar("spelling", total, "letter", done=3) as told:
+    with bars.bar("spelling", total, "letter", done=3) as reported:
         now[0] += 61
-        told.advance(0)
+        reported.advance(0)
     assert [record.getMessage() for record in caplog.records] == [text]
 
 
@@ -92,15 +92,15 @@ def test_nobody_knows_how_long_what_has_not_moved_takes(now, caplog, total: int 
 @pytest.mark.parametrize("shown", [None, False])
 def test_work_needs_no_stderr(monkeypatch, stream: object, shown: bool | None) -> None:
     monkeypatch.setattr(sys, "stderr", stream)
-    with bars.bar("spelling", 2, "letter", shown=shown) as told:
-        told.advance()
-        told.note("b")
+    with bars.bar("spelling", 2, "letter", shown=shown) as reported:
+        reported.advance()
+        reported.note("b")
 
 
 def test_a_bar_that_was_asked_for_needs_a_stderr(monkeypatch) -> None:
     monkeypatch.setattr(sys, "stderr", None)
-    with bars.bar("spelling", 2, "letter", shown=True) as told:
-        told.advance()
+    with bars.bar("spelling", 2, "letter", shown=True) as reported:
+        reported.advance()
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no device that is always full")
@@ -120,12 +120,12 @@ def test_a_stderr_that_takes_nothing_ends_no_command(tmp_path: Path, stderr: str
 
 def test_what_was_done_before_is_not_counted_as_fast(now: list[float], caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "iidlib")
-    with bars.bar("x.zip", 200_000_000, "B", done=100_000_000) as told:
+    with bars.bar("x.zip", 200_000_000, "B", done=100_000_000) as reported:
         now[0] += 120
-        told.advance(20_000_000)
-    with bars.bar("y.zip", None, "B") as told:
+        reported.advance(20_000_000)
+    with bars.bar("y.zip", None, "B") as reported:
         now[0] += 120
-        told.advance(20_000_000)
+        reported.advance(20_000_000)
     assert [record.getMessage() for record in caplog.records] == [
         "x.zip: 120 of 200 MB, about 8 min left",
         "y.zip: 20 MB",

@@ -1,4 +1,4 @@
-"""iidlib.distillation.captured: a step on fixed buffers is the plain step; elsewhere the plain step goes on."""
+"""iidlib.distillation.captured: a step on fixed buffers is the plain step; elsewhere the plain step continues."""
 
 import logging
 
@@ -106,7 +106,7 @@ def test_recording_leaves_images_and_momentum_as_they_were(wrong, monkeypatch, c
     assert step.record() is not wrong
     assert ("its update differs by" in caplog.text) is wrong
     assert torch.equal(run.images, images) and torch.equal(run.optimiser.velocity, momentum)
-    step.step(1)  # goes on either way
+    step.step(1)  # continues either way
     assert not torch.equal(run.images, images)
 
 

@@ -97,13 +97,13 @@ def test_no_flipped_bit_is_taken_for_a_checkpoint(checkpoints):
     draw = random.Random(0)
     for number in range(200):
         path = list(whole)[number % 2]
-        damaged = bytearray(whole[path])
-        damaged[draw.randrange(len(damaged))] ^= 1 << draw.randrange(8)
-        path.write_bytes(damaged)
+        corrupted = bytearray(whole[path])
+        corrupted[draw.randrange(len(corrupted))] ^= 1 << draw.randrange(8)
+        path.write_bytes(corrupted)
         state, facts = checkpoints.load()
         if path.suffix == ".json" and facts["iteration"] == 2:  # white space flipped to other white space
             assert facts == {"iteration": 2, "data": "abc"}
-            assert json.loads(damaged) == json.loads(whole[path])
+            assert json.loads(corrupted) == json.loads(whole[path])
         else:
             assert facts == {"iteration": 1, "data": "abc"}
             assert all(torch.equal(state[name], TENSORS[name]) for name in TENSORS)

@@ -229,7 +229,7 @@ def test_a_run_starts_from_the_images_that_the_first_trained_network_chooses(kin
     wanted = chosen_images(kind, tiny_dataset().train, network, config.ipc, config.syn.factor, seed=3)
     assert torch.equal(start.images, wanted.images) and torch.equal(start.labels, wanted.labels)
     assert torch.equal(end.images, result.synthetic.images) and not torch.equal(end.images, start.images)
-    own = method == "iid-plus" and kind == "centres"  # which is not told, as any setting of the scale
+    own = method == "iid-plus" and kind == "centres"  # which is not reported, as any setting of the scale
     assert (f"syn.init={kind}" in end.provenance["settings"].split()) != own
     assert torch.equal(distill(config, tiny_dataset()).synthetic.images, end.images), "the same seed, the same bits"
     assert (result.pool is None) == (method == "dm"), "what only chooses is not kept"
@@ -300,8 +300,8 @@ def test_too_few_images_are_reported_before_the_pool_is_trained(
 ) -> None:
     monkeypatch.setattr(distillation_step, "trained_pool", lambda *given, **named: pytest.fail("a pool is made"))
     config = CONFIGS[method]("centres", ipc=2, syn__factor=2)
-    told = r"ipc 2 with syn\.factor 2 takes 8 real images per class, but .* has 7; lower ipc to 1 or less"
-    with pytest.raises(InputError, match=told):
+    reported = r"ipc 2 with syn\.factor 2 takes 8 real images per class, but .* has 7; lower ipc to 1 or less"
+    with pytest.raises(InputError, match=reported):
         distill(config, tiny_dataset(), out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
@@ -309,7 +309,7 @@ def test_too_few_images_are_reported_before_the_pool_is_trained(
 def test_memory_counts_the_network_that_chooses() -> None:
     def for_pool(config: RunConfig, source: str) -> int:
         needs = least_memory(config, tiny_dataset(), ("mean",), source)
-        return sum(bytes for told, bytes in needs.items() if "the pool" in told)
+        return sum(bytes for reported, bytes in needs.items() if "the pool" in reported)
 
     one = for_pool(by_dm("centres", pool__width=4), "random")
     assert one > 0 == for_pool(by_dm("real"), "random")
@@ -317,8 +317,8 @@ def test_memory_counts_the_network_that_chooses() -> None:
 
 
 def test_a_step_of_one_class_has_no_network_that_chooses(tmp_path: Path) -> None:
-    told = "syn.init=centres needs networks that distinguish classes, .* or random with syn.init=real"
-    with pytest.raises(InputError, match=told):
+    reported = "syn.init=centres needs networks that distinguish classes, .* or random with syn.init=real"
+    with pytest.raises(InputError, match=reported):
         learn_in_steps(by_dm("centres", ipc=2), tiny_dataset(), steps=4, out=tmp_path / "steps")
     with pytest.raises(InputError, match=r"pool\.path \(.*\) holds the pool of one dataset"):
         learn_in_steps(by_dm("centres", ipc=2, pool__path="pool"), tiny_dataset(), steps=2, out=tmp_path / "steps")

@@ -1,4 +1,4 @@
-"""iidlib.cli: every command does what it says; wrong input is one line and changes nothing; what is stopped goes on."""
+"""iidlib.cli: every command does what it says; wrong input is one line and changes nothing; what is stopped resumes."""
 
 import dataclasses
 import io
@@ -139,11 +139,12 @@ def test_help_answers_without_loading_the_library() -> None:
 @pytest.mark.parametrize(
     ("command", "message"),
     [
-        ("distill dm --ipc ten", r"'--ipc'.*'ten' \(see iid distill --help\)"),
-        ("distill dm --ipc=1.5", r"'--ipc'.*'1.5' \(see iid distill --help\)"),
+        ("distill dm --ipc ten", r"'--ipc'.*'ten'.*\(see iid distill --help\)"),
+        ("distill dm --ipc=1.5", r"'--ipc'.*'1.5'.*\(see iid distill --help\)"),
         ("reproduce main --seeds 0", r"'--seeds'.*'0' \(see"),
         ("reproduce main --list --only nowhere", "main has no cell 'nowhere'; see iid reproduce main --list"),
-        ("destill dm", "No such command 'destill'.*distill"),
+        ("destill dm", r"No such command 'destill'; did you mean 'distill'\? \(see iid --help\)"),
+        ("data fetsh", r"No such command 'fetsh'; did you mean 'fetch'\? \(see iid data --help\)"),
     ],
 )
 def test_what_is_mistyped_is_named(iid: Run, command: str, message: str) -> None:
@@ -291,9 +292,9 @@ def test_default_folder_says_what_it_holds(iid: Run, monkeypatch: pytest.MonkeyP
     assert iid("distill", "dm", *TINY, "--seed", "7", "--no-evaluate").status == 0
     assert Path("runs/dm-shapes-ipc2-ci-seed7/synthetic.safetensors").is_file()
     assert not Path("runs/dm-shapes-ipc2-ci-seed7/scores.json").exists()
-    monkeypatch.setattr(cli.distill, "load", lambda *given: pytest.fail("the images are read before that is told"))
+    monkeypatch.setattr(cli.distill, "load", lambda *given: pytest.fail("the images are read before that is reported"))
     ended = iid("distill", "dm", *TINY, "--seed", "7", "--no-evaluate")
-    assert_one_line(ended, "runs/dm-shapes-ipc2-ci-seed7 exists already; nothing was overwritten.*--resume")
+    assert_one_line(ended, "runs/dm-shapes-ipc2-ci-seed7 already exists; nothing was overwritten.*--resume")
 
 
 def test_settings_reach_the_run(iid: Run) -> None:
@@ -453,7 +454,7 @@ def test_files_that_cannot_be_written_are_found_before_anything_starts(
     Path("file").write_text("mine")
     Path("folder").mkdir()
     for path, message in {"file/x.csv": "cannot write", "file/y/x.csv": "cannot write", "x" * 300: "cannot write",
-                          "folder": "exists already|Is a directory"}.items():  # fmt: skip
+                          "folder": "already exists|Is a directory"}.items():  # fmt: skip
         assert_one_line(iid("evaluate", "random", *TINY, option, path), message)
     assert contents(Path()) == {"file": b"mine"}
     if option == "--results":
@@ -538,7 +539,7 @@ def test_scores_replace_no_file_behind_a_way_back_up_or_a_link(iid: Run, tmp_pat
     if link:
         Path("link.json").symlink_to("nowhere.json")
     given = ["evaluate", "random", "--dataset", "shapes", "--ipc", "1", "--scale", "ci"]
-    assert_one_line(iid(*given, "--out", "link.json" if link else "new/../x.json"), "exists already; nothing was")
+    assert_one_line(iid(*given, "--out", "link.json" if link else "new/../x.json"), "already exists; nothing was")
     assert Path("x.json").read_text() == "mine" and (not link or Path("link.json").is_symlink())
 
 
@@ -801,9 +802,9 @@ def test_a_set_is_evaluated_after_its_folder_has_changed(
     (pictures / "train" / "cats" / "0.png").unlink()
     ended = iid("evaluate", "run", "--out", "after.json")
     assert ended.status == 0, ended
-    told = [record.getMessage() for record in caplog.records if "note: " in record.getMessage()]
-    assert len(told) == 1
-    assert told[0].startswith(
+    reported = [record.getMessage() for record in caplog.records if "note: " in record.getMessage()]
+    assert len(reported) == 1
+    assert reported[0].startswith(
         "note: the training images of folder:pictures are no longer those that the set was made from"
     )
     own = rows(Path("after.json")).query("method == 'dm'")
@@ -852,8 +853,8 @@ def test_a_class_without_test_images_is_reported_once(
     log_once.cache_clear()
     ended = iid("distill", "dm", "--dataset", "folder:pictures", *SMALL, "--out", "run")
     assert ended.status == 0, ended
-    told = "no test images of 1 of its 3 classes ('dogs'); accuracies are over the 12 images of the other 2"
-    assert sum(told in record.getMessage() for record in caplog.records) == 1
+    reported = "no test images of 1 of its 3 classes ('dogs'); accuracies are over the 12 images of the other 2"
+    assert sum(reported in record.getMessage() for record in caplog.records) == 1
     scores = rows(Path("run/scores.json"))
     assert set(scores["untested_classes"]) == {"dogs"} and set(scores["test_images"]) == {12}
 
@@ -976,10 +977,10 @@ def test_what_is_there_is_not_overwritten(iid: Run, finished: Path) -> None:
     Path("link").symlink_to("run")
     before = contents(Path())
     for out in ("run", "link", "file", "."):
-        assert_one_line(iid("distill", "dm", *TINY, "--out", out), f"{re.escape(out)} exists already; nothing was over")
+        assert_one_line(iid("distill", "dm", *TINY, "--out", out), f"{re.escape(out)} already exists; nothing was over")
     assert_one_line(iid("distill", "dm", *TINY, "--out", "file/run"), "cannot write the run folder")
     assert_one_line(iid("evaluate", "run", "--results", ""), "is not a table of results")
-    assert_one_line(iid("evaluate", "run", "--out", "file"), "file exists already; nothing was overwritten")
+    assert_one_line(iid("evaluate", "run", "--out", "file"), "file already exists; nothing was overwritten")
     assert_one_line(iid("experts", "--out", "file", "--dataset", "shapes"), "cannot write file")
     assert contents(Path()) == before
 
@@ -991,7 +992,7 @@ def test_folder_without_permission(iid: Run) -> None:
     assert_one_line(iid("evaluate", "random", *TINY, "--results", "locked/r.csv"), "cannot write locked/r.csv")
 
 
-# --- damaged files ----------------------------------------------------------------------------------------------------
+# --- corrupted files --------------------------------------------------------------------------------------------------
 
 
 def changed(content: bytes, **metadata: str) -> bytes:
@@ -1007,7 +1008,7 @@ def with_tensors(content: bytes, **tensors: torch.Tensor) -> bytes:
     return to_bytes({**from_bytes(content), **tensors}, json.loads(content[8 : 8 + length])["__metadata__"])
 
 
-DAMAGES: dict[str, Callable[[bytes], bytes]] = {
+CORRUPTIONS: dict[str, Callable[[bytes], bytes]] = {
     "empty": lambda content: b"",
     "text": lambda content: b"a text\nof two lines\n",
     "truncated": lambda content: content[:-1000],
@@ -1035,17 +1036,17 @@ DAMAGES: dict[str, Callable[[bytes], bytes]] = {
 }
 
 
-@pytest.mark.parametrize("case", DAMAGES)
+@pytest.mark.parametrize("case", CORRUPTIONS)
 def test_corrupted_set_is_one_line(iid: Run, finished: Path, case: str) -> None:
     file = finished / "synthetic.safetensors"
-    file.write_bytes(DAMAGES[case](file.read_bytes()))
+    file.write_bytes(CORRUPTIONS[case](file.read_bytes()))
     before = contents(Path())
     ended = iid("evaluate", "run")
     assert_one_line(ended, "run/synthetic.safetensors|run is corrupted|scale 'huge'")
     assert len(ended.err) < 400 and contents(Path()) == before
 
 
-DAMAGED_CONFIGS = {
+CORRUPTED_CONFIGS = {
     "binary": b"\xff\xfe\x00",
     "not yaml": b"method: [",
     "a list": b"- 1\n",
@@ -1058,9 +1059,9 @@ DAMAGED_CONFIGS = {
 }
 
 
-@pytest.mark.parametrize("case", DAMAGED_CONFIGS)
+@pytest.mark.parametrize("case", CORRUPTED_CONFIGS)
 def test_corrupted_config_is_one_line(iid: Run, finished: Path, case: str) -> None:
-    (finished / "config.yaml").write_bytes(DAMAGED_CONFIGS[case])
+    (finished / "config.yaml").write_bytes(CORRUPTED_CONFIGS[case])
     before = contents(Path())
     for command in (["distill", "iid-dm", *TINY, "--out", "run", "--resume"], ["evaluate", "run"]):
         assert_one_line(iid(*command), "run/config.yaml")
@@ -1129,7 +1130,7 @@ def test_resuming_a_finished_run_keeps_the_set_and_evaluates_it(
     assert after == {name: content for name, content in before.items() if not name.startswith("checkpoints")}
     left, right = (frame.drop(columns=[name for name in TIMES if name not in COSTS]) for frame in scores)
     pd.testing.assert_frame_equal(left, right)
-    assert right.loc[right["method"] == "iid-dm", COSTS].notna().all(axis=None), "what it took is told again"
+    assert right.loc[right["method"] == "iid-dm", COSTS].notna().all(axis=None), "what it took is reported again"
 
 
 def make_read_only(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -1155,8 +1156,8 @@ def test_evaluating_a_run_in_a_read_only_folder_shows_its_scores(
     ended = iid("evaluate", "run", "--json")
     assert ended.status == 0, ended.err
     assert [line["method"] for line in json.loads(ended.out)["scores"]] == ["random", "iid-dm"]
-    told = "scores are shown but not saved (cannot write run/scores.json: Read-only file system"
-    assert (told in ended.err) is not scored and contents(finished) == before
+    reported = "scores are shown but not saved (cannot write run/scores.json: Read-only file system"
+    assert (reported in ended.err) is not scored and contents(finished) == before
 
 
 def test_a_finished_run_in_a_read_only_folder_is_evaluated_and_its_scores_shown(
@@ -1499,7 +1500,7 @@ def test_signals_to_a_real_process(iid: Run) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         process = start(*arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         try:
-            while last_iteration(Path("ru n")) <= done + 10:  # it goes on, beyond where it was before
+            while last_iteration(Path("ru n")) <= done + 10:  # it resumes, beyond where it was before
                 assert process.poll() is None, process.communicate()
                 time.sleep(0.01)
             process.send_signal(number)
@@ -1507,9 +1508,9 @@ def test_signals_to_a_real_process(iid: Run) -> None:
         finally:
             process.kill()
         assert process.returncode == 128 + number, said
-        *went_on, told, _ = said.splitlines()
+        *went_on, reported, _ = said.splitlines()
         assert went_on == ([] if done < 0 else [going_on(done)])
-        stopped = re.fullmatch(r"stopped after (\d+) iterations; kept in ru n", told)
+        stopped = re.fullmatch(r"stopped after (\d+) iterations; kept in ru n", reported)
         assert stopped and done < int(stopped[1]) < 100, said
         done = int(stopped[1])
         assert Path(f"ru n/checkpoints/{done:07d}.safetensors").is_file()
@@ -1624,12 +1625,12 @@ def test_a_set_evaluated_on_another_dataset_says_what_it_was_made_from(iid: Run)
 
     own = ["--ipc", "2", "--scale", "ci", "--no-evaluate", "--out", "run"]
     assert iid("distill", "dm", "--dataset", "validation:cifar10-mini", *own).status == 0
-    judged = ["--dataset", "cifar10-mini", "--no-baseline", "--results", "r/ci.csv"]
-    assert iid("evaluate", "run", *judged).status == 0
+    assessed = ["--dataset", "cifar10-mini", "--no-baseline", "--results", "r/ci.csv"]
+    assert iid("evaluate", "run", *assessed).status == 0
     found = all_rows(Path("r"))
     assert found["settings"].unique().tolist() == ["made_from=validation:cifar10-mini"]
     assert measured(Cell("cifar10", "dm", 2), "ci", found).empty
-    assert iid("evaluate", "random", *own[:4], *judged).status == 0, "the cell itself has its row"
+    assert iid("evaluate", "random", *own[:4], *assessed).status == 0, "the cell itself has its row"
     assert len(measured(Cell("cifar10", "random", 2), "ci", all_rows(Path("r")))) == 1
 
 
@@ -1657,8 +1658,8 @@ def test_random_images_beside_a_set_that_is_evaluated_again_do_not_claim_its_set
 
     made = ["--dataset", "validation:cifar10-mini", *TINY[2:], "--set", "match.cm=0.5", "--set", "syn.factor=4"]
     assert iid("distill", "dm-cm", *made, "--no-evaluate", "--out", "run").status == 0
-    judged = ["evaluate", "run", "--dataset", "cifar10-mini", "--results"]
-    assert iid(*judged, "r/ci.csv").status == 0
+    assessed = ["evaluate", "run", "--dataset", "cifar10-mini", "--results"]
+    assert iid(*assessed, "r/ci.csv").status == 0
     assert settings_by_method("r/ci.csv") == {
         "random": [""],
         "random-mosaic": ["syn.factor=4"],
@@ -1668,7 +1669,7 @@ def test_random_images_beside_a_set_that_is_evaluated_again_do_not_claim_its_set
     assert len(measured(Cell("cifar10", "random", 2), "ci", found)) == 1, "they are what iid evaluate random gives"
     assert measured(Cell("cifar10", "random-mosaic", 2), "ci", found).empty, "whose mosaics are of four"
     given = ["--set", "eval.augmentation=flip", "--set", "compute.precision=fp32", "--set", "match.cm=3"]
-    assert iid(*judged, "given.csv", *given).status == 0
+    assert iid(*assessed, "given.csv", *given).status == 0
     own = "eval.augmentation=flip compute.precision=fp32"
     said = settings_by_method("given.csv")
     assert said["random"] == [own] and said["random-mosaic"] == [f"{own} syn.factor=4"]
@@ -1741,13 +1742,13 @@ def test_evaluating_random_and_whole(iid: Run, finished: Path) -> None:
 
 
 def test_whole_set_has_a_protocol_of_its_own(iid: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    passes = []
-    monkeypatch.setattr(evaluation_run, "fit", lambda *given, **named: passes.append(given[2].epochs))
+    epochs_seen = []
+    monkeypatch.setattr(evaluation_run, "fit", lambda *given, **named: epochs_seen.append(given[2].epochs))
     common = ["evaluate", "whole", "--dataset", "shapes", "--scale", "tour", "--num-eval", "1",
               "--set", "compute.compile=off"]  # fmt: skip
     assert iid(*common).status == iid(*common, "--epochs", "70").status == 0
     assert iid(*common, "--set", "eval.epochs=80", "--set", "eval.augmentation=flip", "--out", "s.json").status == 0
-    assert passes == [60, 70, 80]
+    assert epochs_seen == [60, 70, 80]
     assert (
         rows(Path("s.json"))["protocol"][0] == "whole set, 80 epochs, batch 256, lr 0.01, width 32, augmentation flip"
     )
@@ -1760,7 +1761,7 @@ def test_a_set_is_tested_only_on_what_it_was_made_for(iid: Run, finished: Path) 
     )
 
 
-# --- experts, data, bench, sweep --------------------------------------------------------------------------------------
+# --- iid experts, data, bench, sweep ----------------------------------------------------------------------------------
 
 
 def test_experts_are_trained_completed_and_used(iid: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -1785,7 +1786,7 @@ def test_experts_are_trained_completed_and_used(iid: Run, monkeypatch: pytest.Mo
     assert not Path("run2").exists()
 
 
-def test_experts_stopped_half_way_go_on(iid: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_experts_stopped_half_way_resume(iid: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     fit, trained = pool.fit, []
 
     def second_is_stopped(*given, **named):
@@ -1814,8 +1815,8 @@ def test_data_commands(iid: Run, tmp_path: Path) -> None:
     assert fetched.out == "cifar10-mini: 4000 training and 1000 test images, complete\n"
 
     copy = shutil.copytree(data_dir(), tmp_path / "a[b]" / "cifar10-mini")
-    damaged = copy / "train" / "3-cat.webp"
-    damaged.write_bytes(damaged.read_bytes()[:-1])
+    corrupted = copy / "train" / "3-cat.webp"
+    corrupted.write_bytes(corrupted.read_bytes()[:-1])
     ended = iid("data", "check", "cifar10-mini", "--data-root", "a[b]")
     assert_one_line(ended, "cifar10-mini is incomplete or corrupted")
     assert re.search(r"corrupted +\S*a\[b\]/cifar10-mini/train/3-cat.webp", ended.out)
@@ -1836,19 +1837,21 @@ def test_the_list_of_datasets_fits_a_terminal(columns: int, iid: Run, tmp_path: 
     assert max(map(len, table)) <= columns, "names, numbers and words stay whole"
     assert ["cifar10-mini", "4000", "1000", "yes"] in rows and ["mnist", "60000", "10000", "no"] in rows
     assert ["svhn", "73257", "26032", "incomplete"] in rows
-    told = {line.partition(": ")[0]: line for line in lines[len(table) :]}
-    assert told["cifar10-mini"] == f"cifar10-mini: {data_dir()}"
-    assert "svhn: incomplete, " in told["svhn"] and "test_32x32.mat is missing; fetch it (246 MB)" in told["svhn"]
-    assert "iid data fetch mnist --data-root" in told["mnist"]
+    reported = {line.partition(": ")[0]: line for line in lines[len(table) :]}
+    assert reported["cifar10-mini"] == f"cifar10-mini: {data_dir()}"
+    assert (
+        "svhn: incomplete, " in reported["svhn"] and "test_32x32.mat is missing; fetch it (246 MB)" in reported["svhn"]
+    )
+    assert "iid data fetch mnist --data-root" in reported["mnist"]
 
 
 def test_a_mirror_is_given_on_the_command_line(iid: Run) -> None:
-    for words, told in (
+    for words, reported in (
         (["svhn", "--data-root", "new", "--mirror", "www.host.org"], "--mirror takes an http://.* got 'www.host.org'"),
         (["svhn", "--data-root", "new", "--mirror", "file:///no/such/place"], "svhn could not be downloaded.*--mirror"),
         (["CIFAR10-mini", "--mirror", "http://host/"], "cifar10-mini comes with iidlib"),
     ):
-        assert_one_line(iid("data", "fetch", *words), told)
+        assert_one_line(iid("data", "fetch", *words), reported)
     assert not Path("new").exists()
 
 

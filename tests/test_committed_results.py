@@ -13,6 +13,7 @@ import pytest
 
 from iidlib.config import preset
 from iidlib.data import load_dataset
+from iidlib.distillation import distill
 from iidlib.experiments import gains_of_parts, results_dir, rows_of, table
 from iidlib.experiments.cells import MATCHING, PARTS
 from iidlib.experiments.results import RESULT_COLUMNS
@@ -49,11 +50,11 @@ def test_the_tables_of_results_are_those_of_the_rows(page: str) -> None:
 def test_the_table_of_parts_has_a_row_for_each_and_what_is_measured_of_it() -> None:
     lines = script("build_results_tables").parts("tour_laptop").splitlines()
     assert len(lines) == 2 + len(PARTS) + len(MATCHING)
-    told = gains_of_parts("laptop").set_index(["part", "group"])["text"]
+    reported = gains_of_parts("laptop").set_index(["part", "group"])["text"]
     for line in lines[2:]:
         name, *columns = (column.strip() for column in line.strip("|").split("|"))
-        assert len(columns) == 4 and columns[2] == told[name, "left out"]
-        assert columns[3] == ("" if name in MATCHING else told[name, "added alone"])
+        assert len(columns) == 4 and columns[2] == reported[name, "left out"]
+        assert columns[3] == ("" if name in MATCHING else reported[name, "added alone"])
 
 
 def test_the_table_says_what_is_missing_and_what_was_not_found() -> None:
@@ -62,13 +63,20 @@ def test_the_table_says_what_is_missing_and_what_was_not_found() -> None:
     assert mosaics.count("not found") == 2
     cells = table("main").query("dataset == 'cifar10' and ipc in (1, 10)")
     shown = cells[cells["method"].isin(script("build_results_tables").METHODS)]
-    assert len(shown) == 14 and text.count("missing") == (shown["laptop_seeds"] == 0).sum()
+    unmeasured = text.count("missing") + text.count("as DM")
+    assert len(shown) == 14 and unmeasured == (shown["laptop_seeds"] == 0).sum()
+
+
+@pytest.mark.parametrize(("method", "ipc"), sorted(script("build_results_tables").SAME_AS_DM))
+def test_what_the_table_calls_as_dm_is_dm(method: str, ipc: int) -> None:
+    one, other = (distill(preset(name, "shapes", ipc, "ci")).synthetic.images for name in ("dm", method))
+    assert one.equal(other)
 
 
 def test_a_card_says_the_command_that_makes_its_set() -> None:
     changes = {"iterations": 3, "match.ce": 0.7, "syn.lr": 2, "pool.epochs_kept": (1, 2)}
-    told = script("build_distilled").made_by(preset("iid-plus", "cifar10-mini", 1, "ci", changes))
-    assert told == (
+    reported = script("build_distilled").made_by(preset("iid-plus", "cifar10-mini", 1, "ci", changes))
+    assert reported == (
         "iid distill iid-plus --dataset cifar10-mini --ipc 1 --scale ci --seed 0 --iterations 3 --set match.ce=0.7 "
         "--set syn.lr=2.0 --set pool.epochs_kept=1,2"
     )
@@ -185,7 +193,7 @@ def test_the_pictures_of_the_front_pages_say_what_the_cards_say(name: str) -> No
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SETS)
 def test_a_stored_set_teaches_more_than_random_images(name: str) -> None:
-    """Judged again, by a small network on the embedded test images: the stored file is whole and of use."""
+    """Evaluated again, by a small network on the embedded test images: the stored file is complete and of use."""
     from iidlib.config import EvalProtocol
     from iidlib.evaluation import evaluate, random_real
 

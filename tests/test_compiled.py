@@ -1,4 +1,4 @@
-"""iidlib.engine.compiled: folders that a compiler's command line breaks, and libraries that are not whole."""
+"""iidlib.engine.compiled: folders that a compiler's command line breaks, and incomplete libraries."""
 
 import hashlib
 import logging

@@ -14,7 +14,7 @@ from iidlib.experiments import EXPERIMENTS
 
 
 def completed(line: str, shell: str = "bash") -> list[str]:
-    """What a shell is told for a line with the cursor at its end, by the protocol of Typer's scripts."""
+    """What a shell receives for a line with the cursor at its end, by the protocol of Typer's scripts."""
     words = line.split(" ")
     given = {
         "bash": {"COMP_WORDS": line, "COMP_CWORD": str(len(words) - 1)},

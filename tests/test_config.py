@@ -297,16 +297,16 @@ def test_the_paper_scale_is_the_papers_settings():
 def test_a_pool_at_the_papers_scale_costs_less_than_the_distillation_that_it_serves():
     """In operations, on CIFAR-10 at IPC 10: a convolution's backward pass counts twice, that for the images once."""
     config = preset("iid-dm", "cifar10", 10, "paper")
-    matching, expert = (
+    matching, pretrained = (
         operations(name, config.match.width if name.startswith("convnet") else None)
         for name in (config.match.network, config.pool.network)
     )
     real, syn = 10 * config.match.batch_real, 10 * config.ipc
-    distillation = config.iterations * ((real + 2 * syn) * matching + 2 * syn * expert)
-    pool = config.pool.count * config.pool.epochs * 50_000 * 3 * expert
+    distillation = config.iterations * ((real + 2 * syn) * matching + 2 * syn * pretrained)
+    pool = config.pool.count * config.pool.epochs * 50_000 * 3 * pretrained
     assert pool < 0.75 * distillation
     official = preset("iid-dm", "cifar10", 10, "paper", {"pool.count": 1000, "pool.epochs": 40}).pool
-    assert official.count * official.epochs * 50_000 * 3 * expert > 100 * distillation
+    assert official.count * official.epochs * 50_000 * 3 * pretrained > 100 * distillation
 
 
 def operations(name: str, width: int | None) -> int:

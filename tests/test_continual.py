@@ -1,4 +1,4 @@
-"""iidlib.continual: steps of classes, a memory that sees no later class, and runs that go on where they stopped."""
+"""iidlib.continual: steps of classes, a memory that sees no later class, and runs that resume where they stopped."""
 
 import dataclasses
 import re
@@ -14,10 +14,12 @@ from iidlib import cli, continual, experiments
 from iidlib.config import ComputeConfig, RunConfig, override, preset
 from iidlib.continual import class_order, class_steps, learn_in_steps, of_classes
 from iidlib.data import Dataset, RealSet, registry, shapes
-from iidlib.distillation import distill
+from iidlib.distillation import distill, finished
 from iidlib.errors import InputError
 from iidlib.evaluation import evaluate, random_real
 from iidlib.features import trained_pool
+from iidlib.runs import environment
+from iidlib.synthetic import SyntheticSet
 from tests.command_line import exit_status
 
 SMALL = {
@@ -85,11 +87,11 @@ def test_some_classes_of_a_set_are_renumbered(pictures):
 
 
 def test_each_step_distils_its_own_classes_and_tests_on_those_seen(pictures, monkeypatch):
-    judged = []
+    assessed = []
     real_evaluate = continual.evaluate
 
     def keep(images, dataset, **options):
-        judged.append((images, dataset))
+        assessed.append((images, dataset))
         return real_evaluate(images, dataset, **options)
 
     monkeypatch.setattr(continual, "evaluate", keep)
@@ -97,14 +99,14 @@ def test_each_step_distils_its_own_classes_and_tests_on_those_seen(pictures, mon
     order = class_order(4, 1)
     assert found["step"].tolist() == [1, 2] and found["classes"].tolist() == [2, 4]
     assert found["images"].tolist() == [4, 8] and set(found["order"]) == {1} and set(found["steps"]) == {2}
-    for number, (images, dataset) in enumerate(judged, 1):
+    for number, (images, dataset) in enumerate(assessed, 1):
         seen = order[: 2 * number]
         assert dataset.spec.classes == tuple(pictures.spec.classes[label] for label in seen)
         assert len(dataset.test) == sum(int(pictures.test.counts[label]) for label in seen)
         for step in range(number):
             alone = distill(config(), of_classes(pictures, order[2 * step : 2 * step + 2])).synthetic
             assert torch.equal(images.images[4 * step : 4 * step + 4], alone.images)
-    again = evaluate(judged[1][0], judged[1][1], protocol=config().eval, compute=ComputeConfig(compile="off"))
+    again = evaluate(assessed[1][0], assessed[1][1], protocol=config().eval, compute=ComputeConfig(compile="off"))
     assert again["accuracy"].tolist() == found["accuracy"].tolist()[1:]
 
 
@@ -219,14 +221,14 @@ def test_real_images_in_the_memory(pictures, method):
 
 
 def test_chosen_images_are_whole_ones_whatever_form_a_distilled_set_has(pictures, monkeypatch):
-    judged = []
+    assessed = []
     real = continual.evaluate
     monkeypatch.setattr(
-        continual, "evaluate", lambda images, *given, **more: judged.append(images) or real(images, *given, **more)
+        continual, "evaluate", lambda images, *given, **more: assessed.append(images) or real(images, *given, **more)
     )
     for method in ("herding", "random-mosaic"):
         learn_in_steps(config(method, **{"syn.factor": 2}), pictures, steps=2)
-    assert [images.factor for images in judged] == [1, 1, 2, 2]
+    assert [images.factor for images in assessed] == [1, 1, 2, 2]
 
 
 def test_what_is_refused(pictures, tmp_path: Path):
@@ -254,6 +256,23 @@ def test_steps_that_are_done_are_not_done_again(pictures, tmp_path: Path, monkey
     monkeypatch.setattr(continual, "distill", never)
     again = learn_in_steps(config(), pictures, steps=2, out=tmp_path)
     pd.testing.assert_frame_equal(first.drop(columns="seconds"), again.drop(columns="seconds"))
+
+
+def test_a_step_resumed_under_other_conditions_is_refused_or_recorded(tmp_path: Path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(registry, "shapes", lambda: shapes(4, 40, 32))
+    given = ["continual", "dm", "--dataset", "shapes", "--ipc", "2", "--steps", "2", "--scale", "ci", "--out", "r"]
+    assert exit_status(*given) == 0
+    (tmp_path / "r" / "step-02" / "synthetic.safetensors").unlink()
+    (tmp_path / "r" / "step-02" / "scores.json").unlink(missing_ok=True)
+    now = environment.conditions(torch.device("cpu"), "off") | {"torch": "another"}
+    monkeypatch.setattr(finished, "conditions", lambda *rest: now)
+    capsys.readouterr()
+    assert exit_status(*given, "--resume") == 2
+    assert "torch was" in (said := capsys.readouterr().err) and "with --allow-mismatch (allow_mismatch=True" in said
+    assert exit_status(*given, "--resume", "--allow-mismatch") == 0
+    assert "environment_mismatch" in SyntheticSet.load(tmp_path / "r" / "step-02").provenance
+    assert "environment_mismatch" not in SyntheticSet.load(tmp_path / "r" / "step-01").provenance
 
 
 def test_steps_before_a_pool_that_is_refused_are_kept_and_gone_on_from(tmp_path: Path, monkeypatch, capsys):
@@ -344,7 +363,7 @@ def test_the_command_learns_resumes_and_keeps_rows(tmp_path: Path, monkeypatch, 
         said = capsys.readouterr().err
         assert said.count("\n") == 1 and re.search(message, said), said
     assert not Path("new").exists()
-    monkeypatch.setattr(command, "load", lambda *given: pytest.fail("the images are read before that is told"))
+    monkeypatch.setattr(command, "load", lambda *given: pytest.fail("the images are read before that is reported"))
     assert exit_status(*given) == 2
     assert "resume the run with --resume" in capsys.readouterr().err
 

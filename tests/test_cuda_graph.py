@@ -163,7 +163,7 @@ def test_after_a_failed_capture_a_process_records_no_more(cuda, caplog):
     other = Descent()
     assert record(other) is None
     assert other.calls == 0 and cuda.log == [], "nothing of a later step may touch the allocator's capture"
-    assert len(caplog.records) == 1, "said once a process"
+    assert len(caplog.records) == 1, "said once per process"
 
 
 def test_only_a_failed_capture_ends_recording(cuda, caplog):

@@ -1,4 +1,4 @@
-"""Real images: what is embedded, how damage is reported, and the draws that a distillation is built on."""
+"""Real images: what is embedded, how corruption is reported, and the draws that a distillation is built on."""
 
 import http.server
 import importlib.util
@@ -192,7 +192,7 @@ def test_the_list_of_datasets(tmp_path: Path, mini: Dataset) -> None:
     assert "iid data fetch cifar10" in rows["cifar10"].get
 
 
-# --- wrong names, missing and damaged files
+# --- wrong names, missing and corrupted files
 
 
 @pytest.mark.parametrize("function", [load_dataset, check])
@@ -210,16 +210,16 @@ def test_a_missing_file_is_named(name: str, copy_of_mini: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["train/3-cat.webp", "manifest.json"])
-@pytest.mark.parametrize("damage", ["one byte", "cut short", "a folder"])
-def test_a_corrupted_file_is_named(name: str, damage: str, copy_of_mini: Path) -> None:
+@pytest.mark.parametrize("corruption", ["one byte", "cut short", "a folder"])
+def test_a_corrupted_file_is_named(name: str, corruption: str, copy_of_mini: Path) -> None:
     path = copy_of_mini / name
     content = bytearray(path.read_bytes())
-    if damage == "a folder":
+    if corruption == "a folder":
         path.unlink()
         path.mkdir()
     else:
         content[len(content) // 2] ^= 1
-        path.write_bytes(content if damage == "one byte" else content[: len(content) // 2])
+        path.write_bytes(content if corruption == "one byte" else content[: len(content) // 2])
     with pytest.raises(InputError) as error:
         load_dataset(data_root=copy_of_mini.parent)
     assert f"cifar10-mini: {path} is corrupted (" in one_line(error)
@@ -240,7 +240,7 @@ def test_cifar10_absent_says_where_it_looked_and_how_to_get_it(monkeypatch: pyte
     assert f"cifar10 not found: looked for {tmp_path / 'cifar-10-batches-py'}" in text
     assert "iid data fetch cifar10" in text
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(InputError, match=f"looked for {tmp_path / 'here'}"):  # a relative root is told in full
+    with pytest.raises(InputError, match=f"looked for {tmp_path / 'here'}"):  # a relative root is reported in full
         load_dataset("cifar10", data_root="here")
     with pytest.raises(InputError, match="neither --data-root nor IID_DATA"):
         load_dataset("cifar10")

@@ -1,4 +1,4 @@
-"""Data sets in their true formats, written in small: CIFAR-100, SVHN, TinyImageNet, folders; whole and damaged."""
+"""Datasets in their true formats, written in small: CIFAR-100, SVHN, TinyImageNet, folders; whole and corrupted."""
 
 import dataclasses
 import hashlib
@@ -177,7 +177,7 @@ def test_tinyimagenet_is_decoded_once(tiny: Path, tmp_path: Path, monkeypatch: p
     monkeypatch.setenv("IID_CACHE", str(tmp_path / "cache"))
     content = bytearray(kept.read_bytes())
     content[-1] ^= 1
-    kept.write_bytes(content)  # its checksum is another: decoded anew
+    kept.write_bytes(content)  # its checksum is another: decoded again
     paths = sorted((tiny / "train/n01443537/images").glob("*"))
     assert image_files.decode_all("x", tiny, paths, 64).shape == (4, 3, 64, 64)
 
@@ -189,9 +189,9 @@ def test_what_is_missing_or_too_much_in_tinyimagenet_is_one_message(tiny: Path, 
     with pytest.raises(InputError) as caught:
         load_dataset("tinyimagenet", data_root=tmp_path)
     text = one_line(caught)
-    for told in ("n01629819 has 3 of 4 training images", "test images missing: 1, such as val_0.JPEG",
+    for reported in ("n01629819 has 3 of 4 training images", "test images missing: 1, such as val_0.JPEG",
                  "test images not listed: 1, such as val_77.JPEG", "iid data fetch tinyimagenet"):  # fmt: skip
-        assert told in text
+        assert reported in text
     report = check("tinyimagenet", tmp_path)
     assert not report.ok and len(report.problems) == 3
 
@@ -344,7 +344,7 @@ def bomb(path: Path) -> None:
     path.write_bytes(content)
 
 
-DAMAGED: dict[str, Callable[[Path], object]] = {
+CORRUPTED: dict[str, Callable[[Path], object]] = {
     "truncated": lambda p: (p / "a.png").write_bytes(paint(p / "a.png", size=(300, 300)).read_bytes()[:400]),
     "text": lambda p: (p / "a.png").write_text("I am no image"),
     "empty": lambda p: (p / "a.png").write_bytes(b""),
@@ -354,13 +354,13 @@ DAMAGED: dict[str, Callable[[Path], object]] = {
 }
 
 
-@pytest.mark.parametrize("kind", DAMAGED)
+@pytest.mark.parametrize("kind", CORRUPTED)
 def test_corrupted_images_are_reported_in_one_line(kind: str, folder: Path) -> None:
-    place = folder / "damaged"
+    place = folder / "corrupted"
     place.mkdir()
-    DAMAGED[kind](place)
+    CORRUPTED[kind](place)
     with pytest.raises(
-        InputError, match=r"1 of 11 images in .* cannot be read: damaged/a\.\w+ \(.+\); replace"
+        InputError, match=r"1 of 11 images in .* cannot be read: corrupted/a\.\w+ \(.+\); replace"
     ) as caught:
         load_dataset(f"folder:{folder}")
     one_line(caught)
@@ -374,12 +374,15 @@ def test_files_that_are_no_images_and_empty_classes_are_left_out_and_reported(
     (folder / "empty").mkdir()
     (folder / "red" / "circle").symlink_to(folder)
     assert load_dataset(f"folder:{folder}").spec.classes == ("grün", "red")
-    told = " ".join(record.message for record in caplog.records)
-    assert "1 file that is not an image is left out" in told and "folders without images are left out: empty" in told
+    reported = " ".join(record.message for record in caplog.records)
+    assert (
+        "1 file that is not an image is left out" in reported
+        and "folders without images are left out: empty" in reported
+    )
 
 
 @pytest.mark.parametrize(
-    ("name", "told"),
+    ("name", "reported"),
     [
         ("folder:", "needs the path of a folder"),
         ("folder:/no/such/place", "no folder at /no/such/place"),
@@ -396,8 +399,8 @@ def test_files_that_are_no_images_and_empty_classes_are_left_out_and_reported(
         ("folder:HERE/red", "has 0 folders with images"),
     ],
 )
-def test_wrong_folders_are_one_line(name: str, told: str, folder: Path) -> None:
-    with pytest.raises(InputError, match=told) as caught:
+def test_wrong_folders_are_one_line(name: str, reported: str, folder: Path) -> None:
+    with pytest.raises(InputError, match=reported) as caught:
         load_dataset(name.replace("HERE", str(folder)))
     one_line(caught)
 
@@ -424,7 +427,7 @@ def test_a_picture_taken_sideways_is_turned(tmp_path: Path) -> None:
 
 
 class Ranged(http.server.BaseHTTPRequestHandler):
-    """Serves one content, from where it is asked; breaks off at first where it is told to."""
+    """Serves one content, from where it is asked; breaks off at first where it is asked to."""
 
     content = b""
     breaks_at: int | None = None
@@ -520,7 +523,7 @@ def test_tinyimagenet_is_fetched(
 def test_an_archive_of_the_users_stays(
     content: str, tiny: Path, served: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One that was laid there by hand is unpacked, and stays even where what it holds is refused."""
+    """One that was put there by hand is unpacked, and stays even where what it holds is refused."""
     own, buffer = tmp_path / "new" / "tiny.zip", io.BytesIO()
     own.parent.mkdir()
     with zipfile.ZipFile(buffer, "w") as archive:

@@ -168,7 +168,7 @@ def test_what_is_kept_is_written_only_where_something_changed(root: Path, decode
     assert (kept(root).stat().st_ino, kept(root).stat().st_mtime_ns) != written
 
 
-DAMAGES = {
+CORRUPTIONS = {
     "a bit of an image": lambda content: content[:-1] + bytes([content[-1] ^ 1]),
     "cut": lambda content: content[:-1],
     "cut in the header": lambda content: content[:30],
@@ -183,12 +183,12 @@ DAMAGES = {
 }
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("corruption", CORRUPTIONS)
 def test_a_corrupted_cache_is_reported_and_written_again(
-    damage: str, root: Path, decoded: list[str], caplog: pytest.LogCaptureFixture
+    corruption: str, root: Path, decoded: list[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     first = whole(root)
-    good, changed = kept(root).read_bytes(), DAMAGES[damage](kept(root).read_bytes())
+    good, changed = kept(root).read_bytes(), CORRUPTIONS[corruption](kept(root).read_bytes())
     assert changed != good
     kept(root).write_bytes(changed)
     decoded.clear()

@@ -91,7 +91,7 @@ def flat(value: float, kind: type) -> Image.Image:
 
 
 @pytest.mark.parametrize(
-    ("kind", "ending", "low", "high", "told"),
+    ("kind", "ending", "low", "high", "reported"),
     [
         (np.uint16, "png", 0, 1023, "1023 is white"),
         (np.uint16, "png", 0, 4095, "4095 is white"),
@@ -103,15 +103,15 @@ def flat(value: float, kind: type) -> Image.Image:
     ],
 )
 def test_deep_pictures_reach_from_black_to_white_and_this_is_said(
-    kind: type, ending: str, low: float, high: float, told: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    kind: type, ending: str, low: float, high: float, reported: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "iidlib")
     name = painted_folder(tmp_path, lambda n: flat(low + (high - low) * n / 5, kind), ending)
     assert level(name) == {"low": 0, "high": 255}
     assert level(name) == {"low": 0, "high": 255}, "also from the cache"
-    # folder and training images are told as well, each time
+    # folder and training images are reported as well, each time
     (message,) = [line for record in caplog.records if "more than 8 bits" in (line := record.getMessage())]
-    assert told in message and "6 images have more than 8 bits" in message
+    assert reported in message and "6 images have more than 8 bits" in message
     assert f"range={low},{high}" in message, "how to say otherwise"
 
 
@@ -222,7 +222,7 @@ def test_the_held_out_images_of_a_folder_are_counted(tmp_path: Path, caplog: pyt
 
 
 @pytest.mark.parametrize(
-    ("query", "told"),
+    ("query", "reported"),
     [
         ("size=32&size=16", r"size is given twice \(32 and 16\); give it once"),
         ("size=32&size=32", "size is given twice"),
@@ -233,8 +233,8 @@ def test_the_held_out_images_of_a_folder_are_counted(tmp_path: Path, caplog: pyt
         ("range=0,\uff14", "range takes the digits 0 to 9"),
     ],
 )
-def test_options_are_given_once_and_in_plain_digits(query: str, told: str) -> None:
-    with pytest.raises(InputError, match=told):
+def test_options_are_given_once_and_in_plain_digits(query: str, reported: str) -> None:
+    with pytest.raises(InputError, match=reported):
         parse_folder(f"folder:x?{query}")
 
 

@@ -198,7 +198,7 @@ def test_the_compiled_kernel_is_the_plain_one_in_value_and_gradient(learns):
         again = torch.autograd.grad(found, wanted, cotangent.float())  # a graph may be walked twice
         for gradient, second, reference in zip(gradients, again, references, strict=True):
             assert difference(gradient, reference) < 1e-4 and torch.equal(gradient, second)
-    assert made[-1] <= made[0] + 1, "other widths and sizes must not compile anew: dynamo gives up after 8 graphs"
+    assert made[-1] <= made[0] + 1, "other widths and sizes must not compile again: dynamo gives up after 8 graphs"
 
 
 @pytest.mark.usefixtures("compiler")
@@ -350,7 +350,7 @@ def test_a_missing_compiler_is_noticed(monkeypatch):
     monkeypatch.setattr(cpp_builder, "get_cpp_compiler", missing)
     assert compiler_available() is False
     monkeypatch.setattr(cpp_builder, "get_cpp_compiler", lambda: "g++")
-    assert compiler_available() is False, "asked once a process"
+    assert compiler_available() is False, "asked once per process"
     compiler_available.cache_clear()
     assert compiler_available() is True
     compiler_available.cache_clear()

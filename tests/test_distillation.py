@@ -1,4 +1,4 @@
-"""iidlib.distillation: a step equals the loop over classes, a run repeats bit for bit, stops, goes on, and says so."""
+"""iidlib.distillation: a step equals the loop over classes, a run repeats bit for bit, stops, resumes, and says so."""
 
 import functools
 import itertools
@@ -269,7 +269,7 @@ def test_methods_with_one_seed_see_the_same_data_augmentation_and_networks(monke
 
 @pytest.mark.parametrize("method", ["dm", "dm-cm", "iid-dm"])
 def test_forward_passes_do_not_grow_with_the_number_of_classes(method):
-    def passes(classes: int, chunk: int = 10_000) -> list[int]:
+    def forward_sizes(classes: int, chunk: int = 10_000) -> list[int]:
         dataset = shapes(classes, 6, 8)
         run = ready_run(settings(method, 2, match__cc_scaling="relative", compute__chunk=chunk), dataset)
         sizes: list[int] = []
@@ -280,10 +280,10 @@ def test_forward_passes_do_not_grow_with_the_number_of_classes(method):
         assert sum(sizes) == classes * (6 + 2 + (2 + 6 if run.pool else 0))  # every image once, in each network
         return sizes
 
-    two, twelve = passes(2), passes(12)
+    two, twelve = forward_sizes(2), forward_sizes(12)
     assert len(two) == len(twelve) == (4 if method == "iid-dm" else 2)
     # only memory chunks make more of them, as many as their size says
-    assert len(passes(12, chunk=10)) == sum(-(-size // 10) for size in twelve)
+    assert len(forward_sizes(12, chunk=10)) == sum(-(-size // 10) for size in twelve)
 
 
 def test_logging_takes_no_forward_pass():
@@ -442,14 +442,14 @@ def test_images_that_are_not_finite_are_not_kept(tmp_path, monkeypatch):
 
 
 def test_a_network_that_could_not_evaluate_the_set_is_reported_before_the_first_iteration(caplog):
-    told = []
+    reported = []
 
     def look(done: int, synthetic: SyntheticSet) -> None:
-        told.append("eval.networks: vgg11 takes square images of a side that is a multiple of 32" in caplog.text)
+        reported.append("eval.networks: vgg11 takes square images of a side that is a multiple of 32" in caplog.text)
 
     config = settings("dm", eval__networks=("convnet3", "vgg11"))
     distill(config, tiny_dataset(), on_iteration=look, iterations_to_show=(0,))
-    assert told == [True]
+    assert reported == [True]
     caplog.clear()
     distill(settings("dm"), tiny_dataset())
     assert "eval.networks" not in caplog.text
@@ -520,13 +520,13 @@ def test_an_evaluation_in_between_changes_nothing():
     config = settings("iid-dm")
     before = torch.get_rng_state()
 
-    def judge(iteration: int, synthetic: SyntheticSet) -> None:
+    def assess(iteration: int, synthetic: SyntheticSet) -> None:
         evaluate(
             synthetic, tiny_dataset(40), protocol=config.eval, seed=iteration, compute=ComputeConfig(compile="off")
         )
         torch.rand(iteration + 1)
 
-    disturbed = distilled_images(config, on_iteration=judge, iterations_to_show=(0, 3))
+    disturbed = distilled_images(config, on_iteration=assess, iterations_to_show=(0, 3))
     torch.set_rng_state(before)
     assert torch.equal(distilled_images(config), disturbed)
     assert torch.equal(torch.get_rng_state(), before), "a run leaves the global generator alone"
@@ -571,7 +571,7 @@ def test_chunks_change_only_rounding():
     assert difference(chunked, whole.double()) < 1e-3
 
 
-# Stopping and going on
+# Stopping and resuming
 
 
 def interrupt() -> None:
@@ -698,7 +698,7 @@ def test_a_mismatch_is_remembered_when_the_run_is_stopped_again(tmp_path, monkey
     monkeypatch.setattr(finished, "conditions", lambda *rest: now)
     with pytest.raises(Crash):
         distill(config, tiny_dataset(), out=tmp_path / "run", resume=True, allow_mismatch=True, **stop_at(10, crash))
-    result = distill(config, tiny_dataset(), out=tmp_path / "run", resume=True)  # as it was begun to go on
+    result = distill(config, tiny_dataset(), out=tmp_path / "run", resume=True)  # as it was begun to resume
     assert "environment_mismatch" in result.synthetic.provenance
     assert "environment_mismatch" not in distill(config, tiny_dataset()).synthetic.provenance
 
@@ -776,7 +776,7 @@ def test_a_finished_run_whose_set_is_corrupted_writes_it_again(tmp_path, caplog)
 def test_a_folder_that_is_in_use_is_not_touched(tmp_path):
     distill(settings("dm"), tiny_dataset(), out=tmp_path / "run")
     before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
-    with pytest.raises(InputError, match=r"exists already; nothing was overwritten"):
+    with pytest.raises(InputError, match=r"already exists; nothing was overwritten"):
         distill(settings("dm", seed=1), tiny_dataset(), out=tmp_path / "run")
     assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
 
@@ -801,7 +801,7 @@ def test_a_run_is_not_resumed_with_other_settings_or_data(changes, dataset, mess
 
 
 def test_a_run_is_not_resumed_with_a_pool_of_other_weights(tmp_path, monkeypatch):
-    """As trained anew by another machine, with the same settings and data."""
+    """As trained again by another machine, with the same settings and data."""
     monkeypatch.setenv("IID_CACHE", str(tmp_path / "cache"))
     config = settings("dm-cc", **LONG)
     with pytest.raises(Crash):

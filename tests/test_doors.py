@@ -69,8 +69,8 @@ DOORS: dict[str, tuple[Callable[..., object], str]] = {
 
 @pytest.mark.parametrize("case", DOORS)
 def test_a_wrong_argument_is_reported_in_one_line(case: str) -> None:
-    call, told = DOORS[case]
-    with pytest.raises(InputError, match=told) as caught:
+    call, reported = DOORS[case]
+    with pytest.raises(InputError, match=reported) as caught:
         call()
     assert "\n" not in str(caught.value)
 

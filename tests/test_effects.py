@@ -162,8 +162,10 @@ def test_the_headline_has_intervals_published_values_and_the_clock_of_quiet_runs
     assert headline("laptop", NOTHING)["seeds"].eq(0).all()
 
     unknown = pd.concat([own[own["seed"] < 2], own[own["seed"] == 2].assign(seconds_per_iteration=float("nan"))])
-    told = headline("laptop", unknown).loc[1]
-    assert (told["seeds"], told["accuracy"], told["seconds"]) == (3, pytest.approx(61), 600), "a seed without a time"
+    reported = headline("laptop", unknown).loc[1]
+    assert (reported["seeds"], reported["accuracy"], reported["seconds"]) == (3, pytest.approx(61), 600), (
+        "a seed without a time"
+    )
     on_gpu = headline("laptop", own.assign(device="NVIDIA H200", seconds_per_iteration=0.5)).loc[1]
     assert (on_gpu["seconds"], on_gpu["device"]) == (600, "NVIDIA H200")
     elsewhere = own.assign(device="cpu (2 threads)", distilled_on=own["device"])  # the threads of the iterations count

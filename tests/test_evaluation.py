@@ -51,14 +51,16 @@ def changed(**changes: object) -> EvalProtocol:
     return attrs.evolve(QUICK, **changes)
 
 
-def judge(images: SyntheticSet | RealSet, dataset: Dataset, protocol: EvalProtocol = QUICK, **settings) -> pd.DataFrame:
+def assess(
+    images: SyntheticSet | RealSet, dataset: Dataset, protocol: EvalProtocol = QUICK, **settings
+) -> pd.DataFrame:
     compute = ComputeConfig(compile="off", together=settings.pop("together", 0))
     return evaluate(images, dataset, protocol=protocol, compute=compute, **settings)
 
 
 @pytest.fixture
 def networks(monkeypatch) -> list[dict[str, Tensor]]:
-    """The weights of every network that is judged, as they are then."""
+    """The weights of every network that is assessed, as they are then."""
     kept: list[dict[str, Tensor]] = []
     reached = evaluation_run.reached
 
@@ -100,7 +102,7 @@ def test_the_idc_familys_protocol_by_name():
     assert protocol.augmentation == "flip>color>crop_scale_rotate"
     assert protocol.drops == (Drop(1000, 0.2 * 0.01), Drop(1250, 0.04 * 0.01))
     assert protocol_changes("dm", "flip", "paper") == PROTOCOLS["dm"]
-    # digits are not mirrored, and smaller scales keep their own number of passes
+    # digits are not mirrored, and smaller scales keep their own number of epochs
     smaller = protocol_changes("idc", "color_crop_cutout_scale_rotate", "laptop")
     assert smaller["eval.augmentation"] == "color>crop_scale_rotate" and "eval.epochs" not in smaller
     assert override(config, {"eval.cutmix": 0.3}).eval.name == "own"
@@ -119,20 +121,20 @@ def test_the_protocol_is_what_training_is_given(pictures, monkeypatch):
 
     monkeypatch.setattr(evaluation_run, "fit", fit)
     chosen = random_real(pictures.train, 3)
-    judge(chosen, pictures, changed(epochs=11, num_eval=2), seed=5)
+    assess(chosen, pictures, changed(epochs=11, num_eval=2), seed=5)
     training = Training(11, 0.02, 8, (Drop(7, 0.002, restart=True),), pictures.spec.augmentation, cutmix=0.0)
     seeds = [stream_seed(5, number, "evaluation of convnet2") for number in range(2)]
     assert asked == [(training, {"seed": seed, "on_epoch": None}) for seed in seeds]
     asked.clear()
-    judge(chosen, pictures, changed(augmentation="none", num_eval=1))
-    judge(chosen, pictures, changed(augmentation="flip", num_eval=1))
+    assess(chosen, pictures, changed(augmentation="none", num_eval=1))
+    assess(chosen, pictures, changed(augmentation="flip", num_eval=1))
     assert [training.augmentation for training, _ in asked] == ["none", "flip"]
 
 
 def test_a_network_is_trained_as_a_loop_written_by_hand(pictures, networks):
     """Batches, augmentation and optimiser written out: the rate falls after pass 3 of 6, the momentum forgotten."""
     chosen = random_real(pictures.train, 3)
-    scores = judge(chosen, pictures, changed(epochs=6, num_eval=1), seed=7)
+    scores = assess(chosen, pictures, changed(epochs=6, num_eval=1), seed=7)
     seed = stream_seed(7, 0, "evaluation of convnet2")
     generator = stream(seed, 0, "network")
     network = build_network("convnet2", num_classes=4, image_size=16, width=4, generator=generator)
@@ -167,7 +169,7 @@ def test_a_network_is_trained_as_a_loop_written_by_hand(pictures, networks):
 def test_rows(pictures):
     chosen = random_real(pictures.train, 3)
     protocol = changed(networks=("convnet2", "convnet1"))
-    scores = judge(chosen, pictures, protocol)
+    scores = assess(chosen, pictures, protocol)
     assert list(scores) == ["network", "evaluation_seed", "accuracy", "epochs", "images", "seconds", "outcome"]
     assert scores["network"].tolist() == ["convnet2"] * 2 + ["convnet1"] * 2
     assert scores["evaluation_seed"].tolist() == [0, 1, 0, 1]
@@ -192,32 +194,32 @@ def test_what_ends_an_evaluation_early_notes_the_rows_of_finished_networks(pictu
         return fit(*given, **named)
 
     chosen, protocol = random_real(pictures.train, 3), changed(num_eval=3)
-    whole = judge(chosen, pictures, protocol)["accuracy"].tolist()
+    whole = assess(chosen, pictures, protocol)["accuracy"].tolist()
     monkeypatch.setattr(evaluation_run, "fit", failing)
     with pytest.raises(KeyboardInterrupt) as caught:
-        judge(chosen, pictures, protocol)
+        assess(chosen, pictures, protocol)
     (note,) = caught.value.__notes__
-    told, _, rows = note.partition(": ")
-    assert told == "2 networks were evaluated before that"
+    reported, _, rows = note.partition(": ")
+    assert reported == "2 networks were evaluated before that"
     assert [row["accuracy"] for row in json.loads(rows)] == whole[:2]
 
 
 def test_a_seed_repeats_bit_for_bit(pictures, networks):
     chosen = random_real(pictures.train, 3)
-    first = judge(chosen, pictures)
+    first = assess(chosen, pictures)
     torch.rand(3)
-    again = judge(chosen, pictures)
+    again = assess(chosen, pictures)
     assert first.drop(columns="seconds").equals(again.drop(columns="seconds"))
     assert same(networks[0], networks[2]) and same(networks[1], networks[3])
     assert not same(networks[0], networks[1])
-    judge(chosen, pictures, seed=1)
+    assess(chosen, pictures, seed=1)
     assert not same(networks[0], networks[4])
 
 
 def test_a_network_does_not_depend_on_how_many_others_are_evaluated(pictures, networks):
     chosen = random_real(pictures.train, 3)
-    judge(chosen, pictures, changed(num_eval=1))
-    judge(chosen, pictures, changed(num_eval=3, networks=("convnet1", "convnet2")))
+    assess(chosen, pictures, changed(num_eval=1))
+    assess(chosen, pictures, changed(num_eval=3, networks=("convnet1", "convnet2")))
     alone, *ones, first, second, third = networks
     assert same(alone, first) and not same(first, second) and not same(second, third)
     assert len(ones) == 3
@@ -226,9 +228,9 @@ def test_a_network_does_not_depend_on_how_many_others_are_evaluated(pictures, ne
 def test_networks_evaluated_at_once_are_those_evaluated_one_by_one(pictures, networks, monkeypatch):
     chosen = random_real(pictures.train, 3)
     protocol = changed(num_eval=3, networks=("convnet2", "convnet3-bn"))
-    alone = judge(chosen, pictures, protocol)
+    alone = assess(chosen, pictures, protocol)
     monkeypatch.setattr(evaluation_run, "fit", None)
-    at_once = judge(chosen, pictures, protocol, together=2)
+    at_once = assess(chosen, pictures, protocol, together=2)
     assert at_once.drop(columns=["accuracy", "seconds"]).equals(alone.drop(columns=["accuracy", "seconds"]))
     assert ((at_once["accuracy"] - alone["accuracy"]).abs() <= 2.5).all()  # two images may sit on the fence
     for mine, other in zip(networks[6:], networks[:6], strict=True):
@@ -236,49 +238,49 @@ def test_networks_evaluated_at_once_are_those_evaluated_one_by_one(pictures, net
             assert (mine[name].double() - tensor).norm() <= 1e-3 * tensor.double().norm() + 1e-5, name
 
 
-def test_judging_leaves_the_set_and_the_global_generator_alone(pictures):
+def test_evaluating_leaves_the_set_and_the_global_generator_alone(pictures):
     chosen = random_real(pictures.train, 3)
     before, state = chosen.images.clone(), torch.get_rng_state()
-    judge(chosen, pictures)
+    assess(chosen, pictures)
     assert torch.equal(chosen.images, before) and torch.equal(torch.get_rng_state(), state)
 
 
 def test_a_set_that_was_changed_into_none_is_refused(pictures, networks):
     chosen = random_real(pictures.train, 2)
-    usual = judge(chosen, pictures, changed(num_eval=1))["accuracy"].tolist()
+    usual = assess(chosen, pictures, changed(num_eval=1))["accuracy"].tolist()
     chosen.images = chosen.images.double()
-    assert judge(chosen, pictures, changed(num_eval=1))["accuracy"].tolist() == usual
+    assert assess(chosen, pictures, changed(num_eval=1))["accuracy"].tolist() == usual
     networks.clear()
     chosen.images[3, 0, 0, 0] = float("nan")
     with pytest.raises(InputError, match=r"not finite .*, the first is image 3"):
-        judge(chosen, pictures)
+        assess(chosen, pictures)
     assert not networks
 
 
 def test_images_that_need_a_gradient_can_be_evaluated(pictures):
     chosen = random_real(pictures.train, 2)
     chosen.images.requires_grad_()
-    judge(chosen, pictures, changed(num_eval=1))
+    assess(chosen, pictures, changed(num_eval=1))
     assert chosen.images.grad is None
 
 
 @pytest.mark.parametrize("name", ["convnet3-bn", "alexnet-bn", "lenet", "mlp"])
 def test_every_kind_of_network_is_evaluated(name):
     dataset = shapes(3, 12, 32)
-    scores = judge(random_real(dataset.train, 4), dataset, changed(networks=(name,), num_eval=1, epochs=2))
+    scores = assess(random_real(dataset.train, 4), dataset, changed(networks=(name,), num_eval=1, epochs=2))
     assert 0 <= scores["accuracy"][0] <= 100
 
 
 def test_a_batch_norm_network_learns(pictures):
     protocol = changed(networks=("convnet3-bn",), num_eval=1, epochs=20, augmentation="none", batch=16)
-    assert judge(pictures.train, pictures, protocol)["accuracy"][0] > 40
+    assert assess(pictures.train, pictures, protocol)["accuracy"][0] > 40
 
 
 def test_more_real_images_score_higher_and_the_order_is_not_chance():
     dataset = shapes(4, 40, 16)
     protocol = changed(epochs=15, num_eval=2, lr=0.05, batch=16)
-    few = judge(random_real(dataset.train, 1), dataset, protocol)["accuracy"].mean()
-    whole = judge(dataset.train, dataset, protocol)["accuracy"].mean()
+    few = assess(random_real(dataset.train, 1), dataset, protocol)["accuracy"].mean()
+    whole = assess(dataset.train, dataset, protocol)["accuracy"].mean()
     assert whole > 60 and whole > few + 10
 
 
@@ -303,7 +305,7 @@ def test_random_images_a_class_within_bounds(pictures, ipc):
 
 
 def test_the_whole_set_is_evaluated_under_its_own_protocol(pictures):
-    scores = judge(pictures.train, pictures, changed(num_eval=1))
+    scores = assess(pictures.train, pictures, changed(num_eval=1))
     assert scores["images"].tolist() == [44]
     assert EvalProtocol().for_whole_set() == EvalProtocol(epochs=60)
     assert QUICK.for_whole_set() == QUICK
@@ -320,7 +322,7 @@ def like(dataset: Dataset, **changes: object) -> Dataset:
 
 
 @pytest.mark.parametrize(
-    ("other", "told"),
+    ("other", "reported"),
     [
         (
             lambda own: like(own, classes=("a", "b", "c", "plus")),
@@ -342,22 +344,22 @@ def like(dataset: Dataset, **changes: object) -> Dataset:
     ],
     ids=["names", "classes", "size", "classes and size", "channels"],
 )
-def test_what_keeps_a_set_from_a_dataset_is_named(pictures, other, told):
+def test_what_keeps_a_set_from_a_dataset_is_named(pictures, other, reported):
     dataset = other(pictures)
     name = dataset.name.partition("?")[0]
-    message = f"the set was made for shapes, whose images or classes are not those of {name}.*: .*{told}"
+    message = f"the set was made for shapes, whose images or classes are not those of {name}.*: .*{reported}"
     with pytest.raises(InputError, match=message):
-        judge(random_real(pictures.train, 2), dataset)
+        assess(random_real(pictures.train, 2), dataset)
     with pytest.raises(InputError, match="the set was made for shapes"):
-        judge(pictures.train, dataset)
+        assess(pictures.train, dataset)
 
 
 @pytest.mark.parametrize("changes", [{"mean": (0.4, 0.5, 0.6)}, {"std": (0.25, 0.25, 0.3)}], ids=str)
 def test_test_images_are_normalised_as_the_set_is(pictures, networks, changes):
     chosen = random_real(pictures.train, 2)
-    usual = judge(chosen, pictures)["accuracy"].tolist()
+    usual = assess(chosen, pictures)["accuracy"].tolist()
     moved = like(pictures, name="other", **changes)
-    assert judge(chosen, moved)["accuracy"].tolist() == usual
+    assert assess(chosen, moved)["accuracy"].tolist() == usual
     assert same(networks[0], networks[2]) and same(networks[1], networks[3])
     # the set of the other specification has images of another scale, and its own test images too
     fitted = dataset_for(chosen, moved)
@@ -372,7 +374,7 @@ def test_test_images_are_normalised_as_the_set_is(pictures, networks, changes):
 
 def test_classes_in_another_order_are_brought_into_the_sets(pictures, networks):
     chosen = random_real(pictures.train, 2)
-    usual = judge(chosen, pictures)["accuracy"].tolist()
+    usual = assess(chosen, pictures)["accuracy"].tolist()
     order = [2, 0, 3, 1]
     place = torch.tensor([order.index(label) for label in range(4)])
     turned = Dataset.of(
@@ -382,15 +384,15 @@ def test_classes_in_another_order_are_brought_into_the_sets(pictures, networks):
     assert turned.spec.classes != pictures.spec.classes
     fitted = dataset_for(chosen, turned)
     assert torch.equal(fitted.test.labels, pictures.test.labels) and fitted.train.counts.tolist() == [9, 12, 15, 8]
-    assert judge(chosen, turned)["accuracy"].tolist() == usual
+    assert assess(chosen, turned)["accuracy"].tolist() == usual
     again = SyntheticSet(chosen.images, chosen.labels, dataclasses.replace(chosen.spec, classes=("a", "a", "b", "c")))
     with pytest.raises(InputError, match="two classes have the same name, and the order of the classes differs"):
-        judge(again, like(pictures, classes=("a", "b", "a", "c")))
+        assess(again, like(pictures, classes=("a", "b", "a", "c")))
 
 
 def test_what_is_no_set_or_no_dataset_is_refused(pictures):
     with pytest.raises(InputError, match=r"must be a SyntheticSet or RealSet, got 'set'; SyntheticSet.load reads one"):
-        judge("set", pictures)
+        assess("set", pictures)
     with pytest.raises(InputError, match=r"dataset must be a Dataset, such as load_dataset\(.*\), got 'shapes'"):
         evaluate(random_real(pictures.train, 2), "shapes")
 
@@ -406,7 +408,7 @@ def notes(caplog: pytest.LogCaptureFixture, images: SyntheticSet | RealSet, data
     caplog.clear()
     with caplog.at_level(logging.INFO, "iidlib"):
         for seed in range(2):
-            judge(images, dataset, changed(num_eval=1, epochs=1), seed=seed)
+            assess(images, dataset, changed(num_eval=1, epochs=1), seed=seed)
     return [record.getMessage() for record in caplog.records]
 
 
@@ -450,13 +452,13 @@ def without(dataset: Dataset, *labels: int) -> Dataset:
 
 def test_classes_without_test_images_are_reported_and_do_not_count(pictures, networks, caplog):
     chosen, dataset = random_real(pictures.train, 3), without(pictures, 1, 3)
-    told = notes(caplog, chosen, dataset)
-    assert told == [
+    reported = notes(caplog, chosen, dataset)
+    assert reported == [
         "shapes has no test images of 2 of its 4 classes ('square', 'plus'); accuracies are over the 40 images of the "
         "other 2"
     ]
     networks.clear()
-    scores = judge(chosen, dataset, changed(num_eval=1))
+    scores = assess(chosen, dataset, changed(num_eval=1))
     assert scores["test_images"].tolist() == [40] and scores["untested_classes"].tolist() == ["square, plus"]
     network = build_network("convnet2", num_classes=4, image_size=16, width=4)
     network.load_state_dict(networks[0])
@@ -469,14 +471,14 @@ def test_classes_without_test_images_are_reported_and_do_not_count(pictures, net
 
 def test_a_dataset_without_test_images_is_refused_before_anything_is_trained(pictures, networks):
     with pytest.raises(InputError, match="shapes has no test images, so nothing can be evaluated on it"):
-        judge(random_real(pictures.train, 2), without(pictures, 0, 1, 2, 3))
+        assess(random_real(pictures.train, 2), without(pictures, 0, 1, 2, 3))
     assert not networks
 
 
 def test_a_renamed_dataset_is_the_same_one(pictures):
     chosen = random_real(pictures.train, 2)
     chosen.spec = dataclasses.replace(chosen.spec, name="mine", augmentation="none")
-    assert len(judge(chosen, pictures, changed(num_eval=1))) == 1
+    assert len(assess(chosen, pictures, changed(num_eval=1))) == 1
 
 
 @pytest.mark.parametrize(
@@ -493,7 +495,7 @@ def test_a_renamed_dataset_is_the_same_one(pictures):
 )
 def test_a_protocol_that_does_not_fit_is_one_line_before_anything_is_trained(pictures, networks, changes, message):
     with pytest.raises(InputError, match=message) as caught:
-        judge(random_real(pictures.train, 2), pictures, changed(**changes))
+        assess(random_real(pictures.train, 2), pictures, changed(**changes))
     assert "\n" not in str(caught.value) and not networks
     with pytest.raises(InputError, match=message):
         check_evaluation(changed(**changes), pictures.spec)
@@ -562,13 +564,13 @@ def test_mosaics_are_evaluated_by_the_images_that_they_expand_to(tmp_path, netwo
     dataset = shapes(3, 20, 16)
     mosaics = random_real(dataset.train, 2, 1, factor=2)
     mosaics.save(tmp_path / "synthetic.safetensors")
-    scores = [judge(one, dataset) for one in (mosaics, SyntheticSet.load(tmp_path), mosaics.expanded())]
+    scores = [assess(one, dataset) for one in (mosaics, SyntheticSet.load(tmp_path), mosaics.expanded())]
     assert scores[0]["images"].tolist() == [6, 6] and scores[2]["images"].tolist() == [24, 24]
     for other in scores[1:]:
         assert other["accuracy"].tolist() == scores[0]["accuracy"].tolist()
     for i in (0, 1):
         assert same(networks[i], networks[i + 2]) and same(networks[i], networks[i + 4])
-    judge(random_real(dataset.train, 2, 1), dataset)
+    assess(random_real(dataset.train, 2, 1), dataset)
     assert not same(networks[0], networks[6])
 
 
@@ -625,8 +627,8 @@ def test_the_origin_of_a_set_is_what_its_provenance_says(pictures):
         "scale": "laptop",
         "settings": "syn.lr=2.0 match.cc_form=exp",
     }
-    told = {"syn.lr": "2.0", "match.cc_form": "exp"}
-    assert origin_of(made, scale="ci") == SetOrigin("dm", "laptop", 6, 9, 1, told, dataset="shapes")
+    reported = {"syn.lr": "2.0", "match.cc_form": "exp"}
+    assert origin_of(made, scale="ci") == SetOrigin("dm", "laptop", 6, 9, 1, reported, dataset="shapes")
     assert origin_of(pictures.train, scale="ci", seed=4) == SetOrigin("whole", "ci", 4, dataset="shapes")
     made.provenance["seed"] = "six"
     with pytest.raises(InputError, match=r"my.file is corrupted \(its seed or iterations are not numbers\)"):
@@ -652,7 +654,7 @@ def test_the_whole_set_is_evaluated_with_fewer_epochs_unless_set(pictures):
 
 def test_scores_note_how_they_were_obtained(pictures):
     protocol = changed(epochs=1, num_eval=1)
-    noted = judge(random_real(pictures.train, 1), pictures, protocol, seed=4).attrs
+    noted = assess(random_real(pictures.train, 1), pictures, protocol, seed=4).attrs
     assert noted == {"dataset": "shapes", "seed": 4, "protocol": attrs.asdict(protocol)}
 
 

@@ -108,9 +108,9 @@ def test_a_setting_that_is_the_scales_own_makes_no_difference() -> None:
     written = Cell("cifar10", "dm-cc", 10, settings=(("match.cc", "1"),))
     for scale, counts in (("laptop", True), ("tour", False)):  # where the weight is 1, and 0.3
         own = {"method": "dm-cc", "scale": scale, "dataset": plain.dataset_at(scale)}
-        judged = preset(scale=scale).eval
-        own |= {"iterations": preset(scale=scale).iterations, "epochs": judged.epochs}
-        own |= {"protocol": protocol_text(judged, "dm-cc")}
+        assessed = preset(scale=scale).eval
+        own |= {"iterations": preset(scale=scale).iterations, "epochs": assessed.epochs}
+        own |= {"protocol": protocol_text(assessed, "dm-cc")}
         assert len(measured(plain, scale, rows(own))) == 1
         assert len(measured(plain, scale, rows(own | {"settings": "match.cc=1.0"}))) == counts
         assert len(measured(written, scale, rows(own))) == counts

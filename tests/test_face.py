@@ -92,7 +92,7 @@ def test_a_users_script_runs(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_users_script_is_typed_strictly(tmp_path: Path) -> None:
-    venv.create(tmp_path / "env", with_pip=False)
+    venv.create(tmp_path / "env", with_pip=False, symlinks=True)
     (site,) = (tmp_path / "env").glob("lib/python*/site-packages")
     shutil.copytree(PACKAGE, site / "iidlib", ignore=shutil.ignore_patterns("__pycache__"))
     (site / "dependencies.pth").write_text(sysconfig.get_path("purelib"))

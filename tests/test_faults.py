@@ -38,7 +38,7 @@ def processes() -> Iterator[ForkServerContext]:
 
 
 def work(folder: Path, method: str, scale: str, changes: Mapping[str, Any], cache: Path) -> None:
-    """One attempt at a run: begins it, or goes on with what is there."""
+    """One attempt at a run: begins it, or resumes with what is there."""
     torch.set_num_threads(1)
     os.environ["IID_CACHE"] = str(cache)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # what it says is not looked at here
@@ -114,7 +114,7 @@ def rows(folder: Path) -> list[dict[str, float]]:
 def survive(
     context: ForkServerContext, place: Path, kills: int, method: str, scale: str, changes: Mapping[str, Any]
 ) -> Counter[str]:
-    """Kills a run again and again, goes on with it each time, and compares what it comes to with the unbroken run."""
+    """Kills a run again and again, resumes it each time, and compares what it comes to with the unbroken run."""
     draw, counts, number = random.Random(f"{method} {scale}"), Counter[str](), 0
     cache, whole = place / "cache", place / f"{method}-whole"
     wanted = unbroken(whole, method, scale, changes, cache)

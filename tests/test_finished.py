@@ -122,8 +122,8 @@ def test_fewer_iterations_than_done_and_other_settings_are_refused_by_name(tmp_p
     before = finished_with_scores(folder)
     newest = folder / "checkpoints" / "0000005.safetensors"
     content = newest.read_bytes()
-    for damage in (content, content[:-5]):  # the one before it is at 3, which is no leave to make a shorter set
-        newest.write_bytes(damage)
+    for corruption in (content, content[:-5]):  # the one before it is at 3, which is no leave to make a shorter set
+        newest.write_bytes(corruption)
         with pytest.raises(InputError, match=r"has done 5 iterations, more than iterations=4; give 5 or more"):
             run_of("dm", 4, folder, resume=True)
     with pytest.raises(InputError, match=r"started with seed=0, not 1; resume it with the same settings"):

@@ -28,37 +28,39 @@ def paint(root: Path) -> Path:
 
 
 @pytest.fixture
-def told(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
+def reported(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
     caplog.set_level(logging.INFO, "iidlib")
     return caplog
 
 
-def test_what_was_taken_for_what_is_said_once(tmp_path: Path, told: pytest.LogCaptureFixture) -> None:
+def test_what_was_taken_for_what_is_said_once(tmp_path: Path, reported: pytest.LogCaptureFixture) -> None:
     root = paint(lay(tmp_path / "pets", *part("Train"), *part("val", "cat/*2.png", "dog/*1.png"), "test/*3.png"))
     read_folder(f"folder:{root}")
-    assert [record.getMessage() for record in told.records] == [
+    assert [record.getMessage() for record in reported.records] == [
         f"{root / 'test'}: is left out: its images have no labels, because they are not in class folders",
         f"folder:{root}: 8 training images in Train (2 classes: cat 4, dog 4); 3 test images in val "
         "(2 classes: cat 2, dog 1)",
     ]  # fmt: skip
-    assert [record.levelname for record in told.records] == ["WARNING", "INFO"]
+    assert [record.levelname for record in reported.records] == ["WARNING", "INFO"]
 
 
-def test_what_is_held_out_is_said(tmp_path: Path, told: pytest.LogCaptureFixture) -> None:
+def test_what_is_held_out_is_said(tmp_path: Path, reported: pytest.LogCaptureFixture) -> None:
     root = paint(lay(tmp_path / "pets", *(f"{name}/*6.png" for name in "abcdefg"), "h/*1.png"))
     read_folder(f"folder:{root}?test=0.5")
-    assert [record.getMessage() for record in told.records] == [
+    assert [record.getMessage() for record in reported.records] == [
         f"folder:{root}?test=0.5: 43 training images (8 classes: 1 to 6 images per class), 21 of them held out for "
         "testing",
         f"folder:{root}?test=0.5: classes with one image have no test images: h",
     ]  # fmt: skip
 
 
-def test_a_class_without_test_images_is_named(tmp_path: Path, told: pytest.LogCaptureFixture) -> None:
+def test_a_class_without_test_images_is_named(tmp_path: Path, reported: pytest.LogCaptureFixture) -> None:
     root = paint(lay(tmp_path, *part("train"), "train/cow/*2.png", *part("test")))
     data = load_dataset(f"folder:{root}?size=8")
     assert data.spec.classes == ("cat", "cow", "dog") and data.test.counts.tolist() == [4, 0, 4]
-    assert f"folder:{root}?size=8: 1 class has no test images: cow" in [record.getMessage() for record in told.records]
+    assert f"folder:{root}?size=8: 1 class has no test images: cow" in [
+        record.getMessage() for record in reported.records
+    ]
 
 
 def test_test_images_get_the_labels_of_the_training_images(tmp_path: Path) -> None:
@@ -159,7 +161,7 @@ def test_a_named_pipe_does_not_hang(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("seed", range(4))
 def test_any_folder_is_read_with_all_its_images_or_refused_in_one_line(
-    seed: int, tmp_path: Path, told: pytest.LogCaptureFixture
+    seed: int, tmp_path: Path, reported: pytest.LogCaptureFixture
 ) -> None:
     """What is read and what is said to be left out is what is on the disk."""
     draw, read = random.Random(100 + seed), 0
@@ -168,14 +170,14 @@ def test_any_folder_is_read_with_all_its_images_or_refused_in_one_line(
         root.mkdir()
         random_layout(root, draw)
         paint(root)
-        told.clear()
+        reported.clear()
         try:
             found = read_folder(f"folder:{root}?size=8")
         except InputError as error:
             assert "\n" not in str(error) and str(root) in str(error)
             continue
         read += 1
-        lines = [record.getMessage() for record in told.records]
+        lines = [record.getMessage() for record in reported.records]
         unused = [line.split(": is ")[0] for line in lines if ": is left out" in line or ": is not used" in line]
         named = sum(images_on_disk(Path(folder)) for folder in unused)
         named += sum(int(line.split(": ")[1].split()[0]) for line in lines if "directly in it" in line)

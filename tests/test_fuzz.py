@@ -1,4 +1,4 @@
-"""Damaged input: a result or one line for each, from every reader; and input made to do harm, which does none."""
+"""Corrupted input: a result or one line for each, from every reader; and input made to do harm, which does none."""
 
 from pathlib import Path
 from typing import Any

@@ -9,12 +9,24 @@ import pytest
 ROOT = Path(__file__).parents[1]
 CODE = sorted(
     path
-    for pattern in ("iidlib/**/*.py", "iidlib/**/*.cpp", "data/scripts/*.py", ".ci/*.py")
+    for pattern in ("iidlib/**/*.py", "iidlib/**/*.cpp", "data/scripts/*.py", ".ci/*.py", "book/_ext/*.py")
     for path in ROOT.glob(pattern)
 )
+TESTS = [path for path in sorted(ROOT.glob("tests/**/*.py")) if path != Path(__file__)]
 PAGES = sorted(
     path
-    for pattern in ("*.md", "book/*.md", "book/*.rst", "book/[0-9]*.py", "data/**/*.md", "Makefile", "*.yml", "*.toml")
+    for pattern in (
+        "*.md",
+        "book/*.md",
+        "book/*.rst",
+        "book/[0-9]*.py",
+        "data/**/*.md",
+        "Makefile",
+        "*.yml",
+        "*.toml",
+        ".ci/run",
+        ".github/**/*.yml",
+    )
     for path in ROOT.glob(pattern)
     if path.name != "CHANGELOG.md"  # it names what is gone
 )
@@ -53,7 +65,12 @@ WORDS = {
 }
 
 # A key of files that version 0.1.0 wrote and this one reads, and the module of the command `iid experts`.
-KEPT = {"iidlib/distillation/finished.py": {"drifted"}, "iidlib/cli/__init__.py": {"experts"}}
+KEPT = {
+    "iidlib/distillation/finished.py": {"drifted"},
+    "tests/test_distillation.py": {"drifted"},
+    "iidlib/cli/__init__.py": {"experts"},
+    "tests/test_cli.py": {"experts"},
+}
 
 # Prepositions and possessives that leave a docstring or a help text without its noun.
 SUBJECTLESS = re.compile(r"(?:Of|Its|Their|From|In|On|At|By|With|Without|To|For|As|After|Before|Beside|Else|Such)\b")
@@ -70,7 +87,7 @@ def test_one_term_for_one_thing(word: str) -> None:
     pattern, instead = WORDS[word]
     wrong = [
         f"{path.relative_to(ROOT)}: ...{text[max(0, found.start() - 30) : found.end() + 20]}..."
-        for path in [*CODE, *PAGES]
+        for path in [*CODE, *PAGES, *TESTS]
         for text in [text_of(path)]
         for found in re.finditer(pattern, text, re.IGNORECASE)
         if found[0] not in KEPT.get(path.relative_to(ROOT).as_posix(), ())

@@ -102,9 +102,9 @@ def test_a_grid_is_run_like_an_experiment_and_its_rows_are_kept_apart(tmp_path: 
     ],
 )
 def test_what_is_no_grid_is_reported_in_one_line(tmp_path: Path, text: str, message: str) -> None:
-    with pytest.raises(InputError, match=message) as told:
+    with pytest.raises(InputError, match=message) as reported:
         find(grid(tmp_path, text))
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(reported.value)
 
 
 def test_names_are_taken_as_rows_have_them(tmp_path: Path) -> None:

@@ -136,8 +136,8 @@ def test_profiles_that_cannot_be_used_are_said_once(tmp_path: Path, caplog: pyte
     images = decode_all("my", tmp_path, sorted(tmp_path.iterdir()), 8)
     assert images.flatten(2).amin(2).unique(dim=0).tolist() == [[10, 20, 30]]
     (record,) = caplog.records
-    told = "my: the colour profiles of 37 images cannot be used, so their colours are read as sRGB; the first is 03"
-    assert record.getMessage().startswith(told)
+    reported = "my: the colour profiles of 37 images cannot be used, so their colours are read as sRGB; the first is 03"
+    assert record.getMessage().startswith(reported)
 
 
 def test_progress_names_what_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

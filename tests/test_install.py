@@ -29,7 +29,7 @@ NAME, FOLDER, ARCHIVE = "tinyimagenet", "tiny-imagenet-200", "tiny-imagenet-200.
 
 @pytest.fixture
 def packed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> bytes:
-    """The archive of a TinyImageNet of two classes of two, and the library told that this is the whole one."""
+    """The archive of a TinyImageNet of two classes of two, and the library taught that this is the whole one."""
     monkeypatch.setenv("IID_CACHE", str(tmp_path / "cache"))
     small = tinyimagenet.Layout(classes=2, train=2, test=1)
     picture, buffer = io.BytesIO(), io.BytesIO()
@@ -146,15 +146,15 @@ def test_a_fetched_folder_is_repaired_and_a_users_is_not(packed: bytes, server: 
     load_dataset(NAME, data_root=root, download=True, mirror=mirror)
     notes = root / FOLDER / "val" / "val_annotations.txt"
     for made_here in (True, False):
-        notes.write_bytes(b"damaged")
+        notes.write_bytes(b"corrupted")
         if made_here:
             load_dataset(NAME, data_root=root, download=True, mirror=mirror)
-            assert notes.read_bytes() != b"damaged"
+            assert notes.read_bytes() != b"corrupted"
             (root / FOLDER / install.MARK).unlink()
             continue
         with pytest.raises(InputError, match="already exists"):
             load_dataset(NAME, data_root=root, download=True, mirror=mirror)
-        assert notes.read_bytes() == b"damaged"
+        assert notes.read_bytes() == b"corrupted"
 
 
 # --- what was begun
@@ -185,8 +185,11 @@ def test_a_failed_fetch_leaves_no_folder_and_no_find(
     root = tmp_path / "above" / "root"
     if there:
         root.mkdir(parents=True)
-    for mirror, told in ((server("x/", b"")[:-2] + "none/", "404"), (server(ARCHIVE, b"no archive"), "it was removed")):
-        with pytest.raises(InputError, match=told) as caught:
+    for mirror, reported in (
+        (server("x/", b"")[:-2] + "none/", "404"),
+        (server(ARCHIVE, b"no archive"), "it was removed"),
+    ):
+        with pytest.raises(InputError, match=reported) as caught:
             load_dataset(NAME, data_root=root, download=True, mirror=mirror)
         assert "--mirror" in one_line(caught)
         assert (list(root.iterdir()) == []) if there else not root.parent.exists()
@@ -280,11 +283,11 @@ HOSTILE = {
 
 @pytest.mark.parametrize("kind", HOSTILE)
 def test_a_hostile_archive_is_refused_in_one_line(kind: str, tmp_path: Path) -> None:
-    content, told = HOSTILE[kind]
+    content, reported = HOSTILE[kind]
     path, folder = tmp_path / "given", tmp_path / "in" / "side"
     folder.mkdir(parents=True)
     path.write_bytes(content)
-    with pytest.raises(InputError, match=told) as caught:
+    with pytest.raises(InputError, match=reported) as caught:
         unpack(path, folder, most_bytes=1_000_000, most_members=20)
     assert str(path) in one_line(caught)
     assert sum(len(found) for found in contents(tmp_path / "in").values()) <= 1_000_000
@@ -336,7 +339,7 @@ SVHN = ("train_32x32.mat", "test_32x32.mat")
 
 
 @pytest.mark.parametrize(
-    ("name", "mirror", "told"),
+    ("name", "mirror", "reported"),
     [
         (NAME, "ftp://host/x", "takes an http://, https:// or file:// address, got 'ftp://host/x'"),
         (NAME, "www.host.org/sets", "takes an http://"),
@@ -357,9 +360,9 @@ SVHN = ("train_32x32.mat", "test_32x32.mat")
     ],
 )
 def test_a_mirror_that_cannot_be_one_is_refused(
-    name: str, mirror: str, told: str, packed: bytes, tmp_path: Path
+    name: str, mirror: str, reported: str, packed: bytes, tmp_path: Path
 ) -> None:
-    with pytest.raises(InputError, match=told) as caught:
+    with pytest.raises(InputError, match=reported) as caught:
         load_dataset(name, data_root=tmp_path / "root", download=True, mirror=mirror.format(here=tmp_path))
     one_line(caught)
     assert not (tmp_path / "root").exists()
@@ -390,7 +393,7 @@ def test_files_of_a_mirror_are_verified(server: Server, tmp_path: Path, monkeypa
     server(SVHN[1], contents_of[SVHN[1]])
     assert len(load_dataset("svhn", data_root=root, download=True, mirror=mirror).train) == 2
     assert Served.asked.count(f"/{SVHN[0]}") == 1, "what is there and whole is not fetched again"
-    (root / "svhn" / SVHN[0]).write_bytes(b"damaged")
+    (root / "svhn" / SVHN[0]).write_bytes(b"corrupted")
     load_dataset("svhn", data_root=root, download=True, mirror=mirror)  # the folder was made here
     (root / "svhn" / install.MARK).unlink()
     (root / "svhn" / SVHN[0]).write_bytes(b"mine")

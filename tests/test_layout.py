@@ -163,9 +163,9 @@ AMBIGUOUS: dict[str, tuple[list[str], str]] = {
 @pytest.mark.parametrize("case", AMBIGUOUS)
 def test_what_is_ambiguous_or_too_little_is_refused_with_what_to_do(case: str, tmp_path: Path) -> None:
     names, message = AMBIGUOUS[case]
-    told = refused(lay(tmp_path, *names))
-    assert re.search(message, told), told
-    assert "\n" not in told
+    reported = refused(lay(tmp_path, *names))
+    assert re.search(message, reported), reported
+    assert "\n" not in reported
 
 
 def test_names_of_one_look_in_two_spellings_are_refused_in_one_folder_and_equal_in_two(tmp_path: Path) -> None:
@@ -232,8 +232,8 @@ def test_what_is_left_out_is_reported_with_its_kind_and_an_example(tmp_path: Pat
     )
     lay(tmp_path, "cat/._0.png", "__MACOSX/cat/*2.png", ".git/x", "cat/.DS_Store")
     (tmp_path / "cat" / "circle").symlink_to(tmp_path)
-    told = left_out(read(tmp_path), tmp_path)
-    assert told == [
+    reported = left_out(read(tmp_path), tmp_path)
+    assert reported == [
         ".: 1 image directly in it is left out, because it is not in a class folder",
         ".: folders without images are left out: empty, notes",
         ".: 5 files that are not images are left out (2 .txt, 1 without an ending, 1 .heic, 1 .md), "

@@ -172,12 +172,12 @@ def test_few_points_lower_the_perplexity_and_too_few_are_refused():
 def test_progress_is_that_of_the_same_run(pictures):
     config = preset("dm", "shapes", 2, "ci", {"iterations": 4, "match.width": 4, "eval.width": 4, "eval.num_eval": 1})
 
-    def judge(synthetic: SyntheticSet) -> pd.DataFrame:
+    def assess(synthetic: SyntheticSet) -> pd.DataFrame:
         return evaluate(synthetic, pictures, protocol=config.eval, compute=ComputeConfig(compile="off"))
 
-    found = distillation_run.progress(config, pictures, judge, points=(0, 2, 4))
+    found = distillation_run.progress(config, pictures, assess, points=(0, 2, 4))
     assert found["iteration"].tolist() == [0, 2, 4]
     plain = distill(config, pictures).synthetic
-    assert found["accuracy"].iloc[-1] == judge(plain)["accuracy"].iloc[0]
+    assert found["accuracy"].iloc[-1] == assess(plain)["accuracy"].iloc[0]
     with pytest.raises(InputError, match="has 4 iterations, there is no set after 9"):
-        distillation_run.progress(config, pictures, judge, points=(0, 9))
+        distillation_run.progress(config, pictures, assess, points=(0, 9))

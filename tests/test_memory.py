@@ -125,8 +125,12 @@ def test_memory_that_runs_out_on_a_cpu_is_one_line(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(Distillation, "step", fails)
     assert exit_status("distill", "dm", "--dataset", "shapes", "--ipc", "2", "--scale", "ci", "--out", "run") == 1
-    told = capfd.readouterr().err.splitlines()
-    assert told[0].startswith("iid: failed: out of memory (") and "match.batch_real=" in told[0] and len(told) <= 2
+    reported = capfd.readouterr().err.splitlines()
+    assert (
+        reported[0].startswith("iid: failed: out of memory (")
+        and "match.batch_real=" in reported[0]
+        and len(reported) <= 2
+    )
 
 
 @pytest.mark.parametrize(
@@ -151,6 +155,6 @@ def test_huge_and_odd_numbers_end_in_one_line_and_leave_nothing(
         exit_status("distill", method, "--dataset", "shapes", "--scale", "ci", "--ipc", "2", "--out", "run", *changes)
         == 2
     )
-    told = capfd.readouterr().err.splitlines()
-    assert len(told) == 1 and told[0].startswith("iid: ") and len(told[0]) < 1100, told
+    reported = capfd.readouterr().err.splitlines()
+    assert len(reported) == 1 and reported[0].startswith("iid: ") and len(reported[0]) < 1100, reported
     assert not list(tmp_path.iterdir())

@@ -105,9 +105,9 @@ FILES: dict[str, tuple[str, bytes, str]] = {
 def refused(path: Path, message: str) -> str:
     with pytest.raises(InputError, match=message) as caught:
         SyntheticSet.load(path)
-    told = str(caught.value)
-    assert "\n" not in told and str(path) in told and len(told) < 600
-    return told
+    reported = str(caught.value)
+    assert "\n" not in reported and str(path) in reported and len(reported) < 600
+    return reported
 
 
 @pytest.mark.parametrize("name", FILES)

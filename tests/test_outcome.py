@@ -1,4 +1,4 @@
-"""iidlib.training.outcome: what diverged is told as such, wherever its accuracy stands."""
+"""iidlib.training.outcome: what diverged is reported as such, wherever its accuracy stands."""
 
 import dataclasses
 import logging
@@ -83,8 +83,8 @@ def test_networks_that_diverge_are_reported_in_the_row_the_warning_and_the_cell(
     wild = preset("random", "shapes", 2, "ci", {"eval.lr": 1e6})
     scores = evaluate(random_real(pictures.train, 2), pictures, protocol=wild.eval)
     assert scores["outcome"].tolist() == ["diverged"] * 2
-    (told,) = warnings(caplog)
-    assert told.startswith("2 of 2 convnet3 diverged") and told.endswith("lower eval.lr (now 1e+06)")
+    (reported,) = warnings(caplog)
+    assert reported.startswith("2 of 2 convnet3 diverged") and reported.endswith("lower eval.lr (now 1e+06)")
     append_results(tmp_path / "r.csv", result_rows(scores, wild))
     assert all_rows(tmp_path)["outcome"].tolist() == ["diverged"] * 2
     assert accuracy_text(scores) == "diverged" and "±" in accuracy_text(fine)

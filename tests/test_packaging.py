@@ -1,4 +1,4 @@
-"""What is around the code: dependencies in their three files, the wheel, the verbs, licence, citation, versions."""
+"""What is around the code: dependencies in their three files, the wheel, the Makefile, licence, citation, versions."""
 
 import importlib.metadata
 import importlib.util
@@ -26,7 +26,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf8"))["p
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf8")
 README = (ROOT / "README.md").read_text(encoding="utf8")
 
-PYTHONS = ["3.11", "3.12", "3.13"]
+PYTHONS = ["3.11", "3.12", "3.13", "3.14"]
 PLATFORMS = {
     "linux-x86_64": {"sys_platform": "linux", "platform_machine": "x86_64", "platform_system": "Linux"},
     "linux-aarch64": {"sys_platform": "linux", "platform_machine": "aarch64", "platform_system": "Linux"},
@@ -122,7 +122,11 @@ def test_supported_pythons_are_stated() -> None:
     assert PROJECT["requires-python"] == ">=3.11"
     stated = [text.rsplit(" ", 1)[1] for text in PROJECT["classifiers"] if re.search(r"Python :: 3\.\d+$", text)]
     assert stated == PYTHONS
-    assert "Python 3.11" in README
+    first, last = PYTHONS[0], PYTHONS[-1]
+    for text in (README, MAKEFILE, (ROOT / "book" / "environment.md").read_text(encoding="utf8")):
+        assert set(re.findall(r"Python (3\.\d+ to 3\.\d+)", text)) == {f"{first} to {last}"}
+    after = f"3.{int(last.split('.')[1]) + 1}"
+    assert f"python >={first},<{after}" in (ROOT / "environment.yml").read_text(encoding="utf8")
 
 
 # --- the package ------------------------------------------------------------------------------------------------------
@@ -175,7 +179,8 @@ def test_scripts_that_use_the_installed_wheel_are_type_checked(wheel: Path, tmp_
     command = [sys.executable, "-m", "mypy", "--python-executable", str(tmp_path / "env/bin/python"), "script.py"]
     free = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "MYPYPATH")}
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=free)
-    assert re.findall(r"(\d): (?:note|error): (.*)", done.stdout) == [
+    printed = done.stdout.replace('"builtins.int"', '"int"')  # as mypy before version 2 says
+    assert re.findall(r"(\d): (?:note|error): (.*)", printed) == [
         ("3", 'Revealed type is "int"'),
         ("4", 'Revealed type is "iidlib.data.realset.RealSet"'),
         ("5", 'Module has no attribute "destill"; maybe "distill"?  [attr-defined]'),
@@ -244,11 +249,11 @@ def test_tracked_files_stay_small() -> None:
     assert total < 25 * 2**20, f"tracked files hold {total / 2**20:.1f} MiB; the limit is 25"
 
 
-# --- verbs and documentation ------------------------------------------------------------------------------------------
+# --- Makefile and documentation ---------------------------------------------------------------------------------------
 
 
 def targets() -> list[str]:
-    """The verbs of the Makefile."""
+    """Targets of the Makefile."""
     listed = re.findall(r"^\.PHONY: (.+)$", MAKEFILE, flags=re.MULTILINE)
     return [name for line in listed for name in line.split() if "$" not in name]
 
@@ -288,7 +293,7 @@ def test_a_moved_environment_is_repaired(tmp_path: Path) -> None:
     shutil.copytree(old, new, symlinks=True)
     command = [new / "bin" / "python", ROOT / ".ci" / "relocate.py", new]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert "Repairing" in done.stdout
+    assert "Repaired" in done.stdout
     named = [path.name for path in (new / "bin").iterdir() if path.is_file() and f"{old}/" in path.read_text("latin1")]
     assert not named
     assert (new / "bin" / "tool").read_text() == f"#!{new}/bin/python\nprint('{old}2')\n", "another path stays"
@@ -318,7 +323,7 @@ def releasable(tmp_path: Path) -> Path:
     files = {
         "pyproject.toml": '[project]\nversion = "9.8.7"\n',
         "iidlib/_version.py": '__version__ = "9.8.7"\n',
-        "CITATION.cff": "version: 9.8.7\n",
+        "CITATION.cff": 'version: "9.8.7"\ndate-released: "2030-01-02"\n',
         "CHANGELOG.md": "# Changelog\n\n## Unreleased\n\n## 9.8.7 - 2030-01-02\n\n- a change\n",
     }
     for name, text in files.items():
@@ -347,11 +352,14 @@ def test_a_release_is_refused_for_what_is_not_ready(releasable: Path) -> None:
         "the working tree has changes that are not committed",
     ]
     subprocess.run(["git", "checkout", "-q", "."], cwd=releasable, check=True)
+    log.write_text(log.read_text().replace("2030-01-02", "2030-01-03"))
+    assert found()[0] == "CITATION.cff was released on 2030-01-02, and CHANGELOG.md says 2030-01-03"
+    subprocess.run(["git", "checkout", "-q", "."], cwd=releasable, check=True)
     subprocess.run(["git", "tag", "v9.8.7"], cwd=releasable, check=True)
     subprocess.run(["git", "checkout", "-q", "-b", "side"], cwd=releasable, check=True)
     assert found() == [
         "this is the branch side, and releases are made from main",
-        "the tag v9.8.7 is there already",
+        "the tag v9.8.7 already exists",
     ]
 
 
@@ -372,13 +380,13 @@ def test_the_demo_says_a_line_per_stage_and_shows_the_end_of_a_failure(tmp_path:
 
 
 @pytest.mark.parametrize("arguments", [[], ["help"]])
-def test_make_lists_every_verb_with_what_it_does(arguments: list[str]) -> None:
+def test_make_lists_every_target_with_what_it_does(arguments: list[str]) -> None:
     lines = dict(re.findall(r"^  ([\w-]+) +(\S.*)$", make(*arguments), flags=re.MULTILINE))
     assert list(lines) == targets()
     assert {"demo", "test", "test-long", "book", "print", "lab", "lint", "sync", "lock", "bench", "clean"} <= set(lines)
 
 
-def test_verbs_are_free_of_what_make_3_81_lacks() -> None:
+def test_the_makefile_is_free_of_what_make_3_81_lacks() -> None:
     assert not re.search(r"^\.ONESHELL|^\s*\w+ *(::=|!=)|\$\(file ", MAKEFILE, flags=re.MULTILINE)
 
 
@@ -410,7 +418,7 @@ def fresh_install(folder: Path, python: Path) -> subprocess.CompletedProcess[str
     return done
 
 
-def test_verbs_remove_only_what_verbs_made(tmp_path: Path) -> None:
+def test_targets_remove_only_what_targets_made(tmp_path: Path) -> None:
     if shutil.which("make") is None:
         pytest.skip("make is not installed")
     made = ["summary.txt", "scores.csv", "01_quickstart.ipynb", "dm-seed0/config.yaml", "dm-seed0/.lock"]
@@ -434,12 +442,12 @@ def test_verbs_remove_only_what_verbs_made(tmp_path: Path) -> None:
     assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()) == sorted(mine)
     assert not (tmp_path / "runs" / "demo" / "iid-dm-seed0").exists()
     refused = run("distclean", "VENV=env")
-    assert refused.returncode != 0 and "env is no virtual environment" in refused.stderr
+    assert refused.returncode != 0 and "env is not a virtual environment" in refused.stderr
     for name in (".ci/requirements.lock", "pyproject.toml"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("")
     refused = run("install", "VENV=env", f"PYTHON={sys.executable}")
-    assert refused.returncode != 0 and "env holds something else than a virtual environment" in refused.stderr
+    assert refused.returncode != 0 and "env is not a virtual environment; name another" in refused.stderr
     assert (tmp_path / "env" / "notes.txt").is_file()
 
 
@@ -452,7 +460,7 @@ def test_the_demo_names_all_that_it_makes(tmp_path: Path) -> None:
     assert set(re.findall(r'Path\(out, f?"([^"]+)"', text)) == {"{name}-seed{seed}", "summary.txt", "scores.csv"}
 
 
-def test_continuous_integration_runs_the_same_verb() -> None:
+def test_continuous_integration_runs_the_same_targets() -> None:
     script = ROOT / ".ci" / "run"
     assert os.access(script, os.X_OK)
     text = script.read_text(encoding="utf8")
@@ -461,7 +469,9 @@ def test_continuous_integration_runs_the_same_verb() -> None:
     assert text.rstrip().splitlines()[-1].startswith("exec make test")
     jobs = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf8"))["jobs"]
     commands = {name: [step["run"] for step in job["steps"] if "run" in step] for name, job in jobs.items()}
-    assert commands["test"] == [".ci/run"] and commands["floor"][-1] == "make test-floor"
+    assert commands["test"] == [".ci/run"] and "make test-floor" in commands["floor"]
+    pythons = {job["steps"][1]["with"]["python-version"] for job in jobs.values()}
+    assert {PYTHONS[0], PYTHONS[-1]} <= pythons, "the oldest and the newest that are promised"
     for job in jobs.values():
         assert any(step.get("uses", "").startswith("actions/cache@") for step in job["steps"])
 
@@ -474,7 +484,7 @@ def shell_lines() -> list[str]:
     return [line.split(" #")[0].strip() for line in text.splitlines() if line.strip()]
 
 
-def test_readme_names_verbs_that_exist() -> None:
+def test_readme_names_targets_that_exist() -> None:
     named = re.findall(r"\bmake ([a-z-]+)\b", README)
     assert {"demo", "lab", "book"} <= set(named)
     assert set(named) <= set(targets())

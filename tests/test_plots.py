@@ -103,7 +103,7 @@ FIGURES = {
     )[1],
     "distances": lambda: plots.distance_distribution(pd.concat([far("real", 1), far("dm", 0.9)]), unit="distance (1)"),
     "ladder": lambda: plots.time_ladder(rungs(), unit="seconds"),
-    "costs": lambda: plots.cost_curves(costs(), axes={"ipc": "images a class", "width": "width"})[0],
+    "costs": lambda: plots.cost_curves(costs(), axes={"ipc": "images per class", "width": "width"})[0],
     "covariances": lambda: plots.covariance_heatmaps({"dm": np.eye(8), "dm-cm": np.eye(8) / 2}, unit="gap (units²)")[0],
     "costs of methods": lambda: plots.pareto(runs_of_methods()),
     "parts": lambda: plots.part_gains(parts()),
@@ -422,8 +422,8 @@ def test_a_ladder_says_how_much_faster_each_rung_is() -> None:
 
 
 def test_costs_have_a_panel_a_size_on_one_scale() -> None:
-    drawn = plots.cost_curves(costs(), axes={"ipc": "images a class", "width": "width"})
-    assert [ax.get_xlabel() for ax in drawn] == ["images a class", "width"]
+    drawn = plots.cost_curves(costs(), axes={"ipc": "images per class", "width": "width"})
+    assert [ax.get_xlabel() for ax in drawn] == ["images per class", "width"]
     assert drawn[0].get_ylim() == drawn[1].get_ylim() and drawn[0].get_yscale() == drawn[0].get_xscale() == "log"
     assert [label.get_text() for label in drawn[0].get_xticklabels()] == ["1", "10", "50"]
     assert {text.get_text() for text in drawn[0].get_legend().get_texts()} == {"loop", "ours"}
@@ -640,8 +640,8 @@ def test_errors_are_drawn_on_logarithmic_axes_with_plain_numbers() -> None:
         for label, size in (("local", 1), ("whole", 5))
         for n in (5, 50)
     ]
-    ax = plots.error_curves(pd.DataFrame(rows), x="images a class", unit="relative error")
-    assert (ax.get_xscale(), ax.get_yscale(), ax.get_xlabel()) == ("log", "log", "images a class")
+    ax = plots.error_curves(pd.DataFrame(rows), x="images per class", unit="relative error")
+    assert (ax.get_xscale(), ax.get_yscale(), ax.get_xlabel()) == ("log", "log", "images per class")
     assert [text.get_text() for text in ax.get_xticklabels()] == ["5", "50"]
     assert [text.get_text() for text in ax.get_yticklabels()] == ["0.1", "0.2", "0.5", "1", "2"]
     assert {text.get_text() for text in ax.get_legend().get_texts()} == {"local", "whole"}

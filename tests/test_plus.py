@@ -440,12 +440,12 @@ def test_a_source_receives_recorded_iterations_too(monkeypatch):
     fake_cuda(monkeypatch)
     run = ready_run(settings("dm"), tiny_dataset(EVEN))
     run.record()
-    told, plain, losses = [], [], run.losses
-    monkeypatch.setattr(run.source, "advance", told.append)
+    reported, plain, losses = [], [], run.losses
+    monkeypatch.setattr(run.source, "advance", reported.append)
     monkeypatch.setattr(run, "losses", lambda iteration: plain.append(iteration) or losses(iteration))
     for iteration in range(3):
         run.step(iteration, log=iteration == 1)
-    assert told == [0, 1, 2] and plain == [1], "the others are replayed"
+    assert reported == [0, 1, 2] and plain == [1], "the others are replayed"
 
 
 # The preset

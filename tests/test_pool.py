@@ -196,9 +196,9 @@ def test_training_is_plain_sgd_on_all_training_images_without_augmentation(pictu
 
 def test_the_first_networks_of_a_larger_pool_are_those_of_a_smaller_one(pictures, cache, monkeypatch):
     small = train(pictures, config(count=1))
-    passes = []
-    large = train(pictures, config(count=3), on_epoch=lambda number, epoch: passes.append((number, epoch)))
-    assert passes == [(number, epoch) for number in (1, 2) for epoch in range(3)]
+    epochs_seen = []
+    large = train(pictures, config(count=3), on_epoch=lambda number, epoch: epochs_seen.append((number, epoch)))
+    assert epochs_seen == [(number, epoch) for number in (1, 2) for epoch in range(3)]
     assert same(small.networks[0], large.networks[0]) and large.accuracies[:1] == small.accuracies
     monkeypatch.setattr(features_pool, "fit", never)
     assert train(pictures, config(count=2)).accuracies == large.accuracies[:2]
@@ -214,9 +214,9 @@ def test_a_pool_interrupted_half_way_resumes_where_it_stopped(pictures, cache, m
     folder = folder_of(pictures, cache)
     assert sorted(path.name for path in folder.iterdir()) == ["0000.safetensors", "pool.json"]
     kept = (folder / "0000.safetensors").read_bytes()
-    passes = []
-    resumed = train(pictures, on_epoch=lambda number, epoch: passes.append(number))
-    assert passes == [1, 1, 1] and (folder / "0000.safetensors").read_bytes() == kept
+    epochs_seen = []
+    resumed = train(pictures, on_epoch=lambda number, epoch: epochs_seen.append(number))
+    assert epochs_seen == [1, 1, 1] and (folder / "0000.safetensors").read_bytes() == kept
     monkeypatch.setenv("IID_CACHE", str(cache) + "-2")
     assert all(same(a, b) for a, b in zip(resumed.networks, train(pictures).networks, strict=True))
 
@@ -261,7 +261,7 @@ def test_other_settings_train_a_pool_of_their_own(pictures, cache):
 
 def test_copies_that_are_named_in_another_order_or_twice_are_one_pool(pictures):
     wanted = config(epochs_kept=(0, 1))
-    for kept in ((1, 0), (0, 1, 1), (1, 0, 3)):  # the last of three passes is always kept
+    for kept in ((1, 0), (0, 1, 1), (1, 0, 3)):  # the last of three epochs is always kept
         assert pool_fingerprint(pictures, config(epochs_kept=kept)) == pool_fingerprint(pictures, wanted)
         assert pool_members(config(epochs_kept=kept)) == pool_members(wanted)
     assert config(epochs_kept=(1, 0, 1)) == wanted
@@ -275,15 +275,15 @@ def test_copies_after_chosen_epochs_are_members(pictures, cache, monkeypatch, ca
     caplog.set_level(logging.INFO, "iidlib")
     settings = config(epochs=4, epochs_kept=(4, 2, 3), stored="fp32")
     pool = train(pictures, settings)
-    members = [(number, passes) for number in range(2) for passes in (2, 3, 4)]
+    members = [(number, epochs) for number in range(2) for epochs in (2, 3, 4)]
     assert pool_members(settings) == members and len(pool.networks) == len(pool.accuracies) == 6
     assert sorted(path.stem for path in folder_of(pictures, cache, settings).glob("*.safetensors")) == [
         "0000", "0000-after-2", "0000-after-3", "0001", "0001-after-2", "0001-after-3"
     ]  # fmt: skip
     assert f"network 2 of 2 after 3 of 4 epochs: {pool.accuracies[4]:.1f} % on held-out images" in caplog.messages
-    for (number, passes), network in zip(members, pool.networks, strict=True):
-        # a copy after so many passes is the network of a training that ends there
-        assert same(network, train(pictures, config(epochs=passes, stored="fp32")).networks[number])
+    for (number, epochs), network in zip(members, pool.networks, strict=True):
+        # a copy after so many epochs is the network of a training that ends there
+        assert same(network, train(pictures, config(epochs=epochs, stored="fp32")).networks[number])
     monkeypatch.setattr(features_pool, "fit", never)
     loaded = train(pictures, settings)
     assert loaded.accuracies == pool.accuracies
@@ -358,9 +358,9 @@ def test_networks_trained_at_once_are_those_trained_alone(pictures, cache, monke
     alone = train(pictures, settings)
     monkeypatch.setenv("IID_CACHE", str(cache) + "-2")
     monkeypatch.setattr(features_pool, "fit", never)
-    passes = []
-    at_once = train(pictures, settings, together=2, on_epoch=lambda number, epoch: passes.append((number, epoch)))
-    assert passes == [(n, e) for group in ((0, 1), (2,)) for e in range(3) for n in group]
+    epochs_seen = []
+    at_once = train(pictures, settings, together=2, on_epoch=lambda number, epoch: epochs_seen.append((number, epoch)))
+    assert epochs_seen == [(n, e) for group in ((0, 1), (2,)) for e in range(3) for n in group]
     for mine, other in zip(at_once.networks, alone.networks, strict=True):
         for a, b in zip(mine.parameters(), other.parameters(), strict=True):
             assert (a - b).norm() <= 1e-3 * b.norm() + 1e-6
@@ -648,7 +648,7 @@ def write(text: str) -> Callable[[Path], None]:
 
 
 @pytest.mark.parametrize(
-    ("name", "damage"),
+    ("name", "corruption"),
     [
         ("0001.safetensors", cut),
         ("0001.safetensors", flip_in_the_header),
@@ -664,16 +664,16 @@ def write(text: str) -> Callable[[Path], None]:
         ("pool.json", lambda path: path.write_bytes(b"\xff\xfe") and None),
     ],
 )
-def test_damage_is_one_line_that_says_what_to_remove(name, damage, pictures, pool_folder, monkeypatch):
+def test_corruption_is_one_line_that_says_what_to_remove(name, corruption, pictures, pool_folder, monkeypatch):
     path = pool_folder / name
-    damage(path)
+    corruption(path)
     monkeypatch.setattr(features_pool, "fit", never)
     with pytest.raises(InputError, match=r"is corrupted \(.*remove (the|its) folder to train the pool again") as caught:
         train(pictures)
     assert one_line(caught, 600) and str(path) in str(caught.value)
 
 
-def test_weights_of_another_network_are_damage(pictures, cache, pool_folder):
+def test_weights_of_another_network_are_a_corruption(pictures, cache, pool_folder):
     train(pictures, config(width=7, count=1))
     other = folder_of(pictures, cache, config(width=7)) / "0000.safetensors"
     (pool_folder / "0000.safetensors").write_bytes(other.read_bytes())

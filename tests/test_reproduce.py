@@ -101,19 +101,21 @@ def test_a_run_that_was_cut_resumes_and_nothing_is_run_twice(small: dict[str, st
 def test_a_set_that_several_networks_evaluate_is_distilled_once(
     small: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    judges = Experiment("judges", tuple(Cell("cifar10", "dm", 1, name) for name in ("lenet", "convnet3", "mlp")))
-    monkeypatch.setitem(EXPERIMENTS, "judges", judges)
+    evaluators = Experiment(
+        "evaluators", tuple(Cell("cifar10", "dm", 1, name) for name in ("lenet", "convnet3", "mlp"))
+    )
+    monkeypatch.setitem(EXPERIMENTS, "evaluators", evaluators)
     todo = {"scale": "ci", "seeds": 1, "folder": tmp_path, "runs": tmp_path / "runs"}
-    lenet, _, _ = jobs("judges", **todo)
+    lenet, _, _ = jobs("evaluators", **todo)
     assert [command[0] for command in lenet.commands()] == ["distill", "evaluate"]
     said: list[str] = []
     assert run_jobs([lenet], say=said.append, environment=small).done == 1
     (run,) = (tmp_path / "runs").iterdir()
     before = (run / "synthetic.safetensors").read_bytes()
-    assert run_jobs(jobs("judges", **todo), say=said.append, environment=small).done == 2
+    assert run_jobs(jobs("evaluators", **todo), say=said.append, environment=small).done == 2
     assert (run / "synthetic.safetensors").read_bytes() == before and len(list((tmp_path / "runs").iterdir())) == 1
     assert [text.split()[1] for text in said] == ["distill", "evaluate", "distill", "evaluate"]
-    assert jobs("judges", **todo) == []
+    assert jobs("evaluators", **todo) == []
     rows = all_rows(tmp_path)
     assert rows.groupby("network").size().to_dict() == {"convnet3": 2, "lenet": 2, "mlp": 2}
 
@@ -207,14 +209,14 @@ def test_the_command_lists_and_refuses(
     shown = capsys.readouterr().out
     names = "".join(line.split()[0] for line in shown.splitlines() if re.match(r"cifar|  match", line))
     assert names == "".join(cell.name for cell in EXPERIMENTS["beta"].cells), "folded behind slashes, and whole"
-    for arguments, told in (
+    for arguments, reported in (
         (["reproduce", "table9"], "unknown experiment 'table9'"),
         (["reproduce", "main", "--budget", "soon"], "--budget takes a time"),
         (["reproduce", "main", "--scale", "huge"], "unknown scale 'huge'"),
     ):
         with pytest.raises(SystemExit) as ended:
             main(arguments)
-        assert ended.value.code == 2 and told in capsys.readouterr().err
+        assert ended.value.code == 2 and reported in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("8h", 28800), ("30m", 1800), ("1.5m", 90), (" 5s ", 5)])

@@ -140,7 +140,7 @@ def test_hidden_files_of_the_users_are_never_taken_for_unfinished_ones(folder):
 def test_a_folder_with_a_hidden_file_of_the_users_is_not_empty(name, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / name).write_text("mine")
-    with pytest.raises(InputError, match="exists already; nothing was overwritten"):
+    with pytest.raises(InputError, match="already exists; nothing was overwritten"):
         new_folder(tmp_path / "run", CONFIG)
     assert [(path.name, path.read_text()) for path in (tmp_path / "run").iterdir()] == [(name, "mine")]
 
@@ -172,7 +172,7 @@ def test_what_another_process_puts_there_before_the_lock_is_held_is_seen(tmp_pat
             yield
 
     monkeypatch.setattr(claim.Claim, "lock", late_lock)
-    with pytest.raises(InputError, match="exists already; nothing was overwritten"):
+    with pytest.raises(InputError, match="already exists; nothing was overwritten"):
         new_folder(tmp_path / "run", CONFIG)
     assert [(path.name, path.read_text()) for path in (tmp_path / "run").iterdir()] == [("config.yaml", "theirs")]
 
@@ -294,7 +294,7 @@ def test_a_link_that_cannot_be_a_folder_is_refused_for_what_it_is(tmp_path):
             r"cannot write the run folder .*: .*dangling is a link that leads nowhere \(to nowhere\)",
         ),
         ("circle", "circle", "is a link that leads nowhere"),
-        ("to-file", "file", "exists already; nothing was overwritten"),
+        ("to-file", "file", "already exists; nothing was overwritten"),
     ):
         link = tmp_path / name
         link.symlink_to(target)
@@ -358,7 +358,7 @@ def test_what_exists_is_never_overwritten(folder, tmp_path):
     for path, more in ((folder.path, resumed), (tmp_path / "file", ""), (tmp_path / "full", "")):
         before = sorted(str(p) for p in tmp_path.rglob("*"))
         with pytest.raises(
-            InputError, match=rf"exists already; nothing was overwritten: give another --out{more}$"
+            InputError, match=rf"already exists; nothing was overwritten: give another --out{more}$"
         ) as caught:
             new_folder(path, CONFIG)
         assert str(path) in one_line(caught)
@@ -582,7 +582,7 @@ def test_a_way_back_up_leads_to_no_full_folder(tmp_path, monkeypatch, out):
     monkeypatch.chdir(tmp_path)
     for name in ("config.yaml", "environment.json"):
         (tmp_path / name).write_text("mine")
-    with pytest.raises(InputError, match="exists already; nothing was overwritten"):
+    with pytest.raises(InputError, match="already exists; nothing was overwritten"):
         new_folder(out, CONFIG)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["config.yaml", "environment.json"]
     assert {path.read_text() for path in tmp_path.iterdir()} == {"mine"}

@@ -163,7 +163,7 @@ def test_a_run_without_a_checkpoint_asks_for_its_set(saved: Path, tmp_path: Path
         distill(config, tiny_dataset(), out=tmp_path / "nowhere", resume=True)
     finished = distill(CONFIG, tiny_dataset(), init=saved, out=tmp_path / "run", resume=True).synthetic
     assert torch.equal(finished.images, distill(CONFIG, tiny_dataset(), init=saved).synthetic.images)
-    # a set that is not its last iteration's, and nothing that the run could go on from
+    # a set that is not its last iteration's, and nothing that the run could resume from
     shutil.rmtree(tmp_path / "run" / "checkpoints")
     finished.provenance["iterations"] = "3"
     finished.save(tmp_path / "run" / "synthetic.safetensors")

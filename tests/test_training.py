@@ -1,4 +1,4 @@
-"""iidlib.training: a network is trained as a loop written by hand trains it, and judged on every image once."""
+"""iidlib.training: a network is trained as a loop written by hand trains it, and assessed on every image once."""
 
 import copy
 from collections.abc import Callable
@@ -166,12 +166,12 @@ def test_a_seed_repeats_bit_for_bit_and_another_differs():
 
 
 def test_epochs_are_reported_and_the_network_comes_back_in_training_mode():
-    passes: list[int] = []
+    epochs_seen: list[int] = []
     pictures, labels = labelled_noise()
     net = network().double().eval()
     examples, training = Examples(lambda index: pictures[index], labels), Training(epochs=3, lr=0.01, batch=4)
-    assert fit(net, examples, training, seed=0, on_epoch=passes.append) is net
-    assert passes == [0, 1, 2] and net.training
+    assert fit(net, examples, training, seed=0, on_epoch=epochs_seen.append) is net
+    assert epochs_seen == [0, 1, 2] and net.training
 
 
 # Accuracy

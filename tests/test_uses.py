@@ -165,9 +165,9 @@ def test_distill_says_which_settings_have_no_effect(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     tiny = ["--dataset", "shapes", "--ipc", "2", "--scale", "ci", "--no-evaluate"]
-    for number, (changes, told) in enumerate(
+    for number, (changes, reported) in enumerate(
         ((["pool.epochs=3", "syn.lr=2", "queue.lr=1"], True), (["syn.lr=2"], False)),
     ):
         with pytest.raises(SystemExit, match="0"):
             main(["distill", "dm", *tiny, "--out", str(number), *(f"--set={text}" for text in changes)])
-        assert ("without effect on dm: pool.epochs, queue.lr\n" in capsys.readouterr().out) is told
+        assert ("without effect on dm: pool.epochs, queue.lr\n" in capsys.readouterr().out) is reported

@@ -70,7 +70,7 @@ def whole_config(kind: type, built: Any) -> RunConfig:
     return built if kind is RunConfig else RunConfig(**{NAMES[kind]: built})
 
 
-def told(error: InputError, key: str) -> bool:
+def reported(error: InputError, key: str) -> bool:
     """Whether a message is one line that names the setting, and of a length that is read."""
     text = str(error)
     return "\n" not in text and len(text) < 1100 and (key in text or key.split(".")[-1] in text)
@@ -83,7 +83,7 @@ def test_any_value_of_any_field_is_converted_or_refused_in_one_line(kind: type, 
         try:
             built = kind(**{name: value})
         except InputError as error:
-            assert told(error, key_of(kind, name)), (value, str(error))
+            assert reported(error, key_of(kind, name)), (value, str(error))
             continue
         assert type(getattr(built, name)) is plain, f"{value!r} became {getattr(built, name)!r}"
         config = whole_config(kind, built)
@@ -286,7 +286,7 @@ def test_thousands_of_random_settings_are_taken_exactly_or_refused_in_one_line()
         try:
             changed = override(RunConfig(method="iid-idm"), {key: text})
         except InputError as error:
-            assert told(error, key), (key, text, str(error))
+            assert reported(error, key), (key, text, str(error))
             continue
         taken += 1
         group, _, name = key.rpartition(".")

@@ -135,9 +135,9 @@ def write_rooms(app: Sphinx, docname: str, source: list[str]) -> None:
 
 
 def documented_names(rooms: list[str]) -> dict[str, str]:
-    """From the name under which Python knows a thing, that of its file, to the one under which it is documented.
+    """Returns the name under which each thing is documented, by the name that Python knows: that of its file.
 
-    Constants go the other way: from the face, from which a chapter may import them, to their file.
+    Constants are the other way round: documented in their file, and imported by a chapter from the package.
     """
     led: dict[str, str] = {}
     for room in rooms:

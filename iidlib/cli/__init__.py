@@ -10,6 +10,7 @@ import contextlib
 import io
 import itertools
 import logging
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -22,7 +23,7 @@ from typer.core import TyperCommand, TyperGroup
 from iidlib._version import __version__
 from iidlib.cli import bench, config, continual, data, distill, evaluate, experts, reproduce, sweep
 from iidlib.cli.session import Failed
-from iidlib.errors import InputError, memory_text, out_of_memory, shortened
+from iidlib.errors import InputError, memory_text, out_of_memory, shortened, suggest
 from iidlib.files import user_path
 
 __all__ = ["app", "main"]
@@ -38,7 +39,13 @@ class _Terminated(KeyboardInterrupt):
 
 
 class _Commands(TyperGroup):
-    """Command group that prints the message of an interrupted command."""
+    """Command group that suggests a similar command, and prints the message of an interrupted one."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        # older versions of typer suggest nothing
+        if args and args[0][:1] != "-" and self.get_command(ctx, args[0]) is None:
+            ctx.fail(f"No such command {args[0]!r}{suggest(args[0], self.list_commands(ctx))}")
+        return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
         # not in `main`: newer versions of typer turn the interrupt into a silent exit before it gets there
@@ -53,9 +60,11 @@ class _Command(TyperCommand):
     """Command that expands ``~`` in its paths, which a shell does not do in ``--out=~/run``."""
 
     def invoke(self, ctx: Any) -> Any:
+        # in older versions of typer a path is still text here, and its kind is known from the parameter
+        kinds = {param.name: type(getattr(param, "type", None)).__name__ for param in self.params}
         for name, value in ctx.params.items():
-            if isinstance(value, Path):
-                ctx.params[name] = user_path(value)
+            if isinstance(value, Path) or (isinstance(value, str) and kinds[name] in ("Path", "TyperPath")):
+                ctx.params[name] = type(value)(user_path(value))
         return super().invoke(ctx)
 
 
@@ -82,7 +91,7 @@ app.command()(reproduce.reproduce)
 app.command()(sweep.sweep)
 app.command()(bench.bench)
 app.command()(config.config)
-data_app = typer.Typer(help="List, download and check datasets.")
+data_app = typer.Typer(cls=_Commands, help="List, download and check datasets.")
 data_app.command("list")(data.data_list)
 data_app.command("fetch")(data.data_fetch)
 data_app.command("check")(data.data_check)
@@ -117,6 +126,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         arguments: command-line arguments without the program's name (default: those of this process).
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
+    if sys.stderr is None:  # closed by the shell (2>&-); some libraries write to it without asking
+        sys.stderr = Path(os.devnull).open("w", encoding="utf-8")
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a character that the terminal cannot show must not lose a table
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[_Log()])

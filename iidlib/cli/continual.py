@@ -8,7 +8,17 @@ from typing import Annotated
 import typer
 
 from iidlib.cli.completion import complete_memory
-from iidlib.cli.options import Changes, DataRoot, DatasetName, Device, Results, Resume, Scale, given_changes
+from iidlib.cli.options import (
+    AllowMismatch,
+    Changes,
+    DataRoot,
+    DatasetName,
+    Device,
+    Results,
+    Resume,
+    Scale,
+    given_changes,
+)
 from iidlib.cli.output import AsJson, Quiet, report, result
 from iidlib.cli.score_files import check_apart
 from iidlib.cli.scores import accuracy_text, summary
@@ -49,6 +59,7 @@ def continual(
         typer.Option("--out", metavar="FOLDER", help="Output folder (default: runs/continual-<method>-...)."),
     ] = None,
     resume: Resume = False,
+    allow_mismatch: AllowMismatch = False,
     data_root: DataRoot = None,
     changes: Changes = None,
     results: Results = None,
@@ -96,7 +107,16 @@ def continual(
         frames.append(rows)
 
     with keeping(folder, given_command(ctx, "--resume", *([] if out else ["--out", str(folder)]))):
-        learn_in_steps(config, loaded, steps=cut, order=number, out=folder, progress=None, on_step=on_step)
+        learn_in_steps(
+            config,
+            loaded,
+            steps=cut,
+            order=number,
+            out=folder,
+            allow_mismatch=allow_mismatch,
+            progress=None,
+            on_step=on_step,
+        )
         scores = pd.concat(frames, ignore_index=True)
         if results is not None:
             origin = dataclasses.replace(SetOrigin.planned(config), settings=given)

@@ -8,7 +8,18 @@ from typing import Annotated
 import typer
 
 from iidlib.cli.completion import complete_method
-from iidlib.cli.options import Baseline, Changes, DataRoot, DatasetName, Device, Results, Resume, Scale, given_changes
+from iidlib.cli.options import (
+    AllowMismatch,
+    Baseline,
+    Changes,
+    DataRoot,
+    DatasetName,
+    Device,
+    Results,
+    Resume,
+    Scale,
+    given_changes,
+)
 from iidlib.cli.output import AsJson, Quiet, report
 from iidlib.cli.score_files import KeptRows, can_be_scored, check_apart
 from iidlib.cli.scores import run_summary, scored, show_scores, summary, with_random_baselines
@@ -50,9 +61,7 @@ def distill(
         Path | None,
         typer.Option("--init", metavar="PATH", help="Start from the images of a run or distilled set."),
     ] = None,
-    allow_mismatch: Annotated[
-        bool, typer.Option("--allow-mismatch", help="Resume under other versions, device or kernels; it is recorded.")
-    ] = False,
+    allow_mismatch: AllowMismatch = False,
     data_root: DataRoot = None,
     changes: Changes = None,
     evaluate: Annotated[

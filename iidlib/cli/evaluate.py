@@ -121,7 +121,7 @@ def evaluate(
     if out is not None:
         check_writable(out)
         if resolved_path(out).exists() or out.is_symlink():
-            raise InputError(f"{out} exists already; nothing was overwritten: give another --out")
+            raise InputError(f"{out} already exists; nothing was overwritten: give another --out")
     if results is not None:
         if out is not None:
             check_apart(results, out, folder=False)

@@ -10,7 +10,10 @@ from iidlib.config import settings
 from iidlib.errors import InputError
 from iidlib.names import dataset_name
 
-__all__ = ["Baseline", "Changes", "DataRoot", "DatasetName", "Device", "Results", "Resume", "Scale", "given_changes"]
+__all__ = [
+    "AllowMismatch", "Baseline", "Changes", "DataRoot", "DatasetName", "Device", "Results", "Resume", "Scale",
+    "given_changes",
+]  # fmt: skip
 
 DatasetName = Annotated[
     str,
@@ -48,12 +51,16 @@ Changes = Annotated[
     typer.Option(
         "--set",
         metavar="KEY=VALUE",
-        help="Override a setting, e.g. match.cm=0.02. May be given several times.",
+        help="Override a setting listed by iid config, e.g. eval.epochs=100. May be given several times.",
         autocompletion=complete_setting,
     ),
 ]
 
 Resume = Annotated[bool, typer.Option("--resume", help="Resume the run in --out from its last checkpoint.")]
+
+AllowMismatch = Annotated[
+    bool, typer.Option("--allow-mismatch", help="Resume under other versions, device or kernels; it is recorded.")
+]
 
 Baseline = Annotated[
     bool,

@@ -56,9 +56,9 @@ def can_be_scored(folder: "RunFolder") -> bool:
 
 
 class KeptRows:
-    """What an evaluation has found so far; when the block ends early, it is saved, and a line says where.
+    """Rows of an evaluation so far. If the block ends early, they are saved, and a line says where.
 
-    ``scores.json`` of a run stands for a whole evaluation; what is less goes to ``scores-incomplete.json``.
+    ``scores.json`` of a run always holds a complete evaluation; an incomplete one goes to ``scores-incomplete.json``.
 
     Attributes:
         tables: rows of the finished networks of each set.
@@ -70,11 +70,11 @@ class KeptRows:
         self._places: list[str] = []
 
     def add(self, rows: "pd.DataFrame") -> None:
-        """Takes the rows of a set, as many as there are."""
+        """Adds the finished rows of a set."""
         self.tables.append(rows)
 
     def save(self, scores: "pd.DataFrame", *, of_run: bool) -> None:
-        """Saves the whole evaluation.
+        """Saves the complete evaluation.
 
         Args:
             scores: its rows.
@@ -82,7 +82,7 @@ class KeptRows:
 
         Raises:
             OSError: if a file cannot be written; leaving the block then saves the rows elsewhere.
-            InputError: likewise, where the table has become something else.
+            InputError: likewise, if the table was replaced by something else in the meantime.
         """
         from iidlib.experiments import append_results
 

@@ -55,10 +55,10 @@ BASELINES = ("random", "random-mosaic", "herding", "k-center", "whole")
 """Methods that select real images instead of learning images."""
 
 STARTS = ("real", "crops", "noise")
-"""Ways to initialize the images without a network, see ``syn.init``."""
+"""Ways to initialise the images without a network, see ``syn.init``."""
 
 CHOSEN_STARTS = ("centres", "easiest")
-"""Ways to initialize the images with real ones chosen by a network of the pool."""
+"""Ways to initialise the images with real ones chosen by a network of the pool."""
 
 SCALES: dict[str, dict[str, Any]] = {
     "paper": {},

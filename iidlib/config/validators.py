@@ -79,7 +79,7 @@ def known_scale(settings: Any, attribute: "Attribute[Any]", value: Any) -> None:
 
 
 def known_start(settings: Any, attribute: "Attribute[Any]", value: Any) -> None:
-    """Accepts the ways to initialize the images, and ``set:DIGEST`` for a saved set."""
+    """Accepts the ways to initialise the images, and ``set:DIGEST`` for a saved set."""
     choices = (*STARTS, *CHOSEN_STARTS)
     if value not in choices and not (isinstance(value, str) and re.fullmatch("set:[0-9a-f]{12}", value)):
         raise InputError(f"{key_of(settings, attribute)} must be one of {', '.join(choices)}, got {value!r}")

@@ -83,7 +83,7 @@ def parse_folder(name: str) -> FolderOptions:
     """
     path, _, query = name.removeprefix("folder:").partition("?")
     if not path.strip():
-        raise InputError("folder: needs the path of a folder, as in folder:my/images or folder:my/images?size=64")
+        raise InputError("folder: needs the path of a folder, as in folder:my/images or 'folder:my/images?size=64'")
     pairs = parse_qsl(query, keep_blank_values=True)
     given = dict(pairs)
     for key, value in given.items():

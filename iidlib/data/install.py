@@ -166,7 +166,7 @@ def _from_archive(source: Source, remote: Remote, root: Path, target: Path, work
 
 
 def _one_file(source: Source, remote: Remote, root: Path, target: Path, workshop: Path) -> None:
-    """Installs a file of the dataset's folder, unless it is there already, compressed or not."""
+    """Installs a file of the dataset's folder, unless it already exists, compressed or not."""
     stem = remote.name.removesuffix(".gz")
     known = [file for file in source.check(target) if file.path.name in (remote.name, stem)]
     if all(file.state == "ok" for file in known):

@@ -145,7 +145,8 @@ def conditions_kept(run: Distillation, folder: RunFolder, facts: Mapping[str, An
         text = ", ".join(f"{name} was {was} and is {now}" for name, (was, now) in changed.items())
         raise InputError(
             f"the run at {folder.path} was started under other conditions ({text}), so its numbers would differ from "
-            "those of an uninterrupted run; restore them, or accept the difference with --allow-mismatch"
+            "those of an uninterrupted run; restore them, or accept the difference with --allow-mismatch "
+            "(allow_mismatch=True in Python)"
         )
     if changed:
         folder.note("environment_mismatch", {"iteration": facts["iteration"]} | changed)

@@ -91,7 +91,7 @@ def evaluated(
     compute: ComputeConfig | None = None,
     on_epochs: Callable[[int], object] | None = None,
 ) -> Iterator[dict[str, object]]:
-    """The rows of `evaluate`, each yielded as soon as its network was tested, to show progress or to save rows early.
+    """The rows of `evaluate`, each yielded once its network has been tested, to show progress or to save rows early.
 
     Raises:
         InputError: as `evaluate`, with the first row.

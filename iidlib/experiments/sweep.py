@@ -131,7 +131,7 @@ def run_sweep(sweep: Sweep, out: str | Path, *, workers: int = 1, progress: bool
     try:
         target = resolved_path(out)
         if target.exists() and (not target.is_dir() or any(target.iterdir())):
-            raise InputError(f"{out} exists already; nothing was overwritten: give another --out")
+            raise InputError(f"{out} already exists; nothing was overwritten: give another --out")
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"cannot write {out}: {error.strerror or error}") from None

@@ -1,4 +1,4 @@
-"""Initial images of a distillation, chosen by a trained network: the centres of a class, or its easiest images.
+"""Initial images of a distillation, chosen by a pretrained network: the centres of a class, or its easiest images.
 
 Images near cluster centres cover a class evenly; Liu et al., "DREAM: efficient dataset distillation by representative
 matching" (ICCV 2023), choose their real images this way. Where one image must represent a class, images that a network
@@ -131,7 +131,7 @@ def _outputs(function: Callable[[Tensor], Tensor], real: RealSet, index: Tensor)
 def chosen_images(
     kind: str, real: RealSet, network: Network, ipc: int, factor: int = 1, *, seed: int = 0
 ) -> SyntheticSet:
-    """Real images of each class, chosen by a trained network; with a factor, each tile of a mosaic is one, downscaled.
+    """Real images of each class, chosen by a pretrained network; with a factor, each tile of a mosaic is one, shrunk.
 
     The network sees full-size images without augmentation. The chosen images of a class are dealt out like cards, so
     each mosaic gets its share of the largest clusters, or of the easiest images.

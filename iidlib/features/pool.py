@@ -53,7 +53,7 @@ class Pool:
     epochs: Sequence[int] = ()
 
     def sample(self, generator: torch.Generator) -> Network:
-        """A trained network, drawn uniformly by a generator on the CPU.
+        """A pretrained network, drawn uniformly by a generator on the CPU.
 
         Class centralization needs a network that knows the classes, so copies from before the training
         (``pool.epochs_kept`` of 0) are left out. If the matching networks themselves come from the pool, class

@@ -211,7 +211,7 @@ def class_centralization(
     Explained in chapter 04.
 
     Args:
-        features: features of the synthetic images from a trained network, [C, n, D].
+        features: features of the synthetic images from a pretrained network, [C, n, D].
         mask: true where `features` holds an image, [C, n]; None means everywhere.
         form: ``"linear"`` or ``"exp"``.
         alpha: scale of the exponent (exp form only).

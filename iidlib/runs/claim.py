@@ -84,7 +84,7 @@ class Claim:
             with contextlib.suppress(OSError), self.lock():
                 pass
         remedy = ", or resume it with --resume" if (folder / "config.yaml").is_file() else ""
-        raise InputError(f"{self.path} exists already; nothing was overwritten: give another --out{remedy}")
+        raise InputError(f"{self.path} already exists; nothing was overwritten: give another --out{remedy}")
 
     @staticmethod
     def _signed(lock: Path) -> bool:

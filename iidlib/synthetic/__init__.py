@@ -1,4 +1,4 @@
-"""The learned images (``sets``) and their file; ``validation`` and ``other_formats`` reject bad input, and may wait."""
+"""The learned images (``sets``) and their file. Skip ``validation`` and ``other_formats``, which reject bad input."""
 
 from iidlib.synthetic.validation import check_real
 from iidlib.synthetic.mosaics import expand
