@@ -157,9 +157,9 @@ def test_nothing_starts_when_something_is_wrong(folder: Path, monkeypatch: pytes
     with pytest.raises(InputError, match="workers must be at least 1, got 0"):
         run_sweep(good, folder / "out", workers=0)
     assert not (folder / "out").exists()
-    with pytest.raises(InputError, match="exists already"):
+    with pytest.raises(InputError, match="already exists"):
         run_sweep(good, folder)
-    with pytest.raises(InputError, match="exists already"):
+    with pytest.raises(InputError, match="already exists"):
         run_sweep(good, folder / "n.ipynb")
     with pytest.raises(InputError, match="cannot write"):
         run_sweep(good, folder / "n.ipynb" / "below")
