@@ -77,7 +77,7 @@ class Source:
     embedded: bool
     """Whether it comes with the library."""
     get: str
-    """Instructions for getting it; ``DIR`` stands for the data root."""
+    """Instructions for getting it; ``FOLDER`` stands for the data root."""
     checksums: Callable[[Path], Mapping[str, str]]
     """Function that returns the checksums of the files in a folder, by relative path, as ``algorithm:hex``."""
     read: Callable[[Path], tuple[Images, Images]]
@@ -112,7 +112,7 @@ class Source:
             if places:
                 wrong = in_the_way(places[0])
                 looked = f"looked for {' and '.join(map(str, places))}{wrong}"
-                get = get if wrong else get.replace("DIR", str(self.root_of(places[0])))
+                get = get if wrong else get.replace("FOLDER", str(self.root_of(places[0])))
             raise InputError(f"{self.name} not found: {looked}; {get}")
         return folder
 
@@ -143,7 +143,7 @@ class Source:
             InputError: if the folder cannot be found, or a file is missing or corrupted.
         """
         folder = self.locate(data_root)
-        get = self.get.replace("DIR", str(self.root_of(folder)))
+        get = self.get.replace("FOLDER", str(self.root_of(folder)))
         if self.problems and (problems := self.problems(folder)):
             raise InputError(f"{self.name}: {folder} is incomplete: {listed(problems, 4, between='; ')}. {get}")
         for file in self.check(folder):
