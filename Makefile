@@ -64,7 +64,7 @@ print: install ## the whole book on one page, _build/singlehtml, and with Chromi
 	  echo "The book: $(CURDIR)/_build/book.pdf"
 
 lab: install ## open the first chapter in JupyterLab (CHAPTER=book/04_class_centralization.ipynb, LAB_ARGS="--no-browser")
-	$(BIN)/jupyter lab $(CHAPTER) $(LAB_ARGS)
+	$(BIN)/jupyter lab --ServerApp.root_dir="$(CURDIR)" $(CHAPTER) $(LAB_ARGS)
 
 lint: install ## ruff and mypy
 	$(BIN)/ruff check .
