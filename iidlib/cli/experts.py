@@ -38,7 +38,7 @@ def experts(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Train the pool of networks that class centralization and iid-plus use."""
+    """Train the pool of networks that class centralization, iid-plus, herding and k-center use."""
     from iidlib.distillation import pool_bar
     from iidlib.experiments import check_writable
     from iidlib.features import pool_members, trained_pool

@@ -51,7 +51,7 @@ Changes = Annotated[
     typer.Option(
         "--set",
         metavar="KEY=VALUE",
-        help="Override a setting listed by iid config, e.g. eval.epochs=100. May be given several times.",
+        help="Override a setting, as listed by iid config METHOD. May be given several times.",
         autocompletion=complete_setting,
     ),
 ]
