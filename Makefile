@@ -1,5 +1,6 @@
 # The targets of this repository. `make` lists them. Every target uses the virtual environment .venv, which the first
-# one creates from the exact versions of .ci/requirements.lock. Written for GNU make 3.81 (macOS) and later, and any POSIX shell.
+# one creates from the exact versions of .ci/requirements.lock. Written for GNU make 3.81 (macOS) and later, and any
+# POSIX shell.
 
 VENV ?= .venv
 BIN := $(VENV)/bin

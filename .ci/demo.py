@@ -2,8 +2,8 @@
 
     .venv/bin/python .ci/demo.py runs/demo
 
-All that papermill and nbconvert print goes to ``log.txt`` in that folder; if a command
-fails, the end of the log is shown.
+All that papermill and nbconvert print goes to ``log.txt`` in that folder; if a command fails, the end of the
+log is shown.
 """
 
 import subprocess

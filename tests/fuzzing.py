@@ -307,7 +307,7 @@ def _snapshot(folder: Path) -> dict[str, tuple[int, int]]:
 
 
 def attack(name: str, place: Path, cases: int, seed: int = 0) -> Counter[str]:
-    """Corruptions a reader's input again and again; returns how often it was read and refused.
+    """Corrupts a reader's input again and again; returns how often it was read and refused.
 
     Raises:
         AssertionError: where the contract is broken; the input stays in `place`.

@@ -476,6 +476,23 @@ def test_continuous_integration_runs_the_same_targets() -> None:
         assert any(step.get("uses", "").startswith("actions/cache@") for step in job["steps"])
 
 
+@pytest.mark.parametrize(("given", "selected"), [([], False), (["-m", "not slow"], False), (["-m", "long"], True)])
+def test_long_tests_run_only_where_they_are_named(given: list[str], selected: bool) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "--collect-only",
+        "-p",
+        "no:cacheprovider",
+        "tests/test_pictures.py",
+    ]
+    done = subprocess.run([*command, *given], cwd=ROOT, capture_output=True, text=True)
+    assert ("test_many_random_files" in done.stdout) == selected and done.returncode == 0, done.stdout
+    assert ("test_random_files_are_read_right_or_refused" in done.stdout) != selected
+
+
 def shell_lines() -> list[str]:
     """Lines of the shell blocks of the README and of the page on the command line, without their comments."""
     pages = README + (ROOT / "book" / "command_line.md").read_text(encoding="utf8")

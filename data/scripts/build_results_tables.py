@@ -43,7 +43,7 @@ METHODS = {
     "iid-plus": "iid-plus, beyond the paper",
 }
 SAME_AS_DM = {("iid-dm", 1)}
-"""Method and IPC whose terms are left out, because a single image has no other to relate to; never measured."""
+"""Method and IPC whose terms are left out: a single image has no other to relate to (a test compares the images)."""
 
 
 def table(scale: str) -> str:
