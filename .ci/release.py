@@ -16,6 +16,8 @@ import venv
 from collections.abc import Iterator
 from pathlib import Path
 
+import yaml
+
 TOLERANCE = 2.0
 """Points of accuracy by which machines may differ in the README's six lines; they are deterministic on one machine."""
 
@@ -30,20 +32,21 @@ def problems(version: str, root: Path = ROOT) -> Iterator[str]:
         yield f"a version is three numbers such as 0.2.0, got {version!r}: make release VERSION=0.2.0"
         return
     project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf8"))["project"]["version"]
+    citation = yaml.safe_load((root / "CITATION.cff").read_text(encoding="utf8"))
     places = {
         "pyproject.toml": project,
         "iidlib/_version.py": _find(r'__version__ = "(.+?)"', root / "iidlib" / "_version.py"),
-        "CITATION.cff": _find(r"^version: \"?([\d.]+)", root / "CITATION.cff"),
+        "CITATION.cff": str(citation.get("version", "nothing")),
         "CHANGELOG.md": _find(r"^## (\d\S*)", root / "CHANGELOG.md"),
     }
     yield from (f"{place} says {found}, not {version}" for place, found in places.items() if found != version)
     changes = (root / "CHANGELOG.md").read_text(encoding="utf8")
     dated = re.search(rf"^## {re.escape(version)} - (\d{{4}}-\d\d-\d\d)$", changes, re.M)
-    cited = _find(r"^date-released: \"?([\d-]+)", root / "CITATION.cff")
+    cited = str(citation.get("date-released", "nothing"))
     if not dated:
         yield f"CHANGELOG.md needs the line '## {version} - YEAR-MONTH-DAY'"
     elif cited != dated[1]:
-        yield f"CITATION.cff was released on {cited}, and CHANGELOG.md says {dated[1]}"
+        yield f"CITATION.cff has date-released: {cited}, and CHANGELOG.md says {dated[1]}"
     if re.search(r"^## Unreleased\n+(?!## )\S", changes, re.M):
         yield f"CHANGELOG.md has changes under Unreleased: move them to {version}"
     if _git(root, "status", "--porcelain"):

@@ -353,7 +353,7 @@ def test_a_release_is_refused_for_what_is_not_ready(releasable: Path) -> None:
     ]
     subprocess.run(["git", "checkout", "-q", "."], cwd=releasable, check=True)
     log.write_text(log.read_text().replace("2030-01-02", "2030-01-03"))
-    assert found()[0] == "CITATION.cff was released on 2030-01-02, and CHANGELOG.md says 2030-01-03"
+    assert found()[0] == "CITATION.cff has date-released: 2030-01-02, and CHANGELOG.md says 2030-01-03"
     subprocess.run(["git", "checkout", "-q", "."], cwd=releasable, check=True)
     subprocess.run(["git", "tag", "v9.8.7"], cwd=releasable, check=True)
     subprocess.run(["git", "checkout", "-q", "-b", "side"], cwd=releasable, check=True)
