@@ -105,9 +105,14 @@ class Graph:
     def __init__(self, cuda: FakeCuda) -> None:
         self._cuda, self._tape = cuda, Tape()
         self.label: object = None
+        self._pool: object = None
 
-    def capture_begin(self) -> None:
+    def pool(self) -> object:
+        return self._pool
+
+    def capture_begin(self, pool: object) -> None:
         assert not self._cuda.poisoned, "a capture after one that broke"
+        self._pool = pool
         self._cuda.log.append(f"capture on {self._cuda.stream}")
         self._cuda.capturing = True
         self._tape.__enter__()
@@ -149,6 +154,8 @@ def fake_cuda(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
     monkeypatch.setattr(torch.cuda, "Stream", cuda.new_stream)
     monkeypatch.setattr(torch.cuda, "stream", cuda.on)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: Stream(cuda.stream))
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: object())
+    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
     monkeypatch.setattr(torch.cuda, "synchronize", lambda device=None: None)
     monkeypatch.setattr(torch.cuda, "empty_cache", cuda.empty_cache)
     monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: Graph(cuda))

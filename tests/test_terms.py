@@ -117,9 +117,12 @@ def test_a_batch_computes_from_the_draws_that_it_is_given():
     class Given:
         """Draws that no iteration of the run would make."""
 
-        iteration, real, counts = 0, torch.ones(8, 3, 16, 16), torch.full((4,), 2)
+        iteration, counts = 0, torch.full((4,), 2)
 
-        def augmented(self, images: Tensor, label: int | None = None) -> Tensor:
+        def real(self, classes: range) -> Tensor:
+            return torch.ones(2 * len(classes), 3, 16, 16)
+
+        def augmented(self, images: Tensor, classes: range) -> Tensor:
             return 2 * images
 
     Given.matching, Given.pretrained = Drawn(network, 25.0), run.pool.networks[0]
@@ -134,13 +137,16 @@ def test_a_batch_computes_from_the_draws_that_it_is_given():
 def test_draws_are_those_of_the_iteration_and_not_made_twice():
     run = run_on(tiny_dataset(), 2, 3, 4)
     draws, again, other = LazyDraws(run, 5), LazyDraws(run, 5), LazyDraws(run, 6)
-    assert torch.equal(draws.real, again.real) and not torch.equal(draws.real[:6], other.real[:6])
-    assert draws.real is draws.real and draws.counts.tolist() == [6, 6, 6, 6]
+    every = range(4)
+    real = draws.real(every)
+    assert torch.equal(real, again.real(every)) and not torch.equal(real[:6], other.real(every)[:6])
+    assert draws.real(every).data_ptr() == real.data_ptr() and draws.counts.tolist() == [6, 6, 6, 6]
+    assert torch.equal(draws.real(range(1, 3)), real[6:18])
     images = run.images.detach()
-    assert torch.equal(draws.augmented(images), again.augmented(images))
-    for label in range(4):
-        own = run.group == label
-        assert torch.allclose(draws.augmented(images)[own], draws.augmented(images[own], label), atol=1e-6)
+    assert torch.equal(draws.augmented(images, every), again.augmented(images, every))
+    for label in every:
+        own, one = run.group == label, range(label, label + 1)
+        assert torch.allclose(draws.augmented(images, every)[own], draws.augmented(images[own], one), atol=1e-6)
 
 
 def test_both_sides_of_a_class_go_through_one_transform_and_classes_through_their_own():

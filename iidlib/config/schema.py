@@ -216,6 +216,9 @@ class ComputeConfig:
     """Compiled kernels: if a compiler is found, always, or never."""
     chunk: int = field(default=0, validator=at_least(0))
     """Maximum number of images in one forward pass; 0 lets the device decide."""
+    classes: int = field(default=0, validator=at_least(0))
+    """Maximum number of classes in one backward pass of a distillation; 0 lets the device's memory decide. Changes only
+    rounding."""
     graph: Literal["auto", "off"] = field(default="auto", validator=one_of_its_choices)
     """Whether the step is captured as a CUDA graph on a GPU if its shapes are fixed."""
     together: int = field(default=0, validator=at_least(0))

@@ -35,14 +35,20 @@ class StepBatch:
     K channels, P = h * w positions of a feature map, D dimensions.
     """
 
-    def __init__(self, run: Run, draws: StepDraws) -> None:
+    def __init__(
+        self, run: Run, draws: StepDraws, classes: range | None = None, images: Tensor | None = None
+    ) -> None:
         """Stores the arguments; nothing is computed yet.
 
         Args:
             run: the run, with its settings and synthetic images.
             draws: the iteration's real images, augmentation and networks.
+            classes: the classes of the batch; None for all. C below is their number.
+            images: the synthetic images of these classes as they are stored; None for those of the run.
         """
         self._run, self._draws = run, draws
+        self.classes = range(run.real.num_classes) if classes is None else classes
+        self._images = run.images if images is None else images
 
     @property
     def config(self) -> RunConfig:
@@ -62,7 +68,16 @@ class StepBatch:
     @cached_property
     def _syn_images(self) -> Tensor:
         """Augmented synthetic images, expanded and sorted by class."""
-        return self._draws.augmented(expand(self._run.images, self.config.syn.factor))  # [C*n, 3, H, W]
+        return self._draws.augmented(expand(self._images, self.config.syn.factor), self.classes)  # [C*n, 3, H, W]
+
+    @cached_property
+    def _real_images(self) -> Tensor:
+        return self._draws.real(self.classes)  # [B, 3, H, W]
+
+    @property
+    def _counts(self) -> Tensor:
+        """Number of real images of each class, on the CPU."""
+        return self._draws.counts[self.classes.start : self.classes.stop]  # [C]
 
     def _maps(self, images: Tensor) -> list[Tensor]:
         """Feature maps after each block that covariance matching uses, [B, K, h, w] each, in order of the blocks."""
@@ -82,7 +97,7 @@ class StepBatch:
     @cached_property
     def _all_real_maps(self) -> tuple[list[Tensor], Tensor | None]:
         with torch.no_grad():
-            by_class = [_stack_classes(maps, self._draws.counts) for maps in self._maps(self._draws.real)]
+            by_class = [_stack_classes(maps, self._counts) for maps in self._maps(self._real_images)]
         return [maps for maps, _ in by_class], by_class[-1][1]  # [C, N, K, h, w] each, [C, N] or None
 
     @property
@@ -110,24 +125,27 @@ class StepBatch:
             lambda: measure_classes(run.real, self.network, self._draws.augmented, run.forward),
         )
 
+    def _of_classes(self, statistic: Tensor) -> Tensor:
+        """A statistic of all classes, restricted to those of the batch."""
+        return statistic[self.classes.start : self.classes.stop]
+
     @cached_property
     def real_mean(self) -> Tensor:
         """Mean features of the real images, [C, D], without gradient."""
         if self._cached is not None:
-            return self._cached.mean
+            return self._of_classes(self._cached.mean)
         return losses.class_mean(self.real_features, self.real_mask)  # [C, D]
 
     @cached_property
     def real_covariance(self) -> Tensor:
         """Local covariances of the real images, [C, K, K], without gradient."""
         if self._cached is not None:
-            return self._cached.covariance
+            return self._of_classes(self._cached.covariance)
         return losses.local_covariance(self.real_fmap, self.real_mask)  # [C, K, K]
 
     @cached_property
     def _all_syn_maps(self) -> list[Tensor]:
-        classes = self._run.real.num_classes
-        return [maps.unflatten(0, (classes, -1)) for maps in self._maps(self._syn_images)]  # [C, n, K, h, w] each
+        return [maps.unflatten(0, (len(self.classes), -1)) for maps in self._maps(self._syn_images)]  # [C, n, K, h, w] each
 
     @property
     def _syn_maps(self) -> Tensor:
@@ -183,11 +201,11 @@ class StepBatch:
         if self.pretrained is self.network:
             return self.syn_features
         features = self._run.forward(self.pretrained.embed, self._syn_images)  # [C*n, D]
-        return features.unflatten(0, (self._run.real.num_classes, -1))  # [C, n, D]
+        return features.unflatten(0, (len(self.classes), -1))  # [C, n, D]
 
     def _first_real(self, per_class: int) -> tuple[Tensor, Tensor]:
         """The first augmented real images of each class, sorted by class, and their number per class."""
-        images, drawn = self._draws.real, self._draws.counts  # [B, 3, H, W], [C]
+        images, drawn = self._real_images, self._counts  # [B, 3, H, W], [C]
         counts = drawn.clamp(max=per_class)  # [C]
         if _all_equal(drawn):  # without an index, which cannot be copied to the device while recording
             first = images.unflatten(0, (len(drawn), -1))[:, : int(counts[0])]  # [C, N, 3, H, W]
@@ -221,4 +239,6 @@ class StepBatch:
             return losses.scatter(*self.pretrained_real_features(self.config.match.cc_real))  # [C]
 
         statistics = self._run.statistics
-        return measured() if statistics is None else statistics.scatter(self._draws.iteration, measured)
+        if statistics is None:
+            return measured()
+        return statistics.scatter(self._draws.iteration, self.classes, measured)

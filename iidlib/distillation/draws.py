@@ -13,12 +13,14 @@ from torch import Tensor
 
 from iidlib import augment
 from iidlib.config import RunConfig
-from iidlib.data import RealSet
+from iidlib.data import RealSet, Sample
 from iidlib.features import CachedStatistics, Drawn, NetworkSource, Pool
 from iidlib.networks import Network
 from iidlib.rng import stream
 
-__all__ = ["LazyDraws", "Run", "StepDraws", "frequencies_at"]
+__all__ = [
+    "LazyDraws", "Run", "StepDraws", "frequencies_at", "pretrained_at", "real_batch", "transforms_at",
+]  # fmt: skip
 
 
 class Run(Protocol):
@@ -32,6 +34,7 @@ class Run(Protocol):
     source: NetworkSource
     pool: Pool | None
     statistics: CachedStatistics | None
+    groups: tuple[range, ...]
 
     @property
     def terms(self) -> Collection[str]:
@@ -66,9 +69,8 @@ class StepDraws(Protocol):
         """Frequencies for features, standard normal, [F, D]."""
         ...
 
-    @property
-    def real(self) -> Tensor:
-        """Augmented real images sorted by class, [B, K, H, H]."""
+    def real(self, classes: range) -> Tensor:
+        """Augmented real images of some classes, sorted by class, [B, K, H, H]."""
         ...
 
     @property
@@ -76,14 +78,32 @@ class StepDraws(Protocol):
         """Number of real images per class, int64 [C], on the CPU."""
         ...
 
-    def augmented(self, images: Tensor, label: int | None = None) -> Tensor:
+    def augmented(self, images: Tensor, classes: range) -> Tensor:
         """Applies to each image the transform that was drawn for its class.
 
         Args:
-            images: the expanded synthetic images, sorted by class, or images of one class; [B, K, H, H].
-            label: the class of all images; None for the synthetic images.
+            images: as many images of each class, sorted by class, [B, K, H, H].
+            classes: the classes of the images.
         """
         ...
+
+
+def real_batch(run: Run, iteration: int) -> Sample:
+    """The real images of an iteration."""
+    return run.real.sample(run.config.match.batch_real, stream(run.config.seed, iteration, "real batch"))
+
+
+def transforms_at(run: Run, iteration: int) -> augment.Draws | None:
+    """Augmentation of each class at an iteration; None if the run has none."""
+    if run.augmentation == "none":
+        return None
+    return augment.sample(run.augmentation, run.real.num_classes, stream(run.config.seed, iteration, "augmentation"))
+
+
+def pretrained_at(run: Run, iteration: int) -> Network:
+    """The network of the pool that an iteration uses for class centralization."""
+    assert run.pool is not None, "a term that reads `pretrained` must set needs_pool"
+    return run.pool.sample(stream(run.config.seed, iteration, "expert"))
 
 
 def frequencies_at(run: Run, iteration: int, network: Network) -> Tensor:
@@ -113,9 +133,6 @@ class LazyDraws:
         self._run = run
         self.iteration = iteration if run.statistics is None else run.statistics.pair(iteration)
 
-    def _stream(self, name: str) -> torch.Generator:
-        return stream(self._run.config.seed, self.iteration, name)
-
     @cached_property
     def matching(self) -> Drawn:
         """Matching network and its accuracy."""
@@ -126,8 +143,7 @@ class LazyDraws:
         """Pretrained network of the pool; the matching network itself, at any stage, if it comes from the pool."""
         if self._run.source.from_pool:
             return self.matching.network
-        assert self._run.pool is not None, "a term that reads `pretrained` must set needs_pool"
-        return self._run.pool.sample(self._stream("expert"))
+        return pretrained_at(self._run, self.iteration)
 
     @cached_property
     def frequencies(self) -> Tensor:
@@ -135,26 +151,25 @@ class LazyDraws:
         return frequencies_at(self._run, self.iteration, self.matching.network)
 
     @cached_property
-    def _real_and_counts(self) -> tuple[Tensor, Tensor]:
-        real = self._run.real
-        drawn = real.sample(self._run.config.match.batch_real, self._stream("real batch"))
-        return self._transformed(real.images_of(drawn.index), drawn.group), drawn.counts
+    def _all_real(self) -> tuple[Tensor, Tensor]:
+        drawn = real_batch(self._run, self.iteration)
+        return self._transformed(self._run.real.images_of(drawn.index), drawn.group), drawn.counts
 
-    @property
-    def real(self) -> Tensor:
-        """Augmented real images sorted by class, [B, K, H, H]."""
-        return self._real_and_counts[0]
+    def real(self, classes: range) -> Tensor:
+        """Augmented real images of some classes, sorted by class, [B, K, H, H]."""
+        images, counts = self._all_real
+        first, last = (int(counts[:label].sum()) for label in (classes.start, classes.stop))
+        return images[first:last]
 
     @property
     def counts(self) -> Tensor:
         """Number of real images per class, int64 [C], on the CPU."""
-        return self._real_and_counts[1]
+        return self._all_real[1]
 
-    def augmented(self, images: Tensor, label: int | None = None) -> Tensor:
+    def augmented(self, images: Tensor, classes: range) -> Tensor:
         """Applies to each image the transform that was drawn for its class; see `StepDraws.augmented`."""
-        if label is None:
-            return self._transformed(images, self._run.group.repeat_interleave(self._run.config.syn.factor**2))
-        return self._transformed(images, torch.full((len(images),), label))
+        per_class = len(images) // len(classes)
+        return self._transformed(images, torch.arange(classes.start, classes.stop).repeat_interleave(per_class))
 
     def _transformed(self, images: Tensor, group: Tensor) -> Tensor:
         return images if self.transforms is None else augment.apply(images, self.transforms, group)
@@ -162,7 +177,4 @@ class LazyDraws:
     @cached_property
     def transforms(self) -> augment.Draws | None:
         """Augmentation of each class; None if the run has none."""
-        run = self._run
-        if run.augmentation == "none":
-            return None
-        return augment.sample(run.augmentation, run.real.num_classes, self._stream("augmentation"))
+        return transforms_at(self._run, self.iteration)

@@ -8,10 +8,10 @@ from iidlib.config import RunConfig
 from iidlib.config.recipes import FROM_POOL
 from iidlib.config.uses import chosen_by_pool
 from iidlib.data import Dataset
-from iidlib.engine import check_fits
-from iidlib.networks import network_bytes
+from iidlib.engine import check_fits, total_bytes
+from iidlib.networks import activation_bytes, network_bytes
 
-__all__ = ["check_memory", "least_memory"]
+__all__ = ["check_memory", "default_classes", "least_memory"]
 
 
 def least_memory(
@@ -88,3 +88,31 @@ def check_memory(
     """
     device: torch.device = dataset.train.device
     check_fits(least_memory(config, dataset, terms, source, pool=pool), device)
+
+
+ACTIVATIONS = 0.4
+"""Share of a GPU's memory for what a backward pass keeps. The rest holds weights, real images and workspaces."""
+
+
+def default_classes(config: RunConfig, dataset: Dataset, terms: Collection[str]) -> int:
+    """Default number of classes in one backward pass; 0 for all.
+
+    On CUDA, as many as leave room for the activations of their synthetic images in all networks, and for their real
+    images. It depends on the total memory of the device, so runs on one GPU model agree. 0 elsewhere.
+
+    Args:
+        config: the settings.
+        dataset: the dataset to distil.
+        terms: names of the terms in use.
+    """
+    total = total_bytes(dataset.train.device)
+    if total is None:
+        return 0
+    spec, match = dataset.spec, config.match
+    syn = activation_bytes(match.network, spec, match.width)
+    if "cc" in terms:
+        syn += activation_bytes(config.pool.network, spec, config.pool.width)
+    pixels = 4 * spec.channels * spec.image_size**2
+    per_class = config.ipc * config.syn.factor**2 * syn
+    per_class += min(match.batch_real, int(dataset.train.counts.max())) * 8 * pixels  # with the copies of augmentation
+    return max(1, int(ACTIVATIONS * total) // per_class)

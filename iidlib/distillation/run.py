@@ -155,7 +155,10 @@ def distill(
             pool = run.trained
             folder.note("pool", {"networks": pool.digest, "accuracies": pool.accuracies, "seconds": pool.seconds})
         done = restored(run, folder, saved) if folder and resume else 0
-        return _distill(run, folder, done, on_iteration, iterations_to_show, progress)
+        try:
+            return _distill(run, folder, done, on_iteration, iterations_to_show, progress)
+        finally:
+            run.close()
 
 
 def finished_run(config: RunConfig, dataset: Dataset, out: str | Path | None) -> DistillResult | None:
@@ -209,7 +212,7 @@ def _distill(
     facts = facts_of(run)
     if folder and done < config.iterations:
         folder.note("device", {"name": device_name(run.images.device), "from": done})
-    run.record()
+    run.record(done)
     rows: list[dict[str, Any]] = folder.metric_rows() if folder else []
     saved_at = time.perf_counter()
     started = saved_at - run.choice_seconds

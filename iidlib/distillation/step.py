@@ -21,7 +21,8 @@ from iidlib.data import Dataset
 from iidlib.distillation.batch import StepBatch
 from iidlib.distillation.captured import CapturedStep, captured_step
 from iidlib.distillation.draws import LazyDraws
-from iidlib.distillation.memory import check_memory
+from iidlib.distillation.gradient import Logged, class_groups, objective_gradient
+from iidlib.distillation.memory import check_memory, default_classes
 from iidlib.distillation.methods import METHODS
 from iidlib.distillation.start import Start, first_images
 from iidlib.distillation.terms import check_terms, what_to_lower
@@ -74,6 +75,7 @@ class Distillation:
         statistics: cached statistics of the real images, if the run uses them.
         augmentation: DSA operations, or ``none``.
         chunk: maximum number of images in one forward pass, 0 for no limit.
+        groups: groups of classes whose gradients are computed one after the other.
         mismatched: whether the run was resumed under other conditions than it was started under.
         totals: previous total numbers of iterations of a run that was continued.
     """
@@ -133,6 +135,7 @@ class Distillation:
         self.statistics: CachedStatistics | None = None
         if config.match.statistics == "cached":
             self.statistics = CachedStatistics(config.match.cached_pairs, config.seed)
+        self.groups = class_groups(self.real.num_classes, config.compute.classes or default_classes(config, dataset, terms))
         self.optimiser = method.optimiser(self.images, config.syn, self.real.num_classes)
         self.mismatched = False
         self.totals: list[int] = []
@@ -180,11 +183,25 @@ class Distillation:
                 self.images.copy_(chosen.images)  # in place: the optimiser holds this tensor
             self.choice_seconds = time.perf_counter() - started
 
-    def record(self) -> None:
-        """Records the step as a CUDA graph if the settings ask for it and the device supports it."""
+    def record(self, iteration: int = 0) -> None:
+        """Records the step as a CUDA graph if the settings ask for it and the device supports it.
+
+        Args:
+            iteration: the next iteration.
+        """
         if self.config.compute.graph == "auto":
-            with precision(self.images.device, self.config.compute.precision):
-                self._recorded = captured_step(self, self.terms, self.optimiser)
+            self._recorded = captured_step(self, self.terms, self.optimiser, iteration)
+
+    @property
+    def recorded(self) -> bool:
+        """Whether the step is recorded as a CUDA graph."""
+        return self._recorded is not None
+
+    def close(self) -> None:
+        """Frees the recorded step; further steps run without it."""
+        if self._recorded is not None:
+            self._recorded.close()
+            self._recorded = None
 
     def forward(self, function: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
         """Applies a network's function to a batch, in chunks that fit the device."""
@@ -216,35 +233,37 @@ class Distillation:
             FloatingPointError: if a term is not finite (on a GPU detected only with `log`); the images are unchanged.
         """
         with precision(self.images.device, self.config.compute.precision):
-            if self._recorded is not None and not log:
-                self._recorded.step(iteration)
-                self.advance(iteration)
-                return {}
-            parts = self.losses(iteration)
             row: dict[str, float] = {}
-            if log or self.images.device.type == "cpu":  # elsewhere this would synchronise with the device
-                self._check(parts, iteration)
-            if log:
-                row = self._describe(parts) | self.source.facts()
-            # [C*ipc, K, H, W]
-            (gradient,) = torch.autograd.grad(torch.stack(list(parts.values())).sum(), self.images)
-            self.optimiser.step(gradient)
+            if self._recorded is not None:
+                logged = self._recorded.step(iteration, log=log)
+                if logged is not None:
+                    self._check(logged.values, iteration)
+                    row = self._describe(logged)
+            else:
+                gradient, logged = objective_gradient(
+                    self, LazyDraws(self, iteration), self.terms, self.groups, norms=log
+                )
+                if log or self.images.device.type == "cpu":  # elsewhere this would synchronise with the device
+                    self._check(logged.values, iteration)
+                if log:
+                    row = self._describe(logged)
+                self.optimiser.step(gradient)
             self.advance(iteration)
         return row
 
     def advance(self, iteration: int) -> None:
         """Advances the source of networks, after an update of the images."""
-        self.source.advance(iteration)
+        (self._recorded or self.source).advance(iteration)
 
     def _check(self, parts: Mapping[str, Tensor], iteration: int) -> None:
         """Raises FloatingPointError if a term is not finite, before the images are updated."""
         for name, part in parts.items():
-            if not bool(part.detach().isfinite()):
+            if not bool(part.isfinite()):
                 at = f"at iteration {iteration}"
                 if not bool(torch.isfinite(self.images).all()):
                     at = f"before iteration {iteration}, and so are the images"
                 remedy = self._remedy(name)
-                raise FloatingPointError(f"the term {name!r} is {float(part.detach())} {at}; {remedy}")
+                raise FloatingPointError(f"the term {name!r} is {float(part)} {at}; {remedy}")
 
     def _remedy(self, name: str) -> str:
         """Advice on the setting that most likely made a term diverge: that of networks, images, or the term itself."""
@@ -278,13 +297,11 @@ class Distillation:
                 "distil again", *exceeded, self.remedy(),
             )  # fmt: skip
 
-    def _describe(self, parts: Mapping[str, Tensor]) -> dict[str, float]:
-        values = {name: float(part.detach()) for name, part in parts.items()}
-        norms = {
-            f"grad_{name}": float(torch.autograd.grad(part, self.images, retain_graph=True)[0].norm())
-            for name, part in parts.items()
-        }
-        return {"loss": sum(values.values())} | {f"loss_{name}": value for name, value in values.items()} | norms
+    def _describe(self, logged: Logged) -> dict[str, float]:
+        values = {name: float(value) for name, value in logged.values.items()}
+        norms = {f"grad_{name}": float(norm) for name, norm in logged.norms.items()}
+        losses = {"loss": sum(values.values())} | {f"loss_{name}": value for name, value in values.items()}
+        return losses | norms | self.source.facts()
 
     def synthetic(self, iteration: int) -> SyntheticSet:
         """A copy of the set as it is now, after `iteration` updates.

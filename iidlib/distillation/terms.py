@@ -63,7 +63,7 @@ def _cc_term(batch: StepBatch) -> Tensor:
 
 
 def _ce_term(batch: StepBatch) -> Tensor:
-    return batch.accuracy * losses.class_cross_entropy(batch.syn_logits)  # [C, n, C] -> [C]
+    return batch.accuracy * losses.class_cross_entropy(batch.syn_logits, batch.classes)  # [C, n, C] -> [C]
 
 
 def _mmd_term(batch: StepBatch) -> Tensor:

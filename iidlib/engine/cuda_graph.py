@@ -9,6 +9,8 @@ launched one by one, and one warning gives the reason.
 import contextlib
 import gc
 import logging
+import time
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
@@ -31,6 +33,10 @@ Before version 2.12, torch's allocator then assumes that the capture is still ru
 the allocator's cache, raises an internal error. So a process does not try again.
 """
 
+_alive: "weakref.WeakSet[Recording]" = weakref.WeakSet()
+"""Recordings of this process. Those on one device share a memory pool: their steps never run at the same time and keep
+nothing in it, so the largest determines the memory of all."""
+
 
 def can_record(device: torch.device) -> bool:
     """Whether steps can be recorded: on CUDA, unless a capture has failed in this process."""
@@ -49,6 +55,7 @@ class Recording:
 
     Attributes:
         form: name of the recorded form; empty if the step has only one.
+        seconds: time that warming up and capturing took.
     """
 
     def __init__(self, step: Callable[[], None], device: torch.device, form: str = "") -> None:
@@ -57,9 +64,13 @@ class Recording:
         Raises:
             RuntimeError: if the step cannot be captured or does not fit into memory.
         """
-        self.form = form
+        self.form, self._device = form, device
+        started = time.perf_counter()
         _warm_up(step, device)
-        self._graph = _captured(step, device)
+        shared = next((other._pool for other in _alive if other._device == device), None)
+        self._graph, self._pool = _captured(step, device, shared)
+        self.seconds = time.perf_counter() - started
+        _alive.add(self)
 
     def replay(self) -> None:
         """Repeats the step on the tensors it was recorded with."""
@@ -151,10 +162,11 @@ def _difference(
 
 def _seconds(recording: Recording) -> float:
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    start.record()
-    for _ in range(TIMED):
-        recording.replay()
-    end.record()
+    with torch.cuda.device(recording._device):
+        start.record()
+        for _ in range(TIMED):
+            recording.replay()
+        end.record()
     end.synchronize()
     return start.elapsed_time(end) / 1000
 
@@ -172,8 +184,15 @@ def _warm_up(step: Callable[[], None], device: torch.device) -> None:
     torch.cuda.current_stream(device).wait_stream(side)
 
 
-def _captured(step: Callable[[], None], device: torch.device) -> torch.cuda.CUDAGraph:
-    """Captures a call of a step on a side stream.
+def _captured(
+    step: Callable[[], None], device: torch.device, pool: tuple[int, int] | None
+) -> tuple[torch.cuda.CUDAGraph, tuple[int, int]]:
+    """Captures a call of a step on a side stream; returns the graph and its memory pool.
+
+    Args:
+        step: the step.
+        device: device of the step.
+        pool: memory pool of a living graph on that device, to be shared; None for a new one.
 
     ``torch.cuda.graph`` is not used: if a capture fails, its context manager (in torch 2.11) never leaves its stream,
     so all later work of the process would go to the stream of the failed capture.
@@ -185,7 +204,7 @@ def _captured(step: Callable[[], None], device: torch.device) -> torch.cuda.CUDA
     graph, side = torch.cuda.CUDAGraph(), torch.cuda.Stream(device)
     _capture_failed = True  # until this one succeeds
     with torch.cuda.stream(side), _no_collection():
-        graph.capture_begin()
+        graph.capture_begin(pool or torch.cuda.graph_pool_handle())
         try:
             step()
         except BaseException:
@@ -194,7 +213,7 @@ def _captured(step: Callable[[], None], device: torch.device) -> torch.cuda.CUDA
             raise
         graph.capture_end()
     _capture_failed = False
-    return graph
+    return graph, graph.pool()
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ import torch
 
 from iidlib.errors import InputError
 
-__all__ = ["available_bytes", "check_fits"]
+__all__ = ["available_bytes", "check_fits", "total_bytes"]
 
 
 def available_bytes(device: torch.device) -> int | None:
@@ -33,6 +33,14 @@ def available_bytes(device: torch.device) -> int | None:
         return min(available, int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="utf-8")))
     except (OSError, ValueError):  # no such group, or "max"
         return available
+
+
+def total_bytes(device: torch.device) -> int | None:
+    """Memory of a GPU in bytes, whatever else runs on it; None for other devices.
+
+    What is derived from it, unlike what is derived from free memory, is the same in every run.
+    """
+    return torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
 
 
 def check_fits(needs: Mapping[str, int], device: torch.device) -> None:

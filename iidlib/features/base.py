@@ -3,14 +3,16 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
+import torch
 from torch import Tensor
 
+from iidlib.engine import Fields, Packed
 from iidlib.networks import Network
 
 if TYPE_CHECKING:
     from iidlib.features.pool import Pool
 
-__all__ = ["Drawn", "NetworkSource"]
+__all__ = ["Drawn", "FixedNetwork", "NetworkSource"]
 
 
 class Drawn(NamedTuple):
@@ -43,6 +45,10 @@ class NetworkSource:
         """The iteration's network and its accuracy; repeated calls before `advance` return the same."""
         raise NotImplementedError
 
+    def fixed(self) -> "FixedNetwork | None":
+        """The source's networks at one address, for a recorded step; None if they cannot be brought there."""
+        return FixedNetwork(self) if self.in_place else None
+
     def advance(self, iteration: int) -> None:
         """Called once per iteration, after the update of the images."""
 
@@ -56,3 +62,46 @@ class NetworkSource:
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Restores what `state` returned."""
+
+
+class FixedNetwork:
+    """The matching networks of a source at one address, as a recorded step needs them.
+
+    An iteration calls `load`, which may launch kernels; the recorded step calls `gather` at its beginning; and `advance`
+    follows the update of the images. This class serves sources whose draws return the same network.
+
+    Attributes:
+        network: holds the weights of the iteration's network.
+        accuracy: the network's accuracy, [].
+        fields: tensors that `fill` draws for an iteration.
+    """
+
+    fields: Fields = {}  # noqa: RUF012, subclasses assign their own
+
+    def __init__(self, source: NetworkSource) -> None:
+        """Takes the network that all draws of the source return."""
+        self._source = source
+        self.network, _ = source.draw(0)
+        self.accuracy = torch.zeros((), device=self.network.classifier.weight.device)
+
+    def fill(self, iteration: int, draws: Packed) -> None:
+        """Draws the values of `fields` on the CPU, as a function of the iteration alone; may run in another thread."""
+
+    def load(self, iteration: int) -> None:
+        """Prepares an iteration."""
+        _, accuracy = self._source.draw(iteration)
+        self.accuracy.fill_(accuracy)
+
+    def gather(self, draws: Packed) -> None:
+        """Brings the iteration's weights into `network`; recordable.
+
+        Args:
+            draws: the values of `fields`, on the device.
+        """
+
+    def record(self, draws: Packed) -> None:
+        """Records what `advance` does, if that is worth a recording."""
+
+    def advance(self, iteration: int) -> None:
+        """Advances the source, after an update of the images."""
+        self._source.advance(iteration)

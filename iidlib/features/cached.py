@@ -24,6 +24,7 @@ from iidlib.rng import stream
 
 __all__ = ["CachedStatistics", "ClassStatistics", "measure_classes"]
 
+_K = TypeVar("_K")
 _T = TypeVar("_T")
 
 
@@ -55,7 +56,7 @@ class CachedStatistics:
         self.pairs, self.seconds = pairs, 0.0
         self._seed = seed
         self._known: dict[int, ClassStatistics] = {}
-        self._scatter: dict[int, Tensor] = {}
+        self._scatter: dict[tuple[int, range], Tensor] = {}
 
     def pair(self, iteration: int) -> int:
         """Number of the pair that an iteration uses."""
@@ -67,16 +68,19 @@ class CachedStatistics:
         """Statistics of a pair, measured now unless cached."""
         return self._kept(self._known, pair, measure)
 
-    def scatter(self, pair: int, measure: Callable[[], Tensor]) -> Tensor:
-        """Scatter of a pair's real features under its pretrained network, [C], measured now unless cached."""
-        return self._kept(self._scatter, pair, measure)
+    def scatter(self, pair: int, classes: range, measure: Callable[[], Tensor]) -> Tensor:
+        """Scatter of a pair's real features under its pretrained network, one value per class of `classes`.
 
-    def _kept(self, known: dict[int, _T], pair: int, measure: Callable[[], _T]) -> _T:
-        if pair not in known:
+        It is measured now unless cached.
+        """
+        return self._kept(self._scatter, (pair, classes), measure)
+
+    def _kept(self, known: dict[_K, _T], key: _K, measure: Callable[[], _T]) -> _T:
+        if key not in known:
             started = time.perf_counter()
-            known[pair] = measure()
+            known[key] = measure()
             self.seconds += time.perf_counter() - started
-        return known[pair]
+        return known[key]
 
     @property
     def mebibytes(self) -> float:
@@ -89,7 +93,7 @@ class CachedStatistics:
 def measure_classes(
     real: RealSet,
     network: Network,
-    augmented: Callable[[Tensor, int], Tensor],
+    augmented: Callable[[Tensor, range], Tensor],
     forward: Callable[[Callable[[Tensor], Tensor], Tensor], Tensor],
 ) -> ClassStatistics:
     """Mean features and local covariances of all real images, computed class by class.
@@ -97,12 +101,12 @@ def measure_classes(
     Args:
         real: the images.
         network: the network whose features are measured.
-        augmented: maps the images of a class, [N, K, H, H], and its label to the augmented images.
+        augmented: maps the images of a class, [N, K, H, H], and the range of its label to the augmented images.
         forward: applies a function to a batch in chunks that fit the device.
     """
     means, covariances = [], []
     for label in range(real.num_classes):
-        images = augmented(real.images_of(real.of_class(label)), label)  # [N, 3, H, H]
+        images = augmented(real.images_of(real.of_class(label)), range(label, label + 1))  # [N, 3, H, H]
         maps = forward(network.feature_map, images)  # [N, K, h, w]
         means.append(losses.class_mean(network.head(maps)[None])[0])  # [1, N, D] -> [D]
         covariances.append(losses.local_covariance(maps.flatten(2)[None])[0])  # [1, N, K, P] -> [K, K]

@@ -12,8 +12,9 @@ The released code resets them at its evaluations, so the frequency of evaluation
 (``queue.meter_reset=evaluations`` resets at the iterations of IID's released script).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +24,8 @@ from iidlib.config import QueueConfig
 from iidlib.data import RealSet
 from iidlib.errors import InputError
 from iidlib.features.base import Drawn, NetworkSource
+from iidlib.features.fixed_queue import FixedQueue
+from iidlib.features.slots import Layout
 from iidlib.networks import Network, frozen
 from iidlib.rng import stream
 from iidlib.training.loop import MOMENTUM, WEIGHT_DECAY
@@ -35,7 +38,7 @@ RELEASED_EVALUATIONS = (2000, 5000, 10000, 20000)
 
 @dataclass
 class _Member:
-    """A network of the queue.
+    """A network of the queue; its tensors are rows of the queue's.
 
     Attributes:
         number: number of networks created before this one; identifies its initial weights.
@@ -54,14 +57,38 @@ class _Member:
         return [(p, self.sgd.state[p]["momentum_buffer"]) for p in self.network.parameters()]
 
 
+class Slots(NamedTuple):
+    """The networks of a queue as tensors at fixed addresses; member number n is in row n modulo S."""
+
+    layout: Layout
+    """Positions of the parameters in a row."""
+    weights: Tensor
+    """Weights, [S, P]."""
+    momenta: Tensor
+    """Momenta, [S, P]."""
+    meters: Tensor
+    """Correct predictions and images since the last reset, int64 [S, 2]."""
+
+
 class NetworkQueue(NetworkSource):
     """The queue; needs one `draw` and one `advance` per iteration, in order from the first.
 
     The draws are functions of seed and iteration; the networks themselves have a history, which `state` holds.
+
+    Attributes:
+        real: the images that the networks are trained on.
+        settings: sizes and rates.
+        seed: seed of the run.
     """
 
     def __init__(
-        self, build: Callable[[torch.Generator], Network], real: RealSet, settings: QueueConfig, seed: int
+        self,
+        build: Callable[[torch.Generator], Network],
+        real: RealSet,
+        settings: QueueConfig,
+        seed: int,
+        *,
+        iterations: int | None = None,
     ) -> None:
         """Creates an empty queue, which is filled at the first draw.
 
@@ -70,6 +97,7 @@ class NetworkQueue(NetworkSource):
             real: the images that the networks are trained on.
             settings: sizes and rates.
             seed: seed of the run.
+            iterations: iterations of the run, if they may be too few to fill the queue.
 
         Raises:
             InputError: if ``queue.size`` is below ``queue.start`` or ``queue.train``.
@@ -80,13 +108,11 @@ class NetworkQueue(NetworkSource):
                     f"queue.size, {settings.size}, must be at least queue.{name}, {getattr(settings, name)}; "
                     "raise the former or lower the latter"
                 )
-        self._build, self._real, self._settings, self._seed = build, real, settings, seed
+        self._build, self.real, self.settings, self.seed = build, real, settings, seed
+        self._iterations = iterations
         self._members: list[_Member] = []
         self._made = 0
-
-    def twin(self, change: Callable[[Network], Network]) -> "NetworkQueue":
-        """An empty queue that will hold and train the same networks, each transformed by `change`."""
-        return NetworkQueue(lambda draws: change(self._build(draws)), self._real, self._settings, self._seed)
+        self._slots: Slots | None = None
 
     def __len__(self) -> int:
         return len(self._members)
@@ -96,20 +122,74 @@ class NetworkQueue(NetworkSource):
         """Networks that are in the queue now, oldest first."""
         return [member.network for member in self._members]
 
+    @property
+    def slots(self) -> Slots:
+        """The tensors of all networks."""
+        if self._slots is None:
+            network = self.built(0)
+            layout, like = Layout(network), next(network.parameters()).detach()
+            rows = self.settings.size
+            if self._iterations is not None:
+                rows = min(rows, self._numbers(self._iterations - 1).stop)
+            # zeros take up no memory on a CPU before they are written
+            weights, momenta = (torch.zeros(rows, layout.size, dtype=like.dtype, device=like.device) for _ in range(2))
+            meters = torch.zeros(rows, 2, dtype=torch.int64, device=like.device)
+            self._slots = Slots(layout, weights, momenta, meters)
+        return self._slots
+
+    def built(self, number: int) -> Network:
+        """A new network with the initial weights of a number, frozen."""
+        return frozen(self._build(stream(self.seed, number, "queue network", self.real.device)))
+
+    def _numbers(self, iteration: int) -> range:
+        """Numbers of the networks that an iteration draws from."""
+        made = self.settings.start + iteration // self.settings.every + 1
+        return range(max(0, made - self.settings.size), made)
+
+    def twin(self, change: Callable[[Network], Network]) -> "NetworkQueue":
+        """An empty queue that will hold and train the same networks, each transformed by `change`."""
+        return NetworkQueue(
+            lambda draws: change(self._build(draws)), self.real, self.settings, self.seed, iterations=self._iterations
+        )
+
     def draw(self, iteration: int) -> Drawn:
         """The iteration's matching network, after adding a new one if due; repeated calls return the same.
 
         The accuracy is that on the network's training images since the last reset of the meters, 0 if there were none.
         """
-        while self._made < self._settings.start + iteration // self._settings.every + 1:
-            if len(self) == self._settings.size:
+        self.add_due(iteration)
+        member = self._members[self.choice(iteration) - self._members[0].number]
+        hits, images = member.meter.unbind()
+        return Drawn(member.network, 100 * hits / images.clamp_min(1))
+
+    def add_due(self, iteration: int) -> None:
+        """Adds the networks that are due at an iteration; each takes the place of the oldest if the queue is full."""
+        while self._made < self._numbers(iteration).stop:
+            if len(self) == self.settings.size:
                 self._members.pop(0)
             self._members.append(self._fresh(self._made))
             self._made += 1
-        choice = torch.randint(len(self), (), generator=stream(self._seed, iteration, "queue match"))
-        member = self._members[int(choice)]
-        hits, images = member.meter.unbind()
-        return Drawn(member.network, 100 * hits / images.clamp_min(1))
+
+    def choice(self, iteration: int) -> int:
+        """Number of the matching network of an iteration, a function of seed and iteration."""
+        numbers = self._numbers(iteration)
+        return numbers[int(torch.randint(len(numbers), (), generator=stream(self.seed, iteration, "queue match")))]
+
+    def chosen(self, iteration: int) -> list[int]:
+        """Numbers of the networks that an iteration trains, a function of seed and iteration."""
+        numbers = self._numbers(iteration)
+        order = torch.randperm(len(numbers), generator=stream(self.seed, iteration, "queue train"))
+        return [numbers[i] for i in order[: self.settings.train].tolist()]
+
+    def batches(self, iteration: int, number: int) -> Iterator[Tensor]:
+        """Indices of the batches that a network is trained on in an iteration, int64 [b] each, on the CPU."""
+        generator = stream(self.seed, iteration, f"queue batches of {number}")
+        for _ in range(self.settings.steps):
+            yield torch.randperm(len(self.real), generator=generator)[: self.settings.batch]
+
+    def fixed(self) -> "FixedQueue":
+        """The networks in their slots, for a recorded step."""
+        return FixedQueue(self)
 
     def advance(self, iteration: int) -> None:
         """Trains the iteration's networks in place, and resets the meters if due.
@@ -117,14 +197,13 @@ class NetworkQueue(NetworkSource):
         Networks are trained one after another: two at once (``torch.func.vmap``, grouped convolutions) take 7 times as
         long at width 32 and batch 64 on two CPU cores, and 14 times as long at width 128 and batch 256.
         """
-        settings = self._settings
-        for member in self._chosen(iteration):
-            generator = stream(self._seed, iteration, f"queue batches of {member.number}")
+        for number in self.chosen(iteration):
+            member = self._members[number - self._members[0].number]
             member.network.requires_grad_(True)
-            for _ in range(settings.steps):
-                index = torch.randperm(len(self._real), generator=generator)[: settings.batch].to(self._real.device)
-                labels = self._real.labels[index]  # [B]
-                logits = member.network(self._real.images_of(index))  # [B, C]
+            for batch in self.batches(iteration, number):
+                index = batch.to(self.real.device)
+                labels = self.real.labels[index]  # [B]
+                logits = member.network(self.real.images_of(index))  # [B, C]
                 member.sgd.zero_grad()
                 F.cross_entropy(logits, labels).backward()
                 member.sgd.step()
@@ -132,25 +211,30 @@ class NetworkQueue(NetworkSource):
                 member.meter[1] += len(labels)
             member.sgd.zero_grad()
             frozen(member.network)
-        if self._is_reset(iteration + 1):
-            for member in self._members:
-                member.meter.zero_()
+        self.reset_due(iteration)
 
-    def _chosen(self, iteration: int) -> list[_Member]:
-        order = torch.randperm(len(self), generator=stream(self._seed, iteration, "queue train"))
-        return [self._members[i] for i in order[: self._settings.train].tolist()]
+    def reset_due(self, iteration: int) -> None:
+        """Resets all meters after an iteration if that is due."""
+        if self._is_reset(iteration + 1):
+            self.slots.meters.zero_()
 
     def _is_reset(self, iteration: int) -> bool:
-        if self._settings.meter_reset == "evaluations":
+        if self.settings.meter_reset == "evaluations":
             return iteration in RELEASED_EVALUATIONS
-        return iteration % self._settings.meter_interval == 0
+        return iteration % self.settings.meter_interval == 0
 
+    @torch.no_grad()
     def _fresh(self, number: int) -> _Member:
-        network = frozen(self._build(stream(self._seed, number, "queue network", self._real.device)))
-        sgd = torch.optim.SGD(network.parameters(), lr=self._settings.lr, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY)
-        for parameter in network.parameters():
-            sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
-        return _Member(number, network, sgd, torch.zeros(2, dtype=torch.int64, device=self._real.device))
+        """A new member in its slot, with its initial weights."""
+        network, slots = self.built(number), self.slots
+        row = number % len(slots.weights)
+        slots.layout.bind(network, slots.weights[row])
+        slots.momenta[row].zero_()
+        slots.meters[row].zero_()
+        sgd = torch.optim.SGD(network.parameters(), lr=self.settings.lr, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY)
+        for parameter, momentum in zip(network.parameters(), slots.layout.views(slots.momenta[row]), strict=True):
+            sgd.state[parameter]["momentum_buffer"] = momentum
+        return _Member(number, network, sgd, slots.meters[row])
 
     def facts(self) -> dict[str, float]:
         """Logged values: number of networks, MiB they hold, and mean accuracy over the meters that are not empty."""

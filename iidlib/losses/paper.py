@@ -237,7 +237,7 @@ def class_centralization(
     raise ValueError(f"form must be 'linear' or 'exp', got {form!r}")
 
 
-def class_cross_entropy(logits: Tensor) -> Tensor:
+def class_cross_entropy(logits: Tensor, classes: range | None = None) -> Tensor:
     """Mean cross-entropy of the images of each class, labelled with that class.
 
     IDM's class-aware distribution regularisation (Zhao et al., CVPR 2023) without its weight. That weight includes the
@@ -245,16 +245,18 @@ def class_cross_entropy(logits: Tensor) -> Tensor:
 
     Args:
         logits: logits of synthetic images sorted by class, [C, n, C].
+        classes: the classes of the first axis if these are only some, [G, n, C]; None for all.
 
     Returns:
-        One value per class, [C], in nats.
+        One value per class, [C] or [G], in nats.
 
     Raises:
         ValueError: if the shape is wrong, or a class has no images.
     """
     require("logits", logits, "CnC")
-    if logits.shape[0] != logits.shape[2]:
+    classes = range(logits.shape[2]) if classes is None else classes
+    if logits.shape[0] != len(classes) or classes.stop > logits.shape[2]:
         raise ValueError(f"logits must have one value per class in their last axis, got {tuple(logits.shape)}")
-    labels = torch.arange(len(logits), device=logits.device)[:, None].expand(logits.shape[:2])  # [C, n]
+    labels = torch.arange(classes.start, classes.stop, device=logits.device)[:, None].expand(logits.shape[:2])  # [C, n]
     costs = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")  # [C*n]
     return costs.view(logits.shape[:2]).mean(1)  # [C]

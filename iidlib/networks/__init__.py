@@ -2,10 +2,10 @@
 
 from iidlib.networks.architectures import NETWORKS, Network, build_network, draw_parameters_, empty_network
 from iidlib.networks.blocks import BACKENDS, ConvBlock, conv_blocks, set_backend
-from iidlib.networks.fitted import check_network_for, frozen, network_bytes, network_for, prepare
+from iidlib.networks.fitted import activation_bytes, check_network_for, frozen, network_bytes, network_for, prepare
 
 __all__ = [
-    "BACKENDS", "NETWORKS", "ConvBlock", "Network", "build_network", "check_network_for",
+    "BACKENDS", "NETWORKS", "ConvBlock", "Network", "activation_bytes", "build_network", "check_network_for",
     "conv_blocks", "draw_parameters_", "empty_network", "frozen", "network_bytes", "network_for", "prepare",
     "set_backend",
 ]  # fmt: skip
