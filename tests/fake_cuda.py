@@ -105,14 +105,9 @@ class Graph:
     def __init__(self, cuda: FakeCuda) -> None:
         self._cuda, self._tape = cuda, Tape()
         self.label: object = None
-        self._pool: object = None
-
-    def pool(self) -> object:
-        return self._pool
 
     def capture_begin(self, pool: object) -> None:
         assert not self._cuda.poisoned, "a capture after one that broke"
-        self._pool = pool
         self._cuda.log.append(f"capture on {self._cuda.stream}")
         self._cuda.capturing = True
         self._tape.__enter__()
@@ -138,7 +133,7 @@ class Event:
     def __init__(self, cuda: FakeCuda) -> None:
         self._cuda, self.time = cuda, 0.0
 
-    def record(self) -> None:
+    def record(self, stream: object = None) -> None:
         self.time = self._cuda.clock
 
     def synchronize(self) -> None:

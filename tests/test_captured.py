@@ -1,6 +1,9 @@
 """iidlib.distillation.captured: a step on fixed buffers is the plain step; elsewhere the plain step continues."""
 
+import contextlib
+import gc
 import logging
+import weakref
 
 import pytest
 import torch
@@ -114,6 +117,82 @@ def test_recording_leaves_images_and_momentum_as_they_were(wrong, monkeypatch, c
     assert torch.equal(run.images, images) and torch.equal(run.optimiser.velocity, momentum)
     step.step(1)  # continues either way
     assert not torch.equal(run.images, images)
+
+
+@pytest.mark.parametrize("method", ["dm", "iid-dm", "idm", "iid-plus"])
+def test_a_logged_iteration_is_replayed_too_and_logs_what_a_plain_one_does(method, monkeypatch):
+    fake_cuda(monkeypatch)
+    plain, run = (ready_run(settings(method), tiny_dataset(EVEN)) for _ in range(2))
+    start = run.images.detach().clone()
+    run.record()
+    assert run.recorded
+    monkeypatch.setattr(run._recorded, "compute", lambda **given: pytest.fail("the step is replayed"))
+    for iteration in range(3):
+        expected, logged = (one.step(iteration, log=iteration != 1) for one in (plain, run))
+        assert logged == pytest.approx(expected, rel=1e-3) and bool(logged) is (iteration != 1)
+    assert difference(run.images.detach() - start, plain.images.detach().double() - start) < 1e-4
+
+
+def test_a_logged_iteration_that_is_not_finite_leaves_the_images(monkeypatch):
+    fake_cuda(monkeypatch)
+    run = ready_run(settings("dm"), tiny_dataset(EVEN))
+    run.record()
+    run.step(0)
+    with torch.no_grad():
+        run.images[0, 0, 0, 0] = float("inf")
+    images, velocity = run.images.detach().clone(), run.optimiser.velocity.clone()
+    with pytest.raises(FloatingPointError, match="the term 'mean' is nan before iteration 1"):
+        run.step(1, log=True)
+    assert torch.equal(run.images, images) and torch.equal(run.optimiser.velocity, velocity)
+
+
+def test_a_recorded_step_is_freed_with_its_run_and_without_the_garbage_collector(monkeypatch):
+    fake_cuda(monkeypatch)
+    for closed in (True, False):
+        run = ready_run(settings("iid-idm"), tiny_dataset(EVEN))
+        run.record()
+        run.step(0)
+        step, draws = weakref.ref(run._recorded), weakref.ref(run._recorded.draws)
+        gc.disable()
+        try:
+            if closed:
+                run.close()
+                assert not run.recorded
+                run.step(1)
+            del run
+            assert step() is None and draws() is None
+        finally:
+            gc.enable()
+
+
+def test_all_recordings_of_a_process_share_a_memory_pool(monkeypatch):
+    fake_cuda(monkeypatch)
+    run = ready_run(settings("idm"), tiny_dataset(EVEN))
+    step = captured_step(run, run.terms, run.optimiser)
+    recordings = [*step._recordings.values(), step.draws.fixed._recording]
+    assert len({recording._pool for recording in recordings}) == 1 and len(recordings) == 3
+    pool = recordings[0]._pool
+    del step, recordings
+    gc.collect()
+    step = captured_step(run, run.terms, run.optimiser)
+    assert step._recordings[False]._pool is not pool, "a pool ends with its last recording"
+
+
+def test_a_step_is_recorded_in_the_precision_of_the_run(monkeypatch):
+    fake_cuda(monkeypatch)
+    entered = []
+
+    @contextlib.contextmanager
+    def noted(device, name):
+        entered.append(name)
+        yield
+        entered.append("end")
+
+    monkeypatch.setattr(captured, "precision", noted)
+    run = ready_run(settings("dm", compute__precision="fp32"), tiny_dataset(EVEN))
+    monkeypatch.setattr(captured.CapturedStep, "record", lambda step: entered.append("record") or True)
+    assert captured_step(run, run.terms, run.optimiser) is not None
+    assert entered == ["fp32", "record", "end"]
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])

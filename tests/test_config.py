@@ -54,6 +54,7 @@ ZERO_ALLOWED = {
     "seed",
     "pool.seed",
     "compute.chunk",
+    "compute.classes",
     "compute.together",
     "checkpoint.seconds",
     "match.mean",

@@ -173,3 +173,17 @@ def test_pictures_are_those_that_networks_see_too_where_they_differ(tmp_path: Pa
     assert not list(folder.path.glob("*.png"))
     finished.save_pictures(synthetic, folder)
     assert sorted(path.name for path in folder.path.glob("*.png")) == ["synthetic-expanded.png", "synthetic.png"]
+
+
+@pytest.mark.parametrize(("saved", "now"), [("half", "weights rounded to half precision"), ("none", "initial weights")])
+def test_a_queue_that_is_not_saved_in_full_is_said_where_it_is_resumed(saved, now, tmp_path, caplog):
+    config = settings("idm", iterations=6, checkpoint__every=3, checkpoint__queue=saved)
+    with pytest.raises(Crash):
+        distill(config, tiny_dataset(40), out=tmp_path, **stop_at(4, crash))
+    assert f"resume with {now}" not in caplog.text
+    whole = distill(config, tiny_dataset(40)).synthetic
+    resumed = distill(config, tiny_dataset(40), out=tmp_path, resume=True).synthetic
+    assert f"the networks of the queue resume with {now} (checkpoint.queue)" in caplog.text
+    assert not torch.equal(resumed.images, whole.images)
+    assert "environment_mismatch" in resumed.provenance and "environment_mismatch" not in whole.provenance
+    assert RunFolder(tmp_path).noted("environment_mismatch") == {"iteration": 3, "queue": ["full", now]}

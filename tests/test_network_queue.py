@@ -5,8 +5,10 @@ import torch
 from torch import Tensor
 
 from iidlib.config import QueueConfig
+from iidlib.engine import Packed
 from iidlib.errors import InputError
 from iidlib.features import NetworkQueue
+from iidlib.features.fixed_queue import FixedQueue
 from iidlib.features.network_queue import RELEASED_EVALUATIONS
 from iidlib.networks import network_for
 from iidlib.rng import stream
@@ -254,6 +256,101 @@ def test_memory_is_bounded_and_reported():
     assert made.facts()["queue_mib"] == pytest.approx(10 * one / 2**20)
     state = made.state()
     assert state["queue.weights"].nbytes + state["queue.momenta"].nbytes == 10 * one
+
+
+# In slots
+
+
+def test_networks_are_rows_of_one_tensor_that_a_new_one_takes_over():
+    made = queue(size=3, start=1, every=1)
+    for iteration in range(6):
+        made.draw(iteration)
+        made.advance(iteration)
+    slots = made.slots
+    assert slots.weights.shape == slots.momenta.shape == (3, slots.layout.size) and numbers(made) == [4, 5, 6]
+    for number, network in zip(numbers(made), made.networks, strict=True):
+        row = slots.weights[number % 3]
+        for view, parameter in zip(slots.layout.views(row), network.parameters(), strict=True):
+            assert view.data_ptr() == parameter.data_ptr() and view.stride() == parameter.stride()
+            assert (view.data_ptr() - slots.weights.data_ptr()) % 64 == 0, "as aligned as an allocation"
+
+
+def test_a_run_that_never_fills_the_queue_has_no_more_rows_than_networks():
+    def build(generator):
+        return network_for("convnet2", PICTURES.spec, width=4, generator=generator, compile="off")
+
+    made = NetworkQueue(build, PICTURES.train, QueueConfig(**SMALL | {"size": 50}), 0, iterations=7)
+    for iteration in range(7):
+        made.draw(iteration)
+    assert len(made.slots.weights) == len(made) == 5
+
+
+def in_slots(made: NetworkQueue) -> tuple[FixedQueue, Packed]:
+    fixed = made.fixed()
+    return fixed, Packed(fixed.fields, torch.device("cpu"))
+
+
+@pytest.mark.parametrize(("double", "tolerance"), [(True, 1e-10), (False, 1e-4)])
+def test_training_in_slots_is_that_of_the_networks(double, tolerance):
+    """Until the ring has wrapped around."""
+    plain, other = queue(double=double), queue(double=double)
+    fixed, draws = in_slots(other)
+    for iteration in range(14):
+        drawn = plain.draw(iteration)
+        fixed.fill(iteration, draws)
+        fixed.load(iteration)
+        fixed.gather(draws)
+        assert numbers(other) == numbers(plain)
+        assert torch.allclose(fixed.accuracy, drawn.accuracy.float())
+        pairs = zip(fixed.network.parameters(), drawn.network.parameters(), strict=True)
+        assert all(float((mine - theirs).norm()) <= tolerance * float(theirs.norm()) for mine, theirs in pairs)
+        plain.advance(iteration)
+        fixed.train(draws)
+        other.reset_due(iteration)
+    mine, theirs = other.state(), plain.state()
+    assert torch.equal(mine["queue.meters"], theirs["queue.meters"])
+    for name in ("queue.weights", "queue.momenta"):
+        assert float((mine[name] - theirs[name]).norm()) <= tolerance * float(theirs[name].norm())
+
+
+def test_training_in_slots_touches_the_chosen_ones_only():
+    made = queue(train=1)
+    fixed, draws = in_slots(made)
+    fixed.load(0)
+    fixed.fill(0, draws)
+    before = made.slots.weights.clone()
+    fixed.train(draws)
+    changed = (made.slots.weights != before).any(1).nonzero().flatten().tolist()
+    assert changed == draws["queue train"].tolist() == [made.chosen(0)[0] % 5]
+
+
+@pytest.mark.parametrize("saved", ["full", "half", "none"])
+def test_a_checkpoint_holds_the_networks_in_full_in_half_or_not(saved):
+    def build(generator):
+        return network_for("convnet2", PICTURES.spec, width=4, generator=generator, compile="off")
+
+    def made() -> NetworkQueue:
+        return NetworkQueue(build, PICTURES.train, QueueConfig(**SMALL), 0, saved=saved)
+
+    first, second = made(), made()
+    for iteration in range(5):
+        first.draw(iteration)
+        first.advance(iteration)
+    state = first.state()
+    second.restore(state)
+    assert numbers(second) == numbers(first) == [0, 1, 2, 3]
+    if saved == "none":
+        assert "queue.weights" not in state and not second.slots.meters.any()
+        fresh = made()
+        fresh.draw(5)
+        assert torch.equal(second.state()["queue.numbers"], fresh.state()["queue.numbers"][:4])
+        assert torch.equal(second.slots.weights[:4], fresh.slots.weights[:4])
+        return
+    assert state["queue.weights"].dtype == state["queue.momenta"].dtype
+    assert state["queue.weights"].dtype == (torch.float32 if saved == "full" else torch.float16)
+    gap = (second.slots.weights - first.slots.weights).norm() / first.slots.weights.norm()
+    assert (gap == 0) if saved == "full" else (0 < gap < 1e-3)
+    assert torch.equal(second.slots.meters, first.slots.meters)
 
 
 @pytest.mark.gpu

@@ -43,6 +43,7 @@ ADDED: Mapping[str, Any] = {
     "pool.untrained": "refuse",
     "stages.schedule": "uniform",
     "stages.interpolate": "off",
+    "checkpoint.queue": "full",
     "compute.classes": 0,
 }
 """Settings added after version 0.1.0, with their defaults."""

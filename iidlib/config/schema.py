@@ -201,6 +201,9 @@ class CheckpointConfig:
     """Iterations between checkpoints."""
     seconds: float = field(default=600.0, validator=at_least(0))
     """Maximum seconds between checkpoints; 0 for no limit."""
+    queue: Literal["full", "half", "none"] = field(default="full", validator=one_of_its_choices)
+    """How a checkpoint holds the networks of IDM's queue: in float32 (256 MB at the paper's sizes), in half precision,
+    or not at all, so that they start again from their initial weights. Only ``full`` resumes exactly."""
 
 
 @frozen(field_transformer=converted)

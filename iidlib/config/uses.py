@@ -78,6 +78,8 @@ def without_effect(config: RunConfig, keys: Iterable[str]) -> list[str]:
     if not has_pairs(config):
         used -= {"match.cc", "match.cm"}
     unused = [f"{group}." for group in ("queue", "stages") if group != source]
+    if source != "queue":
+        unused.append("checkpoint.queue")
     unused += [f"{key}_" for key in ("match.cc", "match.cm", "match.mmd") if key not in used]
     if not uses_pool(config):
         unused.append("pool.")

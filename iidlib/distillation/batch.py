@@ -35,9 +35,7 @@ class StepBatch:
     K channels, P = h * w positions of a feature map, D dimensions.
     """
 
-    def __init__(
-        self, run: Run, draws: StepDraws, classes: range | None = None, images: Tensor | None = None
-    ) -> None:
+    def __init__(self, run: Run, draws: StepDraws, classes: range | None = None, images: Tensor | None = None) -> None:
         """Stores the arguments; nothing is computed yet.
 
         Args:
@@ -145,7 +143,9 @@ class StepBatch:
 
     @cached_property
     def _all_syn_maps(self) -> list[Tensor]:
-        return [maps.unflatten(0, (len(self.classes), -1)) for maps in self._maps(self._syn_images)]  # [C, n, K, h, w] each
+        return [
+            maps.unflatten(0, (len(self.classes), -1)) for maps in self._maps(self._syn_images)
+        ]  # [C, n, K, h, w] each
 
     @property
     def _syn_maps(self) -> Tensor:

@@ -20,7 +20,6 @@ from torch import Tensor
 
 from iidlib import augment
 from iidlib.distillation.draws import (
-    LazyDraws,
     Run,
     frequencies_at,
     pretrained_at,
@@ -165,9 +164,7 @@ class CapturedStep:
         draws: the buffers.
     """
 
-    def __init__(
-        self, run: Run, terms: Mapping[str, Term], optimiser: ImageOptimiser, iteration: int = 0
-    ) -> None:
+    def __init__(self, run: Run, terms: Mapping[str, Term], optimiser: ImageOptimiser, iteration: int = 0) -> None:
         """Allocates the buffers.
 
         Args:

@@ -174,6 +174,7 @@ def restored(run: Distillation, folder: RunFolder, saved: tuple[dict[str, Tensor
     if saved:
         run.restore(state)
         logger.info("resuming after %d iterations from %s", done, Checkpoints(folder.checkpoints).path(done))
+        _say_queue(run, folder, done, state)
     run.totals = [int(total) for total in facts.get("totals", [])]
     if before != run.config.iterations:
         run.totals += [before] if run.totals[-1:] != [before] else []
@@ -181,3 +182,17 @@ def restored(run: Distillation, folder: RunFolder, saved: tuple[dict[str, Tensor
         folder.note("continued", record)
     folder.rewind_metrics(done)
     return done
+
+
+def _say_queue(run: Distillation, folder: RunFolder, done: int, state: Mapping[str, Tensor]) -> None:
+    """Says, in the log, the run's folder and its provenance, that the queue was not restored exactly, if so."""
+    held = state.get("queue.weights")
+    if "queue.numbers" not in state or (held is not None and held.dtype != torch.float16):
+        return
+    now = "initial weights" if held is None else "weights rounded to half precision"
+    logger.warning(
+        "the networks of the queue resume with %s (checkpoint.queue), so the result will differ from that of an "
+        "uninterrupted run", now
+    )  # fmt: skip
+    folder.note("environment_mismatch", {"iteration": done, "queue": ["full", now]})
+    run.mismatched = True

@@ -4,6 +4,7 @@ The objective is a sum over classes, and a class's terms depend on its own image
 for some classes at a time: each backward pass then holds the activations of these classes, not of all.
 """
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -35,7 +36,7 @@ def class_groups(classes: int, limit: int) -> tuple[range, ...]:
     """
     count = -(-classes // limit) if limit > 0 else 1
     edges = [classes * number // count for number in range(count + 1)]
-    return tuple(range(first, last) for first, last in zip(edges, edges[1:], strict=False))
+    return tuple(range(first, last) for first, last in itertools.pairwise(edges))
 
 
 def objective_gradient(

@@ -55,7 +55,14 @@ def _network_queue(config: RunConfig, dataset: Dataset, device: torch.device) ->
             compile=config.compute.compile,
         )
 
-    return NetworkQueue(build, dataset.train, config.queue, config.seed, iterations=config.iterations)
+    return NetworkQueue(
+        build,
+        dataset.train,
+        config.queue,
+        config.seed,
+        iterations=config.iterations,
+        saved=config.checkpoint.queue,
+    )
 
 
 def _stages(config: RunConfig, dataset: Dataset, device: torch.device) -> NetworkSource:

@@ -135,7 +135,9 @@ class Distillation:
         self.statistics: CachedStatistics | None = None
         if config.match.statistics == "cached":
             self.statistics = CachedStatistics(config.match.cached_pairs, config.seed)
-        self.groups = class_groups(self.real.num_classes, config.compute.classes or default_classes(config, dataset, terms))
+        self.groups = class_groups(
+            self.real.num_classes, config.compute.classes or default_classes(config, dataset, terms)
+        )
         self.optimiser = method.optimiser(self.images, config.syn, self.real.num_classes)
         self.mismatched = False
         self.totals: list[int] = []

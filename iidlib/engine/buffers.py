@@ -75,13 +75,14 @@ class LoadedAhead:
             ahead: whether a thread fills blocks ahead; by default on CUDA only.
         """
         self.buffers = Packed(fields, device)
-        self._fill, self._thread = fill, None
+        self._fill = fill
+        self._thread: ThreadPoolExecutor | None = None
         if device.type == "cuda" if ahead is None else ahead:
             pinned = device.type == "cuda"
             self._blocks = [Packed(fields, torch.device("cpu"), pinned=pinned) for _ in range(BLOCKS)]
             self._copied: list[torch.cuda.Event | None] = [None] * BLOCKS
             self._next: tuple[int, int, Future[None]] | None = None  # iteration, block, its filling
-            self._thread: ThreadPoolExecutor | None = ThreadPoolExecutor(1, "iidlib-draws")
+            self._thread = ThreadPoolExecutor(1, "iidlib-draws")
 
     def load(self, iteration: int) -> None:
         """Brings an iteration's draws into the buffers, and starts to draw those of the next."""
@@ -95,7 +96,7 @@ class LoadedAhead:
         filled.result()
         self.buffers.block.copy_(self._blocks[block].block, non_blocking=True)
         copied = torch.cuda.Event(enable_timing=False)
-        copied.record()
+        copied.record(torch.cuda.current_stream(self.buffers.block.device))
         self._copied[block] = copied
         self._next = self._start(iteration + 1, (block + 1) % BLOCKS)
 

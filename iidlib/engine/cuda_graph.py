@@ -12,6 +12,7 @@ import logging
 import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -68,7 +69,8 @@ class Recording:
         started = time.perf_counter()
         _warm_up(step, device)
         shared = next((other._pool for other in _alive if other._device == device), None)
-        self._graph, self._pool = _captured(step, device, shared)
+        self._pool: Any = shared or torch.cuda.graph_pool_handle()
+        self._graph = _captured(step, device, self._pool)
         self.seconds = time.perf_counter() - started
         _alive.add(self)
 
@@ -184,15 +186,8 @@ def _warm_up(step: Callable[[], None], device: torch.device) -> None:
     torch.cuda.current_stream(device).wait_stream(side)
 
 
-def _captured(
-    step: Callable[[], None], device: torch.device, pool: tuple[int, int] | None
-) -> tuple[torch.cuda.CUDAGraph, tuple[int, int]]:
-    """Captures a call of a step on a side stream; returns the graph and its memory pool.
-
-    Args:
-        step: the step.
-        device: device of the step.
-        pool: memory pool of a living graph on that device, to be shared; None for a new one.
+def _captured(step: Callable[[], None], device: torch.device, pool: Any) -> torch.cuda.CUDAGraph:
+    """Captures a call of a step on a side stream, with a memory pool that living graphs may share.
 
     ``torch.cuda.graph`` is not used: if a capture fails, its context manager (in torch 2.11) never leaves its stream,
     so all later work of the process would go to the stream of the failed capture.
@@ -204,7 +199,7 @@ def _captured(
     graph, side = torch.cuda.CUDAGraph(), torch.cuda.Stream(device)
     _capture_failed = True  # until this one succeeds
     with torch.cuda.stream(side), _no_collection():
-        graph.capture_begin(pool or torch.cuda.graph_pool_handle())
+        graph.capture_begin(pool)
         try:
             step()
         except BaseException:
@@ -213,7 +208,7 @@ def _captured(
             raise
         graph.capture_end()
     _capture_failed = False
-    return graph, graph.pool()
+    return graph
 
 
 @contextlib.contextmanager

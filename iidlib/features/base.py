@@ -67,8 +67,8 @@ class NetworkSource:
 class FixedNetwork:
     """The matching networks of a source at one address, as a recorded step needs them.
 
-    An iteration calls `load`, which may launch kernels; the recorded step calls `gather` at its beginning; and `advance`
-    follows the update of the images. This class serves sources whose draws return the same network.
+    An iteration calls `load`, which may launch kernels; the recorded step calls `gather` at its beginning; and
+    `advance` follows the update of the images. This class serves sources whose draws return the same network.
 
     Attributes:
         network: holds the weights of the iteration's network.

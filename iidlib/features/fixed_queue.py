@@ -6,21 +6,23 @@ networks) gathers the rows of its networks, updates them, and writes them back. 
 `NetworkQueue.advance` do, with the same draws.
 """
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from typing import NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.func import functional_call
 
+from iidlib.config import QueueConfig
+from iidlib.data import RealSet
 from iidlib.engine import Packed, Recording, recorded
 from iidlib.features.base import FixedNetwork
+from iidlib.features.slots import Layout
+from iidlib.networks import Network
 from iidlib.training.loop import MOMENTUM, WEIGHT_DECAY
 
-if TYPE_CHECKING:
-    from iidlib.features.network_queue import NetworkQueue
-
-__all__ = ["FixedQueue"]
+__all__ = ["FixedQueue", "Queue", "Slots"]
 
 TOLERANCE = 1e-1
 """Largest relative difference, in norm, of a recorded update of the weights from a plain one.
@@ -30,10 +32,63 @@ hundredths; a recording that reads the wrong buffers is off by 100 %.
 """
 
 
+class Slots(NamedTuple):
+    """The networks of a queue as tensors at fixed addresses; member number n is in row n modulo S."""
+
+    layout: Layout
+    """Positions of the parameters in a row."""
+    weights: Tensor
+    """Weights, [S, P]."""
+    momenta: Tensor
+    """Momenta, [S, P]."""
+    meters: Tensor
+    """Correct predictions and images since the last reset, int64 [S, 2]."""
+
+
+class Queue(Protocol):
+    """What this module uses of a queue; `network_queue.NetworkQueue` is one."""
+
+    real: RealSet
+    settings: QueueConfig
+
+    @property
+    def slots(self) -> Slots:
+        """The tensors of all networks."""
+        ...
+
+    def built(self, number: int) -> Network:
+        """A new network with the initial weights of a number, frozen."""
+        ...
+
+    def add_due(self, iteration: int) -> None:
+        """Adds the networks that are due at an iteration."""
+        ...
+
+    def choice(self, iteration: int) -> int:
+        """Number of the matching network of an iteration."""
+        ...
+
+    def chosen(self, iteration: int) -> list[int]:
+        """Numbers of the networks that an iteration trains."""
+        ...
+
+    def batches(self, iteration: int, number: int) -> Iterator[Tensor]:
+        """Indices of the batches that a network is trained on in an iteration."""
+        ...
+
+    def advance(self, iteration: int) -> None:
+        """Trains the iteration's networks in place, and resets the meters if due."""
+        ...
+
+    def reset_due(self, iteration: int) -> None:
+        """Resets all meters after an iteration if that is due."""
+        ...
+
+
 class FixedQueue(FixedNetwork):
     """A queue's networks, gathered by the number of their slot."""
 
-    def __init__(self, queue: "NetworkQueue") -> None:
+    def __init__(self, queue: Queue) -> None:
         """Prepares buffers; the queue itself is not changed.
 
         Raises:

@@ -14,7 +14,6 @@ The released code resets them at its evaluations, so the frequency of evaluation
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +23,7 @@ from iidlib.config import QueueConfig
 from iidlib.data import RealSet
 from iidlib.errors import InputError
 from iidlib.features.base import Drawn, NetworkSource
-from iidlib.features.fixed_queue import FixedQueue
+from iidlib.features.fixed_queue import FixedQueue, Slots
 from iidlib.features.slots import Layout
 from iidlib.networks import Network, frozen
 from iidlib.rng import stream
@@ -57,19 +56,6 @@ class _Member:
         return [(p, self.sgd.state[p]["momentum_buffer"]) for p in self.network.parameters()]
 
 
-class Slots(NamedTuple):
-    """The networks of a queue as tensors at fixed addresses; member number n is in row n modulo S."""
-
-    layout: Layout
-    """Positions of the parameters in a row."""
-    weights: Tensor
-    """Weights, [S, P]."""
-    momenta: Tensor
-    """Momenta, [S, P]."""
-    meters: Tensor
-    """Correct predictions and images since the last reset, int64 [S, 2]."""
-
-
 class NetworkQueue(NetworkSource):
     """The queue; needs one `draw` and one `advance` per iteration, in order from the first.
 
@@ -89,6 +75,7 @@ class NetworkQueue(NetworkSource):
         seed: int,
         *,
         iterations: int | None = None,
+        saved: str = "full",
     ) -> None:
         """Creates an empty queue, which is filled at the first draw.
 
@@ -98,6 +85,7 @@ class NetworkQueue(NetworkSource):
             settings: sizes and rates.
             seed: seed of the run.
             iterations: iterations of the run, if they may be too few to fill the queue.
+            saved: how `state` holds weights and momenta, see ``checkpoint.queue``.
 
         Raises:
             InputError: if ``queue.size`` is below ``queue.start`` or ``queue.train``.
@@ -109,7 +97,7 @@ class NetworkQueue(NetworkSource):
                     "raise the former or lower the latter"
                 )
         self._build, self.real, self.settings, self.seed = build, real, settings, seed
-        self._iterations = iterations
+        self._iterations, self._saved = iterations, saved
         self._members: list[_Member] = []
         self._made = 0
         self._slots: Slots | None = None
@@ -131,7 +119,7 @@ class NetworkQueue(NetworkSource):
             rows = self.settings.size
             if self._iterations is not None:
                 rows = min(rows, self._numbers(self._iterations - 1).stop)
-            # zeros take up no memory on a CPU before they are written
+            # on a CPU, zeros occupy no memory before they are written
             weights, momenta = (torch.zeros(rows, layout.size, dtype=like.dtype, device=like.device) for _ in range(2))
             meters = torch.zeros(rows, 2, dtype=torch.int64, device=like.device)
             self._slots = Slots(layout, weights, momenta, meters)
@@ -148,9 +136,12 @@ class NetworkQueue(NetworkSource):
 
     def twin(self, change: Callable[[Network], Network]) -> "NetworkQueue":
         """An empty queue that will hold and train the same networks, each transformed by `change`."""
-        return NetworkQueue(
-            lambda draws: change(self._build(draws)), self.real, self.settings, self.seed, iterations=self._iterations
-        )
+
+        def build(draws: torch.Generator) -> Network:
+            return change(self._build(draws))
+
+        iterations, saved = self._iterations, self._saved
+        return NetworkQueue(build, self.real, self.settings, self.seed, iterations=iterations, saved=saved)
 
     def draw(self, iteration: int) -> Drawn:
         """The iteration's matching network, after adding a new one if due; repeated calls return the same.
@@ -249,31 +240,38 @@ class NetworkQueue(NetworkSource):
         return sum(2 * p.nbytes for member in self._members for p in member.network.parameters()) / 2**20
 
     def state(self) -> dict[str, Tensor]:
-        """State for a checkpoint: one row per network, its weights flattened into one vector, its momenta likewise."""
+        """State for a checkpoint: one row per network, its weights flattened into one vector, its momenta likewise.
+
+        Weights and momenta are rounded or left out if the settings say so.
+        """
         if not self._members:
             return {}
+        meters = torch.stack([member.meter for member in self._members])
+        state = {"queue.numbers": torch.tensor([member.number for member in self._members]), "queue.meters": meters}
+        if self._saved == "none":
+            return state
         pairs = [member.tensors() for member in self._members]
-        return {
-            "queue.numbers": torch.tensor([member.number for member in self._members]),
-            "queue.meters": torch.stack([member.meter for member in self._members]),
+        rows = {
             "queue.weights": torch.stack([torch.cat([p.detach().flatten() for p, _ in own]) for own in pairs]),
             "queue.momenta": torch.stack([torch.cat([v.flatten() for _, v in own]) for own in pairs]),
         }
+        return state | {name: row.half() if self._saved == "half" else row for name, row in rows.items()}
 
     @torch.no_grad()
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Restores the state from a checkpoint."""
+        """Restores the state from a checkpoint; networks that it does not hold get their initial weights."""
         if "queue.numbers" not in state:
             return
-        self._members = []
+        numbers = state["queue.numbers"].tolist()
+        self._members = [self._fresh(number) for number in numbers]
+        self._made = numbers[-1] + 1
+        if "queue.weights" not in state:
+            return
         rows = zip(state["queue.weights"], state["queue.momenta"], state["queue.meters"], strict=True)
-        for number, (weights, momenta, meter) in zip(state["queue.numbers"].tolist(), rows, strict=True):
-            member = self._fresh(number)
+        for member, (weights, momenta, meter) in zip(self._members, rows, strict=True):
             sizes = [p.numel() for p, _ in member.tensors()]
             pieces = zip(member.tensors(), weights.split(sizes), momenta.split(sizes), strict=True)
             for (parameter, velocity), weight, momentum in pieces:
                 parameter.copy_(weight.view(parameter.shape))
                 velocity.copy_(momentum.view(parameter.shape))
             member.meter.copy_(meter)
-            self._members.append(member)
-        self._made = self._members[-1].number + 1

@@ -25,7 +25,7 @@ class Layout:
     """
 
     def __init__(self, network: Network) -> None:
-        """Lays out the parameters of a network, whose values are not used."""
+        """Takes the names and shapes of a network's parameters; their values are not used."""
         self.names = [name for name, _ in network.named_parameters()]
         self._shapes = [(p.shape, p.stride()) for p in network.parameters()]
         self._offsets: list[int] = []

@@ -1,0 +1,106 @@
+"""iidlib.engine.buffers: tensors in one block, drawn ahead by a thread, and loaded in the order of the iterations."""
+
+import threading
+
+import pytest
+import torch
+
+from iidlib.engine import LoadedAhead, Packed
+from tests.fake_cuda import fake_cuda
+
+CPU = torch.device("cpu")
+FIELDS = {
+    "index": ((3,), torch.int64),
+    "op": ((5,), torch.uint8),
+    "u": ((2, 3), torch.float32),
+    "one": ((), torch.int64),
+}
+
+
+def fill(iteration: int, draws: Packed) -> None:
+    draws["index"].fill_(iteration)
+    draws["u"].fill_(iteration / 2)
+
+
+def test_a_block_holds_every_tensor_at_an_aligned_place_of_its_own():
+    packed = Packed(FIELDS, CPU)
+    for number, (name, (shape, dtype)) in enumerate(FIELDS.items(), 1):
+        assert packed[name].shape == shape and packed[name].dtype == dtype
+        assert (packed[name].data_ptr() - packed.block.data_ptr()) % 16 == 0
+        packed[name].fill_(number)
+    assert [int(packed[name].flatten()[0]) for name in FIELDS] == [1, 2, 3, 4]
+    other = Packed(FIELDS, CPU)
+    other.block.copy_(packed.block)
+    assert all(torch.equal(other[name], packed[name]) for name in FIELDS)
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+def test_buffers_hold_the_iteration_that_was_loaded_in_any_order(ahead, monkeypatch):
+    fake_cuda(monkeypatch)
+    loaded = LoadedAhead(FIELDS, fill, CPU, ahead=ahead)
+    place = loaded.buffers["index"].data_ptr()
+    for iteration in (0, 1, 2, 3, 4, 9, 10, 2, 3):
+        loaded.load(iteration)
+        assert loaded.buffers["index"].tolist() == [iteration] * 3
+        assert loaded.buffers["u"].unique().tolist() == [iteration / 2]
+    assert loaded.buffers["index"].data_ptr() == place
+    loaded.close()
+
+
+def test_the_next_iteration_is_drawn_in_another_thread_while_this_one_is_used(monkeypatch):
+    fake_cuda(monkeypatch)
+    seen: dict[int, str] = {}
+    drawn = threading.Event()
+
+    def watched(iteration: int, draws: Packed) -> None:
+        seen[iteration] = threading.current_thread().name
+        fill(iteration, draws)
+        if iteration == 1:
+            drawn.set()
+
+    loaded = LoadedAhead(FIELDS, watched, CPU, ahead=True)
+    loaded.load(0)
+    assert drawn.wait(10), "iteration 1 is drawn before it is asked for"
+    assert loaded.buffers["index"].tolist() == [0, 0, 0], "in a block of its own"
+    assert all(name.startswith("iidlib-draws") for name in seen.values())
+    loaded.load(1)
+    assert loaded.buffers["index"].tolist() == [1, 1, 1]
+    loaded.close()
+
+
+def test_a_block_is_filled_again_only_after_its_copy_has_ended(monkeypatch):
+    fake_cuda(monkeypatch)
+    order: list[str] = []
+
+    class Copied:
+        def __init__(self, enable_timing: bool) -> None:
+            self.number = sum("record" in entry for entry in order)
+
+        def record(self, stream: object) -> None:
+            order.append(f"record {self.number}")
+
+        def synchronize(self) -> None:
+            order.append(f"wait {self.number}")
+
+    monkeypatch.setattr(torch.cuda, "Event", Copied)
+    loaded = LoadedAhead(FIELDS, fill, CPU, ahead=True)
+    for iteration in range(5):
+        loaded.load(iteration)
+    loaded.close()
+    # the block of iteration i + 3 is that of iteration i, and is asked for while i + 2 is loaded
+    assert order == ["record 0", "record 1", "record 2", "wait 0", "record 3", "wait 1", "record 4", "wait 2"]
+
+
+def test_what_goes_wrong_in_the_thread_is_raised_where_it_is_loaded(monkeypatch):
+    fake_cuda(monkeypatch)
+
+    def failing(iteration: int, draws: Packed) -> None:
+        if iteration == 2:
+            raise ValueError("no such images")
+
+    loaded = LoadedAhead(FIELDS, failing, CPU, ahead=True)
+    loaded.load(0)
+    loaded.load(1)
+    with pytest.raises(ValueError, match="no such images"):
+        loaded.load(2)
+    loaded.close()
