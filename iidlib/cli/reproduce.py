@@ -12,8 +12,7 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from iidlib.cli.completion import complete_experiment, complete_scale
-from iidlib.cli.options import Device
+from iidlib.cli.completion import complete_device, complete_experiment, complete_scale
 from iidlib.cli.output import Kind, Quiet, console, print_table, result
 from iidlib.cli.session import given_command, keeping
 from iidlib.config import SCALES
@@ -21,6 +20,7 @@ from iidlib.errors import InputError, suggest
 
 if TYPE_CHECKING:
     from iidlib.experiments import Job
+    from iidlib.experiments.costs import Cost
 
 __all__ = ["reproduce", "time_budget"]
 
@@ -51,18 +51,49 @@ def _folded(name: str, width: int) -> str:
     return "\n".join(lines)
 
 
-def _cells(name: str, title: str, only: str, folder: Path | None) -> None:
-    """Prints the cells of an experiment with their published and measured values."""
-    from iidlib.experiments import mean_of, table, within
+def _minutes(cost: "Cost | None") -> str:
+    """A cell's minutes, marked if they are predicted; "" if they are unknown."""
+    return "" if cost is None else _in_minutes(cost.seconds, cost.measured)
+
+
+def _in_minutes(seconds: float, measured: bool) -> str:
+    minutes = max(seconds / 60, 0.1)
+    return f"{'' if measured else '~'}{minutes:.{0 if minutes >= 100 else 1}f}"
+
+
+def _pools(costs: "Iterable[Cost | None]") -> list[str]:
+    """A line for each pool that the cells share."""
+    pools = {cost.pool.name: cost.pool for cost in costs if cost is not None and cost.pool is not None}
+    return [f"a pool, once: {_in_minutes(pool.seconds, pool.measured)} min ({name})" for name, pool in pools.items()]
+
+
+def _cells(name: str, title: str, only: str, folder: Path | None, device: str, scale: str) -> None:
+    """Prints the cells of an experiment with their published and measured values, and with their minutes on a device.
+
+    Args:
+        name: name of the experiment.
+        title: its title.
+        only: prefix of the cells to print.
+        folder: folder of the results.
+        device: name of the device; "" for no minutes.
+        scale: scale of the runs whose minutes are printed.
+    """
+    from iidlib.experiments import find, mean_of, table, within
+    from iidlib.experiments.costs import costs
 
     cells = table(name, folder)
     if only and not any(within(cell, only) for cell in cells["cell"]):
         raise InputError(f"{name} has no cell {only!r}; see iid reproduce {name} --list")
+    headings, minutes = [*COLUMNS], {}
+    if device:
+        headings.append(f"{device} min")
+        listed = [cell for cell in find(name).cells if within(cell.name, only)]
+        minutes = {cell.name: cost for cell, cost in costs(listed, scale=scale, device=device, folder=folder).items()}
     shown = Table(
         title=escape(f"{name}: {title}"), box=box.SIMPLE, show_edge=False, padding=(0, 1, 0, 0), pad_edge=False
     )
     shown.caption_justify = "left"
-    for column in COLUMNS:
+    for column in headings:
         is_name = column == "cell"
         shown.add_column(column, justify="left" if is_name else "right", no_wrap=not is_name, overflow="fold")
     marks: dict[str, str] = {}
@@ -75,15 +106,16 @@ def _cells(name: str, title: str, only: str, folder: Path | None) -> None:
         if row["source"] != "not found":
             mark = marks.setdefault(row["source"], ascii_lowercase[len(marks)])
             published = f"{row['published']:.1f} {mark}"
-        rows.append((row["cell"], published, *ours))
-    caption = "\n".join(f"{mark}: {source}" for source, mark in marks.items())
-    if console.width < 64:
-        columns: list[Kind] = ["text", "number", "number", "number", "number"]
-        print_table(dict(zip(COLUMNS, columns, strict=True)), rows, f"{name}: {title}")
+        times = [_minutes(minutes[row["cell"]])] if device else []
+        rows.append((row["cell"], published, *ours, *times))
+    caption = "\n".join([*(f"{mark}: {source}" for source, mark in marks.items()), *_pools(minutes.values())])
+    if console.width < 64 + (10 if device else 0):
+        columns: dict[str, Kind] = {column: "text" if column == "cell" else "number" for column in headings}
+        print_table(columns, rows, f"{name}: {title}")
         typer.echo(f"\n{caption}")
         return
     for cell, *numbers in rows:
-        shown.add_row(escape(_folded(cell, console.width - 52)), *numbers)
+        shown.add_row(escape(_folded(cell, console.width - 52 - (10 if device else 0))), *numbers)
     shown.caption = escape(caption)
     console.print(shown)
 
@@ -131,7 +163,15 @@ def reproduce(
     budget: Annotated[
         str | None, typer.Option("--budget", metavar="TIME", help="Time after which to stop cleanly, e.g. 8h or 30m.")
     ] = None,
-    device: Device = "auto",
+    device: Annotated[
+        str,
+        typer.Option(
+            "--device",
+            metavar="DEVICE",
+            help="Device: auto, cpu, cuda, cuda:N or mps; with --list h100, h200, a100, t4 or cpu, for the minutes.",
+            autocompletion=complete_device,
+        ),
+    ] = "auto",
     folder: Annotated[
         Path | None,
         typer.Option(
@@ -145,20 +185,32 @@ def reproduce(
 ) -> None:
     """Show the cells of the paper's tables, or run the missing ones, most informative first."""
     from iidlib.experiments import EXPERIMENTS, find, jobs, run_jobs
+    from iidlib.experiments.costs import DEVICES, device_model
 
     if name is not None:
         find(name)
     if scale not in SCALES:
         raise InputError(f"unknown scale {scale!r}{suggest(scale, SCALES)}")
     if show or name is None:
+        timed = "" if device == "auto" else device_model(device).name
+        source = ctx.get_parameter_source("scale")
+        if source is not None and source.name == "DEFAULT":  # by name, since newer versions of typer vendor click
+            scale = "paper"
         with result():
             for each in [name] if name else EXPERIMENTS:
-                _cells(each, find(each).title, only, folder)
+                _cells(each, find(each).title, only, folder, timed, scale)
+        if timed:
+            typer.echo(
+                f"{timed} min: minutes of one seed at scale {scale}, measured on such a device; ~ predicted from\n"
+                "counted operations, right within a factor of two at best."
+            )
         typer.echo(
             "Accuracy in percent. Ours: mean ± std over distillation seeds (number of seeds).\n"
             "Only scale paper compares with published values; tour uses cifar10-mini."
         )
         return
+    if device in DEVICES and device != "cpu":
+        raise InputError(f"{device} is a device to predict times for, with --list; runs take cuda, cuda:N, cpu or mps")
     seconds = time_budget(budget) if budget else math.inf
     todo = jobs(name, scale=scale, seeds=seeds, only=only, folder=folder, runs=runs, device=device)
     _check_networks(todo, scale)
