@@ -16,6 +16,7 @@ from iidlib.cli import main, output
 from iidlib.cli.reproduce import time_budget
 from iidlib.errors import InputError
 from iidlib.experiments import EXPERIMENTS, Cell, Experiment, Job, all_rows, jobs, run_jobs
+from tests.command_line import Run
 from tests.result_rows import rows
 
 
@@ -53,6 +54,49 @@ def test_what_is_missing_comes_in_the_order_of_worth(tmp_path: Path) -> None:
         jobs("main", scale="laptop", only="mnist", folder=tmp_path)
     with pytest.raises(InputError, match=r"unknown experiment 'ablatoin'; did you mean 'ablation'\?"):
         jobs("ablatoin", scale="laptop", folder=tmp_path)
+
+
+def test_the_experiment_for_a_rented_gpu_is_in_the_order_of_worth(tmp_path: Path) -> None:
+    """All cells and seeds of CIFAR-10 come before CIFAR-100, and 10 images per class before 1 and 50."""
+    methods = ["dm", "iid-dm", "idm", "iid-idm", "iid-plus"]
+    for name, datasets in (("gpu", ["cifar10", "cifar100"]), ("gpu-embedded", ["cifar10-mini"])):
+        todo = jobs(name, scale="paper", seeds=2, folder=tmp_path)
+        assert [(job.cell.dataset, job.seed, job.cell.ipc, job.cell.method) for job in todo] == [
+            (dataset, seed, ipc, method)
+            for dataset in datasets for seed in (0, 1) for ipc in (10, 1, 50) for method in methods
+        ]  # fmt: skip
+        assert all(f"--dataset {job.cell.dataset} " in f"{job} " for job in todo), (
+            "rows name the images they were made of"
+        )
+
+
+def begun(folder: Path, seconds: float, *, finished: bool = False) -> None:
+    """A run's folder as it was left some time ago."""
+    (folder / "checkpoints").mkdir(parents=True)
+    (folder / "config.yaml").write_text("")
+    if finished:
+        (folder / "synthetic.safetensors").write_text("")
+    for path in (folder, folder / "config.yaml", folder / "checkpoints"):
+        os.utime(path, (time.time() - seconds,) * 2)
+
+
+def test_runs_that_were_begun_are_resumed_first(tmp_path: Path) -> None:
+    """The one that was active last is the one that the budget has stopped; one that only lacks rows keeps its place."""
+    given = {"scale": "laptop", "seeds": 2, "folder": tmp_path, "runs": tmp_path / "runs"}
+    usual = [(job.cell.method, job.seed) for job in jobs("ablation", **given)]
+    begun(tmp_path / "runs" / "laptop-cifar10-ipc10-idm-seed1", 10)
+    begun(tmp_path / "runs" / "laptop-cifar10-ipc10-dm-cm-seed0", 1000)
+    begun(tmp_path / "runs" / "laptop-cifar10-ipc10-iid-idm-seed0", 1, finished=True)
+    todo = jobs("ablation", **given)
+    assert [(job.cell.method, job.seed) for job in todo[:2]] == [("idm", 1), ("dm-cm", 0)]
+    assert "--resume" in todo[0].command and "--resume" in todo[1].command and "--resume" not in todo[2].command
+    assert [(job.cell.method, job.seed) for job in todo[2:]] == [
+        one for one in usual if one not in (("idm", 1), ("dm-cm", 0))
+    ]
+    begun(tmp_path / "runs" / "laptop-cifar10-ipc10-iid-dm-seed0", 10)
+    first = jobs("architectures", scale="laptop", seeds=1, only="cifar10/ipc10/iid-dm/vgg11", folder=tmp_path,
+                 runs=tmp_path / "runs")  # fmt: skip
+    assert first[0].run_folder == tmp_path / "runs" / "laptop-cifar10-ipc10-iid-dm-seed0", "the set that it evaluates"
 
 
 def test_a_command_holds_on_other_machines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,6 +182,33 @@ def test_the_budget_stops_a_run_with_a_checkpoint(
     assert "--resume" in jobs("long", scale="tour", seeds=1, folder=tmp_path, runs=tmp_path / "runs")[0].command
 
 
+@pytest.mark.skipif(os.name != "posix", reason="Windows has no such signals to other processes")
+def test_the_budget_leaves_time_for_the_checkpoint_and_ends_a_run_that_does_not_stop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process in place of Python notes when it is asked to stop, and continues for some time or for ever."""
+    from iidlib.experiments import reproduce
+
+    noted, slow = tmp_path / "noted", tmp_path / "slow"
+    slow.write_text(
+        f"#!{sys.executable}\nimport signal, sys, time\n"
+        f"def stop(*_):\n    open({str(noted)!r}, 'w').write('asked')\n    time.sleep(PATIENCE)\n    sys.exit(143)\n"
+        "signal.signal(signal.SIGTERM, stop)\ntime.sleep(100)\n"
+    )
+    slow.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(slow))
+    monkeypatch.setattr(reproduce, "_PATIENCE", 1.0)
+    job, code, said = Job(Cell("cifar10", "dm", 10), 0, ("distill", "dm")), slow.read_text(), []
+    for patience in ("0.2", "60"):
+        slow.write_text(code.replace("PATIENCE", patience))
+        started = time.monotonic()
+        assert run_jobs([job, job], budget=5.0, say=said.append) == (0, 0)
+        took = time.monotonic() - started
+        assert noted.read_text() == "asked" and "run the same command again" in said[-1]
+        assert 4.4 < took < (4.5 + float(patience) + 2 if patience == "0.2" else 4.5 + 1.0 + 3)
+        noted.unlink()
+
+
 def test_a_job_that_fails_is_reported_and_left_out(small: dict[str, str], tmp_path: Path) -> None:
     bad = Job(Cell("cifar10", "dm", 10), 0, ("distill", "dn"))
     good = jobs("small", scale="ci", seeds=1, only="cifar10/ipc1/random", folder=tmp_path)
@@ -217,6 +288,26 @@ def test_the_command_lists_and_refuses(
         with pytest.raises(SystemExit) as ended:
             main(arguments)
         assert ended.value.code == 2 and reported in capsys.readouterr().err
+
+
+def test_the_minutes_of_a_device_are_listed_on_request(iid: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    for width in (100, 80, 60):
+        for module in (output, sys.modules["iidlib.cli.reproduce"]):
+            monkeypatch.setattr(module.console, "width", width)
+        status, shown, _ = iid("reproduce", "main", "--list", "--device", "h100", "--only", "cifar10/ipc10")
+        assert status == 0 and "h100 min" in shown and "a pool, once: ~0.9 min (cifar10: 2 resnet18" in shown
+        assert "minutes of one seed at scale paper" in shown and max(map(len, shown.splitlines())) <= max(width, 90)
+        assert len(re.findall(r"~\d+\.\d(?! min)", shown)) == 9, "one for every cell"
+    laptop = iid("reproduce", "ablation", "--list", "--device", "cpu", "--scale", "laptop").out
+    assert "minutes of one seed at scale laptop" in laptop
+    assert re.search(r"cifar10/ipc10/dm .*\) +\d+\.\d$|cpu min: \d+\.\d", laptop, re.MULTILINE), "measured: without ~"
+    assert " min" not in iid("reproduce", "main", "--list", "--only", "cifar10/ipc10").out
+    for arguments, reported in (
+        (["--list", "--device", "h10"], "cannot be predicted for the device 'h10'; did you mean 'h100'?"),
+        (["--device", "h100"], "h100 is a device to predict times for, with --list; runs take cuda"),
+    ):
+        status, _, err = iid("reproduce", "main", *arguments)
+        assert status == 2 and reported in err and err.count("\n") == 1
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("8h", 28800), ("30m", 1800), ("1.5m", 90), (" 5s ", 5)])

@@ -125,6 +125,8 @@ class Experiment:
     title: str
     cells: tuple[Cell, ...]
     """The cells, most important first."""
+    by_dataset: bool = False
+    """Whether all seeds of a dataset come before the next dataset; otherwise every cell comes once before any twice."""
 
 
 def _main() -> tuple[Cell, ...]:
@@ -136,6 +138,11 @@ def _main() -> tuple[Cell, ...]:
             cells += [Cell(dataset, method, ipc, network) for method in methods]
         cells.append(Cell(dataset, "whole", 0, network))
     return tuple(cells)
+
+
+def _gpu(*datasets: str) -> tuple[Cell, ...]:
+    methods = ("dm", "iid-dm", "idm", "iid-idm", "iid-plus")
+    return tuple(Cell(dataset, method, ipc) for dataset in datasets for ipc in (10, 1, 50) for method in methods)
 
 
 def _sweep(method: str, key: str, values: Sequence[float | str], **more: str) -> list[Cell]:
@@ -248,6 +255,14 @@ EXPERIMENTS: dict[str, Experiment] = {
                 for ipc, method in ((1, "iid-plus"), (50, "iid-plus"), (10, "iid-idm"), (1, "iid-idm"), (50, "iid-idm"))
             ),
         ),
+    ),
+    "gpu": Experiment(
+        "Distilled sets of CIFAR-10 and CIFAR-100, in the order of worth for a rented GPU",
+        _gpu("cifar10", "cifar100"),
+        by_dataset=True,
+    ),
+    "gpu-embedded": Experiment(
+        "The same methods on the embedded images, for a GPU without the whole datasets", _gpu("cifar10-mini")
     ),
     "tsne": Experiment(
         "Sets for the t-SNE figure (drawn in chapter 09)",

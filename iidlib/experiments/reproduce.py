@@ -1,5 +1,6 @@
 """The missing runs of an experiment as commands, and their execution one after the other within a time budget."""
 
+import itertools
 import math
 import os
 import shlex
@@ -43,6 +44,13 @@ class Job:
         resume = ("--resume",) if (self.evaluated.parent / "config.yaml").is_file() else ()
         return [(*self.before, *resume), self.command]
 
+    @property
+    def run_folder(self) -> Path | None:
+        """Folder of the run that the job starts or resumes; None if it keeps none."""
+        if self.evaluated is not None:
+            return self.evaluated.parent
+        return Path(self.command[self.command.index("--out") + 1]) if "--out" in self.command else None
+
     def __str__(self) -> str:
         return shlex.join(("iid", *self.command))
 
@@ -57,7 +65,10 @@ def jobs(
     runs: Path = Path("runs/reproduce"),
     device: str = "auto",
 ) -> list[Job]:
-    """Missing runs, most important first: every cell once before any cell twice.
+    """Missing runs: those that were begun, and then the others, most important first.
+
+    A run that a budget has stopped is thus resumed before another one starts. Among runs that were begun, the one that
+    was active last comes first; a run that failed may be among them.
 
     Args:
         name: one of ``EXPERIMENTS``, or the file of a grid.
@@ -72,21 +83,32 @@ def jobs(
         InputError: for an unknown experiment, if `only` selects no cell, or for a cell whose settings are incompatible
             with the scale's.
     """
-    cells = [cell for cell in find(name).cells if within(cell.name, only) and cell.runs_at(scale)]
+    experiment = find(name)
+    cells = [cell for cell in experiment.cells if within(cell.name, only) and cell.runs_at(scale)]
     if not cells:
         raise InputError(f"{name} has no cell {only!r} at scale {scale}; see iid reproduce {name} --list")
     target, rows = folder or results_dir(), all_rows(folder)
     if target.is_absolute() and target.is_relative_to(Path.cwd()):
         target = target.relative_to(Path.cwd())  # rows record their command, which should work on other machines, too
+    groups = [list(group) for _, group in itertools.groupby(cells, lambda cell: cell.dataset)]
     missing: dict[Any, Job] = {}
-    for seed in range(seeds):
-        for cell in cells:
+    for group, seed in itertools.product(groups if experiment.by_dataset else [cells], range(seeds)):
+        for cell in group:
             # among cells that mean the same, such as 1 and 1.0, the first one fills all
             same = (seed, _settings(cell, scale), cell.dataset, cell.network, cell.steps, cell.evaluation)
             if same in missing or (cell.method == "whole" and seed > 0) or seed in measured(cell, scale, rows).index:
                 continue
             missing[same] = _job(cell, scale, seed, target / cell.table_at(scale), runs, device)
-    return list(missing.values())
+    return sorted(missing.values(), key=lambda job: -_last_active(job))  # stable: the others keep their order
+
+
+def _last_active(job: Job) -> float:
+    """Time at which a job's run has last written a line or a checkpoint; 0 if it was not begun, or has its set."""
+    folder = job.run_folder
+    if folder is None or (folder / "synthetic.safetensors").is_file():
+        return 0
+    written = [folder / "config.yaml", folder / "metrics.jsonl", folder / "checkpoints"]
+    return max((path.stat().st_mtime for path in written if path.exists()), default=0)
 
 
 def _settings(cell: Cell, scale: str) -> RunConfig:
@@ -140,6 +162,13 @@ def _command(cell: Cell, scale: str, seed: int, results: Path, runs: Path, devic
     return ("distill", cell.method, *common, *out, *length, *changes, *resume)
 
 
+_FOR_CHECKPOINT = 15.0
+"""Seconds of a budget, at most, that are left for the last checkpoint; one of IDM holds 256 MB."""
+
+_PATIENCE = 60.0
+"""Seconds after which a run that was asked to stop is killed."""
+
+
 class Outcome(NamedTuple):
     """Numbers of finished and of failed jobs."""
 
@@ -157,9 +186,10 @@ def run_jobs(
 ) -> Outcome:
     """Runs jobs one after the other, each in its own process, until the budget is spent.
 
-    When the budget runs out, the current run is asked to stop, writes a checkpoint, and is resumed by the next call; on
-    Windows, which has no suitable signal, it is terminated and resumed from its last checkpoint. A job that fails is
-    reported and skipped.
+    Before the budget ends, the current run is asked to stop, writes a checkpoint, and is resumed by the next call; a
+    tenth of the budget, at most 15 seconds, is left for that. A run that has not stopped 60 seconds after the request
+    is killed, and resumed from its last checkpoint, as it is on Windows, which has no suitable signal. Whether a job
+    fits into what is left is not considered, because it can be resumed. A job that fails is reported and skipped.
 
     Args:
         todo: jobs to run.
@@ -171,7 +201,8 @@ def run_jobs(
     Returns:
         Numbers of finished and of failed jobs.
     """
-    until, done, failed = time.monotonic() + budget, 0, 0
+    reserve = 0.0 if math.isinf(budget) else min(_FOR_CHECKPOINT, budget / 10)
+    until, done, failed = time.monotonic() + budget - reserve, 0, 0
     for job in todo:
         left = until - time.monotonic()
         if left <= 0:
@@ -190,7 +221,7 @@ def run_jobs(
                 # on Windows Ctrl-C has reached the whole console, and another signal would kill the run
                 if os.name == "posix" or isinstance(stop, subprocess.TimeoutExpired):
                     process.send_signal(signal.SIGTERM)
-                process.wait()
+                _wait(process, math.inf if isinstance(stop, KeyboardInterrupt) else _PATIENCE)
                 if isinstance(stop, KeyboardInterrupt):
                     raise
                 say("the budget is spent; run the same command again to continue")
@@ -201,3 +232,12 @@ def run_jobs(
         done += not status
         failed += bool(status)
     return Outcome(done, failed)
+
+
+def _wait(process: "subprocess.Popen[bytes]", patience: float) -> None:
+    """Waits for a process to stop, and kills it if it does not."""
+    try:
+        process.wait(None if math.isinf(patience) else patience)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
