@@ -14,6 +14,10 @@ UV ?= uv
 PYTEST_ARGS ?= -q -n auto --maxprocesses 4 --dist loadfile
 BENCH_ARGS ?=
 LAB_ARGS ?=
+BUDGET ?= 9m
+OUT ?= runs/gpu/results
+SCALE ?= paper
+DEVICE ?= auto
 CHAPTER ?= book/01_quickstart.ipynb
 DEMO := runs/demo
 
@@ -28,7 +32,7 @@ DEMO_FOLDERS := $(addsuffix /checkpoints,$(DEMO_RUNS)) $(DEMO_RUNS) $(DEMO)
 export JUPYTER_PREFER_ENV_PATH := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long test-floor book print lab lint format sync install lock audit licences release bench clean distclean
+.PHONY: help demo test test-long test-floor book print lab lint format sync install lock audit licences release bench gpu clean distclean
 
 help: ## list these targets
 	@echo "Usage: make TARGET"
@@ -142,6 +146,11 @@ release: install ## check, build and test a release (make release VERSION=0.2.0)
 
 bench: install ## seconds per iteration: ours against the per-class loop (BENCH_ARGS=--quick for a short one)
 	$(BIN)/iid bench $(BENCH_ARGS)
+
+# On a rented machine nothing is installed: with .venv that one, otherwise the machine's own Python, which has torch.
+gpu: ## measure what is missing on a rented GPU until BUDGET=9m ends, into OUT= (SCALE=, DEVICE=; see CONTRIBUTING.md)
+	@$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) .ci/gpu.py --budget $(BUDGET) --out "$(OUT)" --scale $(SCALE) \
+	  --device $(DEVICE)
 
 clean: ## remove what the targets made, except .venv and your own runs
 	rm -rf _build build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

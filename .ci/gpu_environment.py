@@ -1,0 +1,98 @@
+"""Writes what is known of this machine: versions, card, driver, measured rates, and which datasets it has.
+
+    python .ci/gpu_environment.py environment.json [--device cuda]
+
+Whatever fails is reported in place of its value, so that the rest is still written.
+"""
+
+import argparse
+import importlib.metadata
+import json
+import os
+import subprocess
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("numpy", "pandas", "pytest", "safetensors", "scikit-learn", "torchvision", "triton", "typer")
+PRECISIONS = ("fp32", "tf32", "bf16")
+
+
+def attempted(function: Callable[[], Any]) -> Any:
+    """The value of a function, or the error as text."""
+    try:
+        return function()
+    except Exception as error:  # the report must be written, whatever is broken
+        return f"failed: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
+
+
+def version(name: str) -> str:
+    """Installed version of a package."""
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def card() -> dict[str, str]:
+    """What the driver says about the first card."""
+    fields = "name,driver_version,memory.total,power.limit,clocks.max.sm"
+    command = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader"]
+    out = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout
+    return dict(zip(fields.split(","), map(str.strip, out.splitlines()[0].split(",")), strict=True))
+
+
+def torch_build() -> dict[str, Any]:
+    """Versions that torch was built with."""
+    import torch
+
+    found: dict[str, Any] = {"torch": torch.__version__, "cuda": torch.version.cuda}
+    if torch.cuda.is_available():
+        found["cudnn"] = torch.backends.cudnn.version()
+        found["capability"] = ".".join(map(str, torch.cuda.get_device_capability()))
+    return found
+
+
+def rates(device_name: str) -> dict[str, Any]:
+    """Rates of a large matrix product in each precision, in GFLOP/s, and of a copy, in GB/s."""
+    from iidlib.bench.ceilings import copy_rate, matrix_product_rate
+    from iidlib.engine import pick_device
+
+    device = pick_device(device_name)
+    precisions = PRECISIONS if device.type == "cuda" else PRECISIONS[:1]
+    found = {
+        f"matrix product {name}, GFLOP/s": attempted(partial(matrix_product_rate, device, name)) for name in precisions
+    }
+    return found | {"copy, GB/s": attempted(partial(copy_rate, device))}
+
+
+def datasets() -> dict[str, bool]:
+    """Whether each dataset is complete on this machine."""
+    from iidlib.data.registry import datasets as listed
+
+    return {row.name: row.found is not None for row in listed()}
+
+
+def environment(device: str) -> dict[str, Any]:
+    """The whole report."""
+    from iidlib.runs.environment import environment as known
+
+    return {
+        **known(),
+        "packages": {name: version(name) for name in PACKAGES},
+        "build": attempted(torch_build),
+        "card": attempted(card),
+        "cpus": os.cpu_count(),
+        "device": device,
+        "datasets": attempted(datasets),
+        "rates": attempted(lambda: rates(device)),
+    }
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("path", type=Path)
+    parser.add_argument("--device", default="auto")
+    given = parser.parse_args()
+    given.path.write_text(json.dumps(environment(given.device), indent=2) + "\n", encoding="utf-8")
