@@ -1,54 +1,24 @@
 """A stand-in for the few calls of ``torch.cuda`` that a recorder makes, so that recording runs on a CPU.
 
-A capture keeps the operations of a step with their tensors, and a replay does them again into the same memory: control
-flow, numbers of Python and addresses are frozen, as in a CUDA graph. What a GPU alone can show is left to tests marked
+A capture is a `tape.Tape`, which freezes what a CUDA graph freezes. It fails as on a GPU if the step waits for the
+device, draws random numbers or copies from the host, and also if it carries values from step to step that recording
+does not restore; a replay fails if memory of the step has been freed. What a GPU alone can show is left to tests marked
 ``gpu``.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from iidlib.distillation import captured
 from iidlib.engine import cuda_graph
+from tests.tape import Tape
+from tests.watch import address
 
 BROKEN = "operation failed due to a previous error during capture"
-
-
-class Tape(TorchDispatchMode):
-    """The operations within a block, with their tensors."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.operations: list[tuple[Any, tuple[Any, ...], dict[str, Any], Any]] = []
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        out = function(*args, **kwargs)
-        self.operations.append((function, args, kwargs, out))  # also keeps what it made, and so the addresses
-        return out
-
-    @torch.no_grad()
-    def replay(self) -> None:
-        for function, args, kwargs, out in self.operations:
-            if function._schema.is_mutable:
-                function(*args, **kwargs)
-                continue
-            given = {tensor.untyped_storage().data_ptr() for tensor in _tensors((args, kwargs))}
-            made = [tensor for tensor in _tensors(out) if tensor.untyped_storage().data_ptr() not in given]
-            if made:  # a view is right as it is
-                for old, new in zip(_tensors(out), _tensors(function(*args, **kwargs)), strict=True):
-                    old.copy_(new)
-
-
-def _tensors(tree: Any) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
 
 
 class FakeCuda:
@@ -61,6 +31,7 @@ class FakeCuda:
         breaks: called in each capture's end; raises where a capture shall break.
         wrong: labels of graphs whose replay does the step twice.
         cost: milliseconds of a replay, by label.
+        graphs: the graphs, in order of their captures.
         empty_cache_fails: whether a broken capture leaves the allocator as torch 2.11's, which refuses from then on.
     """
 
@@ -73,6 +44,8 @@ class FakeCuda:
         self.cost: dict[object, float] = {}
         self.clock = 0.0
         self.capturing = self.poisoned = False
+        self.graphs: list[Graph] = []
+        self.restored: set[int] = set()  # addresses of what recording restores
         self._streams = 0
 
     def new_stream(self, device: object = None) -> "Stream":
@@ -103,20 +76,24 @@ class Stream:
 
 class Graph:
     def __init__(self, cuda: FakeCuda) -> None:
-        self._cuda, self._tape = cuda, Tape()
+        self._cuda, self.tape = cuda, Tape(declared=False, raises=True)
         self.label: object = None
+        cuda.graphs.append(self)
 
     def capture_begin(self, pool: object) -> None:
         assert not self._cuda.poisoned, "a capture after one that broke"
         self._cuda.log.append(f"capture on {self._cuda.stream}")
         self._cuda.capturing = True
-        self._tape.__enter__()
+        self.tape.__enter__()
 
     def capture_end(self) -> None:
-        self._tape.__exit__(None, None, None)
         self._cuda.capturing = False
         self.label = self._cuda.label
         try:
+            self.tape.__exit__(None, None, None)
+            carried = [name for storage, name in self.tape.carried.items() if storage not in self._cuda.restored]
+            if carried:
+                raise RuntimeError(f"the step carries a tensor that recording does not restore: {', '.join(carried)}")
             self._cuda.breaks()
         except RuntimeError:
             self._cuda.poisoned = True
@@ -126,7 +103,7 @@ class Graph:
         self._cuda.log.append("replay")
         self._cuda.clock += self._cuda.cost.get(self.label, 1.0)
         for _ in range(2 if self.label in self._cuda.wrong else 1):
-            self._tape.replay()
+            self.tape.replay()
 
 
 class Event:
@@ -155,6 +132,13 @@ def fake_cuda(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
     monkeypatch.setattr(torch.cuda, "empty_cache", cuda.empty_cache)
     monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: Graph(cuda))
     monkeypatch.setattr(torch.cuda, "Event", lambda enable_timing: Event(cuda))
+    restored = cuda_graph._restored  # private: only recording knows what it restores
+
+    def noted(tensors: Sequence[Tensor]) -> contextlib.AbstractContextManager[Callable[[], None]]:
+        cuda.restored = {address(tensor) for tensor in tensors}
+        return restored(tensors)
+
+    monkeypatch.setattr(cuda_graph, "_restored", noted)
     monkeypatch.setattr(cuda_graph, "_capture_failed", False)  # private: a process has no second try to ask for
     for module in (cuda_graph, captured):  # where it is, and where it is asked
         monkeypatch.setattr(module, "can_record", lambda device: not cuda_graph._capture_failed)
