@@ -1,0 +1,149 @@
+"""tests.rounding, and the library's tolerances under it: each allows what rounding on a GPU does, and no mistake."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from iidlib.bench import timing
+from iidlib.bench.baseline import PerClassLoop
+from iidlib.distillation import Distillation, captured
+from iidlib.networks import build_network
+from iidlib.rng import stream
+from iidlib.training import Examples, Training, ensemble
+from tests.factories import difference, draw, labelled_noise, ready_run, settings, tiny_dataset
+from tests.rounding import Rounding, bf16, rounded, tf32
+
+# The emulation
+
+
+@pytest.mark.parametrize(
+    ("value", "bits", "expected"),
+    [
+        (1 + 2**-10, 10, 1 + 2**-10),
+        (1 + 2**-11, 10, 1 + 2**-10),  # half way, away from zero
+        (-1 - 2**-11, 10, -1 - 2**-10),
+        (1 + 2**-12, 10, 1.0),
+        (1 + 2**-8 + 2**-20, 7, 1 + 2**-7),
+        (1 + 2**-9, 7, 1.0),
+        (2 - 2**-12, 10, 2.0),  # into the next power of two
+        (3e38, 7, 3e38),
+        (0.0, 10, 0.0),
+        (float("inf"), 10, float("inf")),
+    ],
+)
+def test_values_are_rounded_to_the_nearest(value, bits, expected):
+    assert float(rounded(torch.tensor([value]), bits)) == pytest.approx(expected, rel=2e-3 if value == 3e38 else 0)
+
+
+def test_nan_stays_and_float64_too():
+    assert rounded(torch.tensor([torch.nan]), 10).isnan()
+    x = draw(5)
+    assert rounded(x, 10) is x
+
+
+def test_seven_bits_are_bfloat16():
+    x = draw(1000, dtype=torch.float32)
+    assert torch.equal(rounded(x, 7), x.bfloat16().float())  # nothing of it is half way
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_the_layout_is_kept(layout):
+    x = draw(2, 3, 4, 4, dtype=torch.float32).contiguous(memory_format=layout)
+    assert rounded(x, 10).is_contiguous(memory_format=layout)
+    assert rounded(x[:, :2], 10).stride() in (x[:, :2].stride(), x[:, :2].clone().stride())
+
+
+PRODUCTS: dict[str, tuple[Callable[..., Tensor], tuple[tuple[int, ...], ...]]] = {
+    "mm": (torch.mm, ((4, 5), (5, 3))),
+    "bmm": (torch.bmm, ((2, 4, 5), (2, 5, 3))),
+    "addmm": (lambda a, b: torch.addmm(torch.zeros(3), a, b), ((4, 5), (5, 3))),
+    "baddbmm": (lambda a, b: torch.baddbmm(torch.zeros(2, 4, 3), a, b), ((2, 4, 5), (2, 5, 3))),
+    "convolution": (torch.conv2d, ((2, 3, 6, 6), (4, 3, 3, 3))),
+}
+
+
+@pytest.mark.parametrize("name", PRODUCTS)
+@pytest.mark.parametrize("bits", [10, 7])
+def test_products_and_their_gradients_see_rounded_factors(name, bits):
+    function, shapes = PRODUCTS[name]
+    a, b = (draw(*shape, seed=seed, dtype=torch.float32).requires_grad_() for seed, shape in enumerate(shapes))
+    cotangent = draw(*function(a, b).shape, seed=3, dtype=torch.float32)
+    with Rounding(bits) as mode:
+        out = function(a, b)
+        found = out.detach(), *torch.autograd.grad(out, (a, b), cotangent)
+    assert mode.products >= 2, "forward and backward"
+    a, b = (rounded(x.detach(), bits).requires_grad_() for x in (a, b))
+    out = function(a, b)
+    expected = out.detach(), *torch.autograd.grad(out, (a, b), rounded(cotangent, bits))
+    for one, other, exact in zip(found, expected, (None, None, None), strict=True):
+        assert exact is None and difference(one, other) < 1e-6
+
+
+def test_the_other_order_of_summation_is_the_same_product():
+    x, weight = draw(2, 8, 6, 6, dtype=torch.float32), draw(4, 8, 3, 3, seed=1, dtype=torch.float32)
+    with tf32():
+        one = torch.conv2d(x, weight)
+    with tf32(reverse=True):
+        other = torch.conv2d(x, weight)
+    assert 0 < difference(one, other) < 1e-5
+
+
+# The tolerances
+
+METHODS = ("dm", "dm-cm", "iid-dm", "idm", "iid-idm")
+
+
+def realistic(method: str) -> Distillation:
+    """Networks of the paper, narrower, on images of 32 pixels."""
+    sizes = {"match__network": "convnet3", "match__width": 32, "match__batch_real": 16}
+    return ready_run(settings(method, 5, **sizes), tiny_dataset(20, 32), pretrained="convnet3")
+
+
+def losses_and_gradient(side: Distillation | PerClassLoop, mode: Rounding | None) -> tuple[dict[str, Tensor], Tensor]:
+    """Terms of the first iteration and their gradient, with the rounding of a mode."""
+    with mode or torch.enable_grad():
+        losses = side.losses(0)
+        (gradient,) = torch.autograd.grad(torch.stack(list(losses.values())).sum(), side.images)
+    return {name: loss.detach() for name, loss in losses.items()}, gradient
+
+
+@pytest.mark.parametrize("method", [method for method in METHODS])
+def test_a_recording_in_tf32_may_use_other_kernels(method):
+    """A replay and a plain step round the same factors, but a library may choose kernels that add up otherwise."""
+    run = realistic(method)
+    (_, one), (_, other) = (losses_and_gradient(run, tf32(reverse=reverse)) for reverse in (False, True))
+    assert 0 < difference(one, other) < captured.TOLERANCE
+
+
+@pytest.mark.parametrize("precision", sorted(timing.GRADIENT_TOLERANCE))
+@pytest.mark.parametrize("method", METHODS)
+def test_the_bench_compares_a_loop_in_float32_with_ours_in_its_precision(method, precision):
+    run = realistic(method)
+    modes = {"fp32": None, "tf32": tf32(), "bf16": bf16()}
+    theirs, their_gradient = losses_and_gradient(PerClassLoop(run), None)
+    ours, gradient = losses_and_gradient(run, modes[precision])
+    found = max(timing.relative_difference(ours[name], theirs[name]) for name in run.terms)
+    assert found < timing.LOSS_TOLERANCE[precision]
+    assert 0 < difference(gradient, their_gradient) < timing.GRADIENT_TOLERANCE[precision]
+
+
+def updates(at_once: bool, mode: Rounding) -> Tensor:
+    """The change of the weights of two networks by one step of their training."""
+    networks = [
+        build_network("convnet3", num_classes=4, image_size=32, width=32, generator=stream(number, 0, "network"))
+        for number in range(2)
+    ]
+    before = torch.cat([p.detach().flatten() for network in networks for p in network.parameters()])
+    pictures, labels = labelled_noise(32, 32, classes=4, dtype=torch.float32)
+    examples, training = Examples(lambda index: pictures[index], labels), Training(epochs=1, lr=0.01, batch=32)
+    with mode:  # private, since only this takes the form of a step
+        ensemble._Ensemble(networks, examples, training, at_once).fit([1, 2])
+    return torch.cat([p.detach().flatten() for network in networks for p in network.parameters()]) - before
+
+
+def test_networks_at_once_and_in_turn_differ_less_in_tf32_than_their_recordings_may():
+    """Grouped convolutions for all networks against a convolution for each: other kernels, with the same factors."""
+    one, other = updates(True, tf32()), updates(False, tf32(reverse=True))
+    assert 0 < difference(one, other) < ensemble.TOLERANCE
