@@ -29,10 +29,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from iidlib.errors import near
+from iidlib.resampling import warp
 
 __all__ = ["OPERATIONS", "Draws", "apply", "apply_everywhere", "parse_strategy", "sample"]
 
@@ -217,7 +217,11 @@ def _to_device(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 def _take(images: Tensor, index: Tensor) -> Tensor:
-    """``images.index_select(0, index)`` that keeps the memory format, which index_select does not."""
+    """``images.index_select(0, index)`` that keeps the memory format, which index_select does not.
+
+    `index` must be a permutation. The gradient of index_select adds atomically on CUDA, but with a permutation each
+    element is added once, to zero, so no order affects its bits.
+    """
     if _is_channels_last(images):
         return _take(images.permute(0, 2, 3, 1), index).permute(0, 3, 1, 2)
     return images.flatten(1).index_select(0, index).unflatten(1, images.shape[1:])  # [B, K, H, H]
@@ -245,7 +249,7 @@ def _crop(images: Tensor, u: Tensor) -> Tensor:
     dy, dx = ((u[:, :2] * (2 * largest + 1)).floor() - largest).unbind(1)  # [B] each
     one, zero = torch.ones_like(dx), torch.zeros_like(dx)  # [B] each
     # Affine coordinates span 2 across the side. Nearest-pixel sampling makes shifts by whole pixels exact.
-    return _warp(images, [[one, zero, dx * (2 / side)], [zero, one, dy * (2 / side)]], mode="nearest")
+    return warp(images, [[one, zero, dx * (2 / side)], [zero, one, dy * (2 / side)]], mode="nearest")
 
 
 def _cutout(images: Tensor, u: Tensor) -> Tensor:
@@ -268,28 +272,14 @@ def _scale(images: Tensor, u: Tensor) -> Tensor:
     """Scales width (first number) and height (second number) independently; a factor above 1 shrinks."""
     sx, sy = (u[:, :2] * (SCALE - 1 / SCALE) + 1 / SCALE).unbind(1)  # [B] each
     zero = torch.zeros_like(sx)  # [B]
-    return _warp(images, [[sx, zero, zero], [zero, sy, zero]], mode="bilinear")
+    return warp(images, [[sx, zero, zero], [zero, sy, zero]], mode="bilinear")
 
 
 def _rotate(images: Tensor, u: Tensor) -> Tensor:
     """Rotates about the centre."""
     angle = (u[:, 0] - 0.5) * 2 * math.radians(ROTATE)  # [B]
     cos, sin, zero = angle.cos(), angle.sin(), torch.zeros_like(angle)  # [B] each
-    return _warp(images, [[cos, -sin, zero], [sin, cos, zero]], mode="bilinear")
-
-
-def _warp(images: Tensor, matrix: list[list[Tensor]], mode: str) -> Tensor:
-    """Samples the images at affinely mapped positions, zeros outside; ``matrix`` is 2 x 3 tensors of shape [B].
-
-    Equivalent to ``affine_grid`` with ``align_corners=False`` and ``grid_sample``, except that the grid is not computed
-    by a matrix product, which a GPU may round to TF32 (an error of hundredths of a pixel).
-    """
-    side = images.shape[-1]
-    position = (2 * torch.arange(side, dtype=images.dtype, device=images.device) + 1) / side - 1  # [H]
-    (xx, xy, x0), (yx, yy, y0) = ([entry[:, None, None] for entry in row] for row in matrix)  # [B, 1, 1] each
-    columns, rows = position, position[:, None]  # [H], [H, 1]
-    grid = torch.stack([xx * columns + xy * rows + x0, yx * columns + yy * rows + y0], -1)  # [B, H, H, 2]
-    return F.grid_sample(images, grid, mode=mode, padding_mode="zeros", align_corners=False)  # [B, K, H, H]
+    return warp(images, [[cos, -sin, zero], [sin, cos, zero]], mode="bilinear")
 
 
 _TRANSFORMS: tuple[Callable[[Tensor, Tensor], Tensor], ...] = (_color, _crop, _cutout, _flip, _scale, _rotate)

@@ -19,7 +19,7 @@ from tests.factories import MODULES, PACKAGE
 # The house, floor by floor: a room (a file or a folder of the package) imports only rooms of lower floors. Inside a
 # folder the files form a graph without circles. A new room gets a place here, on the lowest floor that can hold it.
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("bars", "errors", "files", "locks", "names", "notes", "private", "rng", "_version"),  # the ground
+    ("bars", "errors", "files", "locks", "names", "notes", "private", "resampling", "rng", "_version"),  # the ground
     ("losses", "augment", "engine", "plots"),
     ("config", "data"),
     ("networks", "synthetic", "runs", "experiments"),

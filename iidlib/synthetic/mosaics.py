@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from iidlib.errors import InputError
+from iidlib.resampling import enlarge
 
 __all__ = ["expand", "mosaics"]
 
@@ -38,7 +39,7 @@ def expand(images: Tensor, factor: int) -> Tensor:
         )
     rows = images.unflatten(2, (factor, height // factor)).unflatten(4, (factor, width // factor))  # [B, K, f, h, f, w]
     tiles = rows.permute(0, 2, 4, 1, 3, 5).flatten(0, 2)  # [B*f*f, K, h, w]
-    return F.interpolate(tiles, size=(height, width), mode="bilinear", align_corners=False)  # [B*f*f, K, H, W]
+    return enlarge(tiles, factor)  # [B*f*f, K, H, W]
 
 
 def mosaics(images: Tensor, factor: int) -> Tensor:
