@@ -96,9 +96,8 @@ class _Warp(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, images: Tensor, grid: Tensor, matrix: Matrix, mode: str) -> Tensor:
-        if ctx.needs_input_grad[0]:
-            ctx.save_for_backward(grid, *(entry for row in matrix for entry in row))
-            ctx.nearest = mode == "nearest"
+        ctx.save_for_backward(grid, *(entry for row in matrix for entry in row))
+        ctx.nearest = mode == "nearest"
         return F.grid_sample(images, grid, mode=mode, padding_mode="zeros", align_corners=False)
 
     @staticmethod

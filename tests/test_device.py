@@ -8,6 +8,7 @@ import sys
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from iidlib.engine import (
     compiler_available,
     default_chunk,
+    deterministic,
     device_name,
     fused,
     in_chunks,
@@ -111,6 +113,19 @@ def test_precision_is_set_on_cuda_alone_and_put_back(name, flag):
         assert flags() == (flag, flag)
         raise KeyError
     assert flags() == before
+
+
+@pytest.mark.parametrize("benchmark", [True, False])
+def test_cudnn_is_deterministic_on_cuda_alone_and_put_back(benchmark, monkeypatch):
+    cudnn = torch.backends.cudnn
+    monkeypatch.setattr(cudnn, "deterministic", False)
+    monkeypatch.setattr(cudnn, "benchmark", benchmark)
+    with deterministic(torch.device("cpu")):
+        assert (cudnn.deterministic, cudnn.benchmark) == (False, benchmark)
+    with pytest.raises(KeyError), deterministic(torch.device("cuda")):
+        assert (cudnn.deterministic, cudnn.benchmark) == (True, False)
+        raise KeyError
+    assert (cudnn.deterministic, cudnn.benchmark) == (False, benchmark)
 
 
 @pytest.mark.parametrize(
@@ -385,10 +400,15 @@ def test_the_chunk_that_suits_a_device():
     assert default_chunk(torch.device("cuda")) == 0
 
 
-def test_on_a_gpu_free_memory_decides(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (16 << 30, 24 << 30))
+def test_on_a_gpu_total_memory_decides_whatever_is_free(monkeypatch):
+    properties = SimpleNamespace(total_memory=24 << 30)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
     image = 4 * 4 * 128 * 32 * 32
-    assert default_chunk(torch.device("cuda"), image) == 4096
-    assert default_chunk(torch.device("cuda"), 3 * image) == 1024
-    assert default_chunk(torch.device("cuda"), 1 << 50) == 1
+    for free in (23 << 30, 1 << 20):
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, free=free: (free, 24 << 30))
+        assert default_chunk(torch.device("cuda"), image) == 2048
+        assert default_chunk(torch.device("cuda"), 3 * image) == 1024
+        assert default_chunk(torch.device("cuda"), 1 << 50) == 1
     assert default_chunk(torch.device("cpu"), image) == CPU_CHUNK
+    properties.total_memory = int(23.6 * 2**30)  # as a driver may report it
+    assert default_chunk(torch.device("cuda"), image) == 2048

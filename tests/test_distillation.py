@@ -626,7 +626,7 @@ def test_the_queue_is_part_of_a_checkpoint(tmp_path):
     assert not torch.equal(resumed.synthetic.images, distill(config, tiny_dataset()).synthetic.images)
 
 
-def test_a_chunk_chosen_from_free_memory_is_that_of_the_whole_run(tmp_path, monkeypatch):
+def test_a_chunk_chosen_for_another_device_is_that_of_the_whole_run(tmp_path, monkeypatch):
     config, dataset = settings("dm", **LONG), tiny_dataset()
     monkeypatch.setattr(distillation_step, "default_chunk", lambda device, image_bytes: 5)
     whole = distill(config, dataset)

@@ -107,6 +107,25 @@ def test_what_is_restored_continues_as_it_would_have(make):
     assert torch.equal(fresh.images_after_sweep(), x)
 
 
+@pytest.mark.parametrize("make", [joint, class_sweep])
+def test_restoring_keeps_the_tensors_that_a_recorded_step_holds(make):
+    syn, x = SynConfig(lr=0.2, momentum=0.5), start(4).flatten(0, 1)
+    fresh = make(x.clone(), syn, 4)
+    initial = {name: tensor.clone() for name, tensor in fresh.state().items()}
+    fresh.step(slope(0, 0, fresh.images))
+    later = {name: tensor.clone() for name, tensor in fresh.state().items()}
+    fresh.step(slope(1, 0, fresh.images))
+    held = fresh.images, fresh.velocity
+    addresses = [tensor.data_ptr() for tensor in held]
+    fresh.restore(later)
+    assert (fresh.images, fresh.velocity) == held and [tensor.data_ptr() for tensor in held] == addresses
+    assert torch.equal(fresh.images, later["images"]) and torch.equal(fresh.velocity, later["momentum"])
+    fresh.restore(initial)
+    assert fresh.velocity is held[1] and not fresh.velocity.any()
+    fresh.step(slope(0, 0, fresh.images))
+    assert torch.equal(fresh.images, later["images"]), "zero velocity is as none"
+
+
 def test_what_is_shown_is_a_copy():
     for make in (joint, class_sweep):
         optimiser = make(start(3).flatten(0, 1), SynConfig(), 3)

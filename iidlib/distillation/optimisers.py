@@ -72,10 +72,18 @@ class ImageOptimiser:
 
     @torch.no_grad()
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Restores the state from a checkpoint."""
+        """Restores the state from a checkpoint, in place, since a recorded step holds the addresses of its tensors.
+
+        A state without velocity, from before the first step, sets an existing velocity to zero: the next step is then
+        the same as without one.
+        """
         self.images.copy_(state["images"])
-        if "momentum" in state:
-            self.velocity = state["momentum"].to(self.images.device).clone()
+        if self.velocity is None:
+            self.velocity = state["momentum"].to(self.images.device).clone() if "momentum" in state else None
+        elif "momentum" in state:
+            self.velocity.copy_(state["momentum"])
+        else:
+            self.velocity.zero_()
 
 
 ImageOptimiserFactory = Callable[[Tensor, SynConfig, int], ImageOptimiser]

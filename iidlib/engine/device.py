@@ -16,6 +16,7 @@ __all__ = [
     "CPU_CHUNK",
     "default_chunk",
     "default_together",
+    "deterministic",
     "device_kind",
     "device_name",
     "half_maps",
@@ -161,6 +162,33 @@ def precision(device: torch.device, name: str) -> Iterator[None]:
         torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
 
 
+@contextlib.contextmanager
+def deterministic(device: torch.device) -> Iterator[None]:
+    """Lets cuDNN use only algorithms that give the same bits each time, for a block, and restores its settings.
+
+    By default cuDNN may choose gradients of convolutions that are summed in no fixed order, and with
+    ``torch.backends.cudnn.benchmark`` a stopwatch chooses the algorithms, so that the choice can change from run to
+    run. Together with `iidlib.resampling` this makes a step on one model of GPU, with one version of the software, a
+    function of the seed. All other differentiable operations that the library uses on a GPU already have a fixed order.
+
+    ``torch.use_deterministic_algorithms`` is not used: it also refuses operations whose order does not matter as this
+    library calls them (such as index_select with a permutation), and fills uninitialised memory.
+
+    Args:
+        device: device of the computation; nothing changes except on CUDA.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    cudnn = torch.backends.cudnn
+    before = cudnn.deterministic, cudnn.benchmark
+    cudnn.deterministic, cudnn.benchmark = True, False
+    try:
+        yield
+    finally:
+        cudnn.deterministic, cudnn.benchmark = before
+
+
 def half_maps(device: torch.device, name: str) -> contextlib.AbstractContextManager[object]:
     """A context in which networks keep their maps in bfloat16, for precision ``"bf16"`` on CUDA; else a null context.
 
@@ -180,15 +208,16 @@ def default_chunk(device: torch.device, image_bytes: int = 0) -> int:
         image_bytes: peak size of an image's maps there; 0 if unknown.
 
     Returns:
-        CPU_CHUNK on a CPU. On CUDA, as many as fit into half of the free memory, rounded down to a power of two so that
-        runs on similar machines agree, or 0 (all at once) if `image_bytes` is unknown. 0 elsewhere.
+        CPU_CHUNK on a CPU. On CUDA, as many as fit into a quarter of the device's total memory, rounded down to a power
+        of two, or 0 (all at once) if `image_bytes` is unknown. 0 elsewhere. The chunk affects rounding, so it depends
+        on the model of the device, not on the memory that happens to be free.
     """
     if device.type == "cpu":
         return CPU_CHUNK
     if device.type != "cuda" or image_bytes <= 0:
         return 0
-    free, _ = torch.cuda.mem_get_info(device)
-    return 1 << max(0, (free // 2 // image_bytes).bit_length() - 1)
+    total: int = torch.cuda.get_device_properties(device).total_memory
+    return 1 << max(0, (total // 4 // image_bytes).bit_length() - 1)
 
 
 def default_together(device: torch.device) -> int:

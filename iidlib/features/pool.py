@@ -15,7 +15,7 @@ from torch import Tensor
 
 from iidlib.config import ComputeConfig, PoolConfig, RunConfig
 from iidlib.data import Dataset
-from iidlib.engine import default_together
+from iidlib.engine import default_together, deterministic
 from iidlib.errors import InputError
 from iidlib.features.pool_files import check_keepable, keep, load_weights, read_facts
 from iidlib.features.trained import HeldOut
@@ -137,7 +137,8 @@ def trained_pool(
     for first in range(0, len(missing), together):
         fresh = {number: build(number) for number in missing[first : first + together]}
         started = time.perf_counter()
-        trained = _train(fresh, dataset, config, together, on_epoch)
+        with deterministic(device):
+            trained = _train(fresh, dataset, config, together, on_epoch)
         seconds |= dict.fromkeys(map(str, fresh), round((time.perf_counter() - started) / len(fresh), 3))
         for (number, epochs), weights in trained.items():
             network, name = build(number), members[number, epochs]
