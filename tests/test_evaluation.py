@@ -1,7 +1,9 @@
 """iidlib.evaluation: the protocol to the letter, seeds that do not depend on each other, baselines, intervals."""
 
+import contextlib
 import copy
 import dataclasses
+import functools
 import json
 import logging
 import math
@@ -236,6 +238,28 @@ def test_networks_evaluated_at_once_are_those_evaluated_one_by_one(pictures, net
     for mine, other in zip(networks[6:], networks[:6], strict=True):
         for name, tensor in other.items():
             assert (mine[name].double() - tensor).norm() <= 1e-3 * tensor.double().norm() + 1e-5, name
+
+
+@pytest.mark.parametrize("together", [1, 2])
+def test_networks_are_trained_and_tested_with_deterministic_algorithms(pictures, together, monkeypatch):
+    on, trained, tested = [], [], []
+
+    @contextlib.contextmanager
+    def deterministic(device):
+        on.append(device)
+        yield
+        on.pop()
+
+    monkeypatch.setattr(evaluation_run, "deterministic", deterministic)
+    for name, log in (("fit", trained), ("fit_together", trained), ("reached", tested)):
+        used = getattr(evaluation_run, name)
+        noted = functools.partial(
+            lambda used, log, *given, **named: log.append([*on]) or used(*given, **named), used, log
+        )
+        monkeypatch.setattr(evaluation_run, name, noted)
+    assess(random_real(pictures.train, 3), pictures, together=together)
+    device = [pictures.train.device]
+    assert trained == [device] * (2 // together) and tested == [device] * 2 and not on
 
 
 def test_evaluating_leaves_the_set_and_the_global_generator_alone(pictures):

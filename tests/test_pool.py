@@ -1,5 +1,6 @@
 """iidlib.features: random networks by iteration; pools that are trained once, kept, loaded as they were, checked."""
 
+import contextlib
 import copy
 import json
 import logging
@@ -351,6 +352,22 @@ def test_what_half_precision_cannot_hold_is_kept_in_full(pictures, cache, monkey
         assert tensor.dtype == (torch.int64 if counter else torch.float32 if name == large else torch.float16), name
     buffers = dict(pool.networks[0].named_buffers())
     assert torch.equal(buffers[large], stored[large]) and any(buffers[name].std() > 0 for name in others)
+
+
+def test_networks_are_trained_with_deterministic_algorithms(pictures, cache, monkeypatch):
+    on, seen = [], []
+
+    @contextlib.contextmanager
+    def deterministic(device):
+        on.append(device)
+        yield
+        on.pop()
+
+    used = features_pool.fit
+    monkeypatch.setattr(features_pool, "deterministic", deterministic)
+    monkeypatch.setattr(features_pool, "fit", lambda *given, **named: seen.append([*on]) or used(*given, **named))
+    train(pictures, config(epochs=1))
+    assert seen == [[CPU], [CPU]] and not on
 
 
 def test_networks_trained_at_once_are_those_trained_alone(pictures, cache, monkeypatch):
