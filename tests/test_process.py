@@ -75,6 +75,25 @@ def test_one_call_sets_all_and_a_second_none():
     """)
 
 
+@needs_compiler
+@pytest.mark.parametrize("gpu", [True, False])
+def test_compiled_kernels_are_not_chosen_by_timing_where_there_is_a_gpu(gpu):
+    run(f"""
+        import torch._inductor.config
+        from iidlib.engine import configure
+        torch.cuda.is_available = lambda: {gpu}
+        seen = []
+        look = lambda: seen.append(torch._inductor.config.deterministic)
+        look()
+        configure()
+        look()
+        thread = threading.Thread(target=look)
+        thread.start()
+        thread.join()
+        assert seen == [False, {gpu}, {gpu}], seen
+    """)
+
+
 PREPARE = 'networks.prepare(networks.build_network("convnet1", image_size=8, width=4), compile="{}")'
 DISTILL = 'iidlib.distill(iidlib.preset("dm", ipc=1, scale="ci"), iidlib.load_dataset("cifar10-mini"))'
 

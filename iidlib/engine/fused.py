@@ -70,6 +70,12 @@ def set_torch() -> None:
     if functorch.donated_buffer:
         # the gradient of each term is logged, so a graph may be traversed backward more than once
         _set_for_all_threads(functorch, "donated_buffer", False)
+    if torch.cuda.is_available():
+        import torch._inductor.config
+
+        # otherwise each process times several ways to add up an image's pixels at a kernel's first launch, and may keep
+        # another one than the last process
+        _set_for_all_threads(torch._inductor.config, "deterministic", True)
 
 
 def _set_for_all_threads(config: Any, name: str, value: object) -> None:

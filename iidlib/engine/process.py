@@ -23,7 +23,8 @@ def configure(*, compiled: bool = True) -> None:
     - **torch.compile**: ``torch._dynamo.config.force_parameter_static_shapes`` and
       ``torch._functorch.config.donated_buffer`` are False. Parameters no longer count as static, and no compiled
       function reuses a buffer of its forward pass in its backward pass; your own compiled functions may notice that.
-      The compiled kernel of this library requires both, so calling it sets them if necessary.
+      The compiled kernel of this library requires both, so calling it sets them if necessary. With a CUDA device,
+      ``torch._inductor.config.deterministic`` is True: kernels are not chosen by timing where the choice affects bits.
     - **torch's logger** ``torch.utils.cpp_extension``: errors only. It warns about CUDA headers without a GPU, which do
       not matter for a CPU kernel.
 
