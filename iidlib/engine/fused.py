@@ -10,7 +10,7 @@ from torch import Tensor
 
 from iidlib.engine import kernels
 
-__all__ = ["compiler_available", "norm_relu_pool"]
+__all__ = ["compiler_available", "norm_relu", "norm_relu_pool"]
 
 logger = logging.getLogger("iidlib")
 
@@ -36,6 +36,34 @@ def norm_relu_pool(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5) -
     scale = torch.rsqrt(variance + eps) * weight[:, None, None]
     shift = bias[:, None, None] - mean * scale
     return torch.nn.functional.avg_pool2d(torch.relu(x * scale + shift), 2).to(dtype)
+
+
+def norm_relu(
+    x: Tensor, weight: Tensor, bias: Tensor, eps: float, residual: Tensor | None = None, relu: bool = True
+) -> Tensor:
+    """Instance norm, affine, residual and ReLU, as one function.
+
+    Equal to ``relu(group_norm(x, K, weight, bias, eps) + residual)`` with one group per channel.
+
+    Args:
+        x: [B, K, H, W].
+        weight: [K].
+        bias: [K].
+        eps: added to the variance.
+        residual: added after the affine map, [B, K, H, W]; None for none.
+        relu: whether to apply a ReLU at the end.
+
+    Returns:
+        [B, K, H, W], in x's memory format and dtype; half precision is computed in float32.
+    """
+    dtype, x = x.dtype, x.to(torch.promote_types(x.dtype, torch.float32))
+    mean = x.mean((2, 3), keepdim=True)
+    variance = (x - mean).square().mean((2, 3), keepdim=True)
+    scale = torch.rsqrt(variance + eps) * weight[:, None, None]
+    y = x * scale + (bias[:, None, None] - mean * scale)
+    if residual is not None:
+        y = y + residual.to(y.dtype)
+    return (torch.relu(y) if relu else y).to(dtype)
 
 
 @functools.cache
