@@ -7,7 +7,7 @@ from typing import TypeVar
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from iidlib.engine import FusedBlock, norm_relu_pool
+from iidlib.engine import FusedBlock, norm_ops, norm_relu_pool
 from iidlib.engine.fused import compiled_norm_relu_pool
 
 __all__ = ["BACKENDS", "ConvBlock", "conv_blocks", "instance_norm", "set_backend"]
@@ -48,6 +48,10 @@ class ConvBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps [B, K_in, H, H] to [B, K, H/2, H/2]."""
+        if self.backend in ("compiled", "fused") and norm_ops.runs_on(x):
+            x = F.conv2d(x, self.conv.weight, padding=1)  # adding the bias would read and write the whole map again
+            bias = norm_ops.without_bias(self.norm.bias, self.conv.bias)
+            return norm_ops.norm_relu_pool(x, self.norm.weight, bias, self.norm.eps)
         if self._fused is not None and self._fused.fits(x, self.conv.weight):
             return self._fused(x, self.conv.weight, self.conv.bias, self.norm.weight, self.norm.bias, self.norm.eps)
         return self._kernel(self.conv(x), self.norm.weight, self.norm.bias, self.norm.eps)
@@ -63,10 +67,10 @@ def set_backend(network: _Module, backend: str | Kernel) -> _Module:
         network: any network.
         backend: one of ``BACKENDS``:
 
-            - ``"eager"``: separate PyTorch operations (`engine.norm_relu_pool`), the default; the only backend that
-              works under ``torch.vmap``;
-            - ``"compiled"``: everything after the convolution as one kernel, built by ``torch.compile`` at the first
-              call;
+            - ``"eager"``: separate PyTorch operations (`engine.norm_relu_pool`), the default; on a CPU the only
+              backend that works under ``torch.vmap``;
+            - ``"compiled"``: everything after the convolution as one kernel, built at the first call: by
+              ``torch.compile``, or on CUDA by Triton (`engine.norm_ops`), which leaves out the convolution's bias;
             - ``"fused"``: the whole block, convolution included, as one C++ kernel on a CPU where it fits
               (`engine.FusedBlock.fits`), and ``"compiled"`` elsewhere.
 
