@@ -1,0 +1,343 @@
+"""iidlib.engine.triton_norm, triton_kernels and norm_ops: the norm as an operator with kernels of its own on CUDA.
+
+The kernels run here in Triton's interpreter (``triton_cases``), and are compiled for an H100 without one. Both need
+Triton, which comes with torch on Linux.
+"""
+
+import functools
+import json
+import logging
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from iidlib.engine import fused, kernels, norm_ops, triton_kernels, triton_norm
+from iidlib.networks import ConvBlock
+
+ROOT = Path(__file__).parents[1]
+
+needs_triton = pytest.mark.skipif(not triton_kernels.available(), reason="Triton is not installed")
+
+
+def draw(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+# The kernels in the interpreter
+
+
+@functools.cache
+def interpreted() -> dict[str, list[dict[str, Any]]]:
+    """All checks of `triton_cases`, by their group."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.triton_cases"], capture_output=True, text=True, cwd=ROOT, timeout=600
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    *checks, last = [json.loads(line) for line in done.stdout.splitlines()]
+    assert last["launches"] > 100, "the kernels must have run"
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for check in checks:
+        groups.setdefault(check["case"].split(":")[0], []).append(check)
+    return groups
+
+
+@pytest.mark.slow
+@needs_triton
+@pytest.mark.parametrize(
+    ("group", "checks"),
+    [("against_torch", 187), ("weights_alone", 3), ("many_networks", 75), ("other_inputs", 4), ("the_block", 17)],
+)
+def test_the_kernels_are_the_plain_functions(group: str, checks: int) -> None:
+    found = interpreted()[group]
+    wrong = [check for check in found if not check["error"] <= check["limit"]]
+    assert not wrong, "\n".join(map(str, wrong))
+    assert len(found) == checks
+
+
+# The kernels compiled for an H100, without one
+
+
+def compiled(name: str, tile: triton_norm.Tile, dtype: torch.dtype, **constants: object) -> Any:
+    """A kernel as it is built for CUDA of compute capability 9.0, with pointers and sizes as a network has them."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    kernel = getattr(triton_kernels, name)
+    constants |= {"WINDOWS": tile.windows, "COLUMNS": tile.columns}
+    maps = {torch.float32: "*fp32", torch.bfloat16: "*bf16"}[dtype]
+    signature, attributes = {}, {}
+    for number, argument in enumerate(kernel.arg_names):
+        if argument in constants:
+            signature[argument] = "constexpr"
+        elif argument == "eps":
+            signature[argument] = "fp32"
+        else:
+            single = argument in ("weight", "bias", "stats", "grad_affine")
+            signature[argument] = "i32" if argument in ("columns", "channels") else "*fp32" if single else maps
+            attributes[(number,)] = [["tt.divisibility", 16]]
+    fixed = {(kernel.arg_names.index(argument),): value for argument, value in constants.items()}
+    source = ASTSource(fn=kernel, signature=signature, constexprs=fixed, attrs=attributes)
+    options = {"num_warps": tile.warps, "enable_fp_fusion": True}
+    return triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
+
+
+def resources(binary: bytes, folder: Path) -> dict[str, int]:
+    """Registers per thread and bytes of its stack, to which registers are spilled."""
+    import triton
+
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    if not tool.exists():
+        pytest.skip("Triton comes without cuobjdump here")
+    (folder / "kernel.cubin").write_bytes(binary)
+    done = subprocess.run([tool, "--dump-resource-usage", folder / "kernel.cubin"], capture_output=True, text=True)
+    found = dict(re.findall(r"\b(REG|STACK):(\d+)", done.stdout))
+    assert set(found) == {"REG", "STACK"}, done
+    return {name: int(number) for name, number in found.items()}
+
+
+REGISTERS = 65536
+"""Registers of a multiprocessor."""
+
+
+@pytest.mark.slow
+@needs_triton
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize(("side", "pool"), [(32, 2), (16, 2), (8, 2), (32, 1), (16, 1), (8, 1), (4, 1)])
+def test_kernels_fit_an_h100(side: int, pool: int, dtype: torch.dtype, tmp_path: Path) -> None:
+    """Registers for 8 warps or more per multiprocessor, none spilled, and 16 bytes per load of a map."""
+    for name in ("forward", "backward"):
+        constants = {"HEIGHT": side, "WIDTH": side, "POOL": pool, "RELU": True, "RESIDUAL": pool == 1}
+        if name == "backward":
+            constants |= {"GRAD_X": True, "GRAD_AFFINE": True, "GRAD_RESIDUAL": pool == 1}
+        tile = triton_norm.tile_for(side, side, pool, dtype.itemsize, backward=name == "backward")
+        built = compiled(name, tile, dtype, **constants)
+        used = resources(built.asm["cubin"], tmp_path)
+        assert used["STACK"] == 0, f"{name}: registers are spilled"
+        assert used["REG"] <= (112 if name == "forward" else 144), name
+        assert REGISTERS // (32 * used["REG"]) >= 12 and REGISTERS // (32 * tile.warps * used["REG"]) >= 1
+        loads = re.findall(r"ld\.global\S*", built.asm["ptx"])
+        wide = [load for load in loads if ".v4." in load]
+        assert len(wide) >= 3 and len(loads) - len(wide) <= 4, f"{name}: {loads}"
+
+
+@pytest.mark.parametrize("backward", [False, True])
+@pytest.mark.parametrize("itemsize", [2, 4])
+def test_tiles_cover_maps_of_any_size(itemsize: int, backward: bool) -> None:
+    for height in (1, 2, 3, 4, 7, 8, 16, 28, 32, 64, 100, 224):
+        for width in {height, max(1, height // 2), height + 3}:
+            for pool in (1, 2):
+                windows, columns, warps = triton_norm.tile_for(height, width, pool, itemsize, backward=backward)
+                assert all(number & (number - 1) == 0 for number in (windows, columns, warps))
+                assert 1 <= warps <= 16 and columns <= 128 and columns * itemsize >= 32
+                elements = windows * pool**2 * columns
+                assert 32 <= elements <= (8192 if backward else 32768)
+                assert elements <= 64 * 32 * warps, "values per thread"
+                needed = -(-height // pool) * -(-width // pool)
+                assert windows < 2 * needed, "no more than the next power of two"
+
+
+# The operator
+
+
+EXAMPLES = [(None, True, 2), (None, True, 1), ("residual", True, 1), ("residual", False, 1)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("residual", "relu", "pool"), EXAMPLES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+def test_the_operator_is_one_of_torchs(residual: str | None, relu: bool, pool: int, dtype: torch.dtype) -> None:
+    x, weight, bias = draw(3, 5, 7, 6, dtype=dtype), draw(5, seed=1), draw(5, seed=2)
+    other = draw(3, 5, 7, 6, seed=3, dtype=dtype) if residual else None
+    given = [None if tensor is None else tensor.requires_grad_() for tensor in (x, weight, bias, other)]
+    done = torch.library.opcheck(norm_ops._norm_relu, (*given, 1e-5, relu, pool))
+    assert len(done) >= 4 and set(done.values()) == {"SUCCESS"}
+
+
+@pytest.mark.parametrize(("residual", "relu", "pool"), EXAMPLES)
+def test_the_operator_without_kernels_by_finite_differences(residual: str | None, relu: bool, pool: int) -> None:
+    inputs = [draw(2, 3, 5, 4), draw(3, seed=1), draw(3, seed=2), draw(2, 3, 5, 4, seed=3)]
+    inputs = [tensor.double().requires_grad_() for tensor in inputs[: 4 if residual else 3]]
+
+    def function(x: Tensor, weight: Tensor, bias: Tensor, other: Tensor | None = None) -> Tensor:
+        return norm_ops._norm_relu(x, weight, bias, other, 1e-5, relu, pool)[0]
+
+    assert torch.autograd.gradcheck(function, inputs)
+
+
+def test_a_bias_that_is_left_out_has_a_gradient_of_zeros() -> None:
+    norm_bias, conv_bias = draw(3).requires_grad_(), draw(3, seed=1).requires_grad_()
+    found = norm_ops.without_bias(norm_bias, conv_bias)
+    assert torch.equal(found, norm_bias)
+    first, second = torch.autograd.grad(found.square().sum(), (norm_bias, conv_bias))
+    assert torch.equal(first, 2 * norm_bias) and torch.equal(second, torch.zeros(3))
+    assert norm_ops.without_bias(norm_bias, None) is norm_bias
+
+
+@pytest.mark.parametrize("function", [norm_ops.norm_relu_pool, norm_ops.norm_relu])
+def test_on_a_cpu_these_are_the_plain_functions(function: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(norm_ops, "_norm_relu", None)
+    monkeypatch.setattr(triton_norm, "_kernels", None)
+    x, weight, bias = draw(2, 3, 6, 6), draw(3, seed=1), draw(3, seed=2)
+    assert torch.equal(function(x, weight, bias, 1e-5), getattr(fused, function.__name__)(x, weight, bias, 1e-5))
+
+
+def test_on_a_cpu_a_block_is_what_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(norm_ops, "norm_relu_pool", None)
+    block, calls = ConvBlock(3, 8), []
+    block.use("compiled")
+    block._kernel = lambda *given: calls.append(given) or fused.norm_relu_pool(*given)  # type: ignore[func-returns-value]
+    block(draw(2, 3, 8, 8))
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize("relu", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=["fp64", "bf16"])
+def test_the_plain_norm_with_a_residual(relu: bool, dtype: torch.dtype) -> None:
+    x, residual = draw(3, 4, 5, 6, dtype=dtype), draw(3, 4, 5, 6, seed=3, dtype=dtype)
+    weight, bias = draw(4, seed=1, dtype=torch.float64), draw(4, seed=2, dtype=torch.float64)
+    expected = torch.nn.functional.group_norm(x.double(), 4, weight, bias) + residual.double()
+    expected = torch.relu(expected) if relu else expected
+    found = fused.norm_relu(x, weight, bias, 1e-5, residual, relu)
+    assert found.dtype == dtype
+    assert torch.allclose(found.double(), expected, rtol=0, atol=1e-12 if dtype == torch.float64 else 2e-2)
+
+
+# Where they cannot run
+
+
+@pytest.fixture
+def as_cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
+    """Treats the CPU as CUDA, with the state of a new process."""
+    monkeypatch.setattr(triton_norm, "DEVICES", ("cpu", "cuda"))
+    monkeypatch.setattr(triton_norm, "_broken", False)
+    monkeypatch.setenv("TRITON_CACHE_DIR", "elsewhere")  # else the first use of the kernels sets it
+    load = triton_norm._kernels
+    load.cache_clear()
+    yield monkeypatch
+    load.cache_clear()
+
+
+class Failing:
+    """A kernel that a compiler refuses."""
+
+    def __getitem__(self, grid: object) -> "Failing":
+        return self
+
+    def __call__(self, *arguments: object, **options: object) -> None:
+        raise ValueError("no such instruction\nand more")
+
+
+class Quiet(Failing):
+    """A kernel that is built, and writes zeros."""
+
+    def __call__(self, *arguments: Any, **options: object) -> None:
+        for tensor in arguments[4:6]:
+            tensor.zero_()
+
+
+@pytest.mark.parametrize("fails", ["forward", "backward"])
+def test_a_kernel_that_fails_is_said_once_and_continues_plainly(
+    fails: str, as_cuda: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    module = SimpleNamespace(forward=Failing() if fails == "forward" else Quiet(), backward=Failing())
+    as_cuda.setattr(triton_norm, "_kernels", lambda: module)
+    inputs = [draw(2, 3, 6, 6), draw(3, seed=1), draw(3, seed=2)]
+    inputs = [tensor.requires_grad_() for tensor in inputs]
+    caplog.set_level(logging.WARNING, "iidlib")
+    assert triton_norm.usable(inputs[0])
+    found = norm_ops.norm_relu_pool(*inputs)
+    gradients = torch.autograd.grad(found.square().sum(), inputs)
+    assert len(caplog.records) == 1 and "no such instruction" in caplog.text and "\n" not in caplog.records[0].message
+    assert not triton_norm.usable(inputs[0])
+    if fails == "forward":
+        expected = fused.norm_relu_pool(*inputs)
+        assert torch.equal(found, expected)
+        for mine, theirs in zip(gradients, torch.autograd.grad(expected.square().sum(), inputs), strict=True):
+            assert torch.allclose(mine, theirs, atol=1e-5)
+    assert torch.equal(norm_ops.norm_relu_pool(*inputs), fused.norm_relu_pool(*inputs))
+    assert len(caplog.records) == 1
+
+
+def test_memory_that_runs_out_is_not_taken_for_a_failed_kernel(as_cuda: pytest.MonkeyPatch) -> None:
+    class Full(Failing):
+        def __call__(self, *arguments: object, **options: object) -> None:
+            raise torch.OutOfMemoryError("full")
+
+    as_cuda.setattr(triton_norm, "_kernels", lambda: SimpleNamespace(forward=Full()))
+    with pytest.raises(torch.OutOfMemoryError):
+        norm_ops.norm_relu_pool(draw(2, 3, 6, 6), draw(3), draw(3))
+    assert not triton_norm._broken
+
+
+def test_without_triton_a_warning_and_the_plain_functions(
+    as_cuda: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    as_cuda.setattr(triton_kernels, "available", lambda: False)
+    x, weight, bias = draw(2, 3, 6, 6), draw(3, seed=1), draw(3, seed=2)
+    block = ConvBlock(3, 4)
+    block.use("fused")
+    caplog.set_level(logging.WARNING, "iidlib")
+    for _ in range(2):
+        assert torch.equal(norm_ops.norm_relu_pool(x, weight, bias), fused.norm_relu_pool(x, weight, bias))
+        found = block(x)
+    assert [record.message for record in caplog.records] == [
+        "Triton is not installed; norms run as separate operations on the GPU, which is slower"
+    ]
+    found.sum().backward()
+    assert torch.equal(block.conv.bias.grad, torch.zeros(4))
+
+
+def test_without_a_private_folder_nothing_is_built(as_cuda: pytest.MonkeyPatch) -> None:
+    as_cuda.setattr(kernels, "refusal", lambda: "the folder is not private")
+    assert not triton_norm.usable(draw(2, 3, 6, 6))
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_kernels_are_built_in_the_private_folder(own: bool, as_cuda: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    as_cuda.setattr(kernels, "refusal", lambda: "")
+    as_cuda.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    if not own:
+        as_cuda.delenv("TRITON_CACHE_DIR")
+    triton_norm.usable(draw(2, 3, 6, 6))
+    assert os.environ["TRITON_CACHE_DIR"] == ("elsewhere" if own else str(tmp_path / "triton"))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.int64])
+def test_other_types_are_computed_plainly(dtype: torch.dtype, as_cuda: pytest.MonkeyPatch) -> None:
+    as_cuda.setattr(triton_norm, "_kernels", lambda: ModuleType("kernels"))
+    assert triton_norm.usable(draw(1, 1, 2, 2)) and not triton_norm.usable(torch.zeros(1, 1, 2, 2, dtype=dtype))
+
+
+def test_the_modules_are_imported_without_triton() -> None:
+    code = """
+        import sys
+        sys.modules["triton"] = None
+        import torch
+        from iidlib.engine import norm_ops, triton_kernels, triton_norm
+        assert not triton_kernels.available()
+    """
+    code = "\n".join(line.strip() for line in code.splitlines())
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=300)
+    assert done.returncode == 0, done.stderr
+
+
+def test_nothing_imports_triton_on_a_cpu() -> None:
+    code = """
+        import sys, torch
+        from iidlib.networks import build_network, prepare
+        prepare(build_network("convnet3", width=16), compile="off")(torch.zeros(1, 3, 32, 32))
+        assert "iidlib.engine.triton_kernels" not in sys.modules
+    """
+    code = "\n".join(line.strip() for line in code.splitlines())
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=300)
+    assert done.returncode == 0, done.stderr
