@@ -290,7 +290,7 @@ def _remembered(
     if config.method in CHOICES:
         # one network for all seeds: here seeds vary the order of classes, which varies the images of a step
         pool = choosing_pool(dataset, attrs.evolve(config, seed=0))
-        return choose(config.method, dataset.train, config.ipc, pool.networks[0])
+        return choose(config.method, dataset.train, config.ipc, pool.networks[0], compute=config.compute)
     started = folder is not None and (folder / "config.yaml").is_file()
     if folder is not None and started and RunFolder(folder).finished:
         kept = SyntheticSet.load(RunFolder.reopen(folder, config).path, dataset.train.device)

@@ -10,6 +10,7 @@ import torch
 from iidlib.errors import InputError
 from iidlib.runs import Checkpoints
 from iidlib.runs import checkpoints as module
+from iidlib.runs import environment as runs_environment
 from iidlib.runs.environment import conditions, mismatches
 from tests.factories import one_line
 
@@ -127,3 +128,16 @@ def test_threads_are_no_mismatch_and_what_was_not_kept_cannot_be_compared():
     assert now["kernels"] is False and now["threads"] == torch.get_num_threads() and json.loads(json.dumps(now)) == now
     assert mismatches(now, now) == mismatches({}, now) == mismatches(now | {"threads": 99}, now) == {}
     assert mismatches(now | {"torch": "2.0"}, now) == {"torch": ["2.0", torch.__version__]}
+
+
+def test_conditions_on_cuda_include_what_rounds_there_and_those_of_a_cpu_stay(monkeypatch):
+    cpu = conditions(torch.device("cpu"), "off", "tf32")
+    assert list(cpu) == ["iidlib", "torch", "device", "kernels", "threads"]
+    assert cpu == conditions(torch.device("cpu"), "off")
+    monkeypatch.setattr(runs_environment, "device_kind", lambda device: "a GPU")
+    monkeypatch.setattr(torch.backends.cudnn, "version", lambda: 91002)
+    cuda = conditions(torch.device("cuda"), "off", "tf32")
+    assert (cuda["cudnn"], cuda["precision"], cuda["threads"], cuda["kernels"]) == (91002, "tf32", None, False)
+    before_they_were_recorded = {name: cuda[name] for name in cpu}
+    assert mismatches(before_they_were_recorded, cuda) == {}
+    assert mismatches(cuda, cuda | {"cudnn": 92000}) == {"cudnn": [91002, 92000]}

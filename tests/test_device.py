@@ -1,5 +1,6 @@
 """iidlib.engine: devices, and that what makes things fast changes no value: kernels, layouts, chunks, fallbacks."""
 
+import importlib.util
 import logging
 import os
 import stat
@@ -24,10 +25,10 @@ from iidlib.engine import (
     device_name,
     fused,
     in_chunks,
+    kernels_in_use,
     norm_relu_pool,
     peak_memory_mib,
     pick_device,
-    precision,
 )
 from iidlib.engine import device as engine_device
 from iidlib.engine.device import CPU_CHUNK
@@ -101,18 +102,22 @@ def test_names_and_memory_for_the_record():
         assert peak == pytest.approx(int(line.split()[1]) / 1024, rel=0.05)
 
 
-@pytest.mark.parametrize(("name", "flag"), [("tf32", True), ("bf16", True), ("fp32", False)])
-def test_precision_is_set_on_cuda_alone_and_put_back(name, flag):
-    def flags() -> tuple[bool, bool]:
-        return torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-
-    before = flags()
-    with precision(torch.device("cpu"), name):
-        assert flags() == before
-    with pytest.raises(KeyError), precision(torch.device("cuda"), name):
-        assert flags() == (flag, flag)
-        raise KeyError
-    assert flags() == before
+@pytest.mark.parametrize(
+    ("compile", "triton", "compiler", "broken", "used"),
+    [
+        ("auto", True, True, False, True),
+        ("off", True, True, False, False),
+        ("auto", False, True, False, False),
+        ("auto", True, False, False, False),
+        ("auto", True, True, True, False),
+    ],
+)
+def test_kernels_on_cuda_are_in_use_where_they_can_be_compiled(compile, triton, compiler, broken, used, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object() if triton and name == "triton" else None)
+    monkeypatch.setattr(engine_device, "compiler_available", lambda: compiler)
+    monkeypatch.setattr(fused.compiled_norm_relu_pool(), "broken", broken)
+    assert kernels_in_use(torch.device("cuda"), compile) is used
+    assert kernels_in_use(torch.device("mps"), compile) is False
 
 
 @pytest.mark.parametrize("benchmark", [True, False])

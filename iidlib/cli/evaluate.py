@@ -181,6 +181,7 @@ def evaluate(
                 seed=config.seed,
                 factor=config.syn.factor,
                 network=pool.networks[0] if pool else None,
+                compute=config.compute,
             )
             origin = origin_of(images, scale=origin.scale, seed=origin.seed)
             origin = dataclasses.replace(origin, pool_accuracies=pool.accuracies if pool else ())

@@ -213,8 +213,8 @@ class ComputeConfig:
     _prefix: ClassVar[str] = "compute."
 
     precision: Literal["fp32", "tf32", "bf16"] = field(default="tf32", validator=one_of_its_choices)
-    """Precision on CUDA: float32, matrix products in TF32, or the feature maps of a distillation in bfloat16 as well.
-    Other devices use float32."""
+    """Precision on CUDA: float32, convolutions in TF32, or the feature maps of a distillation in bfloat16 as well.
+    Matrix products, and what is computed from features, stay in float32; so does everything on other devices."""
     compile: Literal["auto", "on", "off"] = field(default="auto", validator=one_of_its_choices)
     """Compiled kernels: if a compiler is found, always, or never."""
     chunk: int = field(default=0, validator=at_least(0))

@@ -140,7 +140,7 @@ def conditions_kept(run: Distillation, folder: RunFolder, facts: Mapping[str, An
         InputError: if they have changed and `allow_mismatch` is false.
     """
     started = facts.get("conditions", {})
-    changed = mismatches(started, conditions(run.real.device, run.config.compute.compile))
+    changed = mismatches(started, _conditions_of(run))
     if changed and not allow_mismatch:
         text = ", ".join(f"{name} was {was} and is {now}" for name, (was, now) in changed.items())
         raise InputError(
@@ -158,7 +158,12 @@ def facts_of(run: Distillation) -> dict[str, Any]:
     """Facts that a checkpoint holds besides the state."""
     facts = run.facts() | {"chunk": run.chunk, "mismatched": run.mismatched, "totals": run.totals}
     facts |= {} if run.started_from is None else {"init": run.started_from}
-    return facts | {"conditions": conditions(run.real.device, run.config.compute.compile)}
+    return facts | {"conditions": _conditions_of(run)}
+
+
+def _conditions_of(run: Distillation) -> dict[str, Any]:
+    compute = run.config.compute
+    return conditions(run.real.device, compute.compile, compute.precision)
 
 
 def restored(run: Distillation, folder: RunFolder, saved: tuple[dict[str, Tensor], dict[str, Any]] | None) -> int:

@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import importlib.util
 import pathlib
 import sys
 from collections.abc import Callable, Iterator
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from iidlib.engine import kernels
+from iidlib.engine.fused import compiled_norm_relu_pool, compiler_available
 from iidlib.errors import InputError
 
 __all__ = [
@@ -25,6 +27,7 @@ __all__ = [
     "peak_memory_mib",
     "pick_device",
     "precision",
+    "precision_in_use",
     "reset_peak_memory",
     "threads",
 ]
@@ -77,9 +80,15 @@ def device_kind(device: torch.device) -> str:
 def kernels_in_use(device: torch.device, compile: str) -> bool:
     """Whether blocks run through compiled kernels on this machine with this setting.
 
-    Builds the kernels if necessary.
+    On a CPU these are the library's own, which are built if necessary. On CUDA ``torch.compile`` makes them at their
+    first use, through Triton; if that has failed in this process, the answer is no.
     """
-    return device.type == "cpu" and compile != "off" and kernels.library() is not None
+    if compile == "off":
+        return False
+    if device.type == "cuda":
+        has_triton = importlib.util.find_spec("triton") is not None
+        return has_triton and compiler_available() and not compiled_norm_relu_pool().broken
+    return device.type == "cpu" and kernels.library() is not None
 
 
 @contextlib.contextmanager
@@ -143,19 +152,34 @@ def reset_peak_memory(device: torch.device) -> None:
             pathlib.Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
 
+def _has_tf32(device: torch.device) -> bool:
+    """Whether a device has settings of precision; replaced by the tests to see them on a CPU."""
+    return device.type == "cuda"
+
+
+def precision_in_use(device: torch.device, name: str) -> str:
+    """The precision that ``compute.precision`` has on a device: ``name`` on CUDA, ``"fp32"`` elsewhere."""
+    return name if _has_tf32(device) else "fp32"
+
+
 @contextlib.contextmanager
 def precision(device: torch.device, name: str) -> Iterator[None]:
-    """Sets the precision of float32 matrix products on CUDA for a block and restores it afterwards.
+    """Sets the precision of float32 convolutions on CUDA for a block and restores it afterwards.
+
+    Matrix products are computed in full float32 whatever the name. Nearly all operations of a network are convolutions,
+    and what is computed from its features, such as covariances, must not be rounded further. Torch reads the setting
+    when an operation runs, so a backward pass belongs inside the block, too, where the convolutions' gradients are
+    rounded and those of matrix products are not.
 
     Args:
         device: device of the computation; all but CUDA always compute in full float32.
         name: ``"fp32"``, or ``"tf32"``, which rounds the factors to 10 bits; ``"bf16"`` has the same effect here.
     """
-    if device.type != "cuda":
+    if not _has_tf32(device):
         yield
         return
     before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = name != "fp32"
+    torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = False, name != "fp32"
     try:
         yield
     finally:

@@ -10,9 +10,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from iidlib.config import ComputeConfig
 from iidlib.config.recipes import BASELINES
 from iidlib.data import RealSet
-from iidlib.engine import in_chunks
+from iidlib.engine import in_chunks, precision
 from iidlib.errors import InputError, suggest
 from iidlib.networks import Network
 from iidlib.rng import stream
@@ -109,7 +110,9 @@ def check_choice(name: str, train: RealSet, ipc: int) -> None:
         )
 
 
-def choose(name: str, train: RealSet, ipc: int, network: Network) -> SyntheticSet:
+def choose(
+    name: str, train: RealSet, ipc: int, network: Network, *, compute: ComputeConfig | None = None
+) -> SyntheticSet:
     """Real images of each class, chosen by the features of a trained network.
 
     Args:
@@ -117,6 +120,7 @@ def choose(name: str, train: RealSet, ipc: int, network: Network) -> SyntheticSe
         train: the training images.
         ipc: images per class.
         network: the network that computes the features (``embed``).
+        compute: how the hardware is used (``precision``); by default ``ComputeConfig()``.
 
     Raises:
         InputError: if a class has fewer images.
@@ -125,7 +129,7 @@ def choose(name: str, train: RealSet, ipc: int, network: Network) -> SyntheticSe
     index = []
     for label in range(train.num_classes):
         members = train.of_class(label)  # [N]
-        with torch.no_grad():
+        with torch.no_grad(), precision(train.device, (compute or ComputeConfig()).precision):
             parts = [in_chunks(network.embed, train.images_of(part), 100) for part in members.split(1000)]
         index.append(members[CHOICES[name](torch.cat(parts), ipc).cpu()])  # [ipc]
     labels = torch.arange(train.num_classes, device=train.device).repeat_interleave(ipc)
@@ -134,7 +138,14 @@ def choose(name: str, train: RealSet, ipc: int, network: Network) -> SyntheticSe
 
 
 def real_images(
-    name: str, train: RealSet, ipc: int, *, seed: int = 0, factor: int = 1, network: Network | None = None
+    name: str,
+    train: RealSet,
+    ipc: int,
+    *,
+    seed: int = 0,
+    factor: int = 1,
+    network: Network | None = None,
+    compute: ComputeConfig | None = None,
 ) -> SyntheticSet | RealSet:
     """Real images, by the name in result rows.
 
@@ -146,6 +157,7 @@ def real_images(
         seed: seed of a random choice.
         factor: tiles along a side of a random image.
         network: the network whose features ``CHOICES`` use, see `iidlib.features.choosing_pool`.
+        compute: how the hardware is used by ``CHOICES`` (``precision``); by default ``ComputeConfig()``.
 
     Raises:
         InputError: for an unknown name, a choice without a network, or as `random_real` and `choose`.
@@ -158,7 +170,7 @@ def real_images(
         raise InputError(f"unknown choice of real images {name!r}{suggest(name, BASELINES)}")
     if network is None:
         raise InputError(f"{name} chooses by the features of a network; give one, such as choosing_pool trains")
-    return choose(name, train, ipc, network)
+    return choose(name, train, ipc, network, compute=compute)
 
 
 def random_baselines(

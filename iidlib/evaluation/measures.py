@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from iidlib import losses
+from iidlib.config import ComputeConfig
 from iidlib.data import RealSet
-from iidlib.engine import default_chunk, in_chunks
+from iidlib.engine import default_chunk, in_chunks, precision
 from iidlib.errors import InputError
 from iidlib.networks import Network
 from iidlib.rng import stream
@@ -24,18 +25,20 @@ __all__ = ["class_maps", "compare", "covariance_gap", "mmd", "project", "spread"
 
 
 @torch.no_grad()
-def class_maps(network: Network, images: Tensor, classes: int) -> Tensor:
+def class_maps(network: Network, images: Tensor, classes: int, *, compute: ComputeConfig | None = None) -> Tensor:
     """Feature maps of images that are sorted by class, equally many per class.
 
     Args:
         network: the network, on the images' device.
         images: normalised images, [C*N, channels, H, H].
         classes: number of classes C.
+        compute: how the hardware is used (``precision``); by default ``ComputeConfig()``.
 
     Returns:
         Maps [C, N, K, h, w]; feature vectors are ``network.head(maps.flatten(0, 1))``.
     """
-    maps = in_chunks(network.feature_map, images, default_chunk(images.device) or len(images))  # [C*N, K, h, w]
+    with precision(images.device, (compute or ComputeConfig()).precision):
+        maps = in_chunks(network.feature_map, images, default_chunk(images.device) or len(images))  # [C*N, K, h, w]
     return maps.unflatten(0, (classes, -1))  # [C, N, K, h, w]
 
 
@@ -73,8 +76,9 @@ def covariance_gap(real: Tensor, syn: Tensor) -> pd.DataFrame:
     Raises:
         ValueError: for shapes that do not match.
     """
-    covariance = losses.local_covariance(real)  # [C, K, K]
-    gap = losses.covariance_matching(real, syn).sqrt() / covariance.flatten(1).norm(dim=1)  # [C]
+    with precision(real.device, "fp32"):  # matrix products
+        covariance = losses.local_covariance(real)  # [C, K, K]
+        gap = losses.covariance_matching(real, syn).sqrt() / covariance.flatten(1).norm(dim=1)  # [C]
     return _by_class(gap=gap)
 
 
@@ -101,9 +105,10 @@ def mmd(real: Tensor, syn: Tensor) -> pd.DataFrame:
     if real.ndim != 3 or real.shape[1] < 2:
         raise ValueError(f"mmd needs two or more real images per class, [C, N, D], got {tuple(real.shape)}")
     linear = losses.mean_matching(real, syn)  # [C]
-    distances = torch.cdist(real, real).square()  # [C, N, N]
     off_diagonal = ~torch.eye(real.shape[1], dtype=torch.bool, device=real.device)  # [N, N]
-    gaussian = losses.kernel_distance(real, syn, distances[:, off_diagonal].median(1).values)  # [C]
+    with precision(real.device, "fp32"):  # matrix products
+        distances = torch.cdist(real, real).square()  # [C, N, N]
+        gaussian = losses.kernel_distance(real, syn, distances[:, off_diagonal].median(1).values)  # [C]
     return _by_class(linear=linear, gaussian=gaussian.clamp(min=0))
 
 
@@ -114,6 +119,7 @@ def compare(
     *,
     per_class: int = 100,
     seed: int = 0,
+    compute: ComputeConfig | None = None,
 ) -> pd.DataFrame:
     """All measures of several sets against real images, under several networks.
 
@@ -123,6 +129,8 @@ def compare(
         networks: frozen networks on the images' device.
         per_class: real images per class to compare with; lowered to half the size of the smallest class.
         seed: seed of their choice. They are not the images that a distillation with this seed starts from.
+        compute: how the hardware is used by the networks (``precision``); by default ``ComputeConfig()``. The measures
+            themselves are computed in full float32.
 
     Returns:
         A row per network, label and class, with columns network (its number), label, class (its name), within,
@@ -142,10 +150,10 @@ def compare(
     images = {"real": second} | {label: one.expanded().images.detach().to(real.device) for label, one in sets.items()}
     frames = []
     for number, network in enumerate(networks):
-        real_maps = class_maps(network, first, real.num_classes)  # [C, N, K, h, w]
+        real_maps = class_maps(network, first, real.num_classes, compute=compute)  # [C, N, K, h, w]
         real_features = network.head(real_maps.flatten(0, 1)).unflatten(0, real_maps.shape[:2])  # [C, N, D]
         for label, batch in images.items():
-            maps = class_maps(network, batch, real.num_classes)  # [C, n, K, h, w]
+            maps = class_maps(network, batch, real.num_classes, compute=compute)  # [C, n, K, h, w]
             features = network.head(maps.flatten(0, 1)).unflatten(0, maps.shape[:2])  # [C, n, D]
             gap = covariance_gap(real_maps.flatten(3), maps.flatten(3))
             parts = [spread(features), gap, mmd(real_features, features)]

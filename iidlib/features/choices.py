@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from iidlib.config import PoolConfig
+from iidlib.config import ComputeConfig, PoolConfig
 from iidlib.data import RealSet
-from iidlib.engine import default_chunk, in_chunks
+from iidlib.engine import default_chunk, in_chunks, precision
 from iidlib.errors import InputError, suggest
 from iidlib.features.pool import Pool, pool_members
 from iidlib.networks import Network
@@ -129,7 +129,14 @@ def _outputs(function: Callable[[Tensor], Tensor], real: RealSet, index: Tensor)
 
 
 def chosen_images(
-    kind: str, real: RealSet, network: Network, ipc: int, factor: int = 1, *, seed: int = 0
+    kind: str,
+    real: RealSet,
+    network: Network,
+    ipc: int,
+    factor: int = 1,
+    *,
+    seed: int = 0,
+    compute: ComputeConfig | None = None,
 ) -> SyntheticSet:
     """Real images of each class, chosen by a pretrained network; with a factor, each tile of a mosaic is one, shrunk.
 
@@ -144,6 +151,7 @@ def chosen_images(
         ipc: images stored per class.
         factor: tiles along a side of an image.
         seed: seed of the clustering.
+        compute: how the hardware is used (``precision``); by default ``ComputeConfig()``.
 
     Raises:
         InputError: for an unknown kind, a class with fewer than ipc * factor^2 images, a factor that does not fit, or
@@ -155,7 +163,8 @@ def chosen_images(
     index = []
     for label in range(real.num_classes):
         members = real.of_class(label)  # [N_c]
-        chosen = members[KINDS[kind](network, real, members, ipc * factor**2, seed)]  # [factor^2 * ipc]
+        with precision(real.device, (compute or ComputeConfig()).precision):
+            chosen = members[KINDS[kind](network, real, members, ipc * factor**2, seed)]  # [factor^2 * ipc]
         index.append(chosen.view(factor**2, ipc).T.flatten())  # [ipc * factor^2]
     return SyntheticSet.from_index(real, torch.cat(index), factor, kind)
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from iidlib.config import ComputeConfig, PoolConfig, RunConfig
 from iidlib.data import Dataset
-from iidlib.engine import default_together, deterministic
+from iidlib.engine import default_together, deterministic, precision, precision_in_use
 from iidlib.errors import InputError
 from iidlib.features.pool_files import check_keepable, keep, load_weights, read_facts
 from iidlib.features.trained import HeldOut
@@ -65,13 +65,27 @@ class Pool:
         return trained[int(torch.randint(len(trained), (), generator=generator))]
 
 
-def pool_fingerprint(dataset: Dataset, config: PoolConfig) -> str:
-    """Twelve hex digits that identify the training images and every setting that affects the networks."""
+def pool_fingerprint(dataset: Dataset, config: PoolConfig, compute: ComputeConfig | None = None) -> str:
+    """Twelve hex digits that identify the training images and every setting that affects the networks.
+
+    Args:
+        dataset: the dataset that the networks are trained on, on the device where they are trained.
+        config: the settings of the pool.
+        compute: gives the precision, which affects the networks on CUDA only; by default ``ComputeConfig()``.
+    """
+    in_use = precision_in_use(dataset.train.device, (compute or ComputeConfig()).precision)
+    return _fingerprint(dataset, config, rounded=in_use != "fp32")
+
+
+def _fingerprint(dataset: Dataset, config: PoolConfig, *, rounded: bool) -> str:
+    """The fingerprint for training in full float32, or with convolutions whose factors are `rounded` to TF32."""
     facts = {key: value for key, value in attrs.asdict(config).items() if key not in ("count", "path", "untrained")}
     facts["augmentation"] = _augmentation(dataset, config)
     facts["epochs_kept"] = [kept for kept in config.epochs_kept if kept != config.epochs]  # the last is always kept
     if facts["augmentation"] == "none":  # pools from before the option existed keep their fingerprint
         del facts["augmentation"]
+    if rounded:
+        facts["convolutions"] = "tf32"
     return sha256(json.dumps([dataset.train.fingerprint, facts], sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -100,8 +114,9 @@ def trained_pool(
 
     Args:
         dataset: the dataset that the networks are trained on, on the device where they are trained and used.
-        config: architecture, number, epochs; ``config.path`` names a folder, otherwise the cache is used.
-        compute: how the hardware is used (``compile``, ``together``).
+        config: architecture, number, epochs; ``config.path`` names a folder, otherwise the cache is used. A complete
+            pool in a named folder is used whatever precision it was trained in.
+        compute: how the hardware is used (``precision``, ``compile``, ``together``).
         on_epoch: called with the network's number and the epoch that was completed.
 
     Raises:
@@ -110,9 +125,10 @@ def trained_pool(
             other data or settings.
     """
     compute, device = compute or ComputeConfig(), dataset.train.device
-    fingerprint = pool_fingerprint(dataset, config)
-    folder = user_path(config.path) if config.path else cache_dir() / "pools" / fingerprint
-    known, seconds = read_facts(folder, fingerprint, explicit=bool(config.path))
+    own = pool_fingerprint(dataset, config, compute)
+    folder = user_path(config.path) if config.path else cache_dir() / "pools" / own
+    either = {_fingerprint(dataset, config, rounded=rounded) for rounded in (False, True)} if config.path else {own}
+    known, seconds, fingerprint = read_facts(folder, own, explicit=bool(config.path), accepted=either)
 
     def build(number: int) -> Network:
         return network_for(
@@ -128,6 +144,12 @@ def trained_pool(
     held_out = HeldOut.of(dataset.test)
     members = {(number, epochs): _file_name(config, number, epochs) for number, epochs in pool_members(config)}
     missing = sorted({number for (number, _), name in members.items() if name not in known})
+    if missing and fingerprint != own:
+        raise InputError(
+            f"the pool in {folder} lacks {len(missing)} of {config.count} networks, and the others were trained in "
+            "another precision: train these on the same kind of device with the same compute.precision, or give "
+            "another pool.path"
+        )
     if missing:
         unwritten = next(name for name in members.values() if name not in known)
         check_keepable(folder, unwritten, private=not config.path)
@@ -137,14 +159,15 @@ def trained_pool(
     for first in range(0, len(missing), together):
         fresh = {number: build(number) for number in missing[first : first + together]}
         started = time.perf_counter()
-        with deterministic(device):
+        with precision(device, compute.precision), deterministic(device):
             trained = _train(fresh, dataset, config, together, on_epoch)
         seconds |= dict.fromkeys(map(str, fresh), round((time.perf_counter() - started) / len(fresh), 3))
         for (number, epochs), weights in trained.items():
             network, name = build(number), members[number, epochs]
             network.load_state_dict(weights)
             _check_finite(config, number, weights)
-            known[name] = accuracy(network, dataset.test)
+            with precision(device, compute.precision):
+                known[name] = accuracy(network, dataset.test)
             _check_trained(config, held_out, number, epochs, known[name])
             facts = {"fingerprint": fingerprint, "network": config.network, "accuracies": known, "seconds": seconds}
             content = to_bytes({key: tensor.contiguous() for key, tensor in weights.items()})

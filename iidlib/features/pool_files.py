@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +18,20 @@ __all__ = ["check_keepable", "keep", "load_weights", "read_facts"]
 logger = logging.getLogger("iidlib")
 
 
-def read_facts(folder: Path, fingerprint: str, *, explicit: bool) -> tuple[dict[str, float], dict[str, float]]:
+def read_facts(
+    folder: Path, fingerprint: str, *, explicit: bool, accepted: Collection[str]
+) -> tuple[dict[str, float], dict[str, float], str]:
     """Facts in ``pool.json`` about the members that are already in the folder.
 
     Args:
         folder: folder of the pool.
         fingerprint: fingerprint of the data and settings that the pool is needed for.
         explicit: whether the user named the folder, which must then exist.
+        accepted: fingerprints that the folder may have.
 
     Returns:
-        Held-out accuracy by member, and seconds of training by network, which pools of earlier versions do not record.
+        Held-out accuracy by member; seconds of training by network, which pools of earlier versions do not record; and
+        the fingerprint of the folder, or `fingerprint` if it has none yet.
 
     Raises:
         InputError: if a named folder does not exist, or ``pool.json`` is corrupted or of other data or settings.
@@ -36,20 +40,20 @@ def read_facts(folder: Path, fingerprint: str, *, explicit: bool) -> tuple[dict[
     if not path.is_file():
         if explicit and not folder.is_dir():
             raise InputError(f"pool.path: no folder {folder}; omit it to train a pool and keep it in the cache")
-        return {}, {}
+        return {}, {}, fingerprint
     try:
         facts = json.loads(path.read_text(encoding="utf-8"))
         accuracies = {str(name): float(value) for name, value in facts["accuracies"].items()}
         seconds = {str(number): float(value) for number, value in facts.get("seconds", {}).items()}
-        stored = facts["fingerprint"]
+        stored = str(facts["fingerprint"])
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError, OSError) as error:
         raise InputError(f"{path} is corrupted ({error}); remove the folder to train the pool again") from None
-    if stored != fingerprint:
+    if stored not in accepted:
         raise InputError(
             f"the pool in {folder} was trained with other data or settings ({stored}, not {fingerprint}); "
             "give the settings it was trained with, or another pool.path"
         )
-    return accuracies, seconds
+    return accuracies, seconds, stored
 
 
 def check_keepable(folder: Path, name: str, *, private: bool) -> None:

@@ -35,6 +35,7 @@ def environment() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "cuda": torch.version.cuda if torch.cuda.is_available() else None,
+        "cudnn": torch.backends.cudnn.version() if torch.cuda.is_available() else None,
         "commit": _commit(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
@@ -56,20 +57,24 @@ def _commit() -> str | None:
     return commit.stdout.strip() + ("+" if changed.stdout.strip() else "")
 
 
-def conditions(device: torch.device, compile: str) -> dict[str, Any]:
+def conditions(device: torch.device, compile: str, precision: str = "fp32") -> dict[str, Any]:
     """What determines a run's rounding besides settings and data, as JSON values.
 
     Args:
         device: the device that the run computes on.
         compile: the setting ``compute.compile``.
+        precision: the setting ``compute.precision``, which only CUDA has a choice of.
     """
-    return {
+    known = {
         "iidlib": __version__,
         "torch": torch.__version__,
         "device": device_kind(device),
         "kernels": kernels_in_use(device, compile),
         "threads": torch.get_num_threads() if device.type == "cpu" else None,
     }
+    if device.type == "cuda":
+        known |= {"cudnn": torch.backends.cudnn.version(), "precision": precision}
+    return known
 
 
 def mismatches(started: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, list[Any]]:
