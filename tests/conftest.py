@@ -26,8 +26,12 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-import hypothesis
 import torch
+
+try:
+    import hypothesis
+except ModuleNotFoundError:  # tests of a GPU do without, on machines that are rented by the minute
+    hypothesis = None
 
 if TYPE_CHECKING:
     from iidlib.data import Dataset
@@ -36,8 +40,9 @@ if TYPE_CHECKING:
 Path(os.environ["TORCHINDUCTOR_CACHE_DIR"]).mkdir(mode=0o700, exist_ok=True)
 
 # torch's first call is slow, and so is a machine that builds a book meanwhile.
-hypothesis.settings.register_profile("iidlib", deadline=None, max_examples=25, derandomize=True)
-hypothesis.settings.load_profile("iidlib")
+if hypothesis is not None:
+    hypothesis.settings.register_profile("iidlib", deadline=None, max_examples=25, derandomize=True)
+    hypothesis.settings.load_profile("iidlib")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -45,6 +50,18 @@ def cache_of_this_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     """Pools that tests train go to a folder of their own: none is there from before, and the user's stays as it is."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("IID_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(autouse=True)
+def full_precision_on_a_gpu(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Tests marked ``gpu`` compare with full float32; torch's default would round the factors of convolutions."""
+    if request.node.get_closest_marker("gpu") is None:
+        yield
+        return
+    from iidlib.engine import precision
+
+    with precision(torch.device("cuda"), "fp32"):
         yield
 
 

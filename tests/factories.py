@@ -18,7 +18,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import strategies as st
 from torch import Tensor
 
 import iidlib
@@ -48,9 +47,6 @@ MODULES = sorted(
 
 COUNTS = (1, 3, 20, 300)
 """Classes of unequal size, for `ragged`."""
-
-SEEDS, SIZES = st.integers(0, 2**32), st.integers(2, 6)
-"""What property tests of losses draw their tensors from."""
 
 
 def seeded(seed: int = 0) -> torch.Generator:

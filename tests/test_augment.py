@@ -410,23 +410,3 @@ def test_gradient_equals_that_of_the_definition(memory_format):
 def test_apply_says_what_is_wrong(images, groups, group, message):
     with pytest.raises(ValueError, match=message):
         apply(images, sample(ALL, groups, seeded()), group)
-
-
-# On a GPU
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_cuda_equals_the_cpu_without_waiting_and_whatever_the_matrix_precision():
-    draws, group = sample(ALL, 20, seeded()), torch.arange(20).repeat(3)
-    images = noise_images(60, dtype=torch.float32)
-    on_device = images.cuda()
-    before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = True
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        out = apply(on_device, draws, group)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-        torch.backends.cuda.matmul.allow_tf32 = before
-    torch.testing.assert_close(out.cpu(), apply(images, draws, group), rtol=0, atol=2e-5)

@@ -494,17 +494,6 @@ def test_a_split_of_all_or_nothing_is_refused(fraction: float) -> None:
         numbered((2, 2)).split(fraction, generator())
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_a_set_on_the_gpu_draws_what_the_cpu_draws(mini: Dataset) -> None:
-    cuda = load_dataset(device="cuda").train
-    assert cuda.device.type == "cuda" and cuda.fingerprint == mini.train.fingerprint
-    index = mini.train.sample(8, generator()).index
-    assert cuda.sample(8, generator()).index.equal(index)
-    assert torch.allclose(cuda.images_of(index).cpu(), mini.train.images_of(index), atol=1e-6)
-    assert cuda.split(0.5, generator())[0].fingerprint == mini.train.split(0.5, generator())[0].fingerprint
-
-
 # --- shapes
 
 

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from iidlib.losses import characteristic_distance, kernel_distance
 from tests import reference
-from tests.factories import COUNTS, SEEDS, SIZES, draw, near, ragged
+from tests.factories import COUNTS, draw, near, ragged
+from tests.strategies import SEEDS, SIZES
 
 FREQUENCIES = draw(6, 5, seed=77)
 """For features of 5 dimensions."""

@@ -17,7 +17,8 @@ from iidlib.losses import (
     squared_distances,
 )
 from tests import reference
-from tests.factories import COUNTS, SEEDS, SIZES, draw, near, ragged
+from tests.factories import COUNTS, draw, near, ragged
+from tests.strategies import SEEDS, SIZES
 
 # Values against the equations, one class and one image at a time
 

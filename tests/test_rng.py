@@ -1,6 +1,5 @@
 """iidlib.rng: draws are functions of seed, iteration and name, the same in every process and version."""
 
-import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -55,9 +54,3 @@ def test_the_global_generator_is_left_alone():
 
 def test_a_stream_is_on_the_device_asked_for():
     assert stream(0, 0, "x").device.type == "cpu" and stream(0, 0, "x", torch.device("cpu")).device.type == "cpu"
-
-
-@pytest.mark.gpu
-def test_a_stream_on_a_gpu_repeats():
-    first, again = (torch.rand(4, generator=stream(0, 0, "x", "cuda"), device="cuda") for _ in range(2))
-    assert torch.equal(first, again)
