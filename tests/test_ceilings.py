@@ -1,5 +1,7 @@
 """Counted operations and bytes are those of the networks; ceilings are rates. No test looks at a time."""
 
+import contextlib
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -50,6 +52,47 @@ def test_counted_operations_of_an_iteration() -> None:
 def test_matrix_product_rate_is_a_rate() -> None:
     rate = ceilings.matrix_product_rate(torch.device("cpu"), size=64, repeats=2)
     assert 0 < rate < 1e6
+
+
+def test_the_matrix_product_is_one_of_random_numbers_and_in_the_precision_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    spread: list[float] = []
+    product = torch.mm
+    monkeypatch.setattr(torch, "mm", lambda a, b, out: (spread.append(float(a.std())), product(a, b, out=out)))
+    ceilings.matrix_product_rate(torch.device("cpu"), size=64, repeats=1)
+    assert spread[0] == pytest.approx(1, abs=0.1)
+    before = torch.backends.cuda.matmul.allow_tf32
+    for name, flag in (("fp32", False), ("tf32", True)):
+        with ceilings._products_in(torch.device("cuda"), name):
+            assert torch.backends.cuda.matmul.allow_tf32 is flag
+    assert torch.backends.cuda.matmul.allow_tf32 is before
+
+
+def test_a_gpus_seconds_are_taken_while_it_has_all_work_queued(monkeypatch: pytest.MonkeyPatch) -> None:
+    log: list[str] = []
+
+    class Event:
+        def __init__(self, enable_timing: bool) -> None:
+            assert enable_timing
+
+        def record(self) -> None:
+            log.append("event")
+
+        def synchronize(self) -> None:
+            log.append("wait")
+
+        def elapsed_time(self, end: "Event") -> float:
+            return 250.0
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: log.append("wait"))
+    monkeypatch.setattr(torch.cuda, "_sleep", lambda cycles: log.append(f"sleep {cycles / 1e9:g}e9"))
+    seconds = ceilings.device_seconds_of(lambda: log.append("call"), torch.device("cuda"), host_seconds=0.5)
+    assert seconds == 0.25 and log == ["wait", "sleep 2e9", "event", "call", "event", "wait"]
+    assert ceilings.device_seconds_of(lambda: log.append("call"), torch.device("cpu"), host_seconds=1.0) is None
+    assert len(log) == 6
 
 
 def test_copy_rate_is_a_rate() -> None:

@@ -16,7 +16,9 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -1857,6 +1859,11 @@ def test_a_mirror_is_given_on_the_command_line(iid: Run) -> None:
 
 @dataclass(frozen=True)
 class FakeReport:
+    failures: tuple[object, ...] = ()
+
+    def lines(self) -> list[str]:
+        return ["distill dm[x]: 0.5 s"]
+
     def tables(self) -> dict[str, list[dict[str, str]]]:
         rows = [{"work": "distill dm[x]", "ours": "0.5"}, {"work": "distill iid-dm", "ours": "0.7"}]
         return {"seconds": rows, "rates": rows}
@@ -1868,32 +1875,43 @@ class FakeReport:
         return "[]"
 
     def append(self, path: Path, command: str) -> None:
-        path.write_text(command)
+        with path.open("a") as file:
+            file.write(command)
 
 
 def test_bench_is_wired(iid: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    from iidlib.bench import LossesDiffer
+    from iidlib.bench import Failure
     from iidlib.bench import report as bench_report
 
     asked = []
-    monkeypatch.setattr(bench_report, "measure", lambda **given: asked.append(given) or FakeReport())
-    monkeypatch.setattr(
-        bench_report, "scaling", lambda **given: asked.append({"quick": "scaling"} | given) or FakeReport()
-    )
+
+    def measured(report: FakeReport = FakeReport(), **given: Any) -> FakeReport:
+        asked.append({"quick": "scaling"} | given)
+        for _ in range(2):
+            given["on_row"](FakeReport())
+        return report
+
+    monkeypatch.setattr(bench_report, "measure", measured)
+    monkeypatch.setattr(bench_report, "scaling", measured)
     shown = iid("bench", "--quick", "--device", "cpu")
     assert shown.status == 0 and "dm[x]" in shown.out and "0.7" in shown.out and "measured [here]" in shown.out
-    assert json.loads(iid("bench", "--json", "--results", "b c.csv").out) == []
-    assert Path("b c.csv").read_text() == "iid bench --json --results 'b c.csv'"
+    assert shown.out.startswith("distill dm[x]: 0.5 s\n" * 2), "each row once it is there"
+    as_json = iid("bench", "--json", "--results", "b c.csv")
+    assert json.loads(as_json.out) == [] and as_json.err == "distill dm[x]: 0.5 s\n" * 2
+    assert Path("b c.csv").read_text() == "iid bench --json --results 'b c.csv'" * 2, "each row once it is there"
+    quiet = iid("bench", "--json", "--quiet")
+    assert json.loads(quiet.out) == [] and quiet.err == ""
     assert iid("bench", "--scaling").status == 0
     assert [(given["quick"], given["device"], given["progress"]) for given in asked] == [
-        (True, "cpu", None), (False, "auto", None), ("scaling", "auto", None),
+        (True, "cpu", None), (False, "auto", None), (False, "auto", None), ("scaling", "auto", None),
     ]  # fmt: skip
 
-    def differ(**given: object) -> None:
-        raise LossesDiffer("dm: losses differ by 1e-1")
-
-    monkeypatch.setattr(bench_report, "measure", differ)
-    assert_one_line(iid("bench"), "failed: dm: losses differ by 1e-1", status=1)
+    differing = FakeReport((Failure("distill", "dm", "losses differ by 1e-1"),))
+    monkeypatch.setattr(bench_report, "measure", partial(measured, differing))
+    failed = iid("bench")
+    assert "0.7" in failed.out, "the others are shown"
+    assert_one_line(failed, "failed: distill dm: losses differ by 1e-1", status=1)
+    assert json.loads(iid("bench", "--json").out) == [], "one document, whatever failed"
     Path("other.csv").write_text("dataset,method,accuracy\n")
     assert_one_line(iid("bench", "--results", "other.csv"), "other.csv is not a table of results")
     assert_one_line(iid("bench", "--quick", "--scaling"), "--quick and --scaling are different measurements")

@@ -4,8 +4,9 @@ The counters run a function once and add up its work. The ceilings are the machi
 matrix product and a large copy. Work divided by ceiling is a floor: the same arithmetic cannot take less time.
 """
 
+import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -14,9 +15,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from iidlib.engine import precision
+__all__ = [
+    "copy_rate", "count_bytes", "count_flops", "device_seconds_of", "matrix_product_rate", "seconds_of", "wait",
+]  # fmt: skip
 
-__all__ = ["copy_rate", "count_bytes", "count_flops", "matrix_product_rate", "seconds_of"]
+_CYCLES = 2e9
+"""Cycles that a GPU makes in a second at most, for waits of at least a given time."""
 
 
 def count_flops(function: Callable[[], object]) -> int:
@@ -59,14 +63,39 @@ def count_bytes(function: Callable[[], object]) -> int:
 
 def seconds_of(function: Callable[[], object], device: torch.device) -> float:
     """Seconds of one call, including the work that it queues on a GPU."""
-    _wait(device)
+    wait(device)
     started = time.perf_counter()
     function()
-    _wait(device)
+    wait(device)
     return time.perf_counter() - started
 
 
-def _wait(device: torch.device) -> None:
+def device_seconds_of(function: Callable[[], object], device: torch.device, *, host_seconds: float) -> float | None:
+    """Seconds that a GPU is busy with one call, without the time that the host takes to launch its kernels.
+
+    The device is kept waiting while the host queues the call. If the call waits for the device itself, or launches more
+    kernels than the driver queues (about a thousand), the result contains a part of the host's time.
+
+    Args:
+        function: the call.
+        device: the device; None is returned for all but CUDA.
+        host_seconds: seconds that the call takes, including the host's time.
+    """
+    if device.type != "cuda":
+        return None
+    with torch.cuda.device(device):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda.synchronize(device)
+        torch.cuda._sleep(int(2 * min(host_seconds, 5.0) * _CYCLES))
+        start.record()
+        function()
+        end.record()
+        end.synchronize()
+    return start.elapsed_time(end) / 1000
+
+
+def wait(device: torch.device) -> None:
+    """Waits until the device has done all work that was queued on it."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":
@@ -74,21 +103,38 @@ def _wait(device: torch.device) -> None:
 
 
 def matrix_product_rate(device: torch.device, name: str = "fp32", *, size: int = 0, repeats: int = 10) -> float:
-    """Peak rate of a large square matrix product, in GFLOP/s.
+    """Peak rate of a large square matrix product of random numbers, in GFLOP/s.
+
+    The numbers matter: on equal ones a GPU switches fewer transistors, and its clock stays higher than in real work.
 
     Args:
         device: the device to measure.
-        name: precision, as in ``compute.precision``.
+        name: precision, as in ``compute.precision``: that of the convolutions, for which this is the ceiling.
         size: rows and columns; 0 for 2048 on a CPU and 8192 elsewhere.
         repeats: number of products; the fastest counts.
     """
     size = size or (2048 if device.type == "cpu" else 8192)
     kind = torch.bfloat16 if name == "bf16" else torch.float32
-    a, b = torch.ones(2, size, size, device=device, dtype=kind).unbind()
+    draws = torch.Generator(device).manual_seed(0)
+    a, b = torch.randn(2, size, size, device=device, dtype=kind, generator=draws).unbind()
     out = torch.empty_like(a)
-    with precision(device, name):
+    with _products_in(device, name):
         best = min(seconds_of(lambda: torch.mm(a, b, out=out), device) for _ in range(repeats + 1))
     return 2 * size**3 / best / 1e9
+
+
+@contextlib.contextmanager
+def _products_in(device: torch.device, name: str) -> Iterator[None]:
+    """Sets the precision of matrix products on CUDA for a block; `engine.precision` keeps them in float32."""
+    if device.type != "cuda":
+        yield
+        return
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = name != "fp32"
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
 
 
 def copy_rate(device: torch.device, *, megabytes: int = 0, repeats: int = 5) -> float:

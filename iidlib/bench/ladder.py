@@ -56,7 +56,7 @@ def forward_ladder(network: Network, images: Tensor, *, repeats: int = 3) -> pd.
         expected = rungs["a class at a time"]()
         for name, work in rungs.items():
             difference = relative_difference(work(), expected)  # also compiles, outside the timing
-            if not difference <= LOSS_TOLERANCE["fp32"]:
+            if not difference <= LOSS_TOLERANCE:
                 raise LossesDiffer(f"{name}: the maps differ by {difference:.1e} from those of the first rung")
             seconds = min(seconds_of(work, images.device) for _ in range(repeats))
             first, before = (float(rows[i]["seconds"]) if rows else seconds for i in (0, -1))  # type: ignore[arg-type]

@@ -1,24 +1,25 @@
-"""Speed report of `iid bench`: the library against the fixed baselines and the limits of the machine."""
+"""Measurements of `iid bench`: the library against the fixed baselines and the limits of the machine."""
 
 import dataclasses
-import json
+import gc
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 from typing import Any
 
-import pandas as pd
 import torch
 
 from iidlib.bars import bar
 from iidlib.bench.ceilings import copy_rate, matrix_product_rate
-from iidlib.bench.timing import Timing, compare, compare_training
+from iidlib.bench.tables import AXES, NEEDED, BenchReport, Failure
+from iidlib.bench.timing import LossesDiffer, Timing, compare
+from iidlib.bench.training import compare_together, compare_training
 from iidlib.config import RunConfig, preset
 from iidlib.data import Dataset, DatasetSpec, RealSet, load_dataset
 from iidlib.distillation import METHODS, Distillation
-from iidlib.engine import compiler_available, device_name, pick_device
-from iidlib.errors import InputError, suggest
-from iidlib.experiments.tables import append_rows
+from iidlib.engine import device_name, kernels_in_use, pick_device, precision_in_use
+from iidlib.errors import InputError, one_line, suggest
 from iidlib.features import Pool
 from iidlib.networks import NETWORKS, frozen, network_for
 from iidlib.rng import stream
@@ -26,16 +27,7 @@ from iidlib.runs.environment import environment
 
 __all__ = ["AXES", "NEEDED", "BenchReport", "measure", "random_pool", "scaling", "timing_dataset"]
 
-AXES: dict[str, tuple[int, ...]] = {
-    "ipc": (1, 10, 50),
-    "classes": (10, 30, 100),
-    "batch_real": (64, 256, 1024),
-    "width": (32, 64, 128, 256),
-}
-"""Sizes that `scaling` varies one at a time, around the paper's: IPC 10, 10 classes, 256 real images, width 128."""
-
-NEEDED = ("what", "method", "seconds")
-"""Columns that identify a CSV file with such rows."""
+logger = logging.getLogger("iidlib")
 
 _METHODS = ("dm", "dm-cm", "iid-dm", "idm", "iid-idm")
 
@@ -91,111 +83,6 @@ def random_pool(config: RunConfig, spec: DatasetSpec, device: torch.device) -> P
 
 
 @dataclass(frozen=True)
-class BenchReport:
-    """Timings of a measurement, and its conditions."""
-
-    timings: tuple[Timing, ...]
-    network: str
-    pool_network: str
-    """Architecture for class centralization, with random weights."""
-    device: str
-    precision: str
-    """Precision of the library's matrix products; the baseline's is fp32."""
-    compiled: bool
-    """Whether the library's kernels were compiled."""
-    ceiling_gflops: float
-    """Peak rate of the machine's matrix product, in GFLOP/s."""
-    ceiling_gbytes: float
-    """Rate of the machine's copy, reading plus writing, in GB/s."""
-    environment: dict[str, Any]
-
-    def rows(self) -> list[dict[str, Any]]:
-        """One row per timing, from `Timing.row`, with the conditions; written by ``--json`` and ``--results``."""
-        conditions = {
-            "network": self.network,
-            "pool_network": self.pool_network,
-            "device": self.device,
-            "precision": self.precision,
-            "compiled": self.compiled,
-            "ceiling_gflops": self.ceiling_gflops,
-            "ceiling_gbytes": self.ceiling_gbytes,
-        } | {name: self.environment[name] for name in ("torch", "iidlib", "commit", "date")}
-        return [timing.row() | conditions for timing in self.timings]
-
-    def to_json(self) -> str:
-        """The rows as a JSON list."""
-        return json.dumps(self.rows(), indent=2)
-
-    def append(self, path: Path, command: str = "") -> None:
-        """Appends the rows to a CSV file, which is created if it does not exist.
-
-        Args:
-            path: the file.
-            command: the command line, for the record.
-
-        Raises:
-            InputError: if the file does not hold such a table.
-            OSError: if it cannot be written.
-        """
-        append_rows(path, pd.DataFrame(self.rows()).assign(command=command), needed=NEEDED)
-
-    def tables(self) -> dict[str, list[dict[str, str]]]:
-        """The rows as text with short headings, by title of the table."""
-        same = len({(t.what, t.method) for t in self.timings}) == 1
-        work = [(t, ({} if same else {"work": f"{t.what} {t.method}"}) | _sizes(t, self.timings)) for t in self.timings]
-        return {
-            "seconds": [
-                head
-                | {
-                    "loop": f"{t.baseline_seconds:.3g}",
-                    "ours": f"{t.seconds:.3g}",
-                    "ratio": f"{t.ratio:.2f}",
-                    "floor": f"{t.floor_fraction * t.seconds:.3g}",
-                    "first": f"{t.first_seconds:.3g}",
-                    "peak MiB": f"{t.peak_memory_mib:.0f}",
-                }
-                for t, head in work
-            ],
-            "rates": [
-                head
-                | {
-                    "GFLOP": f"{t.gflop:.4g}",
-                    "loop GFLOP/s": f"{t.gflop / t.baseline_seconds:.0f}",
-                    "ours": f"{t.gflop / t.seconds:.0f}",
-                    "loop GB/s": f"{t.gbyte / t.baseline_seconds:.3g}",
-                    "differs": ", ".join(f"{value:.0e}" for value in t.differences.values()),
-                }
-                for t, head in work
-            ],
-        }
-
-    def notes(self) -> list[str]:
-        """Explanations of the tables, one per line."""
-        first = self.timings[0]
-        lines = [
-            f"{first.classes} classes, {first.batch_real} real and {first.ipc} synthetic images per class, "
-            f"{self.network} of width {first.width}, unless a row says otherwise",
-            f"device: {self.device}, {self.precision}, kernels {'compiled' if self.compiled else 'not compiled'}, "
-            f"torch {self.environment['torch']}",
-            "distill: one iteration; loop: one eager fp32 forward pass per class, one backward pass, the same draws",
-            "evaluate: one epoch of the training of a network; loop: eager fp32, the same draws",
-            f"medians of {len(first.our_times)} interleaved repetitions; first: including compilation",
-            f"floor: counted convolutions and matrix products at {self.ceiling_gflops:.4g} GFLOP/s, the machine's "
-            f"matrix product; its copy moves {self.ceiling_gbytes:.3g} GB/s",
-            "differs: loss, gradient, or weights after an epoch, relative to the loop's",
-        ]
-        if any("cc" in METHODS[t.method].terms for t in self.timings if t.method in METHODS):
-            lines.append(f"class centralization on a {self.pool_network} with random weights, sufficient for timing")
-        return lines
-
-
-def _sizes(timing: Timing, others: Sequence[Timing]) -> dict[str, str]:
-    """Sizes of a timing that vary within the report."""
-    vary = [name for name in AXES if len({getattr(other, name) for other in others if other.batch_real}) > 1]
-    return {name.removeprefix("batch_"): f"{getattr(timing, name)}" for name in vary}
-
-
-@dataclass(frozen=True)
 class _Bench:
     """The machine that is measured, and its ceilings."""
 
@@ -210,7 +97,7 @@ class _Bench:
             device = pick_device(name)
         except ValueError as error:
             raise InputError(str(error)) from None
-        precision = precision if device.type == "cuda" else "fp32"
+        precision = precision_in_use(device, precision)
         return cls(device, precision, matrix_product_rate(device, precision), copy_rate(device))
 
     def distill(self, config: RunConfig, classes: int, rounds: int, on_iteration: Callable[[], object]) -> Timing:
@@ -225,19 +112,25 @@ class _Bench:
             run.pool = random_pool(config, run.real.spec, self.device)
         return compare(run, ceiling_gflops=self.ceiling_gflops, rounds=rounds, on_iteration=on_iteration)
 
-    def evaluate(self, config: RunConfig, classes: int, rounds: int, on_iteration: Callable[[], object]) -> Timing:
-        dataset = timing_dataset(classes, config.ipc, device=self.device)
+    def evaluate(
+        self, config: RunConfig, rounds: int, on_iteration: Callable[[], object], *, together: bool = False
+    ) -> Timing:
+        dataset, comparison = timing_dataset(_CLASSES, config.ipc, device=self.device), compare_training
+        if together:
+            comparison = compare_together
         ceiling = self.ceiling_gflops
-        return compare_training(config, dataset, ceiling_gflops=ceiling, rounds=rounds, on_iteration=on_iteration)
+        return comparison(config, dataset, ceiling_gflops=ceiling, rounds=rounds, on_iteration=on_iteration)
 
-    def report(self, timings: Sequence[Timing], config: RunConfig) -> BenchReport:
+    def report(self, config: RunConfig) -> BenchReport:
+        """A report without timings."""
         return BenchReport(
-            timings=tuple(timings),
+            timings=(),
+            failures=(),
             network=config.match.network,
             pool_network=config.pool.network,
             device=device_name(self.device),
             precision=self.precision,
-            compiled=config.compute.compile != "off" and compiler_available(),
+            compiled=kernels_in_use(self.device, config.compute.compile),
             ceiling_gflops=self.ceiling_gflops,
             ceiling_gbytes=self.ceiling_gbytes,
             environment=environment(),
@@ -253,6 +146,7 @@ def measure(
     pool_network: str | None = None,
     changes: Mapping[str, Any] | None = None,
     progress: bool | None = False,
+    on_row: Callable[[BenchReport], object] | None = None,
 ) -> BenchReport:
     """Times methods and evaluation at the paper's sizes, on cifar10-mini with 10 images per class.
 
@@ -265,10 +159,13 @@ def measure(
             ``convnet3`` if quick, by default.
         changes: further settings by dotted key, as for ``config.override``.
         progress: draw a progress bar; None draws one on a terminal, and otherwise logs a line every minute.
+        on_row: called with a report of a single row as soon as it is there, to show or save it.
+
+    Returns:
+        The timings, and what could not be timed, because the two sides do not compute the same or an error was raised.
 
     Raises:
         InputError: for an unknown method, network, device or setting, no method, or fewer than one round.
-        timing.LossesDiffer: if the two sides do not compute the same thing.
     """
     rounds = (_QUICK_ROUNDS if quick else _ROUNDS) if rounds is None else rounds
     if rounds < 1 or not methods:
@@ -276,7 +173,7 @@ def measure(
     settings = {"pool.network": pool_network or ("convnet3" if quick else "resnet18")} | dict(changes or {})
     configs = [preset(method, scale="paper", changes=settings) for method in methods]
     classes = [_QUICK_CLASSES if quick else _CLASSES] * len(configs)
-    return _timed(configs, classes, rounds, device, progress, evaluate=True)
+    return _timed(configs, classes, rounds, device, progress, on_row, evaluate=True)
 
 
 def scaling(
@@ -287,6 +184,7 @@ def scaling(
     rounds: int = 1,
     changes: Mapping[str, Any] | None = None,
     progress: bool | None = False,
+    on_row: Callable[[BenchReport], object] | None = None,
 ) -> BenchReport:
     """Times one method at varying sizes, along one axis at a time around the paper's sizes.
 
@@ -297,10 +195,13 @@ def scaling(
         rounds: timed iterations of each side.
         changes: further settings by dotted key, as for ``config.override``.
         progress: draw a progress bar; None draws one on a terminal, and otherwise logs a line every minute.
+        on_row: called with a report of a single row as soon as it is there, to show or save it.
+
+    Returns:
+        The timings, and what could not be timed, because the two sides do not compute the same or an error was raised.
 
     Raises:
         InputError: for an unknown method, device or setting.
-        timing.LossesDiffer: if the two sides do not compute the same thing.
     """
     base = preset(method, scale="paper", changes={"pool.network": "convnet3"} | dict(changes or {}))
     centre = {
@@ -321,7 +222,7 @@ def scaling(
         )
         for point in points
     ]
-    return _timed(configs, [point["classes"] for point in points], rounds, device, progress)
+    return _timed(configs, [point["classes"] for point in points], rounds, device, progress, on_row)
 
 
 def _timed(
@@ -330,6 +231,7 @@ def _timed(
     rounds: int,
     device: str,
     progress: bool | None,
+    on_row: Callable[[BenchReport], object] | None,
     evaluate: bool = False,
 ) -> BenchReport:
     for config in configs:  # before anything is timed
@@ -339,12 +241,38 @@ def _timed(
             if name not in NETWORKS:
                 raise InputError(f"unknown network {name!r}{suggest(name, NETWORKS)}")
     bench = _Bench.on(device, configs[0].compute.precision)
-    timings = []
-    with bar("bench", (len(configs) + evaluate) * 2 * (rounds + 1), "iteration", shown=progress) as progress_bar:
-        for config, count in zip(configs, classes, strict=True):
-            progress_bar.rename(config.method)
-            timings.append(bench.distill(config, count, rounds, progress_bar.advance))
+    report = bench.report(configs[0])
+    with bar("bench", (len(configs) + 2 * evaluate) * 2 * (rounds + 1), "iteration", shown=progress) as progress_bar:
+        done = progress_bar.advance
+        works: list[tuple[str, str, Callable[[], Timing]]] = [
+            ("distill", config.method, partial(bench.distill, config, count, rounds, done))
+            for config, count in zip(configs, classes, strict=True)
+        ]
         if evaluate:
-            progress_bar.rename("evaluation")
-            timings.append(bench.evaluate(configs[0], _CLASSES, rounds, progress_bar.advance))
-    return bench.report(timings, configs[0])
+            network = configs[0].eval.networks[0]
+            works.append(("evaluate", network, partial(bench.evaluate, configs[0], rounds, done)))
+            together = partial(bench.evaluate, configs[0], rounds, done, together=True)
+            works.append(("evaluate together", network, together))
+        for what, method, work in works:
+            progress_bar.rename(method if what == "distill" else "evaluation")
+            one = dataclasses.replace(report, **_outcome(what, method, work))
+            if on_row is not None:
+                on_row(one)
+            report = dataclasses.replace(
+                report, timings=report.timings + one.timings, failures=report.failures + one.failures
+            )
+    return report
+
+
+def _outcome(what: str, method: str, work: Callable[[], Timing]) -> dict[str, Any]:
+    """Does some work; returns the fields of a report with its timing, or with the reason why there is none."""
+    try:
+        return {"timings": (work(),), "failures": ()}
+    except LossesDiffer as error:
+        reason = one_line(error)
+    except (ArithmeticError, RuntimeError) as error:
+        reason = f"{type(error).__name__}: {one_line(error)}"
+        logger.warning("%s %s could not be timed", what, method, exc_info=True)
+    finally:
+        gc.collect()  # graphs in reference cycles hold memory that the next work may need
+    return {"timings": (), "failures": (Failure(what, method, reason),)}

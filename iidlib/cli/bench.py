@@ -30,7 +30,7 @@ def bench(
     quiet: Quiet = False,
 ) -> None:
     """Benchmark the library against a per-class loop with equal losses and against the machine's peak."""
-    from iidlib.bench import LossesDiffer
+    from iidlib.bench import BenchReport
     from iidlib.bench import report as benchmark
     from iidlib.experiments import check_results
 
@@ -38,22 +38,29 @@ def bench(
         raise InputError("--quick and --scaling are different measurements; give only one of them")
     if results:
         check_results(results, benchmark.NEEDED)
-    try:
-        with keeping():
-            if scaling:
-                report = benchmark.scaling(device=device, progress=None)
-            else:
-                report = benchmark.measure(quick=quick, device=device, progress=None)
-    except LossesDiffer as error:
-        raise Failed(f"failed: {error}") from error
-    if results:
-        report.append(results, given_command(ctx))
+
+    def kept(row: BenchReport) -> None:
+        """Saves and shows a row while others are still being measured."""
+        if results:
+            row.append(results, given_command(ctx))
+        if not (as_json and quiet):
+            for line in row.lines():
+                typer.echo(line, err=as_json)
+
+    with keeping():
+        if scaling:
+            report = benchmark.scaling(device=device, progress=None, on_row=kept)
+        else:
+            report = benchmark.measure(quick=quick, device=device, progress=None, on_row=kept)
     with result():
         if as_json:
             typer.echo(report.to_json())
-            return
-        for title, rows in report.tables().items():
-            columns: dict[str, Kind] = {name: "text" if name == "work" else "number" for name in rows[0]}
-            print_table(columns, [list(row.values()) for row in rows], title)
-        for note in report.notes():
-            typer.echo(note)
+        else:
+            for title, rows in report.tables().items():
+                columns: dict[str, Kind] = {name: "text" if name == "work" else "number" for name in rows[0]}
+                print_table(columns, [list(row.values()) for row in rows], title)
+            for note in report.notes():
+                typer.echo(note)
+    if report.failures:
+        reasons = "; ".join(f"{failure.what} {failure.method}: {failure.reason}" for failure in report.failures)
+        raise Failed(f"failed: {reasons}")

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["Recording", "can_record", "recorded", "warn_no_graph"]
+__all__ = ["Recording", "can_record", "recorded", "recordings", "warn_no_graph"]
 
 WARM_UPS = 3
 """Plain calls before a capture, during which libraries choose kernels and allocate workspaces."""
@@ -37,6 +37,14 @@ the allocator's cache, raises an internal error. So a process does not try again
 _alive: "weakref.WeakSet[Recording]" = weakref.WeakSet()
 """Recordings of this process. Those on one device share a memory pool: their steps never run at the same time and keep
 nothing in it, so the largest determines the memory of all."""
+
+_recordings = 0
+"""Number of recordings that were verified and kept in this process."""
+
+
+def recordings() -> int:
+    """Number of recordings that this process has made, verified and kept, whether or not they still exist."""
+    return _recordings
 
 
 def can_record(device: torch.device) -> bool:
@@ -103,6 +111,7 @@ def recorded(
         The recording. None, with one warning, if no form can be recorded or every recording differs. None without a
         warning on devices other than CUDA, and after a failed capture in this process, which has already been reported.
     """
+    global _recordings
     device = updated[0].device
     if not can_record(device):
         return None
@@ -129,6 +138,7 @@ def recorded(
         warn_no_graph(what, "; ".join(problems))
     elif not can_record(device):
         logger.warning("a capture of %s failed (%s); this process records no further steps", what, "; ".join(problems))
+    _recordings += best is not None
     return best
 
 
