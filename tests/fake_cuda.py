@@ -15,6 +15,7 @@ from torch import Tensor
 
 from iidlib.distillation import captured
 from iidlib.engine import cuda_graph
+from iidlib.training import testing
 from tests.tape import Tape
 from tests.watch import address
 
@@ -140,6 +141,6 @@ def fake_cuda(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
 
     monkeypatch.setattr(cuda_graph, "_restored", noted)
     monkeypatch.setattr(cuda_graph, "_capture_failed", False)  # private: a process has no second try to ask for
-    for module in (cuda_graph, captured):  # where it is, and where it is asked
+    for module in (cuda_graph, captured, testing):  # where it is, and where it is asked
         monkeypatch.setattr(module, "can_record", lambda device: not cuda_graph._capture_failed)
     return cuda

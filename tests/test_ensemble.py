@@ -6,15 +6,17 @@ import logging
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._pytree import tree_leaves
 
 from iidlib.augment import OPERATIONS
 from iidlib.config import Drop
 from iidlib.engine import compiler_available
 from iidlib.networks import NETWORKS, Network, build_network, prepare
 from iidlib.rng import stream
-from iidlib.training import Examples, Training, ensemble, fit, fit_together
+from iidlib.training import Examples, HowTrained, Training, ensemble, ensemble_draws, fit, fit_together
 from tests.factories import drop_at, labelled_noise, network_difference
-from tests.fake_cuda import BROKEN, FakeCuda, fake_cuda
+from tests.fake_cuda import BROKEN, Tape, fake_cuda
 
 COUNT, CLASSES = 10, 3
 EVERYTHING = "_".join(OPERATIONS)
@@ -35,8 +37,10 @@ def together(
     settings = {"epochs": 6, "lr": 0.05, "batch": 4, "seeds": range(3, 3 + len(networks)), "on_epoch": None} | changes
     seeds, on_epoch = settings.pop("seeds"), settings.pop("on_epoch")
     examples = Examples(lambda index: pictures[index], labels)
-    # private, since `fit_together` chooses the form by the device, and only this takes the one to test
-    return ensemble._Ensemble(networks, examples, Training(**settings), at_once).fit(seeds, on_epoch)
+    form = "at_once" if at_once else "in_turn"
+    how = fit_together(networks, examples, Training(**settings), seeds=seeds, on_epoch=on_epoch, form=form)
+    assert how == HowTrained(form, recorded=torch.cuda.is_available() and pictures.is_cuda)
+    return networks
 
 
 def one_by_one(networks: list[Network], pictures: Tensor, labels: Tensor, **changes: object) -> list[Network]:
@@ -169,92 +173,175 @@ def test_what_cannot_train_together_is_refused(networks, seeds, message):
 # Recording, with a stand-in for the device
 
 
-def recording(
-    monkeypatch, *, broken=(), breaking=(), wrong=(), faster=True
-) -> tuple[list[Network], list[str | None], FakeCuda]:
-    """Trains with recordings.
+EVERYTHING_AT_ONCE = {
+    "epochs": 4,
+    "drops": (Drop(1, 0.03), Drop(2, 0.02, restart=True)),
+    "augmentation": "flip>color_cutout>crop_scale_rotate",
+    "cutmix": 0.5,
+}
+"""Rates that fall with and without a new optimiser, stages, CutMix; ten images in batches of four."""
 
-    Args:
-        broken: forms that cannot be recorded.
-        breaking: forms whose capture breaks.
-        wrong: forms whose recording does something else.
-        faster: the form that takes less time.
+
+def recorded_together(form: str, networks: list[Network], **changes: object) -> tuple[HowTrained, list[Network]]:
+    size = networks[0].image_size
+    pictures, labels = labelled_noise(changes.pop("count", COUNT), size)
+    settings = {"epochs": 3, "lr": 0.05, "batch": 4} | changes
+    examples, seeds = Examples(lambda index: pictures[index], labels), range(3, 3 + len(networks))
+    return fit_together(networks, examples, Training(**settings), seeds=seeds, form=form), networks
+
+
+@FORMS
+@pytest.mark.parametrize("name", ["convnet2", "convnet3-bn"])
+@pytest.mark.parametrize("block_bytes", [2**25, 1], ids=["an epoch per block", "a step per block"])
+def test_recorded_training_is_the_plain_one(name, at_once, block_bytes, monkeypatch, caplog):
+    monkeypatch.setattr(ensemble_draws, "BLOCK_BYTES", block_bytes)
+    cuda, form = fake_cuda(monkeypatch), "at_once" if at_once else "in_turn"
+    start = [network(number, name) for number in range(3)]
+    how, found = recorded_together(form, copy.deepcopy(start), **EVERYTHING_AT_ONCE)
+    assert how == HowTrained(form, recorded=True) and not caplog.records
+    assert sum(done.startswith("capture") for done in cuda.log) == 2, "batches of 4, and the last one of 2"
+    expected = one_by_one(copy.deepcopy(start), *labelled_noise(), **EVERYTHING_AT_ONCE)
+    for own, alone, before in zip(found, expected, start, strict=True):
+        assert network_difference(own, alone) < 1e-10 and network_difference(before, alone) > 1e-2
+
+
+@pytest.mark.parametrize("name", ["alexnet", "vgg11", "resnet18-bn"])
+def test_recorded_training_of_large_networks_is_the_plain_one(name, monkeypatch, caplog):
+    fake_cuda(monkeypatch)
+    start, settings = [network(number, name, 32) for number in range(2)], {"epochs": 1, "batch": 2, "lr": 0.01}
+    how, found = recorded_together("auto", copy.deepcopy(start), count=4, **settings)
+    assert str(how) == "in_turn, recorded" and not caplog.records
+    expected = one_by_one(copy.deepcopy(start), *labelled_noise(4, 32), **settings)
+    for own, alone, before in zip(found, expected, start, strict=True):
+        assert network_difference(own, alone) < 1e-10 < network_difference(before, alone)
+
+
+class Launches(TorchDispatchMode):
+    """The operations on tensors of the device and on what is made of them, while the device is a part of the CPU.
+
+    Attributes:
+        seen: their names.
     """
-    cuda, batches = fake_cuda(monkeypatch), []
-    # private, since a recording changes no result that could be seen: which form is recorded, and that none is broken
-    update, record = ensemble._Ensemble._update, ensemble._Ensemble._record
 
-    def updated(self, batch, *, at_once):
-        cuda.label = at_once
-        update(self, batch, at_once=at_once)  # a failure comes when the weights have moved
-        if at_once in broken:
-            raise RuntimeError("an operation is not permitted\nwhile recording")
+    def __init__(self, device: list[Tensor]) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+        self._held = {tensor.untyped_storage().data_ptr(): tensor for tensor in device}  # kept, so places stay theirs
 
-    def break_capture():
-        if cuda.label in breaking:
-            raise RuntimeError(BROKEN)
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        given, made = (
+            {leaf.untyped_storage().data_ptr(): leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)}
+            for tree in ((args, kwargs), out)
+        )
+        if given.keys() & self._held.keys():
+            new = {place: tensor for place, tensor in made.items() if place not in given}
+            self._held |= new
+            if new or function._schema.is_mutable:  # anything else is a view
+                self.seen.append(function._schema.name)
+        return out
 
-    cuda.breaks, cuda.wrong, cuda.cost = break_capture, set(wrong), {faster: 1.0, not faster: 2.0}
-    monkeypatch.setattr(ensemble._Ensemble, "_update", updated)
-    monkeypatch.setattr(ensemble._Ensemble, "_record", lambda self, batch: batches.append(batch) or record(self, batch))
+
+@FORMS
+def test_a_step_of_an_ensemble_is_one_launch_and_an_epoch_two_more_for_each_size_of_batch(at_once, monkeypatch):
+    """Ten images in batches of 4: two steps of 4 and one of 2."""
+    cuda = fake_cuda(monkeypatch)
     pictures, labels = labelled_noise()
-    training = Training(epochs=3, lr=0.05, batch=4, augmentation=EVERYTHING, drops=drop_at(1))
-    found = fit_together(
-        [network(0), network(1)], Examples(lambda index: pictures[index], labels), training, seeds=[3, 4]
-    )
-    return found, [None if batch.recording is None else batch.recording.form for batch in batches], cuda
+    changes = {name: value for name, value in EVERYTHING_AT_ONCE.items() if name != "drops"}
+    training = Training(lr=0.05, batch=4, **changes)
+    examples, form = Examples(lambda index: pictures[index], labels), "at_once" if at_once else "in_turn"
+    # private: an epoch by itself, after the one that is recorded
+    group = ensemble._Ensemble([network(0), network(1)], examples, training, form)
+
+    def epoch(number: int) -> None:
+        draws = [stream(seed, number, "training") for seed in (3, 4)]
+        group.train_epoch(torch.stack([torch.randperm(COUNT, generator=draw) for draw in draws]), draws)
+
+    epoch(0)
+    cuda.log.clear()
+    held = [*group._parameters.values(), *group._velocity, pictures, labels]
+    held += [tensor for batch in group._batches.values() for tensor in (batch.draws._rows, batch.draws.counter)]
+    replay = Tape.replay
+    with Launches(held) as launches:
+
+        def unseen(tape: Tape) -> None:
+            with _disable_current_modes():
+                replay(tape)
+
+        monkeypatch.setattr(Tape, "replay", unseen)
+        epoch(1)
+    assert cuda.log == ["replay"] * 3
+    assert launches.seen == ["aten::copy_", "aten::zero_"] * 2
 
 
-@pytest.mark.parametrize(
-    ("how", "expected", "said"),
-    [
-        ({}, "at once", ""),
-        ({"faster": False}, "in turn", ""),
-        ({"broken": (True,)}, "in turn", ""),
-        ({"wrong": (True,)}, "in turn", ""),
-        ({"wrong": (False,)}, "at once", ""),
-        ({"broken": (True,), "wrong": (False,)}, None, "at once: an operation is not permitted; in turn: its update"),
-    ],
-    ids=["at once is faster", "in turn is faster", "at once breaks", "at once is wrong", "in turn is wrong", "neither"],
-)
-def test_the_faster_recording_that_is_right_is_kept_and_training_stays_the_same(
-    how, expected, said, monkeypatch, caplog
-):
+def broken(monkeypatch: pytest.MonkeyPatch, form: str, wrong: bool = False) -> None:
+    """Makes a form raise, or give wrong gradients."""
+    name = f"_gradients_{form}"
+    plain = getattr(ensemble._Ensemble, name)
+
+    def gradients(self, draw):
+        found = plain(self, draw)  # a failure comes when the running statistics have moved
+        if wrong:
+            return [2 * gradient for gradient in found]
+        raise RuntimeError("vmap cannot do this\nat all")
+
+    monkeypatch.setattr(ensemble._Ensemble, name, gradients)
+
+
+@pytest.mark.parametrize("device", ["cpu", "fake cuda"])
+@pytest.mark.parametrize(("wrong", "said"), [(False, "vmap cannot do this"), (True, "gradients of norm")])
+def test_in_turn_replaces_at_once_where_that_does_not_work(wrong, said, device, monkeypatch, caplog):
     caplog.set_level(logging.WARNING, "iidlib")
-    found, used, cuda = recording(monkeypatch, **how)
-    assert used == [expected] * 2  # batches of 4, and the last one of 2
+    if device == "fake cuda":
+        fake_cuda(monkeypatch)
+    broken(monkeypatch, "at_once", wrong)
+    start = [network(number, "convnet3-bn") for number in range(2)]
+    how, found = recorded_together("at_once", copy.deepcopy(start))
+    assert how == HowTrained("in_turn", recorded=device == "fake cuda")
+    (message,) = (record.message for record in caplog.records)
+    assert message.startswith("networks cannot be trained at once (") and said in message and "at all" not in message
+    expected = one_by_one(copy.deepcopy(start), *labelled_noise(), epochs=3)
+    assert all(network_difference(own, alone) < 1e-10 for own, alone in zip(found, expected, strict=True))
+
+
+@FORMS
+def test_a_recording_that_is_wrong_is_not_used_and_the_form_stays(at_once, monkeypatch, caplog):
+    caplog.set_level(logging.WARNING, "iidlib")
+    cuda, form = fake_cuda(monkeypatch), "at_once" if at_once else "in_turn"
+    cuda.wrong = {None}
+    how, found = recorded_together(form, [network(0), network(1)])
+    assert str(how) == form
+    assert len(caplog.records) == 2, "once for each size of a batch"
+    name = form.replace("_", " ")
+    assert all(f"no CUDA graph of training {name} (its update differs" in each.message for each in caplog.records)
     assert_trained(found)
-    replayed = len(cuda.log) - max(n for n, done in enumerate(cuda.log) if done.startswith("capture"))
-    assert (replayed > 5) is (expected is not None), "steps are replayed"
-    messages = [record.message for record in caplog.records]
-    assert len(messages) == (2 if said else 0)  # once for each size of a batch
-    assert all("no CUDA graph of training" in message and said in message for message in messages)
 
 
 def assert_trained(found: list[Network]) -> None:
     """As plain training leaves networks after 3 epochs."""
-    expected = one_by_one(
-        [network(0), network(1)], *labelled_noise(), epochs=3, drops=drop_at(1), augmentation=EVERYTHING
-    )
+    expected = one_by_one([network(0), network(1)], *labelled_noise(), epochs=3)
     assert all(network_difference(a, b) < 1e-10 for a, b in zip(found, expected, strict=True))
 
 
 def test_after_a_capture_that_breaks_training_continues_without_and_says_so_once(monkeypatch, caplog):
     caplog.set_level(logging.WARNING, "iidlib")
-    found, used, cuda = recording(monkeypatch, breaking=(True,))
-    assert used == [None] * 2 and cuda.stream == "main"
+    cuda = fake_cuda(monkeypatch)
+
+    def break_capture() -> None:
+        raise RuntimeError(BROKEN)
+
+    cuda.breaks = break_capture
+    how, found = recorded_together("auto", [network(0), network(1)])
+    assert how == HowTrained("in_turn", recorded=False) and cuda.stream == "main"
     assert [done for done in cuda.log if done.startswith("capture")] == ["capture on side 2"]
     assert_trained(found)
     (message,) = (record.message for record in caplog.records)
-    assert message == (
-        f"no CUDA graph of training (at once: {BROKEN}); launching kernels one by one, which is slower; "
-        "this process records no further steps"
-    )
+    assert message.startswith(f"no CUDA graph of training in turn ({BROKEN}); launching kernels one by one")
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("at_once", [None, True, False])
-@pytest.mark.parametrize("name", ["convnet3", "convnet3-bn"])
+@FORMS
+@pytest.mark.parametrize("name", ["convnet3", "convnet3-bn", "alexnet", "resnet18"])
 def test_recorded_training_on_a_gpu_is_the_plain_one(name, at_once, caplog):
     pictures, labels = (tensor.cuda() for tensor in labelled_noise(size=32, dtype=torch.float32))
     start = [network(number, name, 32, torch.float32).cuda() for number in range(3)]

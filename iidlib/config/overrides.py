@@ -45,6 +45,7 @@ ADDED: Mapping[str, Any] = {
     "stages.interpolate": "off",
     "checkpoint.queue": "full",
     "compute.classes": 0,
+    "compute.ensemble": "auto",
 }
 """Settings added after version 0.1.0, with their defaults."""
 

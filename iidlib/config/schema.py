@@ -225,8 +225,12 @@ class ComputeConfig:
     graph: Literal["auto", "off"] = field(default="auto", validator=one_of_its_choices)
     """Whether the step is captured as a CUDA graph on a GPU if its shapes are fixed."""
     together: int = field(default=0, validator=at_least(0))
-    """Networks of a pool or an evaluation trained at once; 0 lets the device decide, 1 trains one after the other
-    without CUDA graphs. Changes only rounding."""
+    """Networks of a pool or an evaluation trained together; 0 lets the device decide (by its total memory), 1 trains
+    one after the other without CUDA graphs. Changes only rounding."""
+    ensemble: Literal["auto", "at_once", "in_turn"] = field(default="auto", validator=one_of_its_choices)
+    """How a step of networks that train together computes their gradients: with one call for all (``at_once``) or
+    network by network (``in_turn``). ``auto`` is ``in_turn`` for networks with convolutions, see
+    `iidlib.training.together.default_form`. Changes only rounding."""
 
 
 @frozen(field_transformer=converted)

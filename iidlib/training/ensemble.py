@@ -3,22 +3,24 @@
 A small network on a small set leaves a GPU idle: its kernels take microseconds, and launching them from Python takes
 longer. Here the weights of K networks are held in tensors [K, ...], each network has its own orders and augmentation,
 and a step of the whole ensemble is a fixed sequence of kernels on fixed buffers, recorded as a CUDA graph and replayed.
-Everything that changes from step to step (indices, draws, learning rate) is copied into the buffers; nothing waits for
-the device before training ends.
+What changes from step to step (indices, draws) is copied to the device for an epoch at once and read there by a
+counter, see `iidlib.training.ensemble_draws`; the learning rate is a buffer. So a step is one launch. Nothing waits for
+the device before training ends, except that the host draws at most two epochs ahead of it.
 
-The gradients of a step are computed in one of two ways: *at once*, with one call for all K networks
-(``torch.func.vmap``), or *in turn*, network by network, which needs the activations of only one at a time. Which is
-faster depends on the device and the shapes (vmap turns convolutions into grouped ones, which not every library handles
-well), so both are recorded and timed on the first batch, and the faster one is kept. If recording fails, or a recording
-does not reproduce plain calls, the networks are trained in turn without one: slower, with the same values.
+The gradients of a step are computed in one of two forms: *at once*, with one call for all K networks
+(``torch.func.vmap``), or *in turn*, network by network. Settings choose the form (`together.default_form` explains the
+default); *at once* is used only if its gradients on the first batch agree with those *in turn*. If recording fails, or
+a recording does not reproduce plain calls, the same form runs without one: slower, with the same values.
 
 On a CPU, where launch costs are negligible, training one network after the other with the kernels of
 `networks.prepare` is faster than either; both still work there and are tested against `training.fit`.
 """
 
 import copy
+import logging
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -30,16 +32,20 @@ from iidlib.engine import Recording, recorded
 from iidlib.networks import Network, set_backend
 from iidlib.rng import stream
 from iidlib.training import cutmix
+from iidlib.training.ensemble_draws import DrawnSteps, StepDraws
 from iidlib.training.loop import MOMENTUM, WEIGHT_DECAY, Examples, Training, augmentation_stages
+from iidlib.training.together import Form, HowTrained, default_form
 
 __all__ = ["fit_together"]
 
 TOLERANCE = 1e-1
-"""Largest relative difference (in norm) of a recorded update from a plain one.
+"""Largest relative difference (in norm) of a recorded update from a plain one, and of gradients at once from in turn.
 
 In TF32, different kernels put some activations on the other side of the ReLU's kink, which changes a gradient by a few
 hundredths; a recording that reads the wrong buffers is off by 100 %.
 """
+
+logger = logging.getLogger("iidlib")
 
 
 def fit_together(
@@ -50,7 +56,8 @@ def fit_together(
     seeds: Sequence[int],
     on_epoch: Callable[[int], None] | None = None,
     hold: bool = True,
-) -> list[Network]:
+    form: Literal["auto"] | Form = "auto",
+) -> HowTrained:
     """Trains networks in place, the k-th as ``fit(networks[k], ..., seed=seeds[k])`` would, up to rounding.
 
     Args:
@@ -59,37 +66,27 @@ def fit_together(
             device.
         training: as in `training.fit`.
         seeds: random seed of each network's orders and augmentation.
-        on_epoch: called with the index of each finished epoch.
+        on_epoch: called with the index of each epoch, once its steps are done or, on CUDA, queued: the device is then
+            at most two epochs behind.
         hold: copy the weights to the networks before each `on_epoch`; not needed if it only counts epochs.
+        form: how a step computes gradients, the setting ``compute.ensemble``. If *at once* raises or does not agree
+            with *in turn* on the first batch, *in turn* is used, with a warning.
 
     Returns:
-        The networks.
+        How the steps ran.
 
     Raises:
         ValueError: if the numbers of seeds and networks differ, there are none, or the networks are not alike.
     """
-    return _Ensemble(networks, examples, training).fit(seeds, on_epoch, hold=hold)
+    return _Ensemble(networks, examples, training, form).fit(seeds, on_epoch, hold=hold)
 
 
 class _Batch:
-    """Buffers of a step with b images per network, and its recording, if there is one."""
+    """Draws of steps with one number of images per network, and the recording of such a step, if there is one."""
 
-    def __init__(self, networks: int, size: int, stages: int, dtype: torch.dtype, device: torch.device) -> None:
-        self.index = torch.zeros(networks, size, dtype=torch.int64, device=device)  # [K, b]
-        self.op = torch.zeros(stages, networks, size, dtype=torch.int64, device=device)  # [S, K, b]
-        self.u = torch.zeros(stages, networks, size, 3, device=device)  # [S, K, b, 3]
-        self.partner = torch.zeros(networks, size, dtype=torch.int64, device=device)  # [K, b]
-        self.box = torch.zeros(networks, 4, dtype=torch.int64, device=device)  # [K, 4]
-        self.share = torch.ones(networks, dtype=dtype, device=device)  # [K]
+    def __init__(self, draws: DrawnSteps) -> None:
+        self.draws, self.prepared = draws, False
         self.recording: Recording | None = None
-
-    def of_network(self, number: int) -> "_Batch":
-        """The part of one network that its loss needs, as views."""
-        batch = copy.copy(self)
-        batch.index = self.index[number : number + 1]  # [1, b]
-        batch.partner = self.partner[number : number + 1]  # [1, b]
-        batch.share = self.share[number : number + 1]  # [1]
-        return batch
 
 
 class _Ensemble:
@@ -100,7 +97,7 @@ class _Ensemble:
         networks: Sequence[Network],
         examples: Examples,
         training: Training,
-        at_once: bool | None = None,
+        form: Literal["auto"] | Form = "auto",
     ) -> None:
         """Stacks the weights of networks of one architecture and shape.
 
@@ -108,7 +105,7 @@ class _Ensemble:
             networks: K networks of one architecture and shape.
             examples: the training data.
             training: how to train.
-            at_once: how a step computes gradients, see the module; None times both on CUDA, and is *in turn* elsewhere.
+            form: how a step computes gradients, as in `fit_together`.
 
         Raises:
             ValueError: if there are no networks, or they are not alike.
@@ -134,7 +131,8 @@ class _Ensemble:
         self._training = training
         self._stages = [augment.parse_strategy(stage) for stage in augmentation_stages(training.augmentation)]
         self._mixed, self._side = training.cutmix, networks[0].image_size
-        self._at_once = at_once
+        self._form: Form = default_form(networks[0].name, self._device) if form == "auto" else form
+        self._agreed = False
         self._batches: dict[int, _Batch] = {}
         weights = list(self._parameters.values())
         self._velocity = [torch.zeros_like(weight) for weight in weights]
@@ -144,7 +142,7 @@ class _Ensemble:
 
     def fit(
         self, seeds: Sequence[int], on_epoch: Callable[[int], None] | None = None, *, hold: bool = True
-    ) -> list[Network]:
+    ) -> HowTrained:
         """Trains the networks from the first epoch to the last; see `fit_together`."""
         training = self._training
         if len(seeds) != len(self._networks):
@@ -154,15 +152,13 @@ class _Ensemble:
                 if drop.before == epoch:
                     self.begin(drop.lr, restart=drop.restart)
             draws = [stream(seed, epoch, "training") for seed in seeds]
-            orders = torch.stack([torch.randperm(len(self._labels), generator=draw) for draw in draws])  # [K, N]
-            for index in orders.split(training.batch, dim=1):  # [K, b]
-                self.step(index, draws)
+            self.train_epoch(torch.stack([torch.randperm(len(self._labels), generator=draw) for draw in draws]), draws)
             if on_epoch is not None:
                 if hold:
                     self.write_back()
                 on_epoch(epoch)
         self.write_back()
-        return self._networks
+        return HowTrained(self._form, all(batch.recording is not None for batch in self._batches.values()))
 
     def begin(self, lr: float, *, restart: bool = True) -> None:
         """Sets the learning rate; with `restart` also resets the momentum, as a new optimiser would."""
@@ -170,33 +166,36 @@ class _Ensemble:
         if restart:
             torch._foreach_zero_(self._velocity)
 
-    def step(self, index: Tensor, draws: Sequence[torch.Generator]) -> None:
-        """Updates every network once, on its images [K, b], augmented with its own generator."""
-        size = index.shape[1]
-        batch = self._batches.get(size) or _Batch(len(index), size, len(self._stages), self._rate.dtype, self._device)
-        self._load(batch.index, index)
-        for stage, operations in enumerate(self._stages):
-            drawn = [augment.sample(operations, size, draw, shared_op=True) for draw in draws]
-            self._load(batch.op[stage], torch.stack([one.op for one in drawn]))  # [K, b]
-            self._load(batch.u[stage], torch.stack([one.u for one in drawn]))  # [K, b, 3]
-        if self._mixed:
-            mixes = [cutmix.sample(size, self._side, self._mixed, draw) for draw in draws]
-            self._load(batch.partner, torch.stack([mix.partner for mix in mixes]))  # [K, b]
-            self._load(batch.box, torch.stack([mix.box for mix in mixes]))  # [K, 4]
-            self._load(batch.share, torch.tensor([mix.share for mix in mixes]))  # [K]
-        if size not in self._batches:
-            self._batches[size] = batch
-            self._record(batch)
-        if batch.recording is not None:
-            batch.recording.replay()
-        else:
-            self._update(batch, at_once=bool(self._at_once))
+    def train_epoch(self, orders: Tensor, draws: Sequence[torch.Generator]) -> None:
+        """Updates every network once per batch.
 
-    def _load(self, buffer: Tensor, values: Tensor) -> None:
-        # from pageable memory, the copy may wait for the device
-        if self._device.type == "cuda":
-            values = values.contiguous().pin_memory()
-        buffer.copy_(values, non_blocking=True)
+        Args:
+            orders: each network's order of the images, int64 [K, N] on the CPU.
+            draws: random source of each network's augmentation.
+        """
+        size = self._training.batch
+        full = orders.shape[1] // size  # steps with a complete batch
+        for part in (orders[:, : full * size], orders[:, full * size :]):
+            if not part.numel():
+                continue
+            batch = self._batch(min(size, part.shape[1]), max(1, part.shape[1] // size))
+            for orders_of_steps in part.split(batch.draws.limit * batch.draws.size, dim=1):
+                steps = batch.draws.load(orders_of_steps, draws)
+                self._prepare(batch)
+                for _ in range(steps):
+                    if batch.recording is not None:
+                        batch.recording.replay()
+                    else:
+                        self._update(batch.draws)
+
+    def _batch(self, size: int, steps: int) -> _Batch:
+        """The buffers for batches of a size; allocated for the first one."""
+        if size not in self._batches:
+            draws = DrawnSteps(
+                len(self._networks), size, steps, self._stages, self._device, mixed=self._mixed, side=self._side
+            )
+            self._batches[size] = _Batch(draws)
+        return self._batches[size]
 
     @torch.no_grad()
     def write_back(self) -> None:
@@ -206,72 +205,100 @@ class _Ensemble:
             theirs = [*network.parameters(), *network.buffers()]
             torch._foreach_copy_(theirs, [tensor[k] for tensor in mine])
 
-    def _images(self, batch: _Batch) -> Tensor:
+    def _images(self, draw: StepDraws) -> Tensor:
         """Augmented images of a step, [K, b, ...]."""
-        networks, size = batch.index.shape
-        images = self._images_of(batch.index.flatten())  # [K*b, ...]
+        networks, size = draw.index.shape
+        images = self._images_of(draw.index.flatten())  # [K*b, ...]
         for stage, operations in enumerate(self._stages):
-            op, u = batch.op[stage], batch.u[stage]  # [K, b], [K, b, 3]
+            op, u = draw.op[stage, :, None].expand(networks, size), draw.u[stage]  # [K, b], [K, b, 3]
             images = augment.apply_everywhere(images, op.flatten(), u.flatten(0, 1), operations)
         if self._mixed:
-            per_network = zip(images.unflatten(0, (networks, size)), batch.partner, batch.box, strict=True)
+            per_network = zip(images.unflatten(0, (networks, size)), draw.partner, draw.box, strict=True)
             images = torch.cat([cutmix.apply(*one) for one in per_network])  # [K*b, ...]
         return images.contiguous(memory_format=torch.channels_last).unflatten(0, (networks, size))
 
-    def _loss(self, logits: Tensor, batch: _Batch) -> Tensor:
+    def _loss(self, logits: Tensor, draw: StepDraws) -> Tensor:
         """Mean cross-entropy of each network, [K], from logits [K, b, C]; CutMix splits it between two labels."""
-        labels = self._labels[batch.index]  # [K, b]
+        labels = self._labels[draw.index]  # [K, b]
         loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view_as(labels).mean(1)  # [K]
         if not self._mixed:
             return loss
-        partners = labels.gather(1, batch.partner).flatten()  # [K*b]
+        partners = labels.gather(1, draw.partner).flatten()  # [K*b]
         other = F.cross_entropy(logits.flatten(0, 1), partners, reduction="none").view_as(labels).mean(1)  # [K]
-        return batch.share * loss + (1 - batch.share) * other  # [K]
+        share = draw.share.squeeze(1).to(loss.dtype)  # [K]
+        return share * loss + (1 - share) * other  # [K]
 
-    def _gradients_at_once(self, batch: _Batch) -> list[Tensor]:
+    def _gradients_at_once(self, draw: StepDraws) -> list[Tensor]:
         """Gradients of each network's mean cross-entropy, [K, ...] per parameter, in one call for all networks."""
 
         def logits_of(parameters: dict[str, Tensor], buffers: dict[str, Tensor], images: Tensor) -> Tensor:
             return functional_call(self._plain, (parameters, buffers), (images,))
 
         # batch norm's running statistics have an axis K like the weights, and are updated in place
-        logits = vmap(logits_of)(self._parameters, self._buffers, self._images(batch))  # [K, b, C]
-        return list(torch.autograd.grad(self._loss(logits, batch).sum(), list(self._parameters.values())))
+        logits = vmap(logits_of)(self._parameters, self._buffers, self._images(draw))  # [K, b, C]
+        return list(torch.autograd.grad(self._loss(logits, draw).sum(), list(self._parameters.values())))
 
-    def _gradients_in_turn(self, batch: _Batch) -> list[Tensor]:
+    def _gradients_in_turn(self, draw: StepDraws) -> list[Tensor]:
         """Same gradients, network by network."""
         gradients = []
-        for k, images in enumerate(self._images(batch)):
+        for k, images in enumerate(self._images(draw)):
             parameters = {name: values[k].detach().requires_grad_() for name, values in self._parameters.items()}
             buffers = {name: values[k] for name, values in self._buffers.items()}
             logits = functional_call(self._network, (parameters, buffers), (images,))  # [b, C]
-            loss = self._loss(logits[None], batch.of_network(k)).squeeze(0)  # []
+            loss = self._loss(logits[None], draw.of_network(k)).squeeze(0)  # []
             gradients.append(torch.autograd.grad(loss, list(parameters.values())))
         return [torch.stack(each) for each in zip(*gradients, strict=True)]  # [K, ...] per parameter
 
-    def _update(self, batch: _Batch, *, at_once: bool) -> None:
-        """One step of SGD on the data in the buffers."""
-        gradients = self._gradients_at_once(batch) if at_once else self._gradients_in_turn(batch)
+    def _update(self, draws: DrawnSteps) -> None:
+        """One step of SGD with the draws at the counter, which then moves on."""
+        draw = draws.current()
+        gradients = self._gradients_at_once(draw) if self._form == "at_once" else self._gradients_in_turn(draw)
         with torch.no_grad():
             weights = list(self._parameters.values())
             torch._foreach_mul_(self._velocity, MOMENTUM)
             torch._foreach_add_(self._velocity, gradients)
             torch._foreach_add_(self._velocity, weights, alpha=WEIGHT_DECAY)
             torch._foreach_sub_(weights, torch._foreach_mul(self._velocity, self._rate))
+        draws.advance()
 
-    def _record(self, batch: _Batch) -> None:
-        """Records the ways to compute gradients that were asked for; keeps the fastest that agrees with plain calls."""
-        forms = {"at once": True, "in turn": False}
-        if self._at_once is not None:
-            forms = {name: at_once for name, at_once in forms.items() if at_once == self._at_once}
+    def _prepare(self, batch: _Batch) -> None:
+        """Checks the form on the very first batch, and records a step on the first batch of each size."""
+        if batch.prepared:
+            return
+        batch.prepared = True
+        if self._form == "at_once" and not self._agreed:
+            self._check_at_once(batch.draws)
         batch.recording = recorded(
-            {name: partial(self._update, batch, at_once=at_once) for name, at_once in forms.items()},
+            partial(self._update, batch.draws),
             list(self._parameters.values()),
-            state=[*self._velocity, *self._buffers.values()],
-            plain=partial(self._update, batch, at_once=False),
+            state=[*self._velocity, *self._buffers.values(), batch.draws.counter],
             tolerance=TOLERANCE,
-            what="training",
+            what=f"training {self._form.replace('_', ' ')}",
         )
+
+    def _check_at_once(self, draws: DrawnSteps) -> None:
+        """Changes the form to in turn, with a warning, if at once raises or gives other gradients."""
+        draw, before = draws.current(), {name: tensor.clone() for name, tensor in self._buffers.items()}
+        try:
+            found = self._gradients_at_once(draw)
+            expected = self._gradients_in_turn(draw)
+            difference, norm = (
+                float(torch.cat([one.flatten() for one in each]).norm())
+                for each in (torch._foreach_sub(found, expected), expected)
+            )
+            if not difference <= TOLERANCE * norm:  # true for NaN
+                raise RuntimeError(f"gradients of norm {norm:.1e} differ by {difference:.1e}")
+        except (RuntimeError, ValueError) as error:  # out of memory is a RuntimeError
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            logger.warning(
+                "networks cannot be trained at once (%s); training them in turn (compute.ensemble=in_turn)", reason
+            )
+            self._form = "in_turn"
+        else:
+            self._agreed = True
+        finally:
+            for name, tensor in self._buffers.items():  # running statistics, which both forms update
+                tensor.copy_(before[name])
 
 
 def _stack(tensors: Sequence[Tensor]) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from iidlib.data import DatasetSpec
 
-__all__ = ["OUT_OF_RANGE", "RUN_AWAY", "Outcome", "Outputs", "range_exceeded"]
+__all__ = ["OUT_OF_RANGE", "RUN_AWAY", "Outcome", "Outputs", "outcome_of", "range_exceeded"]
 
 Outcome = Literal["trained", "diverged", "constant", "out of range"]
 """``diverged``: some output is not finite, or exceeds ``RUN_AWAY``; ``constant``: all test images give the same
@@ -50,11 +50,22 @@ class Outputs:
         """Outcome of the training; a single image can only show that the network diverged."""
         if self._low is None or self._high is None:
             return "trained"
-        largest = float(torch.maximum(self._low.abs(), self._high.abs()).max())
-        if not largest < RUN_AWAY:
-            return "diverged"
-        same = float((self._high - self._low).max()) <= _SAME * largest
-        return "constant" if same and self._count > 1 else "trained"
+        return outcome_of(self._low, self._high, self._count)
+
+
+def outcome_of(low: Tensor, high: Tensor, images: int) -> Outcome:
+    """Outcome of the training of a network, from the range of its outputs.
+
+    Args:
+        low: smallest output of each class over the images, [C]; NaN if one is NaN.
+        high: largest output of each class, [C]; likewise.
+        images: number of images; a single one can only show that the network diverged.
+    """
+    largest = float(torch.maximum(low.abs(), high.abs()).max())
+    if not largest < RUN_AWAY:
+        return "diverged"
+    same = float((high - low).max()) <= _SAME * largest
+    return "constant" if same and images > 1 else "trained"
 
 
 def range_exceeded(images: Tensor, spec: DatasetSpec) -> tuple[float, float] | None:
