@@ -8,6 +8,7 @@ import json
 import logging
 import math
 import statistics
+from collections.abc import Sequence
 
 import attrs
 import numpy as np
@@ -40,8 +41,9 @@ from iidlib.networks import Network, build_network
 from iidlib.notes import log_once
 from iidlib.rng import stream, stream_seed
 from iidlib.synthetic import SyntheticSet
-from iidlib.training import Training
+from iidlib.training import Reached, Training
 from tests import reference, reference_augment
+from tests.fake_cuda import fake_cuda
 
 PICTURES = {"per_class": (9, 12, 15, 8)}
 """Of the fixture `pictures`."""
@@ -64,13 +66,18 @@ def assess(
 def networks(monkeypatch) -> list[dict[str, Tensor]]:
     """The weights of every network that is assessed, as they are then."""
     kept: list[dict[str, Tensor]] = []
-    reached = evaluation_run.reached
+    reached, together = evaluation_run.reached, evaluation_run.reached_together
 
-    def keep(network: Network, real: RealSet) -> float:
+    def keep(network: Network, real: RealSet) -> Reached:
         kept.append(copy.deepcopy(network.state_dict()))
         return reached(network, real)
 
+    def keep_all(networks: Sequence[Network], real: RealSet) -> list[Reached]:
+        kept.extend(copy.deepcopy(network.state_dict()) for network in networks)
+        return together(networks, real)
+
     monkeypatch.setattr(evaluation_run, "reached", keep)
+    monkeypatch.setattr(evaluation_run, "reached_together", keep_all)
     return kept
 
 
@@ -233,7 +240,9 @@ def test_networks_evaluated_at_once_are_those_evaluated_one_by_one(pictures, net
     alone = assess(chosen, pictures, protocol)
     monkeypatch.setattr(evaluation_run, "fit", None)
     at_once = assess(chosen, pictures, protocol, together=2)
-    assert at_once.drop(columns=["accuracy", "seconds"]).equals(alone.drop(columns=["accuracy", "seconds"]))
+    assert (at_once["ensemble"] == "in_turn").all() and "ensemble" not in alone
+    timed = ["accuracy", "seconds"]
+    assert at_once.drop(columns=[*timed, "ensemble"]).equals(alone.drop(columns=timed))
     assert ((at_once["accuracy"] - alone["accuracy"]).abs() <= 2.5).all()  # two images may sit on the fence
     for mine, other in zip(networks[6:], networks[:6], strict=True):
         for name, tensor in other.items():
@@ -260,6 +269,21 @@ def test_networks_are_trained_and_tested_with_deterministic_algorithms(pictures,
     assess(random_real(pictures.train, 3), pictures, together=together)
     device = [pictures.train.device]
     assert trained == [device] * (2 // together) and tested == [device] * 2 and not on
+
+
+@pytest.mark.parametrize("form", ["at_once", "in_turn"])
+def test_an_evaluation_whose_training_and_test_are_recorded_is_the_plain_one(pictures, form, monkeypatch, caplog):
+    chosen, compute = random_real(pictures.train, 3), ComputeConfig(compile="off", together=2, ensemble=form)
+    alone = assess(chosen, pictures, together=1)
+    cuda, counted = fake_cuda(monkeypatch), []
+    found = evaluate(chosen, pictures, protocol=QUICK, compute=compute, on_epochs=counted.append)
+    assert found["ensemble"].tolist() == [f"{form}, recorded"] * 2 and counted == [2] * QUICK.epochs
+    assert ((found["accuracy"] - alone["accuracy"]).abs() <= 2.5).all()  # two images may sit on the fence
+    assert sum(done.startswith("capture") for done in cuda.log) == 3, "both sizes of a batch, and the test"
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+    config = override(preset("random", pictures.name, 3, "ci"), {"compute.ensemble": form})
+    rows = result_rows(found, attrs.evolve(config, eval=QUICK))
+    assert rows["ensemble"].tolist() == found["ensemble"].tolist()
 
 
 def test_evaluating_leaves_the_set_and_the_global_generator_alone(pictures):

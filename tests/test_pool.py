@@ -37,6 +37,7 @@ from iidlib.networks import NETWORKS, Network, build_network, frozen, network_fo
 from iidlib.rng import stream
 from iidlib.training import Training, accuracy
 from tests.factories import one_line
+from tests.fake_cuda import fake_cuda
 
 CPU = torch.device("cpu")
 SMALL = PoolConfig(network="convnet2", width=6, count=2, epochs=3, lr=0.05, batch=8)
@@ -381,6 +382,24 @@ def test_networks_trained_at_once_are_those_trained_alone(pictures, cache, monke
     for mine, other in zip(at_once.networks, alone.networks, strict=True):
         for a, b in zip(mine.parameters(), other.parameters(), strict=True):
             assert (a - b).norm() <= 1e-3 * b.norm() + 1e-6
+    assert (at_once.ensemble, alone.ensemble) == ("in_turn", "")
+    pools = [folder_of(pictures, Path(f"{cache}{end}"), settings) / "pool.json" for end in ("", "-2")]
+    assert "ensemble" not in json.loads(pools[0].read_text())
+    assert json.loads(pools[1].read_text())["ensemble"] == {"0": "in_turn", "1": "in_turn", "2": "in_turn"}
+    assert train(pictures, settings).ensemble == "in_turn", "a pool that is loaded says it too"
+
+
+def test_a_pool_whose_training_is_recorded_is_the_plain_one(pictures, cache, monkeypatch, caplog):
+    settings = config(count=2, epochs_kept=(1,), stored="fp32", network="convnet3-bn")
+    alone = train(pictures, settings, together=1)
+    monkeypatch.setenv("IID_CACHE", str(cache) + "-2")
+    cuda = fake_cuda(monkeypatch)
+    recorded = train(pictures, settings, together=2)
+    assert recorded.ensemble == "in_turn, recorded" and "replay" in cuda.log
+    assert not [record for record in caplog.records if "CUDA graph" in record.message]
+    for mine, other in zip(recorded.networks, alone.networks, strict=True):
+        for (name, a), b in zip(mine.state_dict().items(), other.state_dict().values(), strict=True):
+            assert (a.double() - b).norm() <= 1e-3 * b.double().norm() + 1e-5, name
 
 
 def test_a_pool_from_before_members_had_epochs_and_precision_is_refused(pictures, cache, pool_folder):

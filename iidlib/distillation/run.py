@@ -153,7 +153,8 @@ def distill(
             raise
         if folder and run.trained and not folder.noted("pool"):
             pool = run.trained
-            folder.note("pool", {"networks": pool.digest, "accuracies": pool.accuracies, "seconds": pool.seconds})
+            facts = {"networks": pool.digest, "accuracies": pool.accuracies, "seconds": pool.seconds}
+            folder.note("pool", facts | ({"ensemble": pool.ensemble} if pool.ensemble else {}))
         done = restored(run, folder, saved) if folder and resume else 0
         try:
             return _distill(run, folder, done, on_iteration, iterations_to_show, progress)

@@ -1,6 +1,7 @@
 """Evaluation: networks trained from scratch on a set and tested on real images."""
 
 import dataclasses
+import functools
 import json
 import logging
 import time
@@ -18,7 +19,17 @@ from iidlib.evaluation.fitting import check_arguments, check_evaluation, dataset
 from iidlib.networks import network_for
 from iidlib.rng import stream, stream_seed
 from iidlib.synthetic import SyntheticSet
-from iidlib.training import Examples, Outcome, Training, fit, fit_together, range_exceeded, reached
+from iidlib.training import (
+    Examples,
+    Outcome,
+    Training,
+    fit,
+    fit_together,
+    networks_together,
+    range_exceeded,
+    reached,
+    reached_together,
+)
 
 __all__ = ["evaluate", "evaluated", "scores_of", "summarize"]
 
@@ -46,7 +57,8 @@ def evaluate(
             a warning.
         protocol: how networks are trained; by default as in the paper.
         seed: seed of the networks' weights, data order and augmentation; every network has its own random streams.
-        compute: how the hardware is used (``precision``, ``compile``, ``together``); affects scores by rounding only.
+        compute: how the hardware is used (``precision``, ``compile``, ``together``, ``ensemble``); affects scores by
+            rounding only.
         on_epochs: called with the number of epochs trained since the last call, summed over networks; the total is
             ``len(protocol.networks) * protocol.num_eval * protocol.epochs``.
 
@@ -55,7 +67,8 @@ def evaluate(
         (number stored), seconds (networks trained together share their time equally) and outcome (``trained``, or
         why the accuracy means little: ``diverged``, ``constant``, ``out of range``, see `training.Outcome`; a warning
         names the likely cause). If some classes have no test images, there are also the columns test_images, the number
-        of test images, and untested_classes. The frame's ``attrs`` record dataset, seed and protocol, for
+        of test images, and untested_classes; if networks trained together, as on CUDA, also ensemble, how they did (see
+        `training.HowTrained`). The frame's ``attrs`` record dataset, seed and protocol, for
         `iidlib.experiments.result_rows`.
 
     Raises:
@@ -124,11 +137,18 @@ def evaluated(
             "queue.lr too high when the set was distilled?", *exceeded,
         )  # fmt: skip
     outcomes: Counter[tuple[str, Outcome]] = Counter()
-    together = compute.together or default_together(device)
+    alone = (compute.together or default_together(device)) == 1
+    size = functools.partial(
+        networks_together, spec=spec, width=protocol.width, batch=protocol.batch, device=device, compute=compute
+    )
     # a generator: num_eval may be arbitrarily large
-    groups = ((name, first) for name in protocol.networks for first in range(0, protocol.num_eval, together))
-    for name, first in groups:
-        numbers = range(first, min(first + together, protocol.num_eval))
+    groups = (
+        (name, range(first, min(first + together, protocol.num_eval)))
+        for name in protocol.networks
+        for together in (size(name),)
+        for first in range(0, protocol.num_eval, together)
+    )
+    for name, numbers in groups:
         started = time.perf_counter()
         done = _counted(on_epochs, len(numbers)) if on_epochs else None
         seeds = [stream_seed(seed, number, f"evaluation of {name}") for number in numbers]
@@ -143,11 +163,15 @@ def evaluated(
                 )
                 for drawn in seeds
             ]
-            if together == 1:
+            if alone:
                 fit(networks[0], examples, training, seed=seeds[0], on_epoch=done)
+                results = [reached(networks[0], fitted.test)]
             else:
-                fit_together(networks, examples, training, seeds=seeds, on_epoch=done, hold=False)
-            results = [reached(network, fitted.test) for network in networks]
+                how = fit_together(
+                    networks, examples, training, seeds=seeds, on_epoch=done, hold=False, form=compute.ensemble
+                )
+                extra["ensemble"] = str(how)
+                results = reached_together(networks, fitted.test)
         seconds = (time.perf_counter() - started) / len(numbers)
         for number, result in zip(numbers, results, strict=True):
             outcome = "out of range" if exceeded and result.outcome == "trained" else result.outcome

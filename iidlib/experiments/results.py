@@ -20,7 +20,7 @@ RESULT_COLUMNS = (
     "dataset", "method", "ipc", "scale", "network", "seed", "evaluation_seed", "accuracy", "protocol", "iterations",
     "seconds_per_iteration", "peak_memory_mib", "device", "torch", "iidlib", "commit", "date", "command",
     "networks_seed", "epochs", "images", "seconds", "pool_accuracies", "settings", "outcome",
-    "pool_seconds", "distilled_on",
+    "pool_seconds", "distilled_on", "ensemble",
 )  # fmt: skip
 """Columns of a row; those that do not apply are empty.
 
@@ -31,7 +31,9 @@ with the threads of ``distilled_on``; ``pool_seconds`` is the time that the trai
 ``settings`` are those besides the scale's that the set was made with, or that the command was given, as far as they
 apply; they include ``made_from`` if a set was made from another dataset than it was evaluated on. Accuracies are in
 percent. ``outcome`` is how the network's training ended (``trained``, ``diverged``, ``constant`` or ``out of range``,
-see `iidlib.training.Outcome`); rows older than the column lack it.
+see `iidlib.training.Outcome`); rows older than the column lack it. ``ensemble`` is how networks that were trained
+together computed their gradients, and whether all steps were recorded (``in_turn, recorded``); empty for networks that
+were trained one after the other, and in rows older than the column.
 """
 
 

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
+from typing import Literal
 
 import attrs
 import torch
@@ -22,7 +23,15 @@ from iidlib.features.trained import HeldOut
 from iidlib.files import cache_dir, user_path
 from iidlib.networks import Network, frozen, network_for
 from iidlib.rng import stream
-from iidlib.training import Examples, Training, accuracy, fit, fit_together, resolve_augmentation
+from iidlib.training import (
+    Examples,
+    Training,
+    accuracy,
+    fit,
+    fit_together,
+    networks_together,
+    resolve_augmentation,
+)
 
 __all__ = ["Pool", "choosing_pool", "pool_fingerprint", "pool_members", "trained_pool"]
 
@@ -43,6 +52,7 @@ class Pool:
         digest: twelve hex digits of the stored weights, which depend on the machine and the number of threads.
         seconds: total training time, whenever it was spent; None for pools of earlier versions, which do not record it.
         epochs: number of epochs that each network was trained for; empty if unknown, and all then count as trained.
+        ensemble: how networks were trained together (see `training.HowTrained`); empty if they were not, or if unknown.
     """
 
     networks: list[Network]
@@ -51,6 +61,7 @@ class Pool:
     digest: str = ""
     seconds: float | None = None
     epochs: Sequence[int] = ()
+    ensemble: str = ""
 
     def sample(self, generator: torch.Generator) -> Network:
         """A pretrained network, drawn uniformly by a generator on the CPU.
@@ -116,7 +127,7 @@ def trained_pool(
         dataset: the dataset that the networks are trained on, on the device where they are trained and used.
         config: architecture, number, epochs; ``config.path`` names a folder, otherwise the cache is used. A complete
             pool in a named folder is used whatever precision it was trained in.
-        compute: how the hardware is used (``precision``, ``compile``, ``together``).
+        compute: how the hardware is used (``precision``, ``compile``, ``together``, ``ensemble``).
         on_epoch: called with the network's number and the epoch that was completed.
 
     Raises:
@@ -128,7 +139,8 @@ def trained_pool(
     own = pool_fingerprint(dataset, config, compute)
     folder = user_path(config.path) if config.path else cache_dir() / "pools" / own
     either = {_fingerprint(dataset, config, rounded=rounded) for rounded in (False, True)} if config.path else {own}
-    known, seconds, fingerprint = read_facts(folder, own, explicit=bool(config.path), accepted=either)
+    read = read_facts(folder, own, explicit=bool(config.path), accepted=either)
+    known, seconds, ensemble, fingerprint = read
 
     def build(number: int) -> Network:
         return network_for(
@@ -154,13 +166,17 @@ def trained_pool(
         unwritten = next(name for name in members.values() if name not in known)
         check_keepable(folder, unwritten, private=not config.path)
         logger.info("training %d %s for the pool", len(missing), config.network)
-    together = compute.together or default_together(device)
+    alone = (compute.together or default_together(device)) == 1
+    together = networks_together(
+        config.network, dataset.spec, width=config.width, batch=config.batch, device=device, compute=compute
+    )
     unkept: dict[str, bytes] = {}
     for first in range(0, len(missing), together):
         fresh = {number: build(number) for number in missing[first : first + together]}
         started = time.perf_counter()
         with precision(device, compute.precision), deterministic(device):
-            trained = _train(fresh, dataset, config, together, on_epoch)
+            trained, how = _train(fresh, dataset, config, "alone" if alone else compute.ensemble, on_epoch)
+        ensemble |= dict.fromkeys(map(str, fresh), how)
         seconds |= dict.fromkeys(map(str, fresh), round((time.perf_counter() - started) / len(fresh), 3))
         for (number, epochs), weights in trained.items():
             network, name = build(number), members[number, epochs]
@@ -170,6 +186,7 @@ def trained_pool(
                 known[name] = accuracy(network, dataset.test)
             _check_trained(config, held_out, number, epochs, known[name])
             facts = {"fingerprint": fingerprint, "network": config.network, "accuracies": known, "seconds": seconds}
+            facts |= {"ensemble": ensemble} if any(ensemble.values()) else {}
             content = to_bytes({key: tensor.contiguous() for key, tensor in weights.items()})
             if unkept or not keep(folder, name, content, facts, private=not config.path):
                 unkept[name] = content
@@ -184,7 +201,8 @@ def trained_pool(
     times = [seconds.get(str(number)) for number in range(config.count)]
     total = None if None in times else sum(one for one in times if one is not None)
     accuracies, epochs_done = [known[name] for name in members.values()], [epochs for _, epochs in members]
-    return Pool(networks, accuracies, fingerprint, digest.hexdigest()[:12], total, epochs_done)
+    forms = "; ".join(sorted({ensemble.get(str(number), "") for number in range(config.count)} - {""}))
+    return Pool(networks, accuracies, fingerprint, digest.hexdigest()[:12], total, epochs_done, forms)
 
 
 def choosing_pool(dataset: Dataset, config: RunConfig) -> Pool:
@@ -220,10 +238,10 @@ def _train(
     networks: Mapping[int, Network],
     dataset: Dataset,
     config: PoolConfig,
-    together: int,
+    form: Literal["alone", "auto", "at_once", "in_turn"],
     on_epoch: Callable[[int, int], None] | None,
-) -> dict[tuple[int, int], dict[str, Tensor]]:
-    """Weights as they are stored, by network number and number of training epochs, sorted."""
+) -> tuple[dict[tuple[int, int], dict[str, Tensor]], str]:
+    """Weights as they are stored, by network number and number of training epochs, sorted; and `Pool.ensemble`."""
     kept: dict[tuple[int, int], dict[str, Tensor]] = {}
 
     def done(epoch: int) -> None:
@@ -238,12 +256,13 @@ def _train(
     training = Training(config.epochs, config.lr, config.batch, augmentation=augmentation)
     if 0 in _epochs_kept(config):
         kept |= {(number, 0): _rounded(network.state_dict(), config.stored) for number, network in networks.items()}
-    if together == 1:
+    if form == "alone":
         (network,) = networks.values()
         fit(network, examples, training, seed=seeds[0], on_epoch=done)
+        how = ""
     else:
-        fit_together(list(networks.values()), examples, training, seeds=seeds, on_epoch=done)
-    return dict(sorted(kept.items()))
+        how = str(fit_together([*networks.values()], examples, training, seeds=seeds, on_epoch=done, form=form))
+    return dict(sorted(kept.items())), how
 
 
 def _rounded(weights: Mapping[str, Tensor], stored: str) -> dict[str, Tensor]:

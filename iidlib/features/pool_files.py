@@ -20,7 +20,7 @@ logger = logging.getLogger("iidlib")
 
 def read_facts(
     folder: Path, fingerprint: str, *, explicit: bool, accepted: Collection[str]
-) -> tuple[dict[str, float], dict[str, float], str]:
+) -> tuple[dict[str, float], dict[str, float], dict[str, str], str]:
     """Facts in ``pool.json`` about the members that are already in the folder.
 
     Args:
@@ -30,8 +30,9 @@ def read_facts(
         accepted: fingerprints that the folder may have.
 
     Returns:
-        Held-out accuracy by member; seconds of training by network, which pools of earlier versions do not record; and
-        the fingerprint of the folder, or `fingerprint` if it has none yet.
+        Held-out accuracy by member; seconds of training by network, which pools of earlier versions do not record; by
+        network, how it was trained together with others, if it was; and the fingerprint of the folder, or `fingerprint`
+        if it has none yet.
 
     Raises:
         InputError: if a named folder does not exist, or ``pool.json`` is corrupted or of other data or settings.
@@ -40,11 +41,12 @@ def read_facts(
     if not path.is_file():
         if explicit and not folder.is_dir():
             raise InputError(f"pool.path: no folder {folder}; omit it to train a pool and keep it in the cache")
-        return {}, {}, fingerprint
+        return {}, {}, {}, fingerprint
     try:
         facts = json.loads(path.read_text(encoding="utf-8"))
         accuracies = {str(name): float(value) for name, value in facts["accuracies"].items()}
         seconds = {str(number): float(value) for number, value in facts.get("seconds", {}).items()}
+        ensemble = {str(number): str(how) for number, how in facts.get("ensemble", {}).items()}
         stored = str(facts["fingerprint"])
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError, OSError) as error:
         raise InputError(f"{path} is corrupted ({error}); remove the folder to train the pool again") from None
@@ -53,7 +55,7 @@ def read_facts(
             f"the pool in {folder} was trained with other data or settings ({stored}, not {fingerprint}); "
             "give the settings it was trained with, or another pool.path"
         )
-    return accuracies, seconds, stored
+    return accuracies, seconds, ensemble, stored
 
 
 def check_keepable(folder: Path, name: str, *, private: bool) -> None:
