@@ -92,7 +92,7 @@ class Watch(TorchDispatchMode):
     """
 
     def __init__(self, device: Iterable[Tensor] = (), host: Iterable[Tensor] = ()) -> None:
-        """Declares tensors that exist before; floating-point tensors of others count as on the device.
+        """Declares tensors that exist before the block; among others, those of floating point count as on the device.
 
         Args:
             device: tensors on the device.
