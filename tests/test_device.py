@@ -1,6 +1,5 @@
 """iidlib.engine: devices, and that what makes things fast changes no value: kernels, layouts, chunks, fallbacks."""
 
-import importlib.util
 import logging
 import os
 import stat
@@ -29,6 +28,7 @@ from iidlib.engine import (
     norm_relu_pool,
     peak_memory_mib,
     pick_device,
+    triton_norm,
 )
 from iidlib.engine import device as engine_device
 from iidlib.engine.device import CPU_CHUNK
@@ -103,19 +103,17 @@ def test_names_and_memory_for_the_record():
 
 
 @pytest.mark.parametrize(
-    ("compile", "triton", "compiler", "broken", "used"),
+    ("compile", "triton", "broken", "used"),
     [
-        ("auto", True, True, False, True),
-        ("off", True, True, False, False),
-        ("auto", False, True, False, False),
-        ("auto", True, False, False, False),
-        ("auto", True, True, True, False),
+        ("auto", True, False, True),
+        ("off", True, False, False),
+        ("on", False, False, False),
+        ("auto", True, True, False),
     ],
 )
-def test_kernels_on_cuda_are_in_use_where_they_can_be_compiled(compile, triton, compiler, broken, used, monkeypatch):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object() if triton and name == "triton" else None)
-    monkeypatch.setattr(engine_device, "compiler_available", lambda: compiler)
-    monkeypatch.setattr(fused.compiled_norm_relu_pool(), "broken", broken)
+def test_kernels_on_cuda_are_in_use_where_they_can_be_compiled(compile, triton, broken, used, monkeypatch):
+    monkeypatch.setattr(triton_norm, "_kernels", lambda: object() if triton else None)
+    monkeypatch.setattr(triton_norm, "_broken", broken)
     assert kernels_in_use(torch.device("cuda"), compile) is used
     assert kernels_in_use(torch.device("mps"), compile) is False
 

@@ -19,7 +19,7 @@ def number(
     monkeypatch, total: float, name: str = "resnet18", *, spec: DatasetSpec | None = None, **compute: object
 ) -> int:
     """Number of networks on a device with so many GiB."""
-    monkeypatch.setattr(together, "_total_bytes", lambda device: int(total * GIB))
+    monkeypatch.setattr(together, "total_bytes", lambda device: int(total * GIB))
     spec = spec or tiny_dataset(size=32).train.spec
     settings = ComputeConfig(**compute)
     return networks_together(name, spec, width=128, batch=256, device=CUDA, compute=settings)
@@ -41,7 +41,7 @@ def test_in_turn_needs_the_activations_of_one_network_and_at_once_those_of_all(m
 
 def test_a_given_number_is_kept_and_other_devices_have_one_of_their_own(monkeypatch):
     assert number(monkeypatch, 2, together=7) == 7
-    monkeypatch.setattr(together, "_total_bytes", None)
+    monkeypatch.undo()
     spec, compute = tiny_dataset(size=32).train.spec, ComputeConfig()
     assert networks_together("resnet18", spec, width=128, batch=256, device=CPU, compute=compute) == 1
 

@@ -29,7 +29,17 @@ from iidlib.distillation.draws import (
 from iidlib.distillation.gradient import Logged, objective_gradient
 from iidlib.distillation.optimisers import ImageOptimiser
 from iidlib.distillation.terms import Term
-from iidlib.engine import Fields, LoadedAhead, Packed, Recording, can_record, precision, recorded, warn_no_graph
+from iidlib.engine import (
+    Fields,
+    LoadedAhead,
+    Packed,
+    Recording,
+    can_record,
+    deterministic,
+    precision,
+    recorded,
+    warn_no_graph,
+)
 from iidlib.features import Drawn, FixedNetwork
 from iidlib.networks import Network
 
@@ -276,7 +286,7 @@ def captured_step(
     device = run.images.device
     if not can_record(device):
         return None
-    with precision(device, run.config.compute.precision):
+    with precision(device, run.config.compute.precision), deterministic(device):
         try:
             step = CapturedStep(run, terms, optimiser, iteration)
             step.load(iteration)

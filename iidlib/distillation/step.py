@@ -26,7 +26,7 @@ from iidlib.distillation.memory import check_memory, default_classes
 from iidlib.distillation.methods import METHODS
 from iidlib.distillation.start import Start, first_images
 from iidlib.distillation.terms import check_terms, what_to_lower
-from iidlib.engine import default_chunk, half_maps, in_chunks, precision
+from iidlib.engine import default_chunk, deterministic, half_maps, in_chunks, precision
 from iidlib.errors import InputError, suggest
 from iidlib.features import CachedStatistics, NetworkQueue, Pool, choosing_network, chosen_images, trained_pool
 from iidlib.names import same_dataset
@@ -234,7 +234,8 @@ class Distillation:
         Raises:
             FloatingPointError: if a term is not finite (on a GPU detected only with `log`); the images are unchanged.
         """
-        with precision(self.images.device, self.config.compute.precision):
+        device = self.images.device
+        with precision(device, self.config.compute.precision), deterministic(device):
             row: dict[str, float] = {}
             if self._recorded is not None:
                 logged = self._recorded.step(iteration, log=log)

@@ -2,7 +2,6 @@
 
 import contextlib
 import ctypes
-import importlib.util
 import pathlib
 import sys
 from collections.abc import Callable, Iterator
@@ -10,8 +9,8 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from iidlib.engine import kernels
-from iidlib.engine.fused import compiled_norm_relu_pool, compiler_available
+from iidlib.engine import kernels, triton_norm
+from iidlib.engine.memory import total_bytes
 from iidlib.errors import InputError
 
 __all__ = [
@@ -80,14 +79,13 @@ def device_kind(device: torch.device) -> str:
 def kernels_in_use(device: torch.device, compile: str) -> bool:
     """Whether blocks run through compiled kernels on this machine with this setting.
 
-    On a CPU these are the library's own, which are built if necessary. On CUDA ``torch.compile`` makes them at their
-    first use, through Triton; if that has failed in this process, the answer is no.
+    On a CPU these are the library's own in C++, which are built if necessary. On CUDA they are those of
+    `engine.norm_ops`, unless one of them has failed in this process.
     """
     if compile == "off":
         return False
     if device.type == "cuda":
-        has_triton = importlib.util.find_spec("triton") is not None
-        return has_triton and compiler_available() and not compiled_norm_relu_pool().broken
+        return triton_norm.available()
     return device.type == "cpu" and kernels.library() is not None
 
 
@@ -238,9 +236,9 @@ def default_chunk(device: torch.device, image_bytes: int = 0) -> int:
     """
     if device.type == "cpu":
         return CPU_CHUNK
-    if device.type != "cuda" or image_bytes <= 0:
+    total = total_bytes(device)
+    if total is None or image_bytes <= 0:
         return 0
-    total: int = torch.cuda.get_device_properties(device).total_memory
     return 1 << max(0, (total // 4 // image_bytes).bit_length() - 1)
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from iidlib.engine import kernels
 
-__all__ = ["DEVICES", "Tile", "backward", "empty_last", "forward", "tile_for", "usable"]
+__all__ = ["DEVICES", "Tile", "available", "backward", "empty_last", "forward", "tile_for", "usable"]
 
 DEVICES = ("cuda",)
 """Device types on which the kernels run; tests add the CPU, with Triton's interpreter."""
@@ -117,7 +117,12 @@ def usable(x: Tensor) -> bool:
 
     Imports Triton at the first call for a map on CUDA; logs one warning if that is impossible.
     """
-    return not _broken and x.device.type in DEVICES and x.dtype in DTYPES and _kernels() is not None
+    return x.device.type in DEVICES and x.dtype in DTYPES and available()
+
+
+def available() -> bool:
+    """Whether the kernels can be compiled for a GPU, as far as is known; imports Triton."""
+    return not _broken and _kernels() is not None
 
 
 def _launch(name: str, x: Tensor, arguments: tuple[Any, ...], tile: Tile, **constants: Any) -> bool:

@@ -93,9 +93,9 @@ def network_bytes(name: str, spec: DatasetSpec, width: int) -> int:
 
 @functools.cache
 def activation_bytes(name: str, spec: DatasetSpec, width: int) -> int:
-    """Bytes that a backward pass through a network's features needs to have kept, per image.
+    """Bytes per image that are kept for a backward pass through a network, counted without allocating them.
 
-    Measured without allocating them, with separate operations; fused kernels keep less.
+    They are counted for separate operations; fused kernels keep less.
 
     Args:
         name: as in ``networks.NETWORKS``.
@@ -107,21 +107,22 @@ def activation_bytes(name: str, spec: DatasetSpec, width: int) -> int:
     """
     channel_width = width if name.startswith("convnet") else None
     classes, size, channels = len(spec.classes), spec.image_size, spec.channels
-    network = empty_network(name, num_classes=classes, image_size=size, channels=channels, width=channel_width)
-    weights = {parameter.untyped_storage()._cdata for parameter in network.parameters()}
-    kept: dict[int, int] = {}
+    network = empty_network(name, num_classes=classes, image_size=size, channels=channels, width=channel_width).train()
 
-    def keep(tensor: Tensor) -> Tensor:
-        if (storage := tensor.untyped_storage())._cdata not in weights:
-            kept[storage._cdata] = storage.nbytes()
-            alive.append(tensor)  # so that no other storage takes its place
-        return tensor
+    def kept(count: int) -> int:
+        storages = {}
 
-    alive: list[Tensor] = []
-    image = torch.empty(1, channels, size, size, device="meta", requires_grad=True)
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        network.embed(image)
-    return sum(kept.values())
+        def keep(tensor: Tensor) -> Tensor:
+            storage = tensor.untyped_storage()
+            storages[storage._cdata] = storage  # on the meta device, no storage has an address
+            return tensor
+
+        images = torch.zeros(count, channels, size, size, device="meta", requires_grad=True)
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            network(images)
+        return sum(storage.nbytes() for storage in storages.values())
+
+    return kept(3) - kept(2)  # weights are kept too, whatever the number of images
 
 
 def network_for(

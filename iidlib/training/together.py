@@ -1,16 +1,14 @@
 """How many networks train together, in which form, and what is recorded about it in results."""
 
-import functools
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import nn
 
 from iidlib.config import ComputeConfig
 from iidlib.data import DatasetSpec
-from iidlib.engine import default_together
-from iidlib.networks import check_network_for, empty_network, network_bytes
+from iidlib.engine import default_together, total_bytes
+from iidlib.networks import activation_bytes, check_network_for, network_bytes
 
 __all__ = ["Form", "HowTrained", "default_form", "networks_together"]
 
@@ -87,47 +85,16 @@ def networks_together(
         InputError: for an unknown network, or one that cannot take the images; only where the default is limited.
     """
     most = compute.together or default_together(device)
-    if compute.together or device.type != "cuda":
+    total = total_bytes(device)
+    if compute.together or total is None:
         return most
     check_network_for(name, spec, width=width)
-    activations = batch * _activation_bytes(name, len(spec.classes), spec.image_size, spec.channels, width)
+    activations = batch * activation_bytes(name, spec, width)
     each = COPIES * network_bytes(name, spec, width) + IMAGE_COPIES * 4 * batch * spec.channels * spec.image_size**2
     form = default_form(name, device) if compute.ensemble == "auto" else compute.ensemble
-    left = _total_bytes(device) // 2
+    left = total // 2
     if form == "at_once":
         each += activations
     else:
         left -= activations
     return max(1, min(most, left // each))
-
-
-@functools.cache
-def _activation_bytes(name: str, classes: int, size: int, channels: int, width: int) -> int:
-    """Bytes per image that a training step keeps for its backward pass, counted without allocating them.
-
-    Fused kernels keep less.
-    """
-    channel_width = width if name.startswith("convnet") else None
-    network = empty_network(name, num_classes=classes, image_size=size, channels=channels, width=channel_width).train()
-    # weights are kept too, whatever the number of images
-    return _kept_bytes(network, 3, size, channels) - _kept_bytes(network, 2, size, channels)
-
-
-def _kept_bytes(network: nn.Module, count: int, size: int, channels: int) -> int:
-    storages = {}
-
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        storages[storage._cdata] = storage  # on the meta device, no storage has an address
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        network(torch.zeros(count, channels, size, size, device="meta"))
-    return sum(storage.nbytes() for storage in storages.values())
-
-
-# Replaced by the tests to run on a CPU
-
-
-def _total_bytes(device: torch.device) -> int:
-    return int(torch.cuda.get_device_properties(device).total_memory)
