@@ -43,6 +43,7 @@ def test_the_environment_says_what_a_number_depends_on_and_no_secret(monkeypatch
     assert {"iidlib", "torch", "torchvision", "numpy", "python", "platform", "threads", "gpu", "commit", "date"} <= set(
         stamp
     )
+    assert "cudnn" in stamp and (stamp["cudnn"] is None) == (stamp["gpu"] is None)
     assert stamp["torch"] == torch.__version__ and stamp["threads"] == torch.get_num_threads()
     assert stamp["python"] == ".".join(map(str, sys.version_info[:3]))
     assert "hunter2" not in json.dumps(stamp)
