@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from iidlib.engine import LoadedAhead, Packed
-from tests.fake_cuda import fake_cuda
+from iidlib.engine.staging import Staging
 
 CPU = torch.device("cpu")
 FIELDS = {
@@ -23,20 +23,18 @@ def fill(iteration: int, draws: Packed) -> None:
 
 
 def test_a_block_holds_every_tensor_at_an_aligned_place_of_its_own():
-    packed = Packed(FIELDS, CPU)
+    packed = Packed(FIELDS)
     for number, (name, (shape, dtype)) in enumerate(FIELDS.items(), 1):
         assert packed[name].shape == shape and packed[name].dtype == dtype
         assert (packed[name].data_ptr() - packed.block.data_ptr()) % 16 == 0
         packed[name].fill_(number)
     assert [int(packed[name].flatten()[0]) for name in FIELDS] == [1, 2, 3, 4]
-    other = Packed(FIELDS, CPU)
-    other.block.copy_(packed.block)
+    other = Packed(FIELDS, packed.block.clone())
     assert all(torch.equal(other[name], packed[name]) for name in FIELDS)
 
 
 @pytest.mark.parametrize("ahead", [False, True])
-def test_buffers_hold_the_iteration_that_was_loaded_in_any_order(ahead, monkeypatch):
-    fake_cuda(monkeypatch)
+def test_buffers_hold_the_iteration_that_was_loaded_in_any_order(ahead):
     loaded = LoadedAhead(FIELDS, fill, CPU, ahead=ahead)
     place = loaded.buffers["index"].data_ptr()
     for iteration in (0, 1, 2, 3, 4, 9, 10, 2, 3):
@@ -47,8 +45,7 @@ def test_buffers_hold_the_iteration_that_was_loaded_in_any_order(ahead, monkeypa
     loaded.close()
 
 
-def test_the_next_iteration_is_drawn_in_another_thread_while_this_one_is_used(monkeypatch):
-    fake_cuda(monkeypatch)
+def test_the_next_iteration_is_drawn_in_another_thread_while_this_one_is_used():
     seen: dict[int, str] = {}
     drawn = threading.Event()
 
@@ -69,30 +66,27 @@ def test_the_next_iteration_is_drawn_in_another_thread_while_this_one_is_used(mo
 
 
 def test_a_block_is_filled_again_only_after_its_copy_has_ended(monkeypatch):
-    fake_cuda(monkeypatch)
     order: list[str] = []
+    blocks = Staging.block, Staging.send
 
-    class Copied:
-        def __init__(self, enable_timing: bool) -> None:
-            self.number = sum("record" in entry for entry in order)
+    def block(staging: Staging) -> torch.Tensor:
+        order.append(f"wait {staging._next}")
+        return blocks[0](staging)
 
-        def record(self, stream: object) -> None:
-            order.append(f"record {self.number}")
+    def send(staging: Staging, rows: int) -> None:
+        order.append(f"send {staging._next}")
+        blocks[1](staging, rows)
 
-        def synchronize(self) -> None:
-            order.append(f"wait {self.number}")
-
-    monkeypatch.setattr(torch.cuda, "Event", Copied)
+    monkeypatch.setattr(Staging, "block", block)
+    monkeypatch.setattr(Staging, "send", send)
     loaded = LoadedAhead(FIELDS, fill, CPU, ahead=True)
-    for iteration in range(5):
+    for iteration in range(3):
         loaded.load(iteration)
     loaded.close()
-    # the block of iteration i + 3 is that of iteration i, and is asked for while i + 2 is loaded
-    assert order == ["record 0", "record 1", "record 2", "wait 0", "record 3", "wait 1", "record 4", "wait 2"]
+    assert order == ["wait 0", "send 0", "wait 1", "send 1", "wait 0", "send 0", "wait 1"]
 
 
-def test_what_goes_wrong_in_the_thread_is_raised_where_it_is_loaded(monkeypatch):
-    fake_cuda(monkeypatch)
+def test_what_goes_wrong_in_the_thread_is_raised_where_it_is_loaded():
 
     def failing(iteration: int, draws: Packed) -> None:
         if iteration == 2:

@@ -287,7 +287,7 @@ def test_a_run_that_never_fills_the_queue_has_no_more_rows_than_networks():
 
 def in_slots(made: NetworkQueue) -> tuple[FixedQueue, Packed]:
     fixed = made.fixed()
-    return fixed, Packed(fixed.fields, torch.device("cpu"))
+    return fixed, Packed(fixed.fields)
 
 
 @pytest.mark.parametrize(("double", "tolerance"), [(True, 1e-10), (False, 1e-4)])

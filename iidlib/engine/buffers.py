@@ -11,6 +11,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import torch
 from torch import Tensor
 
+from iidlib.engine.staging import Staging
+
 __all__ = ["Fields", "LoadedAhead", "Packed"]
 
 Fields = Mapping[str, tuple[tuple[int, ...], torch.dtype]]
@@ -19,8 +21,10 @@ Fields = Mapping[str, tuple[tuple[int, ...], torch.dtype]]
 ALIGNMENT = 16
 """Bytes that the address of each tensor in a block is a multiple of."""
 
-BLOCKS = 3
-"""Host blocks in use: one is filled, one waits for its copy, one is being copied."""
+
+def _padded(shape: tuple[int, ...], dtype: torch.dtype) -> int:
+    """Bytes of a tensor in a block."""
+    return -(-math.prod(shape) * dtype.itemsize // ALIGNMENT) * ALIGNMENT
 
 
 class Packed:
@@ -30,22 +34,23 @@ class Packed:
         block: the block, uint8 [bytes].
     """
 
-    def __init__(self, fields: Fields, device: torch.device, *, pinned: bool = False) -> None:
-        """Allocates the block, filled with zeros.
+    def __init__(self, fields: Fields, block: Tensor | None = None, *, device: torch.device | str = "cpu") -> None:
+        """Makes a view of the block for each tensor.
 
         Args:
             fields: the tensors.
-            device: device of the block.
-            pinned: whether the block is in pinned host memory.
+            block: the block; None for a new one, filled with zeros.
+            device: device of a new block.
         """
-        sizes = [math.prod(shape) * dtype.itemsize for shape, dtype in fields.values()]
-        padded = [-(-size // ALIGNMENT) * ALIGNMENT for size in sizes]
-        self.block = torch.zeros(sum(padded), dtype=torch.uint8, device=device, pin_memory=pinned)
+        if block is None:
+            block = torch.zeros(sum(_padded(*form) for form in fields.values()), dtype=torch.uint8, device=device)
+        self.block = block
         self._tensors: dict[str, Tensor] = {}
         offset = 0
-        for (name, (shape, dtype)), size, step in zip(fields.items(), sizes, padded, strict=True):
-            self._tensors[name] = self.block[offset : offset + size].view(dtype).view(shape)
-            offset += step
+        for name, (shape, dtype) in fields.items():
+            size = math.prod(shape) * dtype.itemsize
+            self._tensors[name] = block[offset : offset + size].view(dtype).view(shape)
+            offset += _padded(shape, dtype)
 
     def __getitem__(self, name: str) -> Tensor:
         """The tensor of a field, as a view of the block."""
@@ -55,8 +60,8 @@ class Packed:
 class LoadedAhead:
     """Buffers on a device that hold one iteration's draws at a time.
 
-    On CUDA, a thread fills pinned blocks one iteration ahead; elsewhere the buffers are filled directly. The thread
-    makes no call to CUDA, which could break a capture in the main thread.
+    On CUDA, a thread fills page-locked blocks one iteration ahead, see `staging.Staging`; elsewhere the buffers are
+    filled directly. The thread makes no call to CUDA, which could break a capture in the main thread.
 
     Attributes:
         buffers: the buffers, at fixed addresses.
@@ -74,14 +79,12 @@ class LoadedAhead:
             device: device of the buffers.
             ahead: whether a thread fills blocks ahead; by default on CUDA only.
         """
-        self.buffers = Packed(fields, device)
-        self._fill = fill
+        self._fields, self._fill = fields, fill
+        self.buffers = Packed(fields, device=device)
         self._thread: ThreadPoolExecutor | None = None
         if device.type == "cuda" if ahead is None else ahead:
-            pinned = device.type == "cuda"
-            self._blocks = [Packed(fields, torch.device("cpu"), pinned=pinned) for _ in range(BLOCKS)]
-            self._copied: list[torch.cuda.Event | None] = [None] * BLOCKS
-            self._next: tuple[int, int, Future[None]] | None = None  # iteration, block, its filling
+            self._staging = Staging(self.buffers.block)
+            self._next: tuple[int, Future[None]] | None = None  # iteration, the filling of its block
             self._thread = ThreadPoolExecutor(1, "iidlib-draws")
 
     def load(self, iteration: int) -> None:
@@ -89,23 +92,18 @@ class LoadedAhead:
         if self._thread is None:
             self._fill(iteration, self.buffers)
             return
-        drawn, block, filled = self._next or self._start(iteration, 0)
+        drawn, filled = self._next or self._start(iteration, self._thread)
         if drawn != iteration:  # not the order of a run, as at the start and in tests
             filled.result()
-            drawn, block, filled = self._start(iteration, block)
+            _, filled = self._start(iteration, self._thread)
         filled.result()
-        self.buffers.block.copy_(self._blocks[block].block, non_blocking=True)
-        copied = torch.cuda.Event(enable_timing=False)
-        copied.record(torch.cuda.current_stream(self.buffers.block.device))
-        self._copied[block] = copied
-        self._next = self._start(iteration + 1, (block + 1) % BLOCKS)
+        self._staging.send(len(self.buffers.block))
+        self._next = self._start(iteration + 1, self._thread)
 
-    def _start(self, iteration: int, block: int) -> tuple[int, int, "Future[None]"]:
-        """Starts to fill a block as soon as its last copy has ended."""
-        assert self._thread is not None
-        if (copied := self._copied[block]) is not None:
-            copied.synchronize()  # rarely waits: that copy is from BLOCKS iterations ago
-        return iteration, block, self._thread.submit(self._fill, iteration, self._blocks[block])
+    def _start(self, iteration: int, thread: ThreadPoolExecutor) -> tuple[int, "Future[None]"]:
+        """Starts to fill the next block, as soon as its last copy has ended."""
+        block = Packed(self._fields, self._staging.block())
+        return iteration, thread.submit(self._fill, iteration, block)
 
     def close(self) -> None:
         """Ends the thread."""

@@ -229,7 +229,7 @@ class NetworkQueue(NetworkSource):
 
     def facts(self) -> dict[str, float]:
         """Logged values: number of networks, MiB they hold, and mean accuracy over the meters that are not empty."""
-        hits, images = torch.stack([member.meter for member in self._members]).double().cpu().unbind(1)  # [M], [M]
+        hits, images = torch.stack([member.meter for member in self._members]).cpu().double().unbind(1)  # [M], [M]
         counted = images > 0
         accuracy = float((100 * hits[counted] / images[counted]).mean()) if bool(counted.any()) else 0.0
         return {"queue_networks": len(self), "queue_mib": self.mebibytes, "queue_accuracy": accuracy}
