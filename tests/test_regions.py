@@ -26,7 +26,7 @@ from tests.fake_cuda import FakeCuda, fake_cuda
 from tests.tape import check_region
 from tests.watch import DEVICE, Watch
 
-EVEN = (8, 8, 8, 8)
+EVEN = (9, 9, 9, 9)
 
 
 @torch.library.custom_op("iidlib_tests::norm_relu_pool", mutates_args=())
@@ -80,7 +80,8 @@ def small_run(method: str) -> Distillation:
     """A run with the networks of the paper, where a number of kernels depends on the network but not on its width."""
     sizes = {"match__network": "convnet3", "match__width": 3, "match__batch_real": 4, "queue__steps": 2}
     dataset = tiny_dataset(EVEN, 32)
-    return ready_run(settings(method, 2, **sizes), dataset, pool=pretrained_pool(dataset, "resnet18", widths=[5]))
+    pool = pretrained_pool(dataset, "resnet18", widths=[5]) if method.startswith("iid") else None  # of one network
+    return ready_run(settings(method, 2, **sizes), dataset, pool=pool)
 
 
 def watch_over(cuda: FakeCuda, device: Sequence[Tensor], host: Sequence[Tensor] = ()) -> Watch:
@@ -216,17 +217,16 @@ def no_collection():
     gc.enable()
 
 
-@pytest.mark.xfail(reason="the run and its recorded step refer to each other", strict=True)
 def test_a_graph_is_freed_with_its_run(no_collection, monkeypatch):
     """It holds gigabytes of activations, and a collection while another step is captured would break that capture."""
     cuda, run = fake_cuda(monkeypatch), small_run("dm")
     run.record()
     graphs = [weakref.ref(graph) for graph in cuda.graphs]
     cuda.graphs.clear()
-    assert len(graphs) == 1 and graphs[0]() is not None
+    assert len(graphs) == 2 and all(graph() is not None for graph in graphs)
     gc.disable()  # recording has enabled it
     del run
-    assert graphs[0]() is None
+    assert not any(graph() for graph in graphs)
 
 
 def test_graphs_of_an_evaluation_are_freed_with_it(no_collection, monkeypatch):
@@ -262,9 +262,10 @@ def test_every_step_allocates_as_much_and_keeps_nothing(method, recorded, monkey
     run = ready_run(settings(method, 2, **changes), tiny_dataset(EVEN))
     run.record()
     run.step(0)
-    found = []
+    steps = []
     for iteration in (1, 2, 3):
         with Allocations() as allocations:
             run.step(iteration)
-        found.append((allocations.made, allocations.alive))
-    assert found[0][0] > 0 and len(set(found)) == 1
+        steps.append(allocations)
+    assert steps[0].made > 0 and len({step.made for step in steps}) == 1
+    assert steps[0].alive == steps[1].alive == 0, "the last may leave what the next replaces"

@@ -130,7 +130,7 @@ class FixedQueue(FixedNetwork):
     def gather(self, draws: Packed) -> None:
         """Copies the weights of the matching network, and its accuracy."""
         slot = draws["queue match"]
-        torch.index_select(self._slots.weights, 0, slot, out=self._weights[None])
+        self._weights.copy_(self._slots.weights.index_select(0, slot)[0])
         hits, images = self._slots.meters.index_select(0, slot)[0].unbind()  # [] each
         self.accuracy.copy_(100 * hits / images.clamp_min(1))
 
