@@ -216,6 +216,22 @@ def test_recorded_training_of_large_networks_is_the_plain_one(name, monkeypatch,
         assert network_difference(own, alone) < 1e-10 < network_difference(before, alone)
 
 
+def test_steps_are_drawn_from_the_first_row_again_after_a_block_that_was_not_full():
+    def drawn(*numbers: int) -> list[Tensor]:
+        """Uniform numbers of the first step of each block of two, where three would fit."""
+        steps, found = ensemble_draws.DrawnSteps(2, 4, 3, [("flip",)], torch.device("cpu")), []
+        for number in numbers:
+            generators = [stream(seed, number, "training") for seed in range(2)]
+            assert steps.load(torch.arange(16).view(2, 8) + number, generators) == 2
+            first, _ = steps.current(), steps.advance()
+            assert (first.index == torch.tensor([[0, 1, 2, 3], [8, 9, 10, 11]]) + number).all()
+            assert (steps.current().index == torch.tensor([[4, 5, 6, 7], [12, 13, 14, 15]]) + number).all()
+            found.append(first.u)
+        return found
+
+    assert torch.equal(drawn(0, 1, 2)[2], drawn(2)[0])
+
+
 class Launches(TorchDispatchMode):
     """The operations on tensors of the device and on what is made of them, while the device is a part of the CPU.
 

@@ -39,6 +39,13 @@ def test_a_recorded_test_of_several_networks_is_that_of_each_alone(size, monkeyp
     assert cuda.log.count("replay") == 1 + -(-len(real) // size), "one to verify the recording, then one per batch"
 
 
+def test_networks_that_have_all_diverged_need_no_warning_about_the_recording(monkeypatch, caplog):
+    fake_cuda(monkeypatch)
+    real, tested = tiny_dataset().test, networks()[2:3] * 2
+    assert [one.outcome for one in reached_together(tested, real)] == ["diverged"] * 2
+    assert not caplog.records
+
+
 def test_running_statistics_are_used_and_stay(monkeypatch):
     monkeypatch.setattr(testing, "BATCH", 16)
     fake_cuda(monkeypatch)
