@@ -37,6 +37,7 @@ LEFTOVERS = (".lock", ".unfinished")  # of tables that are being written, or of 
 MOST_FILES, MOST_BYTES = 8, 16 * 2**20
 SHORT, SHARE = 60.0, 0.15  # limit of the parts before the cells, in seconds and as a share of the budget
 FOR_SUMMARY, GRACE = 5.0, 10.0  # seconds at the end for the summary; seconds in which a part may stop
+START = 6.0  # seconds before a command counts its budget
 LEAST = 10.0  # seconds in which a cell cannot even start
 CACHES = {
     "IID_CACHE": "iidlib",
@@ -142,7 +143,7 @@ class Session:
             results = str(self.out / "bench.csv")
             return Phase(name, (*iid, "bench", "--quick", "--device", self.device, "--results", results), short)
         limit = self.left - min(GRACE, self.left / 10)
-        budget = f"{max(limit - 2, 1):.0f}s"  # so that it stops by itself, with a checkpoint
+        budget = f"{max(limit - min(START, limit / 10), 1):.0f}s"  # so that it stops by itself, with a checkpoint
         given = ["reproduce", self.experiment, "--scale", self.scale, "--seeds", str(self.seeds), "--budget", budget]
         given += ["--device", self.device, "--results", str(self.out), "--runs", str(self.runs / "cells")]
         given += ["--only", self.prefix] if self.prefix else []

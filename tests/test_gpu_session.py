@@ -134,12 +134,14 @@ def test_a_part_that_fails_or_hangs_does_not_stop_the_others(
         cells=("print('failed with status 1, skipped: cifar10/ipc10/dm, seed 0'); print('0 of 3 runs done')", 20),
     )  # fmt: skip
     out = tmp_path / "out"
+    knows(out, torch="that of another machine")
     assert gpu.main(["--out", str(out), "--runs", str(tmp_path / "runs"), "--device", "cpu", "--scale", "ci"]) == 0
     assert outcomes(out) == {
         "environment": "failed with status 3", "tests": "failed with status 1", "bench": "stopped at its limit of 2 s",
         "cells": "done",
     }  # fmt: skip
     shown = (out / "summary.md").read_text()
+    assert "torch unknown" in shown, "the report of an earlier call does not stay"
     assert "7 failed, 1 passed" in shown and "The end of bench:" in shown and "half" in shown
     assert "- failed with status 1, skipped: cifar10/ipc10/dm, seed 0" in shown
     assert "first" in (out / "tests.txt").read_text() and "0 of 3 runs done" in (out / "log.txt").read_text()

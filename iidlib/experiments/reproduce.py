@@ -162,7 +162,7 @@ def _command(cell: Cell, scale: str, seed: int, results: Path, runs: Path, devic
     return ("distill", cell.method, *common, *out, *length, *changes, *resume)
 
 
-_FOR_CHECKPOINT = 15.0
+_FOR_CHECKPOINT = 10.0
 """Seconds of a budget, at most, that are left for the last checkpoint; one of IDM holds 256 MB."""
 
 _PATIENCE = 60.0
@@ -187,7 +187,7 @@ def run_jobs(
     """Runs jobs one after the other, each in its own process, until the budget is spent.
 
     Before the budget ends, the current run is asked to stop, writes a checkpoint, and is resumed by the next call; a
-    tenth of the budget, at most 15 seconds, is left for that. A run that has not stopped 60 seconds after the request
+    tenth of the budget, at most 10 seconds, is left for that. A run that has not stopped 60 seconds after the request
     is killed, and resumed from its last checkpoint, as it is on Windows, which has no suitable signal. Whether a job
     fits into what is left is not considered, because it can be resumed. A job that fails is reported and skipped.
 
