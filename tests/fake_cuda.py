@@ -28,10 +28,8 @@ class FakeCuda:
     Attributes:
         log: what it was asked for, in order.
         stream: the name of the current stream.
-        label: copied to each graph when its capture ends; set by a test that tells forms of a step apart.
         breaks: called in each capture's end; raises where a capture shall break.
-        wrong: labels of graphs whose replay does the step twice.
-        cost: milliseconds of a replay, by label.
+        wrong: whether a replay does the step twice.
         graphs: the graphs, in order of their captures.
         empty_cache_fails: whether a broken capture leaves the allocator as torch 2.11's, which refuses from then on.
     """
@@ -39,11 +37,8 @@ class FakeCuda:
     def __init__(self) -> None:
         self.log: list[str] = []
         self.stream = "main"
-        self.label: object = None
         self.breaks: Callable[[], None] = lambda: None
-        self.wrong: set[object] = set()
-        self.cost: dict[object, float] = {}
-        self.clock = 0.0
+        self.wrong = False
         self.capturing = self.poisoned = False
         self.graphs: list[Graph] = []
         self.restored: set[int] = set()  # addresses of what recording restores
@@ -78,7 +73,6 @@ class Stream:
 class Graph:
     def __init__(self, cuda: FakeCuda) -> None:
         self._cuda, self.tape = cuda, Tape(declared=False, raises=True)
-        self.label: object = None
         cuda.graphs.append(self)
 
     def capture_begin(self, pool: object) -> None:
@@ -89,7 +83,6 @@ class Graph:
 
     def capture_end(self) -> None:
         self._cuda.capturing = False
-        self.label = self._cuda.label
         try:
             self.tape.__exit__(None, None, None)
             carried = [name for storage, name in self.tape.carried.items() if storage not in self._cuda.restored]
@@ -102,23 +95,16 @@ class Graph:
 
     def replay(self) -> None:
         self._cuda.log.append("replay")
-        self._cuda.clock += self._cuda.cost.get(self.label, 1.0)
-        for _ in range(2 if self.label in self._cuda.wrong else 1):
+        for _ in range(2 if self._cuda.wrong else 1):
             self.tape.replay()
 
 
 class Event:
-    def __init__(self, cuda: FakeCuda) -> None:
-        self._cuda, self.time = cuda, 0.0
-
     def record(self, stream: object = None) -> None:
-        self.time = self._cuda.clock
+        pass
 
     def synchronize(self) -> None:
         pass
-
-    def elapsed_time(self, end: "Event") -> float:
-        return end.time - self.time
 
 
 def fake_cuda(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
@@ -132,7 +118,7 @@ def fake_cuda(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
     monkeypatch.setattr(torch.cuda, "synchronize", lambda device=None: None)
     monkeypatch.setattr(torch.cuda, "empty_cache", cuda.empty_cache)
     monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: Graph(cuda))
-    monkeypatch.setattr(torch.cuda, "Event", lambda enable_timing: Event(cuda))
+    monkeypatch.setattr(torch.cuda, "Event", lambda enable_timing: Event())
     restored = cuda_graph._restored  # private: only recording knows what it restores
 
     def noted(tensors: Sequence[Tensor]) -> contextlib.AbstractContextManager[Callable[[], None]]:

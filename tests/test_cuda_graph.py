@@ -50,7 +50,7 @@ class Descent:
         return [tensor.detach().clone() for tensor in (self.x, *self.state)]
 
 
-def record(step: Descent, form: object = None, **changes: object) -> cuda_graph.Recording | None:
+def record(step: Descent, form: Callable[[], None] | None = None, **changes: object) -> cuda_graph.Recording | None:
     settings = {"state": step.state, "tolerance": 1e-2, "what": "the step"} | changes
     return recorded(form or step, [step.x], **settings)
 
@@ -73,7 +73,7 @@ def raising(text: str, kind: type[BaseException] = RuntimeError) -> Callable[[],
 def test_a_replay_is_the_step_and_reads_what_the_buffers_hold_then(cuda, caplog):
     step, plain = Descent(), Descent()
     recording = record(step)
-    assert recording is not None and recording.form == ""
+    assert recording is not None and recording.seconds > 0
     calls = step.calls
     for value in (1.0, -2.0, 5.0):
         for one in (step, plain):
@@ -176,19 +176,19 @@ def test_only_a_failed_capture_ends_recording(cuda, caplog):
 def test_only_recordings_that_are_kept_are_counted(cuda):
     before = cuda_graph.recordings()
     assert record(Descent()) is not None and cuda_graph.recordings() == before + 1
-    cuda.wrong = {None}
+    cuda.wrong = True
     assert record(Descent()) is None and cuda_graph.recordings() == before + 1
 
 
 def test_a_recording_that_differs_is_refused(cuda, caplog):
     step = Descent()
-    before, cuda.wrong = step.values(), {None}
+    before, cuda.wrong = step.values(), True
     assert record(step) is None
     assert same(step.values(), before)
     (message,) = messages(caplog)
     assert message.startswith("no CUDA graph of the step (its update differs by ")
     assert message.endswith("launching kernels one by one, which is slower")
-    cuda.wrong = set()
+    cuda.wrong = False
     assert record(Descent()) is not None, "recording as such is sound"
 
 
@@ -197,11 +197,12 @@ def test_the_tolerance_decides(cuda):
 
     def nearly() -> None:
         step()
-        with torch.no_grad():
-            step.x.sub_(step.velocity, alpha=0.01 * 0.05)  # the same update and a twentieth of it
+        if cuda.capturing:
+            with torch.no_grad():
+                step.x.sub_(step.velocity, alpha=0.01 * 0.05)  # the same update and a twentieth of it
 
-    assert record(step, nearly, plain=step, tolerance=0.04) is None
-    assert record(step, nearly, plain=step, tolerance=0.06) is not None
+    assert record(step, nearly, tolerance=0.04) is None
+    assert record(step, nearly, tolerance=0.06) is not None
 
 
 def test_nan_is_refused(cuda, caplog):
@@ -219,77 +220,6 @@ def test_a_step_that_does_nothing_says_nothing_about_its_recording(cuda, caplog)
     step = Descent()
     assert record(step, lambda: None) is None
     assert "differs by nan" in caplog.text
-
-
-# Several forms of one step
-
-
-def forms(cuda: FakeCuda, step: Descent, **failing: BaseException) -> dict[str, Callable[[], None]]:
-    def form(name: str) -> Callable[[], None]:
-        def do() -> None:
-            cuda.label = name
-            step()
-            if name in failing:
-                raise failing[name]
-
-        return do
-
-    return {name: form(name) for name in ("first", "second")}
-
-
-@pytest.mark.parametrize(("cost", "kept"), [((1.0, 2.0), "first"), ((2.0, 1.0), "second")])
-def test_the_fastest_form_is_kept(cuda, caplog, cost, kept):
-    step = Descent()
-    before, cuda.cost = step.values(), dict(zip(("first", "second"), cost, strict=True))
-    recording = record(step, forms(cuda, step))
-    assert recording is not None and recording.form == kept
-    assert same(step.values(), before) and not caplog.records
-    assert cuda.log.count("replay") == 2 * (1 + cuda_graph.TIMED)
-
-
-def test_a_form_that_fails_leaves_the_other(cuda, caplog):
-    step = Descent()
-    before = step.values()
-    recording = record(step, forms(cuda, step, first=RuntimeError("not under vmap")), plain=step)
-    assert recording is not None and recording.form == "second"
-    assert same(step.values(), before) and not caplog.records
-
-
-def test_a_form_whose_capture_breaks_is_the_last_that_is_tried(cuda, caplog):
-    def break_first() -> None:
-        if cuda.label == "first":
-            raise RuntimeError(BROKEN)
-
-    step = Descent()
-    cuda.breaks = break_first
-    assert record(step, forms(cuda, step)) is None
-    assert cuda.label == "first"
-    assert messages(caplog) == [
-        f"no CUDA graph of the step (first: {BROKEN}); launching kernels one by one, which is slower; "
-        "this process records no further steps"
-    ]
-
-
-def test_a_form_that_was_recorded_stays_when_the_capture_of_the_next_breaks(cuda, caplog):
-    def break_second() -> None:
-        if cuda.label == "second":
-            raise RuntimeError(BROKEN)
-
-    step = Descent()
-    cuda.breaks = break_second
-    recording = record(step, forms(cuda, step))
-    assert recording is not None and recording.form == "first"
-    assert messages(caplog) == [
-        f"a capture of the step failed (second: {BROKEN}); this process records no further steps"
-    ]
-
-
-def test_one_warning_names_the_reason_of_every_form(cuda, caplog):
-    step = Descent()
-    cuda.wrong = {"second"}
-    assert record(step, forms(cuda, step, first=RuntimeError("not under vmap\nmore")), plain=step) is None
-    (message,) = messages(caplog)
-    assert message.startswith("no CUDA graph of the step (first: not under vmap; second: its update differs by ")
 
 
 # Without the stand-in

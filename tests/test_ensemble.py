@@ -324,7 +324,7 @@ def test_in_turn_replaces_at_once_where_that_does_not_work(wrong, said, device, 
 def test_a_recording_that_is_wrong_is_not_used_and_the_form_stays(at_once, monkeypatch, caplog):
     caplog.set_level(logging.WARNING, "iidlib")
     cuda, form = fake_cuda(monkeypatch), "at_once" if at_once else "in_turn"
-    cuda.wrong = {None}
+    cuda.wrong = True
     how, found = recorded_together(form, [network(0), network(1)])
     assert str(how) == form
     assert len(caplog.records) == 2, "once for each size of a batch"

@@ -72,7 +72,7 @@ def test_without_a_recording_that_is_right_the_test_is_the_same(problem, monkeyp
 
     if problem == "wrong":  # the second batch in place of the first
         monkeypatch.setattr(testing, "BATCH", 16)
-        cuda.wrong = {None}
+        cuda.wrong = True
     else:
         cuda.breaks = break_capture
     found = reached_together(networks(), real)

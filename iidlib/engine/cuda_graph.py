@@ -11,7 +11,7 @@ import gc
 import logging
 import time
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -21,9 +21,6 @@ __all__ = ["Recording", "can_record", "recorded", "recordings", "warn_no_graph"]
 
 WARM_UPS = 3
 """Plain calls before a capture, during which libraries choose kernels and allocate workspaces."""
-
-TIMED = 3
-"""Replays that are timed to compare several forms of a step."""
 
 logger = logging.getLogger("iidlib")
 
@@ -63,17 +60,16 @@ class Recording:
     """A step as a CUDA graph; created and verified by `recorded`.
 
     Attributes:
-        form: name of the recorded form; empty if the step has only one.
         seconds: time that warming up and capturing took.
     """
 
-    def __init__(self, step: Callable[[], None], device: torch.device, form: str = "") -> None:
+    def __init__(self, step: Callable[[], None], device: torch.device) -> None:
         """Calls the step WARM_UPS times and captures it once; changes made by the step remain.
 
         Raises:
             RuntimeError: if the step cannot be captured or does not fit into memory.
         """
-        self.form, self._device = form, device
+        self._device = device
         started = time.perf_counter()
         _warm_up(step, device)
         shared = next((other._pool for other in _alive if other._device == device), None)
@@ -88,58 +84,37 @@ class Recording:
 
 
 def recorded(
-    step: Callable[[], None] | Mapping[str, Callable[[], None]],
-    updated: Sequence[Tensor],
-    *,
-    state: Sequence[Tensor] = (),
-    plain: Callable[[], None] | None = None,
-    tolerance: float,
-    what: str,
+    step: Callable[[], None], updated: Sequence[Tensor], *, state: Sequence[Tensor] = (), tolerance: float, what: str
 ) -> Recording | None:
     """Records a step, verifies the recording against the plain step, and restores all tensors.
 
     Args:
         step: function that works on tensors at fixed addresses, draws no random numbers and does not wait for the
-            device; or several forms of one step by name, of which the fastest verified one is kept.
+            device.
         updated: floating-point tensors that the step changes in place; their changes are compared.
         state: all other tensors it changes in place, such as momenta and running statistics.
-        plain: function that a replay must agree with; by default the recorded form itself.
         tolerance: largest relative difference, in norm, between the update by a replay and that by a plain call.
         what: name of the step in the warning.
 
     Returns:
-        The recording. None, with one warning, if no form can be recorded or every recording differs. None without a
+        The recording. None, with one warning, if the step cannot be recorded or the recording differs. None without a
         warning on devices other than CUDA, and after a failed capture in this process, which has already been reported.
     """
     global _recordings
     device = updated[0].device
     if not can_record(device):
         return None
-    forms = {"": step} if callable(step) else step
-    best: Recording | None = None
-    fastest, problems = float("inf"), []
     with _restored([*updated, *state]) as restore:
-        for name, form in forms.items():
-            if not can_record(device):
-                break
-            try:
-                recording = Recording(form, device, name)
-                difference = _difference(recording.replay, plain or form, updated, restore)
-                if not difference <= tolerance:  # true for NaN
-                    raise RuntimeError(f"its update differs by {difference:.1e}")
-                seconds = _seconds(recording) if len(forms) > 1 else 0.0
-            except (RuntimeError, ValueError) as error:  # out of memory is a RuntimeError
-                reason = (str(error).splitlines() or [type(error).__name__])[0]
-                problems.append(f"{name}: {reason}" if name else reason)
-            else:
-                if seconds < fastest:
-                    fastest, best = seconds, recording
-    if best is None:
-        warn_no_graph(what, "; ".join(problems))
-    elif not can_record(device):
-        logger.warning("a capture of %s failed (%s); this process records no further steps", what, "; ".join(problems))
-    _recordings += best is not None
-    return best
+        try:
+            recording = Recording(step, device)
+            difference = _difference(recording.replay, step, updated, restore)
+            if not difference <= tolerance:  # true for NaN
+                raise RuntimeError(f"its update differs by {difference:.1e}")
+        except (RuntimeError, ValueError) as error:  # out of memory is a RuntimeError
+            warn_no_graph(what, error)
+            return None
+    _recordings += 1
+    return recording
 
 
 @contextlib.contextmanager
@@ -170,17 +145,6 @@ def _difference(
         moved = zip(updated, before, strict=True)
         updates.append(torch.cat([(tensor.detach() - old).flatten() for tensor, old in moved]))
     return float((updates[0] - updates[1]).norm() / updates[1].norm())
-
-
-def _seconds(recording: Recording) -> float:
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    with torch.cuda.device(recording._device):
-        start.record()
-        for _ in range(TIMED):
-            recording.replay()
-        end.record()
-    end.synchronize()
-    return start.elapsed_time(end) / 1000
 
 
 # Uses of torch.cuda, replaced by the tests to run on a CPU
