@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "kernels.cpp"
+#include "layers.cpp"
 
 using Floats = std::vector<float>;
 
@@ -42,6 +43,28 @@ static void winograd(long side, long count, long in, long out) {
                       of_gain.data(), of_shift.data(), nullptr, nullptr, 2);
 }
 
+static void convolution(long side, long count, long in, long out) {
+    const Floats x = counted(count * in * side * side), weight(36 * out * in, 0.1f);
+    Floats result(count * out * side * side);
+    const Shape shape{count, side, in, out};
+    winograd_convolve(x.data(), &shape, weight.data(), result.data(), 2);
+}
+
+static void norm(long area, long count, long channels) {
+    const Floats x = counted(count * channels * area), gain(channels, 1.0f), shift(channels, 0.0f), grad(x.size(), 1.0f);
+    Floats result(x.size()), moments(2 * count * channels), of_x(x.size()), of_residual(x.size());
+    Floats of_gain(count * channels), of_shift(count * channels);
+    for (long with_relu : {0l, 1l})
+        for (bool added : {false, true}) {
+            const Maps maps{count, area, channels, with_relu};
+            norm_relu_forward(x.data(), &maps, gain.data(), shift.data(), 1e-5f, added ? grad.data() : nullptr,
+                              result.data(), moments.data(), 2);
+            norm_relu_backward(x.data(), &maps, gain.data(), shift.data(), added ? result.data() : nullptr,
+                               moments.data(), grad.data(), of_x.data(), of_gain.data(), of_shift.data(),
+                               added ? of_residual.data() : nullptr, 2);
+        }
+}
+
 int main() {
     for (long side : {2l, 6l, 8l, 28l})
         for (long count : {1l, 5l})
@@ -49,5 +72,10 @@ int main() {
     for (long side : {4l, 8l, 12l})
         for (long count : {1l, 5l, 17l})
             for (long in : {BLOCK, 2 * BLOCK}) winograd(side, count, in, 3 * BLOCK);
+    for (long side : {4l, 8l, 12l})
+        for (long count : {1l, 5l, 17l})
+            for (long in : {BLOCK, 2 * BLOCK}) convolution(side, count, in, 3 * BLOCK);
+    for (long area : {1l, 6l, 33l, 64l})
+        for (long count : {1l, 5l}) norm(area, count, 3 * WIDE);
     std::puts("clean");
 }

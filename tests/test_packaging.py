@@ -146,6 +146,7 @@ def test_wheel_holds_the_modules_and_the_embedded_images(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "iidlib").rglob("*.py")} | {
         "iidlib/engine/kernels.cpp",
+        "iidlib/engine/layers.cpp",
         "iidlib/py.typed",
     }
     mini = ROOT / "data" / "cifar10-mini"

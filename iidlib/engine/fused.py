@@ -39,31 +39,32 @@ def norm_relu_pool(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5) -
 
 
 def norm_relu(
-    x: Tensor, weight: Tensor, bias: Tensor, eps: float, residual: Tensor | None = None, relu: bool = True
+    x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5, residual: Tensor | None = None, relu: bool = True
 ) -> Tensor:
-    """Instance norm, affine, residual and ReLU, as one function.
+    """Instance norm, affine, then an optional residual and an optional ReLU.
 
-    Equal to ``relu(group_norm(x, K, weight, bias, eps) + residual)`` with one group per channel.
+    Equal to ``relu(group_norm(x, K, weight, bias, eps) + residual)`` with one group per channel; unlike ``group_norm``,
+    it works under ``torch.vmap`` in every memory format, also in torch 2.11.
 
     Args:
         x: [B, K, H, W].
         weight: [K].
         bias: [K].
         eps: added to the variance.
-        residual: added after the affine map, [B, K, H, W]; None for none.
-        relu: whether to apply a ReLU at the end.
+        residual: added after the norm, [B, K, H, W], or None.
+        relu: whether ReLU follows.
 
     Returns:
         [B, K, H, W], in x's memory format and dtype; half precision is computed in float32.
     """
     dtype, x = x.dtype, x.to(torch.promote_types(x.dtype, torch.float32))
     mean = x.mean((2, 3), keepdim=True)
-    variance = (x - mean).square().mean((2, 3), keepdim=True)
-    scale = torch.rsqrt(variance + eps) * weight[:, None, None]
-    y = x * scale + (bias[:, None, None] - mean * scale)
+    centred = x - mean
+    variance = centred.square().mean((2, 3), keepdim=True)
+    out = centred * (torch.rsqrt(variance + eps) * weight[:, None, None]) + bias[:, None, None]
     if residual is not None:
-        y = y + residual.to(y.dtype)
-    return (torch.relu(y) if relu else y).to(dtype)
+        out = out + residual
+    return (torch.relu(out) if relu else out).to(dtype)
 
 
 @functools.cache

@@ -25,10 +25,10 @@ constexpr long L = 8;
 #else
 constexpr long L = 4;
 #endif
-constexpr long BLOCK = 2 * L;   // output channels computed together: two vectors
-constexpr long ROWS = 8;        // of a matrix product computed together; ROWS x BLOCK values fill the registers
-constexpr long POSITIONS = 36;  // of a transformed tile, 6x6
-constexpr long TILES = 64;      // most tiles transformed at a time
+constexpr long BLOCK = 2 * L;               // output channels computed together: two vectors
+constexpr long ROWS = L == 16 ? 8 : 6;      // of a matrix product computed together; ROWS x BLOCK values fill registers
+constexpr long POSITIONS = 36;              // of a transformed tile, 6x6
+constexpr long TILES = 64;                  // most tiles transformed at a time
 
 typedef float vec __attribute__((vector_size(L * sizeof(float))));
 
@@ -120,26 +120,40 @@ static void norm_relu_pool_backward(float* map, long side, long stride, const fl
         }
 }
 
-// c (+)= a b, ROWS x depth times depth x BLOCK: a[r][k] is at a + r * a_row + k * a_depth; rows of b are b_row apart,
-// rows of c c_row apart.
-template <bool ADD>
+// c (+)= a b, R x depth times depth x BLOCK: a[r][k] is at a + r * a_row + k * a_depth; rows of b are b_row apart, rows
+// of c c_row apart.
+template <bool ADD, long R>
 static inline void product(const float* a, long a_row, long a_depth, const float* b, long b_row, long depth, float* c,
                            long c_row) {
-    vec sum[ROWS][2] = {};
+    vec sum[R][2] = {};
     for (long k = 0; k < depth; k++) {
         const vec b0 = load(b + k * b_row), b1 = load(b + k * b_row + L);
 #pragma GCC unroll 8
-        for (long r = 0; r < ROWS; r++) {
+        for (long r = 0; r < R; r++) {
             const vec x = splat(a[r * a_row + k * a_depth]);
             sum[r][0] += x * b0;
             sum[r][1] += x * b1;
         }
     }
-    for (long r = 0; r < ROWS; r++) {
+#pragma GCC unroll 8
+    for (long r = 0; r < R; r++) {
         float* p = c + r * c_row;
         store(p, ADD ? load(p) + sum[r][0] : sum[r][0]);
         store(p + L, ADD ? load(p + L) + sum[r][1] : sum[r][1]);
     }
+}
+
+// The same for an even number of rows; the values of a row do not depend on the number of rows.
+template <bool ADD>
+static inline void products(const float* a, long a_row, long a_depth, const float* b, long b_row, long depth, float* c,
+                            long c_row, long rows) {
+    long r = 0;
+    for (; r + ROWS <= rows; r += ROWS)
+        product<ADD, ROWS>(a + r * a_row, a_row, a_depth, b, b_row, depth, c + r * c_row, c_row);
+    for (; r + 4 <= rows; r += 4)
+        product<ADD, 4>(a + r * a_row, a_row, a_depth, b, b_row, depth, c + r * c_row, c_row);
+    for (; r < rows; r += 2)
+        product<ADD, 2>(a + r * a_row, a_row, a_depth, b, b_row, depth, c + r * c_row, c_row);
 }
 
 // N adjacent pixels of a row, BLOCK channels; `in` holds one padded plane per channel.
@@ -204,7 +218,9 @@ static inline void transform_input(const float* image, long side, long channels,
     }
 }
 
-static inline void transform_output(const float* in, long stride, float* map, long side, long y0, long x0) {
+// Writes a tile of L channels to a map [side][side][channels].
+static inline void transform_output(const float* in, long stride, float* map, long side, long channels, long y0,
+                                    long x0) {
     vec half[4][6];
     for (long j = 0; j < 6; j++) {
         vec m[6], o[4];
@@ -215,7 +231,7 @@ static inline void transform_output(const float* in, long stride, float* map, lo
     for (long i = 0; i < 4; i++) {
         vec o[4];
         output_line(half[i], o);
-        for (long j = 0; j < 4; j++) store(map + ((y0 + i) * side + x0 + j) * L, o[j]);
+        for (long j = 0; j < 4; j++) store(map + ((y0 + i) * side + x0 + j) * channels, o[j]);
     }
 }
 
@@ -308,43 +324,42 @@ struct Transformed {
     const Shape s;
     const long across, tiles, most, in_stride, product_stride;  // strides from position to position
     long rows = 0;                                              // tiles in use
-    Buffer in, products;
+    Buffer in, product;
 
-    // Rounded up to a multiple of ROWS, so that a tile's values do not depend on the number of tiles; and padded by a
-    // cache line, so that the positions of a tile do not map to the same cache lines.
-    Transformed(const Shape& shape, long images)
+    // For at most `tiles_together` tiles, rounded up to an even number. Positions are padded by a cache line, so that those
+    // of a tile do not map to the same cache lines.
+    Transformed(const Shape& shape, long tiles_together)
         : s(shape),
           across(s.side / 4),
           tiles(across * across),
-          most((images * tiles + ROWS - 1) / ROWS * ROWS),
+          most((tiles_together + 1) / 2 * 2),
           in_stride(most * s.channels_in + 16),
           product_stride(most * BLOCK + 16),
           in(new float[POSITIONS * in_stride]()),
-          products(new float[POSITIONS * product_stride]()) {}
+          product(new float[POSITIONS * product_stride]()) {}
 
-    void take(const float* images, long number) {
-        rows = number * tiles;
-        for (long t = 0; t < rows; t++) {
+    // Transforms tiles, numbered across all images.
+    void take(const float* images, long first, long number) {
+        rows = number;
+        for (long t = first; t < first + number; t++) {
             const float* image = images + t / tiles * s.side * s.side * s.channels_in;
             for (long k = 0; k < s.channels_in; k += L)
                 transform_input(image + k, s.side, s.channels_in, t % tiles / across * 4 - 1, t % across * 4 - 1,
-                                in.get() + t * s.channels_in + k, in_stride);
+                                in.get() + (t - first) * s.channels_in + k, in_stride);
         }
     }
 
     // weight [36][channels_in][BLOCK]
     void multiply(const float* weight) {
         for (long p = 0; p < POSITIONS; p++)
-            for (long r = 0; r < rows; r += ROWS)
-                product<false>(in.get() + p * in_stride + r * s.channels_in, s.channels_in, 1,
-                               weight + p * s.channels_in * BLOCK, BLOCK, s.channels_in,
-                               products.get() + p * product_stride + r * BLOCK, BLOCK);
+            products<false>(in.get() + p * in_stride, s.channels_in, 1, weight + p * s.channels_in * BLOCK, BLOCK,
+                            s.channels_in, product.get() + p * product_stride, BLOCK, (rows + 1) / 2 * 2);
     }
 
     // Writes L channels of an image's convolution, starting at v, to a map [side][side][L].
     void convolution(long image, long v, float* map) const {
         for (long t = 0; t < tiles; t++)
-            transform_output(products.get() + (image * tiles + t) * BLOCK + v, product_stride, map, s.side,
+            transform_output(product.get() + (image * tiles + t) * BLOCK + v, product_stride, map, s.side, L,
                              t / across * 4, t % across * 4);
     }
 };
@@ -396,15 +411,14 @@ extern "C" void direct_backward(const float* images, const Strides* by, const Sh
     const Shape s = *shape;
     const long line = s.side + 2, plane = line * line, area = s.side * s.side, pooled = area / 4 * s.channels_out;
     const long taps = s.channels_in * 9, columns = (taps + BLOCK - 1) / BLOCK * BLOCK;
-    const long pixel_rows = (area + ROWS - 1) / ROWS * ROWS;
 #pragma omp parallel num_threads(threads)
     {
-        Buffer padded(new float[s.channels_in * plane]()), map(new float[pixel_rows * BLOCK]());
-        Buffer patches(new float[grad_images ? pixel_rows * columns : 1]);
+        Buffer padded(new float[s.channels_in * plane]()), map(new float[area * BLOCK]());
+        Buffer patches(new float[grad_images ? area * columns : 1]);
 #pragma omp for schedule(static)
         for (long n = 0; n < s.count; n++) {
             pad(images + n * by->image, *by, s, padded.get());
-            if (grad_images) std::fill_n(patches.get(), pixel_rows * columns, 0.0f);
+            if (grad_images) std::fill_n(patches.get(), area * columns, 0.0f);
             for (long c = 0; c < s.channels_out; c += BLOCK) {
                 convolve(padded.get(), s, weight + c * taps, map.get());
                 for (long v = 0; v < BLOCK; v += L)
@@ -414,9 +428,8 @@ extern "C" void direct_backward(const float* images, const Strides* by, const Sh
                                             grad_norm_bias + n * s.channels_out + c + v);
                 if (grad_images)
                     for (long j = 0; j < columns; j += BLOCK)
-                        for (long r = 0; r < pixel_rows; r += ROWS)
-                            product<true>(map.get() + r * BLOCK, BLOCK, 1, transposed + (c * columns + j * BLOCK),
-                                          BLOCK, BLOCK, patches.get() + r * columns + j, columns);
+                        products<true>(map.get(), BLOCK, 1, transposed + (c * columns + j * BLOCK), BLOCK, BLOCK,
+                                       patches.get() + j, columns, area);
                 if (grad_weight) {
                     float* own = grad_weight + (omp_get_thread_num() * s.channels_out + c) * taps;
                     for (long k = 0; k < s.channels_in; k++) {
@@ -463,16 +476,16 @@ extern "C" void direct_backward(const float* images, const Strides* by, const Sh
 extern "C" void winograd_forward(const float* images, const Shape* shape, const float* weight, const float* norm_weight,
                                  const float* norm_bias, float eps, float* out, int threads) {
     const Shape s = *shape;
-    const long together = images_together(s, threads), image = s.side * s.side * s.channels_in;
+    const long together = images_together(s, threads), tiles = (s.side / 4) * (s.side / 4);
     const long pooled = (s.side / 2) * (s.side / 2) * s.channels_out;
 #pragma omp parallel num_threads(threads)
     {
-        Transformed group(s, together);
+        Transformed group(s, together * tiles);
         Buffer map(new float[s.side * s.side * L]);
 #pragma omp for schedule(static)
         for (long first = 0; first < s.count; first += together) {
             const long number = std::min(together, s.count - first);
-            group.take(images + first * image, number);
+            group.take(images, first * tiles, number * tiles);
             for (long c = 0; c < s.channels_out; c += BLOCK) {
                 group.multiply(weight + c * POSITIONS * s.channels_in);
                 for (long n = 0; n < number; n++)
@@ -493,17 +506,18 @@ extern "C" void winograd_backward(const float* images, const Shape* shape, const
                                   float* grad_norm_weight, float* grad_norm_bias, float* grad_images,
                                   float* grad_weight, int threads) {
     const Shape s = *shape;
-    const long together = images_together(s, threads), image = s.side * s.side * s.channels_in;
+    const long together = images_together(s, threads), tiles = (s.side / 4) * (s.side / 4);
+    const long image = s.side * s.side * s.channels_in;
     const long pooled = (s.side / 2) * (s.side / 2) * s.channels_out;
 #pragma omp parallel num_threads(threads)
     {
-        Transformed group(s, together);
-        const long tiles = group.tiles, across = group.across, stride = group.most * s.channels_out + 16;
+        Transformed group(s, together * tiles);
+        const long across = group.across, stride = group.most * s.channels_out + 16;
         Buffer map(new float[s.side * s.side * L]), outer(new float[POSITIONS * stride]());
 #pragma omp for schedule(static)
         for (long first = 0; first < s.count; first += together) {
             const long number = std::min(together, s.count - first), rows = number * tiles;
-            group.take(images + first * image, number);
+            group.take(images, first * tiles, number * tiles);
             for (long c = 0; c < s.channels_out; c += BLOCK) {
                 group.multiply(weight + c * POSITIONS * s.channels_in);
                 for (long n = 0; n < number; n++)
@@ -523,27 +537,25 @@ extern "C" void winograd_backward(const float* images, const Shape* shape, const
                 std::fill_n(target, number * image, 0.0f);
                 for (long k = 0; k < s.channels_in; k += BLOCK) {
                     for (long p = 0; p < POSITIONS; p++)
-                        for (long r = 0; r < rows; r += ROWS)
-                            product<false>(outer.get() + p * stride + r * s.channels_out, s.channels_out, 1,
-                                           transposed + (k * POSITIONS + p * BLOCK) * s.channels_out, BLOCK,
-                                           s.channels_out, group.products.get() + p * group.product_stride + r * BLOCK,
-                                           BLOCK);
+                        products<false>(outer.get() + p * stride, s.channels_out, 1,
+                                        transposed + (k * POSITIONS + p * BLOCK) * s.channels_out, BLOCK,
+                                        s.channels_out, group.product.get() + p * group.product_stride, BLOCK,
+                                        (rows + 1) / 2 * 2);
                     for (long t = 0; t < rows; t++)
                         for (long v = 0; v < BLOCK; v += L)
-                            transform_input_backward(group.products.get() + t * BLOCK + v, group.product_stride,
+                            transform_input_backward(group.product.get() + t * BLOCK + v, group.product_stride,
                                                      target + t / tiles * image + k + v, s.side, s.channels_in,
                                                      t % tiles / across * 4 - 1, t % across * 4 - 1);
                 }
             }
             if (grad_weight)
                 for (long p = 0; p < POSITIONS; p++)
-                    for (long k = 0; k < s.channels_in; k += ROWS)
-                        for (long c = 0; c < s.channels_out; c += BLOCK)
-                            product<true>(group.in.get() + p * group.in_stride + k, 1, s.channels_in,
-                                          outer.get() + p * stride + c, s.channels_out, rows,
-                                          grad_weight + ((omp_get_thread_num() * POSITIONS + p) * s.channels_in + k) *
-                                                            s.channels_out + c,
-                                          s.channels_out);
+                    for (long c = 0; c < s.channels_out; c += BLOCK)
+                        products<true>(group.in.get() + p * group.in_stride, 1, s.channels_in,
+                                       outer.get() + p * stride + c, s.channels_out, rows,
+                                       grad_weight + (omp_get_thread_num() * POSITIONS + p) * s.channels_in *
+                                                         s.channels_out + c,
+                                       s.channels_out, s.channels_in);
         }
     }
 }

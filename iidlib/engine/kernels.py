@@ -1,7 +1,8 @@
 """C++ kernels for a ConvNet block on a CPU, with gradients: from convolution to pooling in the cache.
 
-``kernels.cpp`` contains them and explains how they work. They are built with torch's compiler settings at their first
-use, in about two seconds, and cached on disk in a private folder. If that fails, computation is only slower.
+``kernels.cpp`` contains them and explains how they work; ``layers.cpp`` contains those of `engine.layers`. They are
+built with torch's compiler settings at their first use, in about two seconds, and cached on disk in a private folder.
+If that fails, computation is only slower.
 """
 
 import ctypes
@@ -21,7 +22,16 @@ from iidlib.engine.compiled import compiler_folder, load_verified
 from iidlib.files import cache_dir, user_path
 from iidlib.private import private_dir
 
-__all__ = ["FusedBlock", "library", "refusal"]
+__all__ = ["TILE", "FusedBlock", "Packed", "Packing", "call", "library", "refusal", "supported"]
+
+SOURCES = ("kernels.cpp", "layers.cpp")
+"""C++ files of the library, in this folder; the second uses the first."""
+
+FUNCTIONS = (
+    "direct_forward", "direct_backward", "winograd_forward", "winograd_backward", "winograd_convolve",
+    "norm_relu_forward", "norm_relu_backward",
+)  # fmt: skip
+"""Kernels of the library; none returns a value."""
 
 FEW_CHANNELS = 4
 """Largest number of input channels convolved directly; above, Winograd's algorithm needs fewer products."""
@@ -82,12 +92,13 @@ def library() -> Any:
     if refusal():
         return None
     try:
-        source = Path(__file__).with_suffix(".cpp").read_text(encoding="utf8")
+        # one library, so that the layers share the parts of the blocks
+        source = "\n".join(Path(__file__).with_name(name).read_text(encoding="utf8") for name in SOURCES)
         # contraction into fused multiply-adds, which torch disables, doubles the speed
         folder = Path(os.environ["TORCHINDUCTOR_CACHE_DIR"])
         built = load_verified(source, ("-ffp-contract=fast",), folder)
         built.block.restype = ctypes.c_long
-        for name in ("direct_forward", "direct_backward", "winograd_forward", "winograd_backward"):
+        for name in FUNCTIONS:
             getattr(built, name).restype = None
         return built
     except Exception as error:  # torch internals, compiler and linker: continue whatever fails
@@ -115,12 +126,12 @@ def _transform_backward(grad: Tensor) -> Tensor:
     return torch.einsum("ak,abio,bl->oikl", g, grad.unflatten(0, (6, 6)), g)
 
 
-class _Packed:
-    """Weights of a block, [K_out, K_in, 3, 3], in the layouts that the kernels read."""
+class Packed:
+    """Weights of a convolution, [K_out, K_in, 3, 3], in the layouts that the kernels read."""
 
     def __init__(self, weight: Tensor, block: int) -> None:
         self.direct = weight.shape[1] <= FEW_CHANNELS
-        self._block = block
+        self._block, self._weight = block, weight
         # one matrix [K_in*9, K_out], or 36 [K_in, K_out]
         self._matrix = weight.flatten(1).t() if self.direct else _transform(weight)
         self.forward = _columns(self._matrix, block)
@@ -133,6 +144,11 @@ class _Packed:
             return columns
         # [taps/block, K_out, block] as [K_out/block, taps/block, block, block]
         return columns.unflatten(1, (-1, self._block)).transpose(0, 1).contiguous()
+
+    @functools.cached_property
+    def adjoint(self) -> "Packed":
+        """Packed weights of the convolution that maps gradients of the output to those of the images."""
+        return Packed(self._weight.flip(2, 3).transpose(0, 1), self._block)
 
     def empty_gradient(self, threads: int) -> Tensor:
         """Zeros for the gradient of the packed weights, one per thread."""
@@ -147,7 +163,39 @@ class _Packed:
         return total.transpose(1, 2).flatten(0, 1).unflatten(1, (-1, 3, 3))
 
 
-def _call(function: Any, *arguments: Tensor | Sequence[int] | float | None) -> None:
+class Packing:
+    """Packs weights for the kernels, again only when they have changed."""
+
+    def __init__(self) -> None:
+        self._of: tuple[Tensor, int, int] | None = None
+        self._packed: Packed | None = None
+
+    def __call__(self, weight: Tensor) -> Packed:
+        """Packs weights [K_out, K_in, 3, 3]; the kernels must have been built."""
+        known = self._of
+        if self._packed is None or known is None or known[0] is not weight:
+            fresh = True
+        else:
+            fresh = known[1:] != (weight.data_ptr(), weight._version)
+        if fresh:
+            self._packed = Packed(weight.detach(), library().block())
+            self._of = weight, weight.data_ptr(), weight._version
+        assert self._packed is not None
+        return self._packed
+
+
+def supported(*tensors: Tensor) -> bool:
+    """Whether the kernels are built and take such tensors: float32 on a CPU, outside of ``torch.vmap`` and the like."""
+    plain = all(
+        tensor.device.type == "cpu"
+        and tensor.dtype == torch.float32
+        and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+        for tensor in tensors
+    )
+    return plain and library() is not None
+
+
+def call(function: Any, *arguments: Tensor | Sequence[int] | float | None) -> None:
     """Calls a kernel with tensors as addresses, sizes as arrays, and the number of threads as the last argument."""
     given: list[Any] = []
     for argument in arguments:
@@ -162,17 +210,17 @@ def _call(function: Any, *arguments: Tensor | Sequence[int] | float | None) -> N
     function(*given, ctypes.c_int(torch.get_num_threads()))
 
 
-def _sizes(x: Tensor, weight: Tensor, packed: _Packed) -> list[Sequence[int]]:
+def _sizes(x: Tensor, weight: Tensor, packed: Packed) -> list[Sequence[int]]:
     shape = (len(x), x.shape[2], x.shape[1], len(weight))
     return [x.stride(), shape] if packed.direct else [shape]
 
 
-def _forward(x: Tensor, weight: Tensor, norm_weight: Tensor, norm_bias: Tensor, eps: float, packed: _Packed) -> Tensor:
+def _forward(x: Tensor, weight: Tensor, norm_weight: Tensor, norm_bias: Tensor, eps: float, packed: Packed) -> Tensor:
     side = x.shape[2] // 2
     out = torch.empty((len(x), len(weight), side, side), memory_format=torch.channels_last)
     kernels = library()
     function = kernels.direct_forward if packed.direct else kernels.winograd_forward
-    _call(function, x, *_sizes(x, weight, packed), packed.forward, norm_weight, norm_bias, eps, out)
+    call(function, x, *_sizes(x, weight, packed), packed.forward, norm_weight, norm_bias, eps, out)
     return out
 
 
@@ -188,7 +236,7 @@ class _Differentiable(torch.autograd.Function):
         norm_weight: Tensor,
         norm_bias: Tensor,
         eps: float,
-        packed: _Packed,
+        packed: Packed,
     ) -> Tensor:
         ctx.save_for_backward(x, weight, bias, norm_weight, norm_bias)
         ctx.eps, ctx.packed = eps, packed
@@ -198,7 +246,7 @@ class _Differentiable(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, bias, norm_weight, norm_bias = ctx.saved_tensors
-        packed: _Packed = ctx.packed
+        packed: Packed = ctx.packed
         kernels = library()
         grad = grad.contiguous(memory_format=torch.channels_last)
         grad_norm = torch.empty(2, len(x), len(weight))
@@ -209,7 +257,7 @@ class _Differentiable(torch.autograd.Function):
             grad_x = torch.empty(x.shape, memory_format=layout)
         if ctx.needs_input_grad[1]:
             grad_weight = packed.empty_gradient(torch.get_num_threads())
-        _call(
+        call(
             kernels.direct_backward if packed.direct else kernels.winograd_backward,
             x,
             *_sizes(x, weight, packed),
@@ -244,25 +292,14 @@ class FusedBlock:
     """
 
     def __init__(self) -> None:
-        self._of: tuple[Tensor, int, int] | None = None
-        self._packed: _Packed | None = None
+        self._pack = Packing()
 
     @staticmethod
     def fits(x: Tensor, weight: Tensor) -> bool:
         """Whether the kernels support a block with inputs [B, K, H, W] and weights [K_out, K, 3, 3]."""
-        if (
-            x.device.type != "cpu"
-            or x.dtype != torch.float32
-            or weight.dtype != torch.float32
-            or torch._C._functorch.is_functorch_wrapped_tensor(x)
-            or torch._C._functorch.is_functorch_wrapped_tensor(weight)
-            or weight.is_inference()
-        ):
+        if weight.is_inference() or not supported(x, weight):
             return False
-        kernels = library()
-        if kernels is None:
-            return False
-        block, side = kernels.block(), x.shape[2]
+        block, side = library().block(), x.shape[2]
         direct = x.shape[1] <= FEW_CHANNELS and side % 2 == 0
         winograd = x.shape[1] % block == 0 and side % TILE == 0
         return (direct or winograd) and weight.shape[0] % block == 0 and x.shape[3] == side > 0 < len(x)
@@ -287,15 +324,3 @@ class FusedBlock:
         if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs if tensor is not None):
             return _Differentiable.apply(*inputs, eps, packed)
         return _forward(x, weight, norm_weight, norm_bias, eps, packed)
-
-    def _pack(self, weight: Tensor) -> _Packed:
-        known = self._of
-        if self._packed is None or known is None or known[0] is not weight:
-            fresh = True
-        else:
-            fresh = known[1:] != (weight.data_ptr(), weight._version)
-        if fresh:
-            self._packed = _Packed(weight.detach(), library().block())
-            self._of = weight, weight.data_ptr(), weight._version
-        assert self._packed is not None
-        return self._packed
