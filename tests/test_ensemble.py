@@ -78,23 +78,9 @@ def test_the_idc_familys_training_together_is_that_alone(at_once):
         assert network_difference(own, alone) < 1e-10 and network_difference(unmixed, alone) > 1e-2
 
 
-def vmap_transforms_group_norm() -> bool:
-    """Whether torch can on this CPU, for channels-last images; version 2.11 cannot."""
-    images = torch.zeros(2, 1, 4, 4, 8).permute(0, 1, 4, 2, 3)
-    try:
-        torch.func.vmap(lambda one: torch.nn.functional.group_norm(one, 8))(images)
-    except RuntimeError as error:
-        if "NYI" not in str(error):  # any other error is a failure
-            raise
-        return False
-    return True
-
-
 @FORMS
 @pytest.mark.parametrize("name", NETWORKS)
 def test_every_network_trains_together_its_running_statistics_included(at_once, name):
-    if at_once and name in ("vgg11", "resnet18") and not vmap_transforms_group_norm():
-        pytest.skip("this torch cannot do it on a CPU, where the library never trains all networks at once")
     start = [network(number, name, 32) for number in range(2)]
     settings = {"epochs": 1, "batch": 2, "lr": 0.01}
     found = together(copy.deepcopy(start), *labelled_noise(4, 32), at_once, **settings)

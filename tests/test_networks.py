@@ -3,6 +3,7 @@
 import copy
 import functools
 import math
+from hashlib import sha256
 
 import pytest
 import torch
@@ -10,16 +11,18 @@ import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 
-from iidlib.engine import FusedBlock, compiler_available, norm_relu_pool
+from iidlib.engine import FusedBlock, WinogradConv, compiler_available, norm_relu_pool
 from iidlib.engine import fused as fused_kernel
 from iidlib.networks import (
     BACKENDS,
     NETWORKS,
     Network,
+    NormReLU,
     build_network,
     conv_blocks,
     draw_parameters_,
     empty_network,
+    replaceable,
     set_backend,
 )
 from tests.factories import noise_images, seeded
@@ -347,6 +350,46 @@ def test_each_backend_is_what_it_says(monkeypatch):
 
 
 @needs_compiler
+@pytest.mark.parametrize("name", ["vgg11", "resnet18"])
+def test_fused_layers_give_what_plain_ones_give(name):
+    network, images = build(name).eval(), noise(3)
+    plain = copy.deepcopy(network).double()
+    state = {key: value.clone() for key, value in network.state_dict().items()}
+    assert {module.backend for module in replaceable(set_backend(network, "fused"))} == {"fused"}
+    norms = sum(isinstance(module, NormReLU) for module in replaceable(network))
+    assert norms == {"vgg11": 8, "resnet18": 20}[name]
+    for training in (False, True):  # with and without gradients of the weights, which decides about convolutions
+        network.requires_grad_(training)
+        assert_norm_close(network(images).double(), plain(images.double()), 1e-5)
+    assert all(torch.equal(value, state[key]) for key, value in network.state_dict().items())
+
+
+def test_layers_are_not_replaced_while_their_weights_train(monkeypatch):
+    network, seen = set_backend(build("resnet18"), "fused"), []
+    monkeypatch.setattr(WinogradConv, "fits", staticmethod(lambda x, weight: seen.append(len(weight))))
+    network(noise())
+    assert not seen
+    with torch.no_grad():
+        network(noise())
+    assert seen == [64] * 4 + [128] * 3 + [256] * 3 + [512] * 3
+
+
+@pytest.mark.parametrize(("name", "digest"), [("resnet18", "b6690a600264"), ("vgg11", "c59624c2160e")])
+def test_names_order_and_initial_values_of_parameters_are_those_of_stored_networks(name, digest):
+    """Those of version 0.2.0 and earlier, whose norms and activations were separate modules."""
+    state, generator, bound = build(name).state_dict(), seeded(), 0.0
+    text = "\n".join(f"{key} {list(value.shape)}" for key, value in state.items())
+    assert sha256(text.encode()).hexdigest()[:12] == digest
+    for key, value in state.items():
+        if "norm" in key:
+            assert (value == (1 if key.endswith("weight") else 0)).all()
+            continue
+        if value.dim() > 1:
+            bound = 1 / math.sqrt(value[0].numel())
+        assert torch.equal(value, torch.empty(value.shape).uniform_(-bound, bound, generator=generator))
+
+
+@needs_compiler
 def test_backends_can_be_changed_back_and_forth():
     network = wide()
     before, state = outcome(network), copy.deepcopy(network.state_dict())
@@ -389,11 +432,11 @@ def test_an_unknown_backend_is_refused_and_changes_nothing(backend):
     assert [block.backend for block in conv_blocks(network)] == ["eager"] * 2
 
 
-@pytest.mark.parametrize("name", ["resnet18", "convnet3-bn", "mlp"])
+@pytest.mark.parametrize("name", ["resnet18-bn", "convnet3-bn", "vgg11-bn", "alexnet", "mlp"])
 def test_networks_without_such_blocks_stay_as_they_are(name):
     network = build(name)
     before = network.eval()(noise())
-    assert not conv_blocks(network) and set_backend(network, "fused") is network
+    assert not replaceable(network) and set_backend(network, "fused") is network
     assert torch.equal(network(noise()), before)
 
 

@@ -23,7 +23,7 @@ from iidlib.config import EvalProtocol
 from iidlib.distillation import Distillation
 from iidlib.engine import precision
 from iidlib.features import NetworkQueue
-from iidlib.networks import Network, set_backend
+from iidlib.networks import Network, NormReLU, set_backend
 from iidlib.rng import stream
 from iidlib.synthetic import expand
 from iidlib.training.loop import MOMENTUM, WEIGHT_DECAY
@@ -36,9 +36,20 @@ def _group_norm_relu_pool(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -
     return F.avg_pool2d(F.relu(x, inplace=True), 2)  # [B, K, h/2, w/2]; ReLU in place, as in the released networks
 
 
+def _group_norm_relu(
+    x: Tensor, weight: Tensor, bias: Tensor, eps: float, residual: Tensor | None, relu: bool
+) -> Tensor:
+    x = F.group_norm(x, len(weight), weight, bias, eps)  # [B, K, h, w]
+    x = x if residual is None else x + residual
+    return F.relu(x) if relu else x
+
+
 def plain_twin(network: Network) -> Network:
     """A copy of a network in PyTorch's default memory format, with blocks of plain eager calls."""
-    twin = copy.deepcopy(network).to(memory_format=torch.contiguous_format)
+    twin = set_backend(copy.deepcopy(network).to(memory_format=torch.contiguous_format), "eager")
+    for module in twin.modules():
+        if isinstance(module, NormReLU):
+            module.use(_group_norm_relu)
     return set_backend(twin, _group_norm_relu_pool)
 
 

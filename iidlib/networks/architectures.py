@@ -8,8 +8,9 @@ classifier, so the method's code reads the same for all of them::
     features = network.head(fmap)           # [B, D], used by mean matching; same as network.embed(images)
     logits = network.classifier(features)   # [B, C]; same as network(images)
 
-Instance norm is ``GroupNorm(K, K)``, affine, as in the released code: an image's output does not depend on the rest of
-the batch, in training or evaluation mode, so a batch of all classes gives the same values as one class at a time.
+Instance norm is that of ``GroupNorm(K, K)``, affine, as in the released code: an image's output does not depend on the
+rest of the batch, in training or evaluation mode, so a batch of all classes gives the same values as one class at a
+time.
 Networks whose name ends in ``-bn`` use batch norm instead.
 
 Source: the structures and parameter counts of Zhao and Bilen's DatasetCondensation code, on which the released IID code
@@ -30,7 +31,7 @@ from torch import Tensor, nn
 
 from iidlib.errors import near
 from iidlib.names import network_name
-from iidlib.networks.blocks import ConvBlock, ResidualBlock, instance_norm
+from iidlib.networks.blocks import Conv3x3, ConvBlock, NormReLU, ResidualBlock
 
 __all__ = ["NETWORKS", "Network", "build_network", "draw_parameters_", "empty_network"]
 
@@ -126,7 +127,7 @@ def _convnet(channels: int, size: int, *, depth: int, width: int = 128, batch_no
 
 
 def _in_a_row(
-    channels: int, size: int, *, layers: tuple[tuple[int, int] | None, ...], norm: Callable[[int], nn.Module] | None
+    channels: int, size: int, *, layers: tuple[tuple[int, int] | None, ...], norm: type[nn.Module] | None
 ) -> _Parts:
     """A sequence of convolutions, each (width, kernel size) with norm and ReLU; None is 2x2 max pooling."""
     trunk: OrderedDict[str, nn.Module] = OrderedDict()
@@ -138,20 +139,26 @@ def _in_a_row(
             continue
         width, kernel_size = layer
         convolutions += 1
-        trunk[f"conv{convolutions}"] = nn.Conv2d(channels, width, kernel_size, padding=kernel_size // 2)
-        if norm is not None:
-            trunk[f"norm{convolutions}"] = norm(width)
-        trunk[f"relu{convolutions}"] = nn.ReLU()
+        if norm is NormReLU:
+            trunk |= {f"conv{convolutions}": Conv3x3(channels, width), f"norm{convolutions}": norm(width)}
+        else:
+            trunk[f"conv{convolutions}"] = nn.Conv2d(channels, width, kernel_size, padding=kernel_size // 2)
+            if norm is not None:
+                trunk[f"norm{convolutions}"] = norm(width)
+            trunk[f"relu{convolutions}"] = nn.ReLU()
         channels = width
     return nn.Sequential(trunk), nn.Flatten(), channels * size**2
 
 
-def _resnet18(channels: int, size: int, *, norm: Callable[[int], nn.Module]) -> _Parts:
+def _resnet18(channels: int, size: int, *, norm: type[NormReLU] | type[nn.BatchNorm2d]) -> _Parts:
     """ResNet18 for small images: a 3x3 stem without pooling, four stages of two blocks, average pooling over 4x4.
 
     The pooling leaves one position at 32x32 (512 features), 2x2 at 64x64 (2048 features), as in the released code.
     """
-    stem = OrderedDict(conv=nn.Conv2d(channels, 64, 3, padding=1, bias=False), norm=norm(64), relu=nn.ReLU())
+    conv = nn.Conv2d(channels, 64, 3, padding=1, bias=False)
+    stem: OrderedDict[str, nn.Module] = OrderedDict(conv=conv, norm=norm(64))
+    if norm is not NormReLU:
+        stem["relu"] = nn.ReLU()
     trunk: OrderedDict[str, nn.Module] = OrderedDict(stem=nn.Sequential(stem))
     fan = 64
     for i, (width, stride) in enumerate(((64, 1), (128, 2), (256, 2), (512, 2)), 1):
@@ -227,8 +234,8 @@ _ARCHITECTURES = {
     "convnet3": _Architecture(partial(_convnet, depth=3), 8),
     "convnet4": _Architecture(partial(_convnet, depth=4), 16),
     "alexnet": _Architecture(partial(_in_a_row, layers=_ALEXNET, norm=None), 8),
-    "vgg11": _Architecture(partial(_in_a_row, layers=_VGG11, norm=instance_norm), 32),
-    "resnet18": _Architecture(partial(_resnet18, norm=instance_norm), 32),
+    "vgg11": _Architecture(partial(_in_a_row, layers=_VGG11, norm=NormReLU), 32),
+    "resnet18": _Architecture(partial(_resnet18, norm=NormReLU), 32),
     "mlp": _Architecture(_mlp, 1),
     "lenet": _Architecture(_lenet, 4, smallest=16),
     "convnet3-bn": _Architecture(partial(_convnet, depth=3, batch_norm=True), 8),

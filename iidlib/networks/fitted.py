@@ -13,7 +13,7 @@ from iidlib.engine import check_fits, compiler_available, configure, kernels
 from iidlib.errors import InputError, suggest
 from iidlib.names import network_name
 from iidlib.networks.architectures import NETWORKS, Network, build_network, empty_network
-from iidlib.networks.blocks import conv_blocks
+from iidlib.networks.blocks import replaceable
 
 __all__ = ["check_network_for", "frozen", "network_bytes", "network_for", "prepare"]
 
@@ -37,9 +37,9 @@ def prepare(network: nn.Module, *, compile: str = "auto") -> nn.Module:
     network.to(memory_format=torch.channels_last)
     configure(compiled=compile != "off")
     if compile != "off" and compiler_available():
-        for block in conv_blocks(network):
-            if block.backend == "eager":  # any other backend was chosen explicitly
-                block.use("fused")
+        for module in replaceable(network):
+            if module.backend == "eager":  # any other backend was chosen explicitly
+                module.use("fused")
     return network
 
 
