@@ -226,17 +226,17 @@ class _Unused(torch.autograd.Function):
         return grad, torch.zeros_like(unused) if ctx.needs_input_grad[1] else None
 
 
-def without_bias(norm_bias: Tensor, conv_bias: Tensor | None) -> Tensor:
-    """The bias of an instance norm, after a convolution whose bias is left out since the norm cancels it.
+def without_bias(tensor: Tensor, conv_bias: Tensor | None) -> Tensor:
+    """A tensor that follows a convolution whose bias is left out since an instance norm cancels it.
 
     On CUDA, adding the convolution's bias would read and write the map once more. Its gradient is exactly zero, not
     missing, so that an optimiser treats it as before: weight decay still shrinks it.
 
     Args:
-        norm_bias: [K].
+        tensor: the output of the convolution, or the bias of the norm.
         conv_bias: [K], or None.
 
     Returns:
-        The norm's bias, [K].
+        The same tensor, on which the bias seems to depend.
     """
-    return norm_bias if conv_bias is None else _Unused.apply(norm_bias, conv_bias)
+    return tensor if conv_bias is None else _Unused.apply(tensor, conv_bias)

@@ -81,7 +81,8 @@ def set_backend(network: _Module, backend: str | Kernel) -> _Module:
             - ``"fused"``: the whole block, convolution included, as one C++ kernel on a CPU where it fits
               (`engine.FusedBlock.fits`), and ``"compiled"`` elsewhere.
 
-            The layers of VGG11 and ResNet18 have C++ kernels for ``"fused"`` and are otherwise those of ``"eager"``.
+            The layers of VGG11 and ResNet18 have C++ kernels for ``"fused"`` on a CPU and the same Triton kernel for
+            both on CUDA; otherwise they are those of ``"eager"``.
 
             A function ``(x, weight, bias, eps)`` may replace norm, ReLU and pooling of the blocks of a ConvNet; it maps
             x [B, K, H, W] to [B, K, H // 2, W // 2].
@@ -134,13 +135,15 @@ class NormReLU(nn.GroupNorm):
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """Maps [B, K, H, W], and a residual of the same shape, to the same shape."""
+        if self.backend in ("compiled", "fused") and norm_ops.runs_on(x):
+            return norm_ops.norm_relu(x, self.weight, self.bias, self.eps, residual, self.relu)
         fused = self.backend == "fused" and FusedNorm.fits(x, self.weight, residual)
         kernel = FusedNorm() if fused else self._kernel
         return kernel(x, self.weight, self.bias, self.eps, residual, self.relu)
 
 
 class Conv3x3(nn.Conv2d):
-    """3x3 convolution with stride 1 and padding 1, followed by a norm of each channel.
+    """3x3 convolution with stride 1 and padding 1, followed by a norm of each channel, which cancels its bias.
 
     Attributes:
         backend: implementation in use; `set_backend` changes it.
@@ -157,6 +160,9 @@ class Conv3x3(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps [B, K_in, H, H] to [B, K, H, H]."""
+        if self.backend != "eager" and norm_ops.runs_on(x):
+            out = F.conv2d(x, self.weight, padding=1)  # adding the bias would read and write the whole map again
+            return norm_ops.without_bias(out, self.bias)
         # weights in training change at every step, and transforming them takes longer than is saved
         training = torch.is_grad_enabled() and self.weight.requires_grad
         if self._fused is not None and not training and self._fused.fits(x, self.weight):

@@ -118,7 +118,9 @@ class _Ensemble:
         self._networks = [network.train() for network in networks]
         # the weights of these two are never used: they are called with those of the ensemble
         self._network = copy.deepcopy(networks[0])
-        self._plain = set_backend(copy.deepcopy(networks[0]), "eager")  # vmap cannot transform compiled kernels
+        self._plain = copy.deepcopy(networks[0])
+        if examples.labels.device.type != "cuda":
+            set_backend(self._plain, "eager")  # vmap cannot transform the kernels of a CPU
         self._parameters = {
             name: _stack([dict(network.named_parameters())[name].detach() for network in networks]).requires_grad_()
             for name, _ in networks[0].named_parameters()

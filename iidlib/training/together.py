@@ -52,7 +52,6 @@ def default_form(name: str, device: torch.device) -> Form:
       (pytorch issue 70954), in the channels-last format in particular. On a CPU they take 7 to 14 times as long as one
       network after another.
     - A network's result does not depend on how many others train with it, nor therefore on the device's memory.
-    - The fused kernels of `networks.prepare` are used, which vmap cannot transform.
     - It needs the activations of one network instead of K.
 
     Without convolutions, vmap makes batched matrix products, which GPUs compute as well as single ones.
