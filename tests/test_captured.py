@@ -10,6 +10,7 @@ import torch
 
 from iidlib import augment
 from iidlib.distillation import METHODS, LazyDraws, captured, captured_step
+from iidlib.engine import cuda_graph
 from iidlib.rng import stream
 from tests.factories import CC_FORMS, difference, on_buffers, ready_run, settings, tiny_dataset
 from tests.fake_cuda import fake_cuda
@@ -167,6 +168,7 @@ def test_a_recorded_step_is_freed_with_its_run_and_without_the_garbage_collector
 
 def test_all_recordings_of_a_process_share_a_memory_pool(monkeypatch):
     fake_cuda(monkeypatch)
+    monkeypatch.setattr(cuda_graph, "_alive", weakref.WeakSet())  # private: other tests may have left some
     run = ready_run(settings("idm"), tiny_dataset(EVEN))
     step = captured_step(run, run.terms, run.optimiser)
     recordings = [*step._recordings.values(), step.draws.fixed._recording]

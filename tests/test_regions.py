@@ -8,6 +8,7 @@ import gc
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pytest
@@ -16,47 +17,28 @@ from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from iidlib.augment import OPERATIONS
-from iidlib.distillation import Distillation
-from iidlib.engine import norm_relu_pool
+from iidlib.distillation import METHODS, Distillation
+from iidlib.engine import norm_ops
+from iidlib.features.fixed_queue import FixedQueue
 from iidlib.networks import blocks, build_network
 from iidlib.rng import stream
 from iidlib.training import Examples, Training, fit_together
-from tests.factories import draw, labelled_noise, on_buffers, pretrained_pool, ready_run, settings, tiny_dataset
+from tests.factories import labelled_noise, on_buffers, pretrained_pool, ready_run, settings, tiny_dataset
 from tests.fake_cuda import FakeCuda, fake_cuda
 from tests.tape import check_region
 from tests.watch import DEVICE, Watch
 
-EVEN = (9, 9, 9, 9)
+EVEN = (12, 12, 12, 12)
 
 
-@torch.library.custom_op("iidlib_tests::norm_relu_pool", mutates_args=())
-def one_kernel(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    """`norm_relu_pool` as one operation, which it is once compiled."""
-    return norm_relu_pool(x, weight, bias, eps).clone()
+def norm_relu_pool(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """The end of a ConvNet's block as the one operation that it is on CUDA."""
+    return norm_ops._norm_relu(x, weight, bias, None, eps, True, 2)[0]
 
 
-@torch.library.custom_op("iidlib_tests::norm_relu_pool_backward", mutates_args=())
-def one_kernel_backward(
-    gradient: Tensor, x: Tensor, weight: Tensor, bias: Tensor, eps: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    variance, mean = torch.var_mean(x, (2, 3), correction=0, keepdim=True)
-    scale = torch.rsqrt(variance + eps)
-    unit = (x - mean) * scale
-    open_ = unit * weight[:, None, None] + bias[:, None, None] > 0
-    inner = open_ * gradient.repeat_interleave(2, 2).repeat_interleave(2, 3) / 4
-    along = (inner * unit).mean((2, 3), keepdim=True)
-    dx = scale * weight[:, None, None] * (inner - inner.mean((2, 3), keepdim=True) - unit * along)
-    return dx, (inner * unit).sum((0, 2, 3)), inner.sum((0, 2, 3))
-
-
-def keep_inputs(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs[:3])
-    ctx.eps = inputs[3]
-
-
-one_kernel.register_autograd(
-    lambda ctx, gradient: (*one_kernel_backward(gradient, *ctx.saved_tensors, ctx.eps), None), setup_context=keep_inputs
-)
+def norm_relu(x: Tensor, weight: Tensor, bias: Tensor, eps: float, residual: Tensor | None, relu: bool) -> Tensor:
+    """The norm of a ResNet as the one operation that it is on CUDA."""
+    return norm_ops._norm_relu(x, weight, bias, residual, eps, relu, 1)[0]
 
 
 @dataclass(frozen=True)
@@ -125,21 +107,30 @@ def evaluation(cuda: FakeCuda) -> Watch:
 
 
 REGIONS = {
-    "dm": Region(distillation("dm"), (195,), (68, 5, 0), "226, and 154 to load"),
-    "dm-cm": Region(distillation("dm-cm"), (225,), (68, 5, 0), "256"),
-    "iid-dm": Region(distillation("iid-dm"), (374,), (69, 5, 0), "640, 100 of them a second augmentation"),
-    "idm": Region(distillation("idm"), (), (584, 9, 2), "351, and 57 for each step of a network's training"),
-    "iid-idm": Region(distillation("iid-idm"), (), (771, 9, 4), "622, and 57 for each step of a network's training"),
-    "evaluation": Region(evaluation, (218, 313), (3, 3, 0)),
+    "dm": Region(distillation("dm"), (306, 373), (17, 3, 0), "226, and 154 to load"),
+    "dm-cm": Region(distillation("dm-cm"), (336, 476), (17, 3, 0), "256"),
+    "iid-dm": Region(distillation("iid-dm"), (485, 752), (18, 3, 0), "640, 100 of them a second augmentation"),
+    "idm": Region(
+        distillation("idm"), (333, 469, 156), (10, 7, 0), "351, and 57 for each step of a network's training"
+    ),
+    "iid-idm": Region(
+        distillation("iid-idm"), (512, 852, 156), (11, 7, 0), "622, and 57 for each step of a network's training"
+    ),
+    "evaluation": Region(evaluation, (319,), (7, 5, 0)),
 }
-"""Regions by name; a form of a step that is timed against another has a graph of its own."""
+"""Regions by name.
+
+The graphs of a distillation are the step, with the augmentation of the real images, the logged step, and two steps of
+the queue's training. What is left outside is the draw of a random network, and copies.
+"""
 
 
 @pytest.mark.parametrize("name", REGIONS)
 def test_kernels_in_graphs_and_outside(name, monkeypatch):
     region, cuda = REGIONS[name], fake_cuda(monkeypatch)
     if name != "evaluation":  # vmap cannot transform it
-        monkeypatch.setattr(blocks, "norm_relu_pool", one_kernel)
+        monkeypatch.setattr(blocks, "norm_relu_pool", norm_relu_pool)
+        monkeypatch.setattr(blocks, "norm_relu", norm_relu)
     watch = region.iterate(cuda)
     kernels = tuple(graph.tape.kernels.total() for graph in cuda.graphs)
     outside = watch.kernels.total(), watch.copies, watch.reads
@@ -152,14 +143,6 @@ def test_kernels_in_graphs_and_outside(name, monkeypatch):
 def close(found: tuple[int, ...], noted: tuple[int, ...]) -> bool:
     """Whether none is more than a tenth above what the table says, nor far below, where the table should follow."""
     return len(found) == len(noted) and all(0.9 * b <= a <= 1.1 * b for a, b in zip(found, noted, strict=True))
-
-
-def test_one_kernel_is_norm_relu_pool():
-    x, weight, bias = (draw(*shape).requires_grad_() for shape in ((2, 3, 4, 4), (3,), (3,)))
-    outs = [function(x, weight, bias, 1e-5) for function in (one_kernel, norm_relu_pool)]
-    gradients = [torch.autograd.grad(out.square().sum(), (x, weight, bias)) for out in outs]
-    torch.testing.assert_close(*outs)
-    torch.testing.assert_close(*gradients)
 
 
 # A step works on what its run holds
@@ -192,18 +175,27 @@ def held_by(root: object) -> dict[str, Tensor]:
     return found
 
 
-@pytest.mark.parametrize("method", ["dm", "dm-cm", "iid-dm", "iid-plus"])
-def test_a_step_uses_its_runs_tensors_only_and_moves_none(method):
-    run = ready_run(settings(method, 2), tiny_dataset(EVEN))
+@pytest.mark.parametrize("part", ["step", "logged", "training"])
+@pytest.mark.parametrize("method", METHODS)
+def test_a_step_uses_its_runs_tensors_only_and_moves_none(method, part):
+    run = ready_run(settings(method, 2, queue__every=100), tiny_dataset(EVEN))  # no network joins
     step = on_buffers(run)
     step.step(0)  # makes the momentum
     host = [run.group, run.real.counts, run.real.class_index, step.draws.counts]
     on_host = {tensor.data_ptr() for tensor in host}
 
     def buffers() -> dict[str, Tensor]:
-        return {name: tensor for name, tensor in held_by(step).items() if tensor.data_ptr() not in on_host}
+        held = held_by(step) | held_by(run)
+        return {name: tensor for name, tensor in held.items() if tensor.data_ptr() not in on_host}
 
-    check_region(step.compute, buffers, load=step.load, host=host)
+    fixed = step.draws.fixed
+    regions = {"step": step.compute, "logged": partial(step.compute, log=True)}
+    if isinstance(fixed, FixedQueue):
+        regions["training"] = partial(fixed.train, step.draws.buffers)
+    elif part == "training":
+        assert method.startswith(("dm", "iid-dm", "iid-plus")), "nothing is trained"
+        return
+    check_region(regions[part], buffers, load=step.load, host=host)
 
 
 # Memory
@@ -235,7 +227,7 @@ def test_graphs_of_an_evaluation_are_freed_with_it(no_collection, monkeypatch):
     evaluation(cuda)
     graphs = [weakref.ref(graph) for graph in cuda.graphs]
     cuda.graphs.clear()
-    assert len(graphs) == 2 and not any(graph() for graph in graphs)
+    assert len(graphs) == 1 and not any(graph() for graph in graphs)
 
 
 class Allocations(Watch):
