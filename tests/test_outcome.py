@@ -12,6 +12,9 @@ import torch
 from iidlib import distill, evaluate, preset
 from iidlib.cli.scores import accuracy_text, summary
 from iidlib.data import Dataset
+from iidlib.distillation import step
+from iidlib.distillation.divergence import remedy
+from iidlib.distillation.gradient import Logged
 from iidlib.distillation.step import Distillation
 from iidlib.evaluation import random_real
 from iidlib.experiments import Cell, all_rows, append_results, mean_of, measured, result_rows, table
@@ -111,11 +114,12 @@ def test_networks_of_the_queue_that_diverge_name_queue_lr(pictures: Dataset, cap
 def remedy_of(run: Distillation, term: str, monkeypatch: pytest.MonkeyPatch) -> str:
     """What a step tells to do where a term is not a number."""
     with monkeypatch.context() as patch, pytest.raises(FloatingPointError) as stopped:
-        patch.setattr(run, "losses", lambda iteration: {term: torch.tensor(torch.nan)})
+        made = run.images.detach(), Logged({term: torch.tensor(torch.nan)}, {})
+        patch.setattr(step, "objective_gradient", lambda *given, **named: made)
         run.step(0)
-    found, _, remedy = str(stopped.value).partition("; ")
+    found, _, advice = str(stopped.value).partition("; ")
     assert found == f"the term {term!r} is nan at iteration 0"
-    return remedy
+    return advice
 
 
 def test_what_made_a_term_run_away_is_named(pictures: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -132,8 +136,8 @@ def test_what_made_a_term_run_away_is_named(pictures: Dataset, monkeypatch: pyte
         == "lower match.mean (now 1) or match.cm (now 7, usually 0.01) or syn.lr (now 1)"
     )
     heavy.images.data.mul_(1e5)
-    assert heavy.remedy() == "lower match.cm (now 7, usually 0.01) or syn.lr (now 1)", "not the step alone"
-    assert remedy_of(heavy, "mean", monkeypatch).endswith(heavy.remedy()) and "where pictures reach" in remedy_of(
+    assert remedy(heavy) == "lower match.cm (now 7, usually 0.01) or syn.lr (now 1)", "not the step alone"
+    assert remedy_of(heavy, "mean", monkeypatch).endswith(remedy(heavy)) and "where pictures reach" in remedy_of(
         heavy, "mean", monkeypatch
     )
     far = run(syn__lr=30)

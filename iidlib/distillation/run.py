@@ -16,6 +16,7 @@ import torch
 from iidlib.bars import Bar, bar
 from iidlib.config import RunConfig
 from iidlib.data import Dataset, load_dataset
+from iidlib.distillation.divergence import remedy, warn_of_range
 from iidlib.distillation.finished import (
     check_continued,
     conditions_kept,
@@ -241,14 +242,14 @@ def _distill(
             if noted or due or done % config.checkpoint.every == 0 or done == config.iterations:
                 # on a GPU nothing else checks between logged iterations; earlier checkpoints are still good
                 if not bool(torch.isfinite(run.images).all()):
-                    raise FloatingPointError(f"the images are not finite after {done} iterations; {run.remedy()}")
+                    raise FloatingPointError(f"the images are not finite after {done} iterations; {remedy(run)}")
                 if folder:
                     Checkpoints(folder.checkpoints).save(done, run.state(), facts)
                 saved_at = time.perf_counter()
             if noted and done < config.iterations:
                 raise Stopped(noted[0], done, folder.path if folder else None)
     synthetic = run.synthetic(done)
-    run.warn_of_range()
+    warn_of_range(run)
     if folder:
         keep_set(synthetic, run, folder)
     if run.statistics is not None:

@@ -20,20 +20,19 @@ from iidlib.config.uses import chosen_by_pool
 from iidlib.data import Dataset
 from iidlib.distillation.batch import StepBatch
 from iidlib.distillation.captured import CapturedStep, captured_step
+from iidlib.distillation.divergence import check_finite, remedy
 from iidlib.distillation.draws import LazyDraws
 from iidlib.distillation.gradient import Logged, class_groups, objective_gradient
 from iidlib.distillation.memory import check_memory, default_classes
 from iidlib.distillation.methods import METHODS
 from iidlib.distillation.start import Start, first_images
-from iidlib.distillation.terms import check_terms, what_to_lower
+from iidlib.distillation.terms import check_terms
 from iidlib.engine import default_chunk, deterministic, half_maps, in_chunks, precision
 from iidlib.errors import InputError, suggest
-from iidlib.features import CachedStatistics, NetworkQueue, Pool, choosing_network, chosen_images, trained_pool
+from iidlib.features import CachedStatistics, Pool, choosing_network, chosen_images, trained_pool
 from iidlib.names import same_dataset
-from iidlib.networks import Network
 from iidlib.synthetic import SyntheticSet
-from iidlib.training import range_exceeded, resolve_augmentation
-from iidlib.training.outcome import RUN_AWAY
+from iidlib.training import resolve_augmentation
 
 __all__ = ["Distillation", "check_dataset"]
 
@@ -51,10 +50,6 @@ def check_dataset(config: RunConfig, dataset: Dataset) -> None:
             f"the settings are for dataset {config.dataset!r}, but the dataset given is {dataset.name!r}, and the set "
             "would claim to be made from the former; use settings for the latter: preset(..., dataset=dataset.name)"
         )
-
-
-def _has_run_away(network: Network) -> bool:
-    return not all(bool((weights.detach().abs() < RUN_AWAY).all()) for weights in network.parameters())
 
 
 class Distillation:
@@ -180,7 +175,8 @@ class Distillation:
             config, network = self.config, choosing_network(pool, self.pool_settings)
             logger.info("choosing the initial images with a %s of the pool: %s", network.name, config.syn.init)
             started = time.perf_counter()
-            chosen = chosen_images(config.syn.init, self.real, network, config.ipc, config.syn.factor, seed=config.seed)
+            ipc, factor, seed = config.ipc, config.syn.factor, config.seed
+            chosen = chosen_images(config.syn.init, self.real, network, ipc, factor, seed=seed, compute=config.compute)
             with torch.no_grad():
                 self.images.copy_(chosen.images)  # in place: the optimiser holds this tensor
             self.choice_seconds = time.perf_counter() - started
@@ -240,14 +236,14 @@ class Distillation:
             if self._recorded is not None:
                 logged = self._recorded.step(iteration, log=log)
                 if logged is not None:
-                    self._check(logged.values, iteration)
+                    check_finite(self, logged.values, iteration)
                     row = self._describe(logged)
             else:
                 gradient, logged = objective_gradient(
                     self, LazyDraws(self, iteration), self.terms, self.groups, norms=log
                 )
                 if log or self.images.device.type == "cpu":  # elsewhere this would synchronise with the device
-                    self._check(logged.values, iteration)
+                    check_finite(self, logged.values, iteration)
                 if log:
                     row = self._describe(logged)
                 self.optimiser.step(gradient)
@@ -257,48 +253,6 @@ class Distillation:
     def advance(self, iteration: int) -> None:
         """Advances the source of networks, after an update of the images."""
         (self._recorded or self.source).advance(iteration)
-
-    def _check(self, parts: Mapping[str, Tensor], iteration: int) -> None:
-        """Raises FloatingPointError if a term is not finite, before the images are updated."""
-        for name, part in parts.items():
-            if not bool(part.isfinite()):
-                at = f"at iteration {iteration}"
-                if not bool(torch.isfinite(self.images).all()):
-                    at = f"before iteration {iteration}, and so are the images"
-                remedy = self._remedy(name)
-                raise FloatingPointError(f"the term {name!r} is {float(part)} {at}; {remedy}")
-
-    def _remedy(self, name: str) -> str:
-        """Advice on the setting that most likely made a term diverge: that of networks, images, or the term itself."""
-        config = self.config
-        exceeded = range_exceeded(self.images, self.real.spec)
-        if self._queue_has_run_away():
-            return f"networks of the queue have diverged: lower queue.lr (now {config.queue.lr:g})"
-        seen = name == "cc" or self.source.from_pool  # with this source every term uses networks of the pool
-        if seen and self.pool and any(map(_has_run_away, self.pool.networks)):
-            return f"networks of the pool have diverged: lower pool.lr (now {config.pool.lr:g})"
-        if exceeded:
-            return f"the images reach {exceeded[0]:.3g} where pictures reach {exceeded[1]:.3g}: {self.remedy()}"
-        if name == "cc" and config.match.cc_form == "exp":
-            return f"its exponent overflows: lower match.cc_alpha (now {config.match.cc_alpha:g})"
-        return what_to_lower(config, self.terms, name)
-
-    def remedy(self) -> str:
-        """Advice on the setting that most likely made the images diverge."""
-        if self._queue_has_run_away():
-            return f"networks of the queue have diverged: lower queue.lr (now {self.config.queue.lr:g})"
-        return what_to_lower(self.config, self.terms)
-
-    def _queue_has_run_away(self) -> bool:
-        return isinstance(self.source, NetworkQueue) and any(map(_has_run_away, self.source.networks))
-
-    def warn_of_range(self) -> None:
-        """Warns, with the likely cause, if the images lie orders of magnitude outside the range of pictures."""
-        if exceeded := range_exceeded(self.images, self.real.spec):
-            logger.warning(
-                "the images reach %.3g where pictures reach %.3g, so they represent the classes poorly: %s, then "
-                "distil again", *exceeded, self.remedy(),
-            )  # fmt: skip
 
     def _describe(self, logged: Logged) -> dict[str, float]:
         values = {name: float(value) for name, value in logged.values.items()}
@@ -334,7 +288,7 @@ class Distillation:
             provenance["environment_mismatch"] = "see environment.json"
         images, factor = self.optimiser.images_after_sweep(), self.config.syn.factor
         if not bool(torch.isfinite(images).all()):  # SyntheticSet would report wrong input, but the run has failed
-            raise FloatingPointError(f"the images are not finite after {iteration} iterations; {self.remedy()}")
+            raise FloatingPointError(f"the images are not finite after {iteration} iterations; {remedy(self)}")
         return SyntheticSet(images, self._labels, self.real.spec, provenance, factor)
 
     @property

@@ -10,8 +10,7 @@ classifier, so the method's code reads the same for all of them::
 
 Instance norm is that of ``GroupNorm(K, K)``, affine, as in the released code: an image's output does not depend on the
 rest of the batch, in training or evaluation mode, so a batch of all classes gives the same values as one class at a
-time.
-Networks whose name ends in ``-bn`` use batch norm instead.
+time. Networks whose name ends in ``-bn`` use batch norm instead.
 
 Source: the structures and parameter counts of Zhao and Bilen's DatasetCondensation code, on which the released IID code
 (Deng et al., CVPR 2024) builds. Departures: parameter names are our own; VGG11's final 1x1 average pooling, a no-op, is
@@ -139,12 +138,11 @@ def _in_a_row(
             continue
         width, kernel_size = layer
         convolutions += 1
-        if norm is NormReLU:
-            trunk |= {f"conv{convolutions}": Conv3x3(channels, width), f"norm{convolutions}": norm(width)}
-        else:
-            trunk[f"conv{convolutions}"] = nn.Conv2d(channels, width, kernel_size, padding=kernel_size // 2)
-            if norm is not None:
-                trunk[f"norm{convolutions}"] = norm(width)
+        conv = nn.Conv2d(channels, width, kernel_size, padding=kernel_size // 2) if norm is not NormReLU else None
+        trunk[f"conv{convolutions}"] = conv or Conv3x3(channels, width)
+        if norm is not None:
+            trunk[f"norm{convolutions}"] = norm(width)
+        if norm is not NormReLU:
             trunk[f"relu{convolutions}"] = nn.ReLU()
         channels = width
     return nn.Sequential(trunk), nn.Flatten(), channels * size**2
