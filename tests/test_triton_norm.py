@@ -4,6 +4,7 @@ The kernels run here in Triton's interpreter (``triton_cases``), and are compile
 Triton, which comes with torch on Linux.
 """
 
+import copy
 import functools
 import json
 import logging
@@ -21,7 +22,8 @@ import torch
 from torch import Tensor
 
 from iidlib.engine import fused, kernels, norm_ops, triton_kernels, triton_norm
-from iidlib.networks import ConvBlock
+from iidlib.networks import ConvBlock, build_network, set_backend
+from iidlib.networks.blocks import Conv3x3
 
 ROOT = Path(__file__).parents[1]
 
@@ -112,9 +114,9 @@ REGISTERS = 65536
 @pytest.mark.slow
 @needs_triton
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
-@pytest.mark.parametrize(("side", "pool"), [(32, 2), (16, 2), (8, 2), (32, 1), (16, 1), (8, 1), (4, 1)])
+@pytest.mark.parametrize(("side", "pool"), [(64, 2), (32, 2), (16, 2), (8, 2), (32, 1), (16, 1), (8, 1), (4, 1)])
 def test_kernels_fit_an_h100(side: int, pool: int, dtype: torch.dtype, tmp_path: Path) -> None:
-    """Registers for 8 warps or more per multiprocessor, none spilled, and 16 bytes per load of a map."""
+    """Registers for 15 warps or more per multiprocessor, none spilled, and 16 bytes per load of a map."""
     for name in ("forward", "backward"):
         constants = {"HEIGHT": side, "WIDTH": side, "POOL": pool, "RELU": True, "RESIDUAL": pool == 1}
         if name == "backward":
@@ -123,8 +125,7 @@ def test_kernels_fit_an_h100(side: int, pool: int, dtype: torch.dtype, tmp_path:
         built = compiled(name, tile, dtype, **constants)
         used = resources(built.asm["cubin"], tmp_path)
         assert used["STACK"] == 0, f"{name}: registers are spilled"
-        assert used["REG"] <= (112 if name == "forward" else 144), name
-        assert REGISTERS // (32 * used["REG"]) >= 12 and REGISTERS // (32 * tile.warps * used["REG"]) >= 1
+        assert used["REG"] <= 136 and used["REG"] * 32 * tile.warps <= REGISTERS, name
         loads = re.findall(r"ld\.global\S*", built.asm["ptx"])
         wide = [load for load in loads if ".v4." in load]
         assert len(wide) >= 3 and len(loads) - len(wide) <= 4, f"{name}: {loads}"
@@ -295,6 +296,31 @@ def test_without_triton_a_warning_and_the_plain_functions(
     ]
     found.sum().backward()
     assert torch.equal(block.conv.bias.grad, torch.zeros(4))
+
+
+@pytest.mark.parametrize(("name", "norms", "residuals", "plain"), [("resnet18", 20, 8, 3), ("vgg11", 8, 0, 0)])
+def test_the_layers_of_deeper_networks_are_norms_and_convolutions_without_bias(
+    name: str, norms: int, residuals: int, plain: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draws = torch.Generator().manual_seed(0)
+    network = set_backend(build_network(name, num_classes=3, image_size=32, generator=draws), "fused")
+    images, calls = draw(2, 3, 32, 32).float(), []
+    expected = set_backend(copy.deepcopy(network), "eager")(images)
+
+    def noted(x: Tensor, weight: Tensor, bias: Tensor, eps: float, residual: Tensor | None, relu: bool) -> Tensor:
+        calls.append((residual is not None, relu))
+        return fused.norm_relu(x, weight, bias, eps, residual, relu)
+
+    monkeypatch.setattr(norm_ops, "runs_on", lambda x: True)
+    monkeypatch.setattr(norm_ops, "norm_relu", noted)
+    found = network(images)
+    assert torch.allclose(found, expected, atol=1e-4)
+    assert len(calls) == norms and sum(residual for residual, _ in calls) == residuals
+    assert sum(not relu for _, relu in calls) == plain, "the norms of shortcuts"
+    found.sum().backward()
+    biases = [module.bias for module in network.modules() if isinstance(module, Conv3x3) and module.bias is not None]
+    assert len(biases) == (8 if name == "vgg11" else 0)
+    assert all(torch.equal(bias.grad, torch.zeros_like(bias)) for bias in biases)
 
 
 def test_without_a_private_folder_nothing_is_built(as_cuda: pytest.MonkeyPatch) -> None:

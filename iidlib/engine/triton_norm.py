@@ -65,15 +65,15 @@ def tile_for(height: int, width: int, pool: int, itemsize: int, *, backward: boo
     """Launch parameters for maps of a size, chosen for an H100: 132 multiprocessors of 65,536 registers each.
 
     What follows is counted from kernels compiled for one, not timed. A thread holds 32 values, in 16-byte loads that
-    are all under way at once. That takes 48 to 110 registers forward and some 128 backward, so a multiprocessor mostly
+    are all under way at once. That takes 62 to 124 registers forward and 94 to 135 backward, so a multiprocessor mostly
     has 16 to 32 warps and 64 KB of loads under way, twice what hides the latency of the memory. In float32, a tile of
     32 x 32 maps has 8 channels, and one of 16 x 16 maps 16; smaller maps get up to 128 channels. Channels are counted
     across images, so that no program is partly idle for narrow networks: 256 images of 512 channels and 4 x 4 positions
     are 1,024 programs.
 
     In bfloat16, a sector is 16 channels, so a map of 32 x 32 is two tiles, which are read again from the L1 cache. From
-    64 x 64, where that is too small, tiles are four times as large forward; backward, which holds twice as many values,
-    reads again from the L2 cache.
+    64 x 64, where that is too small, tiles are four times as large forward. Backward, which needs twice the registers,
+    a thread of several tiles holds 16 values.
 
     Args:
         height: H.
@@ -85,11 +85,14 @@ def tile_for(height: int, width: int, pool: int, itemsize: int, *, backward: boo
     area = pool * pool
     windows = _power_of_two(-(-height // pool) * -(-width // pool))
     columns = min(WIDEST, max(SEGMENT // itemsize, TILE // (windows * area)))
-    fits = backward or height * width * columns * itemsize <= CACHED
-    largest = LARGEST if fits else 4 * LARGEST
+    values, largest = 32, LARGEST
+    if windows * area * columns > LARGEST:
+        if backward:
+            values, largest = 16, LARGEST // 2
+        elif height * width * columns * itemsize > CACHED:
+            largest = 4 * LARGEST
     windows = min(windows, max(1, largest // (columns * area)))
-    elements = windows * area * columns
-    return Tile(windows, columns, min(16, max(1, elements // 1024)))
+    return Tile(windows, columns, min(16, max(1, windows * area * columns // (32 * values))))
 
 
 def _power_of_two(number: int) -> int:
@@ -126,7 +129,7 @@ def available() -> bool:
 
 
 def _launch(name: str, x: Tensor, arguments: tuple[Any, ...], tile: Tile, **constants: Any) -> bool:
-    """Launches a kernel by its name, for maps x [B, K, H, W]; returns False, with one warning, if that fails."""
+    """Launches the kernel of a name for maps x [B, K, H, W]; returns False, with one warning, if that fails."""
     global _broken
     kernel = getattr(_kernels(), name)
     batch, channels, height, width = x.shape

@@ -25,7 +25,8 @@ def prepare(network: nn.Module, *, compile: str = "auto") -> nn.Module:
 
     Args:
         network: the network, already on the device where it will run.
-        compile: ``"auto"`` (where a compiler is found), ``"on"`` (an error without one) or ``"off"``.
+        compile: ``"auto"`` (on CUDA, and on a CPU where a compiler is found), ``"on"`` (an error without one) or
+            ``"off"``.
 
     Returns:
         The same network; its values change only by rounding.
@@ -36,7 +37,8 @@ def prepare(network: nn.Module, *, compile: str = "auto") -> nn.Module:
     check_compile(compile)
     network.to(memory_format=torch.channels_last)
     configure(compiled=compile != "off")
-    if compile != "off" and compiler_available():
+    on_cuda = any(parameter.is_cuda for parameter in network.parameters())  # Triton needs no C++ compiler
+    if compile != "off" and (on_cuda or compiler_available()):
         for module in replaceable(network):
             if module.backend == "eager":  # any other backend was chosen explicitly
                 module.use("fused")
