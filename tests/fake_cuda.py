@@ -30,6 +30,8 @@ class FakeCuda:
         stream: the name of the current stream.
         breaks: called in each capture's end; raises where a capture shall break.
         wrong: whether a replay does the step twice.
+        calls: names of the calls so far.
+        fails_at: number of the call that raises, from 0; None for none.
         graphs: the graphs, in order of their captures.
         empty_cache_fails: whether a broken capture leaves the allocator as torch 2.11's, which refuses from then on.
     """
@@ -39,14 +41,37 @@ class FakeCuda:
         self.stream = "main"
         self.breaks: Callable[[], None] = lambda: None
         self.wrong = False
+        self.calls: list[str] = []
+        self.fails_at: int | None = None
         self.capturing = self.poisoned = False
         self.graphs: list[Graph] = []
         self.restored: set[int] = set()  # addresses of what recording restores
         self._streams = 0
 
     def new_stream(self, device: object = None) -> "Stream":
+        self.called("Stream")
         self._streams += 1
-        return Stream(f"side {self._streams}")
+        return Stream(f"side {self._streams}", self)
+
+    def current_stream(self, device: object = None) -> "Stream":
+        return Stream(self.stream, self)
+
+    def synchronize(self, device: object = None) -> None:
+        self.called("synchronize")
+
+    def graph_pool_handle(self) -> object:
+        self.called("graph_pool_handle")
+        return object()
+
+    def new_graph(self) -> "Graph":
+        self.called("CUDAGraph")
+        return Graph(self)
+
+    def called(self, name: str) -> None:
+        """Notes a call, and raises if it is the one to fail."""
+        self.calls.append(name)
+        if len(self.calls) - 1 == self.fails_at:
+            raise RuntimeError(f"CUDA error: {name}")
 
     @contextlib.contextmanager
     def on(self, stream: "Stream") -> Iterator[None]:
@@ -57,17 +82,18 @@ class FakeCuda:
             self.stream = before
 
     def empty_cache(self) -> None:
+        self.called("empty_cache")
         if self.poisoned:
             raise RuntimeError("captures_underway.empty() INTERNAL ASSERT FAILED")
         self.log.append("empty cache")
 
 
 class Stream:
-    def __init__(self, name: str) -> None:
-        self.name = name
+    def __init__(self, name: str, cuda: FakeCuda) -> None:
+        self.name, self._cuda = name, cuda
 
     def wait_stream(self, other: "Stream") -> None:
-        pass
+        self._cuda.called("wait_stream")
 
 
 class Graph:
@@ -77,6 +103,7 @@ class Graph:
 
     def capture_begin(self, pool: object) -> None:
         assert not self._cuda.poisoned, "a capture after one that broke"
+        self._cuda.called("capture_begin")
         self._cuda.log.append(f"capture on {self._cuda.stream}")
         self._cuda.capturing = True
         self.tape.__enter__()
@@ -85,6 +112,7 @@ class Graph:
         self._cuda.capturing = False
         try:
             self.tape.__exit__(None, None, None)
+            self._cuda.called("capture_end")
             carried = [name for storage, name in self.tape.carried.items() if storage not in self._cuda.restored]
             if carried:
                 raise RuntimeError(f"the step carries a tensor that recording does not restore: {', '.join(carried)}")
@@ -94,6 +122,7 @@ class Graph:
             raise
 
     def replay(self) -> None:
+        self._cuda.called("replay")
         self._cuda.log.append("replay")
         for _ in range(2 if self._cuda.wrong else 1):
             self.tape.replay()
@@ -112,12 +141,12 @@ def fake_cuda(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
     cuda = FakeCuda()
     monkeypatch.setattr(torch.cuda, "Stream", cuda.new_stream)
     monkeypatch.setattr(torch.cuda, "stream", cuda.on)
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: Stream(cuda.stream))
-    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: object())
+    monkeypatch.setattr(torch.cuda, "current_stream", cuda.current_stream)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", cuda.graph_pool_handle)
     monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda device=None: None)
+    monkeypatch.setattr(torch.cuda, "synchronize", cuda.synchronize)
     monkeypatch.setattr(torch.cuda, "empty_cache", cuda.empty_cache)
-    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: Graph(cuda))
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", cuda.new_graph)
     monkeypatch.setattr(torch.cuda, "Event", lambda enable_timing: Event())
     restored = cuda_graph._restored  # private: only recording knows what it restores
 

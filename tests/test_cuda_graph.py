@@ -5,6 +5,7 @@ import logging
 import subprocess
 import sys
 import textwrap
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
@@ -128,6 +129,40 @@ def test_a_failure_anywhere_restores_the_state_and_is_one_warning(cuda, caplog, 
     assert messages(caplog) == [
         f"no CUDA graph of the step (no memory); launching kernels one by one, which is slower{rest}",
     ]
+
+
+CALLS = (
+    "Stream", "wait_stream", "wait_stream", "graph_pool_handle", "synchronize", "empty_cache", "CUDAGraph", "Stream",
+    "capture_begin", "capture_end", "replay",
+)  # fmt: skip
+"""What recording asks of CUDA, in order."""
+
+
+def test_these_are_all_calls_of_a_recording(cuda, monkeypatch):
+    monkeypatch.setattr(cuda_graph, "_alive", weakref.WeakSet())  # private: no pool to share
+    assert record(Descent()) is not None
+    assert tuple(cuda.calls) == CALLS
+
+
+@pytest.mark.parametrize("number", range(len(CALLS)), ids=[f"{n}-{name}" for n, name in enumerate(CALLS)])
+def test_any_call_may_fail_and_training_continues_as_if_it_had_not_been_tried(cuda, caplog, monkeypatch, number):
+    monkeypatch.setattr(cuda_graph, "_alive", weakref.WeakSet())
+    step, plain = Descent(), Descent()
+    cuda.fails_at = number
+    assert record(step) is None
+    assert same(step.values(), plain.values()), "the state is restored"
+    assert cuda.stream == "main" and not cuda.capturing and gc.isenabled()
+    captured = CALLS[number] in ("capture_begin", "capture_end")
+    rest = "; this process records no further steps" if captured else ""
+    assert messages(caplog) == [
+        f"no CUDA graph of the step (CUDA error: {CALLS[number]}); launching kernels one by one, which is slower{rest}"
+    ]
+    for one in (step, plain):
+        one()
+    assert same(step.values(), plain.values())
+    cuda.fails_at, before = None, len(cuda.calls)
+    assert (record(Descent()) is None) is captured, "a failed capture is the only one that ends recording"
+    assert (len(cuda.calls) == before) is captured, "after one, nothing is asked of CUDA"
 
 
 @pytest.mark.parametrize("call", [2, 4, 5])
