@@ -214,7 +214,8 @@ def _distill(
     facts = facts_of(run)
     if folder and done < config.iterations:
         folder.note("device", {"name": device_name(run.images.device), "from": done})
-    run.record(done)
+    if done < config.iterations:
+        run.record(done)
     rows: list[dict[str, Any]] = folder.metric_rows() if folder else []
     saved_at = time.perf_counter()
     started = saved_at - run.choice_seconds
