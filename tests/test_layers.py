@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from iidlib.engine import FusedNorm, WinogradConv, compiler_available, kernels, norm_relu
+from iidlib.engine import compiler_available, kernels, norm_relu
+from iidlib.engine.layers import FusedNorm, WinogradConv
 from tests import factories, reference
 from tests.factories import difference
 

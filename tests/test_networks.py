@@ -11,8 +11,9 @@ import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 
-from iidlib.engine import FusedBlock, WinogradConv, compiler_available, norm_relu_pool
+from iidlib.engine import FusedBlock, compiler_available, norm_relu_pool
 from iidlib.engine import fused as fused_kernel
+from iidlib.engine.layers import WinogradConv
 from iidlib.networks import (
     BACKENDS,
     NETWORKS,
