@@ -22,8 +22,8 @@ def mutated(monkeypatch: pytest.MonkeyPatch, owner: type, name: str, after: Call
     """Adds something to the end of a method."""
     method = getattr(owner, name)
 
-    def changed(self: object, *given: object) -> object:
-        out = method(self, *given)
+    def changed(self: object, *given: object, **named: object) -> object:
+        out = method(self, *given, **named)
         after(self, *given)
         return out
 

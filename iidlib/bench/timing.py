@@ -245,7 +245,7 @@ def compare(
     eager_times, capture_seconds, before = [], None, recordings()
     if can_record(device) and config.compute.graph == "auto":
         eager_times = [seconds_of(partial(run.step, number), device) for number in range(1, rounds + 1)]
-        capture_seconds = seconds_of(run.record, device)
+        capture_seconds = seconds_of(partial(run.record, rounds + 1), device)
     baseline_times, our_times, start = [], [], len(eager_times) + 1
     for number in range(rounds):
         baseline_times.append(seconds_of(partial(loop.step, number + 1), device))

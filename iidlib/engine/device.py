@@ -236,8 +236,8 @@ def default_chunk(device: torch.device, image_bytes: int = 0) -> int:
     """
     if device.type == "cpu":
         return CPU_CHUNK
-    total = total_bytes(device)
-    if total is None or image_bytes <= 0:
+    total = total_bytes(device) if image_bytes > 0 else None
+    if total is None:
         return 0
     return 1 << max(0, (total // 4 // image_bytes).bit_length() - 1)
 

@@ -115,12 +115,12 @@ class FixedQueue(FixedNetwork):
 
     def fill(self, iteration: int, draws: Packed) -> None:
         """Draws the matching network, the networks to train, and their batches."""
-        queue = self._queue
-        draws["queue match"].fill_(self._slot(queue.choice(iteration)))
-        for place, number in enumerate(queue.chosen(iteration)):
-            draws["queue train"][place] = self._slot(number)
+        queue, chosen = self._queue, self._queue.chosen(iteration)
+        draws["queue match"].copy_(torch.tensor([self._slot(queue.choice(iteration))]))
+        draws["queue train"].copy_(torch.tensor([self._slot(number) for number in chosen]))
+        for place, number in enumerate(chosen):
             for step, index in enumerate(queue.batches(iteration, number)):
-                draws["queue batches"][step, place] = index
+                draws["queue batches"][step, place].copy_(index)
 
     def load(self, iteration: int) -> None:
         """Adds the networks that are due."""
