@@ -95,7 +95,7 @@ def test_time_and_memory_are_counted():
     assert statistics.mebibytes == 0 == statistics.seconds
     first = statistics.of(1, measure)
     assert statistics.of(1, measure) is first and len(asked) == 1
-    statistics.scatter(0, lambda: torch.zeros(2))
+    statistics.scatter(0, range(2), lambda: torch.zeros(2))
     assert statistics.mebibytes == 4 * (6 + 32 + 2) / 2**20 and statistics.seconds > 0
 
 

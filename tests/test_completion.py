@@ -11,6 +11,7 @@ from iidlib.cli import completion
 from iidlib.config import SCALES
 from iidlib.config.recipes import BASELINES, BASES
 from iidlib.experiments import EXPERIMENTS
+from iidlib.experiments.cells import ORDERS
 
 
 def completed(line: str, shell: str = "bash") -> list[str]:
@@ -41,7 +42,7 @@ def completed(line: str, shell: str = "bash") -> list[str]:
         ("iid distill iid-", ["iid-dm", "iid-idm", "iid-plus"]),
         ("iid distill dm --scale ", list(SCALES)),
         ("iid distill dm --dataset cifar100", ["cifar100"]),
-        ("iid distill dm --set checkpoint.", ["checkpoint.every=", "checkpoint.seconds="]),
+        ("iid distill dm --set checkpoint.", ["checkpoint.every=", "checkpoint.seconds=", "checkpoint.queue="]),
         ("iid distill dm --set it", []),
         ("iid distill dm --qu", ["--quiet"]),
         ("iid evaluate ", list(BASELINES)),
@@ -68,7 +69,7 @@ def test_zsh_and_fish_complete() -> None:
 
 
 def test_experiments_known_to_the_shell_are_those_of_the_library() -> None:
-    assert completion.EXPERIMENTS == tuple(EXPERIMENTS)
+    assert completion.EXPERIMENTS == (*EXPERIMENTS, *ORDERS)
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

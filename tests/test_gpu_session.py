@@ -73,7 +73,7 @@ def test_a_rehearsal_on_a_cpu_leaves_rows_and_a_summary(tmp_path: Path) -> None:
     """The real parts at the smallest scale, and a second call that has nothing left to do."""
     out = tmp_path / "out"
     options = ["--budget", "10m", "--scale", "ci", "--device", "cpu", "--seeds", "1", "--only", "cifar10/ipc1/dm"]
-    tests = ["--tests", str(ROOT / "tests" / "test_rng.py")]
+    tests = ["--tests", str(ROOT / "tests" / "test_gpu.py")]
     environment = {name: value for name, value in os.environ.items() if name not in ("IID_DATA", "PYTHONPATH")}
     environment |= {"OMP_NUM_THREADS": "1", "IID_CACHE": str(tmp_path / "cache")}
     done = call(out, *options, *tests, "--phases", "environment,tests,cells", env=environment)
@@ -349,6 +349,7 @@ def test_make_passes_its_variables(tmp_path: Path) -> None:
     command = [
         "make",
         "--dry-run",
+        "--no-print-directory",
         "-f",
         str(ROOT / "Makefile"),
         "gpu",

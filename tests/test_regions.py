@@ -110,9 +110,7 @@ REGIONS = {
     "dm": Region(distillation("dm"), (306, 373), (15, 0, 0), "226, and 154 to load"),
     "dm-cm": Region(distillation("dm-cm"), (336, 476), (15, 0, 0), "256"),
     "iid-dm": Region(distillation("iid-dm"), (443, 693), (16, 0, 0), "640, 100 of them a second augmentation"),
-    "idm": Region(
-        distillation("idm"), (333, 469, 156), (1, 0, 0), "351, and 57 for each step of a network's training"
-    ),
+    "idm": Region(distillation("idm"), (333, 469, 156), (1, 0, 0), "351, and 57 for each step of a network's training"),
     "iid-idm": Region(
         distillation("iid-idm"), (470, 793, 156), (2, 0, 0), "622, and 57 for each step of a network's training"
     ),

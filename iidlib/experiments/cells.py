@@ -12,7 +12,9 @@ from attrs import evolve
 
 from iidlib.config import EvalProtocol, RunConfig, override, preset, protocol
 
-__all__ = ["EXPERIMENTS", "MATCHING", "PARTS", "Cell", "Evaluation", "Experiment", "Part", "usual_network", "within"]
+__all__ = [
+    "EXPERIMENTS", "MATCHING", "ORDERS", "PARTS", "Cell", "Evaluation", "Experiment", "Part", "usual_network", "within",
+]  # fmt: skip
 
 Evaluation = Literal["", "idc", "paper"]
 """How a set is evaluated: ``""`` as its scale does, ``idc`` the same under the protocol ``idc``, ``paper`` as scale
@@ -256,14 +258,6 @@ EXPERIMENTS: dict[str, Experiment] = {
             ),
         ),
     ),
-    "gpu": Experiment(
-        "Distilled sets of CIFAR-10 and CIFAR-100, in the order of worth for a rented GPU",
-        _gpu("cifar10", "cifar100"),
-        by_dataset=True,
-    ),
-    "gpu-embedded": Experiment(
-        "The same methods on the embedded images, for a GPU without the whole datasets", _gpu("cifar10-mini")
-    ),
     "tsne": Experiment(
         "Sets for the t-SNE figure (drawn in chapter 09)",
         tuple(Cell("cifar10", method, 50) for method in ("iid-dm", "dm")),
@@ -278,6 +272,19 @@ EXPERIMENTS: dict[str, Experiment] = {
     ),
 }  # fmt: skip
 """Experiments by name."""
+
+
+ORDERS: dict[str, Experiment] = {
+    "gpu": Experiment(
+        "Distilled sets of CIFAR-10 and CIFAR-100, in the order of worth for a rented GPU",
+        _gpu("cifar10", "cifar100"),
+        by_dataset=True,
+    ),
+    "gpu-embedded": Experiment(
+        "The same methods on the embedded images, for a GPU without the whole datasets", _gpu("cifar10-mini")
+    ),
+}
+"""Cells in the order of their worth where time is short. Those of datasets in ``EXPERIMENTS`` are the same cells."""
 
 
 def within(name: str, only: str) -> bool:

@@ -26,7 +26,17 @@ from iidlib.experiments.cells import Cell
 from iidlib.experiments.layers import NetworkWork, Work, network_work
 from iidlib.experiments.measurements import all_rows, own_rows
 
-__all__ = ["DATASET_SIZES", "DEVICES", "Cost", "DeviceModel", "PoolCost", "cost_of_cell", "costs", "device_model"]
+__all__ = [
+    "DATASET_SIZES",
+    "DEVICES",
+    "Cost",
+    "DatasetSize",
+    "DeviceModel",
+    "PoolCost",
+    "cost_of_cell",
+    "costs",
+    "device_model",
+]
 
 
 @dataclass(frozen=True)

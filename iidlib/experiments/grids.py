@@ -23,7 +23,7 @@ from typing import Any
 from iidlib.config import RunConfig, override, preset
 from iidlib.config.recipes import BASELINES, SCALES
 from iidlib.errors import InputError, suggest
-from iidlib.experiments.cells import EXPERIMENTS, Cell, Experiment, usual_network
+from iidlib.experiments.cells import EXPERIMENTS, ORDERS, Cell, Experiment, usual_network
 from iidlib.experiments.sweep import read_grid
 from iidlib.files import user_path
 
@@ -50,7 +50,7 @@ def is_grid(name: str) -> bool:
 
 
 def find(name: str) -> Experiment:
-    """Finds an experiment by its name in ``EXPERIMENTS``, or by the file of its grid.
+    """Finds an experiment by its name in ``EXPERIMENTS`` or ``ORDERS``, or by the file of its grid.
 
     Raises:
         InputError: for an unknown name, or a file that is missing or not a grid.
@@ -58,9 +58,10 @@ def find(name: str) -> Experiment:
     if is_grid(name):
         title, cells_by_round = _read(user_path(name))
         return Experiment(title, tuple(dict.fromkeys(cell for each in cells_by_round for cell in each.values())))
-    if name not in EXPERIMENTS:
-        raise InputError(f"unknown experiment {name!r}{suggest(name, EXPERIMENTS)}; the file of a grid ends in .yaml")
-    return EXPERIMENTS[name]
+    known = EXPERIMENTS | ORDERS
+    if name not in known:
+        raise InputError(f"unknown experiment {name!r}{suggest(name, known)}; the file of a grid ends in .yaml")
+    return known[name]
 
 
 def rounds(path: str | Path) -> list[dict[str, Cell]]:
