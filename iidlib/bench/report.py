@@ -12,7 +12,7 @@ import torch
 
 from iidlib.bars import bar
 from iidlib.bench.ceilings import copy_rate, matrix_product_rate
-from iidlib.bench.tables import AXES, NEEDED, BenchReport, Failure
+from iidlib.bench.tables import AXES, BenchReport, Failure
 from iidlib.bench.timing import LossesDiffer, Timing, compare
 from iidlib.bench.training import compare_together, compare_training
 from iidlib.config import RunConfig, preset
@@ -25,7 +25,7 @@ from iidlib.networks import NETWORKS, frozen, network_for
 from iidlib.rng import stream
 from iidlib.runs.environment import environment
 
-__all__ = ["AXES", "NEEDED", "BenchReport", "measure", "random_pool", "scaling", "timing_dataset"]
+__all__ = ["measure", "random_pool", "scaling", "timing_dataset"]
 
 logger = logging.getLogger("iidlib")
 

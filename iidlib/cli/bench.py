@@ -32,12 +32,13 @@ def bench(
     """Benchmark the library against a per-class loop with equal losses and against the machine's peak."""
     from iidlib.bench import BenchReport
     from iidlib.bench import report as benchmark
+    from iidlib.bench.tables import NEEDED
     from iidlib.experiments import check_results
 
     if quick and scaling:
         raise InputError("--quick and --scaling are different measurements; give only one of them")
     if results:
-        check_results(results, benchmark.NEEDED)
+        check_results(results, NEEDED)
 
     def kept(row: BenchReport) -> None:
         """Saves and shows a row while others are still being measured."""

@@ -23,7 +23,7 @@ try:
 except ImportError:  # macOS, Windows, torch without CUDA
     triton = None
 
-__all__ = ["available", "backward", "forward"]
+__all__ = ["available"]
 
 
 def available() -> bool:
