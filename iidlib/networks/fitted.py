@@ -12,8 +12,9 @@ from iidlib.data import DatasetSpec
 from iidlib.engine import check_fits, compiler_available, configure, kernels
 from iidlib.errors import InputError, suggest
 from iidlib.names import network_name
-from iidlib.networks.architectures import NETWORKS, Network, build_network, empty_network
+from iidlib.networks.architectures import NETWORKS, build_network, empty_network
 from iidlib.networks.blocks import replaceable
+from iidlib.networks.network import Network
 
 __all__ = ["check_network_for", "frozen", "network_bytes", "network_for", "prepare"]
 
@@ -83,9 +84,8 @@ def network_bytes(name: str, spec: DatasetSpec, width: int) -> int:
         ValueError: for an unknown network, or one that cannot take the images.
     """
     channel_width = width if name.startswith("convnet") else None
-    classes, size, channels = len(spec.classes), spec.image_size, spec.channels
     if channel_width is None or channel_width <= _WIDE:
-        network = empty_network(name, num_classes=classes, image_size=size, channels=channels, width=channel_width)
+        network = empty_network(name, **_fitting(name, spec, width))
         return 4 * sum(parameter.numel() for parameter in network.parameters())
     # a quadratic function of the width, which also gives sizes that torch cannot represent
     one, two, three = (network_bytes(name, spec, narrow) for narrow in (1, 2, 3))
@@ -107,9 +107,7 @@ def activation_bytes(name: str, spec: DatasetSpec, width: int) -> int:
     Raises:
         ValueError: for an unknown network, or one that cannot take the images.
     """
-    channel_width = width if name.startswith("convnet") else None
-    classes, size, channels = len(spec.classes), spec.image_size, spec.channels
-    network = empty_network(name, num_classes=classes, image_size=size, channels=channels, width=channel_width).train()
+    network = empty_network(name, **_fitting(name, spec, width)).train()
 
     def kept(count: int) -> int:
         storages = {}
@@ -119,7 +117,7 @@ def activation_bytes(name: str, spec: DatasetSpec, width: int) -> int:
             storages[storage._cdata] = storage  # on the meta device, no storage has an address
             return tensor
 
-        images = torch.zeros(count, channels, size, size, device="meta", requires_grad=True)
+        images = torch.zeros(count, spec.channels, spec.image_size, spec.image_size, device="meta").requires_grad_()
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             network(images)
         return sum(storage.nbytes() for storage in storages.values())
