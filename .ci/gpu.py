@@ -6,7 +6,8 @@ First a report of the machine, then the GPU tests and the short benchmark, at mo
 cells of ``iid reproduce gpu``, most informative first. Each part is a process of its own with a limit; one that fails
 does not stop the others. Rows are written as soon as they are measured, ``summary.md`` before and after every part. The
 runs, pools and compiled kernels lie in another folder, ``--runs``: with it, a second call resumes the run that the
-first one had to stop. A part that has ended is not repeated at the same commit, except for the report of the machine.
+first one had to stop. A part that has ended is not repeated at the same clean commit, except for the report of the
+machine.
 
 Needs a checkout and the packages that the library imports, and pytest for the tests; no installation, no network.
 """
@@ -178,7 +179,8 @@ class Session:
         if name == "cells" and self.scale == "paper" and self.device == "auto" and not self.machine.get("gpu"):
             return "not started: no GPU was found, and scale paper takes days without one (--device cpu insists)"
         earlier = self.earlier().get(name)
-        if name in ("tests", "bench") and earlier and earlier["commit"] == self.machine.get("commit", ""):
+        commit = self.machine.get("commit") or "+"  # unknown; "+" also ends the name of a commit with changes
+        if name in ("tests", "bench") and earlier and earlier["commit"] == commit and not commit.endswith("+"):
             return f"ended in an earlier call: {earlier['outcome']}"
         return ""
 

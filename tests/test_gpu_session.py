@@ -173,6 +173,18 @@ def test_a_part_that_has_ended_is_repeated_only_at_another_commit(
     assert gpu.main(given) == 0 and "tests" in counts.read_text().split()[8:], "its output has gone"
 
 
+@pytest.mark.parametrize("commit", [None, "", "abc+"])
+def test_code_that_is_not_known_to_be_the_same_is_tested_again(
+    commit: str | None, gpu: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, counts = tmp_path / "out", tmp_path / "counts"
+    with_parts(gpu, monkeypatch, tests=(f"open({str(counts)!r}, 'a').write('tests ')", 20))
+    given = ["--out", str(out), "--runs", str(tmp_path / "runs"), "--device", "cpu", "--scale", "ci"]
+    knows(out, commit=commit)
+    assert gpu.main([*given, "--phases", "tests"]) == gpu.main([*given, "--phases", "tests"]) == 0
+    assert counts.read_text().split() == ["tests", "tests"]
+
+
 def test_without_time_or_a_gpu_no_cell_is_started(
     gpu: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,7 +5,8 @@ addresses and shapes and must not synchronise with the device, so it is split in
 iteration's images, augmentation and networks into fixed buffers, exactly as a step without a graph would draw them, and
 `CapturedStep.compute`, which is recorded, does everything from looking up the real images to the update of the images.
 
-What is drawn on the CPU is drawn one iteration ahead, in another thread, and copied to the device at once. A logged
+What is drawn on the CPU is drawn one iteration ahead, in another thread, and copied to the device at once (except
+frequencies, which few settings use). A logged
 iteration has a recording of its own, which also computes what is logged.
 
 Both halves run on any device, where tests compare them with a plain step; only the recording needs CUDA.
@@ -214,7 +215,7 @@ class CapturedStep:
     def record(self) -> bool:
         """Records `compute` as CUDA graphs, with the draws in the buffers; images and momentum are unchanged.
 
-        The training of a source's networks is recorded as well.
+        The training of a source's networks is recorded as well; if that fails, with a warning, it runs without.
 
         Returns:
             False, with one warning, if the step cannot be recorded or a recording differs from `compute`.
@@ -289,11 +290,15 @@ def captured_step(
     with precision(device, run.config.compute.precision), deterministic(device):
         try:
             step = CapturedStep(run, terms, optimiser, iteration)
-            step.load(iteration)
         except (RuntimeError, ValueError) as error:
             warn_no_graph("the step", error)
             return None
-        if step.record():
-            return step
+        try:
+            step.load(iteration)
+        except (RuntimeError, ValueError) as error:
+            warn_no_graph("the step", error)
+        else:
+            if step.record():
+                return step
     step.close()
     return None

@@ -187,6 +187,7 @@ class Distillation:
         Args:
             iteration: the next iteration.
         """
+        self.close()
         if self.config.compute.graph == "auto":
             self._recorded = captured_step(self, self.terms, self.optimiser, iteration)
 

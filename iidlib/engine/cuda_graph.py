@@ -154,10 +154,12 @@ def _warm_up(step: Callable[[], None], device: torch.device) -> None:
     """Calls a step on a side stream, as capturing requires."""
     side = torch.cuda.Stream(device)
     side.wait_stream(torch.cuda.current_stream(device))
-    with torch.cuda.stream(side):
-        for _ in range(WARM_UPS):
-            step()
-    torch.cuda.current_stream(device).wait_stream(side)
+    try:
+        with torch.cuda.stream(side):
+            for _ in range(WARM_UPS):
+                step()
+    finally:  # what is queued there may still write to what will be restored
+        torch.cuda.current_stream(device).wait_stream(side)
 
 
 def _captured(step: Callable[[], None], device: torch.device, pool: Any) -> torch.cuda.CUDAGraph:

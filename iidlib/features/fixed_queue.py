@@ -111,6 +111,7 @@ class FixedQueue(FixedNetwork):
         self._recording: Recording | None = None
 
     def _slot(self, number: int) -> int:
+        """Row of a network; after the last iteration, whose draws are made and never used, it may be another's."""
         return number % len(self._slots.weights)
 
     def fill(self, iteration: int, draws: Packed) -> None:

@@ -246,10 +246,10 @@ class NetworkQueue(NetworkSource):
         """
         if not self._members:
             return {}
-        meters = torch.stack([member.meter for member in self._members])
-        state = {"queue.numbers": torch.tensor([member.number for member in self._members]), "queue.meters": meters}
+        state = {"queue.numbers": torch.tensor([member.number for member in self._members])}
         if self._saved == "none":
             return state
+        state["queue.meters"] = torch.stack([member.meter for member in self._members])
         pairs = [member.tensors() for member in self._members]
         rows = {
             "queue.weights": torch.stack([torch.cat([p.detach().flatten() for p, _ in own]) for own in pairs]),
@@ -259,7 +259,7 @@ class NetworkQueue(NetworkSource):
 
     @torch.no_grad()
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Restores the state from a checkpoint; networks that it does not hold get their initial weights."""
+        """Restores the state from a checkpoint; networks that it does not hold get initial weights and empty meters."""
         if "queue.numbers" not in state:
             return
         numbers = state["queue.numbers"].tolist()

@@ -160,7 +160,8 @@ class _Ensemble:
                     self.write_back()
                 on_epoch(epoch)
         self.write_back()
-        return HowTrained(self._form, all(batch.recording is not None for batch in self._batches.values()))
+        recordings = [batch.recording for batch in self._batches.values()]
+        return HowTrained(self._form, bool(recordings) and None not in recordings)
 
     def begin(self, lr: float, *, restart: bool = True) -> None:
         """Sets the learning rate; with `restart` also resets the momentum, as a new optimiser would."""
