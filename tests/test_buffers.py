@@ -97,4 +97,6 @@ def test_what_goes_wrong_in_the_thread_is_raised_where_it_is_loaded():
     loaded.load(1)
     with pytest.raises(ValueError, match="no such images"):
         loaded.load(2)
+    loaded.load(1)  # draws iteration 2 ahead, which nobody asks for
+    loaded.load(5)
     loaded.close()

@@ -6,7 +6,7 @@ busy with this one. Copies from pageable memory would wait for the device; copie
 
 import math
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 
 import torch
 from torch import Tensor
@@ -93,8 +93,9 @@ class LoadedAhead:
             self._fill(iteration, self.buffers)
             return
         drawn, filled = self._next or self._start(iteration, self._thread)
+        self._next = None  # what fails is not raised again by the next call
         if drawn != iteration:  # not the order of a run, as at the start and in tests
-            filled.result()
+            wait([filled])
             _, filled = self._start(iteration, self._thread)
         filled.result()
         self._staging.send(len(self.buffers.block))
