@@ -29,6 +29,7 @@ constexpr long BLOCK = 2 * L;               // output channels computed together
 constexpr long ROWS = L == 16 ? 8 : 6;      // of a matrix product computed together; ROWS x BLOCK values fill registers
 constexpr long POSITIONS = 36;              // of a transformed tile, 6x6
 constexpr long TILES = 64;                  // most tiles transformed at a time
+constexpr long TAPS = 36;                   // most taps of a direct convolution: 3x3 of 4 input channels
 
 typedef float vec __attribute__((vector_size(L * sizeof(float))));
 
@@ -47,27 +48,38 @@ struct Norm {  // z * scale + shift is the normalised, affine value; (z - mean) 
     vec mean, inverse, scale, shift;
 };
 
+// Sum over all pixels of a map: of each row, then of the rows; `add(sum, y, x)` adds a pixel. An addition waits for the
+// one before, so four rows are summed side by side, in the same order each.
+template <typename Add>
+static inline vec total_of(long side, const Add& add) {
+    vec total{};
+    long y = 0;
+    for (; y + 4 <= side; y += 4) {
+        vec rows[4] = {};
+        for (long x = 0; x < side; x++)
+#pragma GCC unroll 4
+            for (long i = 0; i < 4; i++) add(rows[i], y + i, x);
+        for (long i = 0; i < 4; i++) total += rows[i];
+    }
+    for (; y < side; y++) {
+        vec row{};
+        for (long x = 0; x < side; x++) add(row, y, x);
+        total += row;
+    }
+    return total;
+}
+
 // Mean, then variance, of L channels of a map [side][side][stride].
 static Norm norm_of(const float* map, long side, long stride, const float* weight, const float* bias, float eps) {
     const float count = float(side * side);
+    const auto at = [&](long y, long x) { return load(map + (y * side + x) * stride); };
     Norm norm;
-    vec total{};
-    for (long y = 0; y < side; y++) {
-        vec row{};
-        for (long x = 0; x < side; x++) row += load(map + (y * side + x) * stride);
-        total += row;
-    }
-    norm.mean = total / splat(count);
-    total = vec{};
-    for (long y = 0; y < side; y++) {
-        vec row{};
-        for (long x = 0; x < side; x++) {
-            const vec d = load(map + (y * side + x) * stride) - norm.mean;
-            row += d * d;
-        }
-        total += row;
-    }
-    for (long i = 0; i < L; i++) norm.inverse[i] = 1.0f / __builtin_sqrtf(total[i] / count + eps);
+    norm.mean = total_of(side, [&](vec& sum, long y, long x) { sum += at(y, x); }) / splat(count);
+    const vec squares = total_of(side, [&](vec& sum, long y, long x) {
+        const vec d = at(y, x) - norm.mean;
+        sum += d * d;
+    });
+    for (long i = 0; i < L; i++) norm.inverse[i] = 1.0f / __builtin_sqrtf(squares[i] / count + eps);
     norm.scale = norm.inverse * load(weight);
     norm.shift = load(bias) - norm.mean * norm.scale;
     return norm;
@@ -156,23 +168,21 @@ static inline void products(const float* a, long a_row, long a_depth, const floa
         product<ADD, 2>(a + r * a_row, a_row, a_depth, b, b_row, depth, c + r * c_row, c_row);
 }
 
-// N adjacent pixels of a row, BLOCK channels; `in` holds one padded plane per channel.
+// N adjacent pixels of a row, BLOCK channels; `in` is a padded image, whose value for a tap is `offsets` further on.
 template <int N>
-static inline void pixels(const float* in, long channels, long plane, long line, const float* weight, float* out) {
+static inline void pixels(const float* in, const long* offsets, long taps, const float* weight, float* out) {
     vec sum[N][2] = {};
-    for (long k = 0; k < channels; k++)
-        for (long i = 0; i < 3; i++)
-            for (long j = 0; j < 3; j++) {
-                const float* p = in + k * plane + i * line + j;
-                const vec w0 = load(weight), w1 = load(weight + L);
-                weight += BLOCK;
+    for (long t = 0; t < taps; t++) {
+        const float* p = in + offsets[t];
+        const vec w0 = load(weight + t * BLOCK), w1 = load(weight + t * BLOCK + L);
 #pragma GCC unroll 8
-                for (long r = 0; r < N; r++) {
-                    const vec x = splat(p[r]);
-                    sum[r][0] += x * w0;
-                    sum[r][1] += x * w1;
-                }
-            }
+        for (long r = 0; r < N; r++) {
+            const vec x = splat(p[r]);
+            sum[r][0] += x * w0;
+            sum[r][1] += x * w1;
+        }
+    }
+#pragma GCC unroll 8
     for (long r = 0; r < N; r++) {
         store(out + r * BLOCK, sum[r][0]);
         store(out + r * BLOCK + L, sum[r][1]);
@@ -301,14 +311,18 @@ struct Shape {
 
 // Direct convolution of BLOCK channels of a padded image [channels_in][side+2][side+2] into a map [side][side][BLOCK].
 static void convolve(const float* padded, const Shape& s, const float* weight, float* map) {
-    const long line = s.side + 2, plane = line * line;
+    const long line = s.side + 2, taps = s.channels_in * 9;
+    long offsets[TAPS];
+    for (long t = 0; t < taps; t++) offsets[t] = t / 9 * line * line + t % 9 / 3 * line + t % 3;
     for (long y = 0; y < s.side; y++) {
         const float* row = padded + y * line;
         float* target = map + y * s.side * BLOCK;
         long x = 0;
-        for (; x + 8 <= s.side; x += 8)
-            pixels<8>(row + x, s.channels_in, plane, line, weight, target + x * BLOCK);
-        for (; x < s.side; x += 2) pixels<2>(row + x, s.channels_in, plane, line, weight, target + x * BLOCK);
+        // two pixels are slow, since each addition waits for the one before: 32 = 4 * 6 + 2 * 4
+        for (; x + ROWS <= s.side && s.side - x != ROWS + 2; x += ROWS)
+            pixels<ROWS>(row + x, offsets, taps, weight, target + x * BLOCK);
+        for (; x + 4 <= s.side; x += 4) pixels<4>(row + x, offsets, taps, weight, target + x * BLOCK);
+        for (; x < s.side; x += 2) pixels<2>(row + x, offsets, taps, weight, target + x * BLOCK);
     }
 }
 
