@@ -132,23 +132,23 @@ class Session:
 
     def phase(self, name: str) -> Phase:
         """The command of a part, with the limit that it has now."""
-        short, iid = min(SHORT, SHARE * self.seconds, self.left), (sys.executable, "-m", "iidlib.cli")
+        within = max(self.left - GRACE, self.left / 2)  # a part at its limit has some time to stop
+        short, iid = min(SHORT, SHARE * self.seconds, within), (sys.executable, "-m", "iidlib.cli")
         if name == "environment":
             script = str(ROOT / ".ci" / "gpu_environment.py")
             report = str(self.out / "environment.json")
-            return Phase(name, (sys.executable, script, report, "--device", self.device), min(SHORT, self.left))
+            return Phase(name, (sys.executable, script, report, "--device", self.device), min(SHORT, within))
         if name == "tests":
             pytest = (sys.executable, "-m", "pytest", "-m", "gpu", "-q", "-p", "no:cacheprovider")
             return Phase(name, (*pytest, *self.tests), short)
         if name == "bench":
             results = str(self.out / "bench.csv")
             return Phase(name, (*iid, "bench", "--quick", "--device", self.device, "--results", results), short)
-        limit = self.left - min(GRACE, self.left / 10)
-        budget = f"{max(limit - min(START, limit / 10), 1):.0f}s"  # so that it stops by itself, with a checkpoint
+        budget = f"{max(within - min(START, within / 10), 1):.0f}s"  # so that it stops by itself, with a checkpoint
         given = ["reproduce", self.experiment, "--scale", self.scale, "--seeds", str(self.seeds), "--budget", budget]
         given += ["--device", self.device, "--results", str(self.out), "--runs", str(self.runs / "cells")]
         given += ["--only", self.prefix] if self.prefix else []
-        return Phase(name, (*iid, *given), limit)
+        return Phase(name, (*iid, *given), within)
 
     def variables(self) -> dict[str, str]:
         """Environment of the parts: the checkout is imported, and caches last from call to call."""
@@ -203,11 +203,12 @@ class Session:
         with log.open("wb") as file:
             file.write(f"$ {shlex.join(phase.command)}\n".encode())
             file.flush()
-            process = subprocess.Popen(
-                phase.command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT,
-                env=self.variables(), start_new_session=True,
-            )  # fmt: skip
+            process = None
             try:
+                process = subprocess.Popen(
+                    phase.command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT,
+                    env=self.variables(), start_new_session=True,
+                )  # fmt: skip
                 status = process.wait(max(phase.limit, 0.1))
                 outcome = "done" if status == 0 else f"failed with status {status}"
             except subprocess.TimeoutExpired:
@@ -218,7 +219,8 @@ class Session:
                 outcome = f"stopped by {stop}"
                 raise
             finally:
-                end(process)
+                if process is not None:
+                    end(process)
         lines = [line for line in tail(log, 5) if line.strip() and line != f"$ {shlex.join(phase.command)}"]
         note = lines[-1].strip()[:160] if lines else ""
         return Ended(outcome, time.monotonic() - started, note, self.machine.get("commit", ""))
@@ -283,6 +285,20 @@ def seconds_of(text: str) -> float:
     return value
 
 
+def device_of(text: str) -> str:
+    """A device that the library may have here."""
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", text):
+        raise argparse.ArgumentTypeError(f"expected auto, cuda, cuda:N or cpu, got {text!r}")
+    return text
+
+
+def count_of(text: str) -> int:
+    """A number above zero."""
+    if not re.fullmatch(r"0*[1-9]\d*", text):
+        raise argparse.ArgumentTypeError(f"expected a number above zero, got {text!r}")
+    return int(text)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a session, and returns its exit status: 0 whatever has failed in it, 128 plus the signal if stopped."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -290,8 +306,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "gpu" / "results", help="folder of the results")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "gpu", help="folder that lasts over the calls")
     parser.add_argument("--scale", default="paper", choices=("ci", "tour", "laptop", "paper"))
-    parser.add_argument("--device", default="auto", help="auto, cuda, cuda:N or cpu")
-    parser.add_argument("--seeds", type=int, default=3, help="seeds per cell")
+    parser.add_argument("--device", type=device_of, default="auto", help="auto, cuda, cuda:N or cpu")
+    parser.add_argument("--seeds", type=count_of, default=3, help="seeds per cell")
     parser.add_argument("--only", default="", help="prefix of the cells, e.g. cifar10/ipc10")
     parser.add_argument("--data-root", type=Path, help="folder of the whole datasets (default: IID_DATA)")
     parser.add_argument("--phases", default=",".join(PHASES), help=f"parts to run, of {', '.join(PHASES)}")
@@ -301,6 +317,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if unknown := [name for name in phases if name not in PHASES]:
         parser.error(f"unknown part {unknown[0]!r}; choose from {', '.join(PHASES)}")
     out, runs = given.out.resolve(), given.runs.resolve()
+    for name, folder in (("--out", out), ("--runs", runs)):
+        if folder.exists() and not folder.is_dir():
+            parser.error(f"{name} must be a folder, and {folder} is a file")
     found = [path for path in out.iterdir() if path.suffix not in (".csv", *LEFTOVERS)] if out.is_dir() else []
     if others := sorted(path.name for path in found if path.name not in FILES):
         parser.error(f"{out} holds other files ({others[0]}); give an empty folder, or that of an earlier call")

@@ -157,5 +157,5 @@ def fake_cuda(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
     monkeypatch.setattr(cuda_graph, "_restored", noted)
     monkeypatch.setattr(cuda_graph, "_capture_failed", False)  # private: a process has no second try to ask for
     for module in (cuda_graph, captured, testing):  # where it is, and where it is asked
-        monkeypatch.setattr(module, "can_record", lambda device: not cuda_graph._capture_failed)
+        monkeypatch.setattr(module, "can_record", lambda device: cuda_graph._wanted and not cuda_graph._capture_failed)
     return cuda

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from iidlib.engine import can_record, cuda_graph, recorded
+from iidlib.engine import can_record, cuda_graph, graphs, recorded
 from tests.fake_cuda import BROKEN, FakeCuda, fake_cuda
 
 CPU = torch.device("cpu")
@@ -247,14 +247,27 @@ def test_nan_is_refused(cuda, caplog):
     assert record(step) is None
     assert same(step.values(), before)
     assert messages(caplog) == [
-        "no CUDA graph of the step (its update differs by nan); launching kernels one by one, which is slower"
+        "no CUDA graph of the step (nothing to compare: the plain update has the norm nan); launching kernels one by "
+        "one, which is slower"
     ]
 
 
 def test_a_step_that_does_nothing_says_nothing_about_its_recording(cuda, caplog):
     step = Descent()
     assert record(step, lambda: None) is None
-    assert "differs by nan" in caplog.text
+    assert "nothing to compare: the plain update has the norm 0" in caplog.text
+
+
+def test_settings_can_forbid_recordings_within_a_block(cuda, caplog):
+    with graphs("off"):
+        assert record(Descent()) is None
+        with graphs("auto"):
+            assert record(Descent()) is not None
+        with pytest.raises(OSError, match="within"), graphs("auto"):
+            raise OSError("within")
+        assert record(Descent()) is None
+    assert record(Descent()) is not None
+    assert not caplog.records, "it was asked for"
 
 
 # Without the stand-in

@@ -9,9 +9,12 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves
 
+from iidlib import evaluate, preset
 from iidlib.augment import OPERATIONS
 from iidlib.config import Drop
 from iidlib.engine import compiler_available
+from iidlib.evaluation import random_real
+from iidlib.features import trained_pool
 from iidlib.networks import NETWORKS, Network, build_network, prepare
 from iidlib.rng import stream
 from iidlib.training import Examples, HowTrained, Training, ensemble, ensemble_draws, fit, fit_together
@@ -317,6 +320,22 @@ def test_a_recording_that_is_wrong_is_not_used_and_the_form_stays(at_once, monke
     name = form.replace("_", " ")
     assert all(f"no CUDA graph of training {name} (its update differs" in each.message for each in caplog.records)
     assert_trained(found)
+
+
+@pytest.mark.parametrize(("graph", "how"), [("auto", "in_turn, recorded"), ("off", "in_turn")])
+def test_an_evaluation_and_a_pool_record_steps_unless_the_settings_forbid_it(
+    pictures, tmp_path, monkeypatch, caplog, graph, how
+):
+    cuda = fake_cuda(monkeypatch)
+    changes = {"eval.num_eval": 2, "eval.epochs": 2, "eval.width": 4, "pool.count": 2, "pool.epochs": 1}
+    changes |= {"pool.network": "convnet3", "pool.width": 4, "pool.untrained": "warn", "pool.path": str(tmp_path)}
+    config = preset("iid-dm", "shapes", 2, "ci", changes | {"compute.together": 2, "compute.graph": graph})
+    scores = evaluate(random_real(pictures.train, 2), pictures, protocol=config.eval, compute=config.compute)
+    assert scores["ensemble"].tolist() == [how] * 2
+    pool = trained_pool(pictures, config.pool, compute=config.compute)
+    assert pool.ensemble == how
+    assert any("capture" in done for done in cuda.log) == (graph == "auto")
+    assert not any("no CUDA graph" in record.message for record in caplog.records)
 
 
 def assert_trained(found: list[Network]) -> None:

@@ -83,7 +83,9 @@ def test_what_a_distillation_needs_is_counted_from_below(pictures: Dataset) -> N
     classes, image, features = len(pictures.spec.classes), 4 * 3 * 32 * 32, 4 * 8 * 4 * 4
     weights = {width: network_bytes("convnet3", pictures.spec, width) for width in (4, 8)}
     real, synthetic = (count * classes * (image + features) for count in (5, 2 * 2**2))
-    queued = 2 * (2 + 9 // 3 + 1) * weights[8]  # with their momenta, and one beyond those that have begun
+    queued = (
+        2 * (2 + 1 + 2) * weights[8]
+    )  # with their momenta: three at the start, and one after 3 and 6 iterations each
     pooled = 2 * 3 * weights[4]  # after one, two and three epochs
     assert [*least_memory(config, pictures, ("mean", "cc"), "queue").values()] == [real, synthetic, queued, pooled]
     assert [*least_memory(config, pictures, ("mean",), "queue").values()] == [real, synthetic, queued]

@@ -246,6 +246,14 @@ def test_a_restored_queue_continues_as_it_would_have():
             assert torch.equal(other.state()[name], tensor), (end, name)
 
 
+def test_a_checkpoint_of_a_larger_queue_is_refused():
+    large = queue(size=5, every=1)
+    for iteration in range(9):
+        large.draw(iteration)
+    with pytest.raises(InputError, match=r"is of a queue of 5 networks, this one has room for 4$"):
+        queue(size=4).restore(large.state())
+
+
 def test_memory_is_bounded_and_reported():
     made = queue(every=1)
     for iteration in range(12):

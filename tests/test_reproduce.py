@@ -313,6 +313,7 @@ def test_the_minutes_of_a_device_are_listed_on_request(iid: Run, monkeypatch: py
     for arguments, reported in (
         (["--list", "--device", "h10"], "cannot be predicted for the device 'h10'; did you mean 'h100'?"),
         (["--device", "h100"], "h100 is a device to predict times for, with --list; runs take cuda"),
+        (["--device", "gpu0"], "device 'gpu0' is not known"),
     ):
         status, _, err = iid("reproduce", "main", *arguments)
         assert status == 2 and reported in err and err.count("\n") == 1

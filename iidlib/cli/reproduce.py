@@ -184,6 +184,7 @@ def reproduce(
     quiet: Quiet = False,
 ) -> None:
     """Show the cells of the paper's tables, or run the missing ones, most informative first."""
+    from iidlib.engine import pick_device
     from iidlib.experiments import EXPERIMENTS, find, jobs, run_jobs
     from iidlib.experiments.costs import DEVICES, device_model
 
@@ -212,6 +213,7 @@ def reproduce(
     if device in DEVICES and device != "cpu":
         raise InputError(f"{device} is a device to predict times for, with --list; runs take cuda, cuda:N, cpu or mps")
     seconds = time_budget(budget) if budget else math.inf
+    pick_device(device)  # otherwise every run would start and fail
     todo = jobs(name, scale=scale, seeds=seeds, only=only, folder=folder, runs=runs, device=device)
     _check_networks(todo, scale)
     typer.echo(f"{name} at scale {scale}: {len(todo)} runs to do")

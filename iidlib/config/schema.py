@@ -223,7 +223,8 @@ class ComputeConfig:
     """Maximum number of classes in one backward pass of a distillation; 0 lets the device's memory decide. Changes only
     rounding."""
     graph: Literal["auto", "off"] = field(default="auto", validator=one_of_its_choices)
-    """Whether the step is captured as a CUDA graph on a GPU if its shapes are fixed."""
+    """Whether steps are captured as CUDA graphs on a GPU: of a distillation if its shapes are fixed, and of networks of
+    a pool or an evaluation that train together."""
     together: int = field(default=0, validator=at_least(0))
     """Networks of a pool or an evaluation trained together; 0 lets the device decide (by its total memory), 1 trains
     one after the other without CUDA graphs. Changes only rounding."""

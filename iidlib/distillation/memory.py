@@ -53,7 +53,7 @@ def least_memory(
         held = 1
         if source == "queue":
             settings = config.queue
-            held = 2 * min(settings.size, settings.start + config.iterations // settings.every + 1)
+            held = 2 * min(settings.size, settings.start + (config.iterations - 1) // settings.every + 1)
         lower = "match.width, queue.size or queue.start" if source == "queue" else "match.width"
         needs[f"the weights of {match.network}: lower {lower}"] = held * weights
     if "mmd" in terms and match.mmd_form == "characteristic":  # the frequencies, and real and imaginary parts for them

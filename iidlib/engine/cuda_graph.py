@@ -9,20 +9,24 @@ launched one by one, and one warning gives the reason.
 import contextlib
 import gc
 import logging
+import math
 import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-__all__ = ["Recording", "can_record", "recorded", "recordings", "warn_no_graph"]
+__all__ = ["Recording", "can_record", "graphs", "recorded", "recordings", "warn_no_graph"]
 
 WARM_UPS = 3
 """Plain calls before a capture, during which libraries choose kernels and allocate workspaces."""
 
 logger = logging.getLogger("iidlib")
+
+_wanted = True
+"""Whether the settings in force allow recordings, see `graphs`."""
 
 _capture_failed = False
 """Whether a capture has failed in this process.
@@ -44,9 +48,20 @@ def recordings() -> int:
     return _recordings
 
 
+@contextlib.contextmanager
+def graphs(setting: Literal["auto", "off"]) -> Iterator[None]:
+    """Within the block, no step is recorded if the setting, ``compute.graph``, is ``off``."""
+    global _wanted
+    before, _wanted = _wanted, setting == "auto"
+    try:
+        yield
+    finally:
+        _wanted = before
+
+
 def can_record(device: torch.device) -> bool:
-    """Whether steps can be recorded: on CUDA, unless a capture has failed in this process."""
-    return device.type == "cuda" and not _capture_failed
+    """Whether steps can be recorded: on CUDA, unless settings forbid it or a capture has failed in this process."""
+    return device.type == "cuda" and _wanted and not _capture_failed
 
 
 def warn_no_graph(what: str, reason: object) -> None:
@@ -98,7 +113,7 @@ def recorded(
 
     Returns:
         The recording. None, with one warning, if the step cannot be recorded or the recording differs. None without a
-        warning on devices other than CUDA, and after a failed capture in this process, which has already been reported.
+        warning where `can_record` is false: the settings say so, or the reason has already been reported.
     """
     global _recordings
     device = updated[0].device
@@ -107,9 +122,11 @@ def recorded(
     with _restored([*updated, *state]) as restore:
         try:
             recording = Recording(step, device)
-            difference = _difference(recording.replay, step, updated, restore)
-            if not difference <= tolerance:  # true for NaN
-                raise RuntimeError(f"its update differs by {difference:.1e}")
+            difference, norm = _difference(recording.replay, step, updated, restore)
+            if not 0 < norm < math.inf:
+                raise RuntimeError(f"nothing to compare: the plain update has the norm {norm:g}")
+            if not difference <= tolerance * norm:  # true for NaN
+                raise RuntimeError(f"its update differs by {difference / norm:.1e}")
         except (RuntimeError, ValueError) as error:  # out of memory is a RuntimeError
             warn_no_graph(what, error)
             return None
@@ -135,8 +152,8 @@ def _restored(tensors: Sequence[Tensor]) -> Iterator[Callable[[], None]]:
 
 def _difference(
     first: Callable[[], None], second: Callable[[], None], updated: Sequence[Tensor], restore: Callable[[], None]
-) -> float:
-    """Relative difference, in norm, between the updates by `first` and `second` from the restored state."""
+) -> tuple[float, float]:
+    """Norm of the difference between the updates by `first` and `second` from the restored state, and of the latter."""
     updates = []
     for step in (first, second):
         restore()
@@ -144,7 +161,7 @@ def _difference(
         step()
         moved = zip(updated, before, strict=True)
         updates.append(torch.cat([(tensor.detach() - old).flatten() for tensor, old in moved]))
-    return float((updates[0] - updates[1]).norm() / updates[1].norm())
+    return float((updates[0] - updates[1]).norm()), float(updates[1].norm())
 
 
 # Uses of torch.cuda, replaced by the tests to run on a CPU

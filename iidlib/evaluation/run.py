@@ -14,7 +14,7 @@ import torch
 
 from iidlib.config import ComputeConfig, EvalProtocol
 from iidlib.data import Dataset, RealSet
-from iidlib.engine import default_together, deterministic, precision
+from iidlib.engine import default_together, deterministic, graphs, precision
 from iidlib.evaluation.fitting import check_arguments, check_evaluation, dataset_for, log_differences, untested
 from iidlib.networks import network_for
 from iidlib.rng import stream, stream_seed
@@ -152,7 +152,7 @@ def evaluated(
         started = time.perf_counter()
         done = _counted(on_epochs, len(numbers)) if on_epochs else None
         seeds = [stream_seed(seed, number, f"evaluation of {name}") for number in numbers]
-        with precision(device, compute.precision), deterministic(device):
+        with precision(device, compute.precision), deterministic(device), graphs(compute.graph):
             networks = [
                 network_for(
                     name,

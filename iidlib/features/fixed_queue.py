@@ -20,16 +20,9 @@ from iidlib.engine import Packed, Recording, recorded
 from iidlib.features.base import FixedNetwork
 from iidlib.features.slots import Layout
 from iidlib.networks import Network
-from iidlib.training.loop import MOMENTUM, WEIGHT_DECAY
+from iidlib.training.loop import MOMENTUM, UPDATE_TOLERANCE, WEIGHT_DECAY
 
 __all__ = ["FixedQueue", "Queue", "Slots"]
-
-TOLERANCE = 1e-1
-"""Largest relative difference, in norm, of a recorded update of the weights from a plain one.
-
-In TF32, different kernels put some activations on the other side of the ReLU's kink, which changes a gradient by a few
-hundredths; a recording that reads the wrong buffers is off by 100 %.
-"""
 
 
 class Slots(NamedTuple):
@@ -172,7 +165,7 @@ class FixedQueue(FixedNetwork):
             lambda: self.train(draws),
             [slots.weights],
             state=[slots.momenta, slots.meters],
-            tolerance=TOLERANCE,
+            tolerance=UPDATE_TOLERANCE,
             what="the queue's training",
         )
 

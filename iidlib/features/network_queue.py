@@ -259,10 +259,16 @@ class NetworkQueue(NetworkSource):
 
     @torch.no_grad()
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Restores the state from a checkpoint; networks that it does not hold get initial weights and empty meters."""
+        """Restores the state from a checkpoint; networks that it does not hold get initial weights and empty meters.
+
+        Raises:
+            InputError: if the checkpoint is of a larger queue.
+        """
         if "queue.numbers" not in state:
             return
-        numbers = state["queue.numbers"].tolist()
+        numbers, room = state["queue.numbers"].tolist(), len(self.slots.weights)
+        if len(numbers) > room:
+            raise InputError(f"the checkpoint is of a queue of {len(numbers)} networks, this one has room for {room}")
         self._members = [self._fresh(number) for number in numbers]
         self._made = numbers[-1] + 1
         if "queue.weights" not in state:

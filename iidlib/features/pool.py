@@ -16,7 +16,7 @@ from torch import Tensor
 
 from iidlib.config import ComputeConfig, PoolConfig, RunConfig
 from iidlib.data import Dataset
-from iidlib.engine import default_together, deterministic, precision, precision_in_use
+from iidlib.engine import default_together, deterministic, graphs, precision, precision_in_use
 from iidlib.errors import InputError
 from iidlib.features.pool_files import check_keepable, keep, load_weights, read_facts
 from iidlib.features.trained import HeldOut
@@ -174,7 +174,7 @@ def trained_pool(
     for first in range(0, len(missing), together):
         fresh = {number: build(number) for number in missing[first : first + together]}
         started = time.perf_counter()
-        with precision(device, compute.precision), deterministic(device):
+        with precision(device, compute.precision), deterministic(device), graphs(compute.graph):
             trained, how = _train(fresh, dataset, config, "alone" if alone else compute.ensemble, on_epoch)
         ensemble |= dict.fromkeys(map(str, fresh), how)
         seconds |= dict.fromkeys(map(str, fresh), round((time.perf_counter() - started) / len(fresh), 3))

@@ -33,17 +33,17 @@ from iidlib.networks import Network, set_backend
 from iidlib.rng import stream
 from iidlib.training import cutmix
 from iidlib.training.ensemble_draws import DrawnSteps, StepDraws
-from iidlib.training.loop import MOMENTUM, WEIGHT_DECAY, Examples, Training, augmentation_stages
+from iidlib.training.loop import (
+    MOMENTUM,
+    UPDATE_TOLERANCE,
+    WEIGHT_DECAY,
+    Examples,
+    Training,
+    augmentation_stages,
+)
 from iidlib.training.together import Form, HowTrained, default_form
 
 __all__ = ["fit_together"]
-
-TOLERANCE = 1e-1
-"""Largest relative difference (in norm) of a recorded update from a plain one, and of gradients at once from in turn.
-
-In TF32, different kernels put some activations on the other side of the ReLU's kink, which changes a gradient by a few
-hundredths; a recording that reads the wrong buffers is off by 100 %.
-"""
 
 logger = logging.getLogger("iidlib")
 
@@ -275,7 +275,7 @@ class _Ensemble:
             partial(self._update, batch.draws),
             list(self._parameters.values()),
             state=[*self._velocity, *self._buffers.values(), batch.draws.counter],
-            tolerance=TOLERANCE,
+            tolerance=UPDATE_TOLERANCE,
             what=f"training {self._form.replace('_', ' ')}",
         )
 
@@ -289,7 +289,7 @@ class _Ensemble:
                 float(torch.cat([one.flatten() for one in each]).norm())
                 for each in (torch._foreach_sub(found, expected), expected)
             )
-            if not difference <= TOLERANCE * norm:  # true for NaN
+            if not difference <= UPDATE_TOLERANCE * norm:  # true for NaN
                 raise RuntimeError(f"gradients of norm {norm:.1e} differ by {difference:.1e}")
         except (RuntimeError, ValueError) as error:  # out of memory is a RuntimeError
             reason = (str(error).splitlines() or [type(error).__name__])[0]
