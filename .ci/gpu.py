@@ -14,7 +14,6 @@ Needs a checkout and the packages that the library imports, and pytest for the t
 
 import argparse
 import contextlib
-import json
 import math
 import os
 import re
@@ -25,215 +24,74 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gpu_summary import summary, tail
-
-ROOT = Path(__file__).resolve().parents[1]
-PHASES = ("environment", "tests", "bench", "cells")
-FILES = ("summary.md", "environment.json", "tests.txt", "log.txt")  # besides the tables
-LEFTOVERS = (".lock", ".unfinished")  # of tables that are being written, or of a process that was killed meanwhile
-MOST_FILES, MOST_BYTES = 8, 16 * 2**20
-SHORT, SHARE = 60.0, 0.15  # limit of the parts before the cells, in seconds and as a share of the budget
-FOR_SUMMARY, GRACE = 5.0, 10.0  # seconds at the end for the summary; seconds in which a part may stop
-START = 6.0  # seconds before a command counts its budget
-LEAST = 10.0  # seconds in which a cell cannot even start
-CACHES = {
-    "IID_CACHE": "iidlib",
-    "TRITON_CACHE_DIR": "triton",
-    "TORCHINDUCTOR_CACHE_DIR": "inductor",
-    "TORCH_EXTENSIONS_DIR": "extensions",
-    "CUDA_CACHE_PATH": "cuda",
-}
+from gpu_files import FILES, LEFTOVERS, tail, tidy
+from gpu_session import GRACE, PHASES, ROOT, Ended, Phase, Session
+from gpu_summary import summary
 
 
 class Stop(BaseException):
     """A signal that asks this script to stop."""
 
 
-@dataclass(frozen=True)
-class Phase:
-    """A part of the session: a command, and the seconds that it may take."""
-
-    name: str
-    command: Sequence[str]
-    limit: float
-
-
-@dataclass
-class Ended:
-    """How a part has ended."""
-
-    outcome: str
-    seconds: float
-    note: str = ""
-    """Last line of its output."""
-    commit: str | None = None
+def run(session: Session) -> None:
+    """Runs the parts one after the other, and keeps the summary up to date."""
+    for name in session.phases:
+        why = session.skipped(name)
+        if why:
+            session.ended.setdefault(name, Ended(why, 0))
+            continue
+        if name == "environment":  # of an earlier call, perhaps on another machine
+            (session.out / "environment.json").unlink(missing_ok=True)
+        phase = session.phase(name)
+        session.state = f"running: {name}"
+        write(session)
+        session.ended[name] = execute(session, phase)
+        session.remember()
+    session.state = "finished"
 
 
-@dataclass
-class Session:
-    """One call: its folders, its deadline, and what has happened."""
+def execute(session: Session, phase: Phase) -> Ended:
+    """Runs one part; stops it with all that it has started at its limit, or when this script is asked to stop."""
+    log, started = session.log(phase.name), time.monotonic()
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("wb") as file:
+        file.write(f"$ {shlex.join(phase.command)}\n".encode())
+        file.flush()
+        process = None
+        try:
+            process = subprocess.Popen(
+                phase.command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT,
+                env=session.variables(), start_new_session=True,
+            )  # fmt: skip
+            status = process.wait(max(phase.limit, 0.1))
+            outcome = "done" if status == 0 else f"failed with status {status}"
+        except subprocess.TimeoutExpired:
+            outcome = f"stopped at its limit of {phase.limit:.0f} s"
+        except Stop as stop:
+            session.ended[phase.name] = Ended(f"stopped by {stop}", time.monotonic() - started)
+            write(session)  # now, because a kill may follow
+            outcome = f"stopped by {stop}"
+            raise
+        finally:
+            if process is not None:
+                end(process)
+    lines = [line for line in tail(log, 5) if line.strip() and line != f"$ {shlex.join(phase.command)}"]
+    note = lines[-1].strip()[:160] if lines else ""
+    return Ended(outcome, time.monotonic() - started, note, session.machine.get("commit", ""))
 
-    out: Path
-    runs: Path
-    seconds: float
-    scale: str = "paper"
-    device: str = "auto"
-    seeds: int = 3
-    only: str = ""
-    phases: Sequence[str] = PHASES
-    tests: Sequence[str] = ("tests",)
-    started: float = field(default_factory=time.monotonic)
-    begun_at: str = field(default_factory=lambda: time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime()))
-    ended: dict[str, Ended] = field(default_factory=dict)
-    state: str = "starting"
-    remarks: list[str] = field(default_factory=list)
 
-    @property
-    def left(self) -> float:
-        """Seconds until the deadline, less those for the summary."""
-        return self.seconds - min(FOR_SUMMARY, self.seconds / 10) - (time.monotonic() - self.started)
-
-    @property
-    def machine(self) -> dict[str, Any]:
-        """The report of the machine; empty if it is missing."""
-        with contextlib.suppress(OSError, ValueError):
-            return dict(json.loads((self.out / "environment.json").read_text(encoding="utf-8")))
-        return {}
-
-    @property
-    def embedded(self) -> bool:
-        """Whether the embedded images take the place of the whole datasets."""
-        return self.scale not in ("paper", "laptop") or not self.has("cifar10")
-
-    def has(self, dataset: str) -> bool:
-        """Whether a whole dataset is on this machine."""
-        found = self.machine.get("datasets")
-        return isinstance(found, dict) and bool(found.get(dataset))
-
-    @property
-    def experiment(self) -> str:
-        """Name of the experiment whose cells are measured."""
-        return "gpu-embedded" if self.embedded else "gpu"
-
-    @property
-    def prefix(self) -> str:
-        """Prefix of the cells that can be measured with the datasets of this machine."""
-        if self.embedded:
-            return re.sub("^cifar10(?=/|$)", "cifar10-mini", self.only)
-        return self.only or ("" if self.has("cifar100") else "cifar10")
-
-    def log(self, phase: str) -> Path:
-        """File with the output of a part."""
-        return self.out / "tests.txt" if phase == "tests" else self.runs / "logs" / f"{phase}.txt"
-
-    def phase(self, name: str) -> Phase:
-        """The command of a part, with the limit that it has now."""
-        within = max(self.left - GRACE, self.left / 2)  # a part at its limit has some time to stop
-        short, iid = min(SHORT, SHARE * self.seconds, within), (sys.executable, "-m", "iidlib.cli")
-        if name == "environment":
-            script = str(ROOT / ".ci" / "gpu_environment.py")
-            report = str(self.out / "environment.json")
-            return Phase(name, (sys.executable, script, report, "--device", self.device), min(SHORT, within))
-        if name == "tests":
-            pytest = (sys.executable, "-m", "pytest", "-m", "gpu", "-q", "-p", "no:cacheprovider")
-            return Phase(name, (*pytest, *self.tests), short)
-        if name == "bench":
-            results = str(self.out / "bench.csv")
-            return Phase(name, (*iid, "bench", "--quick", "--device", self.device, "--results", results), short)
-        budget = f"{max(within - min(START, within / 10), 1):.0f}s"  # so that it stops by itself, with a checkpoint
-        given = ["reproduce", self.experiment, "--scale", self.scale, "--seeds", str(self.seeds), "--budget", budget]
-        given += ["--device", self.device, "--results", str(self.out), "--runs", str(self.runs / "cells")]
-        given += ["--only", self.prefix] if self.prefix else []
-        return Phase(name, (*iid, *given), within)
-
-    def variables(self) -> dict[str, str]:
-        """Environment of the parts: the checkout is imported, and caches last from call to call."""
-        caches = {name: str(self.runs / "cache" / folder) for name, folder in CACHES.items()}
-        path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-        return caches | os.environ | {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
-
-    def run(self) -> None:
-        """Runs the parts one after the other, and keeps the summary up to date."""
-        for name in self.phases:
-            why = self.skipped(name)
-            if why:
-                self.ended.setdefault(name, Ended(why, 0))
-                continue
-            if name == "environment":  # of an earlier call, perhaps on another machine
-                (self.out / "environment.json").unlink(missing_ok=True)
-            phase = self.phase(name)
-            self.state = f"running: {name}"
-            self.write()
-            self.ended[name] = self.execute(phase)
-            self.remember()
-        self.state = "finished"
-
-    def skipped(self, name: str) -> str:
-        """Reason for which a part is not run; "" if it is."""
-        if self.left < (LEAST if name == "cells" else 1):
-            return "not started: no time left"
-        if name == "cells" and self.scale == "paper" and self.device == "auto" and not self.machine.get("gpu"):
-            return "not started: no GPU was found, and scale paper takes days without one (--device cpu insists)"
-        earlier = self.earlier().get(name)
-        commit = self.machine.get("commit") or "+"  # unknown; "+" also ends the name of a commit with changes
-        if name in ("tests", "bench") and earlier and earlier["commit"] == commit and not commit.endswith("+"):
-            return f"ended in an earlier call: {earlier['outcome']}"
-        return ""
-
-    def earlier(self) -> dict[str, dict[str, Any]]:
-        """Parts of earlier calls that have ended by themselves and whose results are still in the folder."""
-        found: dict[str, dict[str, Any]] = {}
-        with contextlib.suppress(OSError, ValueError):
-            found = json.loads((self.runs / "state.json").read_text(encoding="utf-8"))
-        return {name: one for name, one in found.items() if name != "tests" or self.log("tests").is_file()}
-
-    def remember(self) -> None:
-        """Notes for the next call which parts have ended by themselves."""
-        now = {name: asdict(one) for name, one in self.ended.items() if one.outcome.startswith(("done", "failed"))}
-        (self.runs / "state.json").write_text(json.dumps(self.earlier() | now, indent=2), encoding="utf-8")
-
-    def execute(self, phase: Phase) -> Ended:
-        """Runs one part; stops it with all that it has started at its limit, or when this script is asked to stop."""
-        log, started = self.log(phase.name), time.monotonic()
-        log.parent.mkdir(parents=True, exist_ok=True)
-        with log.open("wb") as file:
-            file.write(f"$ {shlex.join(phase.command)}\n".encode())
-            file.flush()
-            process = None
-            try:
-                process = subprocess.Popen(
-                    phase.command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT,
-                    env=self.variables(), start_new_session=True,
-                )  # fmt: skip
-                status = process.wait(max(phase.limit, 0.1))
-                outcome = "done" if status == 0 else f"failed with status {status}"
-            except subprocess.TimeoutExpired:
-                outcome = f"stopped at its limit of {phase.limit:.0f} s"
-            except Stop as stop:
-                self.ended[phase.name] = Ended(f"stopped by {stop}", time.monotonic() - started)
-                self.write()  # now, because a kill may follow
-                outcome = f"stopped by {stop}"
-                raise
-            finally:
-                if process is not None:
-                    end(process)
-        lines = [line for line in tail(log, 5) if line.strip() and line != f"$ {shlex.join(phase.command)}"]
-        note = lines[-1].strip()[:160] if lines else ""
-        return Ended(outcome, time.monotonic() - started, note, self.machine.get("commit", ""))
-
-    def write(self) -> None:
-        """Writes the log and the summary, and keeps the folder within its limits."""
-        logs = [self.log(name) for name in PHASES if name != "tests" and self.log(name).is_file()]
-        parts = [f"===== {log.stem}\n" + "\n".join(tail(log, 5000)) + "\n" for log in logs]
-        (self.out / "log.txt").write_text("\n".join(parts), encoding="utf-8")
-        self.remarks = list(dict.fromkeys([*self.remarks, *tidy(self.out, self.runs / "left-out")]))
-        temporary = self.runs / "summary.md"
-        temporary.write_text(summary(self), encoding="utf-8")
-        shutil.move(temporary, self.out / "summary.md")
+def write(session: Session) -> None:
+    """Writes the log and the summary, and keeps the folder within its limits."""
+    logs = [session.log(name) for name in PHASES if name != "tests" and session.log(name).is_file()]
+    parts = [f"===== {log.stem}\n" + "\n".join(tail(log, 5000)) + "\n" for log in logs]
+    (session.out / "log.txt").write_text("\n".join(parts), encoding="utf-8")
+    session.remarks = list(dict.fromkeys([*session.remarks, *tidy(session.out, session.runs / "left-out")]))
+    temporary = session.runs / "summary.md"
+    temporary.write_text(summary(session), encoding="utf-8")
+    shutil.move(temporary, session.out / "summary.md")
 
 
 def end(process: "subprocess.Popen[bytes]") -> None:
@@ -250,30 +108,6 @@ def end(process: "subprocess.Popen[bytes]") -> None:
     if process.poll() is None:
         process.kill()
     process.wait()
-
-
-def tidy(folder: Path, elsewhere: Path) -> list[str]:
-    """Keeps a folder within the limits on files, and says what was cut or moved.
-
-    The front of texts that are too large is cut; what else is too large, or too many, is moved.
-    """
-    said = []
-    for path in [path for path in folder.iterdir() if path.is_file() and path.suffix == ".txt"]:
-        if (size := path.stat().st_size) > MOST_BYTES:
-            with path.open("rb") as file:
-                file.seek(size - MOST_BYTES // 2)
-                kept = file.read()
-            path.write_bytes(b"[the first %d bytes were left out]\n" % (size - len(kept)) + kept)
-            said.append(f"{path.name}: the first {size - len(kept)} bytes were left out")
-    found = [path for path in folder.iterdir() if path.suffix not in LEFTOVERS]
-    too_large = [path for path in found if path.is_dir() or path.stat().st_size > MOST_BYTES]
-    others = sorted(set(found) - set(too_large), key=lambda path: (path.name not in FILES, -path.stat().st_mtime))
-    room = MOST_FILES - (not (folder / "summary.md").exists())
-    for path in [*too_large, *others[room:]]:  # the newest tables stay
-        elsewhere.mkdir(parents=True, exist_ok=True)
-        shutil.move(path, elsewhere / path.name)
-        said.append(f"{path.name} was moved to {elsewhere}: at most {MOST_FILES} files of {MOST_BYTES >> 20} MiB stay")
-    return said
 
 
 def seconds_of(text: str) -> float:
@@ -343,14 +177,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         signal.signal(each, stop)
     status = 0
     try:
-        session.run()
+        run(session)
     except Stop as stopped:
         session.state = f"stopped by {stopped}"
         status = 128 + signal.Signals[str(stopped)]
     for path in out.iterdir():
         if path.suffix in LEFTOVERS:  # whoever wrote them has ended
             path.unlink()
-    session.write()
+    write(session)
     print((out / "summary.md").read_text(encoding="utf-8"))
     return status
 

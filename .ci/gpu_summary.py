@@ -1,30 +1,16 @@
 """The summary of a session on a rented GPU, for `.ci/gpu.py`: what was measured, what failed, what is next."""
 
-import contextlib
 from collections.abc import Iterator
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from gpu import Session
+from gpu_files import tail
+from gpu_session import Session
 
 LINES = 20  # of a log in the summary
 CELL = ["dataset", "ipc", "method", "network", "settings", "seed"]
-MOST_READ = 2 * 2**20  # bytes at the end of a log
 
 
-def tail(path: Path, lines: int) -> list[str]:
-    """Last lines of a text file; of progress bars only what stood there last."""
-    with contextlib.suppress(OSError):
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            file.seek(max(0, size - MOST_READ))
-            text = file.read().decode(errors="replace")
-        return [line.rsplit("\r", 1)[-1] for line in text.replace("\r\n", "\n").split("\n")[-lines - 1 :]][-lines:]
-    return []
-
-
-def measured_lines(session: "Session") -> Iterator[str]:
+def measured_lines(session: Session) -> Iterator[str]:
     """Table of the cells that this call has measured, and what comes next."""
     from iidlib.experiments import all_rows, jobs
     from iidlib.experiments.costs import DEVICES, costs
@@ -57,7 +43,7 @@ def measured_lines(session: "Session") -> Iterator[str]:
         yield f"- {job.cell.name}, seed {job.seed}{minutes}{begun}"
 
 
-def benchmark_lines(session: "Session") -> Iterator[str]:
+def benchmark_lines(session: Session) -> Iterator[str]:
     """Table of the benchmark's rows, the newest of each kind."""
     from iidlib.experiments.tables import read_results
 
@@ -70,7 +56,7 @@ def benchmark_lines(session: "Session") -> Iterator[str]:
         yield f"| {row['what']} {row['method']} | {1e3 * ours:.3g} | {1e3 * loop:.3g} | {row['device']} |"
 
 
-def images(session: "Session") -> str:
+def images(session: Session) -> str:
     """The images that the cells are distilled from, in plain words."""
     if not session.embedded:
         return "CIFAR-10 and CIFAR-100, whole" if session.has("cifar100") else "CIFAR-10, whole; no CIFAR-100 here"
@@ -83,7 +69,7 @@ def images(session: "Session") -> str:
     )
 
 
-def summary(session: "Session") -> str:
+def summary(session: Session) -> str:
     """What was measured, what failed, and what is next, as Markdown."""
     machine, left = session.machine, max(session.left, 0)
     build = machine["build"] if isinstance(machine.get("build"), dict) else {}

@@ -36,7 +36,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     yield module
     for number, handler in before.items():
         signal.signal(number, handler)
-    for name in ("gpu", "gpu_summary"):
+    for name in ("gpu", "gpu_files", "gpu_session", "gpu_summary"):
         sys.modules.pop(name, None)
 
 
@@ -251,7 +251,9 @@ def test_a_signal_leaves_a_summary_and_no_process(tmp_path: Path, number: signal
 
 
 def test_the_folder_keeps_within_its_limits(gpu: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu, "MOST_BYTES", 1000)
+    import gpu_files
+
+    monkeypatch.setattr(gpu_files, "MOST_BYTES", 1000)
     out, elsewhere = tmp_path / "out", tmp_path / "left-out"
     out.mkdir()
     (out / "tests.txt").write_text("".join(f"line {number}\n" for number in range(1000)))
@@ -262,7 +264,7 @@ def test_the_folder_keeps_within_its_limits(gpu: ModuleType, tmp_path: Path, mon
     for number in range(9):
         (out / f"extra-{number}.csv").write_text("b\n")
         os.utime(out / f"extra-{number}.csv", (number, number))
-    said = gpu.tidy(out, elsewhere)
+    said = gpu_files.tidy(out, elsewhere)
     kept = sorted(path.name for path in out.iterdir() if path.name[0] != ".")
     assert len(kept) == 7, "with room for the summary"
     assert {"tests.txt", "paper.csv", "extra-8.csv"} <= set(kept) and "extra-0.csv" not in kept
@@ -271,7 +273,7 @@ def test_the_folder_keeps_within_its_limits(gpu: ModuleType, tmp_path: Path, mon
     assert re.match(r"\[the first \d+ bytes were left out\]\n", text) and text.endswith("line 999\n")
     assert {"bench.csv", "folder", "extra-0.csv"} <= {path.name for path in elsewhere.iterdir()}
     assert all(any(line.startswith(name) for line in said) for name in ("tests.txt", "bench.csv", "folder", "extra-0"))
-    assert gpu.tidy(out, elsewhere) == [], "once is enough"
+    assert gpu_files.tidy(out, elsewhere) == [], "once is enough"
 
 
 def test_the_embedded_images_take_the_place_of_absent_datasets(gpu: ModuleType, tmp_path: Path) -> None:
@@ -325,7 +327,7 @@ def test_a_summary_is_written_whatever_is_broken(gpu: ModuleType, tmp_path: Path
     (tmp_path / "paper.csv").write_text("dataset,method,ipc,scale,network,seed,accuracy\ncifar10\n")
     session = gpu.Session(tmp_path, tmp_path.parent / "runs", 540.0)
     session.runs.mkdir()
-    session.write()
+    gpu.write(session)
     assert "The rows cannot be read: InputError" in (tmp_path / "summary.md").read_text()
 
 

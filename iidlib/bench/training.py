@@ -17,6 +17,7 @@ from iidlib.config import RunConfig
 from iidlib.data import Dataset
 from iidlib.engine import (
     default_together,
+    graphs,
     peak_memory_mib,
     precision,
     precision_in_use,
@@ -239,7 +240,7 @@ def compare_together(
             done()
         started = time.perf_counter()
 
-    with precision(device, work.asked):
+    with precision(device, work.asked), graphs(config.compute.graph):
         train(networks, 1 + rounds * epochs, lap)
     recorded = recordings() > before
     return Timing(

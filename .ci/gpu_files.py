@@ -1,0 +1,45 @@
+"""The files of a session on a rented GPU, for `.ci/gpu.py`: the ends of logs, and a folder that stays small."""
+
+import contextlib
+import shutil
+from pathlib import Path
+
+FILES = ("summary.md", "environment.json", "tests.txt", "log.txt")  # besides the tables
+LEFTOVERS = (".lock", ".unfinished")  # of tables that are being written, or of a process that was killed meanwhile
+MOST_FILES, MOST_BYTES = 8, 16 * 2**20
+MOST_READ = 2 * 2**20  # bytes at the end of a log
+
+
+def tail(path: Path, lines: int) -> list[str]:
+    """Last lines of a text file; of progress bars only what stood there last."""
+    with contextlib.suppress(OSError):
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            file.seek(max(0, size - MOST_READ))
+            text = file.read().decode(errors="replace")
+        return [line.rsplit("\r", 1)[-1] for line in text.replace("\r\n", "\n").split("\n")[-lines - 1 :]][-lines:]
+    return []
+
+
+def tidy(folder: Path, elsewhere: Path) -> list[str]:
+    """Keeps a folder within the limits on files, and says what was cut or moved.
+
+    The front of texts that are too large is cut; what else is too large, or too many, is moved.
+    """
+    said = []
+    for path in [path for path in folder.iterdir() if path.is_file() and path.suffix == ".txt"]:
+        if (size := path.stat().st_size) > MOST_BYTES:
+            with path.open("rb") as file:
+                file.seek(size - MOST_BYTES // 2)
+                kept = file.read()
+            path.write_bytes(b"[the first %d bytes were left out]\n" % (size - len(kept)) + kept)
+            said.append(f"{path.name}: the first {size - len(kept)} bytes were left out")
+    found = [path for path in folder.iterdir() if path.suffix not in LEFTOVERS]
+    too_large = [path for path in found if path.is_dir() or path.stat().st_size > MOST_BYTES]
+    others = sorted(set(found) - set(too_large), key=lambda path: (path.name not in FILES, -path.stat().st_mtime))
+    room = MOST_FILES - (not (folder / "summary.md").exists())
+    for path in [*too_large, *others[room:]]:  # the newest tables stay
+        elsewhere.mkdir(parents=True, exist_ok=True)
+        shutil.move(path, elsewhere / path.name)
+        said.append(f"{path.name} was moved to {elsewhere}: at most {MOST_FILES} files of {MOST_BYTES >> 20} MiB stay")
+    return said

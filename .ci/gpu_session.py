@@ -1,0 +1,154 @@
+"""One session on a rented GPU, for `.ci/gpu.py`: its folders, its deadline, its commands, and what has happened."""
+
+import contextlib
+import json
+import os
+import re
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+PHASES = ("environment", "tests", "bench", "cells")
+SHORT, SHARE = 60.0, 0.15  # limit of the parts before the cells, in seconds and as a share of the budget
+FOR_SUMMARY, GRACE = 5.0, 10.0  # seconds at the end for the summary; seconds in which a part may stop
+START = 6.0  # seconds before a command counts its budget
+LEAST = 10.0  # seconds in which a cell cannot even start
+CACHES = {
+    "IID_CACHE": "iidlib",
+    "TRITON_CACHE_DIR": "triton",
+    "TORCHINDUCTOR_CACHE_DIR": "inductor",
+    "TORCH_EXTENSIONS_DIR": "extensions",
+    "CUDA_CACHE_PATH": "cuda",
+}
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A part of the session: a command, and the seconds that it may take."""
+
+    name: str
+    command: Sequence[str]
+    limit: float
+
+
+@dataclass
+class Ended:
+    """How a part has ended."""
+
+    outcome: str
+    seconds: float
+    note: str = ""
+    """Last line of its output."""
+    commit: str | None = None
+
+
+@dataclass
+class Session:
+    """One call: its folders, its deadline, and what has happened."""
+
+    out: Path
+    runs: Path
+    seconds: float
+    scale: str = "paper"
+    device: str = "auto"
+    seeds: int = 3
+    only: str = ""
+    phases: Sequence[str] = PHASES
+    tests: Sequence[str] = ("tests",)
+    started: float = field(default_factory=time.monotonic)
+    begun_at: str = field(default_factory=lambda: time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime()))
+    ended: dict[str, Ended] = field(default_factory=dict)
+    state: str = "starting"
+    remarks: list[str] = field(default_factory=list)
+
+    @property
+    def left(self) -> float:
+        """Seconds until the deadline, less those for the summary."""
+        return self.seconds - min(FOR_SUMMARY, self.seconds / 10) - (time.monotonic() - self.started)
+
+    @property
+    def machine(self) -> dict[str, Any]:
+        """The report of the machine; empty if it is missing."""
+        with contextlib.suppress(OSError, ValueError):
+            return dict(json.loads((self.out / "environment.json").read_text(encoding="utf-8")))
+        return {}
+
+    @property
+    def embedded(self) -> bool:
+        """Whether the embedded images take the place of the whole datasets."""
+        return self.scale not in ("paper", "laptop") or not self.has("cifar10")
+
+    def has(self, dataset: str) -> bool:
+        """Whether a whole dataset is on this machine."""
+        found = self.machine.get("datasets")
+        return isinstance(found, dict) and bool(found.get(dataset))
+
+    @property
+    def experiment(self) -> str:
+        """Name of the experiment whose cells are measured."""
+        return "gpu-embedded" if self.embedded else "gpu"
+
+    @property
+    def prefix(self) -> str:
+        """Prefix of the cells that can be measured with the datasets of this machine."""
+        if self.embedded:
+            return re.sub("^cifar10(?=/|$)", "cifar10-mini", self.only)
+        return self.only or ("" if self.has("cifar100") else "cifar10")
+
+    def log(self, phase: str) -> Path:
+        """File with the output of a part."""
+        return self.out / "tests.txt" if phase == "tests" else self.runs / "logs" / f"{phase}.txt"
+
+    def phase(self, name: str) -> Phase:
+        """The command of a part, with the limit that it has now."""
+        within = max(self.left - GRACE, self.left / 2)  # a part at its limit has some time to stop
+        short, iid = min(SHORT, SHARE * self.seconds, within), (sys.executable, "-m", "iidlib.cli")
+        if name == "environment":
+            script = str(ROOT / ".ci" / "gpu_environment.py")
+            report = str(self.out / "environment.json")
+            return Phase(name, (sys.executable, script, report, "--device", self.device), min(SHORT, within))
+        if name == "tests":
+            pytest = (sys.executable, "-m", "pytest", "-m", "gpu", "-q", "-p", "no:cacheprovider")
+            return Phase(name, (*pytest, *self.tests), short)
+        if name == "bench":
+            results = str(self.out / "bench.csv")
+            return Phase(name, (*iid, "bench", "--quick", "--device", self.device, "--results", results), short)
+        budget = f"{max(within - min(START, within / 10), 1):.0f}s"  # so that it stops by itself, with a checkpoint
+        given = ["reproduce", self.experiment, "--scale", self.scale, "--seeds", str(self.seeds), "--budget", budget]
+        given += ["--device", self.device, "--results", str(self.out), "--runs", str(self.runs / "cells")]
+        given += ["--only", self.prefix] if self.prefix else []
+        return Phase(name, (*iid, *given), within)
+
+    def variables(self) -> dict[str, str]:
+        """Environment of the parts: the checkout is imported, and caches last from call to call."""
+        caches = {name: str(self.runs / "cache" / folder) for name, folder in CACHES.items()}
+        path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+        return caches | os.environ | {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
+
+    def skipped(self, name: str) -> str:
+        """Reason for which a part is not run; "" if it is."""
+        if self.left < (LEAST if name == "cells" else 1):
+            return "not started: no time left"
+        if name == "cells" and self.scale == "paper" and self.device == "auto" and not self.machine.get("gpu"):
+            return "not started: no GPU was found, and scale paper takes days without one (--device cpu insists)"
+        earlier = self.earlier().get(name)
+        commit = self.machine.get("commit") or "+"  # unknown; "+" also ends the name of a commit with changes
+        if name in ("tests", "bench") and earlier and earlier["commit"] == commit and not commit.endswith("+"):
+            return f"ended in an earlier call: {earlier['outcome']}"
+        return ""
+
+    def earlier(self) -> dict[str, dict[str, Any]]:
+        """Parts of earlier calls that have ended by themselves and whose results are still in the folder."""
+        found: dict[str, dict[str, Any]] = {}
+        with contextlib.suppress(OSError, ValueError):
+            found = json.loads((self.runs / "state.json").read_text(encoding="utf-8"))
+        return {name: one for name, one in found.items() if name != "tests" or self.log("tests").is_file()}
+
+    def remember(self) -> None:
+        """Notes for the next call which parts have ended by themselves."""
+        now = {name: asdict(one) for name, one in self.ended.items() if one.outcome.startswith(("done", "failed"))}
+        (self.runs / "state.json").write_text(json.dumps(self.earlier() | now, indent=2), encoding="utf-8")
