@@ -27,7 +27,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from gpu_files import FILES, LEFTOVERS, tail, tidy
+from gpu_files import FILES, LEFTOVERS, sets, tail, tidy
 from gpu_session import GRACE, PHASES, ROOT, Ended, Phase, Session
 from gpu_summary import summary
 
@@ -77,7 +77,7 @@ def execute(session: Session, phase: Phase) -> Ended:
             raise
         finally:
             if process is not None:
-                end(process)
+                end(process, phase.stop)
     lines = [line for line in tail(log, 5) if line.strip() and line != f"$ {shlex.join(phase.command)}"]
     note = lines[-1].strip()[:160] if lines else ""
     return Ended(outcome, time.monotonic() - started, note, session.machine.get("commit", ""))
@@ -88,17 +88,18 @@ def write(session: Session) -> None:
     logs = [session.log(name) for name in PHASES if name != "tests" and session.log(name).is_file()]
     parts = [f"===== {log.stem}\n" + "\n".join(tail(log, 5000)) + "\n" for log in logs]
     (session.out / "log.txt").write_text("\n".join(parts), encoding="utf-8")
+    sets(session.runs / "cells", session.out / "sets.zip")
     session.remarks = list(dict.fromkeys([*session.remarks, *tidy(session.out, session.runs / "left-out")]))
     temporary = session.runs / "summary.md"
     temporary.write_text(summary(session), encoding="utf-8")
     shutil.move(temporary, session.out / "summary.md")
 
 
-def end(process: "subprocess.Popen[bytes]") -> None:
+def end(process: "subprocess.Popen[bytes]", number: signal.Signals) -> None:
     """Asks a process to stop, waits for that, and kills what is left of its session."""
     if process.poll() is None:
         with contextlib.suppress(OSError):
-            process.terminate()
+            process.send_signal(number)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(GRACE)
     for entry in Path("/proc").glob("[0-9]*"):  # runs are in process groups of their own, but in the same session
@@ -145,7 +146,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", default="", help="prefix of the cells, e.g. cifar10/ipc10")
     parser.add_argument("--data-root", type=Path, help="folder of the whole datasets (default: IID_DATA)")
     parser.add_argument("--phases", default=",".join(PHASES), help=f"parts to run, of {', '.join(PHASES)}")
-    parser.add_argument("--tests", nargs="+", default=["tests"], help="files of the tests, all by default")
+    parser.add_argument("--tests", nargs="+", default=(), help="files of the tests (default: those marked gpu)")
     given = parser.parse_args(arguments)
     phases = given.phases.split(",")
     if unknown := [name for name in phases if name not in PHASES]:

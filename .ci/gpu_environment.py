@@ -74,20 +74,40 @@ def datasets() -> dict[str, bool]:
     return {row.name: row.found is not None for row in listed()}
 
 
-def environment(device: str) -> dict[str, Any]:
-    """The whole report."""
-    from iidlib.runs.environment import environment as known
+def norm_kernels(device_name: str) -> bool:
+    """Whether the kernels of the norm run on the device; if not, networks are slower."""
+    import torch
 
-    return {
-        **known(),
-        "packages": {name: version(name) for name in PACKAGES},
-        "build": attempted(torch_build),
-        "card": attempted(card),
-        "cpus": os.cpu_count(),
-        "device": device,
-        "datasets": attempted(datasets),
-        "rates": attempted(lambda: rates(device)),
+    from iidlib.data.spec import SPECS
+    from iidlib.engine import kernels_in_use, pick_device
+    from iidlib.networks import network_for
+    from iidlib.rng import stream
+
+    device = pick_device(device_name)
+    network = network_for("convnet3", SPECS["cifar10"], width=16, generator=stream(0, 0, "network", device))
+    network(torch.zeros(2, 3, 32, 32, device=device))
+    return kernels_in_use(device, "auto")
+
+
+def write(path: Path, device: str) -> None:
+    """Writes the report; what is needed first is written at once, before what may take long."""
+    from iidlib.runs.environment import environment
+
+    found: dict[str, Any] = {"device": device}
+    known = attempted(environment)
+    found |= known if isinstance(known, dict) else {"environment": known}
+    parts: dict[str, Callable[[], Any]] = {
+        "datasets": datasets,
+        "packages": lambda: {name: version(name) for name in PACKAGES},
+        "build": torch_build,
+        "card": card,
+        "cpus": os.cpu_count,
+        "norm kernels": lambda: norm_kernels(device),
+        "rates": lambda: rates(device),
     }
+    for name, part in parts.items():
+        found[name] = attempted(part)
+        path.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
@@ -95,4 +115,4 @@ if __name__ == "__main__":
     parser.add_argument("path", type=Path)
     parser.add_argument("--device", default="auto")
     given = parser.parse_args()
-    given.path.write_text(json.dumps(environment(given.device), indent=2) + "\n", encoding="utf-8")
+    write(given.path, given.device)

@@ -2,12 +2,14 @@
 
 import contextlib
 import shutil
+import zipfile
 from pathlib import Path
 
-FILES = ("summary.md", "environment.json", "tests.txt", "log.txt")  # besides the tables
+FILES = ("summary.md", "environment.json", "tests.txt", "log.txt", "sets.zip")  # besides the tables
 LEFTOVERS = (".lock", ".unfinished")  # of tables that are being written, or of a process that was killed meanwhile
 MOST_FILES, MOST_BYTES = 8, 16 * 2**20
 MOST_READ = 2 * 2**20  # bytes at the end of a log
+OF_A_RUN = ("synthetic.safetensors", "config.yaml", "environment.json", "metrics.jsonl")
 
 
 def tail(path: Path, lines: int) -> list[str]:
@@ -19,6 +21,21 @@ def tail(path: Path, lines: int) -> list[str]:
             text = file.read().decode(errors="replace")
         return [line.rsplit("\r", 1)[-1] for line in text.replace("\r\n", "\n").split("\n")[-lines - 1 :]][-lines:]
     return []
+
+
+def sets(runs: Path, archive: Path) -> None:
+    """Archives the distilled sets with their settings and logs, the newest first, as many as may be kept."""
+    made = sorted(runs.glob(f"*/{OF_A_RUN[0]}"), key=lambda path: -path.stat().st_mtime)
+    left, names = MOST_BYTES - 2**16, []
+    for folder in [path.parent for path in made]:
+        own = [folder / name for name in OF_A_RUN if (folder / name).is_file()]
+        left -= sum(path.stat().st_size for path in own)
+        names += own if left >= 0 else []
+    if names:
+        with zipfile.ZipFile(archive.with_suffix(".unfinished"), "w") as file:
+            for path in names:
+                file.write(path, path.relative_to(runs))
+        archive.with_suffix(".unfinished").replace(archive)
 
 
 def tidy(folder: Path, elsewhere: Path) -> list[str]:

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import re
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ SHORT, SHARE = 60.0, 0.15  # limit of the parts before the cells, in seconds and
 FOR_SUMMARY, GRACE = 5.0, 10.0  # seconds at the end for the summary; seconds in which a part may stop
 START = 6.0  # seconds before a command counts its budget
 LEAST = 10.0  # seconds in which a cell cannot even start
+MARKED = re.compile(r"^@pytest\.mark\.gpu$|marks=.*pytest\.mark\.gpu", re.MULTILINE)
 CACHES = {
     "IID_CACHE": "iidlib",
     "TRITON_CACHE_DIR": "triton",
@@ -33,6 +35,8 @@ class Phase:
     name: str
     command: Sequence[str]
     limit: float
+    stop: signal.Signals = signal.SIGTERM
+    """What asks it to stop at the limit."""
 
 
 @dataclass
@@ -44,6 +48,12 @@ class Ended:
     note: str = ""
     """Last line of its output."""
     commit: str | None = None
+
+
+def gpu_tests() -> list[Path]:
+    """Files with tests marked ``gpu``; others would not even be imported with the packages of a rented machine."""
+    found = [path for path in sorted((ROOT / "tests").glob("test_*.py")) if MARKED.search(path.read_text("utf-8"))]
+    return sorted(found, key=lambda path: path.stem == "test_bench")  # last, since it takes longest
 
 
 @dataclass
@@ -58,7 +68,8 @@ class Session:
     seeds: int = 3
     only: str = ""
     phases: Sequence[str] = PHASES
-    tests: Sequence[str] = ("tests",)
+    tests: Sequence[str] = ()
+    """Files of the tests; none for all that are marked ``gpu``."""
     started: float = field(default_factory=time.monotonic)
     begun_at: str = field(default_factory=lambda: time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime()))
     ended: dict[str, Ended] = field(default_factory=dict)
@@ -110,10 +121,11 @@ class Session:
         if name == "environment":
             script = str(ROOT / ".ci" / "gpu_environment.py")
             report = str(self.out / "environment.json")
-            return Phase(name, (sys.executable, script, report, "--device", self.device), min(SHORT, within))
+            return Phase(name, (sys.executable, script, report, "--device", self.device), min(2 * SHORT, within))
         if name == "tests":
-            pytest = (sys.executable, "-m", "pytest", "-m", "gpu", "-q", "-p", "no:cacheprovider")
-            return Phase(name, (*pytest, *self.tests), short)
+            # with names, and stopped by SIGINT, so that failures are shown even if the time is too short for all
+            pytest = (sys.executable, "-m", "pytest", "-m", "gpu", "-v", "--tb=short", "-p", "no:cacheprovider")
+            return Phase(name, (*pytest, *(self.tests or map(str, gpu_tests()))), short, signal.SIGINT)
         if name == "bench":
             results = str(self.out / "bench.csv")
             return Phase(name, (*iid, "bench", "--quick", "--device", self.device, "--results", results), short)

@@ -13,7 +13,7 @@ CELL = ["dataset", "ipc", "method", "network", "settings", "seed"]
 def measured_lines(session: Session) -> Iterator[str]:
     """Table of the cells that this call has measured, and what comes next."""
     from iidlib.experiments import all_rows, jobs
-    from iidlib.experiments.costs import DEVICES, costs
+    from iidlib.experiments.costs import costs, model_of
 
     rows = all_rows(session.out)
     new = rows[rows["date"] >= session.begun_at] if len(rows) else rows
@@ -32,14 +32,14 @@ def measured_lines(session: Session) -> Iterator[str]:
     given: dict[str, Any] = {"scale": session.scale, "seeds": session.seeds, "only": session.prefix}
     todo = jobs(session.experiment, **given, folder=session.out, runs=session.runs / "cells")
     card = str(session.machine.get("gpu") or "cpu")
-    model = next((name for name, one in DEVICES.items() if one.owns(card)), "")
+    model = model_of(card)
     yield f"\n## Next: {len(todo)} runs are missing\n"
     known = costs([job.cell for job in todo], scale=session.scale, device=model, rows=rows) if model else {}
     for job in todo[:8]:
         cost = known.get(job.cell)
         source = "measured on such a device" if cost and cost.measured else f"predicted for {model}"
         minutes = f": {cost.seconds / 60:.1f} minutes, {source}" if cost else ""
-        begun = ", and less, since it was begun" if "--resume" in job.command else ""
+        begun = ", and less, since it was begun" if job.begun else ""
         yield f"- {job.cell.name}, seed {job.seed}{minutes}{begun}"
 
 
@@ -84,6 +84,8 @@ def summary(session: Session) -> str:
         f"- scale {session.scale}, {session.seeds} seeds; runs and caches in {session.runs}", "",
         "| part | outcome | seconds | last line |", "| --- | --- | --- | --- |",
     ]  # fmt: skip
+    if (kernels := machine.get("norm kernels")) is not True:
+        lines.insert(4, f"- norm kernels are not in use ({kernels}): networks are slower")
     for name, one in session.ended.items():
         lines.append(f"| {name} | {one.outcome} | {one.seconds:.0f} | {one.note.replace('|', '/')} |")
     lines += ["", "## Measured", ""]

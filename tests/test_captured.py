@@ -267,9 +267,12 @@ def test_a_recording_is_the_plain_step_on_a_gpu(method):
     for run in (plain, recorded):
         for network in run.pool.networks if run.pool else ():
             network.cuda()
+        if run.source.from_pool:
+            run.source.use_pool(run.pool)  # again, since it keeps a copy
     step = captured_step(recorded, recorded.terms, recorded.optimiser)
     assert step is not None
     for iteration in range(4):
         plain.step(iteration)
         step.step(iteration)
+        step.advance(iteration)
     assert difference(recorded.images.detach().cpu(), plain.images.detach().cpu().double()) < 1e-4

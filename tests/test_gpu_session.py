@@ -10,6 +10,7 @@ import subprocess
 import sys
 import textwrap
 import time
+import zipfile
 from importlib import metadata
 from pathlib import Path
 from types import ModuleType
@@ -79,7 +80,7 @@ def test_a_rehearsal_on_a_cpu_leaves_rows_and_a_summary(tmp_path: Path) -> None:
     done = call(out, *options, *tests, "--phases", "environment,tests,cells", env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
     assert sorted(path.name for path in out.iterdir()) == [
-        "ci.csv", "environment.json", "log.txt", "summary.md", "tests.txt",
+        "ci.csv", "environment.json", "log.txt", "sets.zip", "summary.md", "tests.txt",
     ]  # fmt: skip
     rows = pd.read_csv(out / "ci.csv")
     assert set(rows["dataset"]) == {"cifar10-mini"} and set(rows["method"]) == {"dm"} and len(rows) == 2
@@ -95,7 +96,14 @@ def test_a_rehearsal_on_a_cpu_leaves_rows_and_a_summary(tmp_path: Path) -> None:
     known = json.loads((out / "environment.json").read_text())
     assert known["rates"]["copy, GB/s"] > 0 and known["datasets"]["cifar10"] is False and known["gpu"] is None
     assert known["card"].startswith("failed") or known["card"]["name"]
-    assert (tmp_path / "runs" / "cells" / "ci-cifar10-mini-ipc1-dm-seed0" / "synthetic.safetensors").is_file()
+    assert known["norm kernels"] is True and "norm kernels" not in shown
+    run = "ci-cifar10-mini-ipc1-dm-seed0"
+    with zipfile.ZipFile(out / "sets.zip") as archive:
+        kept = archive.read(f"{run}/synthetic.safetensors")
+        assert {f"{run}/{name}" for name in ("config.yaml", "environment.json", "metrics.jsonl")} <= set(
+            archive.namelist()
+        )
+    assert kept == (tmp_path / "runs" / "cells" / run / "synthetic.safetensors").read_bytes()
 
     again = call(out, *options, *tests, "--phases", "tests,cells", env=environment)
     clean = not known["commit"].endswith("+")  # otherwise the code may have changed, so the tests run again
@@ -116,8 +124,7 @@ def test_the_commands_of_the_parts_can_be_typed(gpu: ModuleType, tmp_path: Path)
         assert module == "iidlib.cli"
         context = group.commands[command].make_context(command, arguments)
         assert context.params["device"] == "cuda"
-    for name in gpu.PHASES[:3]:
-        assert session.phase(name).limit == 60
+    assert [session.phase(name).limit for name in gpu.PHASES[:3]] == [120, 60, 60]
     assert 480 < session.phase("cells").limit < 540 - 5
     assert gpu.Session(tmp_path, tmp_path, 100.0).phase("bench").limit == pytest.approx(15)
     late = gpu.Session(tmp_path, tmp_path, 540.0, started=time.monotonic() - 500)

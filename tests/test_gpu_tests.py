@@ -1,5 +1,6 @@
 """The tests marked ``gpu`` run where few packages are installed, as on a rented machine, and compare in float32."""
 
+import importlib
 import json
 import subprocess
 import sys
@@ -9,7 +10,6 @@ from pathlib import Path
 import pytest
 
 TESTS = Path(__file__).parent
-FILES = sorted(path.name for path in TESTS.glob("test_*.py") if "\n@pytest.mark.gpu\n" in path.read_text("utf-8"))
 INSTALLED = (
     "torch torchvision pandas pyyaml safetensors typer rich tqdm seaborn scikit-learn attrs filelock pytest".split()
 )
@@ -64,13 +64,18 @@ CODE = """
 
 
 def test_tests_of_a_gpu_need_few_packages_and_skip_without_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(TESTS.parent / ".ci"))
+    files = [path.name for path in importlib.import_module("gpu_session").gpu_tests()]
+    sys.modules.pop("gpu_session")
+    marked = {path.name for path in TESTS.glob("test_*.py") if "pytest.mark.gpu" in path.read_text("utf-8")}
+    assert marked - {"test_gpu_tests.py"} == set(files)
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    code = f"INSTALLED, FILES = {INSTALLED!r}, {FILES!r}\n" + textwrap.dedent(CODE)
+    code = f"INSTALLED, FILES = {INSTALLED!r}, {files!r}\n" + textwrap.dedent(CODE)
     done = subprocess.run([sys.executable, "-c", code], cwd=TESTS, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     *said, last = done.stdout.splitlines()
     status, ran, items = json.loads(last)
     assert (status, ran) == (0, 0), done.stdout
-    assert {name for name, _ in items} == set(FILES) and len(items) > 20
+    assert {name for name, _ in items} == set(files) and len(items) > 20
     assert any(f"{len(items)} skipped" in line for line in said), "without a GPU each is skipped"

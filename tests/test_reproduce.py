@@ -16,6 +16,7 @@ from iidlib.cli import main, output
 from iidlib.cli.reproduce import time_budget
 from iidlib.errors import InputError
 from iidlib.experiments import EXPERIMENTS, Cell, Experiment, Job, all_rows, jobs, run_jobs
+from iidlib.experiments.costs import Cost, PoolCost
 from tests.command_line import Run
 from tests.result_rows import rows
 
@@ -180,6 +181,43 @@ def test_the_budget_stops_a_run_with_a_checkpoint(
     (run,) = (tmp_path / "runs").iterdir()
     assert list((run / "checkpoints").glob("*.safetensors")), "it was stopped between two iterations and kept"
     assert "--resume" in jobs("long", scale="tour", seeds=1, folder=tmp_path, runs=tmp_path / "runs")[0].command
+
+
+def test_what_fits_into_the_budget_comes_before_longer_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = PoolCost("two networks", 100)
+    first, long, pooled, same_pool, unknown = cells = [Cell("cifar10", "dm", ipc) for ipc in (1, 2, 3, 4, 5)]
+    costs = {first: Cost(80, 10, 10), long: Cost(700, 0, 0), pooled: Cost(50, 0, 10, pool)}
+    costs |= {same_pool: Cost(200, 0, 60, pool), unknown: None}
+    takes, started, clock = {"1": 100, "2": 700, "3": 160, "4": 260, "5": 20}, [], [0.0]
+
+    class Process:
+        def __init__(self, command: list[str], **given: Any) -> None:
+            started.append(command[-1])
+
+        def wait(self, timeout: float) -> int:
+            clock[0] += min(timeout, takes[started[-1]])
+            if timeout < takes[started[-1]]:
+                takes[started[-1]] = 0  # it stops when asked
+                raise subprocess.TimeoutExpired("iid", timeout)
+            return 0
+
+        def send_signal(self, number: int) -> None:
+            assert number == signal.SIGTERM
+
+    monkeypatch.setattr(subprocess, "Popen", Process)
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    todo, said = [Job(cell, 0, ("distill", str(cell.ipc))) for cell in cells], []
+    assert run_jobs(todo, budget=600, say=said.append, costs=costs) == (4, 0)
+    assert started == ["1", "3", "4", "5", "2"], "the pool counts once, and what fits nowhere is begun at the end"
+    assert [line for line in said if "wait" in line] == [
+        f"{minutes} minutes are left; longer runs wait" for minutes in ("8.2", "5.5", "1.2")
+    ]
+
+    takes, started[:], clock = {"1": 1, "2": 1}, [], [0.0]
+    begun = Job(long, 0, ("distill", "2", "--resume"))
+    monkeypatch.setattr(Process, "__init__", lambda self, command, **given: started.append(command[4]))
+    run_jobs([begun, todo[0]], budget=600, say=said.append, costs=costs)
+    assert started == ["2", "1"], "what was begun comes first in any case"
 
 
 @pytest.mark.parametrize("stops", [True, False])

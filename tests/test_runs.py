@@ -4,6 +4,7 @@ import contextlib
 import errno
 import json
 import os
+import re
 import subprocess
 import sys
 import textwrap
@@ -64,9 +65,13 @@ def test_the_commit_has_a_mark_where_the_checkout_was_changed(tmp_path, monkeypa
     (checkout / "iidlib").mkdir(parents=True)
     (checkout / "pyproject.toml").write_text("")
     monkeypatch.setattr(files, "PACKAGE", checkout / "iidlib")
-    assert environment()["commit"] is None
+    copied = environment()["commit"]
+    assert re.fullmatch(r"files [0-9a-f]{12}", copied), "copied without git"
+    (checkout / "iidlib" / "module.py").write_text("x = 1")
+    changed = environment()["commit"]
+    assert re.fullmatch(r"files [0-9a-f]{12}", changed) and changed != copied
     git(tmp_path, "init", "-q", "checkout")
-    assert environment()["commit"] is None, "no commit yet"
+    assert environment()["commit"] == changed, "no commit yet"
     (checkout / "a").write_text("a")
     git(checkout, "add", "a")
     git(checkout, "commit", "-q", "-m", "first")
@@ -77,7 +82,9 @@ def test_the_commit_has_a_mark_where_the_checkout_was_changed(tmp_path, monkeypa
     (checkout / "a").write_text("b")
     assert environment()["commit"] == commit + "+"
     monkeypatch.setenv("PATH", "")
-    assert environment()["commit"] is None
+    assert environment()["commit"] == changed
+    (checkout / "pyproject.toml").unlink()
+    assert environment()["commit"] is None, "installed: the version says it"
 
 
 # A run's folder

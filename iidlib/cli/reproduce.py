@@ -184,9 +184,9 @@ def reproduce(
     quiet: Quiet = False,
 ) -> None:
     """Show the cells of the paper's tables, or run the missing ones, most informative first."""
-    from iidlib.engine import pick_device
+    from iidlib.engine import device_name, pick_device
     from iidlib.experiments import EXPERIMENTS, find, jobs, run_jobs
-    from iidlib.experiments.costs import DEVICES, device_model
+    from iidlib.experiments.costs import DEVICES, costs, device_model, model_of
 
     if name is not None:
         find(name)
@@ -213,12 +213,13 @@ def reproduce(
     if device in DEVICES and device != "cpu":
         raise InputError(f"{device} is a device to predict times for, with --list; runs take cuda, cuda:N, cpu or mps")
     seconds = time_budget(budget) if budget else math.inf
-    pick_device(device)  # otherwise every run would start and fail
+    model = model_of(device_name(pick_device(device)))  # at once: otherwise every run would start and fail
     todo = jobs(name, scale=scale, seeds=seeds, only=only, folder=folder, runs=runs, device=device)
     _check_networks(todo, scale)
     typer.echo(f"{name} at scale {scale}: {len(todo)} runs to do")
+    known = costs([job.cell for job in todo], scale=scale, device=model, folder=folder) if budget and model else {}
     with keeping(runs, given_command(ctx)):
-        outcome = run_jobs(todo, budget=seconds, say=typer.echo, options=["--quiet"] if quiet else [])
+        outcome = run_jobs(todo, budget=seconds, say=typer.echo, options=["--quiet"] if quiet else [], costs=known)
     typer.echo(f"{outcome.done} of {len(todo)} runs done")
     if outcome.failed:
         raise typer.Exit(1)

@@ -36,6 +36,7 @@ __all__ = [
     "cost_of_cell",
     "costs",
     "device_model",
+    "model_of",
 ]
 
 
@@ -167,6 +168,11 @@ def device_model(name: str) -> DeviceModel:
     if name.lower() not in DEVICES:
         raise InputError(f"times cannot be predicted for the device {name!r}{suggest(name.lower(), DEVICES)}")
     return DEVICES[name.lower()]
+
+
+def model_of(device: str) -> str:
+    """Name of the model of a device that rows name so, such as ``NVIDIA H100 80GB HBM3``; "" if there is none."""
+    return next((name for name, model in DEVICES.items() if model.owns(device)), "")
 
 
 def costs(

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +17,7 @@ from iidlib.config import RunConfig
 from iidlib.config.recipes import BASELINES
 from iidlib.errors import InputError
 from iidlib.experiments.cells import Cell, within
+from iidlib.experiments.costs import Cost
 from iidlib.experiments.grids import find
 from iidlib.experiments.measurements import all_rows, measured
 from iidlib.experiments.tables import results_dir
@@ -50,6 +51,11 @@ class Job:
         if self.evaluated is not None:
             return self.evaluated.parent
         return Path(self.command[self.command.index("--out") + 1]) if "--out" in self.command else None
+
+    @property
+    def begun(self) -> bool:
+        """Whether the job resumes a run."""
+        return any("--resume" in command for command in self.commands())
 
     def __str__(self) -> str:
         return shlex.join(("iid", *self.command))
@@ -183,13 +189,17 @@ def run_jobs(
     say: Callable[[str], None] = print,
     environment: Mapping[str, str] | None = None,
     options: Sequence[str] = (),
+    costs: Mapping[Cell, Cost | None] | None = None,
 ) -> Outcome:
-    """Runs jobs one after the other, each in its own process, until the budget is spent.
+    """Runs jobs, each in its own process, one after the other until the budget is spent.
+
+    With costs, a job that needs more than what is left lets shorter ones go first, so that a budget ends with as many
+    rows as possible. A run that was begun is resumed in any case; if nothing fits, the next job is begun.
 
     Before the budget ends, the current run is asked to stop, writes a checkpoint, and is resumed by the next call; a
     tenth of the budget, at most 10 seconds, is left for that. A run that has not stopped 60 seconds after the request
-    is killed, and resumed from its last checkpoint, as it is on Windows, which has no suitable signal. Whether a job
-    fits into what is left is not considered, because it can be resumed. A job that fails is reported and skipped.
+    is killed, and resumed from its last checkpoint, as it is on Windows, which has no suitable signal. A job that fails
+    is reported and skipped.
 
     Args:
         todo: jobs to run.
@@ -197,18 +207,23 @@ def run_jobs(
         say: called with a line for each job that starts or fails.
         environment: environment variables of the processes; defaults to those of this one.
         options: options added to every command, such as ``--quiet``.
+        costs: expected costs of cells, see `iidlib.experiments.costs.costs`.
 
     Returns:
         Numbers of finished and of failed jobs.
     """
     reserve = 0.0 if math.isinf(budget) else min(_FOR_CHECKPOINT, budget / 10)
     until, done, failed = time.monotonic() + budget - reserve, 0, 0
-    for job in todo:
+    waiting, pools = list(todo), set[str]()
+    while waiting:
         left = until - time.monotonic()
         if left <= 0:
             say("the budget is spent")
             break
-        status = 0
+        fitting = (place for place, job in enumerate(waiting) if _seconds(job, costs or {}, pools) <= left)
+        if place := next(fitting, 0):
+            say(f"{left / 60:.1f} minutes are left; longer runs wait")
+        job, status = waiting.pop(place), 0
         for words in job.commands():
             command = (*words, *options)
             say(shlex.join(("iid", *command)))
@@ -231,7 +246,17 @@ def run_jobs(
                 break
         done += not status
         failed += bool(status)
+        if not status and (cost := (costs or {}).get(job.cell)) is not None and cost.pool is not None:
+            pools.add(cost.pool.name)
     return Outcome(done, failed)
+
+
+def _seconds(job: Job, costs: Mapping[Cell, Cost | None], pools: Collection[str]) -> float:
+    """Seconds that a job is expected to take, with its pool unless that is there; 0 if unknown, or partly done."""
+    cost = costs.get(job.cell)
+    if cost is None or job.begun:
+        return 0
+    return cost.seconds + (cost.pool.seconds if cost.pool is not None and cost.pool.name not in pools else 0)
 
 
 def _wait(process: "subprocess.Popen[bytes]", patience: float) -> None:

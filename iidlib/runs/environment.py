@@ -5,6 +5,8 @@ import platform
 import subprocess
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from hashlib import sha256
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,7 +28,7 @@ def environment() -> dict[str, Any]:
             return "not installed"
 
     return {
-        "iidlib": version("iidlib"),
+        "iidlib": __version__,
         "torch": torch.__version__,
         "torchvision": version("torchvision"),
         "numpy": version("numpy"),
@@ -42,10 +44,12 @@ def environment() -> dict[str, Any]:
 
 
 def _commit() -> str | None:
-    """Commit of the checkout, with ``+`` if it has changes; None outside a checkout."""
+    """Commit of the checkout, with ``+`` if it has changes; a digest where git knows none; None if installed."""
     root = checkout()
-    if root is None or not (root / ".git").exists():
+    if root is None:
         return None
+    if not (root / ".git").exists():
+        return _digest(root / "iidlib")
     git = ["git", "-C", str(root)]
     try:
         commit = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True)
@@ -53,8 +57,17 @@ def _commit() -> str | None:
             [*git, "status", "--porcelain", "--untracked-files=no"], capture_output=True, text=True, check=True
         )
     except (OSError, subprocess.CalledProcessError):
-        return None
+        return _digest(root / "iidlib")
     return commit.stdout.strip() + ("+" if changed.stdout.strip() else "")
+
+
+def _digest(folder: Path) -> str:
+    """Digest of the source files in a folder, ``files`` and 12 digits."""
+    digest = sha256()
+    for path in sorted(path for path in folder.rglob("*") if path.suffix in (".py", ".cpp")):
+        content = path.read_bytes()
+        digest.update(f"{path.relative_to(folder).as_posix()} {len(content)}\n".encode() + content)
+    return f"files {digest.hexdigest()[:12]}"
 
 
 def conditions(device: torch.device, compile: str, precision: str = "fp32") -> dict[str, Any]:
