@@ -7,6 +7,7 @@ does not restore; a replay fails if memory of the step has been freed. What a GP
 """
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator, Sequence
 
 import pytest
@@ -155,6 +156,8 @@ def fake_cuda(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
         return restored(tensors)
 
     monkeypatch.setattr(cuda_graph, "_restored", noted)
+    monkeypatch.setattr(cuda_graph, "_stream", functools.cache(cuda_graph._stream.__wrapped__))  # private: none is kept
+    monkeypatch.setattr(cuda_graph, "_release", lambda device, pool: cuda.log.append("release"))
     monkeypatch.setattr(cuda_graph, "_capture_failed", False)  # private: a process has no second try to ask for
     for module in (cuda_graph, captured, testing):  # where it is, and where it is asked
         monkeypatch.setattr(module, "can_record", lambda device: cuda_graph._wanted and not cuda_graph._capture_failed)

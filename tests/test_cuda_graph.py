@@ -125,10 +125,10 @@ def test_a_failure_anywhere_restores_the_state_and_is_one_warning(cuda, caplog, 
     assert record(step, failing_at(step, call, error)) is None
     assert same(step.values(), before)
     assert cuda.stream == "main" and not cuda.capturing and gc.isenabled()
-    rest = "; this process records no further steps" if call == 4 else ""
     assert messages(caplog) == [
-        f"no CUDA graph of the step (no memory); launching kernels one by one, which is slower{rest}",
+        "no CUDA graph of the step (no memory); launching kernels one by one, which is slower",
     ]
+    assert record(Descent()) is not None and "release" not in cuda.log, "CUDA itself is sound"
 
 
 CALLS = (
@@ -161,6 +161,7 @@ def test_any_call_may_fail_and_training_continues_as_if_it_had_not_been_tried(cu
         one()
     assert same(step.values(), plain.values())
     cuda.fails_at, before = None, len(cuda.calls)
+    assert cuda.log.count("release") == (CALLS[number] == "capture_end"), "torch 2.11 keeps the memory otherwise"
     assert (record(Descent()) is None) is captured, "a failed capture is the only one that ends recording"
     assert (len(cuda.calls) == before) is captured, "after one, nothing is asked of CUDA"
 

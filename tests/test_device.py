@@ -114,6 +114,7 @@ def test_names_and_memory_for_the_record():
 def test_kernels_on_cuda_are_in_use_where_they_can_be_compiled(compile, triton, broken, used, monkeypatch):
     monkeypatch.setattr(triton_norm, "_kernels", lambda: object() if triton else None)
     monkeypatch.setattr(triton_norm, "_broken", broken)
+    monkeypatch.setattr(engine_device, "_norms_work", lambda where: True)
     assert kernels_in_use(torch.device("cuda"), compile) is used
     assert kernels_in_use(torch.device("mps"), compile) is False
 

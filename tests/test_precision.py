@@ -3,6 +3,9 @@
 On a CPU the settings have no effect, but they can be set and read, so what a GPU would do is seen here.
 """
 
+import subprocess
+import sys
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -49,6 +52,44 @@ class Flags(TorchDispatchMode):
         """Every convolution is in the precision of this name, and every matrix product in float32."""
         assert self.convolutions and set(self.convolutions + self.backward) == {name != "fp32"}
         assert set(self.products) <= {False}
+
+
+@pytest.mark.parametrize("how", ["", "matmul", "cudnn.conv", "all"])
+def test_settings_of_either_generation_are_put_back(how: str) -> None:
+    """In a process of its own: torch refuses to read the first generation once a program has used the second."""
+    code = f"""
+        import torch
+        from iidlib.engine import device
+
+        backends = torch.backends
+        def now():
+            found = [part.fp32_precision for part in (backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn)]
+            for legacy in (backends.cuda.matmul, backends.cudnn):
+                try:
+                    found.append(legacy.allow_tf32)
+                except RuntimeError:
+                    found.append(None)
+            return found
+
+        if {how!r} == "matmul":
+            backends.cuda.matmul.fp32_precision = "tf32"
+        elif {how!r} == "cudnn.conv":
+            backends.cudnn.conv.fp32_precision = "ieee"
+        elif {how!r} == "all":
+            backends.fp32_precision = "tf32"
+        else:
+            backends.cuda.matmul.allow_tf32 = True
+        before = now()
+        assert (None in before) == bool({how!r}), before
+        device._has_tf32 = lambda _: True
+        for name in ("fp32", "tf32"):
+            with device.precision(torch.device("cpu"), name):
+                rounded = "tf32" if name == "tf32" else "ieee"
+                assert now()[:3] == ["ieee", rounded, rounded], now()
+        assert now() == before, (now(), before)
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.fixture(params=["fp32", "tf32", "bf16"])

@@ -1,15 +1,17 @@
 """Cases of the Triton norm, run by Triton's interpreter in a process of their own: ``python -m tests.triton_cases``.
 
-The variable that switches the interpreter on is read when the kernels are defined. Prints a line of JSON per check: the
+With ``cuda`` as its argument, they run compiled on a GPU. The variable that switches the interpreter on is read when
+the kernels are defined. Prints a line of JSON per check: the
 case, what was compared, the relative error and its limit.
 """
 
 import json
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-os.environ["TRITON_INTERPRET"] = "1"
+os.environ["TRITON_INTERPRET"] = "0" if "cuda" in sys.argv else "1"
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +22,7 @@ from iidlib.engine import fused, norm_ops, triton_norm
 from iidlib.networks import ConvBlock
 from iidlib.networks import blocks as network_blocks
 
+DEVICE = "cuda" if "cuda" in sys.argv else "cpu"
 Check = tuple[str, str, float, float]
 SINGLE, HALF = 1e-6, 1e-2
 
@@ -39,7 +42,7 @@ def count_launches() -> None:
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+    return torch.randn(shape, generator=torch.Generator("cpu").manual_seed(seed), device="cpu").to(DEVICE)
 
 
 def error(found: Tensor, expected: Tensor) -> float:
@@ -259,6 +262,8 @@ def the_block() -> Iterator[Check]:
 
 def main() -> None:
     triton_norm.DEVICES = ("cpu", "cuda")
+    torch.set_default_device(DEVICE)
+    torch.backends.cudnn.allow_tf32 = False
     count_launches()
     for cases in (against_torch, weights_alone, many_networks, other_inputs, the_block):
         for case, what, found, limit in cases():

@@ -15,6 +15,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
+from iidlib.engine.device import tf32_allowed
+
 __all__ = [
     "copy_rate", "count_bytes", "count_flops", "device_seconds_of", "matrix_product_rate", "seconds_of", "wait",
 ]  # fmt: skip
@@ -129,12 +131,8 @@ def _products_in(device: torch.device, name: str) -> Iterator[None]:
     if device.type != "cuda":
         yield
         return
-    before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = name != "fp32"
-    try:
+    with tf32_allowed(products=name != "fp32", convolutions=False):
         yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32 = before
 
 
 def copy_rate(device: torch.device, *, megabytes: int = 0, repeats: int = 5) -> float:

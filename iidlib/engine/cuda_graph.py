@@ -7,6 +7,7 @@ launched one by one, and one warning gives the reason.
 """
 
 import contextlib
+import functools
 import gc
 import logging
 import math
@@ -36,8 +37,8 @@ the allocator's cache, raises an internal error. So a process does not try again
 """
 
 _alive: "weakref.WeakSet[Recording]" = weakref.WeakSet()
-"""Recordings of this process. Those on one device share a memory pool: their steps never run at the same time and keep
-nothing in it, so the largest determines the memory of all."""
+"""Recordings of this process. Those on one device share a memory pool and were captured on one stream, see `_stream`:
+their steps never run at the same time and keep nothing in the pool, so the largest determines the memory of all."""
 
 _recordings = 0
 """Number of recordings that were verified and kept in this process."""
@@ -167,9 +168,20 @@ def _difference(
 # Uses of torch.cuda, replaced by the tests to run on a CPU
 
 
+@functools.cache
+def _stream(device: torch.device, purpose: str) -> torch.cuda.Stream:
+    """The stream of this process for warming up or for capturing on a device.
+
+    Torch's allocator reuses a free block only on the stream that it was made for, so recordings can share memory only
+    if all were captured on one stream. Warming up has another, because newer versions of torch free the workspaces of a
+    stream together with a graph that was captured on it.
+    """
+    return torch.cuda.Stream(device)
+
+
 def _warm_up(step: Callable[[], None], device: torch.device) -> None:
     """Calls a step on a side stream, as capturing requires."""
-    side = torch.cuda.Stream(device)
+    side = _stream(device, "warm-up")
     side.wait_stream(torch.cuda.current_stream(device))
     try:
         with torch.cuda.stream(side):
@@ -189,19 +201,36 @@ def _captured(step: Callable[[], None], device: torch.device, pool: Any) -> torc
     torch.cuda.synchronize(device)
     gc.collect()  # freeing a graph in a reference cycle during the capture would break it
     torch.cuda.empty_cache()
-    graph, side = torch.cuda.CUDAGraph(), torch.cuda.Stream(device)
-    _capture_failed = True  # until this one succeeds
+    graph, side = torch.cuda.CUDAGraph(), _stream(device, "capture")
+    _capture_failed = True  # until this one ends well
     with torch.cuda.stream(side), _no_collection():
         graph.capture_begin(pool)
         try:
             step()
         except BaseException:
-            with contextlib.suppress(RuntimeError):  # raised after every failed capture; the first error has the reason
-                graph.capture_end()
+            with contextlib.suppress(RuntimeError):  # raised after every broken capture; the first error has the reason
+                _end(graph, device, pool)
             raise
-        graph.capture_end()
-    _capture_failed = False
+        _end(graph, device, pool)
     return graph
+
+
+def _end(graph: torch.cuda.CUDAGraph, device: torch.device, pool: Any) -> None:
+    """Ends a capture; one that an error of the step has left can end well, too, which harms no later one."""
+    global _capture_failed
+    try:
+        graph.capture_end()
+    except RuntimeError:
+        _release(device, pool)
+        raise
+    _capture_failed = False
+
+
+def _release(device: torch.device, pool: Any) -> None:
+    """Gives the memory of a broken capture back, which torch does itself only from version 2.12 on."""
+    with contextlib.suppress(RuntimeError, AttributeError, TypeError):
+        torch._C._cuda_endAllocateToPool(device.index, pool)  # raises where torch has done it
+        torch._C._cuda_releasePool(device.index, pool)
 
 
 @contextlib.contextmanager

@@ -2,9 +2,11 @@
 
 import contextlib
 import ctypes
+import functools
 import pathlib
 import sys
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,6 +30,7 @@ __all__ = [
     "precision",
     "precision_in_use",
     "reset_peak_memory",
+    "tf32_allowed",
     "threads",
 ]
 
@@ -85,8 +88,14 @@ def kernels_in_use(device: torch.device, compile: str) -> bool:
     if compile == "off":
         return False
     if device.type == "cuda":
-        return triton_norm.available()
+        return _norms_work(device) and triton_norm.available()  # one may have failed since
     return device.type == "cpu" and kernels.library() is not None
+
+
+@functools.cache
+def _norms_work(device: torch.device) -> bool:
+    """Whether the kernels of the norm run on a device, tried once per process, before anything is labelled with it."""
+    return triton_norm.works(device)
 
 
 @contextlib.contextmanager
@@ -101,9 +110,12 @@ def threads(count: int | None) -> Iterator[None]:
 
 
 def peak_memory_mib(device: torch.device) -> float:
-    """Peak memory in MiB: of the allocator on CUDA, the resident set of this process elsewhere."""
+    """Peak memory in MiB: what the allocator reserves on CUDA, the resident set of this process elsewhere.
+
+    Of recorded steps, the allocator counts the memory as reserved, and not as allocated.
+    """
     if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
+        return torch.cuda.max_memory_reserved(device) / 2**20
     if sys.platform == "win32":
         return _windows_peak_bytes() / 2**20
     import resource  # missing on Windows
@@ -176,12 +188,45 @@ def precision(device: torch.device, name: str) -> Iterator[None]:
     if not _has_tf32(device):
         yield
         return
-    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = False, name != "fp32"
+    with tf32_allowed(products=False, convolutions=name != "fp32"):
+        yield
+
+
+@contextlib.contextmanager
+def tf32_allowed(*, products: bool, convolutions: bool) -> Iterator[None]:
+    """Sets whether CUDA may round the factors of matrix products and of convolutions, for a block.
+
+    Torch has two generations of these settings, and the first cannot be read where a program has used the second. Both
+    are restored.
+
+    Args:
+        products: for matrix products.
+        convolutions: for convolutions and recurrent layers.
+    """
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    backends: tuple[Any, ...] = matmul, cudnn
+    parts: tuple[Any, ...] = matmul, cudnn.conv, cudnn.rnn  # type: ignore[attr-defined]
+    before, names = [_allowed(backend) for backend in backends], [part.fp32_precision for part in parts]
+    for backend, allowed in zip(backends, (products, convolutions), strict=True):
+        backend.allow_tf32 = allowed
+    for part, allowed in zip(parts, (products, convolutions, convolutions), strict=True):
+        part.fp32_precision = "tf32" if allowed else "ieee"  # the former leaves what a program has set for all
     try:
         yield
     finally:
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+        for backend, was in zip(backends, before, strict=True):
+            if was is not None:
+                backend.allow_tf32 = was
+        for part, name in zip(parts, names, strict=True):
+            part.fp32_precision = name
+
+
+def _allowed(backend: Any) -> bool | None:
+    """The setting ``allow_tf32`` of a backend; None where a program has used the newer one."""
+    try:
+        return bool(backend.allow_tf32)
+    except RuntimeError:
+        return None
 
 
 @contextlib.contextmanager

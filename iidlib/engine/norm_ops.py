@@ -60,7 +60,9 @@ def norm_relu(
     """
     if not triton_norm.usable(x):
         return fused.norm_relu(x, weight, bias, eps, residual, relu)
-    return _norm_relu(x, weight, bias, None if residual is None else residual.to(x.dtype), eps, relu, 1)[0]
+    if residual is not None:
+        residual = residual.to(x.dtype).expand_as(x)
+    return _norm_relu(x, weight, bias, residual, eps, relu, 1)[0]
 
 
 @torch.library.custom_op("iidlib::norm_relu", mutates_args=())

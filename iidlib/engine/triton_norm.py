@@ -16,7 +16,7 @@ from torch import Tensor
 
 from iidlib.engine import kernels
 
-__all__ = ["DEVICES", "Tile", "available", "backward", "empty_last", "forward", "tile_for", "usable"]
+__all__ = ["DEVICES", "Tile", "available", "backward", "empty_last", "forward", "tile_for", "usable", "works"]
 
 DEVICES = ("cuda",)
 """Device types on which the kernels run; tests add the CPU, with Triton's interpreter."""
@@ -128,6 +128,19 @@ def available() -> bool:
     return not _broken and _kernels() is not None
 
 
+def works(device: torch.device) -> bool:
+    """Whether the kernels run on a device, found out by launching each on a small map; compiles them if necessary."""
+    if not available():
+        return False
+    x = torch.ones(1, 16, 2, 2, device=device)
+    made = forward(x, x[0, :, 0, 0], x[0, :, 0, 0], None, 1e-5, relu=True, pool=2)
+    if made is None:
+        return False
+    out, stats = made
+    needs = True, True, False
+    return backward(out, x, x[0, :, 0, 0], x[0, :, 0, 0], None, stats, relu=True, pool=2, needs=needs) is not None
+
+
 def _launch(name: str, x: Tensor, arguments: tuple[Any, ...], tile: Tile, **constants: Any) -> bool:
     """Launches the kernel of a name for maps x [B, K, H, W]; returns False, with one warning, if that fails."""
     global _broken
@@ -145,6 +158,10 @@ def _launch(name: str, x: Tensor, arguments: tuple[Any, ...], tile: Tile, **cons
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # compilers, drivers and launchers have their own: continue whatever fails
+        if x.is_cuda and torch.cuda.is_current_stream_capturing():
+            raise  # a capture that is broken already, which the recorder reports; plain operations would fail, too
+        if "out of memory" in str(error):  # of the driver, which loads the compiled code
+            raise torch.OutOfMemoryError(str(error)) from error
         _broken = True
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         logger.warning("a Triton kernel failed (%s); norms run as separate operations from now on, slower", reason)
