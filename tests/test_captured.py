@@ -166,13 +166,15 @@ def test_a_recorded_step_is_freed_with_its_run_and_without_the_garbage_collector
             gc.enable()
 
 
-def test_all_recordings_of_a_process_share_a_memory_pool(monkeypatch):
-    fake_cuda(monkeypatch)
+def test_all_recordings_of_a_process_share_a_memory_pool_and_the_stream_that_it_serves(monkeypatch):
+    cuda = fake_cuda(monkeypatch)
     monkeypatch.setattr(cuda_graph, "_alive", weakref.WeakSet())  # private: other tests may have left some
     run = ready_run(settings("idm"), tiny_dataset(EVEN))
     step = captured_step(run, run.terms, run.optimiser)
     recordings = [*step._recordings.values(), step.draws.fixed._recording]
     assert len({recording._pool for recording in recordings}) == 1 and len(recordings) == 3
+    captures = [done for done in cuda.log if done.startswith("capture")]
+    assert captures == ["capture on side 2"] * 3, "free memory serves only the stream that it was made for"
     pool = recordings[0]._pool
     del step, recordings
     gc.collect()

@@ -135,7 +135,7 @@ def test_kernels_fit_an_h100(side: int, pool: int, dtype: torch.dtype, tmp_path:
         used = resources(built.asm["cubin"], tmp_path)
         assert used["STACK"] == 0, f"{name}: registers are spilled"
         programs = REGISTERS // (-(-used["REG"] // 8) * 8 * 32 * tile.warps)  # registers are given out by eights
-        assert programs * tile.warps >= (12 if tile.warps == 4 else 16), f"{name}: {used['REG']} registers"
+        assert programs * tile.warps >= (12 if tile.warps <= 4 else 16), f"{name}: {used['REG']} registers"
         loads = re.findall(r"ld\.global\S*", built.asm["ptx"])
         wide = [load for load in loads if ".v4." in load]
         assert len(wide) >= 3 and len(loads) - len(wide) <= 4, f"{name}: {loads}"
@@ -284,10 +284,50 @@ def test_memory_that_runs_out_is_not_taken_for_a_failed_kernel(as_cuda: pytest.M
         def __call__(self, *arguments: object, **options: object) -> None:
             raise torch.OutOfMemoryError("full")
 
-    as_cuda.setattr(triton_norm, "_kernels", lambda: SimpleNamespace(forward=Full()))
-    with pytest.raises(torch.OutOfMemoryError):
+    class Unloaded(Failing):
+        def __call__(self, *arguments: object, **options: object) -> None:
+            raise RuntimeError("Triton Error [CUDA]: out of memory")
+
+    for kernel in (Full(), Unloaded()):
+        as_cuda.setattr(triton_norm, "_kernels", lambda kernel=kernel: SimpleNamespace(forward=kernel))
+        with pytest.raises(torch.OutOfMemoryError):
+            norm_ops.norm_relu_pool(draw(2, 3, 6, 6), draw(3), draw(3))
+        assert not triton_norm._broken
+
+
+def test_a_launch_within_a_broken_capture_says_nothing_about_the_kernel(as_cuda: pytest.MonkeyPatch) -> None:
+    as_cuda.setattr(triton_norm, "_kernels", lambda: SimpleNamespace(forward=Failing()))
+    as_cuda.setattr(triton_norm, "_is_captured", lambda x: True)
+    with pytest.raises(RuntimeError, match="no such instruction"):
         norm_ops.norm_relu_pool(draw(2, 3, 6, 6), draw(3), draw(3))
     assert not triton_norm._broken
+
+
+@pytest.mark.parametrize(
+    ("forward", "backward", "works"),
+    [("Quiet", "Quiet", True), ("Failing", "Quiet", False), ("Quiet", "Failing", False)],
+)
+def test_whether_the_kernels_work_is_tried_before_it_is_said(
+    forward: str, backward: str, works: bool, as_cuda: pytest.MonkeyPatch
+) -> None:
+    kinds = {"Quiet": Quiet, "Failing": Failing}
+    module = SimpleNamespace(forward=kinds[forward](), backward=kinds[backward]())
+    as_cuda.setattr(triton_norm, "_kernels", lambda: module)
+    assert triton_norm.works(torch.device("cpu")) is works
+    assert triton_norm.available() is works
+    as_cuda.setattr(triton_norm, "_kernels", lambda: None)
+    assert not triton_norm.works(torch.device("cpu"))
+
+
+def test_a_residual_of_another_shape_is_expanded_or_refused(as_cuda: pytest.MonkeyPatch) -> None:
+    x, weight, bias = draw(2, 3, 4, 4), draw(3, seed=1), draw(3, seed=2)
+    expected = fused.norm_relu(x, weight, bias, 1e-5, draw(1, 3, 1, 1, seed=3).expand_as(x))
+    as_cuda.setattr(triton_norm, "_kernels", lambda: SimpleNamespace(forward=Failing()))
+    as_cuda.setattr(triton_norm, "usable", lambda x: True)
+    found = norm_ops.norm_relu(x, weight, bias, 1e-5, draw(1, 3, 1, 1, seed=3))
+    assert torch.allclose(found, expected, atol=1e-6)
+    with pytest.raises(RuntimeError, match="expand"):
+        norm_ops.norm_relu(x, weight, bias, 1e-5, draw(2, 3, 5, 4))
 
 
 def test_without_triton_a_warning_and_the_plain_functions(

@@ -158,7 +158,7 @@ def _launch(name: str, x: Tensor, arguments: tuple[Any, ...], tile: Tile, **cons
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # compilers, drivers and launchers have their own: continue whatever fails
-        if x.is_cuda and torch.cuda.is_current_stream_capturing():
+        if _is_captured(x):
             raise  # a capture that is broken already, which the recorder reports; plain operations would fail, too
         if "out of memory" in str(error):  # of the driver, which loads the compiled code
             raise torch.OutOfMemoryError(str(error)) from error
@@ -167,6 +167,11 @@ def _launch(name: str, x: Tensor, arguments: tuple[Any, ...], tile: Tile, **cons
         logger.warning("a Triton kernel failed (%s); norms run as separate operations from now on, slower", reason)
         return False
     return True
+
+
+def _is_captured(x: Tensor) -> bool:
+    """Whether operations on a map are being captured in a CUDA graph."""
+    return x.is_cuda and torch.cuda.is_current_stream_capturing()
 
 
 def empty_last(shape: tuple[int, ...] | torch.Size, like: Tensor) -> Tensor:
