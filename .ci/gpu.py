@@ -2,12 +2,12 @@
 
     python .ci/gpu.py --budget 9m --out gpu-results
 
-First a report of the machine, then the GPU tests and the short benchmark, at most a minute each, and then the missing
-cells of ``iid reproduce gpu``, most informative first. Each part is a process of its own with a limit; one that fails
-does not stop the others. Rows are written as soon as they are measured, ``summary.md`` before and after every part. The
-runs, pools and compiled kernels lie in another folder, ``--runs``: with it, a second call resumes the run that the
-first one had to stop. A part that has ended is not repeated at the same clean commit, except for the report of the
-machine.
+First a report of the machine, at most two minutes, then the GPU tests and the short benchmark, at most a minute each,
+and then the missing cells of ``iid reproduce gpu``, most informative first. Each part is a process of its own with a
+limit; one that fails does not stop the others. Rows are written as soon as they are measured, ``summary.md`` before and
+after every part. The runs, pools and compiled kernels lie in another folder, ``--runs``: with it, a second call resumes
+the run that the first one had to stop. A part that has ended is not repeated at the same clean commit, except for the
+report of the machine.
 
 Needs a checkout and the packages that the library imports, and pytest for the tests; no installation, no network.
 """
@@ -88,7 +88,8 @@ def write(session: Session) -> None:
     logs = [session.log(name) for name in PHASES if name != "tests" and session.log(name).is_file()]
     parts = [f"===== {log.stem}\n" + "\n".join(tail(log, 5000)) + "\n" for log in logs]
     (session.out / "log.txt").write_text("\n".join(parts), encoding="utf-8")
-    sets(session.runs / "cells", session.out / "sets.zip")
+    with contextlib.suppress(OSError, ValueError):  # the summary must be written, whatever is broken
+        sets(session.runs / "cells", session.out / "sets.zip")
     session.remarks = list(dict.fromkeys([*session.remarks, *tidy(session.out, session.runs / "left-out")]))
     temporary = session.runs / "summary.md"
     temporary.write_text(summary(session), encoding="utf-8")
@@ -97,18 +98,20 @@ def write(session: Session) -> None:
 
 def end(process: "subprocess.Popen[bytes]", number: signal.Signals) -> None:
     """Asks a process to stop, waits for that, and kills what is left of its session."""
-    if process.poll() is None:
-        with contextlib.suppress(OSError):
-            process.send_signal(number)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(GRACE)
-    for entry in Path("/proc").glob("[0-9]*"):  # runs are in process groups of their own, but in the same session
-        with contextlib.suppress(OSError):
-            if os.getsid(int(entry.name)) == process.pid:
-                os.kill(int(entry.name), signal.SIGKILL)
-    if process.poll() is None:
-        process.kill()
-    process.wait()
+    try:
+        if process.poll() is None:
+            with contextlib.suppress(OSError):
+                process.send_signal(number)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(GRACE)
+    finally:  # also if this script is asked to stop meanwhile
+        for entry in Path("/proc").glob("[0-9]*"):  # runs are in process groups of their own, but in the same session
+            with contextlib.suppress(OSError):
+                if os.getsid(int(entry.name)) == process.pid:
+                    os.kill(int(entry.name), signal.SIGKILL)
+        if process.poll() is None:
+            process.kill()
+        process.wait()
 
 
 def seconds_of(text: str) -> float:

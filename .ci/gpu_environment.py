@@ -107,7 +107,9 @@ def write(path: Path, device: str) -> None:
     }
     for name, part in parts.items():
         found[name] = attempted(part)
-        path.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+        unfinished = path.with_suffix(".unfinished")
+        unfinished.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+        unfinished.replace(path)
 
 
 if __name__ == "__main__":

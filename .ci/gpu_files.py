@@ -29,8 +29,9 @@ def sets(runs: Path, archive: Path) -> None:
     left, names = MOST_BYTES - 2**16, []
     for folder in [path.parent for path in made]:
         own = [folder / name for name in OF_A_RUN if (folder / name).is_file()]
-        left -= sum(path.stat().st_size for path in own)
-        names += own if left >= 0 else []
+        size = sum(path.stat().st_size for path in own)
+        if size <= left:
+            left, names = left - size, names + own
     if names:
         with zipfile.ZipFile(archive.with_suffix(".unfinished"), "w") as file:
             for path in names:

@@ -114,6 +114,8 @@ class Graph:
         try:
             self.tape.__exit__(None, None, None)
             self._cuda.called("capture_end")
+            if self.tape.violations:
+                raise RuntimeError(BROKEN)
             carried = [name for storage, name in self.tape.carried.items() if storage not in self._cuda.restored]
             if carried:
                 raise RuntimeError(f"the step carries a tensor that recording does not restore: {', '.join(carried)}")

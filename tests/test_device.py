@@ -103,18 +103,19 @@ def test_names_and_memory_for_the_record():
 
 
 @pytest.mark.parametrize(
-    ("compile", "triton", "broken", "used"),
+    ("compile", "triton", "broken", "work", "used"),
     [
-        ("auto", True, False, True),
-        ("off", True, False, False),
-        ("on", False, False, False),
-        ("auto", True, True, False),
+        ("auto", True, False, True, True),
+        ("off", True, False, True, False),
+        ("on", False, False, True, False),
+        ("auto", True, True, True, False),
+        ("auto", True, False, False, False),
     ],
 )
-def test_kernels_on_cuda_are_in_use_where_they_can_be_compiled(compile, triton, broken, used, monkeypatch):
+def test_kernels_on_cuda_are_in_use_where_they_work(compile, triton, broken, work, used, monkeypatch):
     monkeypatch.setattr(triton_norm, "_kernels", lambda: object() if triton else None)
     monkeypatch.setattr(triton_norm, "_broken", broken)
-    monkeypatch.setattr(engine_device, "_norms_work", lambda where: True)
+    monkeypatch.setattr(engine_device, "_norms_work", lambda where: work)
     assert kernels_in_use(torch.device("cuda"), compile) is used
     assert kernels_in_use(torch.device("mps"), compile) is False
 

@@ -127,6 +127,7 @@ def test_the_commands_of_the_parts_can_be_typed(gpu: ModuleType, tmp_path: Path)
     assert [session.phase(name).limit for name in gpu.PHASES[:3]] == [120, 60, 60]
     assert 480 < session.phase("cells").limit < 540 - 5
     assert gpu.Session(tmp_path, tmp_path, 100.0).phase("bench").limit == pytest.approx(15)
+    assert [session.phase(name).stop for name in gpu.PHASES] == [signal.SIGTERM, signal.SIGINT, *[signal.SIGTERM] * 2]
     late = gpu.Session(tmp_path, tmp_path, 540.0, started=time.monotonic() - 500)
     for name in gpu.PHASES:
         assert 20 < late.phase(name).limit < late.left - 9, "a part that must be stopped still ends in time"
@@ -184,7 +185,7 @@ def test_a_part_that_has_ended_is_repeated_only_at_another_commit(
     assert gpu.main(given) == 0 and "tests" in counts.read_text().split()[8:], "its output has gone"
 
 
-@pytest.mark.parametrize("commit", [None, "", "abc+"])
+@pytest.mark.parametrize("commit", [None, "", "abc+", "files abc"])
 def test_code_that_is_not_known_to_be_the_same_is_tested_again(
     commit: str | None, gpu: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -281,6 +282,22 @@ def test_the_folder_keeps_within_its_limits(gpu: ModuleType, tmp_path: Path, mon
     assert {"bench.csv", "folder", "extra-0.csv"} <= {path.name for path in elsewhere.iterdir()}
     assert all(any(line.startswith(name) for line in said) for name in ("tests.txt", "bench.csv", "folder", "extra-0"))
     assert gpu_files.tidy(out, elsewhere) == [], "once is enough"
+
+
+def test_as_many_sets_as_may_be_kept_come_back(
+    gpu: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import gpu_files
+
+    monkeypatch.setattr(gpu_files, "MOST_BYTES", 2**16 + 1000)
+    for number, size in enumerate((300, 900, 500, 4000)):  # from old to new
+        path = tmp_path / "runs" / str(number) / "synthetic.safetensors"
+        path.parent.mkdir(parents=True)
+        path.write_bytes(b"x" * size)
+        os.utime(path, (number, number))
+    gpu_files.sets(tmp_path / "runs", tmp_path / "sets.zip")
+    with zipfile.ZipFile(tmp_path / "sets.zip") as archive:
+        assert archive.namelist() == ["2/synthetic.safetensors", "0/synthetic.safetensors"], "the newest that fit"
 
 
 def test_the_embedded_images_take_the_place_of_absent_datasets(gpu: ModuleType, tmp_path: Path) -> None:

@@ -183,7 +183,7 @@ def test_the_budget_stops_a_run_with_a_checkpoint(
     assert "--resume" in jobs("long", scale="tour", seeds=1, folder=tmp_path, runs=tmp_path / "runs")[0].command
 
 
-def test_what_fits_into_the_budget_comes_before_longer_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_fits_into_the_budget_comes_before_longer_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pool = PoolCost("two networks", 100)
     first, long, pooled, same_pool, unknown = cells = [Cell("cifar10", "dm", ipc) for ipc in (1, 2, 3, 4, 5)]
     costs = {first: Cost(80, 10, 10), long: Cost(700, 0, 0), pooled: Cost(50, 0, 10, pool)}
@@ -192,7 +192,7 @@ def test_what_fits_into_the_budget_comes_before_longer_runs(monkeypatch: pytest.
 
     class Process:
         def __init__(self, command: list[str], **given: Any) -> None:
-            started.append(command[-1])
+            started.append(command[4])
 
         def wait(self, timeout: float) -> int:
             clock[0] += min(timeout, takes[started[-1]])
@@ -213,9 +213,22 @@ def test_what_fits_into_the_budget_comes_before_longer_runs(monkeypatch: pytest.
         f"{minutes} minutes are left; longer runs wait" for minutes in ("8.2", "5.5", "1.2")
     ]
 
+    made = tmp_path / "set" / "synthetic.safetensors"
+    made.parent.mkdir()
+    made.write_bytes(b"")
+    takes, started[:], clock = {"1": 100, "2": 50}, [], [0.0]
+    run_jobs(
+        [Job(long, 0, ("evaluate", "2"), ("distill", "9"), made), todo[0]], budget=600, say=said.append, costs=costs
+    )
+    assert started == ["2", "1"], "a set that is there need not be distilled"
+
+    takes, started[:], clock = {"1": 100}, [], [0.0]
+    shared = [Job(cell, 0, ("distill", "1", "--out", "same")) for cell in (long, first)]
+    run_jobs(shared, budget=600, say=said.append, costs=costs)
+    assert [line for line in said if "wait" in line][3:] == [], "the first of those that share a run begins it"
+
     takes, started[:], clock = {"1": 1, "2": 1}, [], [0.0]
     begun = Job(long, 0, ("distill", "2", "--resume"))
-    monkeypatch.setattr(Process, "__init__", lambda self, command, **given: started.append(command[4]))
     run_jobs([begun, todo[0]], budget=600, say=said.append, costs=costs)
     assert started == ["2", "1"], "what was begun comes first in any case"
 

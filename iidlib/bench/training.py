@@ -98,7 +98,7 @@ class _Work:
 
         def trained(name: str, networks: list[Network]) -> Tensor:
             reset_peak_memory(self.device)
-            with precision(self.device, name):
+            with precision(self.device, name), graphs(self._config.compute.graph):
                 train(networks)
             return _weights(networks) - self.start
 

@@ -114,7 +114,7 @@ def recorded(
 
     Returns:
         The recording. None, with one warning, if the step cannot be recorded or the recording differs. None without a
-        warning where `can_record` is false: the settings say so, or the reason has already been reported.
+        warning where `can_record` is false: on other devices, by the settings, or after a failure that was reported.
     """
     global _recordings
     device = updated[0].device

@@ -156,6 +156,8 @@ def _windows_peak_bytes() -> int:
 def reset_peak_memory(device: torch.device) -> None:
     """Resets the peak of `peak_memory_mib` if the system can: on CUDA and, for the process, on Linux."""
     if device.type == "cuda":
+        with contextlib.suppress(RuntimeError):  # after a broken capture, in versions of torch before 2.12
+            torch.cuda.empty_cache()  # what is only cached would count
         torch.cuda.reset_peak_memory_stats(device)
     else:
         with contextlib.suppress(OSError):
@@ -197,7 +199,7 @@ def tf32_allowed(*, products: bool, convolutions: bool) -> Iterator[None]:
     """Sets whether CUDA may round the factors of matrix products and of convolutions, for a block.
 
     Torch has two generations of these settings, and the first cannot be read where a program has used the second. Both
-    are restored.
+    are restored; a setting that was inherited is then one of its own.
 
     Args:
         products: for matrix products.

@@ -221,7 +221,10 @@ def run_jobs(
             say("the budget is spent")
             break
         fitting = (place for place, job in enumerate(waiting) if _seconds(job, costs or {}, pools) <= left)
-        if place := next(fitting, 0):
+        place = next(fitting, 0)
+        if place and waiting[place].run_folder is not None:  # the first of those that share a run begins it
+            place = next(at for at, job in enumerate(waiting) if job.run_folder == waiting[place].run_folder)
+        if place:
             say(f"{left / 60:.1f} minutes are left; longer runs wait")
         job, status = waiting.pop(place), 0
         for words in job.commands():
@@ -252,10 +255,15 @@ def run_jobs(
 
 
 def _seconds(job: Job, costs: Mapping[Cell, Cost | None], pools: Collection[str]) -> float:
-    """Seconds that a job is expected to take, with its pool unless that is there; 0 if unknown, or partly done."""
+    """Seconds that a job is expected to take, its pool included if no job of this call has trained it.
+
+    0 if unknown, or begun; only the evaluation if the set is there.
+    """
     cost = costs.get(job.cell)
     if cost is None or job.begun:
         return 0
+    if job.evaluated is not None and job.evaluated.is_file():
+        return cost.start + cost.evaluation
     return cost.seconds + (cost.pool.seconds if cost.pool is not None and cost.pool.name not in pools else 0)
 
 
