@@ -12,7 +12,7 @@ from iidlib.bench.baseline import PerClassLoop
 from iidlib.distillation import Distillation, captured
 from iidlib.networks import build_network
 from iidlib.rng import stream
-from iidlib.training import Examples, Training, ensemble
+from iidlib.training import Examples, Training, ensemble, loop
 from iidlib.training.together import Form
 from tests.factories import difference, draw, labelled_noise, ready_run, settings, tiny_dataset
 from tests.rounding import Rounding, bf16, rounded, tf32
@@ -155,5 +155,5 @@ def update(form: Form, mode: Rounding, first: int = 0) -> Tensor:
 def test_networks_at_once_and_in_turn_differ_less_in_tf32_than_their_recordings_may():
     """Grouped convolutions for all networks against a convolution for each: other kernels, with the same factors."""
     one, other = update("at_once", tf32()), update("in_turn", tf32(reverse=True))
-    assert 0 < difference(one, other) < ensemble.TOLERANCE / 4
-    assert difference(update("in_turn", tf32(), first=16), other) > 4 * ensemble.TOLERANCE, "other images"
+    assert 0 < difference(one, other) < loop.UPDATE_TOLERANCE / 4
+    assert difference(update("in_turn", tf32(), first=16), other) > 4 * loop.UPDATE_TOLERANCE, "other images"

@@ -30,7 +30,7 @@ PAGES = sorted(
 )
 
 QUOTED = re.compile(r"(?<![\w`>])(`{1,2})([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)+)(?:\(\))?\1(?!`)")
-FILE = re.compile(r"\.(py|ipynb|md|rst|cpp|csv|json|jsonl|lock|mat|png|safetensors|toml|txt|yaml|yml|url)$")
+FILE = re.compile(r"\.(py|ipynb|md|rst|cpp|csv|json|jsonl|lock|mat|png|safetensors|toml|txt|yaml|yml|url|zip)$")
 PATH = re.compile(r"(?<![\w/.-])((?:iidlib|data|tests|book)/[\w./-]*\w)")
 EXPLAINED = re.compile(r"Explained in chapter (\d\d)\.")
 
