@@ -134,13 +134,13 @@ def test_a_batch_computes_from_the_draws_that_it_is_given():
     assert torch.equal(batch.pretrained_real_features(1)[0][0], batch.pretrained_real_features(1)[0][3])
 
 
-def test_draws_are_those_of_the_iteration_and_those_of_some_classes_are_a_part():
+def test_draws_are_those_of_the_iteration_and_not_made_twice():
     run = run_on(tiny_dataset(), 2, 3, 4)
     draws, again, other = LazyDraws(run, 5), LazyDraws(run, 5), LazyDraws(run, 6)
     every = range(4)
     real = draws.real(every)
     assert torch.equal(real, again.real(every)) and not torch.equal(real[:6], other.real(every)[:6])
-    assert draws.counts.tolist() == [6, 6, 6, 6]
+    assert draws.real(every).data_ptr() == real.data_ptr() and draws.counts.tolist() == [6, 6, 6, 6]
     assert torch.equal(draws.real(range(1, 3)), real[6:18])
     images = run.images.detach()
     assert torch.equal(draws.augmented(images, every), again.augmented(images, every))

@@ -151,18 +151,20 @@ class LazyDraws:
         return frequencies_at(self._run, self.iteration, self.matching.network)
 
     @cached_property
-    def _real(self) -> Sample:
-        return real_batch(self._run, self.iteration)
+    def _all_real(self) -> tuple[Tensor, Tensor]:
+        drawn = real_batch(self._run, self.iteration)
+        return self._transformed(self._run.real.images_of(drawn.index), drawn.group), drawn.counts
 
     def real(self, classes: range) -> Tensor:
         """Augmented real images of some classes, sorted by class, [B, K, H, H]."""
-        first, last = (int(self.counts[:label].sum()) for label in (classes.start, classes.stop))
-        return self._transformed(self._run.real.images_of(self._real.index[first:last]), self._real.group[first:last])
+        images, counts = self._all_real
+        first, last = (int(counts[:label].sum()) for label in (classes.start, classes.stop))
+        return images[first:last]
 
     @property
     def counts(self) -> Tensor:
         """Number of real images per class, int64 [C], on the CPU."""
-        return self._real.counts
+        return self._all_real[1]
 
     def augmented(self, images: Tensor, classes: range) -> Tensor:
         """Applies to each image the transform that was drawn for its class; see `StepDraws.augmented`."""
