@@ -75,18 +75,10 @@ def datasets() -> dict[str, bool]:
 
 
 def norm_kernels(device_name: str) -> bool:
-    """Whether the kernels of the norm run on the device; if not, networks are slower."""
-    import torch
-
-    from iidlib.data.spec import SPECS
+    """Whether the kernels of the norm run on the device, found out by trying; if not, networks are slower."""
     from iidlib.engine import kernels_in_use, pick_device
-    from iidlib.networks import network_for
-    from iidlib.rng import stream
 
-    device = pick_device(device_name)
-    network = network_for("convnet3", SPECS["cifar10"], width=16, generator=stream(0, 0, "network", device))
-    network(torch.zeros(2, 3, 32, 32, device=device))
-    return kernels_in_use(device, "auto")
+    return kernels_in_use(pick_device(device_name), "auto")
 
 
 def write(path: Path, device: str) -> None:

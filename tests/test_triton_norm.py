@@ -135,7 +135,7 @@ def test_kernels_fit_an_h100(side: int, pool: int, dtype: torch.dtype, tmp_path:
         used = resources(built.asm["cubin"], tmp_path)
         assert used["STACK"] == 0, f"{name}: registers are spilled"
         programs = REGISTERS // (-(-used["REG"] // 8) * 8 * 32 * tile.warps)  # registers are given out by eights
-        assert programs * tile.warps >= (12 if tile.warps <= 4 else 16), f"{name}: {used['REG']} registers"
+        assert used["REG"] <= 136 and programs * tile.warps >= (12 if tile.warps <= 4 else 16), f"{name}: {used}"
         loads = re.findall(r"ld\.global\S*", built.asm["ptx"])
         wide = [load for load in loads if ".v4." in load]
         assert len(wide) >= 3 and len(loads) - len(wide) <= 4, f"{name}: {loads}"
