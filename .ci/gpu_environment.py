@@ -43,6 +43,15 @@ def card() -> dict[str, str]:
     return dict(zip(fields.split(","), map(str.strip, out.splitlines()[0].split(",")), strict=True))
 
 
+def gpu(device_name: str) -> str | None:
+    """Name of the GPU that is measured; None without one."""
+    from iidlib.engine import device_name as name_of
+    from iidlib.engine import pick_device
+
+    device = pick_device(device_name)
+    return name_of(device) if device.type == "cuda" else None
+
+
 def torch_build() -> dict[str, Any]:
     """Versions that torch was built with."""
     import torch
@@ -89,6 +98,7 @@ def write(path: Path, device: str) -> None:
     known = attempted(environment)
     found |= known if isinstance(known, dict) else {"environment": known}
     parts: dict[str, Callable[[], Any]] = {
+        "gpu": lambda: gpu(device),  # of several, the one in use
         "datasets": datasets,
         "packages": lambda: {name: version(name) for name in PACKAGES},
         "build": torch_build,

@@ -33,7 +33,8 @@ def sets(runs: Path, archive: Path) -> None:
         if size <= left:
             left, names = left - size, names + own
     if names:
-        with zipfile.ZipFile(archive.with_suffix(".unfinished"), "w") as file:
+        # a rented machine's clock may be at 1970, before the first year that the format knows
+        with zipfile.ZipFile(archive.with_suffix(".unfinished"), "w", strict_timestamps=False) as file:
             for path in names:
                 file.write(path, path.relative_to(runs))
         archive.with_suffix(".unfinished").replace(archive)

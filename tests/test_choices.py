@@ -1,6 +1,7 @@
 """Initial images chosen by a network of the pool: centres of clusters and easiest images, against obvious versions."""
 
 import json
+import threading
 import time
 import warnings
 from pathlib import Path
@@ -192,6 +193,36 @@ def test_what_cannot_be_chosen_is_reported(given: dict[str, object], message: st
     with pytest.raises(InputError, match=message) as caught:
         chosen_images(real=real, **given)
     assert "\n" not in str(caught.value)
+
+
+def test_choices_of_several_classes_are_made_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    from threadpoolctl import threadpool_info
+
+    real, seen, fit = shapes(5, 9, 16).train, [], KMeans.fit
+    network, together = network_of(real), threading.Barrier(2)
+
+    def look(self: KMeans, *images: object) -> KMeans:
+        limits = {pool["num_threads"] for pool in threadpool_info()}
+        seen.append((threading.get_ident(), limits))
+        if len(seen) <= 2 < threads:
+            together.wait(timeout=60)  # broken if the second choice does not begin before the first has ended
+        return fit(self, *images)
+
+    limits, before, chosen = threadpool_info(), torch.get_num_threads(), []
+    try:
+        for threads in (1, 3):
+            seen.clear()
+            torch.set_num_threads(threads)
+            with monkeypatch.context() as patch:
+                patch.setattr(KMeans, "fit", look)
+                chosen.append(chosen_images("centres", real, network, 2, seed=4).images)
+            assert len(seen) == 5 and all(each == {1} for _, each in seen), "each in one thread"
+            assert threading.get_ident() not in {thread for thread, _ in seen}
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(*chosen), "the number of threads changes no bit"
+    assert threadpool_info() == limits, "the limits of the process are as they were"
 
 
 # A distillation that starts from them

@@ -50,6 +50,15 @@ def test_the_environment_says_what_a_number_depends_on_and_no_secret(monkeypatch
     assert "hunter2" not in json.dumps(stamp)
 
 
+def test_the_environment_names_every_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ["NVIDIA H100 80GB HBM3", "Tesla T4"]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(names))
+    monkeypatch.setattr(torch.backends.cudnn, "version", lambda: 91900)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda number: names[number])
+    assert environment()["gpu"] == "NVIDIA H100 80GB HBM3, Tesla T4"
+
+
 def git(checkout: Path, *arguments: str) -> str:
     done = subprocess.run(
         ["git", "-C", str(checkout), "-c", "user.name=x", "-c", "user.email=x@x", *arguments],

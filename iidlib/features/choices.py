@@ -5,8 +5,11 @@ matching" (ICCV 2023), choose their real images this way. Where one image must r
 classifies with confidence avoid outliers.
 """
 
+import contextlib
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -43,6 +46,12 @@ def cluster_centres(features: Tensor, count: int, seed: int) -> Tensor:
     """
     _check_count(len(features), count)
     features = features.detach().cpu()  # [N, D]
+    with _settled():
+        return _nearest_to_centres(features, count, seed)
+
+
+def _nearest_to_centres(features: Tensor, count: int, seed: int) -> Tensor:
+    """`cluster_centres` of features on the CPU, within `_settled`; may run in several threads."""
     centres, sizes = _k_means(features, count, seed)  # [count, D], [count]
     # [count, N]; exact for small distances
     distances = torch.cdist(centres, features, compute_mode="donot_use_mm_for_euclid_dist")
@@ -56,16 +65,25 @@ def cluster_centres(features: Tensor, count: int, seed: int) -> Tensor:
 def _k_means(features: Tensor, count: int, seed: int) -> tuple[Tensor, Tensor]:
     """Cluster centres of a class, [count, D], and the number of images in each cluster, int64 [count]."""
     from sklearn.cluster import KMeans
-    from sklearn.exceptions import ConvergenceWarning
     from threadpoolctl import threadpool_limits
 
     state = int(torch.randint(2**32, (), generator=stream(seed, 0, "clusters")))
-    # with several threads the rounding of sums would depend on their order
-    with threadpool_limits(limits=1), warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # raised for equal images, which share a cluster
+    # with several threads the rounding of sums would depend on their order; OpenMP's limit is one of the calling thread
+    with threadpool_limits(1, user_api="openmp"):
         fitted = KMeans(count, n_init=1, random_state=state).fit(features.numpy())
     sizes = torch.bincount(torch.as_tensor(fitted.labels_, dtype=torch.int64), minlength=count)
     return torch.as_tensor(fitted.cluster_centers_).to(features.dtype), sizes
+
+
+@contextlib.contextmanager
+def _settled() -> Iterator[None]:
+    """Limits BLAS to one thread in a block, for the whole process, and ignores warnings about equal images."""
+    from sklearn.exceptions import ConvergenceWarning
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(1, user_api="blas"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # raised for equal images, which share a cluster
+        yield
 
 
 def easiest(losses: Tensor, count: int) -> Tensor:
@@ -90,22 +108,34 @@ def _check_count(images: int, count: int) -> None:
         raise InputError(f"the images to choose must be 1 to {images}, the images of the class, got {count}")
 
 
-def _by_centres(network: Network, real: RealSet, index: Tensor, count: int, seed: int) -> Tensor:
-    return cluster_centres(_outputs(network.embed, real, index), count, seed)
+def _features(network: Network, real: RealSet, index: Tensor) -> Tensor:
+    return _outputs(network.embed, real, index)  # [N, D]
 
 
-def _by_loss(network: Network, real: RealSet, index: Tensor, count: int, seed: int) -> Tensor:
+def _losses(network: Network, real: RealSet, index: Tensor) -> Tensor:
     # in double precision, where the loss of a confidently classified image does not round to zero
-    logits = _outputs(network, real, index).double()  # [N_c, C]
-    return easiest(F.cross_entropy(logits, real.labels[index.to(real.device)].cpu(), reduction="none"), count)
+    logits = _outputs(network, real, index).double()  # [N, C]
+    return F.cross_entropy(logits, real.labels[index.to(real.device)].cpu(), reduction="none")  # [N]
 
 
-KINDS: dict[str, Callable[[Network, RealSet, Tensor, int, int], Tensor]] = {
-    "centres": _by_centres,
-    "easiest": _by_loss,
+class _Kind(NamedTuple):
+    """A way to choose images of a class."""
+
+    measure: Callable[[Network, RealSet, Tensor], Tensor]
+    """Maps a network, all training images and the indices of a class to a value or a vector of each of its images."""
+    choose: Callable[[Tensor, int, int], Tensor]
+    """Maps these, the number of images to choose and a seed to positions; runs within `_settled`, in a thread."""
+
+
+def _first(losses: Tensor, count: int, seed: int) -> Tensor:
+    return easiest(losses, count)
+
+
+KINDS: dict[str, _Kind] = {
+    "centres": _Kind(_features, _nearest_to_centres),
+    "easiest": _Kind(_losses, _first),
 }
-"""Ways to choose, by their name in ``syn.init``. Each maps a network, all training images, the indices of a class, the
-number of images to choose and a seed to positions within those indices."""
+"""Ways to choose, by their name in ``syn.init``."""
 
 
 @torch.no_grad()
@@ -160,12 +190,20 @@ def chosen_images(
     if kind not in KINDS:
         raise InputError(f"unknown choice of initial images {kind!r}{suggest(kind, KINDS)}")
     ipc, factor = check_real(real, ipc, kind, factor)
-    index = []
-    for label in range(real.num_classes):
-        members = real.of_class(label)  # [N_c]
-        with precision(real.device, (compute or ComputeConfig()).precision):
-            chosen = members[KINDS[kind](network, real, members, ipc * factor**2, seed)]  # [factor^2 * ipc]
-        index.append(chosen.view(factor**2, ipc).T.flatten())  # [ipc * factor^2]
+    count, threads = ipc * factor**2, torch.get_num_threads()
+    measure, choose = KINDS[kind]
+    classes = [real.of_class(label) for label in range(real.num_classes)]  # [N] each
+    positions: list[Future[Tensor]] = []  # [count] each
+    # a choice takes one thread, so several are made at a time, while the network measures the images of further classes
+    with _settled(), ThreadPoolExecutor(threads) as workers:
+        for members in classes:
+            with precision(real.device, (compute or ComputeConfig()).precision):
+                measured = measure(network, real, members)
+            positions.append(workers.submit(choose, measured, count, seed))
+            if len(positions) > 2 * threads:  # which bounds the memory of what was measured
+                positions[-2 * threads].result()
+        chosen = [members[each.result()] for members, each in zip(classes, positions, strict=True)]  # [count] each
+    index = [each.view(factor**2, ipc).T.flatten() for each in chosen]  # [ipc * factor^2] each
     return SyntheticSet.from_index(real, torch.cat(index), factor, kind)
 
 
