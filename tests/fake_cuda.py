@@ -8,6 +8,7 @@ does not restore; a replay fails if memory of the step has been freed. What a GP
 
 import contextlib
 import functools
+import gc
 from collections.abc import Callable, Iterator, Sequence
 
 import pytest
@@ -26,7 +27,10 @@ BROKEN = "operation failed due to a previous error during capture"
 class FakeCuda:
     """The device that the tests record on.
 
+    A call that concerns a device must name it, since a process may use another than its current one.
+
     Attributes:
+        device: the device.
         log: what it was asked for, in order.
         stream: the name of the current stream.
         breaks: called in each capture's end; raises where a capture shall break.
@@ -38,6 +42,7 @@ class FakeCuda:
     """
 
     def __init__(self) -> None:
+        self.device = torch.device("cpu")
         self.log: list[str] = []
         self.stream = "main"
         self.breaks: Callable[[], None] = lambda: None
@@ -48,16 +53,24 @@ class FakeCuda:
         self.graphs: list[Graph] = []
         self.restored: set[int] = set()  # addresses of what recording restores
         self._streams = 0
+        self._collect = gc.collect
 
-    def new_stream(self, device: object = None) -> "Stream":
+    def of(self, device: torch.device | None) -> None:
+        """Checks that a call names the device."""
+        assert device == self.device, f"called for {device or 'the current device'}, not for {self.device}"
+
+    def new_stream(self, device: torch.device | None = None) -> "Stream":
+        self.of(device)
         self.called("Stream")
         self._streams += 1
         return Stream(f"side {self._streams}", self)
 
-    def current_stream(self, device: object = None) -> "Stream":
+    def current_stream(self, device: torch.device | None = None) -> "Stream":
+        self.of(device)
         return Stream(self.stream, self)
 
-    def synchronize(self, device: object = None) -> None:
+    def synchronize(self, device: torch.device | None = None) -> None:
+        self.of(device)
         self.called("synchronize")
 
     def graph_pool_handle(self) -> object:
@@ -81,6 +94,14 @@ class FakeCuda:
             yield
         finally:
             self.stream = before
+
+    def release(self, device: torch.device, pool: object) -> None:
+        self.of(device)
+        self.log.append("release")
+
+    def collect(self) -> int:
+        self.called("collect")
+        return self._collect()
 
     def empty_cache(self) -> None:
         self.called("empty_cache")
@@ -150,6 +171,7 @@ def fake_cuda(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
     monkeypatch.setattr(torch.cuda, "synchronize", cuda.synchronize)
     monkeypatch.setattr(torch.cuda, "empty_cache", cuda.empty_cache)
     monkeypatch.setattr(torch.cuda, "CUDAGraph", cuda.new_graph)
+    monkeypatch.setattr(gc, "collect", cuda.collect)
     monkeypatch.setattr(torch.cuda, "Event", lambda enable_timing: Event())
     restored = cuda_graph._restored  # private: only recording knows what it restores
 
@@ -159,7 +181,7 @@ def fake_cuda(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
 
     monkeypatch.setattr(cuda_graph, "_restored", noted)
     monkeypatch.setattr(cuda_graph, "_stream", functools.cache(cuda_graph._stream.__wrapped__))  # private: none is kept
-    monkeypatch.setattr(cuda_graph, "_release", lambda device, pool: cuda.log.append("release"))
+    monkeypatch.setattr(cuda_graph, "_release", cuda.release)
     monkeypatch.setattr(cuda_graph, "_capture_failed", False)  # private: a process has no second try to ask for
     for module in (cuda_graph, captured, testing):  # where it is, and where it is asked
         monkeypatch.setattr(module, "can_record", lambda device: cuda_graph._wanted and not cuda_graph._capture_failed)

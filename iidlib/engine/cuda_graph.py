@@ -204,7 +204,7 @@ def _captured(step: Callable[[], None], device: torch.device, pool: Any) -> torc
     graph, side = torch.cuda.CUDAGraph(), _stream(device, "capture")
     _capture_failed = True  # until this one ends well
     with torch.cuda.stream(side), _no_collection():
-        graph.capture_begin(pool)
+        _begin(graph, device, pool)
         try:
             step()
         except BaseException:
@@ -213,6 +213,15 @@ def _captured(step: Callable[[], None], device: torch.device, pool: Any) -> torc
             raise
         _end(graph, device, pool)
     return graph
+
+
+def _begin(graph: torch.cuda.CUDAGraph, device: torch.device, pool: Any) -> None:
+    """Begins a capture."""
+    try:
+        graph.capture_begin(pool)
+    except RuntimeError:  # the allocator may already send what is allocated to the pool
+        _release(device, pool)
+        raise
 
 
 def _end(graph: torch.cuda.CUDAGraph, device: torch.device, pool: Any) -> None:
@@ -229,7 +238,7 @@ def _end(graph: torch.cuda.CUDAGraph, device: torch.device, pool: Any) -> None:
 def _release(device: torch.device, pool: Any) -> None:
     """Gives the memory of a broken capture back, which torch does itself only from version 2.12 on."""
     with contextlib.suppress(RuntimeError, AttributeError, TypeError):
-        torch._C._cuda_endAllocateToPool(device.index, pool)  # raises where torch has done it
+        torch._C._cuda_endAllocateToPool(device.index, pool)  # raises where torch has done it, or had not begun
         torch._C._cuda_releasePool(device.index, pool)
 
 
