@@ -34,7 +34,7 @@ from torch import Tensor
 from iidlib.errors import near
 from iidlib.resampling import warp
 
-__all__ = ["OPERATIONS", "Draws", "apply", "apply_everywhere", "parse_strategy", "sample"]
+__all__ = ["OPERATIONS", "Draws", "apply", "apply_everywhere", "parse_strategy", "sample", "shift_at", "square_at"]
 
 OPERATIONS = ("color", "crop", "cutout", "flip", "scale", "rotate")
 """Names of the operations, in the order of ``Draws.op``."""
@@ -227,6 +227,16 @@ def _take(images: Tensor, index: Tensor) -> Tensor:
     return images.flatten(1).index_select(0, index).unflatten(1, images.shape[1:])  # [B, K, H, H]
 
 
+def shift_at(side: int) -> int:
+    """Largest shift of ``crop`` in pixels, for images of a side."""
+    return int(CROP * side + 0.5)
+
+
+def square_at(side: int) -> int:
+    """Side in pixels of the square that ``cutout`` sets to zero, for images of a side."""
+    return int(CUTOUT * side + 0.5)
+
+
 def _color(images: Tensor, u: Tensor) -> Tensor:
     """Changes brightness, then saturation, then contrast, as one map per pixel (equal up to rounding).
 
@@ -245,7 +255,7 @@ def _color(images: Tensor, u: Tensor) -> Tensor:
 def _crop(images: Tensor, u: Tensor) -> Tensor:
     """Shifts by whole pixels and fills with zeros: out[i, j] = images[i + dy, j + dx]."""
     side = images.shape[-1]
-    largest = int(CROP * side + 0.5)
+    largest = shift_at(side)
     dy, dx = ((u[:, :2] * (2 * largest + 1)).floor() - largest).unbind(1)  # [B] each
     one, zero = torch.ones_like(dx), torch.zeros_like(dx)  # [B] each
     # Affine coordinates span 2 across the side. Nearest-pixel sampling makes shifts by whole pixels exact.
@@ -255,7 +265,7 @@ def _crop(images: Tensor, u: Tensor) -> Tensor:
 def _cutout(images: Tensor, u: Tensor) -> Tensor:
     """Sets a square to 0; its centre lies anywhere in the image, and the square is clipped at the edges."""
     side = images.shape[-1]
-    size = int(CUTOUT * side + 0.5)
+    size = square_at(side)
     # A square of even size is centred on a corner of a pixel; each axis has one corner more than pixels.
     first = (u[:, :2] * (side + 1 - size % 2)).floor() - size // 2  # [B, 2]
     offset = torch.arange(side, dtype=u.dtype, device=u.device) - first[:, :, None]  # [B, 2, H]

@@ -21,7 +21,7 @@ from tests.factories import MODULES, PACKAGE
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("bars", "errors", "files", "locks", "names", "notes", "private", "resampling", "rng", "_version"),  # the ground
     ("losses", "augment", "engine", "plots"),
-    ("config", "data"),
+    ("augment_ops", "config", "data"),
     ("networks", "synthetic", "runs", "experiments"),
     ("training",),
     ("features", "evaluation"),

@@ -28,7 +28,7 @@ from iidlib.engine import (
     norm_relu_pool,
     peak_memory_mib,
     pick_device,
-    triton_norm,
+    triton_launch,
 )
 from iidlib.engine import device as engine_device
 from iidlib.engine.device import CPU_CHUNK
@@ -113,9 +113,9 @@ def test_names_and_memory_for_the_record():
     ],
 )
 def test_kernels_on_cuda_are_in_use_where_they_work(compile, triton, broken, work, used, monkeypatch):
-    monkeypatch.setattr(triton_norm, "_kernels", lambda: object() if triton else None)
-    monkeypatch.setattr(triton_norm, "_broken", broken)
-    monkeypatch.setattr(engine_device, "_norms_work", lambda where: work)
+    monkeypatch.setattr(triton_launch, "_kernels", lambda: object() if triton else None)
+    monkeypatch.setattr(triton_launch, "_broken", broken)
+    monkeypatch.setattr(engine_device, "_triton_works", lambda where: work)
     assert kernels_in_use(torch.device("cuda"), compile) is used
     assert kernels_in_use(torch.device("mps"), compile) is False
 

@@ -1,5 +1,7 @@
 """iidlib.engine.triton_norm, triton_kernels and norm_ops: the norm as an operator with kernels of its own on CUDA.
 
+The checks of `triton_cases` run here, those of the augmentation too.
+
 The kernels run here in Triton's interpreter (``triton_cases``), and are compiled for an H100 without one. Both need
 Triton, which comes with torch on Linux.
 """
@@ -21,9 +23,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from iidlib.engine import fused, kernels, norm_ops, triton_kernels, triton_norm
+from iidlib.engine import fused, kernels, norm_ops, triton_kernels, triton_launch, triton_norm
 from iidlib.networks import ConvBlock, build_network, set_backend
 from iidlib.networks.blocks import Conv3x3
+from tests.triton_build import build, resources, warps_at_once
 
 ROOT = Path(__file__).parents[1]
 
@@ -56,7 +59,14 @@ def checked(device: str) -> dict[str, list[dict[str, Any]]]:
 @needs_triton
 @pytest.mark.parametrize(
     ("group", "checks"),
-    [("against_torch", 187), ("weights_alone", 3), ("many_networks", 75), ("other_inputs", 4), ("the_block", 17)],
+    [
+        ("against_torch", 187),
+        ("weights_alone", 3),
+        ("many_networks", 75),
+        ("other_inputs", 4),
+        ("the_block", 17),
+        ("the_augmentation", 99),
+    ],
 )
 def test_the_kernels_are_the_plain_functions(group: str, checks: int) -> None:
     found = checked("cpu")[group]
@@ -71,53 +81,21 @@ def test_the_compiled_kernels_are_the_plain_functions() -> None:
     """On the same cases; sums in another order, and exponents computed by the device, may cost a digit."""
     found = [check for group in checked("cuda").values() for check in group]
     wrong = [check for check in found if not check["error"] <= 10 * check["limit"]]
-    assert not wrong and len(found) == 286, "\n".join(map(str, wrong))
+    assert not wrong and len(found) == 385, "\n".join(map(str, wrong))
 
 
 # The kernels compiled for an H100, without one
 
 
 def compiled(name: str, tile: triton_norm.Tile, dtype: torch.dtype, **constants: object) -> Any:
-    """A kernel as it is built for CUDA of compute capability 9.0, with pointers and sizes as a network has them."""
-    import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
+    """A kernel as it is built for an H100, with pointers and sizes as a network has them."""
     kernel = getattr(triton_kernels, name)
     constants |= {"WINDOWS": tile.windows, "COLUMNS": tile.columns}
-    maps = {torch.float32: "*fp32", torch.bfloat16: "*bf16"}[dtype]
-    signature, attributes = {}, {}
-    for number, argument in enumerate(kernel.arg_names):
-        if argument in constants:
-            signature[argument] = "constexpr"
-        elif argument == "eps":
-            signature[argument] = "fp32"
-        else:
-            single = argument in ("weight", "bias", "stats", "grad_affine")
-            signature[argument] = "i32" if argument in ("columns", "channels") else "*fp32" if single else maps
-            attributes[(number,)] = [["tt.divisibility", 16]]
-    fixed = {(kernel.arg_names.index(argument),): value for argument, value in constants.items()}
-    source = ASTSource(fn=kernel, signature=signature, constexprs=fixed, attrs=attributes)
-    options = {"num_warps": tile.warps, "enable_fp_fusion": True}
-    return triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
-
-
-def resources(binary: bytes, folder: Path) -> dict[str, int]:
-    """Registers per thread and bytes of its stack, to which registers are spilled."""
-    import triton
-
-    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-    if not tool.exists():
-        pytest.skip("Triton comes without cuobjdump here")
-    (folder / "kernel.cubin").write_bytes(binary)
-    done = subprocess.run([tool, "--dump-resource-usage", folder / "kernel.cubin"], capture_output=True, text=True)
-    found = dict(re.findall(r"\b(REG|STACK):(\d+)", done.stdout))
-    assert set(found) == {"REG", "STACK"}, done
-    return {name: int(number) for name, number in found.items()}
-
-
-REGISTERS = 65536
-"""Registers of a multiprocessor."""
+    types = dict.fromkeys(kernel.arg_names, {torch.float32: "*fp32", torch.bfloat16: "*bf16"}[dtype])
+    types |= dict.fromkeys(("weight", "bias", "stats", "grad_affine"), "*fp32")
+    types |= {"columns": "i32 16", "channels": "i32 16", "eps": "fp32"}
+    types = {argument: kind for argument, kind in types.items() if argument not in constants}
+    return build(kernel, types, constants, warps=tile.warps, contract=True)
 
 
 @pytest.mark.slow
@@ -132,10 +110,10 @@ def test_kernels_fit_an_h100(side: int, pool: int, dtype: torch.dtype, tmp_path:
             constants |= {"GRAD_X": True, "GRAD_AFFINE": True, "GRAD_RESIDUAL": pool == 1}
         tile = triton_norm.tile_for(side, side, pool, dtype.itemsize, backward=name == "backward")
         built = compiled(name, tile, dtype, **constants)
-        used = resources(built.asm["cubin"], tmp_path)
-        assert used["STACK"] == 0, f"{name}: registers are spilled"
-        programs = REGISTERS // (-(-used["REG"] // 8) * 8 * 32 * tile.warps)  # registers are given out by eights
-        assert used["REG"] <= 136 and programs * tile.warps >= (12 if tile.warps <= 4 else 16), f"{name}: {used}"
+        registers, spilled = resources(built, tmp_path)
+        assert spilled == 0, name
+        warps = warps_at_once(registers, tile.warps)
+        assert registers <= 136 and warps >= (12 if tile.warps <= 4 else 16), f"{name}: {registers}, {warps}"
         loads = re.findall(r"ld\.global\S*", built.asm["ptx"])
         wide = [load for load in loads if ".v4." in load]
         assert len(wide) >= 3 and len(loads) - len(wide) <= 4, f"{name}: {loads}"
@@ -197,7 +175,7 @@ def test_a_bias_that_is_left_out_has_a_gradient_of_zeros() -> None:
 @pytest.mark.parametrize("function", [norm_ops.norm_relu_pool, norm_ops.norm_relu])
 def test_on_a_cpu_these_are_the_plain_functions(function: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(norm_ops, "_norm_relu", None)
-    monkeypatch.setattr(triton_norm, "_kernels", None)
+    monkeypatch.setattr(triton_launch, "_kernels", None)
     x, weight, bias = draw(2, 3, 6, 6), draw(3, seed=1), draw(3, seed=2)
     assert torch.equal(function(x, weight, bias, 1e-5), getattr(fused, function.__name__)(x, weight, bias, 1e-5))
 
@@ -229,10 +207,10 @@ def test_the_plain_norm_with_a_residual(relu: bool, dtype: torch.dtype) -> None:
 @pytest.fixture
 def as_cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
     """Treats the CPU as CUDA, with the state of a new process."""
-    monkeypatch.setattr(triton_norm, "DEVICES", ("cpu", "cuda"))
-    monkeypatch.setattr(triton_norm, "_broken", False)
+    monkeypatch.setattr(triton_launch, "DEVICES", ("cpu", "cuda"))
+    monkeypatch.setattr(triton_launch, "_broken", False)
     monkeypatch.setenv("TRITON_CACHE_DIR", "elsewhere")  # else the first use of the kernels sets it
-    load = triton_norm._kernels
+    load = triton_launch._kernels
     load.cache_clear()
     yield monkeypatch
     load.cache_clear()
@@ -261,7 +239,7 @@ def test_a_kernel_that_fails_is_said_once_and_continues_plainly(
     fails: str, as_cuda: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     module = SimpleNamespace(forward=Failing() if fails == "forward" else Quiet(), backward=Failing())
-    as_cuda.setattr(triton_norm, "_kernels", lambda: module)
+    as_cuda.setattr(triton_launch, "_kernels", lambda: module)
     inputs = [draw(2, 3, 6, 6), draw(3, seed=1), draw(3, seed=2)]
     inputs = [tensor.requires_grad_() for tensor in inputs]
     caplog.set_level(logging.WARNING, "iidlib")
@@ -289,18 +267,18 @@ def test_memory_that_runs_out_is_not_taken_for_a_failed_kernel(as_cuda: pytest.M
             raise RuntimeError("Triton Error [CUDA]: out of memory")
 
     for kernel in (Full(), Unloaded()):
-        as_cuda.setattr(triton_norm, "_kernels", lambda kernel=kernel: SimpleNamespace(forward=kernel))
+        as_cuda.setattr(triton_launch, "_kernels", lambda kernel=kernel: SimpleNamespace(forward=kernel))
         with pytest.raises(torch.OutOfMemoryError):
             norm_ops.norm_relu_pool(draw(2, 3, 6, 6), draw(3), draw(3))
-        assert not triton_norm._broken
+        assert not triton_launch._broken
 
 
 def test_a_launch_within_a_broken_capture_says_nothing_about_the_kernel(as_cuda: pytest.MonkeyPatch) -> None:
-    as_cuda.setattr(triton_norm, "_kernels", lambda: SimpleNamespace(forward=Failing()))
-    as_cuda.setattr(triton_norm, "_is_captured", lambda x: True)
+    as_cuda.setattr(triton_launch, "_kernels", lambda: SimpleNamespace(forward=Failing()))
+    as_cuda.setattr(triton_launch, "_is_captured", lambda x: True)
     with pytest.raises(ValueError, match="no such instruction"):
         norm_ops.norm_relu_pool(draw(2, 3, 6, 6), draw(3), draw(3))
-    assert not triton_norm._broken
+    assert not triton_launch._broken
 
 
 @pytest.mark.parametrize(
@@ -312,17 +290,17 @@ def test_whether_the_kernels_work_is_tried_before_it_is_said(
 ) -> None:
     kinds = {"Quiet": Quiet, "Failing": Failing}
     module = SimpleNamespace(forward=kinds[forward](), backward=kinds[backward]())
-    as_cuda.setattr(triton_norm, "_kernels", lambda: module)
+    as_cuda.setattr(triton_launch, "_kernels", lambda: module)
     assert triton_norm.works(torch.device("cpu")) is works
-    assert triton_norm.available() is works
-    as_cuda.setattr(triton_norm, "_kernels", lambda: None)
+    assert triton_launch.available() is works
+    as_cuda.setattr(triton_launch, "_kernels", lambda: None)
     assert not triton_norm.works(torch.device("cpu"))
 
 
 def test_a_residual_of_another_shape_is_expanded_or_refused(as_cuda: pytest.MonkeyPatch) -> None:
     x, weight, bias = draw(2, 3, 4, 4), draw(3, seed=1), draw(3, seed=2)
     expected = fused.norm_relu(x, weight, bias, 1e-5, draw(1, 3, 1, 1, seed=3).expand_as(x))
-    as_cuda.setattr(triton_norm, "_kernels", lambda: SimpleNamespace(forward=Failing()))
+    as_cuda.setattr(triton_launch, "_kernels", lambda: SimpleNamespace(forward=Failing()))
     as_cuda.setattr(triton_norm, "usable", lambda x: True)
     found = norm_ops.norm_relu(x, weight, bias, 1e-5, draw(1, 3, 1, 1, seed=3))
     assert torch.allclose(found, expected, atol=1e-6)
@@ -342,7 +320,7 @@ def test_without_triton_a_warning_and_the_plain_functions(
         assert torch.equal(norm_ops.norm_relu_pool(x, weight, bias), fused.norm_relu_pool(x, weight, bias))
         found = block(x)
     assert [record.message for record in caplog.records] == [
-        "Triton is not installed; norms run as separate operations on the GPU, which is slower"
+        "Triton is not installed; norms and augmentations run as separate operations on the GPU, which is slower"
     ]
     found.sum().backward()
     assert torch.equal(block.conv.bias.grad, torch.zeros(4))
@@ -390,7 +368,7 @@ def test_kernels_are_built_in_the_private_folder(own: bool, as_cuda: pytest.Monk
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.int64])
 def test_other_types_are_computed_plainly(dtype: torch.dtype, as_cuda: pytest.MonkeyPatch) -> None:
-    as_cuda.setattr(triton_norm, "_kernels", lambda: ModuleType("kernels"))
+    as_cuda.setattr(triton_launch, "_kernels", lambda: ModuleType("kernels"))
     assert triton_norm.usable(draw(1, 1, 2, 2)) and not triton_norm.usable(torch.zeros(1, 1, 2, 2, dtype=dtype))
 
 
@@ -399,7 +377,8 @@ def test_the_modules_are_imported_without_triton() -> None:
         import sys
         sys.modules["triton"] = None
         import torch
-        from iidlib.engine import norm_ops, triton_kernels, triton_norm
+        from iidlib import augment_ops
+        from iidlib.engine import norm_ops, triton_kernels, triton_launch, triton_norm, triton_transforms
         assert not triton_kernels.available()
     """
     code = "\n".join(line.strip() for line in code.splitlines())

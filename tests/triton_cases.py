@@ -1,4 +1,4 @@
-"""Cases of the Triton norm, run by Triton's interpreter in a process of their own: ``python -m tests.triton_cases``.
+"""Cases of the Triton kernels, run by Triton's interpreter in a process of their own: ``python -m tests.triton_cases``.
 
 With ``cuda`` as its argument, they run compiled on a GPU. The variable that switches the interpreter on is read when
 the kernels are defined. Prints a line of JSON per check: the
@@ -18,7 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.func import functional_call
 
-from iidlib.engine import fused, norm_ops, triton_norm
+from iidlib import augment, augment_ops
+from iidlib.engine import fused, norm_ops, triton_launch
 from iidlib.networks import ConvBlock
 from iidlib.networks import blocks as network_blocks
 
@@ -30,15 +31,15 @@ launches: list[tuple[str, dict[str, Any]]] = []
 
 
 def count_launches() -> None:
-    launch = triton_norm._launch
+    launch = triton_launch.launch
 
-    def counted(name: str, x: Tensor, arguments: Any, tile: Any, **constants: Any) -> bool:
-        done = launch(name, x, arguments, tile, **constants)
+    def counted(name: str, x: Tensor, programs: int, arguments: Any, constants: Any, **options: Any) -> bool:
+        done = launch(name, x, programs, arguments, constants, **options)
         assert done, "a kernel failed"
         launches.append((name, constants))
         return done
 
-    triton_norm._launch = counted  # type: ignore[assignment]
+    triton_launch.launch = counted
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:
@@ -260,15 +261,62 @@ def the_block() -> Iterator[Check]:
     assert len(launches) == before and biases[-1] is block.conv.bias, "an explicit choice is kept"
 
 
+def the_augmentation() -> Iterator[Check]:
+    """Each transform at the ends, in the middle, and at random within its ranges; its gradient; any layout."""
+    last = 1 - 2**-24  # the largest float32 below 1
+    ends = torch.cartesian_prod(*[torch.tensor([0.0, 0.5, last])] * 3)  # [27, 3]
+    random = torch.rand(9, 3, generator=torch.Generator().manual_seed(7))
+    u = torch.cat([ends, random])  # [36, 3]
+    for side, channels, form in (
+        (8, 3, torch.channels_last), (15, 1, torch.contiguous_format), (32, 3, torch.channels_last),
+        (28, 5, torch.contiguous_format), (64, 3, torch.channels_last),
+    ):  # fmt: skip
+        for number, name in enumerate(augment.OPERATIONS):
+            drawn = u[:: {64: 5, 32: 2, 28: 2}.get(side, 1)]
+            op, drawn = torch.full((len(drawn),), number), drawn.to(DEVICE)
+            images = draw(len(drawn), channels, side, side, seed=number).contiguous(memory_format=form)
+            yield from against_apply(f"{name} {side}x{side}x{channels}", images, op.to(DEVICE), drawn)
+    op = torch.arange(len(u)) % len(augment.OPERATIONS)
+    yield from against_apply("all", draw(len(u), 3, 16, 16), op.to(DEVICE), u.to(DEVICE))
+    subset = torch.randint(2, (len(u),), generator=torch.Generator().manual_seed(1)) + 3  # flip and scale
+    yield from against_apply("some", draw(len(u), 3, 16, 16), subset.to(DEVICE), u.to(DEVICE), ("flip", "scale"))
+    every_other = draw(2 * len(u), 3, 16, 16)[::2]
+    yield from against_apply("strided", every_other, op.to(DEVICE), u.to(DEVICE))
+    before = len(launches)
+    augment_ops.apply_drawn(draw(2, 3, 8, 8).double(), op[:2].to(DEVICE), u[:2].to(DEVICE))
+    augment_ops.apply_drawn(draw(2, 3, 8, 8), op[:2].to(DEVICE), u[:2].to(DEVICE), compiled=False)
+    augment_ops.apply_drawn(draw(2, 17, 8, 8), op[:2].to(DEVICE), u[:2].to(DEVICE))
+    assert len(launches) == before, "these are computed by PyTorch"
+
+
+def against_apply(
+    case: str, images: Tensor, op: Tensor, u: Tensor, operations: Sequence[str] = augment.OPERATIONS
+) -> Iterator[Check]:
+    before = len(launches)
+    mine, theirs = images.clone().requires_grad_(), images.clone().requires_grad_()
+    found = augment_ops.apply_drawn(mine, op, u, operations)
+    expected = augment.apply_everywhere(theirs, op, u, operations)
+    yield case, "value", error(found, expected), SINGLE
+    cotangent = draw(*images.shape, seed=9)
+    (gradient,) = torch.autograd.grad(found, mine, cotangent)
+    (reference,) = torch.autograd.grad(expected, theirs, cotangent)
+    yield case, "gradient", error(gradient, reference), SINGLE
+    assert len(launches) == before + 2, "one launch each way"
+    kept = found.is_contiguous(memory_format=torch.channels_last) == expected.is_contiguous(
+        memory_format=torch.channels_last
+    )
+    yield case, "layout", float(not kept), 0.0
+
+
 def main() -> None:
-    triton_norm.DEVICES = ("cpu", "cuda")
+    triton_launch.DEVICES = ("cpu", "cuda")
     torch.set_default_device(DEVICE)
     torch.backends.cudnn.allow_tf32 = False
     count_launches()
-    for cases in (against_torch, weights_alone, many_networks, other_inputs, the_block):
+    for cases in (against_torch, weights_alone, many_networks, other_inputs, the_block, the_augmentation):
         for case, what, found, limit in cases():
             print(json.dumps({"case": f"{cases.__name__}: {case}", "what": what, "error": found, "limit": limit}))
-    assert {name for name, _ in launches} == {"forward", "backward"}
+    assert {name for name, _ in launches} == {"forward", "backward", "transform"}
     print(json.dumps({"launches": len(launches)}))
 
 

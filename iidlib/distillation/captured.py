@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from iidlib import augment
+from iidlib.augment_ops import apply_drawn
 from iidlib.distillation.draws import (
     Run,
     frequencies_at,
@@ -145,7 +146,7 @@ class BufferedDraws:
         per_class = len(images) // len(classes)
         op, u = (self.buffers[name][classes.start : classes.stop, None] for name in ("op", "u"))  # [C, 1], [C, 1, 3]
         op, u = op.expand(-1, per_class).flatten(), u.expand(-1, per_class, -1).flatten(0, 1)  # [B], [B, 3]
-        return augment.apply_everywhere(images, op, u, self._operations)
+        return apply_drawn(images, op, u, self._operations, compiled=self._run.config.compute.compile != "off")
 
     @torch.no_grad()
     def load(self, iteration: int) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from iidlib.engine import kernels, triton_norm
+from iidlib.engine import kernels, triton_augment, triton_launch, triton_norm
 from iidlib.engine.memory import total_bytes
 from iidlib.errors import InputError
 
@@ -82,20 +82,20 @@ def device_kind(device: torch.device) -> str:
 def kernels_in_use(device: torch.device, compile: str) -> bool:
     """Whether blocks run through compiled kernels on this machine with this setting.
 
-    On a CPU these are the library's own in C++, which are built if necessary. On CUDA they are those of
-    `engine.norm_ops`, unless one of them has failed in this process.
+    On a CPU these are the library's own in C++, which are built if necessary. On CUDA they are Triton's, unless
+    one of them has failed in this process.
     """
     if compile == "off":
         return False
     if device.type == "cuda":
-        return _norms_work(device) and triton_norm.available()  # one may have failed since
+        return _triton_works(device) and triton_launch.available()  # one may have failed since
     return device.type == "cpu" and kernels.library() is not None
 
 
 @functools.cache
-def _norms_work(device: torch.device) -> bool:
-    """Whether the kernels of the norm run on a device, tried once per process, before anything is labelled with it."""
-    return triton_norm.works(device)
+def _triton_works(device: torch.device) -> bool:
+    """Whether the Triton kernels run on a device, tried once per process, before anything is labelled with it."""
+    return triton_norm.works(device) and triton_augment.works(device)
 
 
 @contextlib.contextmanager

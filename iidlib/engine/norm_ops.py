@@ -15,14 +15,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from iidlib.engine import fused, triton_norm
+from iidlib.engine import fused, triton_launch, triton_norm
 
 __all__ = ["norm_relu", "norm_relu_pool", "runs_on", "without_bias"]
 
 
 def runs_on(x: Tensor) -> bool:
     """Whether norms of a map belong to this module: on CUDA, where nothing is compiled by ``torch.compile``."""
-    return x.device.type in triton_norm.DEVICES
+    return triton_launch.runs_on(x)
 
 
 def norm_relu_pool(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5) -> Tensor:

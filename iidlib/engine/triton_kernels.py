@@ -23,7 +23,7 @@ try:
 except ImportError:  # macOS, Windows, torch without CUDA
     triton = None
 
-__all__ = ["available"]
+__all__ = ["available", "jit"]
 
 
 def available() -> bool:
@@ -31,11 +31,12 @@ def available() -> bool:
     return triton is not None
 
 
-def _jit(function: Callable[..., Any]) -> Any:
+def jit(function: Callable[..., Any]) -> Any:
+    """A function as a Triton kernel; as it is, and never called, without Triton."""
     return function if triton is None else triton.jit(function)
 
 
-@_jit
+@jit
 def _columns(columns, channels, COLUMNS: tl.constexpr):
     """The program's columns: image, channel, and which of them exist; each [1, 1, COLUMNS]."""
     column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)[None, None, :]
@@ -43,7 +44,7 @@ def _columns(columns, channels, COLUMNS: tl.constexpr):
     return (column // channels).to(tl.int64), column % channels, column < columns
 
 
-@_jit
+@jit
 def _positions(start, HEIGHT: tl.constexpr, WIDTH: tl.constexpr, POOL: tl.constexpr, WINDOWS: tl.constexpr):
     """Positions of a tile in the map, [POOL**2, WINDOWS, 1], which of them exist, and its windows, [1, WINDOWS, 1].
 
@@ -58,18 +59,18 @@ def _positions(start, HEIGHT: tl.constexpr, WIDTH: tl.constexpr, POOL: tl.conste
     return row * WIDTH + column, (row < HEIGHT) & (column < WIDTH), i * (WIDTH // POOL) + j, pooled
 
 
-@_jit
+@jit
 def _load(pointer, base, position, channels, exists):
     return tl.load(pointer + (base + position * channels), mask=exists, other=0.0).to(tl.float32)
 
 
-@_jit
+@jit
 def _total(tile):
     """Sum over the positions, [1, 1, COLUMNS]; over those of a window first, which needs no communication."""
     return tl.sum(tl.sum(tile, 0), 0)[None, None, :]
 
 
-@_jit
+@jit
 def _write(
     tile, start, mean, scale, bias, residual, out, image, channel, channels, real,
     HEIGHT: tl.constexpr, WIDTH: tl.constexpr, POOL: tl.constexpr, RELU: tl.constexpr, RESIDUAL: tl.constexpr,
@@ -87,7 +88,7 @@ def _write(
     tl.store(out + (base + window * channels), y.to(out.dtype.element_ty), mask=pooled & real)
 
 
-@_jit
+@jit
 def forward(
     x, weight, bias, residual, out, stats, columns, channels, eps,
     HEIGHT: tl.constexpr, WIDTH: tl.constexpr, POOL: tl.constexpr, RELU: tl.constexpr, RESIDUAL: tl.constexpr,
@@ -153,7 +154,7 @@ def forward(
                    HEIGHT, WIDTH, POOL, RELU, RESIDUAL, WINDOWS)  # fmt: skip
 
 
-@_jit
+@jit
 def _normalised(
     start, x, grad, out, weight, bias, mean, rstd, image, channel, channels, real,
     HEIGHT: tl.constexpr, WIDTH: tl.constexpr, POOL: tl.constexpr, RELU: tl.constexpr, RESIDUAL: tl.constexpr,
@@ -174,7 +175,7 @@ def _normalised(
     return tile, g
 
 
-@_jit
+@jit
 def _write_gradients(
     start, tile, g, mean_g, mean_gx, scale, grad_x, grad_residual, image, channel, channels, real,
     HEIGHT: tl.constexpr, WIDTH: tl.constexpr, POOL: tl.constexpr,
@@ -190,7 +191,7 @@ def _write_gradients(
         tl.store(grad_x + offset, g.to(grad_x.dtype.element_ty), mask=inside & real)
 
 
-@_jit
+@jit
 def backward(
     grad, x, weight, bias, out, stats, grad_x, grad_residual, grad_affine, columns, channels,
     HEIGHT: tl.constexpr, WIDTH: tl.constexpr, POOL: tl.constexpr, RELU: tl.constexpr, RESIDUAL: tl.constexpr,

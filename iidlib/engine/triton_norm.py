@@ -1,33 +1,20 @@
-"""Launches of the norm's Triton kernels: where they can run, with which tiles, and what happens if they cannot.
+"""Launches of the norm's Triton kernels: with which arguments and tiles.
 
 `engine.norm_ops` makes PyTorch operators of them.
 """
 
-import contextlib
 import functools
-import logging
-import os
-from pathlib import Path
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from iidlib.engine import kernels
+from iidlib.engine import triton_launch
 
-__all__ = ["DEVICES", "Tile", "available", "backward", "empty_last", "forward", "tile_for", "usable", "works"]
-
-DEVICES = ("cuda",)
-"""Device types on which the kernels run; tests add the CPU, with Triton's interpreter."""
+__all__ = ["Tile", "backward", "empty_last", "forward", "tile_for", "usable", "works"]
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 """Types of the maps; the kernels compute in float32."""
-
-logger = logging.getLogger("iidlib")
-
-_broken = False
-"""Whether a launch has failed in this process."""
 
 
 class Tile(NamedTuple):
@@ -100,37 +87,17 @@ def _power_of_two(number: int) -> int:
     return 1 << (number - 1).bit_length()
 
 
-@functools.cache
-def _kernels() -> ModuleType | None:
-    """The module of the kernels; None without Triton or a private folder for compiled code."""
-    if kernels.refusal():  # logged there
-        return None
-    # Triton's default is a folder in the home directory
-    os.environ.setdefault("TRITON_CACHE_DIR", str(Path(os.environ["TORCHINDUCTOR_CACHE_DIR"]) / "triton"))
-    from iidlib.engine import triton_kernels
-
-    if triton_kernels.available():
-        return triton_kernels
-    logger.warning("Triton is not installed; norms run as separate operations on the GPU, which is slower")
-    return None
-
-
 def usable(x: Tensor) -> bool:
-    """Whether the kernels can run on a map: on its device, in its dtype, and unless they failed before.
+    """Whether the kernels can run on a map: on its device, in its dtype, and unless one failed before.
 
     Imports Triton at the first call for a map on CUDA; logs one warning if that is impossible.
     """
-    return x.device.type in DEVICES and x.dtype in DTYPES and available()
-
-
-def available() -> bool:
-    """Whether the kernels can be compiled for a GPU, as far as is known; imports Triton."""
-    return not _broken and _kernels() is not None
+    return triton_launch.runs_on(x) and x.dtype in DTYPES and triton_launch.available()
 
 
 def works(device: torch.device) -> bool:
     """Whether the kernels run on a device, found out by launching each on a small map; compiles them if necessary."""
-    if not available():
+    if not triton_launch.available():
         return False
     x = torch.ones(1, 16, 2, 2, device=device)
     made = forward(x, x[0, :, 0, 0], x[0, :, 0, 0], None, 1e-5, relu=True, pool=2)
@@ -143,35 +110,10 @@ def works(device: torch.device) -> bool:
 
 def _launch(name: str, x: Tensor, arguments: tuple[Any, ...], tile: Tile, **constants: Any) -> bool:
     """Launches the kernel of a name for maps x [B, K, H, W]; returns False, with one warning, if that fails."""
-    global _broken
-    kernel = getattr(_kernels(), name)
     batch, channels, height, width = x.shape
+    constants |= {"HEIGHT": height, "WIDTH": width, "WINDOWS": tile.windows, "COLUMNS": tile.columns}
     programs = -(-batch * channels // tile.columns)
-    if programs == 0:
-        return True
-    try:
-        with torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext():
-            kernel[(programs,)](
-                *arguments, HEIGHT=height, WIDTH=width, WINDOWS=tile.windows, COLUMNS=tile.columns, **constants,
-                num_warps=tile.warps, enable_fp_fusion=True,
-            )  # fmt: skip
-    except torch.OutOfMemoryError:
-        raise
-    except Exception as error:  # compilers, drivers and launchers have their own: continue whatever fails
-        if _is_captured(x):
-            raise  # a capture that is broken already, which the recorder reports; plain operations would fail, too
-        if "out of memory" in str(error):  # of the driver, which loads the compiled code
-            raise torch.OutOfMemoryError(str(error)) from error
-        _broken = True
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        logger.warning("a Triton kernel failed (%s); norms run as separate operations from now on, slower", reason)
-        return False
-    return True
-
-
-def _is_captured(x: Tensor) -> bool:
-    """Whether operations on a map are being captured in a CUDA graph."""
-    return x.is_cuda and torch.cuda.is_current_stream_capturing()
+    return triton_launch.launch(name, x, programs, arguments, constants, warps=tile.warps, contract=True)
 
 
 def empty_last(shape: tuple[int, ...] | torch.Size, like: Tensor) -> Tensor:

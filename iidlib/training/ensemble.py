@@ -28,8 +28,9 @@ from torch import Tensor
 from torch.func import functional_call, vmap
 
 from iidlib import augment
+from iidlib.augment_ops import apply_drawn
 from iidlib.engine import Recording, recorded
-from iidlib.networks import Network, set_backend
+from iidlib.networks import Network, replaceable, set_backend
 from iidlib.rng import stream
 from iidlib.training import cutmix
 from iidlib.training.ensemble_draws import DrawnSteps, StepDraws
@@ -131,6 +132,7 @@ class _Ensemble:
         }
         self._images_of, self._labels, self._device = examples.images_of, examples.labels, examples.labels.device
         self._training = training
+        self._compiled = all(module.backend != "eager" for module in replaceable(networks[0]))
         self._stages = [augment.parse_strategy(stage) for stage in augmentation_stages(training.augmentation)]
         self._mixed, self._side = training.cutmix, networks[0].image_size
         self._form: Form = default_form(networks[0].name, self._device) if form == "auto" else form
@@ -214,7 +216,7 @@ class _Ensemble:
         images = self._images_of(draw.index.flatten())  # [K*b, ...]
         for stage, operations in enumerate(self._stages):
             op, u = draw.op[stage, :, None].expand(networks, size), draw.u[stage]  # [K, b], [K, b, 3]
-            images = augment.apply_everywhere(images, op.flatten(), u.flatten(0, 1), operations)
+            images = apply_drawn(images, op.flatten(), u.flatten(0, 1), operations, compiled=self._compiled)
         if self._mixed:
             per_network = zip(images.unflatten(0, (networks, size)), draw.partner, draw.box, strict=True)
             images = torch.cat([cutmix.apply(*one) for one in per_network])  # [K*b, ...]

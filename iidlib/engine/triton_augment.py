@@ -1,0 +1,89 @@
+"""Launches of the augmentation's Triton kernel.
+
+`augment_ops` makes a PyTorch operator of it.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from iidlib.engine import triton_launch
+
+__all__ = ["RANGES", "tile_for", "transformed", "usable", "works"]
+
+RANGES = ("BRIGHTNESS", "SATURATION", "CONTRAST", "SHIFT", "SQUARE", "FLIP", "SCALE", "ANGLE")
+"""Constants of the transforms, explained at the kernel; all must be given."""
+
+TILE = 2048
+"""Values of a tile at most, ``VALUES`` in each thread: with three channels, 512 pixels in 8 warps.
+
+Compiled for an H100, that takes 80 registers, and 126 for the gradient, so a multiprocessor has 16 to 24 warps.
+"""
+
+VALUES = 8
+
+MOST_CHANNELS = 16
+
+
+def usable(images: Tensor) -> bool:
+    """Whether the kernel can transform images: on their device, in float32, and unless a kernel failed before."""
+    return (
+        triton_launch.runs_on(images)
+        and images.dtype == torch.float32
+        and images.shape[1] <= MOST_CHANNELS
+        and triton_launch.available()
+    )
+
+
+def tile_for(side: int, channels: int) -> tuple[int, int, int]:
+    """Pixels and channels of a tile, powers of two, and warps per program, for images of a size."""
+    width = _power_of_two(channels)
+    pixels = min(TILE // width, _power_of_two(side * side))
+    return pixels, width, max(1, pixels * width // (32 * VALUES))
+
+
+def works(device: torch.device) -> bool:
+    """Whether the kernel runs on a device, found out by launching it; compiles it if necessary."""
+    if not triton_launch.available():
+        return False
+    images, op = torch.ones(1, 3, 8, 8, device=device), torch.zeros(1, dtype=torch.int64, device=device)
+    ranges = dict.fromkeys(RANGES, 1)
+    return all(
+        transformed(images, op, images[0, 0, :1, :3], ranges, gradient=gradient) is not None
+        for gradient in (False, True)
+    )
+
+
+def transformed(
+    images: Tensor, op: Tensor, u: Tensor, ranges: Mapping[str, float], *, gradient: bool = False
+) -> Tensor | None:
+    """Images, each under the transform that was drawn for it, or the gradient of the images.
+
+    Args:
+        images: the images or, for the gradient, that of the result, [B, K, H, H] in float32.
+        op: int64 [B], numbers of the transforms.
+        u: [B, 3], uniform numbers, in float32.
+        ranges: ``RANGES`` by name.
+        gradient: whether to compute the gradient.
+
+    Returns:
+        [B, K, H, H] with the images' memory format. None, with one warning, if the kernel failed.
+    """
+    batch, channels, side = images.shape[:3]
+    last = images.is_contiguous(memory_format=torch.channels_last) and not images.is_contiguous()
+    images = images.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
+    out = torch.empty_like(images)
+    by_channel, by_pixel = (1, channels) if last else (side * side, 1)
+    pixels, width, warps = tile_for(side, channels)
+    constants = {name: ranges[name] for name in RANGES}
+    constants |= {"SIDE": side, "CHANNELS": channels, "PIXELS": pixels, "WIDTH": width, "GRADIENT": gradient}
+    arguments = images, op.contiguous(), u.contiguous(), out, by_channel, by_pixel
+    # contracted, positions would round differently from PyTorch's
+    done = triton_launch.launch("transform", images, batch, arguments, constants, warps=warps, contract=False)
+    return out if done else None
+
+
+def _power_of_two(number: int) -> int:
+    """The smallest power of two that is not less."""
+    return 1 << (number - 1).bit_length()

@@ -1,0 +1,103 @@
+"""Launches of Triton kernels: where they can run, and what happens if they cannot."""
+
+import contextlib
+import functools
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from iidlib.engine import kernels
+
+__all__ = ["DEVICES", "available", "launch", "runs_on"]
+
+DEVICES = ("cuda",)
+"""Device types on which the kernels run; tests add the CPU, with Triton's interpreter."""
+
+logger = logging.getLogger("iidlib")
+
+_broken = False
+"""Whether a launch has failed in this process."""
+
+
+@functools.cache
+def _kernels() -> SimpleNamespace | None:
+    """The kernels by name; None without Triton or a private folder for compiled code."""
+    if kernels.refusal():  # logged there
+        return None
+    # Triton's default is a folder in the home directory
+    os.environ.setdefault("TRITON_CACHE_DIR", str(Path(os.environ["TORCHINDUCTOR_CACHE_DIR"]) / "triton"))
+    from iidlib.engine import triton_kernels, triton_transforms
+
+    if triton_kernels.available():
+        own = triton_kernels.forward, triton_kernels.backward, triton_transforms.transform
+        return SimpleNamespace(**dict(zip(("forward", "backward", "transform"), own, strict=True)))
+    logger.warning(
+        "Triton is not installed; norms and augmentations run as separate operations on the GPU, which is slower"
+    )
+    return None
+
+
+def runs_on(x: Tensor) -> bool:
+    """Whether the kernels are meant for a tensor's device."""
+    return x.device.type in DEVICES
+
+
+def available() -> bool:
+    """Whether the kernels can be compiled for a GPU, as far as is known; imports Triton.
+
+    Logs one warning if that is impossible.
+    """
+    return not _broken and _kernels() is not None
+
+
+def launch(
+    name: str, x: Tensor, programs: int, arguments: tuple[Any, ...], constants: Mapping[str, Any], *,
+    warps: int, contract: bool,
+) -> bool:  # fmt: skip
+    """Launches one kernel; returns False, with one warning, if that fails.
+
+    Args:
+        name: name of the kernel.
+        x: a tensor on the device.
+        programs: number of programs.
+        arguments: arguments of the kernel.
+        constants: its compile-time constants.
+        warps: warps per program.
+        contract: whether the compiler may contract products and sums, which rounds once instead of twice.
+
+    Raises:
+        torch.OutOfMemoryError: if memory runs out.
+    """
+    global _broken
+    kernel = getattr(_kernels(), name)
+    if programs == 0:
+        return True
+    try:
+        with torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext():
+            kernel[(programs,)](*arguments, **constants, num_warps=warps, enable_fp_fusion=contract)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # compilers, drivers and launchers have their own: continue whatever fails
+        if _is_captured(x):
+            raise  # a capture that is broken already, which the recorder reports; plain operations would fail, too
+        if "out of memory" in str(error):  # of the driver, which loads the compiled code
+            raise torch.OutOfMemoryError(str(error)) from error
+        _broken = True
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        logger.warning(
+            "a Triton kernel failed (%s); norms and augmentations run as separate operations from now on, slower",
+            reason,
+        )
+        return False
+    return True
+
+
+def _is_captured(x: Tensor) -> bool:
+    """Whether operations on a tensor are being captured in a CUDA graph."""
+    return x.is_cuda and torch.cuda.is_current_stream_capturing()
