@@ -83,8 +83,8 @@ def datasets() -> dict[str, bool]:
     return {row.name: row.found is not None for row in listed()}
 
 
-def norm_kernels(device_name: str) -> bool:
-    """Whether the kernels of the norm run on the device, found out by trying; if not, networks are slower."""
+def compiled_kernels(device_name: str) -> bool:
+    """Whether the Triton kernels run on the device, found out by trying; if not, a step is slower."""
     from iidlib.engine import kernels_in_use, pick_device
 
     return kernels_in_use(pick_device(device_name), "auto")
@@ -104,7 +104,7 @@ def write(path: Path, device: str) -> None:
         "build": torch_build,
         "card": card,
         "cpus": os.cpu_count,
-        "norm kernels": lambda: norm_kernels(device),
+        "compiled kernels": lambda: compiled_kernels(device),
         "rates": lambda: rates(device),
     }
     for name, part in parts.items():

@@ -18,6 +18,12 @@ SHORT, SHARE = 60.0, 0.15  # limit of tests and benchmark, in seconds and as a s
 FOR_SUMMARY, GRACE = 5.0, 10.0  # seconds at the end for the summary; seconds in which a part may stop
 START = 6.0  # seconds before a command counts its budget
 LEAST = 10.0  # seconds in which a cell cannot even start
+WORTH = (
+    "gpu", "cuda_graph", "captured", "triton_norm", "network_queue", "ensemble", "testing", "gpu_bits", "networks",
+    "resampling", "bench",
+)  # fmt: skip
+"""Tests on a GPU, the most telling first; the longest last. Those not named come before it."""
+
 MARKED = re.compile(r"^@pytest\.mark\.gpu$|marks=.*pytest\.mark\.gpu", re.MULTILINE)
 CACHES = {
     "IID_CACHE": "iidlib",
@@ -51,9 +57,13 @@ class Ended:
 
 
 def gpu_tests() -> list[Path]:
-    """Files with tests marked ``gpu``; others would not even be imported with the packages of a rented machine."""
+    """Files with tests marked ``gpu``, those first that say most about a run if the time ends.
+
+    Others would not even be imported with the packages of a rented machine.
+    """
     found = [path for path in sorted((ROOT / "tests").glob("test_*.py")) if MARKED.search(path.read_text("utf-8"))]
-    return sorted(found, key=lambda path: path.stem == "test_bench")  # last, since it takes longest
+    place = {name: number for number, name in enumerate(WORTH)}
+    return sorted(found, key=lambda path: place.get(path.stem.removeprefix("test_"), len(WORTH) - 1.5))
 
 
 @dataclass

@@ -84,8 +84,8 @@ def summary(session: Session) -> str:
         f"- scale {session.scale}, {session.seeds} seeds; runs and caches in {session.runs}", "",
         "| part | outcome | seconds | last line |", "| --- | --- | --- | --- |",
     ]  # fmt: skip
-    if (kernels := machine.get("norm kernels", True)) is not True:
-        lines.insert(4, f"- norm kernels are not in use ({kernels}): networks are slower")
+    if (kernels := machine.get("compiled kernels", True)) is not True:
+        lines.insert(4, f"- compiled kernels are not in use ({kernels}): networks are slower")
     for name, one in session.ended.items():
         lines.append(f"| {name} | {one.outcome} | {one.seconds:.0f} | {one.note.replace('|', '/')} |")
     lines += ["", "## Measured", ""]

@@ -96,7 +96,7 @@ def test_a_rehearsal_on_a_cpu_leaves_rows_and_a_summary(tmp_path: Path) -> None:
     known = json.loads((out / "environment.json").read_text())
     assert known["rates"]["copy, GB/s"] > 0 and known["datasets"]["cifar10"] is False and known["gpu"] is None
     assert known["card"].startswith("failed") or known["card"]["name"]
-    assert known["norm kernels"] is True and "norm kernels" not in shown
+    assert known["compiled kernels"] is True and "compiled kernels" not in shown
     run = "ci-cifar10-mini-ipc1-dm-seed0"
     with zipfile.ZipFile(out / "sets.zip") as archive:
         kept = archive.read(f"{run}/synthetic.safetensors")

@@ -65,10 +65,13 @@ CODE = """
 
 def test_tests_of_a_gpu_need_few_packages_and_skip_without_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(TESTS.parent / ".ci"))
-    files = [path.name for path in importlib.import_module("gpu_session").gpu_tests()]
+    session = importlib.import_module("gpu_session")
     sys.modules.pop("gpu_session")
+    files, worth = [path.name for path in session.gpu_tests()], [f"test_{name}.py" for name in session.WORTH]
     marked = {path.name for path in TESTS.glob("test_*.py") if "pytest.mark.gpu" in path.read_text("utf-8")}
     assert marked - {"test_gpu_tests.py"} == set(files)
+    assert set(worth) <= set(files), "names that are gone"
+    assert [name for name in files if name in worth] == worth and files[-1] == "test_bench.py"
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     code = f"INSTALLED, FILES = {INSTALLED!r}, {files!r}\n" + textwrap.dedent(CODE)

@@ -41,14 +41,15 @@ def draw(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tens
 
 
 @functools.cache
-def checked(device: str) -> dict[str, list[dict[str, Any]]]:
+def checked(*arguments: str) -> dict[str, list[dict[str, Any]]]:
     """All checks of `triton_cases`, by their group: in the interpreter on the CPU, or compiled on a GPU."""
     done = subprocess.run(
-        [sys.executable, "-m", "tests.triton_cases", device], capture_output=True, text=True, cwd=ROOT, timeout=600
+        [sys.executable, "-m", "tests.triton_cases", *arguments], capture_output=True, text=True, cwd=ROOT, timeout=600
     )
     assert done.returncode == 0, done.stderr[-3000:]
     *checks, last = [json.loads(line) for line in done.stdout.splitlines()]
     assert last["launches"] > 100, "the kernels must have run"
+    assert last["kernels"] <= 40 or "short" not in arguments, "they take most of a second each"
     groups: dict[str, list[dict[str, Any]]] = {}
     for check in checks:
         groups.setdefault(check["case"].split(":")[0], []).append(check)
@@ -69,19 +70,29 @@ def checked(device: str) -> dict[str, list[dict[str, Any]]]:
     ],
 )
 def test_the_kernels_are_the_plain_functions(group: str, checks: int) -> None:
-    found = checked("cpu")[group]
+    found = checked()[group]
     wrong = [check for check in found if not check["error"] <= check["limit"]]
     assert not wrong, "\n".join(map(str, wrong))
     assert len(found) == checks
 
 
+SHORT_CHECKS = 197
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_the_compiled_kernels_are_the_plain_functions() -> None:
-    """On the same cases; sums in another order, and exponents computed by the device, may cost a digit."""
-    found = [check for group in checked("cuda").values() for check in group]
+    """On the sizes of the networks; sums in another order, and exponents computed by the device, may cost a digit."""
+    found = [check for group in checked("cuda", "short").values() for check in group]
     wrong = [check for check in found if not check["error"] <= 10 * check["limit"]]
-    assert not wrong and len(found) == 385, "\n".join(map(str, wrong))
+    assert not wrong and len(found) == SHORT_CHECKS, "\n".join(map(str, wrong))
+
+
+@pytest.mark.long
+@needs_triton
+def test_what_a_gpu_checks_holds_in_the_interpreter() -> None:
+    found = [check for group in checked("short").values() for check in group]
+    assert all(check["error"] <= check["limit"] for check in found) and len(found) == SHORT_CHECKS
 
 
 # The kernels compiled for an H100, without one

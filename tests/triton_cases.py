@@ -1,8 +1,8 @@
 """Cases of the Triton kernels, run by Triton's interpreter in a process of their own: ``python -m tests.triton_cases``.
 
-With ``cuda`` as its argument, they run compiled on a GPU. The variable that switches the interpreter on is read when
-the kernels are defined. Prints a line of JSON per check: the
-case, what was compared, the relative error and its limit.
+With ``cuda`` as an argument, they run compiled on a GPU, with ``short`` those that are worth its time: a compiler takes
+most of a second for each kernel. The variable that switches the interpreter on is read when the kernels are defined.
+Prints a line of JSON per check: the case, what was compared, the relative error and its limit.
 """
 
 import json
@@ -23,7 +23,7 @@ from iidlib.engine import fused, norm_ops, triton_launch
 from iidlib.networks import ConvBlock
 from iidlib.networks import blocks as network_blocks
 
-DEVICE = "cuda" if "cuda" in sys.argv else "cpu"
+DEVICE, SHORT = "cuda" if "cuda" in sys.argv else "cpu", "short" in sys.argv
 Check = tuple[str, str, float, float]
 SINGLE, HALF = 1e-6, 1e-2
 
@@ -100,6 +100,17 @@ def compared(
     if x.numel():
         assert len(made) == 2 and len(launches) - before == 3, "one launch each way"
         assert all(constants["GRAD_AFFINE"] == learns for constants in made)
+
+
+def sizes_of_networks() -> Iterator[Check]:
+    """The maps of ConvNet3 and ResNet18 on images of 32 x 32, and an odd one."""
+    single, half = torch.float32, torch.bfloat16
+    for shape in ((2, 128, 32, 32), (2, 128, 16, 16), (2, 128, 8, 8), (3, 5, 9, 7)):
+        yield from compared(f"pool {shape}", shape, single, pool=2)
+    for shape in ((2, 64, 32, 32), (2, 128, 16, 16), (2, 256, 8, 8), (2, 512, 4, 4)):
+        yield from compared(f"residual {shape}", shape, single, pool=1, residual=True)
+    yield from compared("pool bf16", (2, 128, 32, 32), half, pool=2, learns=False)
+    yield from compared("residual bf16", (2, 64, 32, 32), half, pool=1, residual=True)
 
 
 def against_torch() -> Iterator[Check]:
@@ -267,10 +278,10 @@ def the_augmentation() -> Iterator[Check]:
     ends = torch.cartesian_prod(*[torch.tensor([0.0, 0.5, last])] * 3)  # [27, 3]
     random = torch.rand(9, 3, generator=torch.Generator().manual_seed(7))
     u = torch.cat([ends, random])  # [36, 3]
-    for side, channels, form in (
-        (8, 3, torch.channels_last), (15, 1, torch.contiguous_format), (32, 3, torch.channels_last),
-        (28, 5, torch.contiguous_format), (64, 3, torch.channels_last),
-    ):  # fmt: skip
+    forms = [(32, 3, torch.channels_last), (15, 1, torch.contiguous_format)]
+    if not SHORT:
+        forms += [(8, 3, torch.channels_last), (28, 5, torch.contiguous_format), (64, 3, torch.channels_last)]
+    for side, channels, form in forms:
         for number, name in enumerate(augment.OPERATIONS):
             drawn = u[:: {64: 5, 32: 2, 28: 2}.get(side, 1)]
             op, drawn = torch.full((len(drawn),), number), drawn.to(DEVICE)
@@ -313,11 +324,13 @@ def main() -> None:
     torch.set_default_device(DEVICE)
     torch.backends.cudnn.allow_tf32 = False
     count_launches()
-    for cases in (against_torch, weights_alone, many_networks, other_inputs, the_block, the_augmentation):
+    groups = [weights_alone, many_networks, other_inputs, the_block, the_augmentation]
+    for cases in (sizes_of_networks if SHORT else against_torch, *groups):
         for case, what, found, limit in cases():
             print(json.dumps({"case": f"{cases.__name__}: {case}", "what": what, "error": found, "limit": limit}))
     assert {name for name, _ in launches} == {"forward", "backward", "transform"}
-    print(json.dumps({"launches": len(launches)}))
+    kinds = {(name, *sorted((key, str(value)) for key, value in constants.items())) for name, constants in launches}
+    print(json.dumps({"launches": len(launches), "kernels": len(kinds)}))
 
 
 if __name__ == "__main__":

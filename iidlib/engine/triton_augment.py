@@ -48,7 +48,7 @@ def works(device: torch.device) -> bool:
     if not triton_launch.available():
         return False
     images, op = torch.ones(1, 3, 8, 8, device=device), torch.zeros(1, dtype=torch.int64, device=device)
-    ranges = dict.fromkeys(RANGES, 1)
+    ranges = dict.fromkeys(RANGES, 1) | {"ANGLE": 0.1}
     return all(
         transformed(images, op, images[0, 0, :1, :3], ranges, gradient=gradient) is not None
         for gradient in (False, True)

@@ -112,8 +112,13 @@ def _matrix(op, first, second, SCALE: tl.constexpr, ANGLE: tl.constexpr):
     """The linear map from output to input positions: scaling (4) or rotation (5)."""
     lowest: tl.constexpr = 1 / SCALE
     span: tl.constexpr = SCALE - 1 / SCALE
-    angle = tl.where(op == 5, (first - 0.5) * 2 * ANGLE, 0.0)
-    sine, cosine = tl.sin(angle), tl.cos(angle)
+    # Taylor series, exact in float32 for small angles; the functions for any angle may put values on the stack
+    tl.static_assert(ANGLE < 0.5)
+    angle = (first - 0.5) * 2 * ANGLE
+    square = angle * angle
+    sine = angle * (1 - square * (1 / 6 - square * (1 / 120 - square / 5040)))
+    cosine = 1 - square * (1 / 2 - square * (1 / 24 - square * (1 / 720 - square / 40320)))
+    sine = tl.where(op == 5, sine, 0.0)
     xx = tl.where(op == 5, cosine, first * span + lowest)
     yy = tl.where(op == 5, cosine, second * span + lowest)
     return xx, -sine, sine, yy
