@@ -25,7 +25,8 @@ def measured_lines(session: Session) -> Iterator[str]:
             speed = f"{float(last['seconds_per_iteration']):.4g}" if last["seconds_per_iteration"] else ""
             values = f"{own['accuracy'].mean():.2f} ± {own['accuracy'].std(ddof=0):.2f}"
             cell = f"{dataset}/ipc{ipc:.0f}/{' '.join(filter(None, what))}"
-            yield f"| {cell} | {seed:.0f} | {values} | {len(own)} | {speed} | {last['device']} |"
+            device = last["device"] + (", not recorded" if last.get("recorded") == "no" else "")
+            yield f"| {cell} | {seed:.0f} | {values} | {len(own)} | {speed} | {device} |"
     else:
         yield "No rows of this call."
     yield f"\n{len(rows) - len(new)} rows are of earlier calls or came with the checkout."

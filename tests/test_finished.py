@@ -10,10 +10,14 @@ import torch
 import yaml
 
 from iidlib.distillation import distill, finished, save_pictures
+from iidlib.engine import device_name
 from iidlib.errors import InputError
+from iidlib.evaluation import evaluate, origin_of
+from iidlib.experiments import result_rows
 from iidlib.runs import Checkpoints, RunFolder, runs_frame
 from iidlib.synthetic import SyntheticSet
 from tests.factories import ALL, ON_IDM, Crash, crash, logged_rows, settings, stop_at, tiny_dataset
+from tests.fake_cuda import fake_cuda
 
 EVERY = {"checkpoint__every": 3}
 
@@ -187,3 +191,39 @@ def test_a_queue_that_is_not_saved_in_full_is_said_where_it_is_resumed(saved, no
     assert not torch.equal(resumed.images, whole.images)
     assert "environment_mismatch" in resumed.provenance and "environment_mismatch" not in whole.provenance
     assert RunFolder(tmp_path).noted("environment_mismatch") == {"iteration": 3, "queue": ["full", now]}
+
+
+def test_whether_steps_are_recorded_is_noted_and_a_change_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    config, dataset = settings("dm", iterations=6, checkpoint__every=3), tiny_dataset((12, 12, 12, 12))
+    with pytest.raises(Crash):
+        distill(config, dataset, out=tmp_path / "cpu", **stop_at(4, crash))
+    assert "recorded" not in RunFolder(tmp_path / "cpu").noted("device"), "nothing is recorded on a CPU"
+    for name in ("kept", "lost"):
+        with monkeypatch.context() as patch, pytest.raises(Crash):
+            fake_cuda(patch)
+            distill(config, dataset, out=tmp_path / name, **stop_at(4, crash))
+        folder = RunFolder(tmp_path / name)
+        assert folder.noted("device") == {"name": device_name(torch.device("cpu")), "from": 0, "recorded": True}
+    with monkeypatch.context() as patch:
+        fake_cuda(patch)
+        kept = distill(config, dataset, out=tmp_path / "kept", resume=True).synthetic
+    assert not caplog.records and "environment_mismatch" not in kept.provenance
+    lost = distill(config, dataset, out=tmp_path / "lost", resume=True).synthetic
+    assert "were recorded as CUDA graphs before and are not recorded now" in caplog.text
+    assert "environment_mismatch" in lost.provenance
+    mismatch = {"iteration": 3, "steps": ["recorded as CUDA graphs", "not recorded"]}
+    assert RunFolder(tmp_path / "lost").noted("environment_mismatch") == mismatch
+
+
+@pytest.mark.parametrize(("recorded", "written"), [(True, "yes"), (False, "no"), (None, None)])
+def test_a_row_says_whether_the_iterations_were_recorded(recorded: bool | None, written: str | None, tmp_path: Path):
+    config, dataset = settings("dm", iterations=1, eval__epochs=1, eval__num_eval=1), tiny_dataset(40)
+    synthetic = distill(config, dataset, out=tmp_path / "run").synthetic
+    folder = RunFolder(tmp_path / "run")
+    folder.note("device", folder.noted("device") | ({} if recorded is None else {"recorded": recorded}))
+    origin = origin_of(synthetic, run=folder)
+    scores = evaluate(synthetic, dataset, protocol=config.eval, seed=config.seed)
+    (row,) = result_rows(scores, config, origin=origin).to_dict("records")
+    assert row["recorded"] == written or (written is None and pd.isna(row["recorded"]))

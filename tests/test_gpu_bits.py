@@ -19,7 +19,7 @@ NEEDS_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a C
 DEVICES = ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, NEEDS_CUDA])]
 
 SMALL = {
-    "iterations": 12,  # logged ones, which are never recorded, and others
+    "iterations": 12,  # logged ones and others, which have a recording each
     "match.batch_real": 16,
     "match.width": 16,
     "pool.network": "convnet3",
@@ -29,7 +29,6 @@ SMALL = {
     "pool.untrained": "warn",
     "queue.batch": 32,
     "queue.steps": 2,
-    "compute.together": 1,  # otherwise a stopwatch chooses between two forms of a step, which differ by rounding
 }
 
 ALL = "color_crop_cutout_flip_scale_rotate"
@@ -56,8 +55,10 @@ def test_a_distillation_has_the_same_bits_for_the_same_seed(method, device, tmp_
     assert not torch.equal(first, distilled(method, device, tmp_path / "other", monkeypatch, seed=1))
 
 
+@pytest.mark.parametrize("together", [1, 2])
 @pytest.mark.parametrize("device", DEVICES)
-def test_an_evaluation_has_the_same_bits_for_the_same_seed(device, monkeypatch):
+def test_an_evaluation_has_the_same_bits_for_the_same_seed(device, together, monkeypatch):
+    """Networks trained one after the other, and together, as CUDA does it; there both trainings are recorded."""
     from iidlib.evaluation import run as evaluation_run
 
     data = on(device)
@@ -65,14 +66,17 @@ def test_an_evaluation_has_the_same_bits_for_the_same_seed(device, monkeypatch):
     chosen = SyntheticSet.from_real(data.train, 4, draws)
     protocol = EvalProtocol(networks=("convnet3",), width=16, num_eval=2, epochs=6, batch=8, augmentation=ALL)
     weights: list[torch.Tensor] = []
-    reached = evaluation_run.reached
+    name = "reached" if together == 1 else "reached_together"
+    reached = getattr(evaluation_run, name)
 
-    def noted(network, *rest):
-        weights.append(torch.cat([parameter.detach().flatten().cpu() for parameter in network.parameters()]))
-        return reached(network, *rest)
+    def noted(trained, *rest):
+        for network in trained if together > 1 else [trained]:
+            weights.append(torch.cat([parameter.detach().flatten().cpu() for parameter in network.parameters()]))
+        return reached(trained, *rest)
 
-    monkeypatch.setattr(evaluation_run, "reached", noted)
-    scores = [evaluate(chosen, data, protocol=protocol, compute=ComputeConfig(together=1)) for _ in range(2)]
+    monkeypatch.setattr(evaluation_run, name, noted)
+    compute = ComputeConfig(together=together)
+    scores = [evaluate(chosen, data, protocol=protocol, compute=compute) for _ in range(2)]
     assert scores[0]["accuracy"].tolist() == scores[1]["accuracy"].tolist()
     assert torch.equal(weights[0], weights[2]) and torch.equal(weights[1], weights[3])
     assert not torch.equal(weights[0], weights[1])

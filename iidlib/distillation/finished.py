@@ -13,6 +13,7 @@ from iidlib.config import RunConfig
 from iidlib.data import RealSet
 from iidlib.distillation.start import Start
 from iidlib.distillation.step import Distillation
+from iidlib.engine import device_name
 from iidlib.errors import InputError
 from iidlib.runs import Checkpoints, RunFolder
 from iidlib.runs.environment import conditions, environment, mismatches
@@ -24,6 +25,7 @@ __all__ = [
     "facts_of",
     "keep_set",
     "kept_start",
+    "note_device",
     "opened",
     "restored",
     "save_pictures",
@@ -173,7 +175,7 @@ def restored(run: Distillation, folder: RunFolder, saved: tuple[dict[str, Tensor
     for name, value in run.facts().items():
         if facts.get(name, value) != value:
             raise InputError(f"the run at {folder.path} was started with other {name} ({facts.get(name)}, now {value})")
-    run.chunk = int(facts.get("chunk", run.chunk))  # chosen by the memory that was free then; rounding depends on it
+    run.chunk = int(facts.get("chunk", run.chunk))  # of the device that it was started on; rounding depends on it
     # checkpoints written before the key was renamed have "drifted"
     run.mismatched = run.mismatched or bool(facts.get("mismatched", facts.get("drifted")))
     if saved:
@@ -201,3 +203,24 @@ def _say_queue(run: Distillation, folder: RunFolder, done: int, state: Mapping[s
     )  # fmt: skip
     folder.note("environment_mismatch", {"iteration": done, "queue": ["full", now]})
     run.mismatched = True
+
+
+def note_device(run: Distillation, folder: RunFolder, done: int) -> None:
+    """Notes the device of the iterations from `done` on and, on CUDA, whether they are recorded.
+
+    Recorded and plain steps round differently, so a change during a run is a mismatch, with a warning.
+    """
+    device = run.images.device
+    before = folder.noted("device").get("recorded")
+    facts: dict[str, Any] = {"name": device_name(device), "from": done}
+    if device.type == "cuda" or run.recorded:
+        facts["recorded"] = run.recorded
+    if isinstance(before, bool) and before != run.recorded:
+        was, now = ("recorded as CUDA graphs" if each else "not recorded" for each in (before, run.recorded))
+        logger.warning(
+            "the steps of this run were %s before and are %s now, so the result will differ from that of an "
+            "uninterrupted run", was, now
+        )  # fmt: skip
+        folder.note("environment_mismatch", {"iteration": done, "steps": [was, now]})
+        run.mismatched = True
+    folder.note("device", facts)

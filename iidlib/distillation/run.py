@@ -23,13 +23,14 @@ from iidlib.distillation.finished import (
     facts_of,
     keep_set,
     kept_start,
+    note_device,
     opened,
     restored,
 )
 from iidlib.distillation.start import starting_from
 from iidlib.distillation.step import Distillation, check_dataset
 from iidlib.distillation.stopping import Stopped, signals_noted
-from iidlib.engine import configure, device_name, pick_device, threads
+from iidlib.engine import configure, pick_device, threads
 from iidlib.errors import InputError
 from iidlib.features import Pool
 from iidlib.networks import check_network_for
@@ -211,11 +212,11 @@ def _distill(
 ) -> DistillResult:
     """Runs the loop from iteration `done` on and saves the result, in a folder that is locked."""
     config = run.config
-    facts = facts_of(run)
-    if folder and done < config.iterations:
-        folder.note("device", {"name": device_name(run.images.device), "from": done})
     if done < config.iterations:
         run.record(done)
+        if folder:
+            note_device(run, folder, done)
+    facts = facts_of(run)
     rows: list[dict[str, Any]] = folder.metric_rows() if folder else []
     saved_at = time.perf_counter()
     started = saved_at - run.choice_seconds

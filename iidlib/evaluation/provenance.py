@@ -105,6 +105,8 @@ def cost_of(run: RunFolder, iterations: int) -> dict[str, Any]:
         cost |= {"pool_accuracies": pool["accuracies"], "pool_seconds": pool.get("seconds")}
     if "name" in (device := run.noted("device")):
         cost["distilled_on"] = device["name"]
+    if isinstance(recorded := device.get("recorded"), bool):
+        cost["recorded"] = recorded
     return cost
 
 

@@ -20,7 +20,7 @@ RESULT_COLUMNS = (
     "dataset", "method", "ipc", "scale", "network", "seed", "evaluation_seed", "accuracy", "protocol", "iterations",
     "seconds_per_iteration", "peak_memory_mib", "device", "torch", "iidlib", "commit", "date", "command",
     "networks_seed", "epochs", "images", "seconds", "pool_accuracies", "settings", "outcome",
-    "pool_seconds", "distilled_on", "ensemble",
+    "pool_seconds", "distilled_on", "ensemble", "recorded",
 )  # fmt: skip
 """Columns of a row; those that do not apply are empty.
 
@@ -33,7 +33,8 @@ apply; they include ``made_from`` if a set was made from another dataset than it
 percent. ``outcome`` is how the network's training ended (``trained``, ``diverged``, ``constant`` or ``out of range``,
 see `iidlib.training.Outcome`); rows older than the column lack it. ``ensemble`` is how networks that were trained
 together computed their gradients, and whether all steps were recorded (``in_turn, recorded``); empty for networks that
-were trained one after the other, and in rows older than the column.
+were trained one after the other, and in rows older than the column. ``recorded`` is ``yes`` if the iterations of the
+distillation were recorded as CUDA graphs, ``no`` if a GPU computed them without, and otherwise empty.
 """
 
 
@@ -82,6 +83,8 @@ class SetOrigin:
     """Seconds that the training of these networks took, whenever it was; None if unknown."""
     distilled_on: str | None = None
     """The device of the iterations, with its threads; None if unknown."""
+    recorded: bool | None = None
+    """Whether the iterations were recorded as CUDA graphs; None if unknown, or on another device."""
 
     @classmethod
     def planned(cls, config: RunConfig) -> "SetOrigin":
@@ -163,6 +166,8 @@ def result_rows(
         row["pool_seconds"] = made.pool_seconds
     if made.distilled_on is not None:
         row["distilled_on"] = made.distilled_on
+    if made.recorded is not None:
+        row["recorded"] = "yes" if made.recorded else "no"
     if settings := _settings_that_apply(made, config):
         row["settings"] = " ".join(f"{key}={value}" for key, value in settings.items())
     if made_by is not None:
