@@ -11,6 +11,7 @@ import torch
 from iidlib import augment
 from iidlib.distillation import METHODS, LazyDraws, captured, captured_step
 from iidlib.engine import cuda_graph
+from iidlib.features import fixed_queue
 from iidlib.rng import stream
 from tests.factories import CC_FORMS, difference, on_buffers, ready_run, settings, tiny_dataset
 from tests.fake_cuda import fake_cuda
@@ -244,6 +245,16 @@ def test_a_recording_that_fails_is_said_once_and_given_up(monkeypatch, caplog):
         "no CUDA graph of the step (operation not permitted when stream is capturing); "
         "launching kernels one by one, which is slower"
     )
+
+
+def test_iterations_whose_queue_trains_without_a_recording_are_not_called_recorded(monkeypatch):
+    fake_cuda(monkeypatch)
+    run = ready_run(settings("idm"), tiny_dataset(EVEN))
+    run.record()
+    assert run.recorded
+    monkeypatch.setattr(fixed_queue, "recorded", lambda *given, **named: None)
+    run.record()
+    assert run._recorded is not None and not run.recorded
 
 
 def test_a_run_without_fixed_shapes_is_said_once_and_continues(monkeypatch, caplog):

@@ -132,7 +132,7 @@ def test_training_is_compared_in_float32_and_timed_as_asked(
         real = getattr(bench_training, name)
         monkeypatch.setattr(bench_training, name, lambda *given, real=real, **named: (
             where.append(torch.backends.cudnn.allow_tf32), real(*given, **named)
-        ))  # fmt: skip
+        )[1])  # fmt: skip
     config = preset("dm", ipc=1, scale="paper", changes={"eval.width": 4, "compute.compile": "off"})
     found = compare(config, dataset, ceiling_gflops=100, rounds=1)
     assert where == [False, True, True] and found.precision_differences == {"weights": 0.0}, "a CPU does not round"

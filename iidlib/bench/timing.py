@@ -18,7 +18,7 @@ from torch import Tensor
 from iidlib.bench.baseline import PerClassLoop
 from iidlib.bench.ceilings import count_bytes, count_flops, device_seconds_of, seconds_of
 from iidlib.distillation import Distillation
-from iidlib.engine import can_record, peak_memory_mib, precision, precision_in_use, recordings, reset_peak_memory
+from iidlib.engine import can_record, peak_memory_mib, precision, precision_in_use, reset_peak_memory
 
 __all__ = [
     "COLUMNS",
@@ -242,7 +242,7 @@ def compare(
     found.clear()
     del theirs, ours
 
-    eager_times, capture_seconds, before = [], None, recordings()
+    eager_times, capture_seconds = [], None
     if can_record(device) and config.compute.graph == "auto":
         eager_times = [seconds_of(partial(run.step, number), device) for number in range(1, rounds + 1)]
         capture_seconds = seconds_of(partial(run.record, rounds + 1), device)
@@ -268,7 +268,7 @@ def compare(
         ceiling_gflops=ceiling_gflops,
         peak_memory_mib=peak,
         differences=differences,
-        recorded=recordings() > before,
+        recorded=run.recorded,
         capture_seconds=capture_seconds,
         eager_times=tuple(eager_times),
         device_seconds=device_seconds_of(last, device, host_seconds=statistics.median(our_times)),

@@ -21,13 +21,12 @@ from iidlib.engine import (
     peak_memory_mib,
     precision,
     precision_in_use,
-    recordings,
     reset_peak_memory,
 )
 from iidlib.evaluation import random_real
 from iidlib.networks import Network, network_for
 from iidlib.rng import stream
-from iidlib.training import Examples, Training, fit, fit_together
+from iidlib.training import Examples, HowTrained, Training, fit, fit_together
 
 __all__ = ["compare_together", "compare_training"]
 
@@ -212,15 +211,17 @@ def compare_together(
     epochs = _EPOCHS_ON_CUDA if device.type == "cuda" else 1  # per repetition
     work = _Work(config, dataset, count)
 
-    def train(networks: Sequence[Network], number: int = 1, on_epoch: Callable[[int], None] | None = None) -> None:
+    def train(
+        networks: Sequence[Network], number: int = 1, on_epoch: Callable[[int], None] | None = None
+    ) -> HowTrained:
         training, seeds = work.training(number), range(count)
-        fit_together(networks, work.examples, training, seeds=seeds, on_epoch=on_epoch, hold=False)
+        return fit_together(networks, work.examples, training, seeds=seeds, on_epoch=on_epoch, hold=False)
 
     networks, fields = work.check(train, done)
     baseline_times: list[float] = []
     our_times: list[float] = []
     first: list[float] = []
-    before, started = recordings(), time.perf_counter()
+    started = time.perf_counter()
 
     def lap(epoch: int) -> None:
         """Takes the time after a repetition, then times one of the baseline."""
@@ -241,15 +242,14 @@ def compare_together(
         started = time.perf_counter()
 
     with precision(device, work.asked), graphs(config.compute.graph):
-        train(networks, 1 + rounds * epochs, lap)
-    recorded = recordings() > before
+        how = train(networks, 1 + rounds * epochs, lap)
     return Timing(
         what=f"evaluate x{count}",
         baseline_times=tuple(baseline_times),
         our_times=tuple(our_times),
         ceiling_gflops=ceiling_gflops,
         networks=count,
-        recorded=recorded,
-        capture_seconds=max(0.0, first[0] - our_times[0]) if recorded else None,
+        recorded=how.recorded,
+        capture_seconds=max(0.0, first[0] - our_times[0]) if how.recorded else None,
         **fields,  # type: ignore[arg-type]
     )

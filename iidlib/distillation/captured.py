@@ -237,6 +237,11 @@ class CapturedStep:
         self.draws.fixed.record(self.draws.buffers)
         return True
 
+    @property
+    def recorded(self) -> bool:
+        """Whether whole iterations are recorded: the step, the logged step, and the training of networks."""
+        return len(self._recordings) == 2 and self.draws.fixed.recorded
+
     @torch.no_grad()
     def step(self, iteration: int, *, log: bool = False) -> Logged | None:
         """Updates the images once.

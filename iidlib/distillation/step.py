@@ -193,8 +193,8 @@ class Distillation:
 
     @property
     def recorded(self) -> bool:
-        """Whether the step is recorded as a CUDA graph."""
-        return self._recorded is not None
+        """Whether iterations are recorded as CUDA graphs, the training of a queue's networks included."""
+        return self._recorded is not None and self._recorded.recorded
 
     def close(self) -> None:
         """Frees the recorded step; further steps run without it."""

@@ -19,7 +19,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-__all__ = ["Recording", "can_record", "graphs", "recorded", "recordings", "warn_no_graph"]
+__all__ = ["Recording", "can_record", "graphs", "recorded", "warn_no_graph"]
 
 WARM_UPS = 3
 """Plain calls before a capture, during which libraries choose kernels and allocate workspaces."""
@@ -39,14 +39,6 @@ the allocator's cache, raises an internal error. So a process does not try again
 _alive: "weakref.WeakSet[Recording]" = weakref.WeakSet()
 """Recordings of this process. Those on one device share a memory pool and were captured on one stream, see `_stream`:
 their steps never run at the same time and keep nothing in the pool, so the largest determines the memory of all."""
-
-_recordings = 0
-"""Number of recordings that were verified and kept in this process."""
-
-
-def recordings() -> int:
-    """Number of recordings that this process has made, verified and kept, whether or not they still exist."""
-    return _recordings
 
 
 @contextlib.contextmanager
@@ -116,7 +108,6 @@ def recorded(
         The recording. None, with one warning, if the step cannot be recorded or the recording differs. None without a
         warning where `can_record` is false: on other devices, by the settings, or after a failure that was reported.
     """
-    global _recordings
     device = updated[0].device
     if not can_record(device):
         return None
@@ -131,7 +122,6 @@ def recorded(
         except (RuntimeError, ValueError) as error:  # out of memory is a RuntimeError
             warn_no_graph(what, error)
             return None
-    _recordings += 1
     return recording
 
 

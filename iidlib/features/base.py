@@ -102,6 +102,11 @@ class FixedNetwork:
     def record(self, draws: Packed) -> None:
         """Records what `advance` does, if that is worth a recording."""
 
+    @property
+    def recorded(self) -> bool:
+        """Whether everything that is worth a recording is recorded."""
+        return True
+
     def advance(self, iteration: int) -> None:
         """Advances the source, after an update of the images."""
         self._source.advance(iteration)

@@ -169,6 +169,11 @@ class FixedQueue(FixedNetwork):
             what="the queue's training",
         )
 
+    @property
+    def recorded(self) -> bool:
+        """Whether the training is recorded."""
+        return self._recording is not None
+
     def advance(self, iteration: int) -> None:
         """Trains the iteration's networks, and resets the meters if due; see `NetworkQueue.advance`."""
         if self._recording is None:
