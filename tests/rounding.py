@@ -78,6 +78,6 @@ def tf32(*, reverse: bool = False) -> Rounding:
     return Rounding(10, reverse=reverse)
 
 
-def bf16() -> Rounding:
+def bf16(*, reverse: bool = False) -> Rounding:
     """Products of a GPU in bfloat16, with maps that are kept in it."""
-    return Rounding(7, results=CONVOLUTIONS)
+    return Rounding(7, results=CONVOLUTIONS, reverse=reverse)

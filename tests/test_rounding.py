@@ -12,9 +12,9 @@ from iidlib.bench.baseline import PerClassLoop
 from iidlib.distillation import Distillation, captured
 from iidlib.networks import build_network
 from iidlib.rng import stream
-from iidlib.training import Examples, Training, ensemble, loop
+from iidlib.training import Examples, Training, ensemble, loop, testing
 from iidlib.training.together import Form
-from tests.factories import difference, draw, labelled_noise, ready_run, settings, tiny_dataset
+from tests.factories import difference, draw, labelled_noise, noise_images, ready_run, settings, tiny_dataset
 from tests.rounding import Rounding, bf16, rounded, tf32
 
 # The emulation
@@ -152,8 +152,22 @@ def update(form: Form, mode: Rounding, first: int = 0) -> Tensor:
     return torch.cat([p.detach().flatten() for network in networks for p in network.parameters()]) - before
 
 
-def test_networks_at_once_and_in_turn_differ_less_in_tf32_than_their_recordings_may():
+@pytest.mark.parametrize(("rounded", "share"), [(tf32, 0.25), (bf16, 0.7)])
+def test_networks_at_once_and_in_turn_differ_less_than_their_recordings_may(rounded, share):
     """Grouped convolutions for all networks against a convolution for each: other kernels, with the same factors."""
-    one, other = update("at_once", tf32()), update("in_turn", tf32(reverse=True))
-    assert 0 < difference(one, other) < loop.UPDATE_TOLERANCE / 4
-    assert difference(update("in_turn", tf32(), first=16), other) > 4 * loop.UPDATE_TOLERANCE, "other images"
+    one, other = update("at_once", rounded()), update("in_turn", rounded(reverse=True))
+    assert 0 < difference(one, other) < share * loop.UPDATE_TOLERANCE
+    assert difference(update("in_turn", rounded(), first=16), other) > 4 * loop.UPDATE_TOLERANCE, "other images"
+
+
+@pytest.mark.parametrize("rounded", [tf32, bf16])
+def test_outputs_of_tested_networks_differ_less_than_their_recording_may(rounded):
+    """The same factors added up in another order, on the scale that a recording is compared on."""
+    network = build_network("convnet3", num_classes=4, image_size=32, width=32, generator=stream(0, 0, "network"))
+    images = noise_images(16, dtype=torch.float32)
+    found = []
+    for reverse in (False, True):
+        with torch.no_grad(), rounded(reverse=reverse):
+            found.append(network(images))
+    assert difference(*found) < testing.TOLERANCE / 4
+    assert difference(network(images.flip(0)).detach(), found[0]) > 4 * testing.TOLERANCE, "other images"
