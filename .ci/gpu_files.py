@@ -24,11 +24,17 @@ def tail(path: Path, lines: int) -> list[str]:
 
 
 def sets(runs: Path, archive: Path) -> None:
-    """Archives the distilled sets with their settings and logs, the newest first, as many as may be kept."""
-    made = sorted(runs.glob(f"*/{OF_A_RUN[0]}"), key=lambda path: -path.stat().st_mtime)
+    """Archives the distilled sets with their settings and logs, the newest first, as many as may be kept.
+
+    Unfinished runs follow with their newest checkpoint, so that another machine can resume them from the archive.
+    """
+    folders = sorted((path for path in runs.glob("*") if path.is_dir()), key=lambda path: -_changed(path))
     left, names = MOST_BYTES - 2**16, []
-    for folder in [path.parent for path in made]:
+    for folder in sorted(folders, key=lambda path: not (path / OF_A_RUN[0]).is_file()):
         own = [folder / name for name in OF_A_RUN if (folder / name).is_file()]
+        if not (folder / OF_A_RUN[0]).is_file():
+            newest = _newest_checkpoint(folder / "checkpoints")
+            own = [*own, *newest] if newest else []
         size = sum(path.stat().st_size for path in own)
         if size <= left:
             left, names = left - size, names + own
@@ -38,6 +44,18 @@ def sets(runs: Path, archive: Path) -> None:
             for path in names:
                 file.write(path, path.relative_to(runs))
         archive.with_suffix(".unfinished").replace(archive)
+
+
+def _changed(folder: Path) -> float:
+    """Time at which a run has last written its set, or a line of its log."""
+    return max((path.stat().st_mtime for name in OF_A_RUN if (path := folder / name).is_file()), default=0)
+
+
+def _newest_checkpoint(folder: Path) -> list[Path]:
+    """The files of the newest complete checkpoint; none without one."""
+    found = [path for path in folder.glob("*.safetensors") if path.with_suffix(".json").is_file()]
+    newest = max(found, key=lambda path: int(path.stem) if path.stem.isdigit() else -1, default=None)
+    return [] if newest is None else [newest, newest.with_suffix(".json")]
 
 
 def tidy(folder: Path, elsewhere: Path) -> list[str]:

@@ -18,6 +18,10 @@ from typing import Any
 
 import pandas as pd
 import pytest
+import torch
+
+from iidlib.distillation import distill
+from tests.factories import Crash, crash, settings, stop_at, tiny_dataset
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / ".ci" / "gpu.py"
@@ -298,6 +302,27 @@ def test_as_many_sets_as_may_be_kept_come_back(
     gpu_files.sets(tmp_path / "runs", tmp_path / "sets.zip")
     with zipfile.ZipFile(tmp_path / "sets.zip") as archive:
         assert archive.namelist() == ["2/synthetic.safetensors", "0/synthetic.safetensors"], "the newest that fit"
+
+
+def test_a_run_that_was_cut_is_resumed_from_the_archive(gpu: ModuleType, tmp_path: Path) -> None:
+    """As on another machine, to the same bits."""
+    import gpu_files
+
+    cells, config = tmp_path / "cells", settings("dm", iterations=7, checkpoint__every=2)
+    with pytest.raises(Crash):
+        distill(config, tiny_dataset(), out=cells / "cut", **stop_at(5, crash))
+    distill(settings("dm", iterations=1), tiny_dataset(), out=cells / "whole")
+    (cells / "begun").mkdir()
+    (cells / "begun" / "config.yaml").write_text("")
+    gpu_files.sets(cells, tmp_path / "sets.zip")
+    with zipfile.ZipFile(tmp_path / "sets.zip") as archive:
+        names = archive.namelist()
+        assert names[0] == "whole/synthetic.safetensors" and not [name for name in names if name.startswith("begun")]
+        kept = [name for name in names if "checkpoints" in name]
+        assert kept == [f"cut/checkpoints/0000004.{end}" for end in ("safetensors", "json")], "the newest"
+        archive.extractall(tmp_path / "elsewhere")
+    resumed = distill(config, tiny_dataset(), out=tmp_path / "elsewhere" / "cut", resume=True).synthetic
+    assert torch.equal(resumed.images, distill(config, tiny_dataset()).synthetic.images)
 
 
 def test_the_embedded_images_take_the_place_of_absent_datasets(gpu: ModuleType, tmp_path: Path) -> None:
