@@ -55,6 +55,7 @@ test-floor: ## the library's tests with the oldest versions that pyproject.toml 
 	@rm -rf .venv-floor; $(UV) venv --quiet --python 3.11 .venv-floor
 	$(UV) pip install --quiet --python .venv-floor/bin/python --resolution lowest-direct -e '.[book,dev]'
 	.venv-floor/bin/python -m pytest $(PYTEST_ARGS) -m "not book and not notebook and not slow"
+	@echo "The kernels of a GPU, with the oldest Triton:"
 	.venv-floor/bin/python -m pytest $(PYTEST_ARGS) -m "not long" tests/test_triton_norm.py tests/test_augment_ops.py
 
 book: install ## build the HTML book into _build/html, warnings as errors

@@ -43,13 +43,12 @@ def card() -> dict[str, str]:
     return dict(zip(fields.split(","), map(str.strip, out.splitlines()[0].split(",")), strict=True))
 
 
-def gpu(device_name: str) -> str | None:
+def gpu(device: str) -> str | None:
     """Name of the GPU that is measured; None without one."""
-    from iidlib.engine import device_name as name_of
-    from iidlib.engine import pick_device
+    from iidlib.engine import device_name, pick_device
 
-    device = pick_device(device_name)
-    return name_of(device) if device.type == "cuda" else None
+    picked = pick_device(device)
+    return device_name(picked) if picked.type == "cuda" else None
 
 
 def torch_build() -> dict[str, Any]:
@@ -84,7 +83,7 @@ def datasets() -> dict[str, bool]:
 
 
 def compiled_kernels(device_name: str) -> bool:
-    """Whether the Triton kernels run on the device, found out by trying; if not, a step is slower."""
+    """Whether compiled kernels (Triton on CUDA, C++ on a CPU) run on the device, found out by trying."""
     from iidlib.engine import kernels_in_use, pick_device
 
     return kernels_in_use(pick_device(device_name), "auto")

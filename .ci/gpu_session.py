@@ -22,7 +22,7 @@ WORTH = (
     "gpu", "cuda_graph", "captured", "triton_norm", "network_queue", "ensemble", "testing", "gpu_bits", "networks",
     "resampling", "bench",
 )  # fmt: skip
-"""Tests on a GPU, the most telling first; the longest last. Those not named come before it."""
+"""GPU tests, the most telling first. Files not named run just before the last, which takes longest."""
 
 MARKED = re.compile(r"^@pytest\.mark\.gpu$|marks=.*pytest\.mark\.gpu", re.MULTILINE)
 CACHES = {

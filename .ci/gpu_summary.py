@@ -86,7 +86,7 @@ def summary(session: Session) -> str:
         "| part | outcome | seconds | last line |", "| --- | --- | --- | --- |",
     ]  # fmt: skip
     if (kernels := machine.get("compiled kernels", True)) is not True:
-        lines.insert(4, f"- compiled kernels are not in use ({kernels}): networks are slower")
+        lines.insert(4, f"- compiled kernels are not in use ({kernels}): a step is slower")
     for name, one in session.ended.items():
         lines.append(f"| {name} | {one.outcome} | {one.seconds:.0f} | {one.note.replace('|', '/')} |")
     lines += ["", "## Measured", ""]

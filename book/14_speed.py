@@ -174,7 +174,7 @@ ceiling = first["ceiling_gflops"]
 print(f"{first['device']}, torch {first['torch']}, {ceiling:.0f} GFLOP/s")
 
 # %% [markdown]
-# `distill` is an iteration, `evaluate` an epoch on a distilled set of 100 images, one of the 1,001 that train a network, and `evaluate x2` an epoch of two networks.
+# `distill` is an iteration, `evaluate` an epoch on a distilled set of 100 images, one of the 1,001 that train a network, and `evaluate x2` an epoch of two networks trained together.
 # A `floor_fraction` of 1 means that the machine runs the operations as counted at its best rate; above 1 there are fewer operations.
 #
 # ## How the cost grows

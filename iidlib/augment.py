@@ -34,7 +34,16 @@ from torch import Tensor
 from iidlib.errors import near
 from iidlib.resampling import warp
 
-__all__ = ["OPERATIONS", "Draws", "apply", "apply_everywhere", "parse_strategy", "sample", "shift_at", "square_at"]
+__all__ = [
+    "OPERATIONS",
+    "Draws",
+    "apply",
+    "apply_everywhere",
+    "cutout_side",
+    "largest_shift",
+    "parse_strategy",
+    "sample",
+]
 
 OPERATIONS = ("color", "crop", "cutout", "flip", "scale", "rotate")
 """Names of the operations, in the order of ``Draws.op``."""
@@ -227,12 +236,12 @@ def _take(images: Tensor, index: Tensor) -> Tensor:
     return images.flatten(1).index_select(0, index).unflatten(1, images.shape[1:])  # [B, K, H, H]
 
 
-def shift_at(side: int) -> int:
+def largest_shift(side: int) -> int:
     """Largest shift of ``crop`` in pixels, for images of a side."""
     return int(CROP * side + 0.5)
 
 
-def square_at(side: int) -> int:
+def cutout_side(side: int) -> int:
     """Side in pixels of the square that ``cutout`` sets to zero, for images of a side."""
     return int(CUTOUT * side + 0.5)
 
@@ -255,7 +264,7 @@ def _color(images: Tensor, u: Tensor) -> Tensor:
 def _crop(images: Tensor, u: Tensor) -> Tensor:
     """Shifts by whole pixels and fills with zeros: out[i, j] = images[i + dy, j + dx]."""
     side = images.shape[-1]
-    largest = shift_at(side)
+    largest = largest_shift(side)
     dy, dx = ((u[:, :2] * (2 * largest + 1)).floor() - largest).unbind(1)  # [B] each
     one, zero = torch.ones_like(dx), torch.zeros_like(dx)  # [B] each
     # Affine coordinates span 2 across the side. Nearest-pixel sampling makes shifts by whole pixels exact.
@@ -265,7 +274,7 @@ def _crop(images: Tensor, u: Tensor) -> Tensor:
 def _cutout(images: Tensor, u: Tensor) -> Tensor:
     """Sets a square to 0; its centre lies anywhere in the image, and the square is clipped at the edges."""
     side = images.shape[-1]
-    size = square_at(side)
+    size = cutout_side(side)
     # A square of even size is centred on a corner of a pixel; each axis has one corner more than pixels.
     first = (u[:, :2] * (side + 1 - size % 2)).floor() - size // 2  # [B, 2]
     offset = torch.arange(side, dtype=u.dtype, device=u.device) - first[:, :, None]  # [B, 2, H]

@@ -1,6 +1,7 @@
 """The augmentation with fixed shapes, `augment.apply_everywhere`, with a Triton kernel on CUDA.
 
-As separate operations, each transform is computed for each image, in some 440 of the 500 kernels of an iteration of DM.
+As separate operations, each transform is computed for each image: in some 440 kernels per iteration of DM, if gradients
+are summed in a fixed order, of 500 in all.
 The kernel computes for each image only what was drawn for it, in one launch, and the gradient in another.
 """
 
@@ -40,7 +41,7 @@ def apply_drawn(
 
 
 class _Drawn(torch.autograd.Function):
-    """The augmentation by the kernel; in separate operations from the moment that a kernel fails."""
+    """The augmentation by the kernel, or by separate operations once a kernel has failed."""
 
     @staticmethod
     def forward(ctx: Any, images: Tensor, op: Tensor, u: Tensor, operations: Sequence[str]) -> Tensor:
@@ -71,8 +72,8 @@ def _ranges(images: Tensor) -> dict[str, float]:
         "BRIGHTNESS": augment.BRIGHTNESS,
         "SATURATION": augment.SATURATION,
         "CONTRAST": augment.CONTRAST,
-        "SHIFT": augment.shift_at(side),
-        "SQUARE": augment.square_at(side),
+        "SHIFT": augment.largest_shift(side),
+        "SQUARE": augment.cutout_side(side),
         "FLIP": augment.FLIP,
         "SCALE": augment.SCALE,
         "ANGLE": math.radians(augment.ROTATE),

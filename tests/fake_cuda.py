@@ -55,22 +55,22 @@ class FakeCuda:
         self._streams = 0
         self._collect = gc.collect
 
-    def of(self, device: torch.device | None) -> None:
+    def check_device(self, device: torch.device | None) -> None:
         """Checks that a call names the device."""
         assert device == self.device, f"called for {device or 'the current device'}, not for {self.device}"
 
     def new_stream(self, device: torch.device | None = None) -> "Stream":
-        self.of(device)
+        self.check_device(device)
         self.called("Stream")
         self._streams += 1
         return Stream(f"side {self._streams}", self)
 
     def current_stream(self, device: torch.device | None = None) -> "Stream":
-        self.of(device)
+        self.check_device(device)
         return Stream(self.stream, self)
 
     def synchronize(self, device: torch.device | None = None) -> None:
-        self.of(device)
+        self.check_device(device)
         self.called("synchronize")
 
     def graph_pool_handle(self) -> object:
@@ -96,7 +96,7 @@ class FakeCuda:
             self.stream = before
 
     def release(self, device: torch.device, pool: object) -> None:
-        self.of(device)
+        self.check_device(device)
         self.log.append("release")
 
     def collect(self) -> int:

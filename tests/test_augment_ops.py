@@ -30,25 +30,31 @@ def test_the_kernel_fits_an_h100(side: int, channels: int, gradient: bool, last:
     constants: dict[str, object] = dict(_ranges(torch.empty(1, channels, side, side)))
     constants |= {"SIDE": side, "CHANNELS": channels, "PIXELS": pixels, "WIDTH": width, "GRADIENT": gradient}
     types = {"source": "*fp32", "op": "*i64", "u": "*fp32", "target": "*fp32"}
-    types |= {"by_channel": "i32", "by_pixel": "i32"} if last else {"by_channel": "i32 16", "by_pixel": "i32"}
+    types |= (
+        {"channel_stride": "i32", "pixel_stride": "i32"}
+        if last
+        else {"channel_stride": "i32 16", "pixel_stride": "i32"}
+    )
     built = build(triton_transforms.transform, types, constants, warps=warps, contract=False)
     registers, spilled = resources(built, tmp_path)
     assert spilled == 0 and warps_at_once(registers, warps) >= 12, f"{registers} registers"
 
 
-def test_tiles_cover_images_of_any_size() -> None:
+def test_tiles_are_small_and_of_powers_of_two() -> None:
     for side in (1, 2, 7, 8, 28, 32, 64, 224):
         for channels in range(1, triton_augment.MOST_CHANNELS + 1):
             pixels, width, warps = triton_augment.tile_for(side, channels)
             assert all(number & (number - 1) == 0 for number in (pixels, width, warps))
             assert channels <= width < 2 * channels and pixels < 2 * side * side
-            assert pixels * width <= max(2048, 32) and warps <= 8 and pixels * width <= 8 * 32 * warps
+            assert pixels * width <= triton_augment.TILE and pixels * width <= triton_augment.VALUES * 32 * max(
+                warps, 1
+            )
 
 
-def with_gradient(function: Callable[..., Tensor], **options: bool) -> tuple[Tensor, Tensor]:
+def with_gradient(function: Callable[..., Tensor]) -> tuple[Tensor, Tensor]:
     draws = augment.sample(augment.OPERATIONS, 24, seeded(1))
     images = noise_images(24, 16, 3, dtype=torch.float32).requires_grad_()
-    out = function(images, draws.op, draws.u, **options)
+    out = function(images, draws.op, draws.u)
     return out.detach(), torch.autograd.grad(out, images, draw(*out.shape, seed=2).to(out.dtype))[0]
 
 

@@ -1,5 +1,6 @@
 """Initial images chosen by a network of the pool: centres of clusters and easiest images, against obvious versions."""
 
+import itertools
 import json
 import threading
 import time
@@ -202,9 +203,8 @@ def test_choices_of_several_classes_are_made_at_a_time(monkeypatch: pytest.Monke
     network, together = network_of(real), threading.Barrier(2)
 
     def look(self: KMeans, *images: object) -> KMeans:
-        limits = {pool["num_threads"] for pool in threadpool_info()}
-        seen.append((threading.get_ident(), limits))
-        if len(seen) <= 2 < threads:
+        seen.append((threading.get_ident(), {pool["num_threads"] for pool in threadpool_info()}))
+        if next(numbers) < 2 < threads:
             together.wait(timeout=60)  # broken if the second choice does not begin before the first has ended
         return fit(self, *images)
 
@@ -212,6 +212,7 @@ def test_choices_of_several_classes_are_made_at_a_time(monkeypatch: pytest.Monke
     try:
         for threads in (1, 3):
             seen.clear()
+            numbers = itertools.count()
             torch.set_num_threads(threads)
             with monkeypatch.context() as patch:
                 patch.setattr(KMeans, "fit", look)

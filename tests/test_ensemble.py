@@ -371,3 +371,16 @@ def test_recorded_training_on_a_gpu_is_the_plain_one(name, at_once, caplog):
     assert not caplog.records
     for own, expected in zip(found, one_by_one(start, pictures, labels, **settings), strict=True):
         assert network_difference(own, expected) < 1e-2
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_compiled_kernels_of_the_augmentation_can_be_forbidden(compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also for networks without blocks that could be compiled."""
+    pictures, labels = labelled_noise(8, dtype=torch.float32)
+    training = Training(epochs=1, lr=0.05, batch=8, augmentation="flip")
+    draws = [stream(number, 0, "network") for number in range(2)]
+    networks = [build_network("mlp", num_classes=3, image_size=16, generator=draw) for draw in draws]
+    asked: list[bool] = []
+    monkeypatch.setattr(ensemble, "apply_drawn", lambda images, *draws, compiled: asked.append(compiled) or images)
+    fit_together(networks, Examples(lambda index: pictures[index], labels), training, seeds=[0, 1], compiled=compiled)
+    assert asked and set(asked) == {compiled}

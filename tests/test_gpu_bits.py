@@ -58,7 +58,7 @@ def test_a_distillation_has_the_same_bits_for_the_same_seed(method, device, tmp_
 @pytest.mark.parametrize("together", [1, 2])
 @pytest.mark.parametrize("device", DEVICES)
 def test_an_evaluation_has_the_same_bits_for_the_same_seed(device, together, monkeypatch):
-    """Networks trained one after the other, and together, as CUDA does it; there both trainings are recorded."""
+    """Networks trained one after the other, and together, as CUDA does it; there the latter is recorded."""
     from iidlib.evaluation import run as evaluation_run
 
     data = on(device)

@@ -248,13 +248,13 @@ def test_tracked_files_stay_small() -> None:
         pytest.skip("not a git checkout")
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     files = [ROOT / name for name in listed.split("\0") if name]
-    sizes: Counter[Path | None] = Counter()
+    sizes: Counter[str] = Counter()
     for path in filter(Path.is_file, files):
-        run = path.relative_to(CHECKPOINTS).parts[0] if path.is_relative_to(CHECKPOINTS) else None
-        sizes[CHECKPOINTS / run if run else None] += path.stat().st_size
-    assert sizes[None] < 25 * 2**20, f"tracked files hold {sizes[None] / 2**20:.1f} MiB; the limit is 25"
-    runs = {run.name: round(size / 2**20, 1) for run, size in sizes.items() if run and size > 5 * 2**20}
-    assert not runs, f"runs that wait to be resumed hold more than 5 MiB: {runs}"
+        run = path.relative_to(CHECKPOINTS).parts[0] if path.is_relative_to(CHECKPOINTS) else ""
+        sizes[run] += path.stat().st_size
+    total = sizes.pop("")
+    assert total < 25 * 2**20, f"tracked files hold {total / 2**20:.1f} MiB without unfinished runs; the limit is 25"
+    assert all(size <= 5 * 2**20 for size in sizes.values()) and len(sizes) <= 2, f"unfinished runs: {dict(sizes)}"
 
 
 # --- Makefile and documentation ---------------------------------------------------------------------------------------

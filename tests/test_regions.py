@@ -147,7 +147,7 @@ def test_kernels_in_graphs_and_outside(name, monkeypatch):
     monkeypatch.setattr(resampling, "_collects", lambda images: True)  # private: as on CUDA, see its docstring
     monkeypatch.setattr(triton_augment, "usable", lambda images: True)
     monkeypatch.setattr(triton_augment, "transformed", lambda images, *_, **__: transformed(images))
-    for module in (captured, ensemble):  # for tests, settings and networks forbid kernels
+    for module in (captured, ensemble):  # the settings and networks of tests forbid compiled kernels
         monkeypatch.setattr(module, "apply_drawn", lambda *given, compiled: apply_drawn(*given))
     # as on CUDA: a thread fills a block of the host, which is copied at once
     monkeypatch.setattr(captured, "LoadedAhead", partial(LoadedAhead, ahead=True))

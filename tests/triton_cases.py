@@ -1,8 +1,8 @@
 """Cases of the Triton kernels, run by Triton's interpreter in a process of their own: ``python -m tests.triton_cases``.
 
-With ``cuda`` as an argument, they run compiled on a GPU, with ``short`` those that are worth its time: a compiler takes
-most of a second for each kernel. The variable that switches the interpreter on is read when the kernels are defined.
-Prints a line of JSON per check: the case, what was compared, the relative error and its limit.
+With ``cuda`` they run compiled on a GPU; with ``short`` only those worth a GPU's time, since each kernel takes most of
+a second to compile. The variable that switches the interpreter on is read when the kernels are defined. Prints a line
+of JSON per check: the case, what was compared, the relative error and its limit.
 """
 
 import json

@@ -91,8 +91,8 @@ def check_memory(
 
 
 ACTIVATIONS = 0.4
-"""Share of a GPU's memory for what a backward pass keeps. A plain step that verifies a recording needs it once more,
-and the rest holds weights, real images and workspaces."""
+"""Share of a GPU's memory for what a backward pass keeps. The plain step that verifies a recording needs as much
+again; the rest holds weights, real images and workspaces."""
 
 
 def default_classes(config: RunConfig, dataset: Dataset, terms: Collection[str]) -> int:

@@ -16,7 +16,7 @@ RANGES = ("BRIGHTNESS", "SATURATION", "CONTRAST", "SHIFT", "SQUARE", "FLIP", "SC
 """Constants of the transforms, explained at the kernel; all must be given."""
 
 TILE = 2048
-"""Values of a tile at most, ``VALUES`` in each thread: with three channels, 512 pixels in 8 warps.
+"""Largest number of values per tile, ``VALUES`` in each thread: with three channels, 512 pixels in 8 warps.
 
 Compiled for an H100, that takes 80 registers, and 126 for the gradient, so a multiprocessor has 16 to 24 warps.
 """
@@ -38,8 +38,8 @@ def usable(images: Tensor) -> bool:
 
 def tile_for(side: int, channels: int) -> tuple[int, int, int]:
     """Pixels and channels of a tile, powers of two, and warps per program, for images of a size."""
-    width = _power_of_two(channels)
-    pixels = min(TILE // width, _power_of_two(side * side))
+    width = triton_launch.power_of_two(channels)
+    pixels = min(TILE // width, triton_launch.power_of_two(side * side))
     return pixels, width, max(1, pixels * width // (32 * VALUES))
 
 
@@ -74,16 +74,11 @@ def transformed(
     last = images.is_contiguous(memory_format=torch.channels_last) and not images.is_contiguous()
     images = images.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
     out = torch.empty_like(images)
-    by_channel, by_pixel = (1, channels) if last else (side * side, 1)
+    channel_stride, pixel_stride = (1, channels) if last else (side * side, 1)
     pixels, width, warps = tile_for(side, channels)
     constants = {name: ranges[name] for name in RANGES}
     constants |= {"SIDE": side, "CHANNELS": channels, "PIXELS": pixels, "WIDTH": width, "GRADIENT": gradient}
-    arguments = images, op.contiguous(), u.contiguous(), out, by_channel, by_pixel
+    arguments = images, op.contiguous(), u.contiguous(), out, channel_stride, pixel_stride
     # contracted, positions would round differently from PyTorch's
     done = triton_launch.launch("transform", images, batch, arguments, constants, warps=warps, contract=False)
     return out if done else None
-
-
-def _power_of_two(number: int) -> int:
-    """The smallest power of two that is not less."""
-    return 1 << (number - 1).bit_length()

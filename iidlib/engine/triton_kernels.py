@@ -8,7 +8,7 @@ several times, all but the first time from a cache. Nothing is added atomically:
 A tile has three axes: the positions of a pooling window, the windows, the columns. Without pooling, a window is one
 position. With the first axis in front, Triton keeps the positions of a window in the registers of one thread.
 
-The module can be imported without Triton; only `engine.triton_norm` uses it.
+The module can be imported without Triton; the kernels are launched only by `engine.triton_launch`.
 """
 
 # without this, the annotations would need Triton at import

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from iidlib.engine import kernels
 
-__all__ = ["DEVICES", "available", "launch", "runs_on"]
+__all__ = ["DEVICES", "available", "launch", "power_of_two", "runs_on"]
 
 DEVICES = ("cuda",)
 """Device types on which the kernels run; tests add the CPU, with Triton's interpreter."""
@@ -35,8 +35,9 @@ def _kernels() -> SimpleNamespace | None:
     from iidlib.engine import triton_kernels, triton_transforms
 
     if triton_kernels.available():
-        own = triton_kernels.forward, triton_kernels.backward, triton_transforms.transform
-        return SimpleNamespace(**dict(zip(("forward", "backward", "transform"), own, strict=True)))
+        return SimpleNamespace(
+            forward=triton_kernels.forward, backward=triton_kernels.backward, transform=triton_transforms.transform
+        )
     logger.warning(
         "Triton is not installed; norms and augmentations run as separate operations on the GPU, which is slower"
     )
@@ -60,7 +61,7 @@ def launch(
     name: str, x: Tensor, programs: int, arguments: tuple[Any, ...], constants: Mapping[str, Any], *,
     warps: int, contract: bool,
 ) -> bool:  # fmt: skip
-    """Launches one kernel; returns False, with one warning, if that fails.
+    """Launches one kernel.
 
     Args:
         name: name of the kernel.
@@ -71,8 +72,12 @@ def launch(
         warps: warps per program.
         contract: whether the compiler may contract products and sums, which rounds once instead of twice.
 
+    Returns:
+        False, with one warning, if that fails.
+
     Raises:
         torch.OutOfMemoryError: if memory runs out.
+        Exception: what the launch raises within a capture.
     """
     global _broken
     kernel = getattr(_kernels(), name)
@@ -91,11 +96,16 @@ def launch(
         _broken = True
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         logger.warning(
-            "a Triton kernel failed (%s); norms and augmentations run as separate operations from now on, slower",
+            "a Triton kernel failed (%s); norms and augmentations now run as separate operations, which is slower",
             reason,
         )
         return False
     return True
+
+
+def power_of_two(number: int) -> int:
+    """The smallest power of two that is not less."""
+    return 1 << (number - 1).bit_length()
 
 
 def _is_captured(x: Tensor) -> bool:

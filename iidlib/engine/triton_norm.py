@@ -70,7 +70,7 @@ def tile_for(height: int, width: int, pool: int, itemsize: int, *, backward: boo
         backward: whether for the backward kernel.
     """
     area = pool * pool
-    windows = _power_of_two(-(-height // pool) * -(-width // pool))
+    windows = triton_launch.power_of_two(-(-height // pool) * -(-width // pool))
     columns = min(WIDEST, max(SEGMENT // itemsize, TILE // (windows * area)))
     values, largest = 32, LARGEST
     if windows * area * columns > LARGEST:
@@ -80,11 +80,6 @@ def tile_for(height: int, width: int, pool: int, itemsize: int, *, backward: boo
             largest = 4 * LARGEST
     windows = min(windows, max(1, largest // (columns * area)))
     return Tile(windows, columns, min(16, max(1, windows * area * columns // (32 * values))))
-
-
-def _power_of_two(number: int) -> int:
-    """The smallest power of two that is not less."""
-    return 1 << (number - 1).bit_length()
 
 
 def usable(x: Tensor) -> bool:

@@ -5,9 +5,9 @@ channels. In the gradient every input pixel collects from the output pixels that
 added atomically, so the same inputs give the same bits. `augment` says what the transforms do, and `resampling` why the
 3 x 3 output pixels around the inverse position are all that may have read an input pixel.
 
-Positions are computed as PyTorch does it, operation by operation, so launches must not contract products and sums.
+Positions are computed in PyTorch's order of operations, so launches must not contract products and sums.
 
-The module can be imported without Triton; only `engine.triton_augment` uses it.
+The module can be imported without Triton; the kernel is launched only by `engine.triton_launch`.
 """
 
 # without this, the annotations would need Triton at import
@@ -31,16 +31,16 @@ def _tile(start, SIDE: tl.constexpr, CHANNELS: tl.constexpr, PIXELS: tl.constexp
 
 
 @jit
-def _offset(row, column, channel, by_channel, by_pixel, SIDE: tl.constexpr):
-    return (row * SIDE + column) * by_pixel + channel * by_channel
+def _offset(row, column, channel, channel_stride, pixel_stride, SIDE: tl.constexpr):
+    return (row * SIDE + column) * pixel_stride + channel * channel_stride
 
 
 @jit
-def _taken(image, row, column, channel, wanted, by_channel, by_pixel, SIDE: tl.constexpr):
+def _taken(image, row, column, channel, wanted, channel_stride, pixel_stride, SIDE: tl.constexpr):
     """Values of an image; zero where none is wanted, and outside."""
     inside = (row >= 0) & (row < SIDE) & (column >= 0) & (column < SIDE)
     return tl.load(
-        image + _offset(row, column, channel, by_channel, by_pixel, SIDE), mask=wanted & inside, other=0.0
+        image + _offset(row, column, channel, channel_stride, pixel_stride, SIDE), mask=wanted & inside, other=0.0
     )  # fmt: skip
 
 
@@ -63,30 +63,30 @@ def _whole(number):
 
 @jit
 def _color(
-    source, target, first, second, third, by_channel, by_pixel,
+    source, target, first, second, third, channel_stride, pixel_stride,
     BRIGHTNESS: tl.constexpr, SATURATION: tl.constexpr, CONTRAST: tl.constexpr,
     SIDE: tl.constexpr, CHANNELS: tl.constexpr, PIXELS: tl.constexpr, WIDTH: tl.constexpr, GRADIENT: tl.constexpr,
 ):  # fmt: skip
-    """Brightness, saturation and contrast, which are one affine map; its linear part is its own transpose."""
+    """Brightness, saturation and contrast, which are one affine map whose linear part is symmetric."""
     shift, saturation, contrast = (first - 0.5) * BRIGHTNESS, second * SATURATION, third + CONTRAST
     sums = tl.zeros([PIXELS, WIDTH], tl.float32)
     for start in range(0, SIDE * SIDE, PIXELS):
         row, column, channel, exists = _tile(start, SIDE, CHANNELS, PIXELS, WIDTH)
-        sums += _taken(source, row, column, channel, exists, by_channel, by_pixel, SIDE)
+        sums += _taken(source, row, column, channel, exists, channel_stride, pixel_stride, SIDE)
     level = (1 - contrast) * (tl.sum(tl.sum(sums, 1), 0) / (CHANNELS * SIDE * SIDE))
     if not GRADIENT:
         level += shift
     for start in range(0, SIDE * SIDE, PIXELS):
         row, column, channel, exists = _tile(start, SIDE, CHANNELS, PIXELS, WIDTH)
-        x = _taken(source, row, column, channel, exists, by_channel, by_pixel, SIDE)
+        x = _taken(source, row, column, channel, exists, channel_stride, pixel_stride, SIDE)
         gray = (tl.sum(x, 1) / CHANNELS)[:, None]
         x = level + contrast * (1 - saturation) * gray + contrast * saturation * x
-        tl.store(target + _offset(row, column, channel, by_channel, by_pixel, SIDE), x, mask=exists)
+        tl.store(target + _offset(row, column, channel, channel_stride, pixel_stride, SIDE), x, mask=exists)
 
 
 @jit
 def _moved(
-    source, target, op, first, second, by_channel, by_pixel,
+    source, target, op, first, second, channel_stride, pixel_stride,
     SHIFT: tl.constexpr, SQUARE: tl.constexpr, FLIP: tl.constexpr,
     SIDE: tl.constexpr, CHANNELS: tl.constexpr, PIXELS: tl.constexpr, WIDTH: tl.constexpr, GRADIENT: tl.constexpr,
 ):  # fmt: skip
@@ -103,8 +103,8 @@ def _moved(
         row, column, channel, exists = _tile(start, SIDE, CHANNELS, PIXELS, WIDTH)
         from_column = tl.where(mirrored, SIDE - 1 - column, column + right)
         outside = (row < top) | (row >= top + SQUARE) | (column < left) | (column >= left + SQUARE)
-        x = _taken(source, row + down, from_column, channel, exists & outside, by_channel, by_pixel, SIDE)
-        tl.store(target + _offset(row, column, channel, by_channel, by_pixel, SIDE), x, mask=exists)
+        x = _taken(source, row + down, from_column, channel, exists & outside, channel_stride, pixel_stride, SIDE)
+        tl.store(target + _offset(row, column, channel, channel_stride, pixel_stride, SIDE), x, mask=exists)
 
 
 @jit
@@ -112,7 +112,7 @@ def _matrix(op, first, second, SCALE: tl.constexpr, ANGLE: tl.constexpr):
     """The linear map from output to input positions: scaling (4) or rotation (5)."""
     lowest: tl.constexpr = 1 / SCALE
     span: tl.constexpr = SCALE - 1 / SCALE
-    # Taylor series, exact in float32 for small angles; the functions for any angle may put values on the stack
+    # Taylor series, exact in float32 for small angles; `tl.sin` and `tl.cos`, which accept any angle, may use the stack
     tl.static_assert(ANGLE < 0.5)
     angle = (first - 0.5) * 2 * ANGLE
     square = angle * angle
@@ -126,7 +126,7 @@ def _matrix(op, first, second, SCALE: tl.constexpr, ANGLE: tl.constexpr):
 
 @jit
 def _warped(
-    source, target, op, first, second, by_channel, by_pixel,
+    source, target, op, first, second, channel_stride, pixel_stride,
     SCALE: tl.constexpr, ANGLE: tl.constexpr,
     SIDE: tl.constexpr, CHANNELS: tl.constexpr, PIXELS: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
@@ -143,14 +143,14 @@ def _warped(
                 weight = (1 - tl.abs(x - left - right)) * (1 - tl.abs(y - top - down))
                 total += weight * _taken(
                     source, top.to(tl.int32) + down, left.to(tl.int32) + right, channel, exists,
-                    by_channel, by_pixel, SIDE,
+                    channel_stride, pixel_stride, SIDE,
                 )  # fmt: skip
-        tl.store(target + _offset(row, column, channel, by_channel, by_pixel, SIDE), total, mask=exists)
+        tl.store(target + _offset(row, column, channel, channel_stride, pixel_stride, SIDE), total, mask=exists)
 
 
 @jit
 def _collected(
-    source, target, op, first, second, by_channel, by_pixel,
+    source, target, op, first, second, channel_stride, pixel_stride,
     SCALE: tl.constexpr, ANGLE: tl.constexpr,
     SIDE: tl.constexpr, CHANNELS: tl.constexpr, PIXELS: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
@@ -170,13 +170,15 @@ def _collected(
                 x, y = _pixel(xx * qx + xy * qy, SIDE), _pixel(yx * qx + yy * qy, SIDE)
                 weight_x, weight_y = 1 - tl.abs(x - column), 1 - tl.abs(y - row)
                 weight = tl.where((weight_x > 0) & (weight_y > 0), weight_x * weight_y, 0.0)
-                total += weight * _taken(source, out_row, out_column, channel, exists, by_channel, by_pixel, SIDE)
-        tl.store(target + _offset(row, column, channel, by_channel, by_pixel, SIDE), total, mask=exists)
+                total += weight * _taken(
+                    source, out_row, out_column, channel, exists, channel_stride, pixel_stride, SIDE
+                )
+        tl.store(target + _offset(row, column, channel, channel_stride, pixel_stride, SIDE), total, mask=exists)
 
 
 @jit
 def transform(
-    source, op, u, target, by_channel, by_pixel,
+    source, op, u, target, channel_stride, pixel_stride,
     BRIGHTNESS: tl.constexpr, SATURATION: tl.constexpr, CONTRAST: tl.constexpr, SHIFT: tl.constexpr,
     SQUARE: tl.constexpr, FLIP: tl.constexpr, SCALE: tl.constexpr, ANGLE: tl.constexpr,
     SIDE: tl.constexpr, CHANNELS: tl.constexpr, PIXELS: tl.constexpr, WIDTH: tl.constexpr, GRADIENT: tl.constexpr,
@@ -188,8 +190,8 @@ def transform(
         op: int64 [B], transform of each image: color, crop, cutout, flip, scale, rotate.
         u: [B, 3], uniform numbers.
         target: as source.
-        by_channel: distance of the channels of a pixel in memory.
-        by_pixel: distance of neighbouring pixels.
+        channel_stride: stride between channels.
+        pixel_stride: stride between pixels.
         BRIGHTNESS: width of the range of shifts.
         SATURATION: largest factor.
         CONTRAST: smallest factor.
@@ -210,14 +212,14 @@ def transform(
     drawn = tl.load(op + image)
     first, second, third = tl.load(u + 3 * image), tl.load(u + 3 * image + 1), tl.load(u + 3 * image + 2)
     if drawn == 0:
-        _color(source, target, first, second, third, by_channel, by_pixel, BRIGHTNESS, SATURATION, CONTRAST,
+        _color(source, target, first, second, third, channel_stride, pixel_stride, BRIGHTNESS, SATURATION, CONTRAST,
                SIDE, CHANNELS, PIXELS, WIDTH, GRADIENT)  # fmt: skip
     elif drawn < 4:
-        _moved(source, target, drawn, first, second, by_channel, by_pixel, SHIFT, SQUARE, FLIP,
+        _moved(source, target, drawn, first, second, channel_stride, pixel_stride, SHIFT, SQUARE, FLIP,
                SIDE, CHANNELS, PIXELS, WIDTH, GRADIENT)  # fmt: skip
     elif GRADIENT:
-        _collected(source, target, drawn, first, second, by_channel, by_pixel, SCALE, ANGLE,
+        _collected(source, target, drawn, first, second, channel_stride, pixel_stride, SCALE, ANGLE,
                    SIDE, CHANNELS, PIXELS, WIDTH)  # fmt: skip
     else:
-        _warped(source, target, drawn, first, second, by_channel, by_pixel, SCALE, ANGLE,
+        _warped(source, target, drawn, first, second, channel_stride, pixel_stride, SCALE, ANGLE,
                 SIDE, CHANNELS, PIXELS, WIDTH)  # fmt: skip

@@ -168,8 +168,9 @@ def evaluated(
                 results = [reached(networks[0], fitted.test)]
             else:
                 how = fit_together(
-                    networks, examples, training, seeds=seeds, on_epoch=done, hold=False, form=compute.ensemble
-                )
+                    networks, examples, training, seeds=seeds, on_epoch=done, hold=False, form=compute.ensemble,
+                    compiled=compute.compile != "off",
+                )  # fmt: skip
                 extra["ensemble"] = str(how)
                 results = reached_together(networks, fitted.test)
         seconds = (time.perf_counter() - started) / len(numbers)

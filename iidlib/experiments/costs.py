@@ -127,8 +127,11 @@ DATASET_SIZES: dict[str, DatasetSize] = {
 }
 """Sizes of datasets, repeated here because reading the registry imports torch."""
 
-_TERM_KERNELS = {"match.mean": 68, "match.cm": 30, "match.cc": 25, "match.ce": 50, "match.mmd": 64}
-"""Kernels of an iteration by term, counted for ConvNets with three blocks; those of the networks are in the first."""
+_TERM_KERNELS = {"match.mean": 8, "match.cm": 30, "match.cc": 25, "match.ce": 50, "match.mmd": 64}
+"""Kernels of an iteration by term, counted for ConvNets with three blocks."""
+
+_MATCHING_KERNELS = 60
+"""Kernels of an iteration for its draws, its augmentation, the matching network, and the update."""
 
 _PRETRAINED_KERNELS = 83
 """Kernels of a pretrained network in an iteration, counted for a ResNet18."""
@@ -248,7 +251,7 @@ def _terms(config: RunConfig) -> set[str]:
 
 def _kernels(terms: Iterable[str], *, pretrained: bool) -> int:
     """Kernels of an iteration, without the training of a queue."""
-    return sum(_TERM_KERNELS[term] for term in terms) + (_PRETRAINED_KERNELS if pretrained else 0)
+    return _MATCHING_KERNELS + sum(_TERM_KERNELS[term] for term in terms) + (_PRETRAINED_KERNELS if pretrained else 0)
 
 
 def _distillation(config: RunConfig, size: DatasetSize, classes: int, model: DeviceModel) -> float:
@@ -260,9 +263,10 @@ def _distillation(config: RunConfig, size: DatasetSize, classes: int, model: Dev
     real = 0 if match.statistics == "cached" else classes * min(match.batch_real, size.train // size.classes)
     syn = classes * config.ipc * config.syn.factor**2
     work = matching.forward * real + matching.image_gradient * syn
-    work += Work(kernels=_kernels(terms, pretrained="match.cc" in terms and not from_pool))
+    pretrains = "match.cc" in terms and not from_pool
+    work += Work(kernels=_kernels(terms, pretrained=pretrains))
     seconds = model.seconds(work, convnet=_is_convnet(name))
-    if "match.cc" in terms and not from_pool:
+    if pretrains:
         pretrained = _work(config.pool.network, config.pool.width, size)
         scatter = classes * match.cc_real if match.cc_scaling == "relative" else 0
         extra = pretrained.image_gradient * syn + pretrained.forward * scatter

@@ -84,7 +84,7 @@ class SetOrigin:
     distilled_on: str | None = None
     """The device of the iterations, with its threads; None if unknown."""
     recorded: bool | None = None
-    """Whether the iterations were recorded as CUDA graphs; None if unknown, or on another device."""
+    """Whether the iterations were recorded as CUDA graphs; None if unknown or not computed on a GPU."""
 
     @classmethod
     def planned(cls, config: RunConfig) -> "SetOrigin":

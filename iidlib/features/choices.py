@@ -46,12 +46,12 @@ def cluster_centres(features: Tensor, count: int, seed: int) -> Tensor:
     """
     _check_count(len(features), count)
     features = features.detach().cpu()  # [N, D]
-    with _settled():
+    with _one_blas_thread():
         return _nearest_to_centres(features, count, seed)
 
 
 def _nearest_to_centres(features: Tensor, count: int, seed: int) -> Tensor:
-    """`cluster_centres` of features on the CPU, within `_settled`; may run in several threads."""
+    """`cluster_centres` of features on the CPU, within `_one_blas_thread`; may run in several threads."""
     centres, sizes = _k_means(features, count, seed)  # [count, D], [count]
     # [count, N]; exact for small distances
     distances = torch.cdist(centres, features, compute_mode="donot_use_mm_for_euclid_dist")
@@ -68,7 +68,7 @@ def _k_means(features: Tensor, count: int, seed: int) -> tuple[Tensor, Tensor]:
     from threadpoolctl import threadpool_limits
 
     state = int(torch.randint(2**32, (), generator=stream(seed, 0, "clusters")))
-    # with several threads the rounding of sums would depend on their order; OpenMP's limit is one of the calling thread
+    # several threads would add in another order; a limit on OpenMP holds for the calling thread only, so it is set here
     with threadpool_limits(1, user_api="openmp"):
         fitted = KMeans(count, n_init=1, random_state=state).fit(features.numpy())
     sizes = torch.bincount(torch.as_tensor(fitted.labels_, dtype=torch.int64), minlength=count)
@@ -76,7 +76,7 @@ def _k_means(features: Tensor, count: int, seed: int) -> tuple[Tensor, Tensor]:
 
 
 @contextlib.contextmanager
-def _settled() -> Iterator[None]:
+def _one_blas_thread() -> Iterator[None]:
     """Limits BLAS to one thread in a block, for the whole process, and ignores warnings about equal images."""
     from sklearn.exceptions import ConvergenceWarning
     from threadpoolctl import threadpool_limits
@@ -124,16 +124,16 @@ class _Kind(NamedTuple):
     measure: Callable[[Network, RealSet, Tensor], Tensor]
     """Maps a network, all training images and the indices of a class to a value or a vector of each of its images."""
     choose: Callable[[Tensor, int, int], Tensor]
-    """Maps these, the number of images to choose and a seed to positions; runs within `_settled`, in a thread."""
+    """Maps these, the number of images to choose and a seed to positions; runs within `_one_blas_thread`."""
 
 
-def _first(losses: Tensor, count: int, seed: int) -> Tensor:
+def _easiest(losses: Tensor, count: int, seed: int) -> Tensor:
     return easiest(losses, count)
 
 
 KINDS: dict[str, _Kind] = {
     "centres": _Kind(_features, _nearest_to_centres),
-    "easiest": _Kind(_losses, _first),
+    "easiest": _Kind(_losses, _easiest),
 }
 """Ways to choose, by their name in ``syn.init``."""
 
@@ -195,7 +195,7 @@ def chosen_images(
     classes = [real.of_class(label) for label in range(real.num_classes)]  # [N] each
     positions: list[Future[Tensor]] = []  # [count] each
     # a choice takes one thread, so several are made at a time, while the network measures the images of further classes
-    with _settled(), ThreadPoolExecutor(threads) as workers:
+    with _one_blas_thread(), ThreadPoolExecutor(threads) as workers:
         for members in classes:
             with precision(real.device, (compute or ComputeConfig()).precision):
                 measured = measure(network, real, members)

@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
-from typing import Literal
 
 import attrs
 import torch
@@ -175,7 +174,7 @@ def trained_pool(
         fresh = {number: build(number) for number in missing[first : first + together]}
         started = time.perf_counter()
         with precision(device, compute.precision), deterministic(device), graphs(compute.graph):
-            trained, how = _train(fresh, dataset, config, "alone" if alone else compute.ensemble, on_epoch)
+            trained, how = _train(fresh, dataset, config, None if alone else compute, on_epoch)
         ensemble |= dict.fromkeys(map(str, fresh), how)
         seconds |= dict.fromkeys(map(str, fresh), round((time.perf_counter() - started) / len(fresh), 3))
         for (number, epochs), weights in trained.items():
@@ -238,10 +237,13 @@ def _train(
     networks: Mapping[int, Network],
     dataset: Dataset,
     config: PoolConfig,
-    form: Literal["alone", "auto", "at_once", "in_turn"],
+    compute: ComputeConfig | None,
     on_epoch: Callable[[int, int], None] | None,
 ) -> tuple[dict[tuple[int, int], dict[str, Tensor]], str]:
-    """Weights as they are stored, by network number and number of training epochs, sorted; and `Pool.ensemble`."""
+    """Weights as they are stored, by network number and number of training epochs, sorted; and `Pool.ensemble`.
+
+    Without `compute`, a single network is trained alone.
+    """
     kept: dict[tuple[int, int], dict[str, Tensor]] = {}
 
     def done(epoch: int) -> None:
@@ -256,12 +258,15 @@ def _train(
     training = Training(config.epochs, config.lr, config.batch, augmentation=augmentation)
     if 0 in _epochs_kept(config):
         kept |= {(number, 0): _rounded(network.state_dict(), config.stored) for number, network in networks.items()}
-    if form == "alone":
+    if compute is None:
         (network,) = networks.values()
         fit(network, examples, training, seed=seeds[0], on_epoch=done)
         how = ""
     else:
-        how = str(fit_together([*networks.values()], examples, training, seeds=seeds, on_epoch=done, form=form))
+        how = str(fit_together(
+            [*networks.values()], examples, training, seeds=seeds, on_epoch=done, form=compute.ensemble,
+            compiled=compute.compile != "off",
+        ))  # fmt: skip
     return dict(sorted(kept.items())), how
 
 

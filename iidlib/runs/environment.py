@@ -44,7 +44,7 @@ def environment() -> dict[str, Any]:
 
 
 def _gpus() -> str | None:
-    """Names of all GPUs, separated by commas; a run's own is recorded with the run."""
+    """Names of all GPUs, separated by commas; the one that a run used is under ``device``."""
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     return ", ".join(torch.cuda.get_device_name(number) for number in range(count)) or None
 

@@ -30,7 +30,7 @@ from torch.func import functional_call, vmap
 from iidlib import augment
 from iidlib.augment_ops import apply_drawn
 from iidlib.engine import Recording, recorded
-from iidlib.networks import Network, replaceable, set_backend
+from iidlib.networks import Network, set_backend
 from iidlib.rng import stream
 from iidlib.training import cutmix
 from iidlib.training.ensemble_draws import DrawnSteps, StepDraws
@@ -58,6 +58,7 @@ def fit_together(
     on_epoch: Callable[[int], None] | None = None,
     hold: bool = True,
     form: Literal["auto"] | Form = "auto",
+    compiled: bool = True,
 ) -> HowTrained:
     """Trains networks in place, the k-th as ``fit(networks[k], ..., seed=seeds[k])`` would, up to rounding.
 
@@ -72,6 +73,7 @@ def fit_together(
         hold: copy the weights to the networks before each `on_epoch`; not needed if it only counts epochs.
         form: how a step computes gradients, the setting ``compute.ensemble``. If *at once* raises or does not agree
             with *in turn* on the first batch, *in turn* is used, with a warning.
+        compiled: whether the augmentation may use a compiled kernel; the networks know for themselves.
 
     Returns:
         How the steps ran.
@@ -79,7 +81,7 @@ def fit_together(
     Raises:
         ValueError: if the numbers of seeds and networks differ, there are none, or the networks are not alike.
     """
-    return _Ensemble(networks, examples, training, form).fit(seeds, on_epoch, hold=hold)
+    return _Ensemble(networks, examples, training, form, compiled=compiled).fit(seeds, on_epoch, hold=hold)
 
 
 class _Batch:
@@ -99,6 +101,8 @@ class _Ensemble:
         examples: Examples,
         training: Training,
         form: Literal["auto"] | Form = "auto",
+        *,
+        compiled: bool = True,
     ) -> None:
         """Stacks the weights of networks of one architecture and shape.
 
@@ -107,6 +111,7 @@ class _Ensemble:
             examples: the training data.
             training: how to train.
             form: how a step computes gradients, as in `fit_together`.
+            compiled: whether the augmentation may use a compiled kernel.
 
         Raises:
             ValueError: if there are no networks, or they are not alike.
@@ -132,7 +137,7 @@ class _Ensemble:
         }
         self._images_of, self._labels, self._device = examples.images_of, examples.labels, examples.labels.device
         self._training = training
-        self._compiled = all(module.backend != "eager" for module in replaceable(networks[0]))
+        self._compiled = compiled
         self._stages = [augment.parse_strategy(stage) for stage in augmentation_stages(training.augmentation)]
         self._mixed, self._side = training.cutmix, networks[0].image_size
         self._form: Form = default_form(networks[0].name, self._device) if form == "auto" else form
