@@ -89,7 +89,7 @@ def write(session: Session) -> None:
     parts = [f"===== {log.stem}\n" + "\n".join(tail(log, 5000)) + "\n" for log in logs]
     (session.out / "log.txt").write_text("\n".join(parts), encoding="utf-8")
     with contextlib.suppress(OSError, ValueError):  # the summary must be written, whatever is broken
-        sets(session.runs / "cells", session.out / "sets.zip")
+        session.remarks += sets(session.runs / "cells", session.out / "sets.zip")
     session.remarks = list(dict.fromkeys([*session.remarks, *tidy(session.out, session.runs / "left-out")]))
     temporary = session.runs / "summary.md"
     temporary.write_text(summary(session), encoding="utf-8")

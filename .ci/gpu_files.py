@@ -23,13 +23,14 @@ def tail(path: Path, lines: int) -> list[str]:
     return []
 
 
-def sets(runs: Path, archive: Path) -> None:
+def sets(runs: Path, archive: Path) -> list[str]:
     """Archives the distilled sets with their settings and logs, the newest first, as many as may be kept.
 
-    Unfinished runs follow with their newest checkpoint, so that another machine can resume them from the archive.
+    Unfinished runs follow with their newest checkpoint, so that another machine can resume them from the archive. Says
+    which runs were too large.
     """
     folders = sorted((path for path in runs.glob("*") if path.is_dir()), key=lambda path: -_changed(path))
-    left, names = MOST_BYTES - 2**16, []
+    left, names, said = MOST_BYTES - 2**16, [], []
     for folder in sorted(folders, key=lambda path: not (path / OF_A_RUN[0]).is_file()):
         own = [folder / name for name in OF_A_RUN if (folder / name).is_file()]
         if not (folder / OF_A_RUN[0]).is_file():
@@ -38,12 +39,15 @@ def sets(runs: Path, archive: Path) -> None:
         size = sum(path.stat().st_size for path in own)
         if size <= left:
             left, names = left - size, names + own
+        else:
+            said.append(f"{folder.name}: not in {archive.name}, since its {size / 2**20:.0f} MiB do not fit")
     if names:
         # a rented machine's clock may be at 1970, before the first year that the format knows
         with zipfile.ZipFile(archive.with_suffix(".unfinished"), "w", strict_timestamps=False) as file:
             for path in names:
                 file.write(path, path.relative_to(runs))
         archive.with_suffix(".unfinished").replace(archive)
+    return said
 
 
 def _changed(folder: Path) -> float:

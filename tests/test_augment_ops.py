@@ -18,26 +18,24 @@ from iidlib.engine import triton_augment, triton_kernels, triton_launch, triton_
 from tests.factories import draw, noise_images, seeded
 from tests.triton_build import build, resources, warps_at_once
 
+STRIDES = ("channel_stride", "pixel_stride")
+
 
 @pytest.mark.slow
 @pytest.mark.skipif(not triton_kernels.available(), reason="Triton is not installed")
-@pytest.mark.parametrize("last", [True, False], ids=["channels-last", "contiguous"])
 @pytest.mark.parametrize("gradient", [False, True], ids=["forward", "gradient"])
 @pytest.mark.parametrize(("side", "channels"), [(32, 3), (64, 3), (32, 1)])
-def test_the_kernel_fits_an_h100(side: int, channels: int, gradient: bool, last: bool, tmp_path: Path) -> None:
-    """Registers for 12 warps or more per multiprocessor, and none spilled."""
+def test_the_kernel_fits_an_h100(side: int, channels: int, gradient: bool, tmp_path: Path) -> None:
+    """Registers for 16 warps or more per multiprocessor, 12 for grey images, and none spilled."""
     pixels, width, warps = triton_augment.tile_for(side, channels)
     constants: dict[str, object] = dict(_ranges(torch.empty(1, channels, side, side)))
     constants |= {"SIDE": side, "CHANNELS": channels, "PIXELS": pixels, "WIDTH": width, "GRADIENT": gradient}
     types = {"source": "*fp32", "op": "*i64", "u": "*fp32", "target": "*fp32"}
-    types |= (
-        {"channel_stride": "i32", "pixel_stride": "i32"}
-        if last
-        else {"channel_stride": "i32 16", "pixel_stride": "i32"}
-    )
+    assert {p.name for p in triton_transforms.transform.params if p.do_not_specialize} == set(STRIDES)
+    types |= dict.fromkeys(STRIDES, "i32")  # so it is one kernel, whatever the layout
     built = build(triton_transforms.transform, types, constants, warps=warps, contract=False)
     registers, spilled = resources(built, tmp_path)
-    assert spilled == 0 and warps_at_once(registers, warps) >= 12, f"{registers} registers"
+    assert spilled == 0 and warps_at_once(registers, warps) >= (16 if channels > 1 else 12), f"{registers} registers"
 
 
 def test_tiles_are_small_and_of_powers_of_two() -> None:

@@ -270,13 +270,15 @@ def test_a_run_without_fixed_shapes_is_said_once_and_continues(monkeypatch, capl
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("compile", ["off", "auto"])
 @pytest.mark.parametrize("method", RECORDED)
-def test_a_recording_is_the_plain_step_on_a_gpu(method):
+def test_a_recording_is_the_plain_step_on_a_gpu(method, compile):
     from iidlib.data import Dataset
 
     data = tiny_dataset(EVEN)
     moved = Dataset(data.name, data.train.to("cuda"), data.test.to("cuda"), data.spec)
-    plain, recorded = (ready_run(settings(method, compute__precision="fp32"), moved) for _ in range(2))
+    config = settings(method, compute__precision="fp32", compute__compile=compile)
+    plain, recorded = (ready_run(config, moved) for _ in range(2))
     for run in (plain, recorded):
         for network in run.pool.networks if run.pool else ():
             network.cuda()

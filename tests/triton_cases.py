@@ -250,7 +250,7 @@ def the_block() -> Iterator[Check]:
     (reference,) = torch.autograd.grad(block(twin), twin, cotangent.double())
     yield "block frozen", "gradient", error(gradient, reference), 1e-5
     block.float().use("fused")
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(DEVICE, torch.bfloat16):
         half = block(images)
     assert half.dtype == torch.bfloat16
     yield "block bf16", "value", error(half, expected), HALF
@@ -276,7 +276,7 @@ def the_augmentation() -> Iterator[Check]:
     """Each transform at the ends, in the middle, and at random within its ranges; its gradient; any layout."""
     last = 1 - 2**-24  # the largest float32 below 1
     ends = torch.cartesian_prod(*[torch.tensor([0.0, 0.5, last])] * 3)  # [27, 3]
-    random = torch.rand(9, 3, generator=torch.Generator().manual_seed(7))
+    random = torch.rand(9, 3, generator=torch.Generator("cpu").manual_seed(7), device="cpu").to(DEVICE)
     u = torch.cat([ends, random])  # [36, 3]
     forms = [(32, 3, torch.channels_last), (15, 1, torch.contiguous_format)]
     if not SHORT:
@@ -284,19 +284,19 @@ def the_augmentation() -> Iterator[Check]:
     for side, channels, form in forms:
         for number, name in enumerate(augment.OPERATIONS):
             drawn = u[:: {64: 5, 32: 2, 28: 2}.get(side, 1)]
-            op, drawn = torch.full((len(drawn),), number), drawn.to(DEVICE)
+            op = torch.full((len(drawn),), number)
             images = draw(len(drawn), channels, side, side, seed=number).contiguous(memory_format=form)
-            yield from against_apply(f"{name} {side}x{side}x{channels}", images, op.to(DEVICE), drawn)
+            yield from against_apply(f"{name} {side}x{side}x{channels}", images, op, drawn)
     op = torch.arange(len(u)) % len(augment.OPERATIONS)
-    yield from against_apply("all", draw(len(u), 3, 16, 16), op.to(DEVICE), u.to(DEVICE))
-    subset = torch.randint(2, (len(u),), generator=torch.Generator().manual_seed(1)) + 3  # flip and scale
-    yield from against_apply("some", draw(len(u), 3, 16, 16), subset.to(DEVICE), u.to(DEVICE), ("flip", "scale"))
+    yield from against_apply("all", draw(len(u), 3, 16, 16), op, u)
+    subset = 3 + torch.arange(len(u)) % 2  # flip and scale
+    yield from against_apply("some", draw(len(u), 3, 16, 16), subset, u, ("flip", "scale"))
     every_other = draw(2 * len(u), 3, 16, 16)[::2]
-    yield from against_apply("strided", every_other, op.to(DEVICE), u.to(DEVICE))
+    yield from against_apply("strided", every_other, op, u)
     before = len(launches)
-    augment_ops.apply_drawn(draw(2, 3, 8, 8).double(), op[:2].to(DEVICE), u[:2].to(DEVICE))
-    augment_ops.apply_drawn(draw(2, 3, 8, 8), op[:2].to(DEVICE), u[:2].to(DEVICE), compiled=False)
-    augment_ops.apply_drawn(draw(2, 17, 8, 8), op[:2].to(DEVICE), u[:2].to(DEVICE))
+    augment_ops.apply_drawn(draw(2, 3, 8, 8).double(), op[:2], u[:2])
+    augment_ops.apply_drawn(draw(2, 3, 8, 8), op[:2], u[:2], compiled=False)
+    augment_ops.apply_drawn(draw(2, 17, 8, 8), op[:2], u[:2])
     assert len(launches) == before, "these are computed by PyTorch"
 
 

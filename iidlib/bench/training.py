@@ -215,7 +215,10 @@ def compare_together(
         networks: Sequence[Network], number: int = 1, on_epoch: Callable[[int], None] | None = None
     ) -> HowTrained:
         training, seeds = work.training(number), range(count)
-        return fit_together(networks, work.examples, training, seeds=seeds, on_epoch=on_epoch, hold=False)
+        return fit_together(
+            networks, work.examples, training, seeds=seeds, on_epoch=on_epoch, hold=False,
+            compiled=config.compute.compile != "off",
+        )  # fmt: skip
 
     networks, fields = work.check(train, done)
     baseline_times: list[float] = []

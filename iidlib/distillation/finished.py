@@ -182,6 +182,7 @@ def restored(run: Distillation, folder: RunFolder, saved: tuple[dict[str, Tensor
         run.restore(state)
         logger.info("resuming after %d iterations from %s", done, Checkpoints(folder.checkpoints).path(done))
         _say_queue(run, folder, done, state)
+    run.recorded_before = facts.get("recorded")
     run.totals = [int(total) for total in facts.get("totals", [])]
     if before != run.config.iterations:
         run.totals += [before] if run.totals[-1:] != [before] else []
@@ -205,17 +206,17 @@ def _say_queue(run: Distillation, folder: RunFolder, done: int, state: Mapping[s
     run.mismatched = True
 
 
-def note_device(run: Distillation, folder: RunFolder, done: int) -> None:
+def note_device(run: Distillation, folder: RunFolder | None, done: int) -> dict[str, Any]:
     """Notes the device of the iterations from `done` on and, on CUDA, whether they are recorded.
 
-    Recorded and plain steps round differently, so a change during a run is a mismatch, with a warning.
+    Recorded and plain steps round differently, so a change since the checkpoint is a mismatch, with a warning.
+
+    Returns:
+        Facts about it for a checkpoint.
     """
-    device = run.images.device
-    before = folder.noted("device").get("recorded")
-    facts: dict[str, Any] = {"name": device_name(device), "from": done}
-    if device.type == "cuda" or run.recorded:
-        facts["recorded"] = run.recorded
-    if isinstance(before, bool) and before != run.recorded:
+    device, before = run.images.device, run.recorded_before
+    facts = {"recorded": run.recorded} if device.type == "cuda" or run.recorded else {}
+    if folder and before is not None and before != run.recorded:
         was, now = ("recorded as CUDA graphs" if each else "not recorded" for each in (before, run.recorded))
         logger.warning(
             "the steps of this run were %s before and are %s now, so the result will differ from that of an "
@@ -223,4 +224,6 @@ def note_device(run: Distillation, folder: RunFolder, done: int) -> None:
         )  # fmt: skip
         folder.note("environment_mismatch", {"iteration": done, "steps": [was, now]})
         run.mismatched = True
-    folder.note("device", facts)
+    if folder:
+        folder.note("device", {"name": device_name(device), "from": done} | facts)
+    return facts | {"mismatched": run.mismatched}

@@ -212,11 +212,10 @@ def _distill(
 ) -> DistillResult:
     """Runs the loop from iteration `done` on and saves the result, in a folder that is locked."""
     config = run.config
+    facts = facts_of(run)  # before the recording, since a kernel that fails in it does so in every process
     if done < config.iterations:
         run.record(done)
-        if folder:
-            note_device(run, folder, done)
-    facts = facts_of(run)
+        facts |= note_device(run, folder, done)
     rows: list[dict[str, Any]] = folder.metric_rows() if folder else []
     saved_at = time.perf_counter()
     started = saved_at - run.choice_seconds

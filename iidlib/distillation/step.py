@@ -72,6 +72,8 @@ class Distillation:
         chunk: maximum number of images in one forward pass, 0 for no limit.
         groups: groups of classes whose gradients are computed one after the other.
         mismatched: whether the run was resumed under other conditions than it was started under.
+        recorded_before: whether the iterations before the checkpoint that the run resumed from were recorded; None if
+            unknown, or without one.
         totals: previous total numbers of iterations of a run that was continued.
     """
 
@@ -136,6 +138,7 @@ class Distillation:
         self.optimiser = method.optimiser(self.images, config.syn, self.real.num_classes)
         self.mismatched = False
         self.totals: list[int] = []
+        self.recorded_before: bool | None = None
         self._recorded: CapturedStep | None = None
 
     @property

@@ -18,7 +18,8 @@ RANGES = ("BRIGHTNESS", "SATURATION", "CONTRAST", "SHIFT", "SQUARE", "FLIP", "SC
 TILE = 2048
 """Largest number of values per tile, ``VALUES`` in each thread: with three channels, 512 pixels in 8 warps.
 
-Compiled for an H100, that takes 80 registers, and 126 for the gradient, so a multiprocessor has 16 to 24 warps.
+Compiled for an H100, that takes 48 to 80 registers, and 64 to 115 for the gradient, depending on Triton's version, so a
+multiprocessor has 16 warps or more.
 """
 
 VALUES = 8

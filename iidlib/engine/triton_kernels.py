@@ -31,9 +31,9 @@ def available() -> bool:
     return triton is not None
 
 
-def jit(function: Callable[..., Any]) -> Any:
+def jit(function: Callable[..., Any], **options: Any) -> Any:
     """A function as a Triton kernel; as it is, and never called, without Triton."""
-    return function if triton is None else triton.jit(function)
+    return function if triton is None else triton.jit(function, **options)
 
 
 @jit

@@ -77,7 +77,7 @@ def launch(
 
     Raises:
         torch.OutOfMemoryError: if memory runs out.
-        Exception: what the launch raises within a capture.
+        RuntimeError: if a launch within a capture fails.
     """
     global _broken
     kernel = getattr(_kernels(), name)
@@ -89,8 +89,8 @@ def launch(
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # compilers, drivers and launchers have their own: continue whatever fails
-        if _is_captured(x):
-            raise  # a capture that is broken already, which the recorder reports; plain operations would fail, too
+        if _is_captured(x):  # and so broken, which the recorder reports; plain operations would fail, too
+            raise RuntimeError(str(error)) from error
         if "out of memory" in str(error):  # of the driver, which loads the compiled code
             raise torch.OutOfMemoryError(str(error)) from error
         _broken = True

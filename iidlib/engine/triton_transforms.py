@@ -13,6 +13,8 @@ The module can be imported without Triton; the kernel is launched only by `engin
 # without this, the annotations would need Triton at import
 from __future__ import annotations
 
+from functools import partial
+
 from iidlib.engine.triton_kernels import jit
 
 try:
@@ -176,7 +178,7 @@ def _collected(
         tl.store(target + _offset(row, column, channel, channel_stride, pixel_stride, SIDE), total, mask=exists)
 
 
-@jit
+@partial(jit, do_not_specialize=["channel_stride", "pixel_stride"])  # with a stride of 1, it takes more registers
 def transform(
     source, op, u, target, channel_stride, pixel_stride,
     BRIGHTNESS: tl.constexpr, SATURATION: tl.constexpr, CONTRAST: tl.constexpr, SHIFT: tl.constexpr,
