@@ -239,7 +239,7 @@ class CapturedStep:
 
     @property
     def recorded(self) -> bool:
-        """Whether whole iterations are recorded: the step, the logged step, and the training of networks."""
+        """Whether the step, the logged step, and the training of networks are all recorded."""
         return len(self._recordings) == 2 and self.draws.fixed.recorded
 
     @torch.no_grad()
