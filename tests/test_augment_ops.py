@@ -31,9 +31,9 @@ def test_the_kernel_fits_an_h100(side: int, channels: int, gradient: bool, tmp_p
     constants: dict[str, object] = dict(_ranges(torch.empty(1, channels, side, side)))
     constants |= {"SIDE": side, "CHANNELS": channels, "PIXELS": pixels, "WIDTH": width, "GRADIENT": gradient}
     types = {"source": "*fp32", "op": "*i64", "u": "*fp32", "target": "*fp32"}
-    assert {p.name for p in triton_transforms.transform.params if p.do_not_specialize} == set(STRIDES)
+    assert {p.name for p in triton_transforms.kernel().params if p.do_not_specialize} == set(STRIDES)
     types |= dict.fromkeys(STRIDES, "i32")  # so it is one kernel, whatever the layout
-    built = build(triton_transforms.transform, types, constants, warps=warps, contract=False)
+    built = build(triton_transforms.kernel(), types, constants, warps=warps, contract=False)
     registers, spilled = resources(built, tmp_path)
     assert spilled == 0 and warps_at_once(registers, warps) >= (16 if channels > 1 else 12), f"{registers} registers"
 

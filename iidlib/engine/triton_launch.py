@@ -36,7 +36,7 @@ def _kernels() -> SimpleNamespace | None:
 
     if triton_kernels.available():
         return SimpleNamespace(
-            forward=triton_kernels.forward, backward=triton_kernels.backward, transform=triton_transforms.transform
+            forward=triton_kernels.forward, backward=triton_kernels.backward, transform=triton_transforms.kernel()
         )
     logger.warning(
         "Triton is not installed; norms and augmentations run as separate operations on the GPU, which is slower"

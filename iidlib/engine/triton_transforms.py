@@ -14,6 +14,7 @@ The module can be imported without Triton; the kernel is launched only by `engin
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 from iidlib.engine.triton_kernels import jit
 
@@ -22,7 +23,12 @@ try:
 except ImportError:  # macOS, Windows, torch without CUDA
     pass
 
-__all__ = ["transform"]
+__all__ = ["kernel"]
+
+
+def kernel() -> Any:
+    """The kernel, `transform`, which takes images, draws and constants, and writes the result."""
+    return transform
 
 
 @jit
