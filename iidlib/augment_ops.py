@@ -41,7 +41,7 @@ def apply_drawn(
 
 
 class _Drawn(torch.autograd.Function):
-    """The augmentation by the kernel, or by separate operations once a kernel has failed."""
+    """The augmentation by the kernel, or by separate operations after a kernel has failed."""
 
     @staticmethod
     def forward(ctx: Any, images: Tensor, op: Tensor, u: Tensor, operations: Sequence[str]) -> Tensor:

@@ -120,7 +120,7 @@ def _matrix(op, first, second, SCALE: tl.constexpr, ANGLE: tl.constexpr):
     """The linear map from output to input positions: scaling (4) or rotation (5)."""
     lowest: tl.constexpr = 1 / SCALE
     span: tl.constexpr = SCALE - 1 / SCALE
-    # Taylor series, exact in float32 for small angles; `tl.sin` and `tl.cos`, which accept any angle, may use the stack
+    # Taylor series, exact in float32 for small angles; the functions for any angle may use the stack
     tl.static_assert(ANGLE < 0.5)
     angle = (first - 0.5) * 2 * ANGLE
     square = angle * angle
