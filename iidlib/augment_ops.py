@@ -1,8 +1,8 @@
 """The augmentation with fixed shapes, `augment.apply_everywhere`, with a Triton kernel on CUDA.
 
-As separate operations, each transform is computed for each image: in some 440 kernels per iteration of DM, if gradients
-are summed in a fixed order, of 500 in all.
-The kernel computes for each image only what was drawn for it, in one launch, and the gradient in another.
+As separate operations, each transform is computed for each image. With gradients that are summed in a fixed order, that
+takes some 440 of the 500 kernels in an iteration of DM. The kernel computes for each image only what was drawn for it,
+in one launch, and the gradient in another.
 """
 
 import math

@@ -1,6 +1,6 @@
 """Launches of the augmentation's Triton kernel.
 
-`augment_ops` makes a PyTorch operator of it.
+`augment_ops` makes a differentiable function of it.
 """
 
 from collections.abc import Mapping
