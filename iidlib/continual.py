@@ -26,7 +26,7 @@ from iidlib.config.uses import chosen_by_pool
 from iidlib.data import Dataset, RealSet
 from iidlib.distillation import METHODS, check_dataset, distill
 from iidlib.errors import InputError, listed, suggest
-from iidlib.evaluation import check_evaluation, choose, evaluate, random_real
+from iidlib.evaluation import FinishedNetworks, check_evaluation, choose, evaluate, random_real
 from iidlib.evaluation.coresets import CHOICES, check_choice
 from iidlib.features import choosing_pool
 from iidlib.runs import RunFolder
@@ -154,6 +154,7 @@ def learn_in_steps(
     memory: list[SyntheticSet] = []
     seen: list[int] = []
     rows = []
+    finished = None if out is None else FinishedNetworks()
     for number, group in enumerate(groups, 1):
         folder = Path(out) / f"step-{number:02d}" if out is not None else None
         trained_longer = _with_longer_pool(config, dataset.train.num_classes / len(group))
@@ -185,6 +186,7 @@ def learn_in_steps(
                 seed=config.seed,
                 compute=config.compute,
                 on_epochs=progress_bar.advance,
+                finished=finished,
             )
         columns: dict[str, Any] = {
             "step": number,
@@ -197,6 +199,8 @@ def learn_in_steps(
         rows.append(frame)
         if on_step is not None:
             on_step(frame)
+    if finished:
+        finished.forget()
     return pd.concat(rows, ignore_index=True)
 
 

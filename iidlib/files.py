@@ -338,7 +338,10 @@ def remove_empty(folders: Iterable[Path]) -> None:
 
 
 def cache_dir() -> Path:
-    """Folder of the pools: ``IID_CACHE``, or ``iidlib`` in the user's cache folder."""
+    """Folder of pools, compiled kernels, decoded images and interrupted evaluations.
+
+    It is ``IID_CACHE``, or ``iidlib`` in the user's cache folder.
+    """
     if os.environ.get("IID_CACHE"):
         return user_path(os.environ["IID_CACHE"])
     if sys.platform == "darwin":

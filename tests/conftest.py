@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import tempfile
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,6 +52,18 @@ def cache_of_this_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("IID_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(autouse=True)
+def interrupted_evaluations_of_this_test(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> Path:
+    """Where interrupted evaluations of the command line keep finished networks: no test resumes another one's."""
+    from iidlib.evaluation import interrupted
+
+    cache = tmp_path_factory.getbasetemp() / f"interrupted-{uuid.uuid4().hex}"
+    monkeypatch.setattr(interrupted, "cache_dir", lambda: cache)
+    return cache / "evaluations"
 
 
 @pytest.fixture(autouse=True)

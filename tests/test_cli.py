@@ -652,8 +652,8 @@ def test_without_an_evaluation_its_networks_do_not_matter(iid: Run, monkeypatch:
 
 
 @pytest.fixture
-def fails_at_the_third(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The third network of a set cannot be trained."""
+def fails_at_the_third(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The third network of a set cannot be trained at first; the list has an entry for each attempt."""
     trained, fit = [], evaluation_run.fit
 
     def failing(*given: object, **named: object) -> object:
@@ -663,31 +663,50 @@ def fails_at_the_third(monkeypatch: pytest.MonkeyPatch) -> None:
         return fit(*given, **named)
 
     monkeypatch.setattr(evaluation_run, "fit", failing)
+    return trained
 
 
 def test_rows_of_finished_networks_are_kept_when_a_later_one_fails(
-    iid: Run, finished: Path, fails_at_the_third: None
+    iid: Run,
+    finished: Path,
+    fails_at_the_third: list[int],
+    interrupted_evaluations_of_this_test: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     before = contents(finished)
-    ended = iid("evaluate", "run", "--networks", "convnet3,convnet2", "--out", "s.json", "--results", "r.csv")
+    given = ["evaluate", "run", "--networks", "convnet3,convnet2", "--out", "s.json", "--results", "r.csv"]
+    ended = iid(*given)
     assert ended.status == 1, ended
-    assert "2 networks were already evaluated; their rows are saved in s.json and r.csv" in ended.err
+    assert (
+        "2 networks were already evaluated; their rows are saved in s-incomplete.json and r.csv, and the same command "
+        "resumes after them" in ended.err
+    )
     assert "out of memory" in ended.err
-    kept = rows(Path("s.json"))
+    kept = rows(Path("s-incomplete.json"))
     assert kept["network"].tolist() == ["convnet3"] * 2 and kept["incomplete"].all()
     assert kept["accuracy"].tolist() == rows(finished / "scores.json").query("method == 'iid-dm'")["accuracy"].tolist()
     assert pd.read_csv("r.csv")["accuracy"].tolist() == kept["accuracy"].tolist()
     assert contents(finished) == before, "another protocol than the run's own"
+    again = iid(*given)
+    assert again.status == 0, again
+    assert "resuming an interrupted evaluation: 2 of 4 networks are finished" in caplog.messages
+    assert len(fails_at_the_third) == 3 + 6, "two networks of the set, and four of random images"
+    table, scores = pd.read_csv("r.csv"), rows(Path("s.json"))
+    assert len(table) == len(scores) == 8 and not table.duplicated(["method", "network", "evaluation_seed"]).any()
+    own = scores[scores["method"] == "iid-dm"]
+    assert own["seconds"].tolist()[:2] == kept["seconds"].tolist()
+    assert not Path("s-incomplete.json").exists() and not list(interrupted_evaluations_of_this_test.iterdir())
 
 
 def test_a_distillation_whose_evaluation_fails_keeps_its_rows_beside_the_set(
-    iid: Run, fails_at_the_third: None
+    iid: Run, fails_at_the_third: list[int]
 ) -> None:
     ended = iid("distill", "dm", *TINY, "--out", "run")
     assert ended.status == 1 and "their rows are saved in run/scores-incomplete.json" in ended.err, ended
     assert set(rows(Path("run/scores-incomplete.json"))["method"]) == {"dm"}
     assert not Path("run/scores.json").exists()
     assert iid("distill", "dm", *TINY, "--out", "run", "--resume").status == 0
+    assert len(fails_at_the_third) == 3 + 2, "only the random images are left, of which one had failed"
     assert len(rows(Path("run/scores.json"))) == 4 and not Path("run/scores-incomplete.json").exists()
 
 

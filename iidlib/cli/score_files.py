@@ -62,10 +62,14 @@ class KeptRows:
 
     Attributes:
         tables: rows of the finished networks of each set.
+        finished: the finished networks, kept in the cache until all rows are saved, so that the command can be resumed.
     """
 
     def __init__(self, *, run: "RunFolder | None" = None, out: Path | None = None, results: Path | None = None) -> None:
+        from iidlib.evaluation import FinishedNetworks
+
         self.tables: list[pd.DataFrame] = []
+        self.finished = FinishedNetworks()
         self._run, self._out, self._results = run, out, results
         self._places: list[str] = []
 
@@ -95,6 +99,7 @@ class KeptRows:
                     f"{self._out} was created in the meantime and is not overwritten; the scores are in {written}",
                     err=True,
                 )
+            _remove_incomplete(self._out)
             self._out = None
             self._places.append(str(written))
         if of_run and self._run is not None:
@@ -106,6 +111,7 @@ class KeptRows:
             append_results(self._results, scores)
             self._results = None
         self.tables.clear()
+        self.finished.forget()
 
     def __enter__(self) -> "KeptRows":
         return self
@@ -120,7 +126,10 @@ class KeptRows:
         rows = pd.concat(self.tables, ignore_index=True)
         saved = self._saved(rows)
         where = f"are saved in {' and '.join(saved)}" if saved else "could not be saved"
-        typer.echo(f"{len(rows)} networks were already evaluated; their rows {where}", err=True)
+        typer.echo(
+            f"{len(rows)} networks were already evaluated; their rows {where}, and the same command resumes after them",
+            err=True,
+        )
 
     def _saved(self, rows: "pd.DataFrame") -> list[str]:
         """Saves rows in each place that does not have them yet; if all of these fail, in a fallback location."""
@@ -132,7 +141,7 @@ class KeptRows:
             incomplete = self._run.path / "scores-incomplete.json"
             places.append(lambda: _rewritten(incomplete, marked))
         if (out := self._out) is not None:
-            places.append(lambda: write_new(out, marked))
+            places.append(lambda: write_new(_incomplete(out), marked))  # the file itself would refuse the command
         if (results := self._results) is not None:
             places.append(lambda: _added(results, rows))
         found = self._places
@@ -144,6 +153,21 @@ class KeptRows:
                 with contextlib.suppress(OSError):
                     return [str(write_new(folder / "scores-incomplete.json", marked))]
         return found
+
+
+def _incomplete(out: Path) -> Path:
+    """Path of an incomplete evaluation next to that of the complete one."""
+    return out.with_name(f"{out.stem}-incomplete{out.suffix}")
+
+
+def _remove_incomplete(out: Path) -> None:
+    """Removes the scores of an interrupted evaluation, unless the file holds something else."""
+    from iidlib.runs.records import score_records
+
+    path = _incomplete(out)
+    with contextlib.suppress(ValueError, OSError):
+        if all(record.get("incomplete") for record in score_records(path)):
+            path.unlink(missing_ok=True)
 
 
 def _rewritten(path: Path, content: str) -> Path:

@@ -46,7 +46,13 @@ def scored(
     with bar(f"evaluating {origin.method}", protocol.all_epochs, "epoch") as progress:
         try:
             for row in evaluated(
-                images, dataset, protocol=protocol, seed=seed, compute=config.compute, on_epochs=progress.advance
+                images,
+                dataset,
+                protocol=protocol,
+                seed=seed,
+                compute=config.compute,
+                on_epochs=progress.advance,
+                finished=kept.finished,
             ):
                 found.append(row)
                 ended = f"{row['accuracy']:.1f} %" if row["outcome"] == "trained" else row["outcome"]

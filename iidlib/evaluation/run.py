@@ -6,7 +6,8 @@ import json
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import attrs
 import pandas as pd
@@ -16,8 +17,10 @@ from iidlib.config import ComputeConfig, EvalProtocol
 from iidlib.data import Dataset, RealSet
 from iidlib.engine import default_together, deterministic, graphs, precision
 from iidlib.evaluation.fitting import check_arguments, check_evaluation, dataset_for, log_differences, untested
+from iidlib.evaluation.interrupted import FinishedNetworks, digest_of
 from iidlib.networks import network_for
 from iidlib.rng import stream, stream_seed
+from iidlib.runs.environment import conditions, source_digest
 from iidlib.synthetic import SyntheticSet
 from iidlib.training import (
     Examples,
@@ -44,6 +47,7 @@ def evaluate(
     seed: int = 0,
     compute: ComputeConfig | None = None,
     on_epochs: Callable[[int], object] | None = None,
+    finished: FinishedNetworks | None = None,
 ) -> pd.DataFrame:
     """Trains new networks on a set and tests each once, after its last epoch, on the dataset's test images.
 
@@ -61,6 +65,8 @@ def evaluate(
             rounding only.
         on_epochs: called with the number of epochs trained since the last call, summed over networks; the total is
             ``len(protocol.networks) * protocol.num_eval * protocol.epochs``.
+        finished: keeps each finished network, so that an equal evaluation resumes after them if this one is
+            interrupted; call its ``forget`` once the scores are saved. None keeps nothing.
 
     Returns:
         One row per trained network, with the columns network, evaluation_seed, accuracy (percent), epochs, images
@@ -86,7 +92,9 @@ def evaluate(
     """
     rows: list[dict[str, object]] = []
     try:
-        for row in evaluated(images, dataset, protocol=protocol, seed=seed, compute=compute, on_epochs=on_epochs):
+        for row in evaluated(
+            images, dataset, protocol=protocol, seed=seed, compute=compute, on_epochs=on_epochs, finished=finished
+        ):
             rows.append(row)
     except BaseException as error:  # out of memory or Ctrl-C: the traceback shows what was finished
         if rows:
@@ -103,6 +111,7 @@ def evaluated(
     seed: int = 0,
     compute: ComputeConfig | None = None,
     on_epochs: Callable[[int], object] | None = None,
+    finished: FinishedNetworks | None = None,
 ) -> Iterator[dict[str, object]]:
     """The rows of `evaluate`, each yielded once its network has been tested, to show progress or to save rows early.
 
@@ -120,72 +129,43 @@ def evaluated(
     without = untested(fitted.test)
     extra = {"test_images": len(fitted.test), "untested_classes": ", ".join(without)} if without else {}
     log_differences(images, dataset)
-    training = Training(
-        epochs=protocol.epochs,
-        lr=protocol.lr,
-        batch=protocol.batch,
-        drops=protocol.drops,
-        augmentation=spec.augmentation if protocol.augmentation == "auto" else protocol.augmentation,
-        cutmix=protocol.cutmix,
-    )
-    stored = len(images.images)
-    examples = _examples(images.expanded() if isinstance(images, SyntheticSet) else images, device)
     exceeded = range_exceeded(images.images, spec) if isinstance(images, SyntheticSet) else None
     if exceeded:
         logger.warning(
             "the images reach %.3g where pictures reach %.3g, so networks trained on them mean little; was syn.lr or "
             "queue.lr too high when the set was distilled?", *exceeded,
         )  # fmt: skip
+    trainer = _Trainer(images, fitted, protocol, compute, seed, "out of range" if exceeded else "trained", extra)
+    facts = trainer.facts() if finished else {}
+    known = finished.rows(facts) if finished else {}
+    if used := sum(name in protocol.networks and number < protocol.num_eval for name, number in known):
+        logger.info(
+            "resuming an interrupted evaluation: %d of %d networks are finished",
+            used,
+            len(protocol.networks) * protocol.num_eval,
+        )
     outcomes: Counter[tuple[str, Outcome]] = Counter()
-    alone = (compute.together or default_together(device)) == 1
-    size = functools.partial(
+    together = functools.partial(
         networks_together, spec=spec, width=protocol.width, batch=protocol.batch, device=device, compute=compute
     )
     # a generator: num_eval may be arbitrarily large
     groups = (
-        (name, range(first, min(first + together, protocol.num_eval)))
+        (name, range(first, min(first + most, protocol.num_eval)))
         for name in protocol.networks
-        for together in (size(name),)
-        for first in range(0, protocol.num_eval, together)
+        for most in (together(name),)
+        for first in range(0, protocol.num_eval, most)
     )
     for name, numbers in groups:
-        started = time.perf_counter()
-        done = _counted(on_epochs, len(numbers)) if on_epochs else None
-        seeds = [stream_seed(seed, number, f"evaluation of {name}") for number in numbers]
-        with precision(device, compute.precision), deterministic(device), graphs(compute.graph):
-            networks = [
-                network_for(
-                    name,
-                    spec,
-                    width=protocol.width,
-                    generator=stream(drawn, 0, "network", device),
-                    compile=compute.compile,
-                )
-                for drawn in seeds
-            ]
-            if alone:
-                fit(networks[0], examples, training, seed=seeds[0], on_epoch=done)
-                results = [reached(networks[0], fitted.test)]
-            else:
-                how = fit_together(
-                    networks, examples, training, seeds=seeds, on_epoch=done, hold=False, form=compute.ensemble,
-                    compiled=compute.compile != "off",
-                )  # fmt: skip
-                extra["ensemble"] = str(how)
-                results = reached_together(networks, fitted.test)
-        seconds = (time.perf_counter() - started) / len(numbers)
-        for number, result in zip(numbers, results, strict=True):
-            outcome = "out of range" if exceeded and result.outcome == "trained" else result.outcome
-            outcomes[name, outcome] += 1
-            yield {
-                "network": name,
-                "evaluation_seed": number,
-                "accuracy": result.accuracy,
-                "epochs": protocol.epochs,
-                "images": stored,
-                "seconds": seconds,
-                "outcome": outcome,
-            } | extra
+        missing = [number for number in numbers if (name, number) not in known]
+        if on_epochs and len(missing) < len(numbers):
+            on_epochs((len(numbers) - len(missing)) * protocol.epochs)
+        trained = trainer.rows(name, missing, on_epochs) if missing else {}
+        if finished:
+            finished.keep(facts, trained.values())
+        for number in numbers:
+            row = trained[number] if number in trained else known[name, number]
+            outcomes[name, row["outcome"]] += 1
+            yield row
     for (name, outcome), count in outcomes.items():
         if outcome in _MEANING:
             logger.warning(
@@ -202,6 +182,107 @@ _MEANING: dict[Outcome, str] = {
 """Descriptions of outcomes in warnings."""
 
 
+@dataclasses.dataclass(frozen=True)
+class _Trainer:
+    """Trains networks of one evaluation."""
+
+    images: SyntheticSet | RealSet
+    fitted: Dataset
+    protocol: EvalProtocol
+    compute: ComputeConfig
+    seed: int
+    success: Outcome
+    """Outcome of a network whose training succeeded."""
+    extra: Mapping[str, object]
+    """Columns that all rows have in common."""
+
+    @functools.cached_property
+    def training(self) -> Training:
+        """The protocol's training on the dataset."""
+        protocol, spec = self.protocol, self.fitted.spec
+        return Training(
+            epochs=protocol.epochs,
+            lr=protocol.lr,
+            batch=protocol.batch,
+            drops=protocol.drops,
+            augmentation=spec.augmentation if protocol.augmentation == "auto" else protocol.augmentation,
+            cutmix=protocol.cutmix,
+        )
+
+    @functools.cached_property
+    def examples(self) -> Examples:
+        """The images on the device, mosaics expanded; real images are normalised on access."""
+        images = self.images.expanded() if isinstance(self.images, SyntheticSet) else self.images
+        device = self.fitted.test.device
+        labels = images.labels.to(device)
+        if isinstance(images, RealSet):
+            return Examples(images.to(device).images_of, labels)
+        stored = images.images.detach().to(device).contiguous(memory_format=torch.channels_last)
+        return Examples(lambda index: stored[index], labels)
+
+    def facts(self) -> dict[str, Any]:
+        """What scores depend on besides the network and its number, as JSON values, for `FinishedNetworks`."""
+        images, spec = self.images, self.fitted.spec
+        protocol = attrs.asdict(self.protocol)
+        return {
+            "images": digest_of(images.images, images.labels),
+            "factor": images.factor if isinstance(images, SyntheticSet) else 1,
+            "test": self.fitted.test.fingerprint,
+            "normalisation": [images.spec.mean, images.spec.std, spec.mean, spec.std],
+            "training": repr(self.training),
+            "protocol": {key: value for key, value in protocol.items() if key not in ("networks", "num_eval")},
+            "compute": attrs.asdict(self.compute),
+            "seed": self.seed,
+            "code": source_digest(),
+            **conditions(self.fitted.test.device, self.compute.compile, self.compute.precision),
+        }
+
+    def rows(
+        self, name: str, numbers: Sequence[int], on_epochs: Callable[[int], object] | None
+    ) -> dict[int, dict[str, Any]]:
+        """Trains and tests networks together, and returns a row for each by its number."""
+        started = time.perf_counter()
+        device, compute = self.fitted.test.device, self.compute
+        done = _counted(on_epochs, len(numbers)) if on_epochs else None
+        seeds = [stream_seed(self.seed, number, f"evaluation of {name}") for number in numbers]
+        extra = dict(self.extra)
+        with precision(device, compute.precision), deterministic(device), graphs(compute.graph):
+            networks = [
+                network_for(
+                    name,
+                    self.fitted.spec,
+                    width=self.protocol.width,
+                    generator=stream(drawn, 0, "network", device),
+                    compile=compute.compile,
+                )
+                for drawn in seeds
+            ]
+            if (compute.together or default_together(device)) == 1:
+                fit(networks[0], self.examples, self.training, seed=seeds[0], on_epoch=done)
+                results = [reached(networks[0], self.fitted.test)]
+            else:
+                how = fit_together(
+                    networks, self.examples, self.training, seeds=seeds, on_epoch=done, hold=False,
+                    form=compute.ensemble, compiled=compute.compile != "off",
+                )  # fmt: skip
+                extra["ensemble"] = str(how)
+                results = reached_together(networks, self.fitted.test)
+        seconds = (time.perf_counter() - started) / len(numbers)
+        return {
+            number: {
+                "network": name,
+                "evaluation_seed": number,
+                "accuracy": result.accuracy,
+                "epochs": self.protocol.epochs,
+                "images": len(self.images.images),
+                "seconds": seconds,
+                "outcome": self.success if result.outcome == "trained" else result.outcome,
+            }
+            | extra
+            for number, result in zip(numbers, results, strict=True)
+        }
+
+
 def _counted(on_epochs: Callable[[int], object], networks: int) -> Callable[[int], None]:
     """Callback for networks that are trained together, called after each epoch."""
 
@@ -216,15 +297,6 @@ def scores_of(rows: Iterable[dict[str, object]], dataset: Dataset, protocol: Eva
     scores = pd.DataFrame(list(rows))
     scores.attrs = {"dataset": dataset.name, "seed": seed, "protocol": attrs.asdict(protocol)}
     return scores
-
-
-def _examples(images: SyntheticSet | RealSet, device: torch.device) -> Examples:
-    """The images on the device; real images are normalised on access."""
-    labels = images.labels.to(device)
-    if isinstance(images, RealSet):
-        return Examples(images.to(device).images_of, labels)
-    stored = images.images.detach().to(device).contiguous(memory_format=torch.channels_last)
-    return Examples(lambda index: stored[index], labels)
 
 
 def summarize(scores: pd.DataFrame, by: Sequence[str] = ("label", "network")) -> pd.DataFrame:

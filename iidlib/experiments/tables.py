@@ -2,6 +2,7 @@
 
 import csv
 from collections.abc import Sequence
+from io import StringIO
 from pathlib import Path
 
 import pandas as pd
@@ -14,6 +15,12 @@ from iidlib.locks import check_lock, locked
 __all__ = ["append_results", "append_rows", "check_results", "check_writable", "read_results", "results_dir", "rows_of"]
 
 _NEEDED = ("dataset", "method", "accuracy")
+
+_MEASUREMENT = (
+    "dataset", "method", "ipc", "scale", "seed", "network", "networks_seed", "evaluation_seed", "step", "accuracy",
+    "seconds",
+)  # fmt: skip
+"""Columns that identify the training of one network."""
 
 
 def results_dir() -> Path:
@@ -120,11 +127,15 @@ def check_results(path: Path, needed: Sequence[str] = _NEEDED) -> None:
 
 
 def append_results(path: Path, scores: pd.DataFrame) -> None:
-    """Appends rows of accuracies to a table of results, see `append_rows`."""
-    append_rows(path, scores, needed=_NEEDED)
+    """Appends rows of accuracies to a table of results, see `append_rows`.
+
+    A network whose row an interrupted evaluation has already appended is not added again: its training, which took
+    exactly as many seconds, is the same.
+    """
+    append_rows(path, scores, needed=_NEEDED, once=_MEASUREMENT)
 
 
-def append_rows(path: Path, rows: pd.DataFrame, *, needed: Sequence[str]) -> None:
+def append_rows(path: Path, rows: pd.DataFrame, *, needed: Sequence[str], once: Sequence[str] = ()) -> None:
     """Appends rows to a table, which is created if it does not exist.
 
     Existing rows do not change, and columns that one side lacks are left empty; rows that another process appends at
@@ -134,6 +145,8 @@ def append_rows(path: Path, rows: pd.DataFrame, *, needed: Sequence[str]) -> Non
         path: the CSV file.
         rows: the rows to append.
         needed: columns that identify such a table.
+        once: columns of a measurement; a row that equals an existing one in all of them is not appended, provided both
+            sides have ``seconds``.
 
     Raises:
         InputError: if the file is not such a table.
@@ -142,8 +155,19 @@ def append_rows(path: Path, rows: pd.DataFrame, *, needed: Sequence[str]) -> Non
     path = user_path(path).resolve()  # a link stays a link
     path.parent.mkdir(parents=True, exist_ok=True)
     with locked(_lock_of(path)):
-        table = pd.concat([read_results(path, needed), rows.astype(object)], ignore_index=True)
+        known = read_results(path, needed)
+        table = pd.concat([known, _new(known, rows, once).astype(object)], ignore_index=True)
         atomic_write(path, table.to_csv(index=False))
+
+
+def _new(known: pd.DataFrame, rows: pd.DataFrame, once: Sequence[str]) -> pd.DataFrame:
+    """The rows that are not in a table yet, as its text shows them."""
+    columns = [name for name in once if name in known and name in rows]
+    if "seconds" not in columns:
+        return rows
+    text = pd.read_csv(StringIO(rows[columns].to_csv(index=False)), dtype=str, keep_default_na=False)
+    old = set(known[columns].itertuples(index=False, name=None))
+    return rows[[row not in old or not row[-1] for row in text.itertuples(index=False, name=None)]]
 
 
 def _lock_of(path: Path) -> Path:

@@ -1,21 +1,21 @@
 """What a result depends on besides its settings: versions, platform, threads, device, commit."""
 
+import functools
 import importlib.metadata
 import platform
 import subprocess
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from hashlib import sha256
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from iidlib._version import __version__
 from iidlib.engine import device_kind, kernels_in_use
-from iidlib.files import checkout
+from iidlib.files import PACKAGE, checkout
 
-__all__ = ["conditions", "environment", "mismatches"]
+__all__ = ["conditions", "environment", "mismatches", "source_digest"]
 
 
 def environment() -> dict[str, Any]:
@@ -55,7 +55,7 @@ def _commit() -> str | None:
     if root is None:
         return None
     if not (root / ".git").exists():
-        return _digest(root / "iidlib")
+        return f"files {source_digest()}"
     git = ["git", "-C", str(root)]
     try:
         commit = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True)
@@ -63,17 +63,18 @@ def _commit() -> str | None:
             [*git, "status", "--porcelain", "--untracked-files=no"], capture_output=True, text=True, check=True
         )
     except (OSError, subprocess.CalledProcessError):
-        return _digest(root / "iidlib")
+        return f"files {source_digest()}"
     return commit.stdout.strip() + ("+" if changed.stdout.strip() else "")
 
 
-def _digest(folder: Path) -> str:
-    """Digest of the source files in a folder, ``files`` and 12 digits."""
+@functools.cache
+def source_digest() -> str:
+    """Digest of the package's source files, 12 hex digits."""
     digest = sha256()
-    for path in sorted(path for path in folder.rglob("*") if path.suffix in (".py", ".cpp")):
+    for path in sorted(path for path in PACKAGE.rglob("*") if path.suffix in (".py", ".cpp")):
         content = path.read_bytes()
-        digest.update(f"{path.relative_to(folder).as_posix()} {len(content)}\n".encode() + content)
-    return f"files {digest.hexdigest()[:12]}"
+        digest.update(f"{path.relative_to(PACKAGE).as_posix()} {len(content)}\n".encode() + content)
+    return digest.hexdigest()[:12]
 
 
 def conditions(device: torch.device, compile: str, precision: str = "fp32") -> dict[str, Any]:

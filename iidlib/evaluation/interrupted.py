@@ -1,0 +1,112 @@
+"""Networks of an interrupted evaluation: kept in the user's cache until the evaluation is complete, by fingerprint."""
+
+import contextlib
+import hashlib
+import json
+import logging
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from iidlib.errors import one_line
+from iidlib.files import cache_dir, make_folders
+from iidlib.runs.records import json_object
+
+__all__ = ["FinishedNetworks", "digest_of"]
+
+logger = logging.getLogger("iidlib")
+
+_COLUMNS = {
+    "network": str, "evaluation_seed": int, "accuracy": float, "epochs": int, "images": int, "seconds": float,
+    "outcome": str,
+}  # fmt: skip
+"""Columns that every row has, with their types."""
+
+
+def digest_of(*tensors: torch.Tensor) -> str:
+    """Hex digits of the SHA-256 of types, shapes and values; equal on every device."""
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        known = tensor.detach().cpu().contiguous()
+        digest.update(f"{known.dtype} {tuple(known.shape)}".encode())
+        digest.update(known.view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+class FinishedNetworks:
+    """Rows of finished networks, from which `iidlib.evaluate` resumes an interrupted evaluation.
+
+    A network is identified by all that its training depends on: the images, the test images, the protocol, the seed,
+    the versions and the hardware. The same object may serve several evaluations; once their rows are saved elsewhere,
+    `forget` removes them.
+    """
+
+    def __init__(self, folder: Path | None = None) -> None:
+        """Nothing is read or written yet.
+
+        Args:
+            folder: where rows are kept; by default ``evaluations`` in the cache.
+        """
+        self._folder = cache_dir() / "evaluations" if folder is None else folder
+        self._used: set[Path] = set()
+        self._writable = True
+
+    def rows(self, facts: Mapping[str, Any]) -> dict[tuple[str, int], dict[str, Any]]:
+        """Rows that an interrupted evaluation has left, by network and number.
+
+        Lines that a crash truncated, or that no evaluation wrote, are skipped.
+
+        Args:
+            facts: what the scores depend on besides the network and its number, as JSON values.
+        """
+        found: dict[tuple[str, int], dict[str, Any]] = {}
+        path = self._file(facts)
+        try:
+            lines = path.read_bytes().splitlines()
+        except FileNotFoundError:
+            return found
+        except OSError as error:
+            logger.warning("%s cannot be read (%s); its networks are trained again", path, one_line(error))
+            return found
+        for line in lines:
+            with contextlib.suppress(ValueError, RecursionError):
+                row = json_object(line)
+                if all(isinstance(row.get(name), kind) for name, kind in _COLUMNS.items()):
+                    found[row["network"], row["evaluation_seed"]] = row
+        return found
+
+    def keep(self, facts: Mapping[str, Any], rows: Iterable[Mapping[str, Any]]) -> None:
+        """Keeps rows of networks that were just tested; warns once if they cannot be written.
+
+        Args:
+            facts: as for `rows`.
+            rows: their rows, with the columns of `iidlib.evaluate`.
+        """
+        if not self._writable:
+            return
+        path = self._file(facts)
+        try:
+            make_folders(path.parent, private=True)
+            with path.open("a", encoding="utf-8") as file:
+                # a line that a crash truncated must not swallow the next one
+                file.writelines(f"\n{json.dumps(dict(row))}\n" for row in rows)
+        except OSError as error:
+            self._writable = False
+            logger.warning(
+                "finished networks cannot be kept in %s (%s); after an interruption they are trained again",
+                path.parent, one_line(error),
+            )  # fmt: skip
+
+    def forget(self) -> None:
+        """Removes all rows that were read or kept through this object."""
+        for path in self._used:
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)
+        self._used.clear()
+
+    def _file(self, facts: Mapping[str, Any]) -> Path:
+        key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:24]
+        self._used.add(path := self._folder / f"{key}.jsonl")
+        return path

@@ -1,0 +1,243 @@
+"""iidlib.evaluation.interrupted: an evaluation that was interrupted resumes after its finished networks."""
+
+import dataclasses
+import json
+import logging
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import attrs
+import pandas as pd
+import pytest
+import torch
+
+from iidlib.config import ComputeConfig, EvalProtocol
+from iidlib.data import Dataset, RealSet
+from iidlib.evaluation import FinishedNetworks, evaluate, evaluated, random_real
+from iidlib.evaluation import run as evaluation_run
+from iidlib.evaluation.interrupted import digest_of
+from iidlib.experiments import append_results
+from iidlib.runs import environment
+from iidlib.synthetic import SyntheticSet
+
+PICTURES = {"per_class": (9, 12, 15, 8)}
+"""Of the fixture `pictures`."""
+
+QUICK = EvalProtocol(networks=("convnet2", "convnet1"), width=4, num_eval=2, epochs=3, lr=0.02, batch=8)
+
+
+@pytest.fixture
+def kept(tmp_path: Path) -> FinishedNetworks:
+    return FinishedNetworks(tmp_path / "kept")
+
+
+@pytest.fixture
+def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The name of every network that is trained from now on."""
+    names: list[str] = []
+    made = evaluation_run.network_for
+
+    def network_for(name: str, *given: object, **named: object) -> object:
+        names.append(name)
+        return made(name, *given, **named)
+
+    monkeypatch.setattr(evaluation_run, "network_for", network_for)
+    return names
+
+
+def rows(
+    images: SyntheticSet | RealSet,
+    dataset: Dataset,
+    finished: FinishedNetworks | None,
+    protocol: EvalProtocol = QUICK,
+    on_epochs: Callable[[int], object] | None = None,
+    seed: int = 0,
+    **compute: object,
+) -> Iterator[dict[str, object]]:
+    settings = ComputeConfig(compile="off", **compute)
+    return evaluated(
+        images, dataset, protocol=protocol, compute=settings, seed=seed, on_epochs=on_epochs, finished=finished
+    )
+
+
+def interrupted_after(
+    number: int, images: SyntheticSet | RealSet, dataset: Dataset, finished: FinishedNetworks
+) -> None:
+    """Evaluates networks and stops without any cleanup, as a process that is killed."""
+    started = rows(images, dataset, finished)
+    for _ in range(number):
+        next(started)
+
+
+def without_time(found: Iterator[dict[str, object]]) -> pd.DataFrame:
+    return pd.DataFrame(list(found)).drop(columns="seconds")
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+@pytest.mark.parametrize("together", [1, 2])
+def test_only_the_missing_networks_are_trained_and_all_scores_are_those_of_one_evaluation(
+    pictures, kept, trained, number, together
+):
+    chosen = random_real(pictures.train, 3)
+    whole = without_time(rows(chosen, pictures, None, together=together))
+    interrupted = rows(chosen, pictures, kept, together=together)
+    first = [next(interrupted) for _ in range(number)]
+    trained.clear()
+    done: list[int] = []
+    resumed = list(rows(chosen, pictures, kept, on_epochs=done.append, together=together))
+    left = 4 - (number if together == 1 else (number + 1) // 2 * 2)
+    assert len(trained) == left and trained == ["convnet2", "convnet2", "convnet1", "convnet1"][4 - left :]
+    assert without_time(iter(resumed)).equals(whole), "columns, order and values"
+    assert resumed[:number] == first, "also the seconds that their training took"
+    assert sum(done) == QUICK.all_epochs, "the progress includes the networks that were finished"
+
+
+def test_a_complete_evaluation_is_kept_until_its_rows_are_saved_elsewhere(pictures, kept, trained, tmp_path):
+    chosen = random_real(pictures.train, 3)
+    first = evaluate(chosen, pictures, protocol=QUICK, compute=ComputeConfig(compile="off"), finished=kept)
+    trained.clear()
+    again = evaluate(chosen, pictures, protocol=QUICK, compute=ComputeConfig(compile="off"), finished=kept)
+    assert not trained and again.equals(first) and again.attrs == first.attrs
+    kept.forget()
+    assert not list((tmp_path / "kept").iterdir())
+    list(rows(chosen, pictures, kept))
+    assert len(trained) == 4
+
+
+def test_nothing_is_kept_unless_asked_for(pictures, interrupted_evaluations_of_this_test):
+    list(rows(random_real(pictures.train, 3), pictures, None))
+    assert not interrupted_evaluations_of_this_test.exists()
+
+
+def test_more_networks_of_the_same_protocol_resume_too(pictures, kept, trained):
+    chosen = random_real(pictures.train, 3)
+    interrupted_after(2, chosen, pictures, kept)
+    trained.clear()
+    more = attrs.evolve(QUICK, networks=("convnet1", "convnet2"), num_eval=3)
+    assert len(list(rows(chosen, pictures, kept, more))) == 6 and trained == ["convnet1"] * 3 + ["convnet2"]
+
+
+def another_picture(dataset: Dataset, part: str) -> Dataset:
+    real = getattr(dataset, part)
+    images = real.images.clone()
+    images[0] = 255 - images[0]
+    return dataclasses.replace(dataset, **{part: RealSet(images, real.labels, real.spec)})
+
+
+@pytest.mark.parametrize("change", ["seed", "images", "mean", "test images", "lr", "precision", "code", "version"])
+def test_a_network_is_used_only_if_nothing_that_it_depends_on_has_changed(pictures, kept, trained, monkeypatch, change):
+    chosen, dataset, protocol, settings = random_real(pictures.train, 3), pictures, QUICK, {}
+    interrupted_after(1, chosen, dataset, kept)
+    if change == "seed":
+        settings["seed"] = 1
+    elif change == "images":
+        chosen = dataclasses.replace(chosen, images=chosen.images + 1e-6)
+    elif change == "mean":
+        chosen = dataclasses.replace(chosen, spec=dataclasses.replace(chosen.spec, mean=(0.4,) * 3))
+    elif change == "test images":
+        dataset = another_picture(dataset, "test")
+    elif change == "lr":
+        protocol = attrs.evolve(QUICK, lr=0.01)
+    elif change == "precision":
+        settings["precision"] = "bf16"
+    elif change == "code":
+        monkeypatch.setattr(evaluation_run, "source_digest", lambda: "another")
+    else:
+        monkeypatch.setattr(environment, "__version__", "99")
+    trained.clear()
+    next(rows(chosen, dataset, kept, protocol, **settings))
+    assert trained == ["convnet2"]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "",
+        "{",
+        "[]",
+        "null",
+        '{"network": "convnet2"}',
+        '{"network": ["convnet2"], "evaluation_seed": 0}',
+        "\x00\xff" * 9,
+    ],
+)
+def test_lines_that_no_evaluation_wrote_do_not_count(pictures, kept, trained, tmp_path, line):
+    chosen = random_real(pictures.train, 3)
+    interrupted_after(1, chosen, pictures, kept)
+    (path,) = (tmp_path / "kept").iterdir()
+    known = path.read_text().strip()
+    path.write_text(f"{line}\n{known}\n{line}")
+    trained.clear()
+    resumed = list(rows(chosen, pictures, kept))
+    assert len(trained) == 3 and resumed[0] == json.loads(known)
+    trained.clear()
+    assert list(rows(chosen, pictures, kept)) == resumed and not trained, "a truncated line has swallowed another one"
+
+
+def test_a_truncated_row_is_trained_again(pictures, kept, trained, tmp_path):
+    chosen = random_real(pictures.train, 3)
+    interrupted_after(2, chosen, pictures, kept)
+    (path,) = (tmp_path / "kept").iterdir()
+    path.write_bytes(path.read_bytes()[:-9])
+    trained.clear()
+    next(rows(chosen, pictures, kept))
+    assert not trained
+    assert len(list(rows(chosen, pictures, kept))) == 4 and len(trained) == 3
+
+
+def test_a_cache_that_cannot_be_written_or_read_costs_a_warning_and_no_network(pictures, tmp_path, caplog, trained):
+    (tmp_path / "kept").write_text("not a folder")
+    chosen = random_real(pictures.train, 3)
+    with caplog.at_level(logging.WARNING, logger="iidlib"):
+        found = list(rows(chosen, pictures, FinishedNetworks(tmp_path / "kept")))
+    assert len(found) == len(trained) == 4
+    (message,) = [record.getMessage() for record in caplog.records if "cannot be kept" in record.getMessage()]
+    assert "after an interruption they are trained again" in message
+
+
+def test_a_kept_network_is_said_once_and_its_outcome_is_counted(pictures, kept, caplog):
+    chosen = random_real(pictures.train, 3)
+    wild = attrs.evolve(QUICK, networks=("convnet2",), lr=1e6, epochs=9)
+    next(rows(chosen, pictures, kept, wild))
+    with caplog.at_level(logging.INFO, logger="iidlib"):
+        found = list(rows(chosen, pictures, kept, wild))
+    said = [record.getMessage() for record in caplog.records]
+    assert said.count("resuming an interrupted evaluation: 1 of 2 networks are finished") == 1
+    assert [row["outcome"] for row in found] == ["diverged"] * 2
+    assert any(message.startswith("2 of 2 convnet2 diverged") for message in said)
+
+
+def test_two_evaluations_at_the_same_time_do_not_disturb_each_other(pictures, tmp_path):
+    chosen = random_real(pictures.train, 3)
+    first, second = (FinishedNetworks(tmp_path / "kept") for _ in range(2))
+    one, other = rows(chosen, pictures, first), rows(chosen, pictures, second)
+    ours, theirs = [next(one)], [next(other)]
+    theirs += other
+    second.forget()  # the other one is complete and saved
+    ours += one
+    assert without_time(iter(ours)).equals(without_time(iter(theirs)))
+    first.forget()
+    assert not list((tmp_path / "kept").iterdir())
+
+
+def test_the_digest_of_tensors_is_that_of_their_values():
+    ones = torch.ones(2, 3)
+    assert digest_of(ones) == digest_of(torch.ones(3, 2).t()), "not of their layout"
+    different = [ones.reshape(3, 2), ones.double(), ones.reshape(6), -ones, ones * float("nan")]
+    assert len({digest_of(one) for one in [ones, *different]}) == 6
+    assert digest_of(ones, ones) != digest_of(torch.ones(4, 3))
+    assert digest_of(torch.tensor(3)) != digest_of(torch.tensor([3])), "a scalar"
+
+
+def test_a_row_that_an_interrupted_evaluation_has_appended_is_not_appended_again(tmp_path):
+    row = {"dataset": "d", "method": "m", "network": "n", "evaluation_seed": 0, "accuracy": 50.1, "seconds": 1 / 3}
+    append_results(tmp_path / "r.csv", pd.DataFrame([row]))
+    append_results(tmp_path / "r.csv", pd.DataFrame([row | {"date": "later"}, row | {"evaluation_seed": 1}]))
+    found = pd.read_csv(tmp_path / "r.csv")
+    assert found["evaluation_seed"].tolist() == [0, 1] and found["seconds"].tolist() == [1 / 3] * 2
+    append_results(tmp_path / "r.csv", pd.DataFrame([row | {"seconds": 0.25}]))
+    assert len(pd.read_csv(tmp_path / "r.csv")) == 3, "another training of the same network"
+    for _ in range(2):
+        append_results(tmp_path / "plain.csv", pd.DataFrame([row]).drop(columns="seconds"))
+        append_results(tmp_path / "none.csv", pd.DataFrame([row | {"seconds": None}]))
+    assert len(pd.read_csv(tmp_path / "plain.csv")) == len(pd.read_csv(tmp_path / "none.csv")) == 2
