@@ -7,7 +7,7 @@ and then the missing cells of ``iid reproduce gpu``, most informative first. Eac
 limit; one that fails does not stop the others. Rows are written as soon as they are measured, ``summary.md`` before and
 after every part. The runs, pools and compiled kernels lie in another folder, ``--runs``: with it, a second call resumes
 the run that the first one had to stop. A part that has ended is not repeated at the same clean commit, except for the
-report of the machine.
+report of the machine; nor is a cell, even if the folder of the results was emptied meanwhile.
 
 Needs a checkout and the packages that the library imports, and pytest for the tests; no installation, no network.
 """
@@ -30,6 +30,9 @@ from typing import Any
 from gpu_files import FILES, LEFTOVERS, sets, tail, tidy
 from gpu_session import GRACE, PHASES, ROOT, Ended, Phase, Session
 from gpu_summary import summary
+
+REFRESH = 60.0  # seconds after which the log and the summary are written again
+KEPT = ("environment.json", "tests.txt")  # besides the tables: what the next call needs if its folder of results is new
 
 
 class Stop(BaseException):
@@ -66,7 +69,7 @@ def execute(session: Session, phase: Phase) -> Ended:
                 phase.command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT,
                 env=session.variables(), start_new_session=True,
             )  # fmt: skip
-            status = process.wait(max(phase.limit, 0.1))
+            status = watched(session, process, started + max(phase.limit, 0.1))
             outcome = "done" if status == 0 else f"failed with status {status}"
         except subprocess.TimeoutExpired:
             outcome = f"stopped at its limit of {phase.limit:.0f} s"
@@ -80,7 +83,23 @@ def execute(session: Session, phase: Phase) -> Ended:
                 end(process, phase.stop)
     lines = [line for line in tail(log, 5) if line.strip() and line != f"$ {shlex.join(phase.command)}"]
     note = lines[-1].strip()[:160] if lines else ""
-    return Ended(outcome, time.monotonic() - started, note, session.machine.get("commit", ""))
+    return Ended(outcome, time.monotonic() - started, note, session.code)
+
+
+def watched(session: Session, process: "subprocess.Popen[bytes]", until: float) -> int:
+    """Waits for a process, and writes the log and the summary every minute: a machine may be taken away.
+
+    Raises:
+        subprocess.TimeoutExpired: if it has not ended by then.
+    """
+    while True:
+        left = until - time.monotonic()
+        try:
+            return process.wait(min(max(left, 0.0), REFRESH))
+        except subprocess.TimeoutExpired:
+            if left <= REFRESH:
+                raise
+            write(session)
 
 
 def write(session: Session) -> None:
@@ -91,6 +110,10 @@ def write(session: Session) -> None:
     with contextlib.suppress(OSError, ValueError):  # the summary must be written, whatever is broken
         session.remarks += sets(session.runs / "cells", session.out / "sets.zip")
     session.remarks = list(dict.fromkeys([*session.remarks, *tidy(session.out, session.runs / "left-out")]))
+    for path in [session.out / name for name in KEPT] + list(session.out.glob("[!.]*.csv")):
+        if path.is_file():
+            (session.runs / "kept").mkdir(exist_ok=True)
+            shutil.copy2(path, session.runs / "kept" / path.name)
     temporary = session.runs / "summary.md"
     temporary.write_text(summary(session), encoding="utf-8")
     shutil.move(temporary, session.out / "summary.md")
@@ -165,8 +188,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"--runs must not lie in {out}, which is to stay small")
     if given.data_root:
         os.environ["IID_DATA"] = str(given.data_root.resolve())
+    os.umask(0o022)  # where others may write, no compiled code is used
     for folder in (out, runs):
         folder.mkdir(parents=True, exist_ok=True)
+    for path in (runs / "kept").glob("*"):  # of an earlier call, whose folder of results was emptied
+        if not (out / path.name).exists():
+            shutil.copy2(path, out / path.name)
     kept, table = ROOT / "data" / "results" / f"{given.scale}.csv", out / f"{given.scale}.csv"
     if kept.is_file() and not table.exists():
         shutil.copy(kept, table)  # cells that were measured before are not measured again

@@ -9,13 +9,15 @@ import argparse
 import importlib.metadata
 import json
 import os
+import re
 import subprocess
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("numpy", "pandas", "pytest", "safetensors", "scikit-learn", "torchvision", "triton", "typer")
+ROOT = Path(__file__).resolve().parents[1]
+BESIDES = ("pytest", "triton")  # packages that the library does not need itself
 PRECISIONS = ("fp32", "tf32", "bf16")
 
 
@@ -33,6 +35,29 @@ def version(name: str) -> str:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         return "not installed"
+
+
+def needed() -> dict[str, str]:
+    """The library's dependencies with the versions that it asks for, by ``pyproject.toml``."""
+    import tomllib
+
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["dependencies"]
+    found = (re.match(r"([\w.-]+)\s*(?:>=\s*([\d.]+))?", one) for one in listed)
+    return {one[1]: one[2] or "0" for one in found if one is not None}
+
+
+def too_old() -> str:
+    """Dependencies that are missing or older than asked for; they may fail anywhere."""
+
+    def numbers(text: str) -> list[int]:
+        return [int(part) for part in re.findall(r"\d+", text.partition("+")[0])]
+
+    installed = {name: version(name) for name in needed()}
+    return ", ".join(
+        f"{name} {installed[name]} (needs {least})"
+        for name, least in needed().items()
+        if installed[name] == "not installed" or numbers(installed[name]) < numbers(least)
+    )
 
 
 def card() -> dict[str, str]:
@@ -99,7 +124,8 @@ def write(path: Path, device: str) -> None:
     parts: dict[str, Callable[[], Any]] = {
         "gpu": lambda: gpu(device),  # of several, the one in use
         "datasets": datasets,
-        "packages": lambda: {name: version(name) for name in PACKAGES},
+        "packages": lambda: {name: version(name) for name in (*needed(), *BESIDES)},
+        "too old": too_old,
         "build": torch_build,
         "card": card,
         "cpus": os.cpu_count,

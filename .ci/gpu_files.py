@@ -26,12 +26,16 @@ def tail(path: Path, lines: int) -> list[str]:
 def sets(runs: Path, archive: Path) -> list[str]:
     """Archives the distilled sets with their settings and logs, the newest first, as many as may be kept.
 
-    Unfinished runs follow with their newest checkpoint, so that another machine can resume them from the archive. Says
-    which runs were too large.
+    Unfinished runs come with their newest checkpoint, so that another machine can resume them from the archive: the
+    newest of them before the sets, whose scores are in the tables anyway, and the others after them. Says which runs
+    were too large.
     """
     folders = sorted((path for path in runs.glob("*") if path.is_dir()), key=lambda path: -_changed(path))
+    cut = [path for path in folders if not (path / OF_A_RUN[0]).is_file() and _newest_checkpoint(path / "checkpoints")]
+    others = [path for path in folders if path not in cut]
+    others.sort(key=lambda path: not (path / OF_A_RUN[0]).is_file())
     left, names, said = MOST_BYTES - 2**16, [], []
-    for folder in sorted(folders, key=lambda path: not (path / OF_A_RUN[0]).is_file()):
+    for folder in [*cut[:1], *others, *cut[1:]]:
         own = [folder / name for name in OF_A_RUN if (folder / name).is_file()]
         if not (folder / OF_A_RUN[0]).is_file():
             newest = _newest_checkpoint(folder / "checkpoints")

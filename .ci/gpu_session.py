@@ -1,11 +1,14 @@
 """One session on a rented GPU, for `.ci/gpu.py`: its folders, its deadline, its commands, and what has happened."""
 
 import contextlib
+import functools
+import hashlib
 import json
 import os
 import re
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -133,9 +136,9 @@ class Session:
             report = str(self.out / "environment.json")
             return Phase(name, (sys.executable, script, report, "--device", self.device), min(2 * SHORT, within))
         if name == "tests":
-            # with names, and stopped by SIGINT, so that failures are shown even if the time is too short for all
-            pytest = (sys.executable, "-m", "pytest", "-m", "gpu", "-v", "--tb=short", "-p", "no:cacheprovider")
-            return Phase(name, (*pytest, *(self.tests or map(str, gpu_tests()))), short, signal.SIGINT)
+            # stopped by SIGINT, so that failures are shown even if the time is too short for all
+            script = str(ROOT / ".ci" / "gpu_tests.py")
+            return Phase(name, (sys.executable, script, *(self.tests or map(str, gpu_tests()))), short, signal.SIGINT)
         if name == "bench":
             results = str(self.out / "bench.csv")
             return Phase(name, (*iid, "bench", "--quick", "--device", self.device, "--results", results), short)
@@ -147,9 +150,39 @@ class Session:
 
     def variables(self) -> dict[str, str]:
         """Environment of the parts: the checkout is imported, and caches last from call to call."""
-        caches = {name: str(self.runs / "cache" / folder) for name, folder in CACHES.items()}
+        caches = {name: str(self.cache / folder) for name, folder in CACHES.items()}
         path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-        return caches | os.environ | {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
+        # plugins that happen to be installed there do not take part in the tests
+        own = {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "IID_DEBUG": "1"}
+        return caches | os.environ | own
+
+    @functools.cached_property
+    def cache(self) -> Path:
+        """Folder of pools and compiled kernels.
+
+        It lies with the runs, unless others may write there, as in a folder that was copied with all rights: code is
+        compiled in private folders only.
+        """
+        from iidlib.private import private_dir
+
+        folder = self.runs / "cache"
+        try:
+            return private_dir(folder)
+        except (OSError, RuntimeError) as error:
+            elsewhere = Path(tempfile.gettempdir()) / f"iidlib-gpu-{os.getuid() if hasattr(os, 'getuid') else 0}"
+            self.remarks.append(f"pools and compiled kernels are in {elsewhere}: {' '.join(str(error).split())[:200]}")
+            return elsewhere
+
+    @property
+    def code(self) -> str:
+        """What identifies the code; ends in "+" if it is unknown or was changed."""
+        commit = self.machine.get("commit") or "+"
+        if commit.startswith("files "):  # of the library alone
+            digest = hashlib.sha256()
+            for path in sorted([*(ROOT / "tests").glob("*.py"), *(ROOT / ".ci").glob("*.py")]):
+                digest.update(path.read_bytes())
+            commit += f" {digest.hexdigest()[:12]}"
+        return str(commit)
 
     def skipped(self, name: str) -> str:
         """Reason for which a part is not run; "" if it is."""
@@ -158,10 +191,7 @@ class Session:
         if name == "cells" and self.scale == "paper" and self.device == "auto" and not self.machine.get("gpu"):
             return "not started: no GPU was found, and scale paper takes days without one (--device cpu insists)"
         earlier = self.earlier().get(name)
-        commit = self.machine.get("commit") or "+"  # unknown; "+" also ends the name of a commit with changes
-        same = earlier is not None and earlier["commit"] == commit and not commit.endswith("+")
-        if commit.startswith("files ") and name == "tests":
-            same = False  # of the library alone
+        same = earlier is not None and earlier["commit"] == self.code and not self.code.endswith("+")
         if name in ("tests", "bench") and earlier and same:
             return f"ended in an earlier call: {earlier['outcome']}"
         return ""

@@ -53,8 +53,10 @@ def benchmark_lines(session: Session) -> Iterator[str]:
         return
     yield from ("", "| benchmark | milliseconds | of the loop over classes | device |", "| --- | --- | --- | --- |")
     for row in rows.drop_duplicates(["what", "method"], keep="last").to_dict("records"):
-        ours, loop = float(row["seconds"]), float(row["baseline_seconds"])
-        yield f"| {row['what']} {row['method']} | {1e3 * ours:.3g} | {1e3 * loop:.3g} | {row['device']} |"
+        times = [f"{1e3 * float(row[name]):.3g}" if row.get(name) else "" for name in ("seconds", "baseline_seconds")]
+        if not row["seconds"]:  # a row of a failure
+            times[0] = f"not timed: {row.get('error') or 'no reason given'}".replace("|", "/")[:200]
+        yield f"| {row['what']} {row['method']} | {' | '.join(times)} | {row['device']} |"
 
 
 def images(session: Session) -> str:
@@ -87,13 +89,16 @@ def summary(session: Session) -> str:
     ]  # fmt: skip
     if (kernels := machine.get("compiled kernels", True)) is not True:
         lines.insert(4, f"- compiled kernels are not in use ({kernels}): a step is slower")
+    if old := machine.get("too old"):
+        lines.insert(4, f"- older than `pyproject.toml` asks for: {old}")
     for name, one in session.ended.items():
         lines.append(f"| {name} | {one.outcome} | {one.seconds:.0f} | {one.note.replace('|', '/')} |")
     lines += ["", "## Measured", ""]
-    try:
-        lines += [*measured_lines(session), *benchmark_lines(session)]
-    except Exception as error:  # the summary must be written, whatever is broken
-        lines.append(f"The rows cannot be read: {type(error).__name__}: {' '.join(str(error).split())[:300]}")
+    for part in (measured_lines, benchmark_lines):
+        try:
+            lines += list(part(session))
+        except Exception as error:  # the summary must be written, whatever is broken
+            lines.append(f"The rows cannot be read: {type(error).__name__}: {' '.join(str(error).split())[:300]}")
     cells = tail(session.log("cells"), 5000) if "cells" in session.ended and session.ended["cells"].seconds else []
     skipped = [line for line in cells if line.startswith("failed with status")]
     failed = [name for name, one in session.ended.items() if one.outcome.startswith(("failed", "stopped"))]

@@ -1,9 +1,12 @@
-"""Errors in user input: one clear line, with a suggestion for a misspelt name."""
+"""Errors in user input: one clear line, with a suggestion for a misspelt name; texts of other errors."""
 
 import difflib
+import os
 from collections.abc import Iterable, Sequence
 
-__all__ = ["InputError", "listed", "memory_text", "near", "one_line", "out_of_memory", "shortened", "suggest"]
+__all__ = [
+    "InputError", "listed", "memory_text", "near", "one_line", "out_of_memory", "shortened", "shown_cause", "suggest",
+]  # fmt: skip
 
 
 class InputError(ValueError):
@@ -79,3 +82,8 @@ def memory_text(error: BaseException) -> str:
     """An out-of-memory message that quotes the error."""
     reason = one_line(error, 120) if str(error) else ""
     return f"out of memory ({reason})" if reason else "out of memory"
+
+
+def shown_cause(reason: object) -> BaseException | None:
+    """The exception behind a warning, for its ``exc_info``, if the user wants to see tracebacks (``IID_DEBUG``)."""
+    return reason if isinstance(reason, BaseException) and os.environ.get("IID_DEBUG") else None

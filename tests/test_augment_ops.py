@@ -66,7 +66,7 @@ def test_on_a_cpu_it_is_the_plain_function(monkeypatch: pytest.MonkeyPatch) -> N
 def as_cuda(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """Treats the CPU as CUDA, in a process where no kernel has failed."""
     monkeypatch.setattr(triton_launch, "DEVICES", ("cpu", "cuda"))
-    monkeypatch.setattr(triton_launch, "_broken", False)
+    monkeypatch.setattr(triton_launch, "_broken", set())
     return monkeypatch
 
 

@@ -267,6 +267,40 @@ def test_a_step_that_does_nothing_says_nothing_about_its_recording(cuda, caplog)
     assert "nothing to compare: the plain update has the norm 0" in caplog.text
 
 
+@pytest.mark.parametrize("kind", [RuntimeError, TypeError, AttributeError], ids=lambda kind: kind.__name__)
+def test_whatever_fails_costs_speed_only_and_its_traceback_is_shown_on_request(cuda, caplog, monkeypatch, kind):
+    """Another version of torch may fail with another error."""
+    for asked in ("", "1"):
+        monkeypatch.setenv("IID_DEBUG", asked)
+        caplog.clear()
+        step = Descent()
+        before = step.values()
+        assert record(step, raising("no such attribute", kind)) is None and same(step.values(), before)
+        (said,) = caplog.records
+        assert "no such attribute" in said.message and "\n" not in said.message
+        assert ("Traceback" in caplog.text) is bool(asked)
+
+
+def test_the_pool_of_a_recording_that_is_collected_meanwhile_is_in_use_until_the_next_is_captured(cuda, monkeypatch):
+    monkeypatch.setattr(cuda_graph, "_alive", weakref.WeakSet())
+    step = Descent()
+    first = record(step)
+    pool, alive = first._pool, weakref.ref(first)
+    cycle: list[object] = [first]
+    cycle.append(cycle)
+    del first, cycle
+    seen = []
+
+    def watched() -> None:
+        seen.append(alive() is not None)
+        step()
+
+    second = record(step, watched)
+    assert second._pool is pool and seen[: cuda_graph.WARM_UPS + 1] == [True] * (cuda_graph.WARM_UPS + 1)
+    gc.collect()
+    assert alive() is None, "and not longer"
+
+
 def test_settings_can_forbid_recordings_within_a_block(cuda, caplog):
     with graphs("off"):
         assert record(Descent()) is None

@@ -21,6 +21,7 @@ import pytest
 import torch
 
 from iidlib.distillation import distill
+from iidlib.experiments.tables import append_rows
 from tests.factories import Crash, crash, settings, stop_at, tiny_dataset
 
 ROOT = Path(__file__).parents[1]
@@ -41,7 +42,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     yield module
     for number, handler in before.items():
         signal.signal(number, handler)
-    for name in ("gpu", "gpu_files", "gpu_session", "gpu_summary"):
+    for name in ("gpu", "gpu_environment", "gpu_files", "gpu_session", "gpu_summary", "gpu_tests"):
         sys.modules.pop(name, None)
 
 
@@ -136,7 +137,8 @@ def test_the_commands_of_the_parts_can_be_typed(gpu: ModuleType, tmp_path: Path)
     for name in gpu.PHASES:
         assert 20 < late.phase(name).limit < late.left - 9, "a part that must be stopped still ends in time"
     assert Path(session.phase("environment").command[1]).is_file()
-    assert session.phase("tests").command[1:5] == ("-m", "pytest", "-m", "gpu")
+    script, *files = session.phase("tests").command[1:]
+    assert Path(script).name == "gpu_tests.py" and "test_gpu.py" in {Path(file).name for file in files}
 
 
 def test_a_part_that_fails_or_hangs_does_not_stop_the_others(
@@ -185,11 +187,110 @@ def test_a_part_that_has_ended_is_repeated_only_at_another_commit(
     knows(out, commit="def")
     assert gpu.main(given) == 0 and counts.read_text().split()[5:] == ["tests", "bench", "cells"]
     assert not [path for path in out.iterdir() if path.name[0] == "."], "what a killed process left has gone"
-    (out / "tests.txt").unlink()
+    for folder in (out, tmp_path / "runs" / "kept"):
+        (folder / "tests.txt").unlink()
     assert gpu.main(given) == 0 and "tests" in counts.read_text().split()[8:], "its output has gone"
 
 
-@pytest.mark.parametrize("commit", [None, "", "abc+", "files abc"])
+def test_what_was_measured_is_known_although_the_folder_of_results_was_emptied(
+    gpu: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, counts, row = tmp_path / "out", tmp_path / "counts", "dataset,method,accuracy\\nd,m,1\\n"
+    with_parts(
+        gpu, monkeypatch,
+        tests=(f"open({str(counts)!r}, 'a').write('tests ')", 20),
+        cells=(f"open({str(out / 'ci.csv')!r}, 'a').write('{row}')", 20),
+    )  # fmt: skip
+    given = ["--out", str(out), "--runs", str(tmp_path / "runs"), "--device", "cpu", "--scale", "ci"]
+    knows(out, commit="abc", datasets={"cifar10": True})
+    assert gpu.main([*given, "--phases", "tests,cells"]) == 0
+    measured, report = (out / "ci.csv").read_text(), (out / "environment.json").read_text()
+    shutil.rmtree(out)
+    assert gpu.main([*given, "--phases", "tests"]) == 0
+    assert counts.read_text().split() == ["tests"] and (out / "tests.txt").is_file()
+    assert (out / "ci.csv").read_text() == measured and (out / "environment.json").read_text() == report
+    (out / "ci.csv").write_text("newer")
+    assert gpu.main([*given, "--phases", "tests"]) == 0
+    assert (out / "ci.csv").read_text() == "newer", "what is there counts"
+
+
+def test_a_part_that_takes_long_is_in_the_summary_before_it_ends(
+    gpu: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written, write = [], gpu.write
+    monkeypatch.setattr(gpu, "write", lambda session: (written.append(time.monotonic()), write(session)))
+    monkeypatch.setattr(gpu, "REFRESH", 0.3)
+    with_parts(gpu, monkeypatch, cells=("import time; print('a row', flush=True); time.sleep(60)", 2))
+    given = ["--out", str(tmp_path / "out"), "--runs", str(tmp_path / "runs"), "--device", "cpu", "--scale", "ci"]
+    assert gpu.main([*given, "--phases", "cells"]) == 0
+    assert len(written) >= 4 and "a row" in (tmp_path / "out" / "log.txt").read_text()
+    assert outcomes(tmp_path / "out")["cells"] == "stopped at its limit of 2 s"
+
+
+def test_compiled_code_has_a_private_folder_wherever_the_runs_lie(
+    gpu: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path / "elsewhere"))
+    monkeypatch.delenv("IID_CACHE")
+    session = gpu.Session(tmp_path / "out", tmp_path / "runs", 540.0)
+    assert session.cache == tmp_path / "runs" / "cache" and not session.remarks
+    assert session.variables()["IID_CACHE"] == str(tmp_path / "runs" / "cache" / "iidlib")
+    open_to_all = tmp_path / "open"
+    open_to_all.mkdir()
+    open_to_all.chmod(0o777)
+    session = gpu.Session(tmp_path / "out", open_to_all / "runs", 540.0)
+    assert session.cache.parent == tmp_path / "elsewhere" and str(session.cache) in session.remarks[0]
+
+
+def test_dependencies_that_are_too_old_are_named(gpu: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    environment = importlib.import_module("gpu_environment")
+    needed = environment.needed()
+    assert {"torch", "filelock", "attrs"} <= set(needed) and needed["torch"].startswith("2.")
+    assert environment.too_old() == "", "of this environment"
+    known = environment.version
+    old = {"filelock": "3.2", "tqdm": "not installed", "torch": "10.0.1+cu132"}
+    monkeypatch.setattr(environment, "version", lambda name: old.get(name, known(name)))
+    least = {name: needed[name] for name in old}
+    told = environment.too_old().split(", ")
+    assert sorted(told) == [f"filelock 3.2 (needs {least['filelock']})", f"tqdm not installed (needs {least['tqdm']})"]
+
+
+@pytest.mark.slow
+def test_each_file_is_tested_in_a_process_of_its_own(tmp_path: Path) -> None:
+    """One that crashes or hangs costs no other; what it has printed is shown."""
+    mark = "import os, time, pytest\npytestmark = pytest.mark.gpu\n"
+    files = {
+        "bad": "import logging\ndef test_bad():\n    logging.getLogger('iidlib').warning('the reason')\n    assert 0\n",
+        "crash": "def test_crash():\n    os._exit(9)\n",
+        "hang": "def test_done():\n    pass\ndef test_hang():\n    open('hangs', 'w').close(); time.sleep(100)\n",
+        "late": "def test_late():\n    pass\n",
+    }
+    for name, text in files.items():
+        (tmp_path / f"test_{name}.py").write_text(mark + text)
+    (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers = gpu\n")
+    log = (tmp_path / "log").open("wb")
+    names = [f"test_{name}.py" for name in files]
+    code = "import sys, gpu_tests; sys.exit(gpu_tests.main(sys.argv[1:], 1))"
+    environment = os.environ | {"PYTHONPATH": str(SCRIPT.parent), "PYTHONUNBUFFERED": "1"}
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, *names], cwd=tmp_path, stdout=log, stderr=log, env=environment
+    )
+    until = time.monotonic() + 120
+    while "===== test_crash.py" not in (tmp_path / "log").read_text() and time.monotonic() < until:
+        time.sleep(0.2)
+    while not (tmp_path / "hangs").exists() and time.monotonic() < until:
+        time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 1
+    text = (tmp_path / "log").read_text()
+    shown = re.findall(r"^===== (.*)$", text, re.MULTILINE)
+    assert shown == ["test_bad.py", "test_crash.py", "test_hang.py, cut"]
+    assert "the reason" in text and "test_hang.py::test_done PASSED" in text
+    said = text.strip().splitlines()[-1]
+    assert said == "1 failed, 1 passed; cut or not started: hang late", "one that crashed counts nothing"
+
+
+@pytest.mark.parametrize("commit", [None, "", "abc+"])
 def test_code_that_is_not_known_to_be_the_same_is_tested_again(
     commit: str | None, gpu: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -199,6 +300,22 @@ def test_code_that_is_not_known_to_be_the_same_is_tested_again(
     knows(out, commit=commit)
     assert gpu.main([*given, "--phases", "tests"]) == gpu.main([*given, "--phases", "tests"]) == 0
     assert counts.read_text().split() == ["tests", "tests"]
+
+
+def test_without_git_the_code_is_known_by_its_files(gpu: ModuleType, tmp_path: Path) -> None:
+    import gpu_session
+
+    knows(tmp_path, commit="files abc")
+    here = gpu.Session(tmp_path, tmp_path / "runs", 540.0).code
+    assert re.fullmatch("files abc [0-9a-f]{12}", here)
+    assert gpu.Session(tmp_path, tmp_path / "runs", 540.0).code == here
+    for folder, name in (("tests", "test_a.py"), (".ci", "gpu.py")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / name).write_text("1")
+    gpu_session.ROOT = tmp_path
+    other = gpu.Session(tmp_path, tmp_path / "runs", 540.0).code
+    (tmp_path / "tests" / "test_a.py").write_text("2")
+    assert len({here, other, gpu.Session(tmp_path, tmp_path / "runs", 540.0).code}) == 3
 
 
 def test_without_time_or_a_gpu_no_cell_is_started(
@@ -317,7 +434,8 @@ def test_a_run_that_was_cut_is_resumed_from_the_archive(gpu: ModuleType, tmp_pat
     gpu_files.sets(cells, tmp_path / "sets.zip")
     with zipfile.ZipFile(tmp_path / "sets.zip") as archive:
         names = archive.namelist()
-        assert names[0] == "whole/synthetic.safetensors" and not [name for name in names if name.startswith("begun")]
+        assert names[0].startswith("cut/") and "whole/synthetic.safetensors" in names, "what can be resumed first"
+        assert not [name for name in names if name.startswith("begun")]
         kept = [name for name in names if "checkpoints" in name]
         assert kept == [f"cut/checkpoints/0000004.{end}" for end in ("safetensors", "json")], "the newest"
         archive.extractall(tmp_path / "elsewhere")
@@ -353,6 +471,23 @@ def test_the_summary_shows_the_benchmark(gpu: ModuleType, tmp_path: Path) -> Non
     rows = pd.read_csv(tmp_path / "bench.csv").set_index("method")["seconds"]
     shown = summary(gpu.Session(tmp_path, tmp_path / "runs", 540.0))
     assert f"| distill iid-dm | {1e3 * rows['iid-dm']:.3g} | " in shown
+
+
+def test_a_benchmark_that_failed_hides_nothing_else(gpu: ModuleType, tmp_path: Path) -> None:
+    from gpu_summary import summary
+
+    from iidlib.bench.tables import NEEDED
+
+    shutil.copy(ROOT / "data" / "results" / "bench.csv", tmp_path / "bench.csv")
+    shutil.copy(ROOT / "data" / "results" / "laptop.csv", tmp_path / "paper.csv")
+    failed = {"what": "distill", "method": "idm", "error": "LossesDiffer: by 3 | 4", "device": "cuda"}
+    append_rows(tmp_path / "bench.csv", pd.DataFrame([failed]), needed=NEEDED)
+    shown = summary(gpu.Session(tmp_path, tmp_path / "runs", 540.0))
+    assert "| distill idm | not timed: LossesDiffer: by 3 / 4 |  | cuda |" in shown and "cannot be read" not in shown
+    assert "| distill dm |" in shown and "runs are missing" in shown
+    (tmp_path / "bench.csv").write_text("what,method,seconds\ndistill\n")
+    shown = summary(gpu.Session(tmp_path, tmp_path / "runs", 540.0))
+    assert "cannot be read" in shown and "runs are missing" in shown, "one part that is broken"
 
 
 def test_the_guide_gives_the_minutes_that_are_predicted() -> None:

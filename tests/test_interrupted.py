@@ -13,7 +13,7 @@ import torch
 
 from iidlib.config import ComputeConfig, EvalProtocol
 from iidlib.data import Dataset, RealSet
-from iidlib.evaluation import FinishedNetworks, evaluate, evaluated, random_real
+from iidlib.evaluation import FinishedNetworks, evaluate, evaluated, interrupted, random_real
 from iidlib.evaluation import run as evaluation_run
 from iidlib.evaluation.interrupted import digest_of
 from iidlib.experiments import append_results
@@ -193,6 +193,15 @@ def test_a_cache_that_cannot_be_written_or_read_costs_a_warning_and_no_network(p
     assert len(found) == len(trained) == 4
     (message,) = [record.getMessage() for record in caplog.records if "cannot be kept" in record.getMessage()]
     assert "after an interruption they are trained again" in message
+
+
+def test_without_a_home_folder_nothing_is_kept(pictures, monkeypatch, caplog, trained):
+    def homeless():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(interrupted, "cache_dir", homeless)
+    assert len(list(rows(random_real(pictures.train, 3), pictures, FinishedNetworks()))) == len(trained) == 4
+    assert [message for message in caplog.messages if "home" in message]
 
 
 def test_a_kept_network_is_said_once_and_its_outcome_is_counted(pictures, kept, caplog):

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 
-from iidlib.engine import FusedBlock, compiler_available, norm_relu_pool
+from iidlib.engine import FusedBlock, compiler_available, norm_relu_pool, triton_launch
 from iidlib.engine import fused as fused_kernel
 from iidlib.engine.layers import WinogradConv
 from iidlib.networks import (
@@ -23,6 +23,7 @@ from iidlib.networks import (
     conv_blocks,
     draw_parameters_,
     empty_network,
+    prepare,
     replaceable,
     set_backend,
 )
@@ -607,3 +608,26 @@ def test_a_cuda_generator_builds_on_its_device_and_values_agree_with_the_cpu(nam
             torch.backends.cudnn.allow_tf32 = before
     with pytest.raises(ValueError, match="generator on cpu"):
         draw_parameters_(network, seeded())
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_network_with_compiled_kernels_agrees_with_the_cpu_in_double(name):
+    """Through the layouts that cuDNN really leaves, with the gradient of the images."""
+
+    def with_gradient(network, images):
+        images.requires_grad_()
+        out = network(images)
+        (gradient,) = torch.autograd.grad(out.square().sum(), images)
+        return out.detach().cpu().double(), gradient.cpu().double()
+
+    network, images = build(name).eval(), noise()
+    network.requires_grad_(False)
+    expected = with_gradient(copy.deepcopy(network).double(), images.double())
+    prepared = prepare(network.cuda())
+    assert prepared is network and triton_launch.available()
+    value, gradient = with_gradient(prepared, images.cuda())
+    assert_norm_close(value, expected[0], 1e-4)
+    assert_norm_close(gradient, expected[1], 1e-2)  # at ReLU's kink a value within rounding of zero changes much
+    assert triton_launch.available(), "no kernel has failed meanwhile"

@@ -127,7 +127,7 @@ class KeptRows:
         saved = self._saved(rows)
         where = f"are saved in {' and '.join(saved)}" if saved else "could not be saved"
         typer.echo(
-            f"{len(rows)} networks were already evaluated; their rows {where}, and the same command resumes after them",
+            f"{len(rows)} networks were already evaluated; their rows {where}, and a resumed evaluation uses them",
             err=True,
         )
 

@@ -19,6 +19,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from iidlib.errors import shown_cause
+
 __all__ = ["Recording", "can_record", "graphs", "recorded", "warn_no_graph"]
 
 WARM_UPS = 3
@@ -38,7 +40,10 @@ the allocator's cache, raises an internal error. So a process does not try again
 
 _alive: "weakref.WeakSet[Recording]" = weakref.WeakSet()
 """Recordings of this process. Those on one device share a memory pool and were captured on one stream, see `_stream`:
-their steps never run at the same time and keep nothing in the pool, so the largest determines the memory of all."""
+their steps never run at the same time and keep nothing in the pool, so the largest determines the memory of all.
+
+One stream must mean one pool: in some versions of torch the end of a graph frees the workspaces of all graphs that were
+captured on its stream, which harms none as long as the pool that they lie in is in use."""
 
 
 @contextlib.contextmanager
@@ -61,7 +66,10 @@ def warn_no_graph(what: str, reason: object) -> None:
     """Warns that `what` runs without a CUDA graph, with the first line of `reason`."""
     first = (str(reason).splitlines() or [type(reason).__name__])[0]
     rest = "; this process records no further steps" if _capture_failed else ""
-    logger.warning("no CUDA graph of %s (%s); launching kernels one by one, which is slower%s", what, first, rest)
+    logger.warning(
+        "no CUDA graph of %s (%s); launching kernels one by one, which is slower%s", what, first, rest,
+        exc_info=shown_cause(reason),
+    )  # fmt: skip
 
 
 class Recording:
@@ -80,8 +88,9 @@ class Recording:
         self._device = device
         started = time.perf_counter()
         _warm_up(step, device)
-        shared = next((other._pool for other in _alive if other._device == device), None)
-        self._pool: Any = shared or torch.cuda.graph_pool_handle()
+        # held until the capture ends, because a pool that lost its last graph before could not be captured into
+        sharing = next((other for other in _alive if other._device == device), None)
+        self._pool: Any = torch.cuda.graph_pool_handle() if sharing is None else sharing._pool
         self._graph = _captured(step, device, self._pool)
         self.seconds = time.perf_counter() - started
         _alive.add(self)
@@ -119,7 +128,7 @@ def recorded(
                 raise RuntimeError(f"nothing to compare: the plain update has the norm {norm:g}")
             if not difference <= tolerance * norm:  # true for NaN
                 raise RuntimeError(f"its update differs by {difference / norm:.1e}")
-        except (RuntimeError, ValueError) as error:  # out of memory is a RuntimeError
+        except Exception as error:  # also of another version of torch: continue whatever fails
             warn_no_graph(what, error)
             return None
     return recording

@@ -33,7 +33,7 @@ def usable(images: Tensor) -> bool:
         triton_launch.runs_on(images)
         and images.dtype == torch.float32
         and images.shape[1] <= MOST_CHANNELS
-        and triton_launch.available()
+        and triton_launch.available("transform")
     )
 
 
@@ -46,7 +46,7 @@ def tile_for(side: int, channels: int) -> tuple[int, int, int]:
 
 def works(device: torch.device) -> bool:
     """Whether the kernel runs on a device, found out by launching it; compiles it if necessary."""
-    if not triton_launch.available():
+    if not triton_launch.available("transform"):
         return False
     images, op = torch.ones(1, 3, 8, 8, device=device), torch.zeros(1, dtype=torch.int64, device=device)
     ranges = dict.fromkeys(RANGES, 1) | {"ANGLE": 0.1}

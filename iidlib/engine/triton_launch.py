@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from iidlib.engine import kernels
+from iidlib.errors import shown_cause
 
 __all__ = ["DEVICES", "available", "launch", "power_of_two", "runs_on"]
 
@@ -21,8 +22,11 @@ DEVICES = ("cuda",)
 
 logger = logging.getLogger("iidlib")
 
-_broken = False
-"""Whether a launch has failed in this process."""
+_broken: set[str] = set()
+"""Kernels of which a launch has failed in this process."""
+
+_PURPOSE = {"forward": "norms", "backward": "norms", "transform": "augmentations"}
+"""What each kernel is for, in warnings."""
 
 
 @functools.cache
@@ -49,12 +53,15 @@ def runs_on(x: Tensor) -> bool:
     return x.device.type in DEVICES
 
 
-def available() -> bool:
-    """Whether the kernels can be compiled for a GPU, as far as is known; imports Triton.
+def available(*names: str) -> bool:
+    """Whether kernels can be compiled for a GPU, as far as is known; imports Triton.
 
     Logs one warning if that is impossible.
+
+    Args:
+        *names: their names; none for all.
     """
-    return not _broken and _kernels() is not None
+    return not (_broken.intersection(names) if names else _broken) and _kernels() is not None
 
 
 def launch(
@@ -79,7 +86,6 @@ def launch(
         torch.OutOfMemoryError: if memory runs out.
         RuntimeError: if a launch within a capture fails.
     """
-    global _broken
     kernel = getattr(_kernels(), name)
     if programs == 0:
         return True
@@ -93,12 +99,12 @@ def launch(
             raise RuntimeError(str(error)) from error
         if "out of memory" in str(error):  # of the driver, which loads the compiled code
             raise torch.OutOfMemoryError(str(error)) from error
-        _broken = True
+        _broken.add(name)
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         logger.warning(
-            "a Triton kernel failed (%s); norms and augmentations now run as separate operations, which is slower",
-            reason,
-        )
+            "a Triton kernel failed (%s); %s now run as separate operations, which is slower", reason, _PURPOSE[name],
+            exc_info=shown_cause(error),
+        )  # fmt: skip
         return False
     return True
 
@@ -110,4 +116,7 @@ def power_of_two(number: int) -> int:
 
 def _is_captured(x: Tensor) -> bool:
     """Whether operations on a tensor are being captured in a CUDA graph."""
-    return x.is_cuda and torch.cuda.is_current_stream_capturing()
+    if not x.is_cuda:
+        return False
+    with torch.cuda.device(x.device):
+        return torch.cuda.is_current_stream_capturing()

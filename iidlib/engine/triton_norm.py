@@ -13,6 +13,9 @@ from iidlib.engine import triton_launch
 
 __all__ = ["Tile", "backward", "empty_last", "forward", "tile_for", "usable", "works"]
 
+KERNELS = ("forward", "backward")
+"""Names of the kernels."""
+
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 """Types of the maps; the kernels compute in float32."""
 
@@ -87,12 +90,12 @@ def usable(x: Tensor) -> bool:
 
     Imports Triton at the first call for a map on CUDA; logs one warning if that is impossible.
     """
-    return triton_launch.runs_on(x) and x.dtype in DTYPES and triton_launch.available()
+    return triton_launch.runs_on(x) and x.dtype in DTYPES and triton_launch.available(*KERNELS)
 
 
 def works(device: torch.device) -> bool:
     """Whether the kernels run on a device, found out by launching each on a small map; compiles them if necessary."""
-    if not triton_launch.available():
+    if not triton_launch.available(*KERNELS):
         return False
     x = torch.ones(1, 16, 2, 2, device=device)
     made = forward(x, x[0, :, 0, 0], x[0, :, 0, 0], None, 1e-5, relu=True, pool=2)

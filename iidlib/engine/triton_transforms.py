@@ -5,7 +5,8 @@ channels. In the gradient every input pixel collects from the output pixels that
 added atomically, so the same inputs give the same bits. `augment` says what the transforms do, and `resampling` why the
 3 x 3 output pixels around the inverse position are all that may have read an input pixel.
 
-Positions are computed in PyTorch's order of operations, so launches must not contract products and sums.
+Positions are computed in PyTorch's order of operations, so launches must not contract products and sums. On a GPU
+divisions may differ from PyTorch's in the last two bits, in the transforms and their gradients alike.
 
 The module can be imported without Triton; the kernel is launched only by `engine.triton_launch`.
 """
@@ -61,7 +62,7 @@ def _position(index, SIDE: tl.constexpr):
 @jit
 def _pixel(position, SIDE: tl.constexpr):
     """Coordinates that span -1 to 1 in pixels."""
-    return ((position + 1) * SIDE - 1) / 2
+    return ((position + 1) * SIDE - 1) * 0.5
 
 
 @jit

@@ -49,7 +49,7 @@ class FinishedNetworks:
         Args:
             folder: where rows are kept; by default ``evaluations`` in the cache.
         """
-        self._folder = cache_dir() / "evaluations" if folder is None else folder
+        self._folder = folder
         self._used: set[Path] = set()
         self._writable = True
 
@@ -62,13 +62,12 @@ class FinishedNetworks:
             facts: what the scores depend on besides the network and its number, as JSON values.
         """
         found: dict[tuple[str, int], dict[str, Any]] = {}
-        path = self._file(facts)
         try:
-            lines = path.read_bytes().splitlines()
+            lines = self._file(facts).read_bytes().splitlines()
         except FileNotFoundError:
             return found
-        except OSError as error:
-            logger.warning("%s cannot be read (%s); its networks are trained again", path, one_line(error))
+        except (OSError, RuntimeError) as error:  # the latter without a home folder
+            logger.warning("finished networks cannot be read (%s); they are trained again", one_line(error))
             return found
         for line in lines:
             with contextlib.suppress(ValueError, RecursionError):
@@ -86,18 +85,17 @@ class FinishedNetworks:
         """
         if not self._writable:
             return
-        path = self._file(facts)
         try:
+            path = self._file(facts)
             make_folders(path.parent, private=True)
             with path.open("a", encoding="utf-8") as file:
                 # a line that a crash truncated must not swallow the next one
                 file.writelines(f"\n{json.dumps(dict(row))}\n" for row in rows)
-        except OSError as error:
+        except (OSError, RuntimeError) as error:
             self._writable = False
             logger.warning(
-                "finished networks cannot be kept in %s (%s); after an interruption they are trained again",
-                path.parent, one_line(error),
-            )  # fmt: skip
+                "finished networks cannot be kept (%s); after an interruption they are trained again", one_line(error)
+            )
 
     def forget(self) -> None:
         """Removes all rows that were read or kept through this object."""
@@ -108,5 +106,6 @@ class FinishedNetworks:
 
     def _file(self, facts: Mapping[str, Any]) -> Path:
         key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:24]
-        self._used.add(path := self._folder / f"{key}.jsonl")
+        folder = cache_dir() / "evaluations" if self._folder is None else self._folder
+        self._used.add(path := folder / f"{key}.jsonl")
         return path

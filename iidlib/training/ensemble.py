@@ -252,7 +252,7 @@ class _Ensemble:
         """Same gradients, network by network."""
         gradients = []
         for k, images in enumerate(self._images(draw)):
-            parameters = {name: values[k].detach().requires_grad_() for name, values in self._parameters.items()}
+            parameters = {name: _part(values, k).requires_grad_() for name, values in self._parameters.items()}
             buffers = {name: values[k] for name, values in self._buffers.items()}
             logits = functional_call(self._network, (parameters, buffers), (images,))  # [b, C]
             loss = self._loss(logits[None], draw.of_network(k)).squeeze(0)  # []
@@ -309,6 +309,20 @@ class _Ensemble:
         finally:
             for name, tensor in self._buffers.items():  # running statistics, which both forms update
                 tensor.copy_(before[name])
+
+
+ALIGNMENT = 64
+"""Bytes that the values of each network should begin at a multiple of."""
+
+
+def _part(stack: Tensor, k: int) -> Tensor:
+    """Network k's values of a stack [K, ...], detached.
+
+    They are copied if they do not begin at a multiple of ``ALIGNMENT``: cuBLAS may choose a kernel that assumes it, and
+    cuDNN another one than for the other networks.
+    """
+    values = stack[k].detach()
+    return values.clone() if values.storage_offset() * values.element_size() % ALIGNMENT else values
 
 
 def _stack(tensors: Sequence[Tensor]) -> Tensor:
