@@ -251,14 +251,16 @@ def test_dependencies_that_are_too_old_are_named(gpu: ModuleType, monkeypatch: p
     old = {"filelock": "3.2", "tqdm": "not installed", "torch": "10.0.1+cu132"}
     monkeypatch.setattr(environment, "version", lambda name: old.get(name, known(name)))
     least = {name: needed[name] for name in old}
-    told = environment.too_old().split(", ")
-    assert sorted(told) == [f"filelock 3.2 (needs {least['filelock']})", f"tqdm not installed (needs {least['tqdm']})"]
+    named = environment.too_old().split(", ")
+    assert sorted(named) == [f"filelock 3.2 (needs {least['filelock']})", f"tqdm not installed (needs {least['tqdm']})"]
 
 
 @pytest.mark.slow
 def test_each_file_is_tested_in_a_process_of_its_own(tmp_path: Path) -> None:
     """One that crashes or hangs costs no other; what it has printed is shown."""
-    mark = "import os, time, pytest\npytestmark = pytest.mark.gpu\n"
+    mark = (
+        f"import os, time, pytest\npytestmark = {'.'.join(('pytest', 'mark', 'gpu'))}\n"  # this file has no such test
+    )
     files = {
         "bad": "import logging\ndef test_bad():\n    logging.getLogger('iidlib').warning('the reason')\n    assert 0\n",
         "crash": "def test_crash():\n    os._exit(9)\n",
