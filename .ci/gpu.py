@@ -5,9 +5,9 @@
 First a report of the machine, at most two minutes, then the GPU tests and the short benchmark, at most a minute each,
 and then the missing cells of ``iid reproduce gpu``, most informative first. Each part is a process of its own with a
 limit; one that fails does not stop the others. Rows are written as soon as they are measured, ``summary.md`` before and
-after every part. The runs, pools and compiled kernels lie in another folder, ``--runs``: with it, a second call resumes
-the run that the first one had to stop. A part that has ended is not repeated at the same clean commit, except for the
-report of the machine; nor is a cell, even if the folder of the results was emptied meanwhile.
+after every part and every minute. The runs, pools, compiled kernels and a copy of the rows lie in another folder,
+``--runs``: with it, a second call resumes the run that the first one had to stop, and repeats no cell, even if the
+folder of the results was emptied meanwhile. Nor are the tests and the benchmark repeated with the same code.
 
 Needs a checkout and the packages that the library imports, and pytest for the tests; no installation, no network.
 """
@@ -99,7 +99,10 @@ def watched(session: Session, process: "subprocess.Popen[bytes]", until: float) 
         except subprocess.TimeoutExpired:
             if left <= REFRESH:
                 raise
-            write(session)
+            try:
+                write(session)
+            except OSError as error:  # the part goes on
+                session.remarks.append(f"not written while {session.state}: {error}")
 
 
 def write(session: Session) -> None:
@@ -108,7 +111,7 @@ def write(session: Session) -> None:
     parts = [f"===== {log.stem}\n" + "\n".join(tail(log, 5000)) + "\n" for log in logs]
     (session.out / "log.txt").write_text("\n".join(parts), encoding="utf-8")
     with contextlib.suppress(OSError, ValueError):  # the summary must be written, whatever is broken
-        session.remarks += sets(session.runs / "cells", session.out / "sets.zip")
+        session.left_out = sets(session.runs / "cells", session.out / "sets.zip")
     session.remarks = list(dict.fromkeys([*session.remarks, *tidy(session.out, session.runs / "left-out")]))
     for path in [session.out / name for name in KEPT] + list(session.out.glob("[!.]*.csv")):
         if path.is_file():
@@ -135,6 +138,15 @@ def end(process: "subprocess.Popen[bytes]", number: signal.Signals) -> None:
         if process.poll() is None:
             process.kill()
         process.wait()
+
+
+def add_rows(known: Path, table: Path) -> None:
+    """Adds the rows that a table lacks."""
+    from iidlib.errors import InputError
+    from iidlib.experiments.tables import append_results, read_results
+
+    with contextlib.suppress(OSError, InputError):  # a table that is broken is reported in the summary
+        append_results(table, read_results(known))
 
 
 def seconds_of(text: str) -> float:
@@ -191,12 +203,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.umask(0o022)  # where others may write, no compiled code is used
     for folder in (out, runs):
         folder.mkdir(parents=True, exist_ok=True)
-    for path in (runs / "kept").glob("*"):  # of an earlier call, whose folder of results was emptied
-        if not (out / path.name).exists():
-            shutil.copy2(path, out / path.name)
-    kept, table = ROOT / "data" / "results" / f"{given.scale}.csv", out / f"{given.scale}.csv"
-    if kept.is_file() and not table.exists():
-        shutil.copy(kept, table)  # cells that were measured before are not measured again
+    # cells that were measured before are not measured again
+    known, table = ROOT / "data" / "results" / f"{given.scale}.csv", out / f"{given.scale}.csv"
+    emptied = [path for path in (runs / "kept").glob("*") if not (out / path.name).exists()]
+    for path in emptied:  # the results of an earlier call
+        shutil.copy2(path, out / path.name)
+    if known.is_file() and not table.exists():
+        shutil.copy(known, table)
+    elif known.is_file() and table.name in {path.name for path in emptied}:
+        add_rows(known, table)  # the checkout may have come with more rows since
     session = Session(out, runs, given.budget, given.scale, given.device, given.seeds, given.only, phases, given.tests)
 
     def stop(number: int, frame: Any) -> None:

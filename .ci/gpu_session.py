@@ -88,6 +88,8 @@ class Session:
     ended: dict[str, Ended] = field(default_factory=dict)
     state: str = "starting"
     remarks: list[str] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
+    """Runs that do not fit into the archive of the sets."""
 
     @property
     def left(self) -> float:
@@ -160,17 +162,19 @@ class Session:
     def cache(self) -> Path:
         """Folder of pools and compiled kernels.
 
-        It lies with the runs, unless others may write there, as in a folder that was copied with all rights: code is
-        compiled in private folders only.
+        It lies with the runs, unless others may write there, as in a folder that was copied with all rights: compiled
+        code is loaded only from folders that nobody else can write to.
         """
         from iidlib.private import private_dir
 
         folder = self.runs / "cache"
         try:
-            return private_dir(folder)
+            return private_dir(folder, readable=True)
         except (OSError, RuntimeError) as error:
             elsewhere = Path(tempfile.gettempdir()) / f"iidlib-gpu-{os.getuid() if hasattr(os, 'getuid') else 0}"
             self.remarks.append(f"pools and compiled kernels are in {elsewhere}: {' '.join(str(error).split())[:200]}")
+            with contextlib.suppress(OSError, RuntimeError):  # the library checks it again, and does without
+                private_dir(elsewhere)
             return elsewhere
 
     @property

@@ -90,7 +90,7 @@ def summary(session: Session) -> str:
     if (kernels := machine.get("compiled kernels", True)) is not True:
         lines.insert(4, f"- compiled kernels are not in use ({kernels}): a step is slower")
     if old := machine.get("too old"):
-        lines.insert(4, f"- older than `pyproject.toml` asks for: {old}")
+        lines.insert(4, f"- packages that are missing or older than `pyproject.toml` asks for: {old}")
     for name, one in session.ended.items():
         lines.append(f"| {name} | {one.outcome} | {one.seconds:.0f} | {one.note.replace('|', '/')} |")
     lines += ["", "## Measured", ""]
@@ -102,10 +102,10 @@ def summary(session: Session) -> str:
     cells = tail(session.log("cells"), 5000) if "cells" in session.ended and session.ended["cells"].seconds else []
     skipped = [line for line in cells if line.startswith("failed with status")]
     failed = [name for name, one in session.ended.items() if one.outcome.startswith(("failed", "stopped"))]
-    if failed or skipped or session.remarks:
+    if failed or skipped or session.remarks or session.left_out:
         lines += ["", "## Failed or cut", ""]
         lines += [f"- {line}" for line in [*(f"{name} {session.ended[name].outcome}" for name in failed), *skipped]]
-        lines += [f"- {remark}" for remark in session.remarks]
+        lines += [f"- {remark}" for remark in [*session.remarks, *session.left_out]]
     for name in failed:
         lines += ["", f"The end of {name}:", "", "```", *(line[:300] for line in tail(session.log(name), LINES)), "```"]
     return "\n".join(lines) + "\n"

@@ -53,6 +53,15 @@ class Bar:
             self._logged = time.monotonic()
             logger.info("%s: %s", self._what, self._progress(self._logged - self._started))
 
+    def skip(self, steps: int) -> None:
+        """Adds units that were done before, which say nothing about the time that the others take."""
+        self._done += steps
+        self._initial += steps
+        if self._drawn is not None:
+            self._drawn.initial += steps
+            self._drawn.n += steps
+            self._drawn.refresh()
+
     def note(self, text: str) -> None:
         """Shows a text after the bar, such as the last loss."""
         if self._drawn is not None:

@@ -114,6 +114,7 @@ def learn_in_steps(
     allow_mismatch: bool = False,
     progress: bool | None = False,
     on_step: Callable[[pd.DataFrame], None] | None = None,
+    finished: FinishedNetworks | None = None,
 ) -> pd.DataFrame:
     """Learns a dataset's classes step by step from a memory of ``config.ipc`` images per class.
 
@@ -131,6 +132,7 @@ def learn_in_steps(
         allow_mismatch: resume a step even where conditions have changed, as in `distill`.
         progress: draw progress bars; None draws them on a terminal, and otherwise logs a line every minute.
         on_step: called with the rows of each step when it is done.
+        finished: keeps the finished networks of all steps, as in `iidlib.evaluate`.
 
     Returns:
         A row per step and network, with columns step (from 1), steps, step_sizes (classes of each step, such as
@@ -154,7 +156,6 @@ def learn_in_steps(
     memory: list[SyntheticSet] = []
     seen: list[int] = []
     rows = []
-    finished = None if out is None else FinishedNetworks()
     for number, group in enumerate(groups, 1):
         folder = Path(out) / f"step-{number:02d}" if out is not None else None
         trained_longer = _with_longer_pool(config, dataset.train.num_classes / len(group))
@@ -199,8 +200,6 @@ def learn_in_steps(
         rows.append(frame)
         if on_step is not None:
             on_step(frame)
-    if finished:
-        finished.forget()
     return pd.concat(rows, ignore_index=True)
 
 

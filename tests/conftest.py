@@ -58,7 +58,7 @@ def cache_of_this_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 def interrupted_evaluations_of_this_test(
     tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> Path:
-    """Where interrupted evaluations of the command line keep finished networks: no test resumes another one's."""
+    """Where evaluations in this process keep finished networks: no test resumes another one's."""
     from iidlib.evaluation import interrupted
 
     cache = tmp_path_factory.getbasetemp() / f"interrupted-{uuid.uuid4().hex}"

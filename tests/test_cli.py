@@ -678,8 +678,8 @@ def test_rows_of_finished_networks_are_kept_when_a_later_one_fails(
     ended = iid(*given)
     assert ended.status == 1, ended
     assert (
-        "2 networks were already evaluated; their rows are saved in s-incomplete.json and r.csv, and a resumed "
-        "evaluation uses them" in ended.err
+        "2 networks were already evaluated; their rows are saved in s-incomplete.json and r.csv; a resumed "
+        "evaluation continues after them" in ended.err
     )
     assert "out of memory" in ended.err
     kept = rows(Path("s-incomplete.json"))

@@ -259,6 +259,7 @@ def test_steps_that_are_done_are_not_done_again(pictures, tmp_path: Path, monkey
 
 
 def test_networks_that_are_finished_are_not_trained_again(pictures, tmp_path: Path, monkeypatch):
+    from iidlib.evaluation import FinishedNetworks
     from iidlib.evaluation import run as evaluation_run
 
     config = preset("dm", pictures.name, 1, "ci", {"iterations": 1, "eval.num_eval": 2, "eval.epochs": 1})
@@ -272,13 +273,14 @@ def test_networks_that_are_finished_are_not_trained_again(pictures, tmp_path: Pa
         return fit(*given, **named)
 
     monkeypatch.setattr(evaluation_run, "fit", stopped)
+    kept = FinishedNetworks()
     with pytest.raises(KeyboardInterrupt):
-        learn_in_steps(config, pictures, steps=2, out=tmp_path / "r")
-    again = learn_in_steps(config, pictures, steps=2, out=tmp_path / "r")
+        learn_in_steps(config, pictures, steps=2, out=tmp_path / "r", finished=kept)
+    again = learn_in_steps(config, pictures, steps=2, out=tmp_path / "r", finished=kept)
     assert len(trained) == 5, "the last one; those of the first step are kept as well"
     assert again.drop(columns="seconds").equals(whole.drop(columns="seconds"))
     learn_in_steps(config, pictures, steps=2, out=tmp_path / "r")
-    assert len(trained) == 5 + 4, "a complete one is trained again"
+    assert len(trained) == 5 + 4, "only if asked for"
 
 
 def test_a_step_resumed_under_other_conditions_is_refused_or_recorded(tmp_path: Path, monkeypatch, capsys):

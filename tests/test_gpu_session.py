@@ -209,6 +209,13 @@ def test_what_was_measured_is_known_although_the_folder_of_results_was_emptied(
     assert gpu.main([*given, "--phases", "tests"]) == 0
     assert counts.read_text().split() == ["tests"] and (out / "tests.txt").is_file()
     assert (out / "ci.csv").read_text() == measured and (out / "environment.json").read_text() == report
+    shutil.rmtree(out)
+    monkeypatch.setattr(gpu, "ROOT", tmp_path / "checkout")
+    (tmp_path / "checkout" / "data" / "results").mkdir(parents=True)
+    header = measured.splitlines()[0]
+    (tmp_path / "checkout" / "data" / "results" / "ci.csv").write_text(f"{header}\nother,m,2\n")
+    assert gpu.main([*given, "--phases", "tests"]) == 0
+    assert "other,m,2" in (out / "ci.csv").read_text() and "d,m,1" in (out / "ci.csv").read_text()
     (out / "ci.csv").write_text("newer")
     assert gpu.main([*given, "--phases", "tests"]) == 0
     assert (out / "ci.csv").read_text() == "newer", "what is there counts"

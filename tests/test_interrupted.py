@@ -3,23 +3,33 @@
 import dataclasses
 import json
 import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import attrs
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 
-from iidlib.config import ComputeConfig, EvalProtocol
+from iidlib.cli.score_files import KeptRows
+from iidlib.cli.scores import scored
+from iidlib.config import ComputeConfig, EvalProtocol, preset
 from iidlib.data import Dataset, RealSet
-from iidlib.evaluation import FinishedNetworks, evaluate, evaluated, interrupted, random_real
+from iidlib.evaluation import FinishedNetworks, KeptRow, evaluate, evaluated, interrupted, random_real
 from iidlib.evaluation import run as evaluation_run
 from iidlib.evaluation.interrupted import digest_of
-from iidlib.experiments import append_results
+from iidlib.experiments import MadeBy, SetOrigin, append_results
 from iidlib.runs import environment
 from iidlib.synthetic import SyntheticSet
 
+ROOT = Path(__file__).parents[1]
 PICTURES = {"per_class": (9, 12, 15, 8)}
 """Of the fixture `pictures`."""
 
@@ -63,7 +73,7 @@ def rows(
 def interrupted_after(
     number: int, images: SyntheticSet | RealSet, dataset: Dataset, finished: FinishedNetworks
 ) -> None:
-    """Evaluates networks and stops without any cleanup, as a process that is killed."""
+    """Evaluates networks, and no more."""
     started = rows(images, dataset, finished)
     for _ in range(number):
         next(started)
@@ -89,7 +99,8 @@ def test_only_the_missing_networks_are_trained_and_all_scores_are_those_of_one_e
     assert len(trained) == left and trained == ["convnet2", "convnet2", "convnet1", "convnet1"][4 - left :]
     assert without_time(iter(resumed)).equals(whole), "columns, order and values"
     assert resumed[:number] == first, "also the seconds that their training took"
-    assert sum(done) == QUICK.all_epochs, "the progress includes the networks that were finished"
+    assert sum(done) == left * QUICK.epochs
+    assert [isinstance(row, KeptRow) for row in resumed] == [True] * (4 - left) + [False] * left
 
 
 def test_a_complete_evaluation_is_kept_until_its_rows_are_saved_elsewhere(pictures, kept, trained, tmp_path):
@@ -124,10 +135,19 @@ def another_picture(dataset: Dataset, part: str) -> Dataset:
     return dataclasses.replace(dataset, **{part: RealSet(images, real.labels, real.spec)})
 
 
-@pytest.mark.parametrize("change", ["seed", "images", "mean", "test images", "lr", "precision", "code", "version"])
+CHANGES = (
+    "seed", "images", "factor", "mean", "classes", "test images", "lr", "epochs", "width", "cutmix",
+    "precision", "together", "threads", "kernels", "code", "version",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("change", CHANGES)
 def test_a_network_is_used_only_if_nothing_that_it_depends_on_has_changed(pictures, kept, trained, monkeypatch, change):
     chosen, dataset, protocol, settings = random_real(pictures.train, 3), pictures, QUICK, {}
     interrupted_after(1, chosen, dataset, kept)
+    trained.clear()
+    next(rows(chosen, dataset, kept))
+    assert not trained, "nothing has changed yet"
     if change == "seed":
         settings["seed"] = 1
     elif change == "images":
@@ -136,10 +156,30 @@ def test_a_network_is_used_only_if_nothing_that_it_depends_on_has_changed(pictur
         chosen = dataclasses.replace(chosen, spec=dataclasses.replace(chosen.spec, mean=(0.4,) * 3))
     elif change == "test images":
         dataset = another_picture(dataset, "test")
-    elif change == "lr":
-        protocol = attrs.evolve(QUICK, lr=0.01)
+    elif change == "factor":
+        chosen = dataclasses.replace(chosen, factor=2)
+    elif change == "classes":
+        names = tuple(name.upper() for name in pictures.spec.classes)
+        spec = dataclasses.replace(pictures.spec, classes=names)
+        dataset = Dataset(
+            pictures.name,
+            *(RealSet(part.images, part.labels, spec) for part in (pictures.train, pictures.test)),
+            spec,
+        )
+        chosen = dataclasses.replace(chosen, spec=dataclasses.replace(chosen.spec, classes=names))
+    elif change in ("lr", "epochs", "width", "cutmix"):
+        protocol = attrs.evolve(QUICK, **{change: {"lr": 0.01, "epochs": 2, "width": 8, "cutmix": 0.5}[change]})
     elif change == "precision":
         settings["precision"] = "bf16"
+    elif change == "together":
+        settings["together"] = 1
+    elif change in ("threads", "kernels"):
+        known = evaluation_run.conditions
+
+        def conditions(*given: object) -> dict[str, object]:
+            return known(*given) | {change: "other"}
+
+        monkeypatch.setattr(evaluation_run, "conditions", conditions)
     elif change == "code":
         monkeypatch.setattr(evaluation_run, "source_digest", lambda: "another")
     else:
@@ -200,8 +240,10 @@ def test_without_a_home_folder_nothing_is_kept(pictures, monkeypatch, caplog, tr
         raise RuntimeError("Could not determine home directory.")
 
     monkeypatch.setattr(interrupted, "cache_dir", homeless)
-    assert len(list(rows(random_real(pictures.train, 3), pictures, FinishedNetworks()))) == len(trained) == 4
-    assert [message for message in caplog.messages if "home" in message]
+    finished = FinishedNetworks()
+    assert finished.writable
+    assert len(list(rows(random_real(pictures.train, 3), pictures, finished))) == len(trained) == 4
+    assert len([message for message in caplog.messages if "home" in message]) == 1 and not finished.writable
 
 
 def test_a_kept_network_is_said_once_and_its_outcome_is_counted(pictures, kept, caplog):
@@ -229,6 +271,124 @@ def test_two_evaluations_at_the_same_time_do_not_disturb_each_other(pictures, tm
     assert not list((tmp_path / "kept").iterdir())
 
 
+@pytest.mark.skipif(os.name != "posix", reason="Windows has no such signal")
+def test_a_process_that_is_killed_loses_the_network_in_training_only(tmp_path):
+    """Without any chance to clean up, in the middle of the third network."""
+    code = """
+        import os, pathlib, signal, sys
+        from iidlib.evaluation import FinishedNetworks, evaluate, random_real
+        from iidlib.config import ComputeConfig, EvalProtocol
+        from tests.factories import tiny_dataset
+
+        epochs = []
+
+        def on_epochs(number):
+            epochs.append(number)
+            if sys.argv[2] == "die" and len(epochs) == 8:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        data = tiny_dataset()
+        protocol = EvalProtocol(networks=("convnet1",), width=4, num_eval=4, epochs=3, lr=0.02, batch=8)
+        scores = evaluate(
+            random_real(data.train, 1), data, protocol=protocol, compute=ComputeConfig(compile="off"),
+            on_epochs=on_epochs, finished=FinishedNetworks(pathlib.Path(sys.argv[1]))
+        )
+        print(len(epochs), *scores["accuracy"])
+    """
+    script, found = textwrap.dedent(code), []
+    for folder, how in (("a", "die"), ("a", "live"), ("b", "live")):
+        command = [sys.executable, "-c", script, str(tmp_path / folder), how]
+        found.append(subprocess.run(command, capture_output=True, text=True, cwd=ROOT))
+    assert found[0].returncode == -signal.SIGKILL and not found[0].stdout
+    assert found[1].returncode == found[2].returncode == 0, found[1].stderr + found[2].stderr
+    (resumed, *accuracies), (trained, *expected) = (one.stdout.split() for one in found[1:])
+    assert (resumed, trained) == ("6", "12") and accuracies == expected
+
+
+def test_the_code_is_known_by_its_files(tmp_path, monkeypatch):
+    shutil.copytree(environment.PACKAGE, tmp_path / "iidlib", ignore=shutil.ignore_patterns("__pycache__"))
+    own = environment.source_digest()
+    monkeypatch.setattr(environment, "PACKAGE", tmp_path / "iidlib")
+    digests = []
+    for path, content in (("bars.py", None), ("bars.py", "# another"), ("engine/layers.cpp", "// another"), ("x", "")):
+        if content is not None:
+            (tmp_path / "iidlib" / path).write_text(content)
+        environment.source_digest.cache_clear()
+        digests.append(environment.source_digest())
+    environment.source_digest.cache_clear()
+    assert digests[0] == own and len(set(digests)) == 3 and digests[2] == digests[3], "a file that is no code"
+
+
+def test_old_evaluations_that_nobody_has_resumed_are_removed(pictures, kept, tmp_path):
+    chosen = random_real(pictures.train, 3)
+    interrupted_after(1, chosen, pictures, kept)
+    (old,) = (tmp_path / "kept").iterdir()
+    (tmp_path / "kept" / "mine.txt").write_text("")
+    os.utime(old, (0, 0))
+    next(rows(chosen, pictures, kept, seed=1))
+    left = {path.name for path in (tmp_path / "kept").iterdir()}
+    assert old.name not in left and "mine.txt" in left and len(left) == 2
+
+
+def test_numbers_of_other_libraries_are_numbers(pictures, kept, trained):
+    chosen = random_real(pictures.train, 3)
+    mean = tuple(np.float32(value) for value in chosen.spec.mean)
+    chosen = dataclasses.replace(chosen, spec=dataclasses.replace(chosen.spec, mean=mean))
+    next(rows(chosen, pictures, kept, seed=np.int64(3)))
+    trained.clear()
+    assert isinstance(next(rows(chosen, pictures, kept, seed=3)), KeptRow) and not trained
+
+
+def names_in(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_scores_of_an_interrupted_evaluation_do_not_pile_up(tmp_path):
+    scores = pd.DataFrame([{"network": "convnet3", "accuracy": 50.0}])
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt), KeptRows(out=tmp_path / "s.json") as rows_so_far:
+            rows_so_far.add(scores)
+            raise KeyboardInterrupt
+        assert names_in(tmp_path) == ["s-incomplete.json"]
+    with KeptRows(out=tmp_path / "s.json") as rows_so_far:
+        rows_so_far.add(scores)
+        rows_so_far.save(scores, of_run=False)
+    assert names_in(tmp_path) == ["s.json"]
+
+
+@pytest.mark.parametrize("content", ["[]", "mine", '[{"accuracy": 1}]'])
+def test_a_file_of_the_users_that_has_the_name_of_an_incomplete_one_stays(tmp_path, content):
+    (tmp_path / "s-incomplete.json").write_text(content)
+    scores = pd.DataFrame([{"network": "convnet3", "accuracy": 50.0}])
+    with pytest.raises(KeyboardInterrupt), KeptRows(out=tmp_path / "s.json") as rows_so_far:
+        rows_so_far.add(scores)
+        raise KeyboardInterrupt
+    with KeptRows(out=tmp_path / "s.json") as rows_so_far:
+        rows_so_far.save(scores, of_run=False)
+    assert (tmp_path / "s-incomplete.json").read_text() == content and "s.json" in names_in(tmp_path)
+
+
+def test_what_cannot_be_resumed_is_not_promised(tmp_path, capsys):
+    for writable in (True, False):
+        with pytest.raises(KeyboardInterrupt), KeptRows(out=tmp_path / "s.json") as rows_so_far:
+            rows_so_far.finished._writable = writable
+            rows_so_far.add(pd.DataFrame([{"network": "convnet3", "accuracy": 50.0}]))
+            raise KeyboardInterrupt
+        assert ("a resumed evaluation continues after them" in capsys.readouterr().err) is writable
+
+
+def test_a_row_does_not_name_the_memory_of_a_process_that_did_not_train_it(pictures, kept, monkeypatch):
+    chosen = random_real(pictures.train, 3)
+    interrupted_after(1, chosen, pictures, kept)
+    config = preset("random", pictures.name, 3, "ci", {"compute.compile": "off"})
+    config = attrs.evolve(config, eval=QUICK)
+    collected = KeptRows()
+    collected.finished = kept
+    made = MadeBy(device="cpu", peak_memory_mib=7)
+    found = scored(chosen, pictures, config, origin=SetOrigin.planned(config), seed=0, made_by=made, kept=collected)
+    assert found["peak_memory_mib"].notna().tolist() == [False, True, True, True]
+
+
 def test_the_digest_of_tensors_is_that_of_their_values():
     ones = torch.ones(2, 3)
     assert digest_of(ones) == digest_of(torch.ones(3, 2).t()), "not of their layout"
@@ -244,6 +404,10 @@ def test_a_row_that_an_interrupted_evaluation_has_appended_is_not_appended_again
     append_results(tmp_path / "r.csv", pd.DataFrame([row | {"date": "later"}, row | {"evaluation_seed": 1}]))
     found = pd.read_csv(tmp_path / "r.csv")
     assert found["evaluation_seed"].tolist() == [0, 1] and found["seconds"].tolist() == [1 / 3] * 2
+    whole = {"seed": 1, "seconds": 0.5}  # becomes 1.0 where another row has none
+    append_results(tmp_path / "whole.csv", pd.DataFrame([row | whole]))
+    append_results(tmp_path / "whole.csv", pd.DataFrame([row | whole, row], dtype=object))
+    assert len(pd.read_csv(tmp_path / "whole.csv")) == 2
     append_results(tmp_path / "r.csv", pd.DataFrame([row | {"seconds": 0.25}]))
     assert len(pd.read_csv(tmp_path / "r.csv")) == 3, "another training of the same network"
     for _ in range(2):

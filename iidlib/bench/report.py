@@ -270,6 +270,8 @@ def _outcome(what: str, method: str, work: Callable[[], Timing]) -> dict[str, An
         return {"timings": (work(),), "failures": ()}
     except LossesDiffer as error:
         reason = one_line(error)
+    except InputError:
+        raise
     except Exception as error:  # whatever is broken, the others are timed
         reason = f"{type(error).__name__}: {one_line(error)}"
         logger.warning("%s %s could not be timed", what, method, exc_info=True)

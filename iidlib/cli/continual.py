@@ -71,7 +71,7 @@ def continual(
 
     from iidlib.continual import class_order, class_steps, learn_in_steps
     from iidlib.distillation import METHODS
-    from iidlib.evaluation import made_by, with_memory
+    from iidlib.evaluation import FinishedNetworks, made_by, with_memory
     from iidlib.experiments import SetOrigin, append_results, check_results, check_writable, result_rows
     from iidlib.runs import RunFolder
 
@@ -116,12 +116,14 @@ def continual(
             allow_mismatch=allow_mismatch,
             progress=None,
             on_step=on_step,
+            finished=(kept := FinishedNetworks()),
         )
         scores = pd.concat(frames, ignore_index=True)
         if results is not None:
             origin = dataclasses.replace(SetOrigin.planned(config), settings=given)
             known = with_memory(stamp, loaded.train.device)
             append_results(results, result_rows(scores, config, origin=origin, made_by=known))
+        kept.forget()
     facts: dict[str, object] = {
         "run": folder if method in METHODS else None,
         "method": method,

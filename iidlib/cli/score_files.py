@@ -126,10 +126,8 @@ class KeptRows:
         rows = pd.concat(self.tables, ignore_index=True)
         saved = self._saved(rows)
         where = f"are saved in {' and '.join(saved)}" if saved else "could not be saved"
-        typer.echo(
-            f"{len(rows)} networks were already evaluated; their rows {where}, and a resumed evaluation uses them",
-            err=True,
-        )
+        again = "; a resumed evaluation continues after them" if self.finished.writable else ""
+        typer.echo(f"{len(rows)} networks were already evaluated; their rows {where}{again}", err=True)
 
     def _saved(self, rows: "pd.DataFrame") -> list[str]:
         """Saves rows in each place that does not have them yet; if all of these fail, in a fallback location."""
@@ -141,7 +139,7 @@ class KeptRows:
             incomplete = self._run.path / "scores-incomplete.json"
             places.append(lambda: _rewritten(incomplete, marked))
         if (out := self._out) is not None:
-            places.append(lambda: write_new(_incomplete(out), marked))  # the file itself would refuse the command
+            places.append(lambda: _write_incomplete(out, marked))
         if (results := self._results) is not None:
             places.append(lambda: _added(results, rows))
         found = self._places
@@ -155,19 +153,29 @@ class KeptRows:
         return found
 
 
-def _incomplete(out: Path) -> Path:
-    """Path of an incomplete evaluation next to that of the complete one."""
-    return out.with_name(f"{out.stem}-incomplete{out.suffix}")
+def _incomplete(out: Path) -> tuple[Path, bool]:
+    """Path of an incomplete evaluation next to that of the complete one, and whether the file there holds one."""
+    from iidlib.runs.records import score_records
+
+    path = out.with_name(f"{out.stem}-incomplete{out.suffix}")
+    records = []
+    with contextlib.suppress(ValueError, OSError):
+        records = score_records(path)
+    return path, bool(records) and all(record.get("incomplete") for record in records)
+
+
+def _write_incomplete(out: Path, content: str) -> Path:
+    """Writes the scores of an interrupted evaluation, which the same command does not take for a complete one."""
+    path, ours = _incomplete(out)
+    return _rewritten(path, content) if ours else write_new(path, content)
 
 
 def _remove_incomplete(out: Path) -> None:
-    """Removes the scores of an interrupted evaluation, unless the file holds something else."""
-    from iidlib.runs.records import score_records
-
-    path = _incomplete(out)
-    with contextlib.suppress(ValueError, OSError):
-        if all(record.get("incomplete") for record in score_records(path)):
-            path.unlink(missing_ok=True)
+    """Removes the scores of an interrupted evaluation."""
+    path, ours = _incomplete(out)
+    if ours:
+        with contextlib.suppress(OSError):
+            path.unlink()
 
 
 def _rewritten(path: Path, content: str) -> Path:

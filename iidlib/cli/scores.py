@@ -37,7 +37,7 @@ def scored(
     Returns:
         One row of results per network.
     """
-    from iidlib.evaluation import evaluated, scores_of, with_memory
+    from iidlib.evaluation import KeptRow, evaluated, scores_of, with_memory
     from iidlib.experiments import result_rows
 
     protocol = config.eval
@@ -55,13 +55,18 @@ def scored(
                 finished=kept.finished,
             ):
                 found.append(row)
+                if isinstance(row, KeptRow):
+                    progress.skip(protocol.epochs)
                 ended = f"{row['accuracy']:.1f} %" if row["outcome"] == "trained" else row["outcome"]
                 progress.note(f"{row['network']} {ended}")
         finally:
             if found:
                 scores = scores_of(found, dataset, protocol, seed)
                 known = with_memory(made_by, dataset.train.device)
-                kept.add(rows := result_rows(scores, config, origin=origin, made_by=known))
+                rows = result_rows(scores, config, origin=origin, made_by=known)
+                # the memory of the process that trained them is not known here
+                rows.loc[[isinstance(row, KeptRow) for row in found], "peak_memory_mib"] = None
+                kept.add(rows)
     return rows
 
 

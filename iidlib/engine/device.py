@@ -82,8 +82,8 @@ def device_kind(device: torch.device) -> str:
 def kernels_in_use(device: torch.device, compile: str) -> bool:
     """Whether blocks, and on CUDA the augmentation, run through compiled kernels on this machine with this setting.
 
-    On a CPU these are the library's own in C++, which are built if necessary. On CUDA they are Triton's, unless
-    one of them has failed in this process.
+    On a CPU these are the library's own in C++, which are built if necessary. On CUDA they are Triton's, and the answer
+    is no as soon as one of them has failed in this process, although the others continue to run.
     """
     if compile == "off":
         return False

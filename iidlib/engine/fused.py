@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from iidlib.engine import kernels
+from iidlib.errors import shown_cause
 
 __all__ = ["compiler_available", "norm_relu", "norm_relu_pool"]
 
@@ -139,7 +140,10 @@ class _Compiled:
                 return self._compiled(*arguments)
             except torch._dynamo.exc.TorchDynamoException as error:
                 self.broken = True
-                logger.warning("torch.compile failed (%s); continuing uncompiled, slower", str(error).splitlines()[0])
+                logger.warning(
+                    "torch.compile failed (%s); continuing uncompiled, slower", str(error).splitlines()[0],
+                    exc_info=shown_cause(error),
+                )  # fmt: skip
         return self._plain(*arguments)
 
 

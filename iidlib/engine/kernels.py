@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from iidlib.engine.compiled import compiler_folder, load_verified
+from iidlib.errors import shown_cause
 from iidlib.files import cache_dir, user_path
 from iidlib.private import private_dir
 
@@ -103,7 +104,10 @@ def library() -> Any:
         return built
     except Exception as error:  # torch internals, compiler and linker: continue whatever fails
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        logger.warning("cannot build the C++ kernels (%s); continuing without them, which is slower", reason)
+        logger.warning(
+            "cannot build the C++ kernels (%s); continuing without them, which is slower", reason,
+            exc_info=shown_cause(error),
+        )  # fmt: skip
         return None
 
 

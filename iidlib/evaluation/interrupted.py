@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 import logging
+import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from iidlib.errors import one_line
 from iidlib.files import cache_dir, make_folders
 from iidlib.runs.records import json_object
 
-__all__ = ["FinishedNetworks", "digest_of"]
+__all__ = ["FinishedNetworks", "KeptRow", "digest_of"]
 
 logger = logging.getLogger("iidlib")
 
@@ -23,6 +24,13 @@ _COLUMNS = {
     "outcome": str,
 }  # fmt: skip
 """Columns that every row has, with their types."""
+
+_DAYS = 60
+"""Age at which the rows of an evaluation that was never resumed are removed."""
+
+
+class KeptRow(dict[str, Any]):
+    """The row of a network that an earlier call has trained."""
 
 
 def digest_of(*tensors: torch.Tensor) -> str:
@@ -37,6 +45,8 @@ def digest_of(*tensors: torch.Tensor) -> str:
 
 class FinishedNetworks:
     """Rows of finished networks, from which `iidlib.evaluate` resumes an interrupted evaluation.
+
+    Without a folder that can be written, nothing is kept, after one warning.
 
     A network is identified by all that its training depends on: the images, the test images, the protocol, the seed,
     the versions and the hardware. The same object may serve several evaluations; once their rows are saved elsewhere,
@@ -53,7 +63,12 @@ class FinishedNetworks:
         self._used: set[Path] = set()
         self._writable = True
 
-    def rows(self, facts: Mapping[str, Any]) -> dict[tuple[str, int], dict[str, Any]]:
+    @property
+    def writable(self) -> bool:
+        """Whether networks could be kept so far."""
+        return self._writable
+
+    def rows(self, facts: Mapping[str, Any]) -> dict[tuple[str, int], KeptRow]:
         """Rows that an interrupted evaluation has left, by network and number.
 
         Lines that a crash truncated, or that no evaluation wrote, are skipped.
@@ -61,19 +76,15 @@ class FinishedNetworks:
         Args:
             facts: what the scores depend on besides the network and its number, as JSON values.
         """
-        found: dict[tuple[str, int], dict[str, Any]] = {}
-        try:
+        found: dict[tuple[str, int], KeptRow] = {}
+        lines: list[bytes] = []
+        with contextlib.suppress(OSError, RuntimeError):  # `keep` warns; the latter without a home folder
             lines = self._file(facts).read_bytes().splitlines()
-        except FileNotFoundError:
-            return found
-        except (OSError, RuntimeError) as error:  # the latter without a home folder
-            logger.warning("finished networks cannot be read (%s); they are trained again", one_line(error))
-            return found
         for line in lines:
             with contextlib.suppress(ValueError, RecursionError):
                 row = json_object(line)
-                if all(isinstance(row.get(name), kind) for name, kind in _COLUMNS.items()):
-                    found[row["network"], row["evaluation_seed"]] = row
+                if all(type(row.get(name)) is kind for name, kind in _COLUMNS.items()):
+                    found[row["network"], row["evaluation_seed"]] = KeptRow(row)
         return found
 
     def keep(self, facts: Mapping[str, Any], rows: Iterable[Mapping[str, Any]]) -> None:
@@ -88,6 +99,7 @@ class FinishedNetworks:
         try:
             path = self._file(facts)
             make_folders(path.parent, private=True)
+            _remove_old(path.parent)
             with path.open("a", encoding="utf-8") as file:
                 # a line that a crash truncated must not swallow the next one
                 file.writelines(f"\n{json.dumps(dict(row))}\n" for row in rows)
@@ -109,3 +121,11 @@ class FinishedNetworks:
         folder = cache_dir() / "evaluations" if self._folder is None else self._folder
         self._used.add(path := folder / f"{key}.jsonl")
         return path
+
+
+def _remove_old(folder: Path) -> None:
+    """Removes evaluations that nobody has resumed."""
+    for path in folder.glob("*.jsonl"):
+        with contextlib.suppress(OSError):
+            if time.time() - path.stat().st_mtime > _DAYS * 24 * 3600:
+                path.unlink()

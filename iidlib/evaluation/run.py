@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 import logging
+import operator
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -64,7 +65,7 @@ def evaluate(
         compute: how the hardware is used (``precision``, ``compile``, ``together``, ``ensemble``); affects scores by
             rounding only.
         on_epochs: called with the number of epochs trained since the last call, summed over networks; the total is
-            ``len(protocol.networks) * protocol.num_eval * protocol.epochs``.
+            ``len(protocol.networks) * protocol.num_eval * protocol.epochs``, less the epochs of finished networks.
         finished: keeps each finished network, so that an equal evaluation resumes after them if this one is
             interrupted; call its ``forget`` once the scores are saved. None keeps nothing.
 
@@ -115,6 +116,8 @@ def evaluated(
 ) -> Iterator[dict[str, object]]:
     """The rows of `evaluate`, each yielded once its network has been tested, to show progress or to save rows early.
 
+    The row of a network that was finished before is a `KeptRow`.
+
     Raises:
         InputError: as `evaluate`, with the first row.
     """
@@ -136,8 +139,8 @@ def evaluated(
             "queue.lr too high when the set was distilled?", *exceeded,
         )  # fmt: skip
     trainer = _Trainer(images, fitted, protocol, compute, seed, "out of range" if exceeded else "trained", extra)
-    facts = trainer.facts() if finished else {}
-    known = finished.rows(facts) if finished else {}
+    facts = trainer.facts() if finished is not None else {}
+    known = finished.rows(facts) if finished is not None else {}
     if used := sum(name in protocol.networks and number < protocol.num_eval for name, number in known):
         logger.info(
             "resuming an interrupted evaluation: %d of %d networks are finished",
@@ -157,10 +160,8 @@ def evaluated(
     )
     for name, numbers in groups:
         missing = [number for number in numbers if (name, number) not in known]
-        if on_epochs and len(missing) < len(numbers):
-            on_epochs((len(numbers) - len(missing)) * protocol.epochs)
         trained = trainer.rows(name, missing, on_epochs) if missing else {}
-        if finished:
+        if finished is not None and trained:
             finished.keep(facts, trained.values())
         for number in numbers:
             row = trained[number] if number in trained else known[name, number]
@@ -223,16 +224,22 @@ class _Trainer:
     def facts(self) -> dict[str, Any]:
         """What scores depend on besides the network and its number, as JSON values, for `FinishedNetworks`."""
         images, spec = self.images, self.fitted.spec
-        protocol = attrs.asdict(self.protocol)
+        if isinstance(images, RealSet):
+            own = {"images": images.fingerprint, "factor": 1}
+        else:
+            own = {"images": digest_of(images.images, images.labels), "factor": images.factor}
+        protocol, compute = attrs.asdict(self.protocol), attrs.asdict(self.compute)
+        normalisation = (images.spec.mean, images.spec.std, spec.mean, spec.std)
         return {
-            "images": digest_of(images.images, images.labels),
-            "factor": images.factor if isinstance(images, SyntheticSet) else 1,
+            **own,
+            "classes": spec.classes,
             "test": self.fitted.test.fingerprint,
-            "normalisation": [images.spec.mean, images.spec.std, spec.mean, spec.std],
+            "normalisation": [[float(value) for value in values] for values in normalisation],
             "training": repr(self.training),
             "protocol": {key: value for key, value in protocol.items() if key not in ("networks", "num_eval")},
-            "compute": attrs.asdict(self.compute),
-            "seed": self.seed,
+            # the other settings are for distillations
+            "compute": {key: value for key, value in compute.items() if key not in ("chunk", "classes")},
+            "seed": operator.index(self.seed),
             "code": source_digest(),
             **conditions(self.fitted.test.device, self.compute.compile, self.compute.precision),
         }
@@ -241,8 +248,8 @@ class _Trainer:
         self, name: str, numbers: Sequence[int], on_epochs: Callable[[int], object] | None
     ) -> dict[int, dict[str, Any]]:
         """Trains and tests networks together, and returns a row for each by its number."""
+        device, compute, examples = self.fitted.test.device, self.compute, self.examples
         started = time.perf_counter()
-        device, compute = self.fitted.test.device, self.compute
         done = _counted(on_epochs, len(numbers)) if on_epochs else None
         seeds = [stream_seed(self.seed, number, f"evaluation of {name}") for number in numbers]
         extra = dict(self.extra)
@@ -258,11 +265,11 @@ class _Trainer:
                 for drawn in seeds
             ]
             if (compute.together or default_together(device)) == 1:
-                fit(networks[0], self.examples, self.training, seed=seeds[0], on_epoch=done)
+                fit(networks[0], examples, self.training, seed=seeds[0], on_epoch=done)
                 results = [reached(networks[0], self.fitted.test)]
             else:
                 how = fit_together(
-                    networks, self.examples, self.training, seeds=seeds, on_epoch=done, hold=False,
+                    networks, examples, self.training, seeds=seeds, on_epoch=done, hold=False,
                     form=compute.ensemble, compiled=compute.compile != "off",
                 )  # fmt: skip
                 extra["ensemble"] = str(how)

@@ -165,7 +165,8 @@ def _new(known: pd.DataFrame, rows: pd.DataFrame, once: Sequence[str]) -> pd.Dat
     columns = [name for name in once if name in known and name in rows]
     if "seconds" not in columns:
         return rows
-    text = pd.read_csv(StringIO(rows[columns].to_csv(index=False)), dtype=str, keep_default_na=False)
+    written = rows[columns].astype(object).to_csv(index=False)  # as they will be written
+    text = pd.read_csv(StringIO(written), dtype=str, keep_default_na=False)
     old = set(known[columns].itertuples(index=False, name=None))
     return rows[[row not in old or not row[-1] for row in text.itertuples(index=False, name=None)]]
 

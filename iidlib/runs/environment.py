@@ -20,6 +20,7 @@ __all__ = ["conditions", "environment", "mismatches", "source_digest"]
 
 def environment() -> dict[str, Any]:
     """What a result depends on besides the settings: versions, platform, threads, commit; no environment variables."""
+    source_digest()  # of the code that runs: a checkout may change before the digest is asked for
 
     def version(name: str) -> str:
         try:
@@ -69,7 +70,7 @@ def _commit() -> str | None:
 
 @functools.cache
 def source_digest() -> str:
-    """Digest of the package's source files, 12 hex digits."""
+    """Digest of the package's source files, 12 hex digits, as they were at the first call in this process."""
     digest = sha256()
     for path in sorted(path for path in PACKAGE.rglob("*") if path.suffix in (".py", ".cpp")):
         content = path.read_bytes()

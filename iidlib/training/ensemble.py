@@ -30,6 +30,7 @@ from torch.func import functional_call, vmap
 from iidlib import augment
 from iidlib.augment_ops import apply_drawn
 from iidlib.engine import Recording, recorded
+from iidlib.errors import shown_cause
 from iidlib.networks import Network, set_backend
 from iidlib.rng import stream
 from iidlib.training import cutmix
@@ -47,6 +48,9 @@ from iidlib.training.together import Form, HowTrained, default_form
 __all__ = ["fit_together"]
 
 logger = logging.getLogger("iidlib")
+
+ALIGNMENT = 64
+"""Bytes that the values of each network should begin at a multiple of."""
 
 
 def fit_together(
@@ -298,11 +302,12 @@ class _Ensemble:
             )
             if not difference <= UPDATE_TOLERANCE * norm:  # true for NaN
                 raise RuntimeError(f"gradients of norm {norm:.1e} differ by {difference:.1e}")
-        except (RuntimeError, ValueError) as error:  # out of memory is a RuntimeError
+        except Exception as error:  # also of another version of torch
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             logger.warning(
-                "networks cannot be trained at once (%s); training them in turn (compute.ensemble=in_turn)", reason
-            )
+                "networks cannot be trained at once (%s); training them in turn (compute.ensemble=in_turn)", reason,
+                exc_info=shown_cause(error),
+            )  # fmt: skip
             self._form = "in_turn"
         else:
             self._agreed = True
@@ -311,15 +316,11 @@ class _Ensemble:
                 tensor.copy_(before[name])
 
 
-ALIGNMENT = 64
-"""Bytes that the values of each network should begin at a multiple of."""
-
-
 def _part(stack: Tensor, k: int) -> Tensor:
     """Network k's values of a stack [K, ...], detached.
 
     They are copied if they do not begin at a multiple of ``ALIGNMENT``: cuBLAS may choose a kernel that assumes it, and
-    cuDNN another one than for the other networks.
+    cuDNN may choose a different one than for the other networks.
     """
     values = stack[k].detach()
     return values.clone() if values.storage_offset() * values.element_size() % ALIGNMENT else values
