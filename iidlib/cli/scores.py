@@ -37,6 +37,8 @@ def scored(
     Returns:
         One row of results per network.
     """
+    import pandas as pd
+
     from iidlib.evaluation import KeptRow, evaluated, scores_of, with_memory
     from iidlib.experiments import result_rows
 
@@ -64,8 +66,10 @@ def scored(
                 scores = scores_of(found, dataset, protocol, seed)
                 known = with_memory(made_by, dataset.train.device)
                 rows = result_rows(scores, config, origin=origin, made_by=known)
-                # the memory of the process that trained them is not known here
-                rows.loc[[isinstance(row, KeptRow) for row in found], "peak_memory_mib"] = None
+                if any(earlier := [isinstance(row, KeptRow) for row in found]):
+                    # the memory of the process that trained them is not known here
+                    memory = zip(rows["peak_memory_mib"], earlier, strict=True)
+                    rows["peak_memory_mib"] = pd.Series([None if one else value for value, one in memory], dtype=object)
                 kept.add(rows)
     return rows
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from iidlib.errors import one_line
-from iidlib.files import cache_dir, make_folders
+from iidlib.files import cache_dir, make_folders, remove_empty
 from iidlib.runs.records import json_object
 
 __all__ = ["FinishedNetworks", "KeptRow", "digest_of"]
@@ -61,6 +61,7 @@ class FinishedNetworks:
         """
         self._folder = folder
         self._used: set[Path] = set()
+        self._made: list[Path] = []
         self._writable = True
 
     @property
@@ -98,11 +99,12 @@ class FinishedNetworks:
             return
         try:
             path = self._file(facts)
-            make_folders(path.parent, private=True)
-            _remove_old(path.parent)
-            with path.open("a", encoding="utf-8") as file:
-                # a line that a crash truncated must not swallow the next one
-                file.writelines(f"\n{json.dumps(dict(row))}\n" for row in rows)
+            # a line that a crash truncated must not swallow the next one
+            text = "".join(f"\n{json.dumps(dict(row))}\n" for row in rows)
+            try:
+                self._append(path, text)
+            except FileNotFoundError:  # another evaluation has just removed the empty folder
+                self._append(path, text)
         except (OSError, RuntimeError) as error:
             self._writable = False
             logger.warning(
@@ -110,11 +112,19 @@ class FinishedNetworks:
             )
 
     def forget(self) -> None:
-        """Removes all rows that were read or kept through this object."""
+        """Removes all rows that were read or kept through this object, and their folder if it is empty."""
         for path in self._used:
             with contextlib.suppress(OSError):
                 path.unlink(missing_ok=True)
+        remove_empty([*{path.parent for path in self._used}, *self._made])
         self._used.clear()
+        self._made.clear()
+
+    def _append(self, path: Path, text: str) -> None:
+        self._made = [*make_folders(path.parent, private=True), *self._made]
+        _remove_old(path.parent)
+        with path.open("a", encoding="utf-8") as file:
+            file.write(text)
 
     def _file(self, facts: Mapping[str, Any]) -> Path:
         key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:24]
