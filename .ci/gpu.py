@@ -101,7 +101,7 @@ def watched(session: Session, process: "subprocess.Popen[bytes]", until: float) 
                 raise
             try:
                 write(session)
-            except OSError as error:  # the part goes on
+            except OSError as error:  # the part continues
                 session.remarks.append(f"not written while {session.state}: {error}")
 
 

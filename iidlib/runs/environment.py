@@ -7,6 +7,7 @@ import subprocess
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from hashlib import sha256
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -56,7 +57,7 @@ def _commit() -> str | None:
     if root is None:
         return None
     if not (root / ".git").exists():
-        return f"files {source_digest()}"
+        return f"files {_digest(root / 'iidlib')}"
     git = ["git", "-C", str(root)]
     try:
         commit = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True)
@@ -64,17 +65,21 @@ def _commit() -> str | None:
             [*git, "status", "--porcelain", "--untracked-files=no"], capture_output=True, text=True, check=True
         )
     except (OSError, subprocess.CalledProcessError):
-        return f"files {source_digest()}"
+        return f"files {_digest(root / 'iidlib')}"
     return commit.stdout.strip() + ("+" if changed.stdout.strip() else "")
 
 
 @functools.cache
 def source_digest() -> str:
     """Digest of the package's source files, 12 hex digits, as they were at the first call in this process."""
+    return _digest(PACKAGE)
+
+
+def _digest(folder: Path) -> str:
     digest = sha256()
-    for path in sorted(path for path in PACKAGE.rglob("*") if path.suffix in (".py", ".cpp")):
+    for path in sorted(path for path in folder.rglob("*") if path.suffix in (".py", ".cpp")):
         content = path.read_bytes()
-        digest.update(f"{path.relative_to(PACKAGE).as_posix()} {len(content)}\n".encode() + content)
+        digest.update(f"{path.relative_to(folder).as_posix()} {len(content)}\n".encode() + content)
     return digest.hexdigest()[:12]
 
 
