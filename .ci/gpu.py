@@ -7,7 +7,7 @@ and then the missing cells of ``iid reproduce gpu``, most informative first. Eac
 limit; one that fails does not stop the others. Rows are written as soon as they are measured, ``summary.md`` before and
 after every part and every minute. The runs, pools, compiled kernels and a copy of the rows lie in another folder,
 ``--runs``: with it, a second call resumes the run that the first one had to stop, and repeats no cell, even if the
-folder of the results was emptied meanwhile. Nor are the tests and the benchmark repeated with the same code.
+folder of the results was emptied meanwhile. The tests and the benchmark are not repeated with the same code either.
 
 Needs a checkout and the packages that the library imports, and pytest for the tests; no installation, no network.
 """
@@ -83,7 +83,7 @@ def execute(session: Session, phase: Phase) -> Ended:
                 end(process, phase.stop)
     lines = [line for line in tail(log, 5) if line.strip() and line != f"$ {shlex.join(phase.command)}"]
     note = lines[-1].strip()[:160] if lines else ""
-    return Ended(outcome, time.monotonic() - started, note, session.code)
+    return Ended(outcome, time.monotonic() - started, note, session.identity(phase.name))
 
 
 def watched(session: Session, process: "subprocess.Popen[bytes]", until: float) -> int:
@@ -140,13 +140,28 @@ def end(process: "subprocess.Popen[bytes]", number: signal.Signals) -> None:
         process.wait()
 
 
-def add_rows(known: Path, table: Path) -> None:
-    """Adds the rows that a table lacks."""
+def bring_results(out: Path, runs: Path, name: str) -> None:
+    """Brings what was measured before into the folder of the results, so that it is not measured again.
+
+    Args:
+        out: the folder; what it has stays.
+        runs: folder with a copy of the results of an earlier call, whose own folder may have been emptied.
+        name: name of the table of the cells, which the checkout may have come with.
+    """
     from iidlib.errors import InputError
     from iidlib.experiments.tables import append_results, read_results
 
-    with contextlib.suppress(OSError, InputError):  # a table that is broken is reported in the summary
-        append_results(table, read_results(known))
+    known, table = ROOT / "data" / "results" / name, out / name
+    emptied = [path for path in (runs / "kept").glob("*") if not (out / path.name).exists()]
+    for path in emptied:
+        shutil.copy2(path, out / path.name)
+    if not known.is_file():
+        return
+    if not table.exists():
+        shutil.copy(known, table)
+    elif name in {path.name for path in emptied}:  # the checkout may have come with more rows since
+        with contextlib.suppress(OSError, InputError):  # a table that is broken is reported in the summary
+            append_results(table, read_results(known))
 
 
 def seconds_of(text: str) -> float:
@@ -203,15 +218,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.umask(0o022)  # where others may write, no compiled code is used
     for folder in (out, runs):
         folder.mkdir(parents=True, exist_ok=True)
-    # cells that were measured before are not measured again
-    known, table = ROOT / "data" / "results" / f"{given.scale}.csv", out / f"{given.scale}.csv"
-    emptied = [path for path in (runs / "kept").glob("*") if not (out / path.name).exists()]
-    for path in emptied:  # the results of an earlier call
-        shutil.copy2(path, out / path.name)
-    if known.is_file() and not table.exists():
-        shutil.copy(known, table)
-    elif known.is_file() and table.name in {path.name for path in emptied}:
-        add_rows(known, table)  # the checkout may have come with more rows since
+    bring_results(out, runs, f"{given.scale}.csv")
     session = Session(out, runs, given.budget, given.scale, given.device, given.seeds, given.only, phases, given.tests)
 
     def stop(number: int, frame: Any) -> None:

@@ -31,15 +31,12 @@ def sets(runs: Path, archive: Path) -> list[str]:
     were too large.
     """
     folders = sorted((path for path in runs.glob("*") if path.is_dir()), key=lambda path: -_changed(path))
-    cut = [path for path in folders if not (path / OF_A_RUN[0]).is_file() and _newest_checkpoint(path / "checkpoints")]
-    others = [path for path in folders if path not in cut]
-    others.sort(key=lambda path: not (path / OF_A_RUN[0]).is_file())
+    finished = [path for path in folders if (path / OF_A_RUN[0]).is_file()]
+    cut = {path: _newest_checkpoint(path / "checkpoints") for path in folders if path not in finished}
+    resumable = [path for path, newest in cut.items() if newest]
     left, names, said = MOST_BYTES - 2**16, [], []
-    for folder in [*cut[:1], *others, *cut[1:]]:
-        own = [folder / name for name in OF_A_RUN if (folder / name).is_file()]
-        if not (folder / OF_A_RUN[0]).is_file():
-            newest = _newest_checkpoint(folder / "checkpoints")
-            own = [*own, *newest] if newest else []
+    for folder in [*resumable[:1], *finished, *resumable[1:]]:
+        own = [*(path for name in OF_A_RUN if (path := folder / name).is_file()), *cut.get(folder, [])]
         size = sum(path.stat().st_size for path in own)
         if size <= left:
             left, names = left - size, names + own

@@ -56,7 +56,8 @@ class Ended:
     seconds: float
     note: str = ""
     """Last line of its output."""
-    commit: str | None = None
+    code: str = ""
+    """What was run, see `Session.identity`."""
 
 
 def gpu_tests() -> list[Path]:
@@ -188,6 +189,10 @@ class Session:
             commit += f" {digest.hexdigest()[:12]}"
         return str(commit)
 
+    def identity(self, name: str) -> str:
+        """What a part runs, and where; ends in "+" if the code is unknown or was changed."""
+        return " ".join([*(Path(file).name for file in self.tests if name == "tests"), self.device, self.code])
+
     def skipped(self, name: str) -> str:
         """Reason for which a part is not run; "" if it is."""
         if self.left < (LEAST if name == "cells" else 1):
@@ -195,7 +200,7 @@ class Session:
         if name == "cells" and self.scale == "paper" and self.device == "auto" and not self.machine.get("gpu"):
             return "not started: no GPU was found, and scale paper takes days without one (--device cpu insists)"
         earlier = self.earlier().get(name)
-        same = earlier is not None and earlier["commit"] == self.code and not self.code.endswith("+")
+        same = earlier is not None and earlier.get("code") == self.identity(name) and not self.code.endswith("+")
         if name in ("tests", "bench") and earlier and same:
             return f"ended in an earlier call: {earlier['outcome']}"
         return ""

@@ -3,7 +3,7 @@
     python .ci/gpu_tests.py tests/test_gpu.py tests/test_captured.py
 
 A process of its own keeps a failure that lasts (a broken capture, a corrupted context) within its file, and compiles
-kernels beside the others. What a file printed is shown when it has ended, or when SIGINT has cut it.
+kernels in parallel. What a file printed is shown when it has ended, or when SIGINT has cut it.
 """
 
 import contextlib
@@ -53,7 +53,7 @@ def show(one: Running, counts: Counter[str], note: str = "") -> None:
 def main(files: Sequence[str], at_once: int) -> int:
     """Runs all files, and returns 0 if all tests have passed."""
     waiting, running, counts = list(files), list[Running](), Counter[str]()
-    stopped, bad = False, list[str]()
+    stopped = failed = False
 
     def stop(number: int, frame: object) -> None:
         nonlocal stopped
@@ -66,7 +66,7 @@ def main(files: Sequence[str], at_once: int) -> int:
         for one in [one for one in running if one.process.poll() is not None]:
             running.remove(one)
             show(one, counts)
-            bad += [one.file] if one.process.returncode not in (0, NOTHING_SELECTED) else []
+            failed |= one.process.returncode not in (0, NOTHING_SELECTED)
         time.sleep(0.05)
     for one in running:
         with contextlib.suppress(OSError):
@@ -79,9 +79,9 @@ def main(files: Sequence[str], at_once: int) -> int:
         one.process.wait()
         show(one, counts, ", cut")
     said = ", ".join(f"{count} {outcome}" for outcome, count in sorted(counts.items())) or "no tests"
-    left = [Path(file).stem.removeprefix("test_") for file in [*(one.file for one in running), *waiting]]
-    print(f"{said}{f'; cut or not started: {chr(32).join(left)}' if left else ''}", flush=True)
-    return 1 if bad or left else 0
+    left = " ".join(Path(file).stem.removeprefix("test_") for file in [*(one.file for one in running), *waiting])
+    print(f"{said}; cut or not started: {left}" if left else said, flush=True)
+    return 1 if failed or left else 0
 
 
 if __name__ == "__main__":

@@ -144,7 +144,7 @@ plots.show(bars, f"Time per image, with one more acceleration per row: {finding}
 # %% [markdown]
 # - *All classes at once.*
 #   The norms of these networks act on each image by itself, so one batch gives what a loop over classes gives.
-#   On a CPU, where 256 images are already a large batch, it gains little by itself; on a GPU, where launching small kernels takes time, it should matter most, which has not been measured here.
+#   On a CPU, where 256 images are already a large batch, it gains nothing by itself; on a GPU, where launching small kernels takes time, it should matter most, which has not been measured here.
 # - *Channels last.*
 #   With the channels of a pixel adjacent in memory, a convolution reads vectors.
 # - *Chunks.*

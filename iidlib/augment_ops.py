@@ -1,8 +1,8 @@
 """The augmentation with fixed shapes, `augment.apply_everywhere`, with a Triton kernel on CUDA.
 
 As separate operations, each transform is computed for each image. With gradients that are summed in a fixed order, that
-takes some 440 of the 500 kernels in an iteration of DM. The kernel computes for each image only what was drawn for it,
-in one launch, and the gradient in another.
+takes most of the kernels in an iteration of DM. The kernel computes for each image only what was drawn for it, in one
+launch, and the gradient in another; ``tests/test_regions.py`` counts the launches.
 """
 
 import math

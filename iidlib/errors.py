@@ -5,7 +5,8 @@ import os
 from collections.abc import Iterable, Sequence
 
 __all__ = [
-    "InputError", "listed", "memory_text", "near", "one_line", "out_of_memory", "shortened", "shown_cause", "suggest",
+    "InputError", "first_line", "listed", "memory_text", "near", "one_line", "out_of_memory", "shortened",
+    "shown_cause", "suggest",
 ]  # fmt: skip
 
 
@@ -82,6 +83,11 @@ def memory_text(error: BaseException) -> str:
     """An out-of-memory message that quotes the error."""
     reason = one_line(error, 120) if str(error) else ""
     return f"out of memory ({reason})" if reason else "out of memory"
+
+
+def first_line(reason: object) -> str:
+    """The first line of a text or of an error's message, or the name of its type if it has none."""
+    return (str(reason).strip().splitlines() or [type(reason).__name__])[0]
 
 
 def shown_cause(reason: object) -> BaseException | None:

@@ -338,10 +338,7 @@ def remove_empty(folders: Iterable[Path]) -> None:
 
 
 def cache_dir() -> Path:
-    """Folder of pools, compiled kernels, decoded images and interrupted evaluations.
-
-    It is ``IID_CACHE``, or ``iidlib`` in the user's cache folder.
-    """
+    """Folder for what can be made again, such as pools: ``IID_CACHE``, or ``iidlib`` in the user's cache folder."""
     if os.environ.get("IID_CACHE"):
         return user_path(os.environ["IID_CACHE"])
     if sys.platform == "darwin":

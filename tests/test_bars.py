@@ -132,10 +132,7 @@ def test_what_was_done_before_is_not_counted_as_fast(now: list[float], caplog: p
     ]
 
 
-@pytest.mark.usefixtures("handlers_as_before")
-def test_what_turns_out_to_be_done_is_not_counted_as_fast(
-    now: list[float], caplog: pytest.LogCaptureFixture, monkeypatch, capsys
-) -> None:
+def test_what_turns_out_to_be_done_is_not_counted_as_fast(now: list[float], caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "iidlib")
     with bars.bar("evaluating", 100, "epoch") as progress:
         progress.skip(50)
@@ -148,6 +145,7 @@ def test_what_turns_out_to_be_done_is_not_counted_as_fast(
         assert progress._drawn is not None and (progress._drawn.n, progress._drawn.initial) == (60, 50)
 
 
+@pytest.mark.usefixtures("handlers_as_before")
 def test_quiet_hides_what_is_read_too(iid: Run, monkeypatch, tmp_path, capsys) -> None:
     """Images are decoded behind a bar of their own, which no command knows of."""
     for name in ("ant", "bee"):

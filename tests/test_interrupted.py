@@ -11,6 +11,7 @@ import sys
 import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import attrs
 import numpy as np
@@ -22,9 +23,8 @@ from iidlib.cli.score_files import KeptRows
 from iidlib.cli.scores import scored
 from iidlib.config import ComputeConfig, EvalProtocol, preset
 from iidlib.data import Dataset, RealSet
-from iidlib.evaluation import FinishedNetworks, KeptRow, evaluate, evaluated, interrupted, random_real
+from iidlib.evaluation import FinishedNetworks, FinishedRow, evaluate, evaluated, interrupted, random_real
 from iidlib.evaluation import run as evaluation_run
-from iidlib.evaluation.interrupted import digest_of
 from iidlib.experiments import MadeBy, SetOrigin, append_results
 from iidlib.runs import environment
 from iidlib.synthetic import SyntheticSet
@@ -100,7 +100,7 @@ def test_only_the_missing_networks_are_trained_and_all_scores_are_those_of_one_e
     assert without_time(iter(resumed)).equals(whole), "columns, order and values"
     assert resumed[:number] == first, "also the seconds that their training took"
     assert sum(done) == left * QUICK.epochs
-    assert [isinstance(row, KeptRow) for row in resumed] == [True] * (4 - left) + [False] * left
+    assert [isinstance(row, FinishedRow) for row in resumed] == [True] * (4 - left) + [False] * left
 
 
 def test_a_complete_evaluation_is_kept_until_its_rows_are_saved_elsewhere(pictures, kept, trained, tmp_path):
@@ -126,6 +126,17 @@ def test_more_networks_of_the_same_protocol_resume_too(pictures, kept, trained):
     trained.clear()
     more = attrs.evolve(QUICK, networks=("convnet1", "convnet2"), num_eval=3)
     assert len(list(rows(chosen, pictures, kept, more))) == 6 and trained == ["convnet1"] * 3 + ["convnet2"]
+
+
+def test_an_evaluation_of_fewer_networks_leaves_those_of_the_others(pictures, tmp_path, trained):
+    chosen, folder = random_real(pictures.train, 3), tmp_path / "kept"
+    interrupted_after(3, chosen, pictures, FinishedNetworks(folder))
+    few = FinishedNetworks(folder)
+    list(rows(chosen, pictures, few, attrs.evolve(QUICK, networks=("convnet2",), num_eval=1)))
+    few.forget()
+    trained.clear()
+    assert len(list(rows(chosen, pictures, FinishedNetworks(folder)))) == 4
+    assert trained == ["convnet2", "convnet1"], "the one that was complete and saved, and the one that was missing"
 
 
 def another_picture(dataset: Dataset, part: str) -> Dataset:
@@ -190,39 +201,22 @@ def test_a_network_is_used_only_if_nothing_that_it_depends_on_has_changed(pictur
 
 
 @pytest.mark.parametrize(
-    "line",
-    [
-        "",
-        "{",
-        "[]",
-        "null",
-        '{"network": "convnet2"}',
-        '{"network": ["convnet2"], "evaluation_seed": 0}',
-        "\x00\xff" * 9,
-    ],
+    "content",
+    ["", "{", "[]", "null", '{"network": "convnet2"}', '{"network": ["a"], "evaluation_seed": 0}', "\x00\xff" * 9],
 )
-def test_lines_that_no_evaluation_wrote_do_not_count(pictures, kept, trained, tmp_path, line):
-    chosen = random_real(pictures.train, 3)
-    interrupted_after(1, chosen, pictures, kept)
-    (path,) = (tmp_path / "kept").iterdir()
-    known = path.read_text().strip()
-    path.write_text(f"{line}\n{known}\n{line}")
-    trained.clear()
-    resumed = list(rows(chosen, pictures, kept))
-    assert len(trained) == 3 and resumed[0] == json.loads(known)
-    trained.clear()
-    assert list(rows(chosen, pictures, kept)) == resumed and not trained, "a truncated line has swallowed another one"
-
-
-def test_a_truncated_row_is_trained_again(pictures, kept, trained, tmp_path):
+def test_files_that_no_evaluation_wrote_do_not_count(pictures, kept, trained, tmp_path, content):
     chosen = random_real(pictures.train, 3)
     interrupted_after(2, chosen, pictures, kept)
-    (path,) = (tmp_path / "kept").iterdir()
-    path.write_bytes(path.read_bytes()[:-9])
+    first, second = sorted((tmp_path / "kept").glob("*/*.json"))
+    known = json.loads(first.read_text())
+    second.write_text(content)
+    (second.parent / "mine.json").write_text(content)
+    (second.parent / "folder.json").mkdir()
     trained.clear()
-    next(rows(chosen, pictures, kept))
-    assert not trained
-    assert len(list(rows(chosen, pictures, kept))) == 4 and len(trained) == 3
+    resumed = list(rows(chosen, pictures, kept))
+    assert len(trained) == 3 and resumed[0] == known
+    trained.clear()
+    assert list(rows(chosen, pictures, kept)) == resumed and not trained
 
 
 def test_a_cache_that_cannot_be_written_or_read_costs_a_warning_and_no_network(pictures, tmp_path, caplog, trained):
@@ -322,12 +316,31 @@ def test_the_code_is_known_by_its_files(tmp_path, monkeypatch):
 def test_old_evaluations_that_nobody_has_resumed_are_removed(pictures, kept, tmp_path):
     chosen = random_real(pictures.train, 3)
     interrupted_after(1, chosen, pictures, kept)
-    (old,) = (tmp_path / "kept").iterdir()
-    (tmp_path / "kept" / "mine.txt").write_text("")
-    os.utime(old, (0, 0))
-    next(rows(chosen, pictures, kept, seed=1))
-    left = {path.name for path in (tmp_path / "kept").iterdir()}
-    assert old.name not in left and "mine.txt" in left and len(left) == 2
+    (old,) = (tmp_path / "kept").glob("*/*.json")
+    mine = tmp_path / "kept" / "mine"
+    mine.mkdir()
+    (mine / "metrics.json").write_text("")
+    for path in (old, mine / "metrics.json"):
+        os.utime(path, (0, 0))
+    next(rows(chosen, pictures, FinishedNetworks(tmp_path / "kept"), seed=1))
+    assert not old.parent.exists() and (mine / "metrics.json").is_file()
+
+
+def test_an_old_evaluation_that_is_resumed_stays(pictures, kept, trained, tmp_path):
+    chosen = random_real(pictures.train, 3)
+    interrupted_after(2, chosen, pictures, kept)
+    for path in (tmp_path / "kept").glob("*/*.json"):
+        os.utime(path, (0, 0))
+    interrupted_after(3, chosen, pictures, FinishedNetworks(tmp_path / "kept"))
+    trained.clear()
+    assert len(list(rows(chosen, pictures, FinishedNetworks(tmp_path / "kept")))) == 4 and len(trained) == 1
+
+
+def test_a_folder_may_be_given_as_text(pictures, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    chosen = random_real(pictures.train, 3)
+    interrupted_after(1, chosen, pictures, FinishedNetworks("~/kept"))
+    assert len(list((tmp_path / "kept").glob("*/convnet2-0.json"))) == 1
 
 
 def test_numbers_of_other_libraries_are_numbers(pictures, kept, trained):
@@ -336,7 +349,7 @@ def test_numbers_of_other_libraries_are_numbers(pictures, kept, trained):
     chosen = dataclasses.replace(chosen, spec=dataclasses.replace(chosen.spec, mean=mean))
     next(rows(chosen, pictures, kept, seed=np.int64(3)))
     trained.clear()
-    assert isinstance(next(rows(chosen, pictures, kept, seed=3)), KeptRow) and not trained
+    assert isinstance(next(rows(chosen, pictures, kept, seed=3)), FinishedRow) and not trained
 
 
 def names_in(folder):
@@ -368,10 +381,32 @@ def test_a_file_of_the_users_that_has_the_name_of_an_incomplete_one_stays(tmp_pa
     assert (tmp_path / "s-incomplete.json").read_text() == content and "s.json" in names_in(tmp_path)
 
 
+def test_a_run_keeps_no_incomplete_scores_beside_complete_ones(tmp_path):
+    run = SimpleNamespace(path=tmp_path, write_scores=lambda scores: (tmp_path / "scores.json").write_text("[]"))
+    scores = pd.DataFrame([{"network": "convnet3", "accuracy": 50.0}])
+    for of_run in (True, False):  # the second time the run has scores already
+        with pytest.raises(KeyboardInterrupt), KeptRows(run=run) as rows_so_far:
+            rows_so_far.add(scores)
+            raise KeyboardInterrupt
+        assert "scores-incomplete.json" in names_in(tmp_path)
+        with KeptRows(run=run) as rows_so_far:
+            rows_so_far.save(scores, of_run=of_run)
+        assert names_in(tmp_path) == ["scores.json"]
+
+
+def test_interruptions_without_a_place_for_the_rows_leave_one_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt), KeptRows() as rows_so_far:
+            rows_so_far.add(pd.DataFrame([{"network": "convnet3", "accuracy": 50.0}]))
+            raise KeyboardInterrupt
+    assert names_in(tmp_path) == ["scores-incomplete.json"]
+
+
 def test_what_cannot_be_resumed_is_not_promised(tmp_path, capsys):
     for writable in (True, False):
         with pytest.raises(KeyboardInterrupt), KeptRows(out=tmp_path / "s.json") as rows_so_far:
-            rows_so_far.finished._writable = writable
+            rows_so_far.finished.writable = writable
             rows_so_far.add(pd.DataFrame([{"network": "convnet3", "accuracy": 50.0}]))
             raise KeyboardInterrupt
         assert ("a resumed evaluation continues after them" in capsys.readouterr().err) is writable
@@ -390,13 +425,21 @@ def test_a_row_does_not_name_the_memory_of_a_process_that_did_not_train_it(pictu
     assert [type(value) for value in found["peak_memory_mib"][1:]] == [int] * 3, "whole numbers"
 
 
-def test_the_digest_of_tensors_is_that_of_their_values():
-    ones = torch.ones(2, 3)
-    assert digest_of(ones) == digest_of(torch.ones(3, 2).t()), "not of their layout"
-    different = [ones.reshape(3, 2), ones.double(), ones.reshape(6), -ones, ones * float("nan")]
-    assert len({digest_of(one) for one in [ones, *different]}) == 6
-    assert digest_of(ones, ones) != digest_of(torch.ones(4, 3))
-    assert digest_of(torch.tensor(3)) != digest_of(torch.tensor([3])), "a scalar"
+def test_the_fingerprint_of_a_set_is_that_of_its_values(pictures):
+    chosen = random_real(pictures.train, 4)
+    images = chosen.images
+    assert chosen.fingerprint == dataclasses.replace(chosen, images=images.clone().requires_grad_()).fingerprint
+    layout = images.contiguous(memory_format=torch.channels_last)
+    assert chosen.fingerprint == dataclasses.replace(chosen, images=layout, provenance={}).fingerprint
+    changed = images.clone()
+    changed[0, 0, 0, 0] += 1e-6
+    others = [
+        dataclasses.replace(chosen, images=changed),
+        dataclasses.replace(chosen, images=images.flip(0)),
+        dataclasses.replace(chosen, factor=2),
+        random_real(pictures.train, 3),
+    ]
+    assert len({one.fingerprint for one in [chosen, *others]}) == 5
 
 
 def test_a_row_that_an_interrupted_evaluation_has_appended_is_not_appended_again(tmp_path):

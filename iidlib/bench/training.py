@@ -217,7 +217,7 @@ def compare_together(
         training, seeds = work.training(number), range(count)
         return fit_together(
             networks, work.examples, training, seeds=seeds, on_epoch=on_epoch, hold=False,
-            compiled=config.compute.compile != "off",
+            compiled=config.compute.compiled,
         )  # fmt: skip
 
     networks, fields = work.check(train, done)

@@ -98,6 +98,7 @@ def continual(
     finished = all(RunFolder(folder / f"step-{step:02d}").finished for step in range(1, len(groups) + 1))
     if method in METHODS and not (resume and finished):  # a finished run is only read
         check_writable(folder / "step-01" / "config.yaml")
+    networks = FinishedNetworks()
     stamp, frames = made_by(loaded.train.device, given_command(ctx)), []
 
     def on_step(rows: pd.DataFrame) -> None:
@@ -116,14 +117,16 @@ def continual(
             allow_mismatch=allow_mismatch,
             progress=None,
             on_step=on_step,
-            finished=(kept := FinishedNetworks()),
+            finished=networks,
         )
         scores = pd.concat(frames, ignore_index=True)
         if results is not None:
             origin = dataclasses.replace(SetOrigin.planned(config), settings=given)
             known = with_memory(stamp, loaded.train.device)
+            if networks.resumed:  # the memory of the processes that trained them is not known here
+                known = dataclasses.replace(known, peak_memory_mib=None)
             append_results(results, result_rows(scores, config, origin=origin, made_by=known))
-        kept.forget()
+        networks.forget()
     facts: dict[str, object] = {
         "run": folder if method in METHODS else None,
         "method": method,

@@ -102,11 +102,12 @@ class KeptRows:
             _remove_incomplete(self._out)
             self._out = None
             self._places.append(str(written))
-        if of_run and self._run is not None:
-            self._run.write_scores(scores)
-            self._places.append(str(self._run.path / "scores.json"))
-            (self._run.path / "scores-incomplete.json").unlink(missing_ok=True)
-        self._run = None
+        if self._run is not None:
+            if of_run:
+                self._run.write_scores(scores)
+                self._places.append(str(self._run.path / "scores.json"))
+            _remove_incomplete(self._run.path / "scores.json")
+            self._run = None
         if self._results is not None:
             append_results(self._results, scores)
             self._results = None
@@ -136,7 +137,7 @@ class KeptRows:
         marked = score_text(rows.assign(incomplete=True))
         places: list[Callable[[], Path]] = []
         if self._run is not None and self._run.path.is_dir():
-            incomplete = self._run.path / "scores-incomplete.json"
+            incomplete = _incomplete(self._run.path / "scores.json")[0]
             places.append(lambda: _rewritten(incomplete, marked))
         if (out := self._out) is not None:
             places.append(lambda: _write_incomplete(out, marked))
@@ -149,7 +150,7 @@ class KeptRows:
         if not found:
             for folder in (Path(), Path(tempfile.gettempdir())):
                 with contextlib.suppress(OSError):
-                    return [str(write_new(folder / "scores-incomplete.json", marked))]
+                    return [str(_write_incomplete(folder / "scores.json", marked))]
         return found
 
 

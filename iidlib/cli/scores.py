@@ -39,7 +39,7 @@ def scored(
     """
     import pandas as pd
 
-    from iidlib.evaluation import KeptRow, evaluated, scores_of, with_memory
+    from iidlib.evaluation import FinishedRow, evaluated, scores_of, with_memory
     from iidlib.experiments import result_rows
 
     protocol = config.eval
@@ -57,7 +57,7 @@ def scored(
                 finished=kept.finished,
             ):
                 found.append(row)
-                if isinstance(row, KeptRow):
+                if isinstance(row, FinishedRow):
                     progress.skip(protocol.epochs)
                 ended = f"{row['accuracy']:.1f} %" if row["outcome"] == "trained" else row["outcome"]
                 progress.note(f"{row['network']} {ended}")
@@ -66,7 +66,7 @@ def scored(
                 scores = scores_of(found, dataset, protocol, seed)
                 known = with_memory(made_by, dataset.train.device)
                 rows = result_rows(scores, config, origin=origin, made_by=known)
-                if any(earlier := [isinstance(row, KeptRow) for row in found]):
+                if any(earlier := [isinstance(row, FinishedRow) for row in found]):
                     # the memory of the process that trained them is not known here
                     memory = zip(rows["peak_memory_mib"], earlier, strict=True)
                     rows["peak_memory_mib"] = pd.Series([None if one else value for value, one in memory], dtype=object)

@@ -233,6 +233,11 @@ class ComputeConfig:
     network by network (``in_turn``). ``auto`` is ``in_turn`` for networks with convolutions, see
     `iidlib.training.together.default_form`. Changes only rounding."""
 
+    @property
+    def compiled(self) -> bool:
+        """Whether compiled kernels may be used."""
+        return self.compile != "off"
+
 
 @frozen(field_transformer=converted)
 class RunConfig:

@@ -146,7 +146,7 @@ class BufferedDraws:
         per_class = len(images) // len(classes)
         op, u = (self.buffers[name][classes.start : classes.stop, None] for name in ("op", "u"))  # [C, 1], [C, 1, 3]
         op, u = op.expand(-1, per_class).flatten(), u.expand(-1, per_class, -1).flatten(0, 1)  # [B], [B, 3]
-        return apply_drawn(images, op, u, self._operations, compiled=self._run.config.compute.compile != "off")
+        return apply_drawn(images, op, u, self._operations, compiled=self._run.config.compute.compiled)
 
     @torch.no_grad()
     def load(self, iteration: int) -> None:

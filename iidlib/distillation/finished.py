@@ -151,9 +151,14 @@ def conditions_kept(run: Distillation, folder: RunFolder, facts: Mapping[str, An
             "(allow_mismatch=True in Python)"
         )
     if changed:
-        folder.note("environment_mismatch", {"iteration": facts["iteration"]} | changed)
-        run.mismatched = True
+        _note_mismatch(run, folder, facts["iteration"], changed)
     return started.get("threads")
+
+
+def _note_mismatch(run: Distillation, folder: RunFolder, iteration: int, changed: Mapping[str, Any]) -> None:
+    """Notes, in the run's folder and its provenance, what differs since an iteration: its value then and now."""
+    folder.note("environment_mismatch", {"iteration": iteration, **changed})
+    run.mismatched = True
 
 
 def facts_of(run: Distillation) -> dict[str, Any]:
@@ -202,8 +207,7 @@ def _say_queue(run: Distillation, folder: RunFolder, done: int, state: Mapping[s
         "the networks of the queue resume with %s (checkpoint.queue), so the result will differ from that of an "
         "uninterrupted run", now
     )  # fmt: skip
-    folder.note("environment_mismatch", {"iteration": done, "queue": ["full", now]})
-    run.mismatched = True
+    _note_mismatch(run, folder, done, {"queue": ["full", now]})
 
 
 def note_device(run: Distillation, folder: RunFolder | None, done: int) -> dict[str, Any]:
@@ -222,8 +226,7 @@ def note_device(run: Distillation, folder: RunFolder | None, done: int) -> dict[
             "the steps of this run were %s before and are %s now, so the result will differ from that of an "
             "uninterrupted run", was, now
         )  # fmt: skip
-        folder.note("environment_mismatch", {"iteration": done, "steps": [was, now]})
-        run.mismatched = True
+        _note_mismatch(run, folder, done, {"steps": [was, now]})
     if folder:
         folder.note("device", {"name": device_name(device), "from": done} | facts)
     return facts | {"mismatched": run.mismatched}

@@ -117,7 +117,7 @@ def distill(
         raise InputError(f"dataset must be a Dataset, such as load_dataset('cifar10-mini'), got {dataset!r}")
     if not isinstance(out, str | os.PathLike | None):
         raise InputError(f"out must be the path of a folder, got {out!r}")
-    configure(compiled=config.compute.compile != "off")
+    configure(compiled=config.compute.compiled)
     if dataset is None:
         dataset = load_dataset(config.dataset, device=pick_device(device))
     start = None

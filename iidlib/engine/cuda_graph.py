@@ -19,7 +19,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from iidlib.errors import shown_cause
+from iidlib.errors import first_line, shown_cause
 
 __all__ = ["Recording", "can_record", "graphs", "recorded", "warn_no_graph"]
 
@@ -64,10 +64,9 @@ def can_record(device: torch.device) -> bool:
 
 def warn_no_graph(what: str, reason: object) -> None:
     """Warns that `what` runs without a CUDA graph, with the first line of `reason`."""
-    first = (str(reason).splitlines() or [type(reason).__name__])[0]
     rest = "; this process records no further steps" if _capture_failed else ""
     logger.warning(
-        "no CUDA graph of %s (%s); launching kernels one by one, which is slower%s", what, first, rest,
+        "no CUDA graph of %s (%s); launching kernels one by one, which is slower%s", what, first_line(reason), rest,
         exc_info=shown_cause(reason),
     )  # fmt: skip
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from iidlib.engine import kernels
-from iidlib.errors import shown_cause
+from iidlib.errors import first_line, shown_cause
 
 __all__ = ["compiler_available", "norm_relu", "norm_relu_pool"]
 
@@ -141,7 +141,7 @@ class _Compiled:
             except torch._dynamo.exc.TorchDynamoException as error:
                 self.broken = True
                 logger.warning(
-                    "torch.compile failed (%s); continuing uncompiled, slower", str(error).splitlines()[0],
+                    "torch.compile failed (%s); continuing uncompiled, slower", first_line(error),
                     exc_info=shown_cause(error),
                 )  # fmt: skip
         return self._plain(*arguments)

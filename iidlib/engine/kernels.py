@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from iidlib.engine.compiled import compiler_folder, load_verified
-from iidlib.errors import shown_cause
+from iidlib.errors import first_line, shown_cause
 from iidlib.files import cache_dir, user_path
 from iidlib.private import private_dir
 
@@ -103,9 +103,8 @@ def library() -> Any:
             getattr(built, name).restype = None
         return built
     except Exception as error:  # torch internals, compiler and linker: continue whatever fails
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
         logger.warning(
-            "cannot build the C++ kernels (%s); continuing without them, which is slower", reason,
+            "cannot build the C++ kernels (%s); continuing without them, which is slower", first_line(error),
             exc_info=shown_cause(error),
         )  # fmt: skip
         return None

@@ -19,7 +19,7 @@ TILE = 2048
 """Largest number of values per tile, ``VALUES`` in each thread: with three channels, 512 pixels in 8 warps.
 
 Compiled for an H100, that takes 48 to 80 registers, and 64 to 115 for the gradient, depending on Triton's version, so a
-multiprocessor has 16 warps or more.
+multiprocessor has 16 warps or more (12 for grey images; ``test_augment_ops.py::test_the_kernel_fits_an_h100``).
 """
 
 VALUES = 8

@@ -32,7 +32,7 @@ def available() -> bool:
 
 
 def jit(function: Callable[..., Any], **options: Any) -> Any:
-    """A function as a Triton kernel; as it is, and never called, without Triton."""
+    """The function as a Triton kernel; without Triton the function itself, which is then never called."""
     return function if triton is None else triton.jit(function, **options)
 
 

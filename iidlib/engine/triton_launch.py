@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from iidlib.engine import kernels
-from iidlib.errors import shown_cause
+from iidlib.errors import first_line, shown_cause
 
 __all__ = ["DEVICES", "available", "launch", "power_of_two", "runs_on"]
 
@@ -100,17 +100,16 @@ def launch(
         if "out of memory" in str(error):  # of the driver, which loads the compiled code
             raise torch.OutOfMemoryError(str(error)) from error
         _broken.add(name)
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         logger.warning(
-            "a Triton kernel failed (%s); %s now run as separate operations, which is slower", reason, _PURPOSE[name],
-            exc_info=shown_cause(error),
+            "a Triton kernel failed (%s); %s now run as separate operations, which is slower", first_line(error),
+            _PURPOSE[name], exc_info=shown_cause(error),
         )  # fmt: skip
         return False
     return True
 
 
 def power_of_two(number: int) -> int:
-    """The smallest power of two that is not less."""
+    """The smallest power of two that is not less than a number."""
     return 1 << (number - 1).bit_length()
 
 

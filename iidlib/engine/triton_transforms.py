@@ -54,6 +54,12 @@ def _taken(image, row, column, channel, wanted, channel_stride, pixel_stride, SI
 
 
 @jit
+def _put(target, row, column, channel, values, wanted, channel_stride, pixel_stride, SIDE: tl.constexpr):
+    """Writes values of an image where they are wanted."""
+    tl.store(target + _offset(row, column, channel, channel_stride, pixel_stride, SIDE), values, mask=wanted)
+
+
+@jit
 def _position(index, SIDE: tl.constexpr):
     """Centre of a pixel in coordinates that span -1 to 1."""
     return (2 * index + 1).to(tl.float32) / SIDE - 1
@@ -90,7 +96,7 @@ def _color(
         x = _taken(source, row, column, channel, exists, channel_stride, pixel_stride, SIDE)
         gray = (tl.sum(x, 1) / CHANNELS)[:, None]
         x = level + contrast * (1 - saturation) * gray + contrast * saturation * x
-        tl.store(target + _offset(row, column, channel, channel_stride, pixel_stride, SIDE), x, mask=exists)
+        _put(target, row, column, channel, x, exists, channel_stride, pixel_stride, SIDE)
 
 
 @jit
@@ -113,7 +119,7 @@ def _moved(
         from_column = tl.where(mirrored, SIDE - 1 - column, column + right)
         outside = (row < top) | (row >= top + SQUARE) | (column < left) | (column >= left + SQUARE)
         x = _taken(source, row + down, from_column, channel, exists & outside, channel_stride, pixel_stride, SIDE)
-        tl.store(target + _offset(row, column, channel, channel_stride, pixel_stride, SIDE), x, mask=exists)
+        _put(target, row, column, channel, x, exists, channel_stride, pixel_stride, SIDE)
 
 
 @jit
@@ -134,6 +140,13 @@ def _matrix(op, first, second, SCALE: tl.constexpr, ANGLE: tl.constexpr):
 
 
 @jit
+def _mapped(xx, xy, yx, yy, row, column, SIDE: tl.constexpr):
+    """Column and row of the input, in fractions of pixels, that a pixel of the output is sampled at."""
+    px, py = _position(column, SIDE), _position(row, SIDE)
+    return _pixel(xx * px + xy * py, SIDE), _pixel(yx * px + yy * py, SIDE)
+
+
+@jit
 def _warped(
     source, target, op, first, second, channel_stride, pixel_stride,
     SCALE: tl.constexpr, ANGLE: tl.constexpr,
@@ -143,8 +156,7 @@ def _warped(
     xx, xy, yx, yy = _matrix(op, first, second, SCALE, ANGLE)
     for start in range(0, SIDE * SIDE, PIXELS):
         row, column, channel, exists = _tile(start, SIDE, CHANNELS, PIXELS, WIDTH)
-        px, py = _position(column, SIDE), _position(row, SIDE)
-        x, y = _pixel(xx * px + xy * py, SIDE), _pixel(yx * px + yy * py, SIDE)
+        x, y = _mapped(xx, xy, yx, yy, row, column, SIDE)
         left, top = tl.floor(x), tl.floor(y)
         total = tl.zeros([PIXELS, WIDTH], tl.float32)
         for down in tl.static_range(2):
@@ -154,7 +166,7 @@ def _warped(
                     source, top.to(tl.int32) + down, left.to(tl.int32) + right, channel, exists,
                     channel_stride, pixel_stride, SIDE,
                 )  # fmt: skip
-        tl.store(target + _offset(row, column, channel, channel_stride, pixel_stride, SIDE), total, mask=exists)
+        _put(target, row, column, channel, total, exists, channel_stride, pixel_stride, SIDE)
 
 
 @jit
@@ -172,20 +184,20 @@ def _collected(
         nearest_column = _whole(_pixel((yy * px - xy * py) / determinant, SIDE) + 0.5)
         nearest_row = _whole(_pixel((xx * py - yx * px) / determinant, SIDE) + 0.5)
         total = tl.zeros([PIXELS, WIDTH], tl.float32)
-        for down in range(-1, 2):  # unrolled, it would take twice the registers
+        for down in range(-1, 2):  # unrolled, it would take half as many registers again
             for right in tl.static_range(-1, 2):
                 out_column, out_row = nearest_column + right, nearest_row + down
-                qx, qy = _position(out_column, SIDE), _position(out_row, SIDE)
-                x, y = _pixel(xx * qx + xy * qy, SIDE), _pixel(yx * qx + yy * qy, SIDE)
+                x, y = _mapped(xx, xy, yx, yy, out_row, out_column, SIDE)
                 weight_x, weight_y = 1 - tl.abs(x - column), 1 - tl.abs(y - row)
                 weight = tl.where((weight_x > 0) & (weight_y > 0), weight_x * weight_y, 0.0)
                 total += weight * _taken(
                     source, out_row, out_column, channel, exists, channel_stride, pixel_stride, SIDE
                 )
-        tl.store(target + _offset(row, column, channel, channel_stride, pixel_stride, SIDE), total, mask=exists)
+        _put(target, row, column, channel, total, exists, channel_stride, pixel_stride, SIDE)
 
 
-@partial(jit, do_not_specialize=["channel_stride", "pixel_stride"])  # with a stride of 1, it takes more registers
+# specialised on a pixel stride of 1, the gradient takes more registers
+@partial(jit, do_not_specialize=["channel_stride", "pixel_stride"])
 def transform(
     source, op, u, target, channel_stride, pixel_stride,
     BRIGHTNESS: tl.constexpr, SATURATION: tl.constexpr, CONTRAST: tl.constexpr, SHIFT: tl.constexpr,

@@ -4,18 +4,17 @@ import contextlib
 import hashlib
 import json
 import logging
+import re
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from iidlib.errors import one_line
-from iidlib.files import cache_dir, make_folders, remove_empty
+from iidlib.files import atomic_write, cache_dir, make_folders, remove_empty, user_path
 from iidlib.runs.records import json_object
 
-__all__ = ["FinishedNetworks", "KeptRow", "digest_of"]
+__all__ = ["FinishedNetworks", "FinishedRow"]
 
 logger = logging.getLogger("iidlib")
 
@@ -25,22 +24,15 @@ _COLUMNS = {
 }  # fmt: skip
 """Columns that every row has, with their types."""
 
+_EVALUATION = re.compile("[0-9a-f]{24}")
+"""Names of the folders of evaluations."""
+
 _DAYS = 60
 """Age at which the rows of an evaluation that was never resumed are removed."""
 
 
-class KeptRow(dict[str, Any]):
+class FinishedRow(dict[str, Any]):
     """The row of a network that an earlier call has trained."""
-
-
-def digest_of(*tensors: torch.Tensor) -> str:
-    """Hex digits of the SHA-256 of types, shapes and values; equal on every device."""
-    digest = hashlib.sha256()
-    for tensor in tensors:
-        known = tensor.detach().cpu().contiguous()
-        digest.update(f"{known.dtype} {tuple(known.shape)}".encode())
-        digest.update(known.view(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 class FinishedNetworks:
@@ -51,41 +43,48 @@ class FinishedNetworks:
     A network is identified by all that its training depends on: the images, the test images, the protocol, the seed,
     the versions and the hardware. The same object may serve several evaluations; once their rows are saved elsewhere,
     `forget` removes them.
+
+    Attributes:
+        writable: whether networks could be kept so far.
+        resumed: whether rows of an earlier call were used.
     """
 
-    def __init__(self, folder: Path | None = None) -> None:
+    def __init__(self, folder: str | Path | None = None) -> None:
         """Nothing is read or written yet.
 
         Args:
             folder: where rows are kept; by default ``evaluations`` in the cache.
         """
-        self._folder = folder
+        self.writable, self.resumed = True, False
+        self._folder = None if folder is None else user_path(folder)
         self._used: set[Path] = set()
         self._made: list[Path] = []
-        self._writable = True
 
-    @property
-    def writable(self) -> bool:
-        """Whether networks could be kept so far."""
-        return self._writable
-
-    def rows(self, facts: Mapping[str, Any]) -> dict[tuple[str, int], KeptRow]:
+    def rows(
+        self, facts: Mapping[str, Any], networks: Collection[str], count: int
+    ) -> dict[tuple[str, int], FinishedRow]:
         """Rows that an interrupted evaluation has left, by network and number.
 
-        Lines that a crash truncated, or that no evaluation wrote, are skipped.
+        Files that no evaluation wrote do not count.
 
         Args:
             facts: what the scores depend on besides the network and its number, as JSON values.
+            networks: names of the networks.
+            count: number of networks of each name.
         """
-        found: dict[tuple[str, int], KeptRow] = {}
-        lines: list[bytes] = []
+        found: dict[tuple[str, int], FinishedRow] = {}
+        paths: list[Path] = []
         with contextlib.suppress(OSError, RuntimeError):  # `keep` warns; the latter without a home folder
-            lines = self._file(facts).read_bytes().splitlines()
-        for line in lines:
-            with contextlib.suppress(ValueError, RecursionError):
-                row = json_object(line)
-                if all(type(row.get(name)) is kind for name, kind in _COLUMNS.items()):
-                    found[row["network"], row["evaluation_seed"]] = KeptRow(row)
+            paths = sorted(self._evaluation(facts).glob("*.json"))
+        for path in paths:
+            with contextlib.suppress(OSError, ValueError, RecursionError):
+                row = json_object(path.read_bytes())
+                if not all(type(row.get(name)) is kind for name, kind in _COLUMNS.items()):
+                    continue
+                if row["network"] in networks and row["evaluation_seed"] < count:
+                    found[row["network"], row["evaluation_seed"]] = FinishedRow(row)
+                    self._used.add(path)
+        self.resumed |= bool(found)
         return found
 
     def keep(self, facts: Mapping[str, Any], rows: Iterable[Mapping[str, Any]]) -> None:
@@ -95,47 +94,48 @@ class FinishedNetworks:
             facts: as for `rows`.
             rows: their rows, with the columns of `iidlib.evaluate`.
         """
-        if not self._writable:
+        if not self.writable:
             return
         try:
-            path = self._file(facts)
-            # a line that a crash truncated must not swallow the next one
-            text = "".join(f"\n{json.dumps(dict(row))}\n" for row in rows)
-            try:
-                self._append(path, text)
-            except FileNotFoundError:  # another evaluation has just removed the empty folder
-                self._append(path, text)
+            folder = self._evaluation(facts)
+            self._remove_old(folder.parent)
+            for row in rows:
+                path = folder / f"{re.sub(r'[^a-z0-9-]', '-', row['network'])}-{row['evaluation_seed']}.json"
+                self._used.add(path)
+                try:
+                    self._write(path, json.dumps(dict(row)))
+                except FileNotFoundError:  # another evaluation has just removed the empty folder
+                    self._write(path, json.dumps(dict(row)))
         except (OSError, RuntimeError) as error:
-            self._writable = False
+            self.writable = False
             logger.warning(
                 "finished networks cannot be kept (%s); after an interruption they are trained again", one_line(error)
             )
 
     def forget(self) -> None:
-        """Removes all rows that were read or kept through this object, and their folder if it is empty."""
+        """Removes the rows that were used or kept through this object, and folders that are empty then."""
         for path in self._used:
             with contextlib.suppress(OSError):
                 path.unlink(missing_ok=True)
-        remove_empty([*{path.parent for path in self._used}, *self._made])
+        evaluations = {path.parent for path in self._used}
+        remove_empty([*evaluations, *{path.parent for path in evaluations}, *self._made])
         self._used.clear()
         self._made.clear()
 
-    def _append(self, path: Path, text: str) -> None:
+    def _write(self, path: Path, text: str) -> None:
         self._made = [*make_folders(path.parent, private=True), *self._made]
-        _remove_old(path.parent)
-        with path.open("a", encoding="utf-8") as file:
-            file.write(text)
+        atomic_write(path, text, private=True)
 
-    def _file(self, facts: Mapping[str, Any]) -> Path:
+    def _evaluation(self, facts: Mapping[str, Any]) -> Path:
+        """Folder of an evaluation."""
         key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:24]
-        folder = cache_dir() / "evaluations" if self._folder is None else self._folder
-        self._used.add(path := folder / f"{key}.jsonl")
-        return path
+        return (cache_dir() / "evaluations" if self._folder is None else self._folder) / key
 
-
-def _remove_old(folder: Path) -> None:
-    """Removes evaluations that nobody has resumed."""
-    for path in folder.glob("*.jsonl"):
-        with contextlib.suppress(OSError):
-            if time.time() - path.stat().st_mtime > _DAYS * 24 * 3600:
-                path.unlink()
+    def _remove_old(self, folder: Path) -> None:
+        """Removes evaluations that nobody has resumed."""
+        for path in folder.glob("*/*.json"):
+            with contextlib.suppress(OSError):
+                old = time.time() - path.stat().st_mtime > _DAYS * 24 * 3600
+                if old and path not in self._used and _EVALUATION.fullmatch(path.parent.name):
+                    path.unlink()
+                    remove_empty([path.parent])

@@ -18,7 +18,7 @@ from iidlib.config import ComputeConfig, EvalProtocol
 from iidlib.data import Dataset, RealSet
 from iidlib.engine import default_together, deterministic, graphs, precision
 from iidlib.evaluation.fitting import check_arguments, check_evaluation, dataset_for, log_differences, untested
-from iidlib.evaluation.interrupted import FinishedNetworks, digest_of
+from iidlib.evaluation.interrupted import FinishedNetworks
 from iidlib.networks import network_for
 from iidlib.rng import stream, stream_seed
 from iidlib.runs.environment import conditions, source_digest
@@ -116,7 +116,7 @@ def evaluated(
 ) -> Iterator[dict[str, object]]:
     """The rows of `evaluate`, each yielded once its network has been tested, to show progress or to save rows early.
 
-    The row of a network that was finished before is a `KeptRow`.
+    The row of a network that was finished before is a `FinishedRow`.
 
     Raises:
         InputError: as `evaluate`, with the first row.
@@ -139,14 +139,13 @@ def evaluated(
             "queue.lr too high when the set was distilled?", *exceeded,
         )  # fmt: skip
     trainer = _Trainer(images, fitted, protocol, compute, seed, "out of range" if exceeded else "trained", extra)
-    facts = trainer.facts() if finished is not None else {}
-    known = finished.rows(facts) if finished is not None else {}
-    if used := sum(name in protocol.networks and number < protocol.num_eval for name, number in known):
-        logger.info(
-            "resuming an interrupted evaluation: %d of %d networks are finished",
-            used,
-            len(protocol.networks) * protocol.num_eval,
-        )
+    facts, known = {}, {}
+    if finished is not None:
+        facts = trainer.facts()
+        known = finished.rows(facts, protocol.networks, protocol.num_eval)
+    if known:
+        total = len(protocol.networks) * protocol.num_eval
+        logger.info("resuming an interrupted evaluation: %d of %d networks are finished", len(known), total)
     outcomes: Counter[tuple[str, Outcome]] = Counter()
     together = functools.partial(
         networks_together, spec=spec, width=protocol.width, batch=protocol.batch, device=device, compute=compute
@@ -167,12 +166,12 @@ def evaluated(
             row = trained[number] if number in trained else known[name, number]
             outcomes[name, row["outcome"]] += 1
             yield row
+    remedy = "the images are out of range" if exceeded else f"lower eval.lr (now {protocol.lr:g})"
     for (name, outcome), count in outcomes.items():
         if outcome in _MEANING:
             logger.warning(
                 "%d of %d %s %s: their accuracy is no better than guessing; %s",
-                count, protocol.num_eval, name, _MEANING[outcome],
-                "the images are out of range" if exceeded else f"lower eval.lr (now {protocol.lr:g})",
+                count, protocol.num_eval, name, _MEANING[outcome], remedy,
             )  # fmt: skip
 
 
@@ -224,18 +223,14 @@ class _Trainer:
     def facts(self) -> dict[str, Any]:
         """What scores depend on besides the network and its number, as JSON values, for `FinishedNetworks`."""
         images, spec = self.images, self.fitted.spec
-        if isinstance(images, RealSet):
-            own = {"images": images.fingerprint, "factor": 1}
-        else:
-            own = {"images": digest_of(images.images, images.labels), "factor": images.factor}
         protocol, compute = attrs.asdict(self.protocol), attrs.asdict(self.compute)
         normalisation = (images.spec.mean, images.spec.std, spec.mean, spec.std)
         return {
-            **own,
+            "images": images.fingerprint,
             "classes": spec.classes,
             "test": self.fitted.test.fingerprint,
             "normalisation": [[float(value) for value in values] for values in normalisation],
-            "training": repr(self.training),
+            "augmentation": self.training.augmentation,
             "protocol": {key: value for key, value in protocol.items() if key not in ("networks", "num_eval")},
             # the other settings are for distillations
             "compute": {key: value for key, value in compute.items() if key not in ("chunk", "classes")},
@@ -270,7 +265,7 @@ class _Trainer:
             else:
                 how = fit_together(
                     networks, examples, self.training, seeds=seeds, on_epoch=done, hold=False,
-                    form=compute.ensemble, compiled=compute.compile != "off",
+                    form=compute.ensemble, compiled=compute.compiled,
                 )  # fmt: skip
                 extra["ensemble"] = str(how)
                 results = reached_together(networks, self.fitted.test)

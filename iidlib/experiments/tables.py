@@ -97,6 +97,8 @@ def read_results(path: Path, needed: Sequence[str] = _NEEDED) -> pd.DataFrame:
         for name in needed if header else ():
             if header.count(name) != 1:
                 raise ValueError(f"its header has no column {name!r}")
+        if len(set(header)) < len(header):
+            raise ValueError("its header has a column twice")
         for number, row in enumerate(rows, 2):
             if len(row) != len(header):
                 raise ValueError(f"its row {number} has {len(row)} values for {len(header)} columns")
@@ -168,7 +170,8 @@ def _new(known: pd.DataFrame, rows: pd.DataFrame, once: Sequence[str]) -> pd.Dat
     written = rows[columns].astype(object).to_csv(index=False)  # as they will be written
     text = pd.read_csv(StringIO(written), dtype=str, keep_default_na=False)
     old = set(known[columns].itertuples(index=False, name=None))
-    return rows[[row not in old or not row[-1] for row in text.itertuples(index=False, name=None)]]
+    lines = zip(text.itertuples(index=False, name=None), text["seconds"], strict=True)
+    return rows[[line not in old or not seconds for line, seconds in lines]]
 
 
 def _lock_of(path: Path) -> Path:

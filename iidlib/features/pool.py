@@ -265,7 +265,7 @@ def _train(
     else:
         how = str(fit_together(
             [*networks.values()], examples, training, seeds=seeds, on_epoch=done, form=compute.ensemble,
-            compiled=compute.compile != "off",
+            compiled=compute.compiled,
         ))  # fmt: skip
     return dict(sorted(kept.items())), how
 

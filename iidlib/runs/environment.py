@@ -21,7 +21,7 @@ __all__ = ["conditions", "environment", "mismatches", "source_digest"]
 
 def environment() -> dict[str, Any]:
     """What a result depends on besides the settings: versions, platform, threads, commit; no environment variables."""
-    source_digest()  # of the code that runs: a checkout may change before the digest is asked for
+    source_digest()  # now, since a checkout may change before an evaluation asks for it
 
     def version(name: str) -> str:
         try:
@@ -76,6 +76,7 @@ def source_digest() -> str:
 
 
 def _digest(folder: Path) -> str:
+    """Digest of the source files in a folder, 12 hex digits."""
     digest = sha256()
     for path in sorted(path for path in folder.rglob("*") if path.suffix in (".py", ".cpp")):
         content = path.read_bytes()

@@ -1,6 +1,7 @@
 """The synthetic set: the images being learned, their labels and their provenance; saved without pickle."""
 
 import dataclasses
+import hashlib
 import io
 import json
 import logging
@@ -75,6 +76,14 @@ class SyntheticSet:
     def ipc(self) -> int:
         """Number of stored images per class; a network sees factor^2 times as many."""
         return len(self.images) // len(self.spec.classes)
+
+    @property
+    def fingerprint(self) -> str:
+        """First sixteen hex digits of the SHA-256 of images, labels and factor; equal for equal sets on any device."""
+        digest = hashlib.sha256(f"{tuple(self.images.shape)} {self.images.dtype} {self.factor}".encode())
+        for tensor in (self.images, self.labels):
+            digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+        return digest.hexdigest()[:16]
 
     def expanded(self) -> "SyntheticSet":
         """The set that networks are trained on: factor^2 images for each stored one; this set itself if factor is 1."""

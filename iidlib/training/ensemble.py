@@ -30,7 +30,7 @@ from torch.func import functional_call, vmap
 from iidlib import augment
 from iidlib.augment_ops import apply_drawn
 from iidlib.engine import Recording, recorded
-from iidlib.errors import shown_cause
+from iidlib.errors import first_line, shown_cause
 from iidlib.networks import Network, set_backend
 from iidlib.rng import stream
 from iidlib.training import cutmix
@@ -303,10 +303,9 @@ class _Ensemble:
             if not difference <= UPDATE_TOLERANCE * norm:  # true for NaN
                 raise RuntimeError(f"gradients of norm {norm:.1e} differ by {difference:.1e}")
         except Exception as error:  # also of another version of torch
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
             logger.warning(
-                "networks cannot be trained at once (%s); training them in turn (compute.ensemble=in_turn)", reason,
-                exc_info=shown_cause(error),
+                "networks cannot be trained at once (%s); training them in turn (compute.ensemble=in_turn)",
+                first_line(error), exc_info=shown_cause(error),
             )  # fmt: skip
             self._form = "in_turn"
         else:
