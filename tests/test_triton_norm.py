@@ -44,7 +44,7 @@ def draw(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tens
 def checked(*arguments: str) -> dict[str, list[dict[str, Any]]]:
     """All checks of `triton_cases`, by their group: in the interpreter on the CPU, or compiled on a GPU."""
     done = subprocess.run(
-        [sys.executable, "-m", "tests.triton_cases", *arguments], capture_output=True, text=True, cwd=ROOT, timeout=600
+        [sys.executable, "-m", "tests.triton_cases", *arguments], capture_output=True, text=True, cwd=ROOT, timeout=1800
     )
     assert done.returncode == 0, done.stderr[-3000:]
     *checks, last = [json.loads(line) for line in done.stdout.splitlines()]

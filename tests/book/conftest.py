@@ -42,7 +42,7 @@ def _errors_of_build(target: Path) -> str:
         env=os.environ | {"NO_COLOR": "1"},
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=1800,
     )
     if done.returncode == 0:
         return ""
