@@ -1,7 +1,5 @@
 """Start of a distillation: real images, noise, or the images of a saved set."""
 
-import hashlib
-import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,7 +47,7 @@ def starting_from(config: RunConfig, init: SyntheticSet | str | Path) -> tuple[R
     """
     given = isinstance(init, SyntheticSet)
     synthetic = init if isinstance(init, SyntheticSet) else SyntheticSet.load(init)
-    digest = _digest(synthetic)
+    digest = synthetic.fingerprint
     if not same_dataset(synthetic.spec.name, config.dataset):
         log_once(
             logging.WARNING,
@@ -111,12 +109,3 @@ def _other_classes(own: DatasetSpec, spec: DatasetSpec) -> str:
         return f"it has {len(own.classes)} classes, not {len(spec.classes)}"
     number = next(n for n, (one, other) in enumerate(zip(own.classes, spec.classes, strict=True)) if one != other)
     return f"its class {number} is {own.classes[number]!r}, not {spec.classes[number]!r}"
-
-
-def _digest(synthetic: SyntheticSet) -> str:
-    """Twelve hex digits of a set's images and of their specification."""
-    spec = synthetic.spec
-    facts = [list(spec.classes), spec.image_size, spec.channels, list(spec.mean), list(spec.std), synthetic.factor]
-    digest = hashlib.sha256(json.dumps(facts).encode())
-    digest.update(synthetic.images.detach().float().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:12]

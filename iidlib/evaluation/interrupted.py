@@ -27,8 +27,8 @@ _COLUMNS = {
 _EVALUATION = re.compile("[0-9a-f]{24}")
 """Names of the folders of evaluations."""
 
-_DAYS = 60
-"""Age at which the rows of an evaluation that was never resumed are removed."""
+_OLD = 60 * 24 * 3600
+"""Age in seconds at which the rows of an evaluation that was never resumed are removed."""
 
 
 class FinishedRow(dict[str, Any]):
@@ -135,7 +135,7 @@ class FinishedNetworks:
         """Removes evaluations that nobody has resumed."""
         for path in folder.glob("*/*.json"):
             with contextlib.suppress(OSError):
-                old = time.time() - path.stat().st_mtime > _DAYS * 24 * 3600
+                old = time.time() - path.stat().st_mtime > _OLD
                 if old and path not in self._used and _EVALUATION.fullmatch(path.parent.name):
                     path.unlink()
                     remove_empty([path.parent])
