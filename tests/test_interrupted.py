@@ -437,9 +437,10 @@ def test_the_fingerprint_of_a_set_is_that_of_its_values(pictures):
         dataclasses.replace(chosen, images=changed),
         dataclasses.replace(chosen, images=images.flip(0)),
         dataclasses.replace(chosen, factor=2),
+        dataclasses.replace(chosen, spec=dataclasses.replace(chosen.spec, mean=(0.4,) * chosen.spec.channels)),
         random_real(pictures.train, 3),
     ]
-    assert len({one.fingerprint for one in [chosen, *others]}) == 5
+    assert len({one.fingerprint for one in [chosen, *others]}) == 6
 
 
 def test_a_row_that_an_interrupted_evaluation_has_appended_is_not_appended_again(tmp_path):

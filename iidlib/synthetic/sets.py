@@ -81,7 +81,8 @@ class SyntheticSet:
     def fingerprint(self) -> str:
         """Twelve hex digits of a SHA-256 of images and specification; equal for equal sets on any device."""
         spec = self.spec
-        facts = [list(spec.classes), spec.image_size, spec.channels, list(spec.mean), list(spec.std), self.factor]
+        moments = [[float(value) for value in values] for values in (spec.mean, spec.std)]
+        facts = [list(map(str, spec.classes)), int(spec.image_size), int(spec.channels), *moments, self.factor]
         digest = hashlib.sha256(json.dumps(facts).encode())
         digest.update(self.images.detach().float().cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()[:12]
