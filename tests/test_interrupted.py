@@ -331,9 +331,11 @@ def test_an_old_evaluation_that_is_resumed_stays(pictures, kept, trained, tmp_pa
     interrupted_after(2, chosen, pictures, kept)
     for path in (tmp_path / "kept").glob("*/*.json"):
         os.utime(path, (0, 0))
-    interrupted_after(3, chosen, pictures, FinishedNetworks(tmp_path / "kept"))
+    resumed = FinishedNetworks(tmp_path / "kept")
+    interrupted_after(2, chosen, pictures, resumed)
+    next(rows(chosen, pictures, FinishedNetworks(tmp_path / "kept"), seed=1))
     trained.clear()
-    assert len(list(rows(chosen, pictures, FinishedNetworks(tmp_path / "kept")))) == 4 and len(trained) == 1
+    assert len(list(rows(chosen, pictures, FinishedNetworks(tmp_path / "kept")))) == 4 and len(trained) == 2
 
 
 def test_a_folder_may_be_given_as_text(pictures, tmp_path, monkeypatch):
@@ -394,13 +396,14 @@ def test_a_run_keeps_no_incomplete_scores_beside_complete_ones(tmp_path):
         assert names_in(tmp_path) == ["scores.json"]
 
 
-def test_interruptions_without_a_place_for_the_rows_leave_one_file(tmp_path, monkeypatch):
+def test_interruptions_without_a_place_for_the_rows_keep_those_of_each_other(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for _ in range(2):
+    for accuracy in (50.0, 60.0):
         with pytest.raises(KeyboardInterrupt), KeptRows() as rows_so_far:
-            rows_so_far.add(pd.DataFrame([{"network": "convnet3", "accuracy": 50.0}]))
+            rows_so_far.add(pd.DataFrame([{"network": "convnet3", "accuracy": accuracy}]))
             raise KeyboardInterrupt
-    assert names_in(tmp_path) == ["scores-incomplete.json"]
+    found = [json.loads(path.read_text())[0]["accuracy"] for path in tmp_path.iterdir()]
+    assert sorted(found) == [50.0, 60.0]
 
 
 def test_what_cannot_be_resumed_is_not_promised(tmp_path, capsys):

@@ -150,7 +150,7 @@ class KeptRows:
         if not found:
             for folder in (Path(), Path(tempfile.gettempdir())):
                 with contextlib.suppress(OSError):
-                    return [str(_write_incomplete(folder / "scores.json", marked))]
+                    return [str(write_new(folder / "scores-incomplete.json", marked))]
         return found
 
 

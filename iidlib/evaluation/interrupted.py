@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 import logging
+import os
 import re
 import time
 from collections.abc import Collection, Iterable, Mapping
@@ -84,6 +85,7 @@ class FinishedNetworks:
                 if row["network"] in networks and row["evaluation_seed"] < count:
                     found[row["network"], row["evaluation_seed"]] = FinishedRow(row)
                     self._used.add(path)
+                    os.utime(path)  # another evaluation must not take it for one that nobody resumes
         self.resumed |= bool(found)
         return found
 
