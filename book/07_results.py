@@ -41,9 +41,10 @@ scale = "tour"
 only = "cifar10"  # the part of the table that is shown in full
 
 # %%
+import numpy as np
 import pandas as pd
 
-from iidlib import experiments, plots
+from iidlib import SyntheticSet, experiments, plots
 from iidlib.experiments import jobs, paired_gains, results_dir, rows_of
 
 experiments.take_parameters(globals(), "scale only")
@@ -101,9 +102,10 @@ part[listed].sort_values("ipc", kind="stable").reset_index(drop=True)
 # ## Published and ours, in one picture
 
 # %%
-filled = part[(part["laptop_seeds"] > 0) | (part["tour_seeds"] > 0)]
-names = {"published": "published", "laptop_mean": "ours, laptop"}
-names["tour_mean"] = "ours, tour"
+sizes = ("paper", "laptop", "tour")
+filled = part[part[[f"{size}_seeds" for size in sizes]].max(axis=1) > 0]
+names = {"published": "published"}
+names |= {f"{size}_mean": f"ours, {size}" for size in sizes}
 points = cells.loc[filled.index, ["ipc", "method", *names]].rename(columns=names)
 points = points.melt(["ipc", "method"], var_name="series", value_name="accuracy")
 points = points.dropna().sort_values(["ipc", "method"], kind="stable")
@@ -111,15 +113,15 @@ points["label"] = points["method"] + ", IPC " + points["ipc"].astype(str)
 
 # %%
 axes = plots.cell_points(points)
-names = ("tour", "tour-idm")
-sources = [rows_of("laptop", dataset=only), *map(rows_of, names)]
+own = [rows_of(size, dataset=only) for size in ("paper", "laptop")]
+sources = [*own, *map(rows_of, ("tour", "tour-idm"))]
 plots.note(axes, pd.concat(sources))
 ours = points[points["series"] == "ours, laptop"].set_index("label")["accuracy"]
 finding = f"our highest at laptop is {ours.idxmax()} with {ours.max():.1f} %"
 plots.show(axes, f"Published accuracies and ours, for each cell: {finding}.")
 
 # %% [markdown]
-# Ours lie below the published values almost everywhere.
+# At `laptop` and `tour` ours lie below the published values almost everywhere.
 # The likely causes, in the order in which we would look for them:
 #
 # 1. *Scale.* Half the width, a sixteenth of the iterations and less than half of the evaluation epochs: each is expected to lower the accuracy of distilled sets.
@@ -131,13 +133,48 @@ plots.show(axes, f"Published accuracies and ours, for each cell: {finding}.")
 #    For DM ours were chosen on held-out images; for IDM they have not been tuned yet.
 # 4. *The published numbers themselves.* Users of the released code report lower ones, for DM and for IID, and some released scripts keep the best set by test accuracy, which inflates a number and is not done here.
 #
-# Until cells are measured at their own scale, nobody can say how much each of these explains.
+# The first rows at scale `paper` begin to answer how much each of these explains.
+# Each method was distilled once, and five networks were trained on each set; `published` is the value of the same cell:
+
+# %%
+same = {"dataset": "cifar10", "ipc": 10, "network": "convnet3", "settings": ""}
+rows = pd.concat([rows_of(size, **same) for size in ("paper", "laptop")])
+reached = rows.groupby(["method", "scale"])["accuracy"].mean().unstack("scale")
+reached = reached.dropna().sort_values("paper")
+values = cells[(cells["dataset"] == "cifar10") & (cells["ipc"] == 10)]
+reached["published"] = values.set_index("method")["published"]
+gained = reached.loc["dm-cm"] - reached.loc["dm"]
+assert abs(reached.loc["dm", "paper"] - reached.loc["dm", "published"]) < 0.5
+assert gained["laptop"] < 0.5 < 2 < gained["paper"]
+reached.round(1)
+
+# %% [markdown]
+# DM reaches its published value.
+# What it lacks at `laptop` is therefore a matter of scale, and no other cause is needed to explain it.
+# Covariance matching gains 0.2 points at `laptop`, in the mean of three seeds, and 2.7 here.
+# That is one pair of runs, which has no interval, so it is a reason to measure more seeds and not yet a claim.
+# If it holds, the term matters at the scale for which it was proposed, where short distillations of a narrow network show next to nothing.
+#
+# These are the two sets, by the first image of each class:
+
+# %%
+folder = results_dir().parent / "distilled"
+names = ["dm", "dm-cm"]
+sets = [SyntheticSet.load(folder / f"cifar10-{n}-ipc10-paper.safetensors") for n in names]
+images = np.stack([one.to_uint8()[::10].numpy() for one in sets])
+labels = [f"{name}\n{reached.loc[name, 'paper']:.1f} %" for name in names]
+ax = plots.image_grid(images, row_labels=labels, ax=plots.panels(1, height=2.2)[0])
+plots.show(ax, "DM at scale paper, without and with covariance matching.")
+
+# %% [markdown]
+# Both began with the same ten photographs, and saw the same networks and real images.
+# To the eye they are nearly the same set, down to the patches that DM leaves in its images: what covariance matching adds is nothing that a picture shows.
 #
 # What carries over is the *order* of large differences.
 # Distilled images are far better than random ones, IDM {cite:p}`zhao2023idm` is better than DM {cite:p}`zhao2023dm`, and its lead is largest with one image per class, where four small pictures in the space of one matter most.
 #
-# Random images at our scales can lie *above* their published value.
-# That is no contradiction: the protocol differs, and augmentation as strong as ours may help a handful of real images most.
+# Random images lie *above* their published value at every scale, `paper` included.
+# The printed number is copied from table to table, and we do not know the protocol behind it; augmentation as strong as ours may help a handful of real images most.
 # This is why a method must be compared with random images under the same protocol, and with nothing else.
 # How far a set lies above them is a score of its own {cite:p}`li2025ddranking`, which depends less on the protocol than the accuracy does:
 

@@ -10,16 +10,13 @@ from types import ModuleType
 
 import pandas as pd
 import pytest
-import torch
 
 from iidlib.config import preset
 from iidlib.data import load_dataset
 from iidlib.distillation import distill
-from iidlib.distillation.run import LOG_EVERY
-from iidlib.experiments import all_rows, gains_of_parts, results_dir, rows_of, table
+from iidlib.experiments import gains_of_parts, results_dir, rows_of, table
 from iidlib.experiments.cells import MATCHING, PARTS
 from iidlib.experiments.results import RESULT_COLUMNS
-from iidlib.runs import Checkpoints, RunFolder
 from iidlib.synthetic import SyntheticSet
 
 ROOT = Path(__file__).parents[1]
@@ -218,19 +215,3 @@ def test_every_chapter_has_its_minutes() -> None:
         rows = {row["chapter"]: row for row in csv.DictReader(file)}
     assert set(rows) == {path.stem for path in (ROOT / "book").glob("[0-9][0-9]_*.py")}
     assert all(0 < float(row["minutes"]) <= 5 for row in rows.values())
-
-
-# Runs of many hours that wait to be resumed
-
-
-def test_runs_that_wait_have_one_valid_checkpoint_and_no_row() -> None:
-    for path in (ROOT / "data" / "checkpoints").glob("*"):
-        config, checkpoints = RunFolder(path).config(), Checkpoints(path / "checkpoints")
-        (newest,) = checkpoints.paths()
-        tensors, facts = checkpoints.load() or ({}, {})
-        assert 0 < facts["iteration"] < config.iterations and int(newest.stem) == facts["iteration"]
-        assert all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values())
-        logged = [json.loads(line)["iteration"] for line in (path / "metrics.jsonl").read_text().splitlines()]
-        assert logged == list(range(0, facts["iteration"], LOG_EVERY)), "as far as the checkpoint"
-        own = {name: getattr(config, name) for name in ("scale", "dataset", "ipc", "method", "seed")}
-        assert not (all_rows()[list(own)] == pd.Series(own)).all(axis=1).any(), f"{path.name} is complete: remove it"

@@ -6,6 +6,7 @@
 cards of the sets. Each picture stores its caption, which a test compares with the cards.
 """
 
+import io
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,8 @@ from typing import Any
 
 import numpy as np
 from build_distilled import FOLDER, cards, data_root, reached
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from iidlib import SyntheticSet, load_dataset, plots
 from iidlib.evaluation import random_real
@@ -61,9 +64,11 @@ def hero(root: str | None) -> None:
 
 
 def save(figure: Any, name: str, caption: str, dpi: int = 150) -> None:
-    """Writes a picture with its caption."""
-    metadata = {"Description": caption}
-    figure.savefig(STATIC / name, dpi=dpi, bbox_inches="tight", facecolor="white", metadata=metadata)
+    """Writes a picture with its caption, in 256 colours: a third of the size, and no difference that the eye sees."""
+    drawn, metadata = io.BytesIO(), PngInfo()
+    figure.savefig(drawn, dpi=dpi, bbox_inches="tight", facecolor="white")
+    metadata.add_text("Description", caption)
+    Image.open(drawn).convert("RGB").quantize(256).save(STATIC / name, pnginfo=metadata, optimize=True)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,8 @@ from pathlib import Path
 import pandas as pd
 
 from iidlib import experiments
-from iidlib.experiments import paired_gains, rows_of
+from iidlib.experiments import Cell, all_rows, find, paired_gains, rows_of
+from iidlib.experiments.measurements import own_rows
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = (ROOT / "README.md", ROOT / "book" / "intro.md", ROOT / "data" / "results" / "README.md")
@@ -29,8 +30,8 @@ TABLES = {
     ("laptop", 1): ("laptop",), ("laptop", 10): ("laptop",), ("tour", 1): ("tour-idm", "tour"), ("tour", 10): ("tour",),
 }  # fmt: skip
 PLACE = re.compile(
-    r"(<!-- (results|gains|parts|headline) at (\w+): begin \(python data/scripts/build_results_tables.py\) -->\n).*?"
-    r"(\n<!-- end -->)",
+    r"(<!-- (results|gains|parts|headline|cells) at (\w+): begin \(python data/scripts/build_results_tables.py\) -->\n)"
+    r".*?(\n<!-- end -->)",
     re.S,
 )
 METHODS = {
@@ -123,7 +124,35 @@ def parts(scales: str) -> str:
     return "\n".join(lines)
 
 
-DRAWN = {"results": table, "gains": gains, "parts": parts, "headline": headline}
+def cells(scale: str) -> str:
+    """Every cell of the main table and the ablation that was measured at a scale, with its published value."""
+    lines = ["| cell | ours | over networks | published | hours per seed |", "| --- | --- | --- | --- | --- |"]
+    rows, shown = all_rows(), set[Cell]()
+    printed = pd.concat([experiments.table(name) for name in ("main", "ablation")]).set_index("cell")
+    printed = printed[~printed.index.duplicated()]
+    for cell in (*find("main").cells, *find("ablation").cells):
+        own = own_rows(cell, scale, rows)
+        if own.empty or cell in shown:
+            continue
+        shown.add(cell)
+        row, by_seed = printed.loc[cell.name], own.groupby("seed")
+        spread = by_seed["accuracy"].std(ddof=0).mean()
+        per_iteration, evaluation = (pd.to_numeric(own[name]) for name in ("seconds_per_iteration", "seconds"))
+        distillation = (own["iterations"] * per_iteration).where(own["iterations"] > 0, 0)
+        hours = (distillation.groupby(own["seed"]).first() + evaluation.groupby(own["seed"]).sum()).mean() / 3600
+        published = "not found" if row["source"] == "not found" else f"{row['published']:.1f}"
+        columns = [
+            f"`{cell.name}`",
+            experiments.mean_of(row, scale),
+            f"± {spread:.1f} ({by_seed.size().min()})",
+            published,
+            "missing" if math.isnan(hours) else f"{hours:.1f}",
+        ]
+        lines.append(f"| {' | '.join(columns)} |")
+    return "\n".join(lines)
+
+
+DRAWN = {"results": table, "cells": cells, "gains": gains, "parts": parts, "headline": headline}
 
 
 def with_tables(page: str) -> str:

@@ -81,7 +81,7 @@ def cell_points(cells: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
                 facecolors="none" if ring else colour,
                 edgecolors="#404040" if ring else colour,
                 label=name,
-                zorder=3,
+                zorder=4 if ring else 3,  # a ring around a point of equal accuracy is seen
             )
         ax.set_yticks(range(len(labels)), labels)
         ax.set(xlabel="test accuracy (%)", ylabel="", xlim=(0, None))
