@@ -166,7 +166,7 @@ pd.concat(tables).droplevel(1).query("seeds > 0").round(2)
 # Read the intervals, not the means.
 # One that contains zero says that this many seeds and runs of this size cannot tell the two methods apart.
 # It does not say that there is no effect, and least of all that there is none at the published scale, where a distillation has twenty thousand iterations and a pool of ResNet18s.
-# The one pair measured there, a single seed of `dm` and `dm-cm`, lies more than two points apart ({doc}`07_results`).
+# The one pair measured there, one seed each of `dm` and `dm-cm`, is more than two points apart ({doc}`07_results`).
 #
 # How far can you trust an interval that only just excludes zero?
 # Two pairs were measured twice at `tour`, with the same seeds, on different days, with different versions of the code and different numbers of threads; summing in another order is enough to make two runs diverge (in `before`, the usual weights are written out):

@@ -3,6 +3,7 @@
 import csv
 import importlib.util
 import json
+import math
 import re
 import sys
 from pathlib import Path
@@ -65,6 +66,15 @@ def test_the_table_says_what_is_missing_and_what_was_not_found() -> None:
     shown = cells[cells["method"].isin(script("build_results_tables").METHODS)]
     unmeasured = text.count("missing") + text.count("as DM")
     assert len(shown) == 14 and unmeasured == (shown["laptop_seeds"] == 0).sum()
+
+
+def test_hours_count_the_distillation_and_every_network_and_are_missing_where_a_row_does_not_say() -> None:
+    rows = pd.DataFrame({"iterations": [10, 10], "seconds_per_iteration": ["2", "2"], "seconds": ["3", "4"]})
+    seconds = script("build_results_tables").seconds
+    assert seconds(rows) == 10 * 2 + 3 + 4
+    assert seconds(rows.assign(iterations=0, seconds_per_iteration="")) == 3 + 4
+    assert math.isnan(seconds(rows.assign(seconds_per_iteration="")))
+    assert math.isnan(seconds(rows.assign(seconds=["3", ""])))
 
 
 @pytest.mark.parametrize(("method", "ipc"), sorted(script("build_results_tables").SAME_AS_DM))

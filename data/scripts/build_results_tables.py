@@ -5,12 +5,13 @@ python data/scripts/build_results_tables.py            # a test compares each pa
 
 import math
 import re
+import statistics
 from pathlib import Path
 
 import pandas as pd
 
 from iidlib import experiments
-from iidlib.experiments import Cell, all_rows, find, paired_gains, rows_of
+from iidlib.experiments import all_rows, find, paired_gains, rows_of
 from iidlib.experiments.measurements import own_rows
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -126,30 +127,32 @@ def parts(scales: str) -> str:
 
 def cells(scale: str) -> str:
     """Every cell of the main table and the ablation that was measured at a scale, with its published value."""
-    lines = ["| cell | ours | over networks | published | hours per seed |", "| --- | --- | --- | --- | --- |"]
-    rows, shown = all_rows(), set[Cell]()
-    printed = pd.concat([experiments.table(name) for name in ("main", "ablation")]).set_index("cell")
-    printed = printed[~printed.index.duplicated()]
-    for cell in (*find("main").cells, *find("ablation").cells):
+    heads = ("cell", "ours", "over networks", "published", "hours per seed, without a pool")
+    lines = [f"| {' | '.join(heads)} |", f"|{' --- |' * len(heads)}"]
+    rows, names = all_rows(), ("main", "ablation")
+    printed = pd.concat([experiments.table(name) for name in names]).drop_duplicates("cell").set_index("cell")
+    for cell in dict.fromkeys(cell for name in names for cell in find(name).cells if cell.runs_at(scale)):
         own = own_rows(cell, scale, rows)
-        if own.empty or cell in shown:
+        if own.empty:
             continue
-        shown.add(cell)
-        row, by_seed = printed.loc[cell.name], own.groupby("seed")
-        spread = by_seed["accuracy"].std(ddof=0).mean()
-        per_iteration, evaluation = (pd.to_numeric(own[name]) for name in ("seconds_per_iteration", "seconds"))
-        distillation = (own["iterations"] * per_iteration).where(own["iterations"] > 0, 0)
-        hours = (distillation.groupby(own["seed"]).first() + evaluation.groupby(own["seed"]).sum()).mean() / 3600
-        published = "not found" if row["source"] == "not found" else f"{row['published']:.1f}"
+        row, sets = printed.loc[cell.name], [one for _, one in own.groupby("seed")]
+        spread = statistics.fmean(one["accuracy"].std(ddof=0) for one in sets)
+        hours = statistics.fmean(map(seconds, sets)) / 3600
         columns = [
             f"`{cell.name}`",
             experiments.mean_of(row, scale),
-            f"± {spread:.1f} ({by_seed.size().min()})",
-            published,
+            f"± {spread:.1f} ({min(map(len, sets))})",
+            "not found" if row["source"] == "not found" else f"{row['published']:.1f}",
             "missing" if math.isnan(hours) else f"{hours:.1f}",
         ]
         lines.append(f"| {' | '.join(columns)} |")
     return "\n".join(lines)
+
+
+def seconds(rows: pd.DataFrame) -> float:
+    """Seconds of one set's distillation and evaluation, given the rows of its networks; NaN if they do not say."""
+    iterations, evaluation = rows["iterations"].iloc[0], pd.to_numeric(rows["seconds"]).sum(skipna=False)
+    return evaluation + (iterations and iterations * pd.to_numeric(rows["seconds_per_iteration"]).iloc[0])
 
 
 DRAWN = {"results": table, "cells": cells, "gains": gains, "parts": parts, "headline": headline}
