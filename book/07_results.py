@@ -151,10 +151,10 @@ reached.loc["dm-cm over dm"] = gained
 reached.round(1)
 
 # %% [markdown]
-# In this one seed DM is at its published value: what it lacks at `laptop` is what one would expect of scale.
+# In this one seed DM reaches its published value, so what it lacks at `laptop` is consistent with scale alone.
 # Covariance matching gains next to nothing at `laptop`, in the mean of three seeds, and more than two points here.
 # That is one pair of runs, which has no interval, so it is a reason to measure more seeds and not yet a claim.
-# If it holds, the term matters at the scale for which it was proposed, although short distillations of a narrow network hardly show it.
+# If more seeds confirm it, the term helps at the published scale, although short distillations of a narrow network hardly show it.
 #
 # These are the two sets, by the first image of each class:
 
@@ -178,7 +178,7 @@ plots.show(ax, f"{caption}; the accuracies are those of the rows.")
 # What carries over from the published table to our scales is the *order* of large differences.
 # Distilled images are far better than random ones, IDM {cite:p}`zhao2023idm` is better than DM {cite:p}`zhao2023dm`, and its lead is largest with one image per class, where four small pictures in the space of one matter most.
 #
-# Random images lie *above* their published value in every cell measured so far, the one at scale `paper` included.
+# The mean of random images lies *above* their published value in every cell measured so far, the one at scale `paper` included, though not always by more than the spread of the seeds.
 # The printed number is copied from table to table, and we do not know the protocol behind it; augmentation as strong as ours may help a handful of real images most.
 # This is why a method must be compared with random images under the same protocol, and with nothing else.
 # How far a set lies above them is a score of its own {cite:p}`li2025ddranking`, which depends less on the protocol than the accuracy does:

@@ -223,10 +223,10 @@ by.agg(["mean", "count"]).round(1).unstack("network").astype(object).fillna("")
 
 # %% [markdown]
 # `count` is the number of networks over all sets of a method.
-# Where another architecture was trained once, that is a first look at one set, and fills no cell, since the protocol asks for several networks.
+# Where another architecture was trained once, that is a first look at one set, and fills no cell, since the protocol asks for three networks at `laptop`, and for five at `paper`.
 # `iid reproduce architectures --scale paper` fills the missing cells.
 # It distils each set once, and evaluates it on every network.
-# Those measured at scale `paper` are of the network that the sets were matched under, so there is no transfer to compare yet, and we quote the paper's figure as published.
+# All cells measured at scale `paper` use ConvNet-3, the network under which the distilled sets were matched, so there is no transfer to compare yet; we quote the paper's figure as published.
 #
 # A few larger networks cost as much as the distillation does: a training step of ResNet18 takes eleven times the arithmetic of a ConvNet's.
 #

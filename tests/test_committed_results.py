@@ -3,7 +3,6 @@
 import csv
 import importlib.util
 import json
-import math
 import re
 import sys
 from pathlib import Path
@@ -68,13 +67,15 @@ def test_the_table_says_what_is_missing_and_what_was_not_found() -> None:
     assert len(shown) == 14 and unmeasured == (shown["laptop_seeds"] == 0).sum()
 
 
-def test_hours_count_the_distillation_and_every_network_and_are_missing_where_a_row_does_not_say() -> None:
-    rows = pd.DataFrame({"iterations": [10, 10], "seconds_per_iteration": ["2", "2"], "seconds": ["3", "4"]})
-    seconds = script("build_results_tables").seconds
-    assert seconds(rows) == 10 * 2 + 3 + 4
-    assert seconds(rows.assign(iterations=0, seconds_per_iteration="")) == 3 + 4
-    assert math.isnan(seconds(rows.assign(seconds_per_iteration="")))
-    assert math.isnan(seconds(rows.assign(seconds=["3", ""])))
+def test_the_cells_at_a_scale_have_the_hours_of_their_rows_and_a_cell_without_any_has_none() -> None:
+    lines = script("build_results_tables").cells("paper").splitlines()[2:]
+    rows = rows_of("paper")
+    assert len(lines) >= rows["method"].nunique() > 2
+    for method, own in rows.groupby("method"):
+        distillation = (own["iterations"] * own["seconds_per_iteration"].fillna(0)).mean()
+        hours = distillation + own["seconds"].sum() / own["seed"].nunique()
+        (line,) = (one for one in lines if f"/ipc10/{method}`" in one)
+        assert line.endswith(f"| {hours / 3600:.1f} |")
 
 
 @pytest.mark.parametrize(("method", "ipc"), sorted(script("build_results_tables").SAME_AS_DM))

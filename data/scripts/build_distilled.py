@@ -32,7 +32,8 @@ INTRODUCTION = """\
 Sets distilled with this library, stored with 8 bits per channel. Each card says how the set was made and which accuracy
 it reaches. The accuracy is that of the *stored* file on all test images of the dataset: mean ± standard deviation over
 the networks trained on it. The same number of random real images, evaluated under the same protocol, is reported
-alongside. Nothing was selected by test accuracy: each set is from the last iteration of one seed.
+alongside. Nothing was selected by test accuracy: each set is from the last iteration of one seed. How the sets of scale
+`paper` were made is described [beside their rows](../results/README.md#cifar-10-at-scale-paper).
 
 ```python
 from iidlib import SyntheticSet

@@ -12,6 +12,7 @@ import pandas as pd
 
 from iidlib import experiments
 from iidlib.experiments import all_rows, find, paired_gains, rows_of
+from iidlib.experiments.costs import cost_of_cell, device_model, model_of
 from iidlib.experiments.measurements import own_rows
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -126,7 +127,11 @@ def parts(scales: str) -> str:
 
 
 def cells(scale: str) -> str:
-    """Every cell of the main table and the ablation that was measured at a scale, with its published value."""
+    """Every cell of the main table and the ablation that was measured at a scale.
+
+    With the mean, over its sets, of the spread of their networks (the smallest number of networks in brackets), the
+    published value, and hours, which are missing if the rows do not say them.
+    """
     heads = ("cell", "ours", "over networks", "published", "hours per seed, without a pool")
     lines = [f"| {' | '.join(heads)} |", f"|{' --- |' * len(heads)}"]
     rows, names = all_rows(), ("main", "ablation")
@@ -137,22 +142,17 @@ def cells(scale: str) -> str:
             continue
         row, sets = printed.loc[cell.name], [one for _, one in own.groupby("seed")]
         spread = statistics.fmean(one["accuracy"].std(ddof=0) for one in sets)
-        hours = statistics.fmean(map(seconds, sets)) / 3600
+        device = model_of(own["device"].iloc[0])
+        cost = cost_of_cell(cell, scale, device_model(device), rows) if device else None
         columns = [
             f"`{cell.name}`",
             experiments.mean_of(row, scale),
             f"± {spread:.1f} ({min(map(len, sets))})",
             "not found" if row["source"] == "not found" else f"{row['published']:.1f}",
-            "missing" if math.isnan(hours) else f"{hours:.1f}",
+            f"{cost.seconds / 3600:.1f}" if cost is not None and cost.measured else "missing",
         ]
         lines.append(f"| {' | '.join(columns)} |")
     return "\n".join(lines)
-
-
-def seconds(rows: pd.DataFrame) -> float:
-    """Seconds of one set's distillation and evaluation, given the rows of its networks; NaN if they do not say."""
-    iterations, evaluation = rows["iterations"].iloc[0], pd.to_numeric(rows["seconds"]).sum(skipna=False)
-    return evaluation + (iterations and iterations * pd.to_numeric(rows["seconds_per_iteration"]).iloc[0])
 
 
 DRAWN = {"results": table, "cells": cells, "gains": gains, "parts": parts, "headline": headline}

@@ -79,7 +79,7 @@ class SyntheticSet:
 
     @property
     def fingerprint(self) -> str:
-        """Twelve hex digits of a SHA-256 of images and specification; equal for equal sets on any device."""
+        """Twelve hex digits of a SHA-256 of images, specification and factor; equal for equal sets on any device."""
         spec = self.spec
         moments = [[float(value) for value in values] for values in (spec.mean, spec.std)]
         facts = [list(map(str, spec.classes)), int(spec.image_size), int(spec.channels), *moments, self.factor]
