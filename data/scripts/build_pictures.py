@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from build_distilled import FOLDER, cards, data_root, reached
+from build_distilled import FOLDER, cards, data_root, reached, save_opaque
 
 from iidlib import SyntheticSet, load_dataset, plots
 from iidlib.evaluation import random_real
@@ -62,8 +62,7 @@ def hero(root: str | None) -> None:
 
 def save(figure: Any, name: str, caption: str, dpi: int = 150) -> None:
     """Writes a picture with its caption."""
-    metadata = {"Description": caption}
-    figure.savefig(STATIC / name, dpi=dpi, bbox_inches="tight", facecolor="white", metadata=metadata)
+    save_opaque(figure, STATIC / name, dpi, caption)
 
 
 if __name__ == "__main__":
