@@ -10,6 +10,8 @@ from types import ModuleType
 
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
+from PIL import Image
 
 from iidlib.config import preset
 from iidlib.data import load_dataset
@@ -172,6 +174,24 @@ def test_a_distilled_set_is_small_and_what_its_card_says(name: str) -> None:
     assert {row["scale"] for row in own} == {stored.provenance["scale"]}
     random = [row["accuracy"] for row in rows if row["method"] == "random"]
     assert min(row["accuracy"] for row in own) > max(random)
+
+
+PICTURES = ["hero.png", "front.png", *sorted(f"{path.parent.name}/way.png" for path in FOLDER.glob("*/way.png"))]
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_pictures_have_no_channel_of_transparency(name: str) -> None:
+    """It would be opaque, and take a tenth of the file."""
+    with Image.open((ROOT / "book" / "_static" if "/" not in name else FOLDER) / name) as picture:
+        assert picture.mode == "RGB"
+
+
+def test_a_picture_is_written_without_transparency_and_with_its_caption(tmp_path: Path) -> None:
+    figure = Figure(figsize=(1, 1))
+    script("build_distilled").save_opaque(figure, tmp_path / "one.png", 80, "what it shows")
+    with Image.open(tmp_path / "one.png") as picture:
+        assert picture.mode == "RGB" and picture.info["Description"] == "what it shows"
+        assert picture.getpixel((0, 0)) == (255, 255, 255)
 
 
 @pytest.mark.parametrize("folder", sorted(path.parent for path in FOLDER.glob("*/way.png")), ids=lambda one: one.name)
