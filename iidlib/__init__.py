@@ -12,7 +12,7 @@ The names below can be imported from ``iidlib`` itself. They are loaded on first
 - Evaluation: `evaluate`, `summarize`, `compare`, `random_real`, `class_maps`, `project`
 - Continual learning: `class_order`, `class_steps`, `learn_in_steps`, `of_classes`
 - Runs and results: `RunFolder`, `runs_frame`, `results_dir`, `rows_of`, `paired_gains`, `paired_interval`, `jobs`,
-  `load_grid`, `run_sweep`, `check_parameters`, `take_parameters`
+  `load_grid`, `run_sweep`, `sweep_status`, `check_parameters`, `take_parameters`
 - Devices, random numbers and speed: `pick_device`, `in_chunks`, `stream`, `copy_rate`, `count_flops`,
   `matrix_product_rate`
 - Errors: `InputError`
@@ -48,13 +48,13 @@ if TYPE_CHECKING:
         paired_interval,
         results_dir,
         rows_of,
-        run_sweep,
         take_parameters,
     )
     from iidlib.features import RandomNetworks, trained_pool
     from iidlib.networks import build_network, frozen
     from iidlib.rng import stream
     from iidlib.runs import RunFolder, runs_frame
+    from iidlib.scale import run_sweep, sweep_status
     from iidlib.synthetic import SyntheticSet, expand
 
 __all__ = [
@@ -99,6 +99,7 @@ __all__ = [
     "runs_frame",
     "stream",
     "summarize",
+    "sweep_status",
     "take_parameters",
     "trained_pool",
 ]
@@ -140,7 +141,8 @@ _HOMES = {
     "random_real": "evaluation",
     "results_dir": "experiments",
     "rows_of": "experiments",
-    "run_sweep": "experiments",
+    "run_sweep": "scale",
+    "sweep_status": "scale",
     "runs_frame": "runs",
     "stream": "rng",
     "summarize": "evaluation",

@@ -7,12 +7,12 @@ import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 if TYPE_CHECKING:
     from tqdm import tqdm
 
-__all__ = ["Bar", "bar", "counted", "hidden"]
+__all__ = ["Bar", "bar", "counted", "hidden", "view"]
 
 logger = logging.getLogger("iidlib")
 
@@ -98,15 +98,23 @@ def bar(what: str, total: int | None, unit: str, *, done: int = 0, shown: bool |
             move its cursor and logs a line every minute elsewhere. Nothing is shown inside `hidden` or in a process
             without stderr.
     """
-    if _hiding or sys.stderr is None:  # closed by the shell, or never opened
+    how = view()
+    if how == "none":
         shown = False
-    if not (_on_terminal() if shown is None else shown):
+    if not (how == "drawn" if shown is None else shown):
         yield Bar(None, what, total, unit, done, lines=shown is None)
         return
     from tqdm import tqdm
 
     with tqdm(total=total, initial=done, desc=what, unit=unit, unit_scale=unit == "B") as drawn:
         yield Bar(drawn, what, total, unit, done, lines=False)
+
+
+def view() -> Literal["drawn", "lines", "none"]:
+    """How progress is to be shown: drawn on a terminal, as lines of text, or not at all."""
+    if _hiding or sys.stderr is None:  # closed by the shell, or never opened
+        return "none"
+    return "drawn" if _on_terminal() else "lines"
 
 
 def _on_terminal() -> bool:

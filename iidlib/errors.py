@@ -5,8 +5,8 @@ import os
 from collections.abc import Iterable, Sequence
 
 __all__ = [
-    "InputError", "first_line", "listed", "memory_text", "near", "one_line", "out_of_memory", "shortened",
-    "shown_cause", "suggest",
+    "InputError", "RankLost", "SchedulerLost", "first_line", "listed", "memory_text", "near", "one_line",
+    "out_of_memory", "shortened", "shown_cause", "suggest",
 ]  # fmt: skip
 
 
@@ -18,6 +18,14 @@ class InputError(ValueError):
 
     def __init__(self, message: str) -> None:
         super().__init__(shortened(" ".join(message.splitlines())))
+
+
+class SchedulerLost(RuntimeError):
+    """The scheduler of a batch has gone; what had finished before is kept."""
+
+
+class RankLost(RuntimeError):
+    """Another process of a computation on several has ended before its time."""
 
 
 def shortened(text: str, most: int = 1000) -> str:

@@ -19,11 +19,12 @@ from tests.factories import MODULES, PACKAGE
 # The house, floor by floor: a room (a file or a folder of the package) imports only rooms of lower floors. Inside a
 # folder the files form a graph without circles. A new room gets a place here, on the lowest floor that can hold it.
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("bars", "errors", "files", "locks", "names", "notes", "private", "resampling", "rng", "_version"),  # the ground
-    ("losses", "augment", "engine", "plots"),
+    # the ground
+    ("bars", "cores", "errors", "files", "locks", "names", "notes", "private", "resampling", "rng", "_version"),
+    ("losses", "augment", "engine", "plots", "ranks"),
     ("augment_ops", "config", "data"),
     ("networks", "synthetic", "runs", "experiments"),
-    ("training",),
+    ("training", "scale"),
     ("features", "evaluation"),
     ("distillation",),
     ("continual", "bench"),
@@ -33,13 +34,13 @@ FLOORS: tuple[tuple[str, ...], ...] = (
 # Stricter than their floor: what these rooms import at most.
 NARROW = {
     "engine": {"errors", "files", "locks", "private"},
-    "data": {"bars", "errors", "files", "locks", "names", "notes"},  # no settings, no engine, no runs
+    "data": {"bars", "cores", "errors", "files", "locks", "names", "notes"},  # no settings, no engine, no runs
     "config": {"errors", "files", "names"},
     "experiments": {"bars", "config", "errors", "files", "locks", "names"},  # reading results needs no torch
 }
 
 # Rooms for chapters, scripts and the command line, which no other room imports.
-ASIDE = {"plots", "bench", "continual", "cli"}
+ASIDE = {"plots", "bench", "continual", "scale", "cli"}
 
 # The only files of the folder of the method that know of folders and checkpoints.
 WITH_FOLDERS = ("distillation.run", "distillation.finished")
@@ -51,8 +52,9 @@ LONGEST_FACE = 20
 
 # Only chapters and sweeps of chapters need these; a GPU machine runs the library without them.
 NOTEBOOK_PACKAGES = (
-    "IPython ipykernel ipywidgets jupyter jupyter_book jupyter_client jupyter_core jupyterlab jupytext nbclient "
-    "nbconvert nbformat nbval papermill sphinx"
+    "IPython bokeh dask dask_jobqueue distributed ipykernel ipywidgets jupyter jupyter_book jupyter_client "
+    "jupyter_core jupyterlab jupytext nbclient "
+    "nbconvert nbformat nbval papermill pyarrow sphinx"
 ).split()
 
 

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -41,10 +41,10 @@ from iidlib.distillation import step as distillation_step
 from iidlib.errors import InputError
 from iidlib.evaluation import coresets
 from iidlib.evaluation import run as evaluation_run
-from iidlib.experiments import Published, append_results, cells
+from iidlib.experiments import Published, append_results, cells, read_results
 from iidlib.experiments.published import ACCURACIES
 from iidlib.experiments.results import RESULT_COLUMNS
-from iidlib.features import pool
+from iidlib.features import pool_training as pool
 from iidlib.notes import log_once
 from tests.command_line import Ended, Run
 from tests.factories import contents
@@ -1600,6 +1600,26 @@ def test_a_stop_of_many_runs_says_how_to_go_on(iid: Run, monkeypatch: pytest.Mon
 # --- evaluate ---------------------------------------------------------------------------------------------------------
 
 
+def test_rows_of_finished_sets_are_kept_when_the_evaluation_of_several_is_stopped(
+    iid: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from iidlib import scale
+
+    row = read_results(Path(__file__).parents[1] / "data" / "results" / "tour.csv").head(1)
+
+    def stopped(workers: object, commands: Mapping[str, Any], *rest: object, **given: object) -> None:
+        (words,) = commands["herding"]
+        append_results(words[words.index("--results") + 1], row)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(scale, "run_commands", stopped)
+    ended = iid("evaluate", "random", "herding", *TINY, "--results", "scores.csv")
+    assert ended.status == 130
+    assert ended.err.splitlines()[-1] == "stopped; finished: herding, whose rows are in scores.csv"
+    assert read_results("scores.csv")["accuracy"].tolist() == row["accuracy"].tolist()
+    assert [path.name for path in Path().iterdir()] == ["scores.csv"]
+
+
 @pytest.mark.parametrize("name", ["", "synthetic.safetensors"])
 def test_evaluating_a_run_gives_the_scores_that_it_got(iid: Run, finished: Path, name: str) -> None:
     ended = iid("evaluate", finished / name, "--out", "new/[scores].json", "--results", "results.csv")
@@ -1933,11 +1953,11 @@ def test_bench_is_wired(iid: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     assert json.loads(iid("bench", "--json").out) == [], "one document, whatever failed"
     Path("other.csv").write_text("dataset,method,accuracy\n")
     assert_one_line(iid("bench", "--results", "other.csv"), "other.csv is not a table of results")
-    assert_one_line(iid("bench", "--quick", "--scaling"), "--quick and --scaling are different measurements")
+    assert_one_line(iid("bench", "--quick", "--scaling"), "--quick, --scaling and --ranks are different measurements")
 
 
 def test_sweep_says_what_failed(iid: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    from iidlib import experiments
+    from iidlib import experiments, scale
 
     points = [
         {"point": 0, "status": "done", "error": "", "notebook": "point-000/n.ipynb"},
@@ -1946,13 +1966,14 @@ def test_sweep_says_what_failed(iid: Run, monkeypatch: pytest.MonkeyPatch) -> No
     asked = []
     monkeypatch.setattr(experiments, "load_grid", lambda path: path)
     monkeypatch.setattr(
-        experiments, "run_sweep", lambda plan, out, **given: asked.append((plan, out, given)) or pd.DataFrame(points)
+        scale, "run_sweep", lambda plan, out, **given: asked.append((plan, out, given)) or pd.DataFrame(points)
     )
     ended = iid("sweep", "g[1].yaml", "--workers", "2")
     assert ended.status == 1
     assert ended.err == "failed: runs/sweep-g[1]/point-001/n.ipynb: ValueError: [no]\n"
     assert ended.out == "1 of 2 points done, table in runs/sweep-g[1]/sweep.csv\n"
-    assert asked == [(Path("g[1].yaml"), Path("runs/sweep-g[1]"), {"workers": 2, "progress": None})]
+    ((plan, out, given),) = asked
+    assert (plan, out, given["workers"]) == (Path("g[1].yaml"), Path("runs/sweep-g[1]"), scale.Workers(2))
     points.pop()
     assert iid("sweep", "g[1].yaml", "--out", "x").status == 0
 
@@ -1969,7 +1990,7 @@ def test_too_few_images_to_choose_from_are_reported_before_a_network_is_trained(
 
 def test_rows_of_a_folder_that_python_could_not_decode_are_kept(tmp_path: Path) -> None:
     given = b"folder:\xc3\xbc".decode("ascii", "surrogateescape")
-    frame = pd.DataFrame({"dataset": [given], "accuracy": [50.0]})
+    frame = pd.DataFrame({"dataset": pd.Series([given], dtype=object), "accuracy": [50.0]})
     with pytest.raises(KeyboardInterrupt), KeptRows(out=tmp_path / "cut.json") as kept:
         kept.add(frame)
         raise KeyboardInterrupt

@@ -302,7 +302,7 @@ def test_a_step_resumed_under_other_conditions_is_refused_or_recorded(tmp_path: 
 
 def test_steps_before_a_pool_that_is_refused_are_kept_and_gone_on_from(tmp_path: Path, monkeypatch, capsys):
     from iidlib.data import registry
-    from iidlib.features import pool
+    from iidlib.features import pool_training as pool
 
     accuracy = pool.accuracy
 

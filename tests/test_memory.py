@@ -90,6 +90,11 @@ def test_what_a_distillation_needs_is_counted_from_below(pictures: Dataset) -> N
     assert [*least_memory(config, pictures, ("mean", "cc"), "queue").values()] == [real, synthetic, queued, pooled]
     assert [*least_memory(config, pictures, ("mean",), "queue").values()] == [real, synthetic, queued]
     assert [*least_memory(config, pictures, ("mean",), "random").values()] == [real, synthetic, weights[8]]
+    assert least_memory(config, pictures, ("mean",), classes=range(pictures.train.num_classes)) == least_memory(
+        config, pictures, ("mean",)
+    )
+    two = list(least_memory(config, pictures, ("mean",), classes=range(2)).values())
+    assert two[1] * pictures.train.num_classes == 2 * synthetic and two[0] < real, "of the classes of one process"
 
 
 def test_an_evaluating_network_that_does_not_fit_is_refused(pictures: Dataset) -> None:

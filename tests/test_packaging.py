@@ -73,7 +73,8 @@ def test_conda_environment_agrees_with_pyproject() -> None:
 def test_conda_environment_installs_the_project_with_its_extras() -> None:
     (pip,) = [entry["pip"] for entry in conda()["dependencies"] if isinstance(entry, dict)]
     assert pip == ["-e .[book,dev]"]
-    assert set(PROJECT["optional-dependencies"]) == {"book", "dev"}
+    assert set(PROJECT["optional-dependencies"]) == {"book", "cluster", "dev"}
+    assert set(PROJECT["optional-dependencies"]["cluster"]) <= set(PROJECT["optional-dependencies"]["dev"])
 
 
 def locked() -> list[tuple[Requirement, list[str]]]:

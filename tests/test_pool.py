@@ -32,7 +32,7 @@ from iidlib.features import (
     pool_members,
     trained_pool,
 )  # fmt: skip
-from iidlib.features import pool as features_pool
+from iidlib.features import pool_training as features_pool
 from iidlib.networks import NETWORKS, Network, build_network, frozen, network_for
 from iidlib.rng import stream
 from iidlib.training import Training, accuracy

@@ -22,7 +22,7 @@ from iidlib.engine import precision, precision_in_use
 from iidlib.errors import InputError
 from iidlib.evaluation import choose, compare, covariance_gap, evaluate, mmd, random_real
 from iidlib.features import chosen_images, pool_fingerprint, trained_pool
-from iidlib.features import pool as features_pool
+from iidlib.features import pool_training as features_pool
 from iidlib.networks import Network, build_network, frozen
 from tests.factories import draw, ready_run, seeded, settings, tiny_dataset
 

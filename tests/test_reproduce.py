@@ -13,9 +13,20 @@ import pytest
 
 from iidlib import experiments
 from iidlib.cli import main, output
-from iidlib.cli.reproduce import time_budget
+from iidlib.cli.batches import time_of
 from iidlib.errors import InputError
-from iidlib.experiments import EXPERIMENTS, Cell, Experiment, Job, all_rows, jobs, run_jobs
+from iidlib.experiments import (
+    EXPERIMENTS,
+    Cell,
+    Experiment,
+    Job,
+    all_rows,
+    append_results,
+    coverage,
+    jobs,
+    rows_of,
+    run_jobs,
+)  # fmt: skip
 from iidlib.experiments.costs import Cost, PoolCost
 from tests.command_line import Run
 from tests.result_rows import rows
@@ -372,7 +383,7 @@ def test_the_minutes_of_a_device_are_listed_on_request(iid: Run, monkeypatch: py
 
 @pytest.mark.parametrize(("text", "seconds"), [("8h", 28800), ("30m", 1800), ("1.5m", 90), (" 5s ", 5)])
 def test_times(text: str, seconds: float) -> None:
-    assert time_budget(text) == seconds
+    assert time_of(text, "--budget") == seconds
 
 
 def test_a_network_that_cannot_take_a_cells_images_is_found_out_before_any_run(
@@ -386,3 +397,13 @@ def test_a_network_that_cannot_take_a_cells_images_is_found_out_before_any_run(
         main(["reproduce", "wrong", "--scale", "laptop", "--results", str(tmp_path / "results")])
     assert end.value.code == 2
     assert "the cell tinyimagenet/ipc1/dm/convnet33 cannot be measured: unknown network" in capsys.readouterr().err
+
+
+def test_the_coverage_counts_the_cells_that_a_scale_has(tmp_path: Path) -> None:
+    empty = coverage(tmp_path)
+    assert list(empty.index) == list(EXPERIMENTS) and list(empty.columns) == ["tour", "laptop", "paper"]
+    assert empty.loc["ablation"].tolist() == ["0 of 8", "0 of 8", "0 of 8"]
+    assert empty.loc["continual", "tour"] == "0 of 6" and empty.loc["continual", "paper"] == "0 of 12"
+    rows = rows_of("tour")
+    append_results(tmp_path / "some.csv", rows[(rows["method"] == "dm") & (rows["ipc"].astype(int) == 10)])
+    assert coverage(tmp_path).loc["ablation"].tolist() == ["1 of 8", "0 of 8", "0 of 8"]

@@ -638,7 +638,7 @@ def test_corrupted_scores_are_reported_with_the_remedy_which_replaces_them(conte
 
 def test_scores_of_a_folder_that_python_could_not_decode_are_written(folder):
     given = b"folder:\xc3\xbc".decode("ascii", "surrogateescape")
-    folder.write_scores(pd.DataFrame({"dataset": [given], "accuracy": [50.0]}))
+    folder.write_scores(pd.DataFrame({"dataset": pd.Series([given], dtype=object), "accuracy": [50.0]}))
     assert folder.scores() == [{"dataset": "folder:ü", "accuracy": 50.0}]
 
 

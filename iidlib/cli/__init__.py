@@ -11,20 +11,26 @@ import io
 import itertools
 import logging
 import os
+import shlex
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
 from iidlib._version import __version__
 from iidlib.cli import bench, config, continual, data, distill, evaluate, experts, reproduce, sweep
+from iidlib.cli.follower import follow
+from iidlib.cli.following import SHARED, release, several_ranks
 from iidlib.cli.session import Failed
-from iidlib.errors import InputError, memory_text, out_of_memory, shortened, suggest
+from iidlib.errors import InputError, RankLost, memory_text, out_of_memory, shortened, suggest
 from iidlib.files import user_path
+
+if TYPE_CHECKING:
+    from iidlib.ranks import Ranks
 
 __all__ = ["app", "main"]
 
@@ -135,7 +141,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     # the distillation loop, which finishes its iteration first, installs its own handlers
     signal.signal(signal.SIGTERM, _terminate)
     try:
-        status = app(args=given or ["--help"], prog_name="iid", obj=given, standalone_mode=False)
+        with _together(given) as release_others:
+            status = app(args=given or ["--help"], prog_name="iid", obj=given, standalone_mode=False)
+            if not (isinstance(status, int) and status > 128):  # after a signal the others are not waiting
+                release_others()
     except InputError as error:
         _end(2, str(error))
     except _UsageError as error:
@@ -145,11 +154,54 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _end(1, *str(error).splitlines())
     except OSError as error:
         _end(1, f"failed: {error}")
+    except RankLost as error:
+        _end(1, f"failed: {error}")
     except (RuntimeError, MemoryError, OverflowError, ValueError, TypeError) as error:
         if not out_of_memory(error):
             raise
         _end(1, f"failed: {memory_text(error)}", "try smaller numbers")
     sys.exit(status if isinstance(status, int) else 0)
+
+
+@contextlib.contextmanager
+def _together(given: Sequence[str]) -> Iterator[Callable[[], None]]:
+    """The block of a command, which under torchrun only rank 0 enters, helped by the others.
+
+    The block calls what it is given when the command has ended; after an error other than wrong input torchrun ends the
+    others.
+    """
+    if (ranks := several_ranks()) is None:
+        yield lambda: None
+        return
+    _joined(ranks, given)
+    try:
+        yield release
+    except (InputError, _UsageError):
+        release()
+        raise
+
+
+def _joined(ranks: "Ranks", given: Sequence[str]) -> None:
+    """Makes sure that all ranks were given the same command, one that they can share; of those after 0 none returns."""
+    from iidlib.runs.environment import versions
+
+    try:
+        ranks.check_same({"command": shlex.join(["iid", *given])} | versions())
+        if given and given[0] not in SHARED:
+            raise InputError(
+                f"iid {given[0]} runs in one process, without torchrun; these run on several: {', '.join(SHARED)}"
+            )
+        if not ranks.leads:
+            logging.getLogger("iidlib").setLevel(logging.CRITICAL)  # rank 0 says the same
+            follow(ranks)
+    except InputError:
+        if ranks.leads:
+            raise
+        sys.exit(2)
+    except KeyboardInterrupt as stop:
+        sys.exit(128 + getattr(stop, "signal", signal.SIGINT))
+    if not ranks.leads:
+        sys.exit(0)
 
 
 def _with_value(error: Any, given: Sequence[str]) -> str:
@@ -164,7 +216,9 @@ def _with_value(error: Any, given: Sequence[str]) -> str:
 
 
 def _end(status: int, message: str, *more: str) -> NoReturn:
-    """Exits with a message of one line on stderr, followed by any further lines."""
+    """Exits with a message of one line on stderr, followed by any further lines; of ranks that fail, one says it."""
+    if status == 1 and (ranks := several_ranks()) is not None and not ranks.says():
+        sys.exit(status)
     with contextlib.suppress(OSError):  # the exit status still reports the failure
         typer.echo("\n".join([f"iid: {' '.join(message.split())}", *more]), err=True)
     sys.exit(status)

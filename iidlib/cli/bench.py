@@ -1,7 +1,8 @@
 """``iid bench``: speed compared with a per-class loop and with the machine's peak."""
 
+import itertools
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -22,6 +23,15 @@ def bench(
         bool,
         typer.Option("--scaling", help="Time one method as images, classes, batch size and network width grow."),
     ] = False,
+    ranks: Annotated[
+        int | None,
+        typer.Option(
+            "--ranks",
+            metavar="N",
+            min=2,
+            help="Time one iid-dm of 100 classes on 1, 2, 4, ... and N processes, each with one CPU thread or GPU.",
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the rows as a JSON list.")] = False,
     results: Annotated[
         Path | None, typer.Option("--results", metavar="FILE", help="CSV file to append the rows to.")
@@ -35,10 +45,13 @@ def bench(
     from iidlib.bench.tables import NEEDED
     from iidlib.experiments import check_results
 
-    if quick and scaling:
-        raise InputError("--quick and --scaling are different measurements; give only one of them")
+    if quick + scaling + (ranks is not None) > 1:
+        raise InputError("--quick, --scaling and --ranks are different measurements; give only one of them")
     if results:
         check_results(results, NEEDED)
+    if ranks is not None:
+        _ranks(ctx, ranks, device, results, as_json=as_json)
+        return
 
     def kept(row: BenchReport) -> None:
         """Saves and shows a row while others are still being measured."""
@@ -65,3 +78,32 @@ def bench(
     if report.failures:
         reasons = "; ".join(f"{failure.what} {failure.method}: {failure.reason}" for failure in report.failures)
         raise Failed(f"failed: {reasons}")
+
+
+def _ranks(ctx: typer.Context, most: int, device: str, results: Path | None, *, as_json: bool) -> None:
+    """Times one distillation on numbers of processes up to `most`."""
+    import json
+
+    import pandas as pd
+
+    from iidlib.bench import compare_ranks
+    from iidlib.bench.tables import NEEDED
+    from iidlib.engine import pick_device
+    from iidlib.experiments.tables import append_rows
+
+    def kept(row: dict[str, Any]) -> None:
+        if results:
+            append_rows(results, pd.DataFrame([row]).assign(command=given_command(ctx)), needed=NEEDED)
+
+    counts = [*itertools.takewhile(lambda count: count < most, (2**power for power in itertools.count())), most]
+    with keeping():
+        rows = compare_ranks(counts, device=pick_device(device).type, on_row=kept)
+    with result():
+        if as_json:
+            typer.echo(json.dumps(rows))
+            return
+        columns: dict[str, Kind] = {"processes": "number", "s/iteration": "number", "times faster": "number"}
+        shown = [(str(row["ranks"]), f"{row['seconds']:.2f}", f"{row['ratio']:.2f}") for row in rows]
+        first = rows[0]
+        title = f"{first['method']}, {first['classes']} classes, {first['ipc']} images per class, {first['device']}"
+        print_table(columns, shown, title)

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from iidlib.cli.completion import complete_method
+from iidlib.cli.following import post
 from iidlib.cli.options import (
     AllowMismatch,
     Baseline,
@@ -130,6 +131,7 @@ def distill(
         if result:
             typer.echo(f"the run in {folder.path} is already finished; its images are unchanged")
         else:
+            post("distill", config=config, resume=resume)
             result = run(
                 config, loaded, out=folder.path, resume=resume, allow_mismatch=allow_mismatch, init=init, progress=None
             )

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from iidlib.cli.batches import Cluster, Gpus, Retries, Scheduler, SchedulerFile, Timeout, time_of
 from iidlib.cli.completion import (
     complete_baseline,
     complete_dataset,
@@ -13,11 +14,13 @@ from iidlib.cli.completion import (
     complete_protocol,
     complete_scale,
 )
+from iidlib.cli.following import post, several_ranks
 from iidlib.cli.options import Baseline, Changes, DataRoot, Device, Results, given_changes
 from iidlib.cli.output import AsJson, Quiet, report
 from iidlib.cli.score_files import KeptRows, can_be_scored, check_apart
 from iidlib.cli.scores import scored, show_scores, summary, with_random_baselines
 from iidlib.cli.session import check_names, given_command, keeping, load
+from iidlib.cli.several import evaluate_several
 from iidlib.errors import InputError
 from iidlib.names import dataset_name
 
@@ -29,12 +32,12 @@ __all__ = ["evaluate"]
 
 def evaluate(
     ctx: typer.Context,
-    path: Annotated[
-        str,
+    paths: Annotated[
+        list[str],
         typer.Argument(
-            metavar="SET",
+            metavar="SET...",
             help="Run folder or file of a distilled set; or a baseline: random, random-mosaic, herding, k-center, "
-            "or whole for all training images.",
+            "or whole for all training images. Several sets need Dask.",
             autocompletion=complete_baseline,
         ),
     ],
@@ -94,6 +97,16 @@ def evaluate(
     baseline: Baseline = True,
     out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="JSON file to write the scores to.")] = None,
     results: Results = None,
+    workers: Annotated[
+        int,
+        typer.Option("--workers", metavar="N", min=1, help="Number of sets evaluated at a time, if several are given."),
+    ] = 1,
+    scheduler: Scheduler = "",
+    scheduler_file: SchedulerFile = None,
+    cluster: Cluster = None,
+    retries: Retries = 0,
+    timeout: Timeout = None,
+    gpus: Gpus = 0,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -115,8 +128,21 @@ def evaluate(
     from iidlib.features import choosing_pool
     from iidlib.files import resolved_path, user_path
     from iidlib.runs import RunFolder
+    from iidlib.scale import Workers
     from iidlib.synthetic import SyntheticSet
 
+    if len(paths) > 1:
+        if several_ranks() is not None:
+            raise InputError("several sets are evaluated by workers; start the command without torchrun")
+        if out is not None:
+            raise InputError("--out is for one set; give --results for several")
+        where = Workers(workers, scheduler, scheduler_file, cluster, gpus)
+        longest = None if timeout is None else time_of(timeout, "--timeout")
+        evaluate_several(ctx, paths, where, results=results, retries=retries, timeout=longest)
+        return
+    if scheduler or scheduler_file or cluster or retries or timeout or gpus or workers > 1:
+        raise InputError("options for workers are for several sets; one is evaluated by this process")
+    (path,) = paths
     path = path if path in BASELINES else str(user_path(path))
     if out is not None:
         check_writable(out)
@@ -173,6 +199,7 @@ def evaluate(
             pool = None
             if path in CHOICES:
                 check_choice(path, loaded.train, size)
+                post("choosing_pool", config=config)
                 pool = choosing_pool(loaded, config)
             images = real_images(
                 path,

@@ -8,6 +8,7 @@ import attrs
 import typer
 
 from iidlib.cli.completion import complete_network
+from iidlib.cli.following import post
 from iidlib.cli.options import Changes, DataRoot, DatasetName, Device, given_changes
 from iidlib.cli.output import AsJson, Quiet, print_table, report
 from iidlib.cli.session import check_names, given_command, keeping, load
@@ -52,6 +53,7 @@ def experts(
     made = make_folders(out)
     try:
         with keeping(out, given_command(ctx)), pool_bar(config, None) as on_epoch:
+            post("pool", config=config.pool, compute=config.compute)
             pool = trained_pool(loaded, config.pool, compute=config.compute, on_epoch=on_epoch)
     finally:
         remove_empty(made)  # if no network was saved

@@ -12,33 +12,30 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
+from iidlib.cli.batches import (
+    Cluster,
+    Gpus,
+    Retries,
+    Scheduler,
+    SchedulerFile,
+    Timeout,
+    time_of,
+    watched,
+)
 from iidlib.cli.completion import complete_device, complete_experiment, complete_scale
 from iidlib.cli.output import Kind, Quiet, console, print_table, result
-from iidlib.cli.session import given_command, keeping
+from iidlib.cli.session import Failed, given_command, keeping
 from iidlib.config import SCALES
-from iidlib.errors import InputError, suggest
+from iidlib.errors import InputError, SchedulerLost, suggest
 
 if TYPE_CHECKING:
     from iidlib.experiments import Job
     from iidlib.experiments.costs import Cost
+    from iidlib.experiments.reproduce import Outcome
 
-__all__ = ["reproduce", "time_budget"]
+__all__ = ["reproduce"]
 
 COLUMNS = ("cell", "published", "paper", "laptop", "tour")
-
-_SECONDS = {"s": 1, "m": 60, "h": 3600}
-
-
-def time_budget(text: str) -> float:
-    """Parses a duration such as ``8h``, ``30m`` or ``90s`` into seconds."""
-    number, unit = text.strip()[:-1], text.strip()[-1:]
-    try:
-        value = float(number) * _SECONDS[unit]
-    except (ValueError, KeyError):
-        raise InputError(f"--budget takes a time, e.g. 8h, 30m or 90s, got {text!r}") from None
-    if not 0 < value < float("inf"):
-        raise InputError(f"--budget must be above zero, got {text!r}")
-    return value
 
 
 def _folded(name: str, width: int) -> str:
@@ -181,12 +178,23 @@ def reproduce(
     runs: Annotated[Path, typer.Option("--runs", metavar="FOLDER", help="Output folder of the runs.")] = Path(
         "runs/reproduce"
     ),
+    workers: Annotated[
+        int | None,
+        typer.Option("--workers", metavar="N", min=1, help="Number of runs at a time (needs Dask; default: one)."),
+    ] = None,
+    scheduler: Scheduler = "",
+    scheduler_file: SchedulerFile = None,
+    cluster: Cluster = None,
+    retries: Retries = 0,
+    timeout: Timeout = None,
+    gpus: Gpus = 0,
     quiet: Quiet = False,
 ) -> None:
     """Show the cells of the paper's tables, or run the missing ones, most informative first."""
     from iidlib.engine import device_name, pick_device
     from iidlib.experiments import EXPERIMENTS, find, jobs, run_jobs
     from iidlib.experiments.costs import DEVICES, costs, device_model, model_of
+    from iidlib.scale import Workers, run_jobs_on
 
     if name is not None:
         find(name)
@@ -212,14 +220,36 @@ def reproduce(
         return
     if device in DEVICES and device != "cpu":
         raise InputError(f"{device} is a device to predict times for, with --list; runs take cuda, cuda:N, cpu or mps")
-    seconds = time_budget(budget) if budget else math.inf
+    seconds = time_of(budget, "--budget") if budget else math.inf
+    on_dask = workers is not None or scheduler or scheduler_file or cluster
+    if not on_dask and (retries or timeout or gpus):
+        raise InputError("--retries, --timeout and --gpus are for batches on Dask: give --workers, or a scheduler")
+    longest = None if timeout is None else time_of(timeout, "--timeout")
     model = model_of(device_name(pick_device(device)))  # at once: otherwise every run would start and fail
     todo = jobs(name, scale=scale, seeds=seeds, only=only, folder=folder, runs=runs, device=device)
     _check_networks(todo, scale)
     typer.echo(f"{name} at scale {scale}: {len(todo)} runs to do")
+    if on_dask:
+        where = Workers(workers or 1, scheduler, scheduler_file, cluster, gpus)
+        options = ["--quiet"] if quiet else []
+        try:
+            with keeping(runs, given_command(ctx)), watched() as look:
+                outcome = run_jobs_on(
+                    where, todo, logs=runs / "logs", budget=seconds, say=typer.echo, options=options, retries=retries,
+                    timeout=longest, on_look=look,
+                )  # fmt: skip
+        except SchedulerLost as error:
+            raise Failed(f"failed: {error}; finished runs are kept\nrepeat the command to continue") from None
+        _ended(outcome, len(todo))
+        return
     known = costs([job.cell for job in todo], scale=scale, device=model, folder=folder) if budget and model else {}
     with keeping(runs, given_command(ctx)):
         outcome = run_jobs(todo, budget=seconds, say=typer.echo, options=["--quiet"] if quiet else [], costs=known)
-    typer.echo(f"{outcome.done} of {len(todo)} runs done")
+    _ended(outcome, len(todo))
+
+
+def _ended(outcome: "Outcome", count: int) -> None:
+    """Prints how many runs have finished, and ends with status 1 if one has failed."""
+    typer.echo(f"{outcome.done} of {count} runs done")
     if outcome.failed:
         raise typer.Exit(1)

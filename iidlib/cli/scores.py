@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from iidlib.bars import bar
+from iidlib.cli.following import post
 from iidlib.cli.output import print_table, result
 from iidlib.config import RunConfig
 
@@ -41,10 +42,13 @@ def scored(
 
     from iidlib.evaluation import FinishedRow, evaluated, scores_of, with_memory
     from iidlib.experiments import result_rows
+    from iidlib.synthetic import SyntheticSet
 
     protocol = config.eval
     found: list[dict[str, object]] = []
 
+    given = images if isinstance(images, SyntheticSet) else None
+    post("evaluate", images=given, protocol=protocol, seed=seed, compute=config.compute)
     with bar(f"evaluating {origin.method}", protocol.all_epochs, "epoch") as progress:
         try:
             for row in evaluated(

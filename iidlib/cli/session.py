@@ -8,15 +8,16 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from iidlib.cli.following import post
 from iidlib.config import RunConfig
-from iidlib.errors import InputError, memory_text, one_line, out_of_memory, suggest
+from iidlib.errors import InputError, RankLost, memory_text, one_line, out_of_memory, suggest
 from iidlib.files import readable
 
 if TYPE_CHECKING:
     from iidlib.data import Dataset
 
 
-__all__ = ["Failed", "check_names", "given_command", "keeping", "load"]
+__all__ = ["Failed", "check_names", "given_command", "keeping", "load", "load_here"]
 
 
 class Failed(Exception):
@@ -24,12 +25,24 @@ class Failed(Exception):
 
 
 def load(name: str, data_root: Path | None, device: str) -> "Dataset":
-    """Loads a dataset onto the requested device."""
+    """Loads a dataset onto the requested device; under torchrun every rank does."""
+    post("load", name=name, data_root=data_root, device=device)
+    return load_here(name, data_root, device)
+
+
+def load_here(name: str, data_root: Path | None, device: str) -> "Dataset":
+    """Loads a dataset onto the requested device of this rank, once all ranks have been asked to."""
     from iidlib.data import load_dataset
     from iidlib.engine import configure, pick_device
+    from iidlib.ranks import current
 
     configure(compiled=False)  # the settings decide later whether kernels are compiled
-    return load_dataset(name, data_root=data_root, device=pick_device(device))
+    ranks = current()
+    with ranks.agreed():
+        loaded = load_dataset(name, data_root=data_root, device=pick_device(device))
+    if ranks.size > 1:
+        ranks.check_same({"fingerprint of the data": loaded.train.fingerprint})
+    return loaded
 
 
 def check_names(config: RunConfig) -> None:
@@ -75,6 +88,8 @@ def keeping(folder: Path | None = None, again: str = "") -> Iterator[None]:
         raise
     except FloatingPointError as error:
         raise Failed(with_remedy(f"failed: {error}", "start again with another --out")) from error
+    except RankLost as error:
+        raise Failed(with_remedy(f"failed: {error}", f"resume with: {again}")) from error
     except (RuntimeError, MemoryError, OverflowError, ValueError, TypeError) as error:
         if isinstance(error, InputError) or not out_of_memory(error):
             raise

@@ -63,12 +63,13 @@ def settings(kind: type = RunConfig, prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def _flatten(config: Any, prefix: str = "") -> dict[str, Any]:
+def flattened(config: Any, prefix: str = "") -> dict[str, Any]:
+    """Values of all settings by dotted key."""
     flat: dict[str, Any] = {}
     for entry in attrs.fields(type(config)):
         value = getattr(config, entry.name)
         if attrs.has(type(value)):
-            flat |= _flatten(value, f"{prefix}{entry.name}.")
+            flat |= flattened(value, f"{prefix}{entry.name}.")
         else:
             flat[prefix + entry.name] = value
     return flat
@@ -106,16 +107,16 @@ def check_weights_by_hand(config: RunConfig) -> None:
         InputError: naming the methods that have the term.
     """
     others = [_resolve(method, config.dataset, config.ipc, config.scale, {})[0] for method in BASES]
-    usual = {key: {_flatten(other)[key] for other in others} for key in WEIGHTS}
-    flat = _flatten(config)
+    usual = {key: {flattened(other)[key] for other in others} for key in WEIGHTS}
+    flat = flattened(config)
     check_weights(config.method, {key: flat[key] for key in WEIGHTS if flat[key] not in usual[key]})
 
 
 def _unusual(config: RunConfig) -> dict[str, Any]:
     """Settings that differ from the method's preset at its scale."""
     # runs of user-defined methods are compared too, so the name is not checked
-    usual = _flatten(_resolve(config.method, config.dataset, config.ipc, config.scale, {})[0])
-    return {key: value for key, value in _flatten(config).items() if value != usual[key]}
+    usual = flattened(_resolve(config.method, config.dataset, config.ipc, config.scale, {})[0])
+    return {key: value for key, value in flattened(config).items() if value != usual[key]}
 
 
 def override(config: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
@@ -196,7 +197,7 @@ def _resolve(
         values |= given
         sources |= dict.fromkeys(given, source)
     config = _changed(RunConfig(), values)
-    given = _flatten(config)
+    given = flattened(config)
     check_weights(config.method, {key: given[key] for key in changes})
     return config, sources
 
@@ -225,7 +226,7 @@ def resolved(
     """
     _check_method(method)
     config, sources = _resolve(method, dataset, ipc, scale, {} if changes is None else changes)
-    return [Setting(key, value, sources.get(key, "default")) for key, value in _flatten(config).items()]
+    return [Setting(key, value, sources.get(key, "default")) for key, value in flattened(config).items()]
 
 
 def preset(

@@ -4,7 +4,6 @@ Unreadable files are reported together. The readable ones are cached even then, 
 """
 
 import logging
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor
 
 from iidlib.bars import bar
+from iidlib.cores import available_cores
 from iidlib.data.decoded import DecodedImages, file_keys
 from iidlib.data.depth import Found, Scale, ValueRange
 from iidlib.data.pictures import read_picture
@@ -202,5 +202,4 @@ def _example(scale: Scale) -> str:
 
 def _decoding_threads() -> int:
     """Returns the number of threads for decoding: limited by torch's threads, the process's cores and a maximum."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(cores, torch.get_num_threads(), MOST_THREADS))
+    return max(1, min(available_cores(), torch.get_num_threads(), MOST_THREADS))

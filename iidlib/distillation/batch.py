@@ -120,12 +120,13 @@ class StepBatch:
             return None
         return run.statistics.of(
             self._draws.iteration,
-            lambda: measure_classes(run.real, self.network, self._draws.augmented, run.forward),
+            lambda: measure_classes(run.real, self.network, self._draws.augmented, run.forward, run.classes),
         )
 
     def _of_classes(self, statistic: Tensor) -> Tensor:
-        """A statistic of all classes, restricted to those of the batch."""
-        return statistic[self.classes.start : self.classes.stop]
+        """A statistic of the classes of the run, restricted to those of the batch."""
+        first = self._run.classes.start
+        return statistic[self.classes.start - first : self.classes.stop - first]
 
     @cached_property
     def real_mean(self) -> Tensor:

@@ -193,7 +193,7 @@ class CapturedStep:
         self.draws = BufferedDraws(run, iteration)
         if optimiser.velocity is None:
             # otherwise the first step would create it, inside the recording; zeros do not change the update
-            optimiser.velocity = torch.zeros_like(run.images)
+            optimiser.velocity = torch.zeros_like(optimiser.images)
         self._logged = torch.zeros(2, len(terms), device=run.images.device)  # values, norms of gradients
         self._recordings: dict[bool, Recording] = {}
 
@@ -226,7 +226,7 @@ class CapturedStep:
         for log in (False, True):
             recording = recorded(
                 lambda log=log: self.compute(log=log),  # type: ignore[misc]
-                [self._run.images],
+                [self._optimiser.images],
                 state=[velocity],
                 tolerance=TOLERANCE,
                 what="the logged step" if log else "the step",
@@ -251,7 +251,7 @@ class CapturedStep:
             not finite.
         """
         self.load(iteration)
-        state = [self._run.images, self._optimiser.velocity]
+        state = [self._optimiser.images, self._optimiser.velocity]
         before = [tensor.clone() for tensor in state if tensor is not None] if log else []
         if log in self._recordings:
             self._recordings[log].replay()

@@ -34,6 +34,7 @@ class Run(Protocol):
     source: NetworkSource
     pool: Pool | None
     statistics: CachedStatistics | None
+    classes: range
     groups: tuple[range, ...]
 
     @property
@@ -151,20 +152,29 @@ class LazyDraws:
         return frequencies_at(self._run, self.iteration, self.matching.network)
 
     @cached_property
-    def _all_real(self) -> tuple[Tensor, Tensor]:
-        drawn = real_batch(self._run, self.iteration)
-        return self._transformed(self._run.real.images_of(drawn.index), drawn.group), drawn.counts
+    def _sample(self) -> Sample:
+        return real_batch(self._run, self.iteration)
+
+    @cached_property
+    def _own_real(self) -> Tensor:
+        """Augmented real images of the classes that this process computes."""
+        drawn, own = self._sample, self._rows(self._run.classes)
+        return self._transformed(self._run.real.images_of(drawn.index[own]), drawn.group[own])
+
+    def _rows(self, classes: range) -> slice:
+        """Places of the real images of some classes among those of all."""
+        counts = self._sample.counts
+        return slice(*(int(counts[:label].sum()) for label in (classes.start, classes.stop)))
 
     def real(self, classes: range) -> Tensor:
-        """Augmented real images of some classes, sorted by class, [B, K, H, H]."""
-        images, counts = self._all_real
-        first, last = (int(counts[:label].sum()) for label in (classes.start, classes.stop))
-        return images[first:last]
+        """Augmented real images of some of the run's classes, sorted by class, [B, K, H, H]."""
+        before, rows = self._rows(self._run.classes).start, self._rows(classes)
+        return self._own_real[rows.start - before : rows.stop - before]
 
     @property
     def counts(self) -> Tensor:
         """Number of real images per class, int64 [C], on the CPU."""
-        return self._all_real[1]
+        return self._sample.counts
 
     def augmented(self, images: Tensor, classes: range) -> Tensor:
         """Applies to each image the transform that was drawn for its class; see `StepDraws.augmented`."""

@@ -165,7 +165,7 @@ def facts_of(run: Distillation) -> dict[str, Any]:
     """Facts that a checkpoint holds besides the state."""
     facts = run.facts() | {"chunk": run.chunk, "mismatched": run.mismatched, "totals": run.totals}
     facts |= {} if run.started_from is None else {"init": run.started_from}
-    return facts | {"conditions": _conditions_of(run)}
+    return facts | {"conditions": _conditions_of(run), "ranks": run.ranks.size}
 
 
 def _conditions_of(run: Distillation) -> dict[str, Any]:
@@ -173,22 +173,31 @@ def _conditions_of(run: Distillation) -> dict[str, Any]:
     return conditions(run.real.device, compute.compile, compute.precision)
 
 
-def restored(run: Distillation, folder: RunFolder, saved: tuple[dict[str, Tensor], dict[str, Any]] | None) -> int:
-    """Restores the state of `run` from a checkpoint, if any; returns the number of iterations already done."""
+def restored(
+    run: Distillation, folder: RunFolder | None, saved: tuple[dict[str, Tensor], dict[str, Any]] | None
+) -> int:
+    """Restores the state of `run` from a checkpoint, if any; returns the number of iterations already done.
+
+    Only the rank that has the folder writes to it.
+    """
     state, facts = saved or ({}, {})
-    done, before = int(facts.get("iteration", 0)), folder.config().iterations
+    done = int(facts.get("iteration", 0))
     for name, value in run.facts().items():
         if facts.get(name, value) != value:
-            raise InputError(f"the run at {folder.path} was started with other {name} ({facts.get(name)}, now {value})")
+            raise InputError(f"the run was started with other {name} ({facts.get(name)}, now {value})")
     run.chunk = int(facts.get("chunk", run.chunk))  # of the device that it was started on; rounding depends on it
     # checkpoints written before the key was renamed have "drifted"
     run.mismatched = run.mismatched or bool(facts.get("mismatched", facts.get("drifted")))
     if saved:
         run.restore(state)
-        logger.info("resuming after %d iterations from %s", done, Checkpoints(folder.checkpoints).path(done))
-        _say_queue(run, folder, done, state)
+        if folder:
+            logger.info("resuming after %d iterations from %s", done, Checkpoints(folder.checkpoints).path(done))
+            _say_queue(run, folder, done, state)
     run.recorded_before = facts.get("recorded")
     run.totals = [int(total) for total in facts.get("totals", [])]
+    if folder is None:
+        return done
+    before = folder.config().iterations
     if before != run.config.iterations:
         run.totals += [before] if run.totals[-1:] != [before] else []
         record = {"from": before, "done": done, "to": run.config.iterations, "date": environment()["date"]}

@@ -27,33 +27,33 @@ class Logged(NamedTuple):
     """Norm of each term's own gradient on the images, by name, []; empty unless requested."""
 
 
-def class_groups(classes: int, limit: int) -> tuple[range, ...]:
+def class_groups(classes: range, limit: int) -> tuple[range, ...]:
     """Groups of consecutive classes, as even as possible.
 
     Args:
-        classes: number of classes.
+        classes: the classes.
         limit: maximum number of classes in a group; 0 for one group of all.
     """
-    count = -(-classes // limit) if limit > 0 else 1
-    edges = [classes * number // count for number in range(count + 1)]
-    return tuple(range(first, last) for first, last in itertools.pairwise(edges))
+    count = -(-len(classes) // limit) if limit > 0 else 1
+    edges = [len(classes) * number // count for number in range(count + 1)]
+    return tuple(classes[first:last] for first, last in itertools.pairwise(edges))
 
 
 def objective_gradient(
     run: Run, draws: StepDraws, terms: Mapping[str, Term], groups: Sequence[range], *, norms: bool = False
 ) -> tuple[Tensor, Logged]:
-    """Gradient of an iteration's objective on the images, [C*ipc, K, H, W], and what is logged of it.
+    """Gradient of an iteration's objective on the images of some classes, [C*ipc, K, H, W], and what is logged of it.
 
     Args:
         run: the run, with its settings and images.
         draws: the iteration's real images, augmentation and networks.
         terms: the terms of the objective.
-        groups: groups of classes, in order, which together are all classes. Groups change the result by rounding only.
+        groups: groups of classes, in order; C is their number in all. Groups change the result by rounding only.
         norms: whether to compute the norm of each term's own gradient, which takes one more backward pass per term.
     """
     parts = []
     for classes in groups:
-        images = run.images if len(groups) == 1 else _images_of(run, classes)
+        images = run.images if len(classes) == run.real.num_classes else _images_of(run, classes)
         parts.append(_of_group(run, StepBatch(run, draws, classes, images), images, terms, norms))
     if len(parts) == 1:
         return parts[0]

@@ -15,8 +15,9 @@ __all__ = ["check_memory", "default_classes", "least_memory"]
 
 
 def least_memory(
-    config: RunConfig, dataset: Dataset, terms: Collection[str], source: str = "random", *, pool: bool = False
-) -> dict[str, int]:
+    config: RunConfig, dataset: Dataset, terms: Collection[str], source: str = "random", *, pool: bool = False,
+    classes: range | None = None,
+) -> dict[str, int]:  # fmt: skip
     """Bytes that a distillation must hold at the same time, by purpose.
 
     These are an iteration's real images with their last feature maps (ConvNets only), the expanded synthetic images
@@ -30,13 +31,15 @@ def least_memory(
         terms: names of the terms in use.
         source: source of the matching networks, a name of ``match.source``; "" for a user-defined one.
         pool: whether the iterations use the pool in any case, for instance in a user-defined term.
+        classes: classes of this process, of several that share the run; None for all.
     """
+    classes = range(dataset.train.num_classes) if classes is None else classes
     spec, match = dataset.spec, config.match
     pixels = 4 * spec.channels * spec.image_size**2
     # real images of all classes in an iteration; cached statistics are measured on one whole class at a time
-    counts = dataset.train.counts
+    counts = dataset.train.counts[classes.start : classes.stop]
     real = int(counts.max() if match.statistics == "cached" else counts.clamp(max=match.batch_real).sum())
-    syn = len(spec.classes) * config.ipc * config.syn.factor**2
+    syn = len(classes) * config.ipc * config.syn.factor**2
     position = 0
     if match.network.startswith("convnet") and match.network[7:8].isdigit():
         position = 4 * match.width * (spec.image_size >> int(match.network[7])) ** 2
@@ -46,7 +49,7 @@ def least_memory(
     }
     if match.statistics == "cached":
         kept = min(match.cached_pairs, config.iterations)
-        statistics = len(spec.classes) * (position + 4 * match.width**2) if position else 0
+        statistics = len(classes) * (position + 4 * match.width**2) if position else 0
         # 8 bytes per pair for their order, which is one tensor
         needs["the cached statistics: lower match.cached_pairs"] = 8 * match.cached_pairs + kept * statistics
     if (weights := _weights(match.network, dataset, match.width)) is not None:
@@ -79,15 +82,16 @@ def _weights(name: str, dataset: Dataset, width: int) -> int | None:
 
 
 def check_memory(
-    config: RunConfig, dataset: Dataset, terms: Collection[str], source: str = "random", *, pool: bool = False
-) -> None:
+    config: RunConfig, dataset: Dataset, terms: Collection[str], source: str = "random", *, pool: bool = False,
+    classes: range | None = None,
+) -> None:  # fmt: skip
     """Refuses settings that cannot fit into memory, see `least_memory`.
 
     Raises:
         InputError: with what needs most of the memory, and the setting to lower.
     """
     device: torch.device = dataset.train.device
-    check_fits(least_memory(config, dataset, terms, source, pool=pool), device)
+    check_fits(least_memory(config, dataset, terms, source, pool=pool, classes=classes), device)
 
 
 ACTIVATIONS = 0.4

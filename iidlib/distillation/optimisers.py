@@ -48,6 +48,18 @@ class ImageOptimiser:
         self.velocity: Tensor | None = None
         self._lr, self._momentum, self._step_scale, self._lookahead = lr, momentum, step_scale, lookahead
 
+    def restrict(self, classes: range, of: int) -> None:
+        """Updates the images of some classes only, before the first step.
+
+        Args:
+            classes: the classes.
+            of: number of all classes.
+        """
+        per_class = len(self.images) // of
+        self.images = self.images.detach()[classes.start * per_class : classes.stop * per_class]
+        if self._lookahead is not None:
+            self._lookahead = self._lookahead[classes.start : classes.stop]
+
     @torch.no_grad()
     def step(self, gradient: Tensor) -> None:
         """Updates the images, given the gradient at them, [C*n, K, H, W]."""

@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ import pandas as pd
 import torch
 
 from iidlib.bars import Bar, bar
-from iidlib.config import RunConfig
+from iidlib.config import RunConfig, flattened
 from iidlib.data import Dataset, load_dataset
 from iidlib.distillation.divergence import remedy, warn_of_range
 from iidlib.distillation.finished import (
@@ -35,7 +36,9 @@ from iidlib.errors import InputError
 from iidlib.features import Pool
 from iidlib.networks import check_network_for
 from iidlib.notes import log_once
+from iidlib.ranks import current
 from iidlib.runs import Checkpoints, RunFolder
+from iidlib.runs.environment import versions
 from iidlib.synthetic import SyntheticSet
 
 __all__ = ["DistillResult", "distill", "finished_run", "pool_bar", "progress"]
@@ -118,34 +121,51 @@ def distill(
     if not isinstance(out, str | os.PathLike | None):
         raise InputError(f"out must be the path of a folder, got {out!r}")
     configure(compiled=config.compute.compiled)
-    if dataset is None:
-        dataset = load_dataset(config.dataset, device=pick_device(device))
-    start = None
-    only_named = resume and init is None and config.syn.init.startswith("set:")
-    if init is not None:
-        config, start = starting_from(config, init)
-    if resume:
-        check_dataset(config, dataset)
-        if kept := finished_run(config, dataset, out):  # only read, even if it could not be repeated here
-            if on_iteration is not None and config.iterations in iterations_to_show:
-                on_iteration(config.iterations, kept.synthetic)
-            return kept
-    if only_named and out is not None:
-        start = kept_start(config, dataset.train, RunFolder.reopen(out, config, more=True))
-    run = Distillation(config, dataset, start)
-    _warn_of_evaluation(config, dataset)
+    ranks = current()
+    with ranks.agreed():
+        if dataset is None:
+            dataset = load_dataset(config.dataset, device=pick_device(device))
+        start = None
+        only_named = resume and init is None and config.syn.init.startswith("set:")
+        if resume:
+            check_dataset(config, dataset)
+    shown = tuple(iterations_to_show) if on_iteration is not None else ()
+    ranks.check_same(_facts(config, dataset) | {"resume": resume, "iterations to show": shown})
+    kept = None
+    with ranks.agreed():
+        if init is not None and ranks.leads:
+            config, start = starting_from(config, init)
+        if resume and ranks.leads:  # a finished run is only read, even if it could not be repeated here
+            kept = finished_run(config, dataset, out)
+    config, start, kept = ranks.first((config, start, kept))
+    if kept:
+        if on_iteration is not None and config.iterations in iterations_to_show:
+            on_iteration(config.iterations, kept.synthetic)
+        return kept
     with contextlib.ExitStack() as held:
-        folder = held.enter_context(opened(config, out, resume))
-        saved = Checkpoints(folder.checkpoints).load() if folder and resume else None
-        if folder and resume:
-            check_continued(run, folder, saved)
-            if only_named and saved is None:
-                raise InputError(
-                    f"the run at {folder.path} has no checkpoint, so it starts again from {config.syn.init}; give "
-                    "that set with --init PATH"
-                )
-        if folder and saved:
-            held.enter_context(threads(conditions_kept(run, folder, saved[1], allow_mismatch)))
+        with ranks.agreed():
+            if only_named and out is not None and ranks.leads:
+                start = kept_start(config, dataset.train, RunFolder.reopen(out, config, more=True))
+        start = ranks.first(start)
+        folder, saved = None, None
+        with _begun(lambda: None if resume else folder), ranks.agreed():
+            run = Distillation(config, dataset, start)
+            _warn_of_evaluation(config, dataset)
+            if ranks.leads:
+                folder = held.enter_context(opened(config, out, resume))
+                saved = Checkpoints(folder.checkpoints).load() if folder and resume else None
+            if folder and resume:
+                check_continued(run, folder, saved)
+                if only_named and saved is None:
+                    raise InputError(
+                        f"the run at {folder.path} has no checkpoint, so it starts again from {config.syn.init}; give "
+                        "that set with --init PATH"
+                    )
+            count = conditions_kept(run, folder, saved[1], allow_mismatch) if folder and saved else None
+            if saved and saved[1].get("ranks", 1) != ranks.size:
+                count = None  # the threads of another number of processes
+        saved, (count, run.mismatched) = ranks.first(saved), ranks.first((count, run.mismatched))
+        held.enter_context(threads(count))
         try:
             with pool_bar(attrs.evolve(config, pool=run.pool_settings), progress) as on_pool_epoch:
                 run.make_pool(on_pool_epoch, resumed=saved is not None)
@@ -157,11 +177,28 @@ def distill(
             pool = run.trained
             facts = {"networks": pool.digest, "accuracies": pool.accuracies, "seconds": pool.seconds}
             folder.note("pool", facts | ({"ensemble": pool.ensemble} if pool.ensemble else {}))
-        done = restored(run, folder, saved) if folder and resume else 0
+        with ranks.agreed():
+            done = restored(run, folder, saved) if resume else 0
         try:
-            return _distill(run, folder, done, on_iteration, iterations_to_show, progress)
+            return _distill(run, folder, done, on_iteration, iterations_to_show, progress if ranks.leads else False)
         finally:
             run.close()
+
+
+@contextlib.contextmanager
+def _begun(folder: Callable[[], RunFolder | None]) -> Iterator[None]:
+    """A block that begins a run; if the input is refused in it, on any rank, the folder is as it was."""
+    try:
+        yield
+    except InputError:
+        if (begun := folder()) is not None:
+            begun.discard()
+        raise
+
+
+def _facts(config: RunConfig, dataset: Dataset) -> dict[str, Any]:
+    """What must be the same in all processes of a run."""
+    return versions() | flattened(config) | {"fingerprint of the data": dataset.train.fingerprint}
 
 
 def finished_run(config: RunConfig, dataset: Dataset, out: str | Path | None) -> DistillResult | None:
@@ -239,16 +276,20 @@ def _distill(
             done += 1
             progress_bar.advance()
             show()
-            due = 0 < config.checkpoint.seconds <= time.perf_counter() - saved_at
-            if noted or due or done % config.checkpoint.every == 0 or done == config.iterations:
+            # all ranks save, and stop, after the same iteration
+            stop, due = run.ranks.any(bool(noted), 0 < config.checkpoint.seconds <= time.perf_counter() - saved_at)
+            if stop or due or done % config.checkpoint.every == 0 or done == config.iterations:
                 # on a GPU nothing else checks between logged iterations; earlier checkpoints are still good
-                if not bool(torch.isfinite(run.images).all()):
+                (broken,) = run.ranks.any(not bool(torch.isfinite(run.optimiser.images).all()))
+                if broken:
                     raise FloatingPointError(f"the images are not finite after {done} iterations; {remedy(run)}")
+                if folder or run.ranks.size > 1:
+                    state = run.state()  # of all ranks
                 if folder:
-                    Checkpoints(folder.checkpoints).save(done, run.state(), facts)
+                    Checkpoints(folder.checkpoints).save(done, state, facts)
                 saved_at = time.perf_counter()
-            if noted and done < config.iterations:
-                raise Stopped(noted[0], done, folder.path if folder else None)
+            if stop and done < config.iterations:
+                raise Stopped(noted[0] if noted else signal.SIGTERM, done, folder.path if folder else None)
     synthetic = run.synthetic(done)
     warn_of_range(run)
     if folder:

@@ -31,6 +31,7 @@ from iidlib.engine import default_chunk, deterministic, half_maps, in_chunks, pr
 from iidlib.errors import InputError, suggest
 from iidlib.features import CachedStatistics, Pool, choosing_network, chosen_images, trained_pool
 from iidlib.names import same_dataset
+from iidlib.ranks import current
 from iidlib.synthetic import SyntheticSet
 from iidlib.training import resolve_augmentation
 
@@ -70,7 +71,9 @@ class Distillation:
         statistics: cached statistics of the real images, if the run uses them.
         augmentation: DSA operations, or ``none``.
         chunk: maximum number of images in one forward pass, 0 for no limit.
-        groups: groups of classes whose gradients are computed one after the other.
+        ranks: the processes that share the computation.
+        classes: the classes that this process computes; all without torchrun.
+        groups: groups of them whose gradients are computed one after the other.
         mismatched: whether the run was resumed under other conditions than it was started under.
         recorded_before: whether the iterations before the checkpoint that the run resumed from were recorded; None if
             unknown, or without one.
@@ -114,7 +117,12 @@ class Distillation:
         check_terms(config, terms)
         source = method.source_under(config)
         named = source if isinstance(source, str) else ""
-        check_memory(config, dataset, terms, named, pool=any(term.needs_pool for term in terms.values()))
+        self.ranks, classes = current(), self.real.num_classes
+        if self.ranks.size > classes:
+            raise InputError(f"{self.ranks.size} processes cannot share {classes} classes; start at most {classes}")
+        self.classes = self.ranks.share(classes)
+        needs_pool = any(term.needs_pool for term in terms.values())
+        check_memory(config, dataset, terms, named, pool=needs_pool, classes=self.classes)
         first = first_images(config, self.real, start)
         self.group = first.labels.cpu()
         self.images = first.images.requires_grad_()
@@ -122,7 +130,7 @@ class Distillation:
         self.terms = terms
         self.source = method.make_source(config, dataset, device)
         if self.source.from_pool:  # a user-defined source is only known now
-            check_memory(config, dataset, terms, named, pool=True)
+            check_memory(config, dataset, terms, named, pool=True, classes=self.classes)
         # the maps of the first block: after convolution, norm and pooling, and what the backward pass keeps
         image_bytes = 4 * 4 * config.match.width * dataset.spec.image_size**2
         self.chunk = config.compute.chunk or default_chunk(device, image_bytes)
@@ -132,10 +140,10 @@ class Distillation:
         self.statistics: CachedStatistics | None = None
         if config.match.statistics == "cached":
             self.statistics = CachedStatistics(config.match.cached_pairs, config.seed)
-        self.groups = class_groups(
-            self.real.num_classes, config.compute.classes or default_classes(config, dataset, terms)
-        )
-        self.optimiser = method.optimiser(self.images, config.syn, self.real.num_classes)
+        self.groups = class_groups(self.classes, config.compute.classes or default_classes(config, dataset, terms))
+        self.optimiser = method.optimiser(self.images, config.syn, classes)
+        if len(self.classes) < classes:
+            self.optimiser.restrict(self.classes, classes)
         self.mismatched = False
         self.totals: list[int] = []
         self.recorded_before: bool | None = None
@@ -240,6 +248,7 @@ class Distillation:
             if self._recorded is not None:
                 logged = self._recorded.step(iteration, log=log)
                 if logged is not None:
+                    logged = self._of_all(logged)
                     check_finite(self, logged.values, iteration)
                     row = self._describe(logged)
             else:
@@ -247,6 +256,7 @@ class Distillation:
                     self, LazyDraws(self, iteration), self.terms, self.groups, norms=log
                 )
                 if log or self.images.device.type == "cpu":  # elsewhere this would synchronise with the device
+                    logged = self._of_all(logged)  # so that all ranks fail together
                     check_finite(self, logged.values, iteration)
                 if log:
                     row = self._describe(logged)
@@ -257,6 +267,29 @@ class Distillation:
     def advance(self, iteration: int) -> None:
         """Advances the source of networks, after an update of the images."""
         (self._recorded or self.source).advance(iteration)
+
+    def _of_all(self, logged: Logged) -> Logged:
+        """What is logged of all classes, from what is logged of those of this process."""
+        if self.ranks.size == 1:
+            return logged
+        terms = list(logged.values)
+        values = self.ranks.total(torch.stack([*logged.values.values()]).cpu())
+        together = dict(zip(terms, values, strict=True))
+        if not logged.norms:
+            return Logged(together, {})
+        squares = self.ranks.total(torch.stack([*logged.norms.values()]).cpu().square())
+        return Logged(together, dict(zip(terms, squares.sqrt(), strict=True)))
+
+    def _joined(self, own: Tensor) -> Tensor:
+        """Images, or what there is of each, of all classes, from those of the classes of this process."""
+        ranks, classes = self.ranks, self.real.num_classes
+        return ranks.joined(own, [self.config.ipc * len(ranks.share(classes, rank)) for rank in range(ranks.size)])
+
+    @torch.no_grad()
+    def _set_images(self, images: Tensor) -> None:
+        """Sets the images of all classes, of which this process updates some."""
+        if self.ranks.size > 1:
+            self.images.copy_(images)
 
     def _describe(self, logged: Logged) -> dict[str, float]:
         values = {name: float(value) for name, value in logged.values.items()}
@@ -290,7 +323,7 @@ class Distillation:
             provenance["continued"] = f"iterations was {', then '.join(map(str, self.totals))}"
         if self.mismatched:
             provenance["environment_mismatch"] = "see environment.json"
-        images, factor = self.optimiser.images_after_sweep(), self.config.syn.factor
+        images, factor = self._joined(self.optimiser.images_after_sweep()), self.config.syn.factor
         if not bool(torch.isfinite(images).all()):  # SyntheticSet would report wrong input, but the run has failed
             raise FloatingPointError(f"the images are not finite after {iteration} iterations; {remedy(self)}")
         return SyntheticSet(images, self._labels, self.real.spec, provenance, factor)
@@ -302,11 +335,16 @@ class Distillation:
 
     def state(self) -> dict[str, Tensor]:
         """State for a checkpoint; draws are functions of seed and iteration and have no state."""
-        return self.optimiser.state() | self.source.state()
+        own = {name: self._joined(tensor) for name, tensor in self.optimiser.state().items()}
+        self._set_images(own["images"])
+        return own | self.source.state()
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Restores the state from a checkpoint."""
-        self.optimiser.restore(state)
+        self._set_images(state["images"])
+        rows = slice(self.classes.start * self.config.ipc, self.classes.stop * self.config.ipc)
+        own = {name: state[name][rows] for name in ("images", "momentum") if name in state}
+        self.optimiser.restore(own)
         self.source.restore(state)
 
     def facts(self) -> dict[str, Any]:

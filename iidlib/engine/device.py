@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import functools
+import os
 import pathlib
 import sys
 from collections.abc import Callable, Iterator
@@ -42,13 +43,18 @@ def pick_device(name: str = "auto") -> torch.device:
     """The device with a given name.
 
     Args:
-        name: ``auto`` (CUDA if present, else the CPU), ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
+        name: ``auto`` (CUDA if present, else the CPU), ``cpu``, ``cuda``, ``cuda:N`` or ``mps``. Under torchrun
+            ``cuda`` is the GPU of this process.
 
     Raises:
         InputError: if the name is not a supported device, or this machine does not have it.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+        if "TORCHELASTIC_RUN_ID" not in os.environ:
+            return torch.device(name)
+    if name == "cuda" and "TORCHELASTIC_RUN_ID" in os.environ:
+        name = f"cuda:{os.environ['LOCAL_RANK']}"  # of this process
     try:
         device = torch.device(name)
     except (RuntimeError, TypeError):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import json
 import logging
 import operator
@@ -20,6 +21,7 @@ from iidlib.engine import default_together, deterministic, graphs, precision
 from iidlib.evaluation.fitting import check_arguments, check_evaluation, dataset_for, log_differences, untested
 from iidlib.evaluation.interrupted import FinishedNetworks
 from iidlib.networks import network_for
+from iidlib.ranks import current
 from iidlib.rng import stream, stream_seed
 from iidlib.runs.environment import conditions, source_digest
 from iidlib.synthetic import SyntheticSet
@@ -139,10 +141,15 @@ def evaluated(
             "queue.lr too high when the set was distilled?", *exceeded,
         )  # fmt: skip
     trainer = _Trainer(images, fitted, protocol, compute, seed, "out of range" if exceeded else "trained", extra)
-    facts, known = {}, {}
-    if finished is not None:
+    facts, known, ranks = {}, {}, current()
+    if ranks.size > 1:
+        ranks.check_same(
+            {"protocol": str(protocol), "seed": seed, "fingerprint of the data": dataset.train.fingerprint}
+        )
+    if finished is not None and ranks.leads:
         facts = trainer.facts()
         known = finished.rows(facts, protocol.networks, protocol.num_eval)
+    known = ranks.first(known)
     if known:
         total = len(protocol.networks) * protocol.num_eval
         logger.info("resuming an interrupted evaluation: %d of %d networks are finished", len(known), total)
@@ -157,15 +164,19 @@ def evaluated(
         for most in (together(name),)
         for first in range(0, protocol.num_eval, most)
     )
-    for name, numbers in groups:
-        missing = [number for number in numbers if (name, number) not in known]
-        trained = trainer.rows(name, missing, on_epochs) if missing else {}
-        if finished is not None and trained:
-            finished.keep(facts, trained.values())
-        for number in numbers:
-            row = trained[number] if number in trained else known[name, number]
-            outcomes[name, row["outcome"]] += 1
-            yield row
+    while at_once := list(itertools.islice(groups, ranks.size)):  # a group for each rank
+        trained: dict[int, dict[str, Any]] = {}
+        if ranks.rank < len(at_once):
+            name, numbers = at_once[ranks.rank]
+            missing = [number for number in numbers if (name, number) not in known]
+            trained = trainer.rows(name, missing, on_epochs) if missing else {}
+        for (name, numbers), of_rank in zip(at_once, ranks.every(trained), strict=False):
+            if finished is not None and of_rank and ranks.leads:
+                finished.keep(facts, of_rank.values())
+            for number in numbers:
+                row = of_rank[number] if number in of_rank else known[name, number]
+                outcomes[name, row["outcome"]] += 1
+                yield row
     remedy = "the images are out of range" if exceeded else f"lower eval.lr (now {protocol.lr:g})"
     for (name, outcome), count in outcomes.items():
         if outcome in _MEANING:

@@ -37,6 +37,7 @@ __all__ = [
     "costs",
     "device_model",
     "model_of",
+    "seconds_per_iteration",
 ]
 
 
@@ -276,6 +277,17 @@ def _distillation(config: RunConfig, size: DatasetSize, classes: int, model: Dev
         training = matching.training * (steps * queue.batch) + Work(kernels=steps * matching.training_kernels)
         seconds += model.seconds(training, convnet=_is_convnet(name))
     return config.iterations * max(seconds, model.host)
+
+
+def seconds_per_iteration(config: RunConfig, size: DatasetSize, model: DeviceModel) -> float:
+    """Predicted seconds of an iteration with all classes of a dataset.
+
+    Args:
+        config: the settings.
+        size: the dataset.
+        model: the device.
+    """
+    return _distillation(config, size, size.classes, model) / config.iterations
 
 
 def _evaluation(cell: Cell, config: RunConfig, size: DatasetSize, classes: int, model: DeviceModel) -> float:

@@ -15,13 +15,13 @@ import pandas as pd
 from iidlib.config import RunConfig, override, preset
 from iidlib.config.recipes import BASELINES
 from iidlib.errors import InputError
-from iidlib.experiments.cells import Cell
+from iidlib.experiments.cells import EXPERIMENTS, Cell
 from iidlib.experiments.grids import find
 from iidlib.experiments.published import published_value
 from iidlib.experiments.results import protocol_text
 from iidlib.experiments.tables import read_results, results_dir
 
-__all__ = ["all_rows", "mean_of", "measured", "own_rows", "table"]
+__all__ = ["all_rows", "coverage", "mean_of", "measured", "own_rows", "table"]
 
 _NUMBERS = (
     "ipc", "seed", "accuracy", "iterations", "epochs", "networks_seed", "evaluation_seed", "step", "steps", "order",
@@ -149,6 +149,27 @@ def _changed(config: RunConfig, pair: str) -> RunConfig | str:
         return override(config, {key: value})
     except InputError:
         return pair
+
+
+def coverage(folder: Path | None = None) -> pd.DataFrame:
+    """How many cells of each experiment are measured, with at least one seed.
+
+    Args:
+        folder: folder of the results; defaults to that of the checkout.
+
+    Returns:
+        A row for each of ``EXPERIMENTS``, with its name as the index and a text such as ``3 of 28`` for each of the
+        scales tour, laptop and paper; ``-`` where a scale has none of its cells. A cell of several experiments counts
+        in each.
+    """
+    counts: dict[str, dict[str, str]] = {}
+    for name, experiment in EXPERIMENTS.items():
+        seeds, counts[name] = table(name, folder).set_index("cell"), {}
+        for scale in ("tour", "laptop", "paper"):
+            there = [cell.name for cell in experiment.cells if cell.runs_at(scale)]
+            done = (seeds.loc[there, f"{scale}_seeds"] > 0).sum()
+            counts[name][scale] = f"{done} of {len(there)}" if there else "-"
+    return pd.DataFrame.from_dict(counts, orient="index")
 
 
 def table(name: str, folder: Path | None = None) -> pd.DataFrame:

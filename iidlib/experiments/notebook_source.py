@@ -8,7 +8,7 @@ from typing import Any
 
 from iidlib.errors import InputError
 
-__all__ = ["declared_in", "executed", "literal"]
+__all__ = ["code_of", "declared_in", "executed", "literal"]
 
 INJECTED = "# Parameters"
 """First line of the cell that papermill inserts after the one tagged ``parameters``."""
@@ -55,13 +55,12 @@ def literal(node: ast.expr) -> tuple[bool, Any]:
         return False, None
 
 
-def declared_in(notebook: str | Path) -> tuple[dict[str, tuple[str, ast.expr]], bool]:
-    """Parameters of a notebook, each with its default as text and parsed, and whether it checks them itself.
+def _code_cells(notebook: Path) -> list[tuple[str, bool]]:
+    """Source of each code cell, and whether it is tagged ``parameters``.
 
     Raises:
-        InputError: if the notebook does not exist, or its parameters cell is not Python.
+        InputError: if the notebook does not exist, or is none.
     """
-    notebook = Path(notebook)
     if not os.path.isfile(notebook):  # noqa: PTH113, accepts names that no file can have, too
         raise InputError(f"no notebook at {notebook}")
     try:
@@ -69,7 +68,7 @@ def declared_in(notebook: str | Path) -> tuple[dict[str, tuple[str, ast.expr]], 
     except ImportError:
         raise InputError("notebooks need papermill; install it with: pip install 'iidlib[book]'") from None
     try:
-        cells = [
+        return [
             (str(cell.source), "parameters" in cell.metadata.tags)
             for cell in load_notebook_node(str(notebook)).cells
             if cell.cell_type == "code"
@@ -78,6 +77,24 @@ def declared_in(notebook: str | Path) -> tuple[dict[str, tuple[str, ast.expr]], 
         raise InputError(
             f"{notebook} is not a notebook that papermill can read ({' '.join(str(error).split())})"
         ) from None
+
+
+def code_of(notebook: str | Path) -> list[str]:
+    """Source of a notebook's code cells, which determine what it computes.
+
+    Raises:
+        InputError: if the notebook does not exist, or is none.
+    """
+    return [source for source, _ in _code_cells(Path(notebook))]
+
+
+def declared_in(notebook: str | Path) -> tuple[dict[str, tuple[str, ast.expr]], bool]:
+    """Parameters of a notebook, each with its default as text and parsed, and whether it checks them itself.
+
+    Raises:
+        InputError: if the notebook does not exist, or its parameters cell is not Python.
+    """
+    cells = _code_cells(Path(notebook))
     source = next((text for text, tagged in cells if tagged), "")
     try:
         body = ast.parse(source).body

@@ -12,6 +12,7 @@ import pandas as pd
 from iidlib.config import EvalProtocol, RunConfig, differing, preset
 from iidlib.config.recipes import BASELINES
 from iidlib.errors import InputError
+from iidlib.files import readable
 from iidlib.names import same_dataset
 
 __all__ = ["RESULT_COLUMNS", "MadeBy", "SetOrigin", "protocol_text", "result_rows"]
@@ -173,6 +174,7 @@ def result_rows(
     if made_by is not None:
         row |= dataclasses.asdict(made_by)
     more = [name for name in scores.columns if name not in RESULT_COLUMNS]
+    row = {name: readable(value) if isinstance(value, str) else value for name, value in row.items()}
     return scores.assign(**row).reindex(columns=[*RESULT_COLUMNS, *more])
 
 

@@ -30,7 +30,7 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True)
 class ClassStatistics:
-    """Statistics of the real images of every class under one network and one augmentation.
+    """Statistics of the real images of each class under one network and one augmentation.
 
     Attributes:
         mean: mean feature vectors, [C, D].
@@ -95,17 +95,19 @@ def measure_classes(
     network: Network,
     augmented: Callable[[Tensor, range], Tensor],
     forward: Callable[[Callable[[Tensor], Tensor], Tensor], Tensor],
+    classes: range | None = None,
 ) -> ClassStatistics:
-    """Mean features and local covariances of all real images, computed class by class.
+    """Mean features and local covariances of all real images of each class, computed class by class.
 
     Args:
         real: the images.
         network: the network whose features are measured.
         augmented: maps the images of a class, [N, K, H, H], and the range of its label to the augmented images.
         forward: applies a function to a batch in chunks that fit the device.
+        classes: the classes; None for all.
     """
     means, covariances = [], []
-    for label in range(real.num_classes):
+    for label in range(real.num_classes) if classes is None else classes:
         images = augmented(real.images_of(real.of_class(label)), range(label, label + 1))  # [N, 3, H, H]
         maps = forward(network.feature_map, images)  # [N, K, h, w]
         means.append(losses.class_mean(network.head(maps)[None])[0])  # [1, N, D] -> [D]

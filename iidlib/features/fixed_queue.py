@@ -61,8 +61,12 @@ class Queue(Protocol):
         """Number of the matching network of an iteration."""
         ...
 
-    def chosen(self, iteration: int) -> list[int]:
-        """Numbers of the networks that an iteration trains."""
+    def own(self, iteration: int) -> list[int]:
+        """Numbers of the networks that an iteration trains in this process."""
+        ...
+
+    def exchange(self, iteration: int) -> None:
+        """Sends each network that an iteration has trained from the process that did to all others."""
         ...
 
     def batches(self, iteration: int, number: int) -> Iterator[Tensor]:
@@ -98,8 +102,8 @@ class FixedQueue(FixedNetwork):
         self.accuracy = torch.zeros((), device=slots.weights.device)
         self.fields = {
             "queue match": ((1,), torch.int64),
-            "queue train": ((settings.train,), torch.int64),
-            "queue batches": ((settings.steps, settings.train, self._batch), torch.int64),
+            "queue train": ((len(queue.own(0)),), torch.int64),
+            "queue batches": ((settings.steps, len(queue.own(0)), self._batch), torch.int64),
         }
         self._recording: Recording | None = None
 
@@ -109,7 +113,7 @@ class FixedQueue(FixedNetwork):
 
     def fill(self, iteration: int, draws: Packed) -> None:
         """Draws the matching network, the networks to train, and their batches."""
-        queue, chosen = self._queue, self._queue.chosen(iteration)
+        queue, chosen = self._queue, self._queue.own(iteration)
         draws["queue match"].copy_(torch.tensor([self._slot(queue.choice(iteration))]))
         draws["queue train"].copy_(torch.tensor([self._slot(number) for number in chosen]))
         for place, number in enumerate(chosen):
@@ -161,6 +165,8 @@ class FixedQueue(FixedNetwork):
     def record(self, draws: Packed) -> None:
         """Records the training of an iteration, if the device can."""
         slots = self._slots
+        if not len(self._queue.own(0)):  # other processes train all networks
+            return
         self._recording = recorded(
             lambda: self.train(draws),
             [slots.weights],
@@ -172,7 +178,7 @@ class FixedQueue(FixedNetwork):
     @property
     def recorded(self) -> bool:
         """Whether the training is recorded."""
-        return self._recording is not None
+        return self._recording is not None or not len(self._queue.own(0))
 
     def advance(self, iteration: int) -> None:
         """Trains the iteration's networks, and resets the meters if due; see `NetworkQueue.advance`."""
@@ -180,4 +186,5 @@ class FixedQueue(FixedNetwork):
             self._queue.advance(iteration)
             return
         self._recording.replay()
+        self._queue.exchange(iteration)
         self._queue.reset_due(iteration)

@@ -26,6 +26,7 @@ from iidlib.features.base import Drawn, NetworkSource
 from iidlib.features.fixed_queue import FixedQueue, Slots
 from iidlib.features.slots import Layout
 from iidlib.networks import Network, frozen
+from iidlib.ranks import current
 from iidlib.rng import stream
 from iidlib.training.loop import MOMENTUM, WEIGHT_DECAY
 
@@ -98,6 +99,7 @@ class NetworkQueue(NetworkSource):
                 )
         self._build, self.real, self.settings, self.seed = build, real, settings, seed
         self._iterations, self._saved = iterations, saved
+        self._ranks = current()
         self._members: list[_Member] = []
         self._made = 0
         self._slots: Slots | None = None
@@ -188,7 +190,7 @@ class NetworkQueue(NetworkSource):
         Networks are trained one after another: two at once (``torch.func.vmap``, grouped convolutions) take 7 times as
         long at width 32 and batch 64 on two CPU cores, and 14 times as long at width 128 and batch 256.
         """
-        for number in self.chosen(iteration):
+        for number in self.own(iteration):
             member = self._members[number - self._members[0].number]
             member.network.requires_grad_(True)
             for batch in self.batches(iteration, number):
@@ -202,7 +204,18 @@ class NetworkQueue(NetworkSource):
                 member.meter[1] += len(labels)
             member.sgd.zero_grad()
             frozen(member.network)
+        self.exchange(iteration)
         self.reset_due(iteration)
+
+    def own(self, iteration: int) -> list[int]:
+        """Those of the `chosen` networks that this process trains; all without torchrun."""
+        return self.chosen(iteration)[self._ranks.rank :: self._ranks.size]
+
+    def exchange(self, iteration: int) -> None:
+        """Sends each network that an iteration has trained from the process that did to all others."""
+        for place, number in enumerate(self.chosen(iteration)):
+            for tensor in (self.slots.weights, self.slots.momenta, self.slots.meters):
+                self._ranks.spread(tensor[number % len(tensor)], place % self._ranks.size)
 
     def reset_due(self, iteration: int) -> None:
         """Resets all meters after an iteration if that is due."""

@@ -3,39 +3,27 @@
 import itertools
 import json
 import logging
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
+from pathlib import Path
 
 import attrs
 import torch
-from safetensors.torch import save as to_bytes
-from torch import Tensor
 
 from iidlib.config import ComputeConfig, PoolConfig, RunConfig
 from iidlib.data import Dataset
-from iidlib.engine import default_together, deterministic, graphs, precision, precision_in_use
+from iidlib.engine import precision_in_use
 from iidlib.errors import InputError
-from iidlib.features.pool_files import check_keepable, keep, load_weights, read_facts
+from iidlib.features.pool_files import PoolFacts, check_keepable, keep, load_weights, read_facts, read_weights
+from iidlib.features.pool_training import NO_POOL, built, check_trained, epochs_kept, pool_augmentation, train_members
 from iidlib.features.trained import HeldOut
 from iidlib.files import cache_dir, user_path
-from iidlib.networks import Network, frozen, network_for
-from iidlib.rng import stream
-from iidlib.training import (
-    Examples,
-    Training,
-    accuracy,
-    fit,
-    fit_together,
-    networks_together,
-    resolve_augmentation,
-)
+from iidlib.networks import Network, frozen
+from iidlib.ranks import current
+from iidlib.training import networks_together
 
 __all__ = ["Pool", "choosing_pool", "pool_fingerprint", "pool_members", "trained_pool"]
-
-NO_POOL = "dm and dm-cm need no pool, unless syn.init is centres or easiest"
-"""Remedy that every error about a pool ends with."""
 
 logger = logging.getLogger("iidlib")
 
@@ -90,7 +78,7 @@ def pool_fingerprint(dataset: Dataset, config: PoolConfig, compute: ComputeConfi
 def _fingerprint(dataset: Dataset, config: PoolConfig, *, rounded: bool) -> str:
     """The fingerprint for training in full float32, or with convolutions whose factors are `rounded` to TF32."""
     facts = {key: value for key, value in attrs.asdict(config).items() if key not in ("count", "path", "untrained")}
-    facts["augmentation"] = _augmentation(dataset, config)
+    facts["augmentation"] = pool_augmentation(dataset, config)
     facts["epochs_kept"] = [kept for kept in config.epochs_kept if kept != config.epochs]  # the last is always kept
     if facts["augmentation"] == "none":  # pools from before the option existed keep their fingerprint
         del facts["augmentation"]
@@ -101,7 +89,7 @@ def _fingerprint(dataset: Dataset, config: PoolConfig, *, rounded: bool) -> str:
 
 def pool_members(config: PoolConfig) -> list[tuple[int, int]]:
     """Network number and number of training epochs of every member of a pool, in order."""
-    return list(itertools.product(range(config.count), _epochs_kept(config)))
+    return list(itertools.product(range(config.count), epochs_kept(config)))
 
 
 def trained_pool(
@@ -134,74 +122,87 @@ def trained_pool(
             ``config.untrained="warn"``), weights that are not finite, a corrupted file, or a folder with a pool of
             other data or settings.
     """
-    compute, device = compute or ComputeConfig(), dataset.train.device
+    compute, ranks = compute or ComputeConfig(), current()
     own = pool_fingerprint(dataset, config, compute)
     folder = user_path(config.path) if config.path else cache_dir() / "pools" / own
-    either = {_fingerprint(dataset, config, rounded=rounded) for rounded in (False, True)} if config.path else {own}
-    read = read_facts(folder, own, explicit=bool(config.path), accepted=either)
-    known, seconds, ensemble, fingerprint = read
-
-    def build(number: int) -> Network:
-        return network_for(
-            config.network,
-            dataset.spec,
-            width=config.width,
-            generator=stream(config.seed, number, "pool network", device),
-            compile=compute.compile,
-        )
-
-    if not len(dataset.test):
-        raise InputError(f"{dataset.name} has no test images to check pretrained networks with; add some ({NO_POOL})")
-    held_out = HeldOut.of(dataset.test)
     members = {(number, epochs): _file_name(config, number, epochs) for number, epochs in pool_members(config)}
-    missing = sorted({number for (number, _), name in members.items() if name not in known})
-    if missing and fingerprint != own:
-        raise InputError(
-            f"the pool in {folder} lacks {len(missing)} of {config.count} networks, and the others were trained in "
-            "another precision: train these on the same kind of device with the same compute.precision, or give "
-            "another pool.path"
-        )
-    if missing:
-        unwritten = next(name for name in members.values() if name not in known)
-        check_keepable(folder, unwritten, private=not config.path)
-        logger.info("training %d %s for the pool", len(missing), config.network)
-    alone = (compute.together or default_together(device)) == 1
-    together = networks_together(
-        config.network, dataset.spec, width=config.width, batch=config.batch, device=device, compute=compute
-    )
-    unkept: dict[str, bytes] = {}
+    read: tuple[PoolFacts, dict[str, bytes]] | None = None
+    with ranks.agreed():
+        if not len(dataset.test):
+            raise InputError(
+                f"{dataset.name} has no test images to check pretrained networks with; add some ({NO_POOL})"
+            )
+        if ranks.leads:
+            either = {_fingerprint(dataset, config, rounded=rounded) for rounded in (False, True)}
+            facts = read_facts(folder, own, explicit=bool(config.path), accepted=either if config.path else {own})
+            _check_missing(config, folder, own, facts, list(members.values()))
+            known = [name for name in members.values() if name in facts.accuracies]
+            # other processes may have no folder in common with this one
+            read = facts, {name: read_weights(folder, name) for name in known} if ranks.size > 1 else {}
+    ranks.check_same({"settings of the pool": str(config), "fingerprint of the pool": own})
+    facts, unkept = ranks.first(read)
+    held_out = HeldOut.of(dataset.test)
+    missing = sorted({number for (number, _), name in members.items() if name not in facts.accuracies})
+    together = ranks.size * networks_together(
+        config.network, dataset.spec, width=config.width, batch=config.batch, device=dataset.train.device,
+        compute=compute,
+    )  # fmt: skip
+    keeps = ranks.leads
     for first in range(0, len(missing), together):
-        fresh = {number: build(number) for number in missing[first : first + together]}
-        started = time.perf_counter()
-        with precision(device, compute.precision), deterministic(device), graphs(compute.graph):
-            trained, how = _train(fresh, dataset, config, None if alone else compute, on_epoch)
-        ensemble |= dict.fromkeys(map(str, fresh), how)
-        seconds |= dict.fromkeys(map(str, fresh), round((time.perf_counter() - started) / len(fresh), 3))
-        for (number, epochs), weights in trained.items():
-            network, name = build(number), members[number, epochs]
-            network.load_state_dict(weights)
-            _check_finite(config, number, weights)
-            with precision(device, compute.precision):
-                known[name] = accuracy(network, dataset.test)
-            _check_trained(config, held_out, number, epochs, known[name])
-            facts = {"fingerprint": fingerprint, "network": config.network, "accuracies": known, "seconds": seconds}
-            facts |= {"ensemble": ensemble} if any(ensemble.values()) else {}
-            content = to_bytes({key: tensor.contiguous() for key, tensor in weights.items()})
-            if unkept or not keep(folder, name, content, facts, private=not config.path):
-                unkept[name] = content
-            after = "" if epochs == config.epochs else f" after {epochs} of {config.epochs} epochs"
-            logger.info("network %d of %d%s: %.1f %% on held-out images", number + 1, config.count, after, known[name])
+        group = missing[first : first + together]
+        mine = [group[place] for place in ranks.share(len(group))]
+        fresh, refusal = train_members(mine, dataset, config, held_out, compute, on_epoch)
+        answers = ranks.every((fresh, refusal))
+        with ranks.agreed():  # a file may not be writable
+            for members_of_rank, _ in answers:
+                for one in members_of_rank:
+                    name = members[one.number, one.epochs]
+                    facts.add(name, one)
+                    keeps = keeps and keep(
+                        folder, name, one.content, facts.as_json(config.network), private=not config.path
+                    )
+                    if not keeps or ranks.size > 1:
+                        unkept[name] = one.content
+                    after = "" if one.epochs == config.epochs else f" after {one.epochs} of {config.epochs} epochs"
+                    logger.info(
+                        "network %d of %d%s: %.1f %% on held-out images",
+                        one.number + 1,
+                        config.count,
+                        after,
+                        one.accuracy,
+                    )
+        for _, refusal in answers:
+            if refusal:
+                raise InputError(refusal)
     networks, digest = [], sha256()
     for (number, epochs), name in members.items():
-        _check_trained(config, held_out, number, epochs, known[name])
-        networks.append(frozen(build(number)).eval())
-        digest.update(load_weights(folder / f"{name}.safetensors", networks[-1], unkept.get(name)))
-    _warn_of_weak(config, held_out, [known[name] for (_, epochs), name in members.items() if epochs == config.epochs])
-    times = [seconds.get(str(number)) for number in range(config.count)]
+        check_trained(config, held_out, number, epochs, facts.accuracies[name])
+        networks.append(frozen(built(number, dataset, config, compute)).eval())
+        digest.update(load_weights(folder, name, networks[-1], unkept.get(name)))
+    accuracies = [facts.accuracies[name] for name in members.values()]
+    last = [reached for (_, epochs), reached in zip(members, accuracies, strict=True) if epochs == config.epochs]
+    _warn_of_weak(config, held_out, last)
+    times = [facts.seconds.get(str(number)) for number in range(config.count)]
     total = None if None in times else sum(one for one in times if one is not None)
-    accuracies, epochs_done = [known[name] for name in members.values()], [epochs for _, epochs in members]
-    forms = "; ".join(sorted({ensemble.get(str(number), "") for number in range(config.count)} - {""}))
-    return Pool(networks, accuracies, fingerprint, digest.hexdigest()[:12], total, epochs_done, forms)
+    forms = "; ".join(sorted({facts.ensemble.get(str(number), "") for number in range(config.count)} - {""}))
+    epochs_done = [epochs for _, epochs in members]
+    return Pool(networks, accuracies, facts.fingerprint, digest.hexdigest()[:12], total, epochs_done, forms)
+
+
+def _check_missing(config: PoolConfig, folder: Path, own: str, facts: PoolFacts, names: Sequence[str]) -> None:
+    """Checks before any training whether the missing networks fit those that the folder has, and can be kept."""
+    missing = [name for name in names if name not in facts.accuracies]
+    if not missing:
+        return
+    count = len({name.partition("-")[0] for name in missing})
+    if facts.fingerprint != own:
+        raise InputError(
+            f"the pool in {folder} lacks {count} of {config.count} networks, and the others were trained in another "
+            "precision: train these on the same kind of device with the same compute.precision, or give another "
+            "pool.path"
+        )
+    check_keepable(folder, missing[0], private=not config.path)
+    logger.info("training %d %s for the pool", count, config.network)
 
 
 def choosing_pool(dataset: Dataset, config: RunConfig) -> Pool:
@@ -219,87 +220,8 @@ def choosing_pool(dataset: Dataset, config: RunConfig) -> Pool:
     return trained_pool(dataset, one, compute=config.compute)
 
 
-def _augmentation(dataset: Dataset, config: PoolConfig) -> str:
-    """DSA operations used to train the networks, or ``none``."""
-    return resolve_augmentation(config.augmentation, dataset.spec.augmentation)
-
-
-def _epochs_kept(config: PoolConfig) -> list[int]:
-    """Numbers of epochs after which a network is copied into the pool, ascending; the last epoch is among them."""
-    return sorted({*config.epochs_kept, config.epochs})
-
-
 def _file_name(config: PoolConfig, number: int, epochs: int) -> str:
     return f"{number:04d}" if epochs == config.epochs else f"{number:04d}-after-{epochs}"
-
-
-def _train(
-    networks: Mapping[int, Network],
-    dataset: Dataset,
-    config: PoolConfig,
-    compute: ComputeConfig | None,
-    on_epoch: Callable[[int, int], None] | None,
-) -> tuple[dict[tuple[int, int], dict[str, Tensor]], str]:
-    """Weights as they are stored, by network number and number of training epochs, sorted; and `Pool.ensemble`.
-
-    Without `compute`, a single network is trained alone.
-    """
-    kept: dict[tuple[int, int], dict[str, Tensor]] = {}
-
-    def done(epoch: int) -> None:
-        for number, network in networks.items():
-            if epoch + 1 in _epochs_kept(config):
-                kept[number, epoch + 1] = _rounded(network.state_dict(), config.stored)
-            if on_epoch is not None:
-                on_epoch(number, epoch)
-
-    examples, seeds = Examples(dataset.train.images_of, dataset.train.labels), [config.seed + n for n in networks]
-    augmentation = _augmentation(dataset, config)
-    training = Training(config.epochs, config.lr, config.batch, augmentation=augmentation)
-    if 0 in _epochs_kept(config):
-        kept |= {(number, 0): _rounded(network.state_dict(), config.stored) for number, network in networks.items()}
-    if compute is None:
-        (network,) = networks.values()
-        fit(network, examples, training, seed=seeds[0], on_epoch=done)
-        how = ""
-    else:
-        how = str(fit_together(
-            [*networks.values()], examples, training, seeds=seeds, on_epoch=done, form=compute.ensemble,
-            compiled=compute.compiled,
-        ))  # fmt: skip
-    return dict(sorted(kept.items())), how
-
-
-def _rounded(weights: Mapping[str, Tensor], stored: str) -> dict[str, Tensor]:
-    """A copy on the CPU in the precision of the file; counters, and tensors beyond the range of fp16, are unchanged."""
-    copies = {name: tensor.detach().cpu().clone() for name, tensor in weights.items()}
-    if stored == "fp16":
-        for name, tensor in copies.items():
-            if tensor.is_floating_point() and bool((half := tensor.half()).isfinite().all()):
-                copies[name] = half
-    return copies
-
-
-def _check_finite(config: PoolConfig, number: int, weights: Mapping[str, Tensor]) -> None:
-    if not all(bool(tensor.isfinite().all()) for tensor in weights.values()):
-        raise InputError(
-            f"network {number} of the pool ({config.network}) has diverged: its weights are not finite; lower "
-            f"pool.lr (now {config.lr:g})"
-        )
-
-
-def _check_trained(config: PoolConfig, held_out: HeldOut, number: int, epochs: int, reached: float) -> None:
-    """Refuses a network that is no better than guessing."""
-    right, needed = held_out.right(reached), held_out.better_than_chance
-    if not epochs or needed is None or right >= needed or config.untrained == "warn":
-        return
-    early = epochs < config.epochs
-    remedy = "Keep later epochs" if early else f"Raise pool.epochs (now {config.epochs})"
-    raise InputError(
-        f"network {number} of the pool ({config.network}) classifies {right} of {held_out.images} held-out images "
-        f"correctly{f' after {epochs} epochs (pool.epochs_kept)' if early else ''}, no better than guessing ({needed} "
-        f"would be). {remedy}, give more images, or set pool.untrained=warn; {NO_POOL}"
-    )
 
 
 def _warn_of_weak(config: PoolConfig, held_out: HeldOut, accuracies: Sequence[float]) -> None:

@@ -3,6 +3,7 @@
 import json
 import logging
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -10,17 +11,42 @@ from safetensors import SafetensorError
 from safetensors.torch import load as from_bytes
 
 from iidlib.errors import InputError, one_line
+from iidlib.features.pool_training import Member
 from iidlib.files import atomic_write, check_writable, make_folders
 from iidlib.networks import Network
 
-__all__ = ["check_keepable", "keep", "load_weights", "read_facts"]
+__all__ = ["PoolFacts", "check_keepable", "keep", "load_weights", "read_facts", "read_weights"]
 
 logger = logging.getLogger("iidlib")
 
 
-def read_facts(
-    folder: Path, fingerprint: str, *, explicit: bool, accepted: Collection[str]
-) -> tuple[dict[str, float], dict[str, float], dict[str, str], str]:
+@dataclass
+class PoolFacts:
+    """Content of ``pool.json``."""
+
+    fingerprint: str
+    """Identifies the data and settings that the networks were trained with."""
+    accuracies: dict[str, float] = field(default_factory=dict)
+    """Held-out accuracy by member, in percent."""
+    seconds: dict[str, float] = field(default_factory=dict)
+    """Training time by network; pools of earlier versions do not record it."""
+    ensemble: dict[str, str] = field(default_factory=dict)
+    """How each network was trained together with others; empty text if it was not."""
+
+    def add(self, name: str, member: Member) -> None:
+        """Adds a member under the name of its file."""
+        self.accuracies[name] = member.accuracy
+        self.seconds[str(member.number)] = member.seconds
+        self.ensemble[str(member.number)] = member.ensemble
+
+    def as_json(self, network: str) -> dict[str, Any]:
+        """The facts of a pool of some architecture, as they are written."""
+        facts = {"fingerprint": self.fingerprint, "network": network, "accuracies": self.accuracies}
+        facts |= {"seconds": self.seconds}
+        return facts | ({"ensemble": self.ensemble} if any(self.ensemble.values()) else {})
+
+
+def read_facts(folder: Path, fingerprint: str, *, explicit: bool, accepted: Collection[str]) -> PoolFacts:
     """Facts in ``pool.json`` about the members that are already in the folder.
 
     Args:
@@ -30,9 +56,7 @@ def read_facts(
         accepted: fingerprints that the folder may have.
 
     Returns:
-        Held-out accuracy by member; seconds of training by network, which pools of earlier versions do not record; by
-        network, how it was trained together with others, if it was; and the fingerprint of the folder, or `fingerprint`
-        if it has none yet.
+        The facts, with `fingerprint` if the folder has none yet.
 
     Raises:
         InputError: if a named folder does not exist, or ``pool.json`` is corrupted or of other data or settings.
@@ -41,7 +65,7 @@ def read_facts(
     if not path.is_file():
         if explicit and not folder.is_dir():
             raise InputError(f"pool.path: no folder {folder}; omit it to train a pool and keep it in the cache")
-        return {}, {}, {}, fingerprint
+        return PoolFacts(fingerprint)
     try:
         facts = json.loads(path.read_text(encoding="utf-8"))
         accuracies = {str(name): float(value) for name, value in facts["accuracies"].items()}
@@ -55,7 +79,7 @@ def read_facts(
             f"the pool in {folder} was trained with other data or settings ({stored}, not {fingerprint}); "
             "give the settings it was trained with, or another pool.path"
         )
-    return accuracies, seconds, ensemble, stored
+    return PoolFacts(stored, accuracies, seconds, ensemble)
 
 
 def check_keepable(folder: Path, name: str, *, private: bool) -> None:
@@ -111,16 +135,32 @@ def keep(folder: Path, name: str, content: bytes, facts: Mapping[str, Any], *, p
     return True
 
 
-def load_weights(path: Path, network: Network, unkept: bytes | None = None) -> bytes:
+def read_weights(folder: Path, name: str) -> bytes:
+    """Content of a member's file.
+
+    Raises:
+        InputError: if it cannot be read.
+    """
+    path = folder / f"{name}.safetensors"
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(_corrupted(path, error)) from None
+
+
+def load_weights(folder: Path, name: str, network: Network, unkept: bytes | None = None) -> bytes:
     """Loads a network's weights from its file, or from `unkept` if that could not be saved; returns the content.
 
     Raises:
         InputError: if the file is corrupted.
     """
+    content = read_weights(folder, name) if unkept is None else unkept
     try:
-        content = path.read_bytes() if unkept is None else unkept
         network.load_state_dict(from_bytes(content))
-    except (OSError, SafetensorError, RuntimeError) as error:
-        reason = one_line(error)
-        raise InputError(f"{path} is corrupted ({reason}); remove its folder to train the pool again") from None
+    except (SafetensorError, RuntimeError) as error:
+        raise InputError(_corrupted(folder / f"{name}.safetensors", error)) from None
     return content
+
+
+def _corrupted(path: Path, error: Exception) -> str:
+    return f"{path} is corrupted ({one_line(error)}); remove its folder to train the pool again"

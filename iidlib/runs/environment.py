@@ -16,7 +16,7 @@ from iidlib._version import __version__
 from iidlib.engine import device_kind, kernels_in_use
 from iidlib.files import PACKAGE, checkout
 
-__all__ = ["conditions", "environment", "mismatches", "source_digest"]
+__all__ = ["conditions", "environment", "mismatches", "source_digest", "versions"]
 
 
 def environment() -> dict[str, Any]:
@@ -73,6 +73,11 @@ def _commit() -> str | None:
 def source_digest() -> str:
     """Digest of the package's source files, 12 hex digits, as they were at the first call in this process."""
     return _digest(PACKAGE)
+
+
+def versions() -> dict[str, str]:
+    """What must be the same in processes that work together, with names for the user."""
+    return {"version of iidlib": f"{__version__} ({source_digest()})", "version of torch": str(torch.__version__)}
 
 
 def _digest(folder: Path) -> str:
