@@ -233,7 +233,8 @@ POINT = """
 import os, pathlib, time
 folder = pathlib.Path(out)
 assert os.environ['JUPYTER_PREFER_ENV_PATH'] == '1'
-assert os.environ['OMP_NUM_THREADS'] == str(max(1, len(os.sched_getaffinity(0)) // 2))
+cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
+assert os.environ['OMP_NUM_THREADS'] == str(max(1, cores // 2))
 assert folder.is_dir() and isinstance(ipc, int) and isinstance(seeds, list)
 (folder / 'here').touch()
 if ipc < 3:
