@@ -8,8 +8,7 @@ from hypothesis import given
 
 from iidlib.config import ComputeConfig, preset
 from iidlib.data import shapes
-from iidlib.distillation import distill
-from iidlib.distillation import run as distillation_run
+from iidlib.distillation import distill, progress
 from iidlib.errors import InputError
 from iidlib.evaluation import evaluate, measures, random_real
 from iidlib.networks import build_network
@@ -175,9 +174,9 @@ def test_progress_is_that_of_the_same_run(pictures):
     def assess(synthetic: SyntheticSet) -> pd.DataFrame:
         return evaluate(synthetic, pictures, protocol=config.eval, compute=ComputeConfig(compile="off"))
 
-    found = distillation_run.progress(config, pictures, assess, points=(0, 2, 4))
+    found = progress(config, pictures, assess, points=(0, 2, 4))
     assert found["iteration"].tolist() == [0, 2, 4]
     plain = distill(config, pictures).synthetic
     assert found["accuracy"].iloc[-1] == assess(plain)["accuracy"].iloc[0]
     with pytest.raises(InputError, match="has 4 iterations, there is no set after 9"):
-        distillation_run.progress(config, pictures, assess, points=(0, 9))
+        progress(config, pictures, assess, points=(0, 9))

@@ -2,11 +2,12 @@
 
 from iidlib.distillation.batch import StepBatch
 from iidlib.distillation.captured import CapturedStep, captured_step
+from iidlib.distillation.curve import progress
 from iidlib.distillation.draws import LazyDraws, StepDraws
 from iidlib.distillation.finished import save_pictures
 from iidlib.distillation.methods import METHODS, Method
 from iidlib.distillation.optimisers import ImageOptimiser, class_sweep, joint
-from iidlib.distillation.run import DistillResult, distill, finished_run, pool_bar, progress
+from iidlib.distillation.run import DistillResult, distill, finished_run, pool_bar
 from iidlib.distillation.start import starting_from
 from iidlib.distillation.step import Distillation, check_dataset
 from iidlib.distillation.stopping import Stopped
