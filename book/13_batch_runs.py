@@ -280,7 +280,8 @@ experiments.coverage()
 #
 # A batch makes a hundred runs faster, but not one of them.
 # To speed up one run, its classes are divided among processes: the losses of all methods here are sums over classes, so each process computes the gradient for its own classes, and updates their images.
-# Networks and augmentations are drawn from the same random streams everywhere, so an iteration exchanges nothing but a few flags and losses; IDM's networks, which are trained, are split over the processes and exchanged afterwards.
+# Networks and augmentations are drawn from the same random streams everywhere, so an iteration exchanges nothing but a few flags and losses.
+# IDM also trains networks: there each process takes a part of every batch, and the gradients are added up.
 # At a checkpoint the images are collected, and the first process writes them.
 #
 # ```console
@@ -294,7 +295,7 @@ experiments.coverage()
 # On several machines the same line is started on each, with the options `--nnodes` and `--rdzv-endpoint` of torchrun; that we have not tested.
 # `iid evaluate` and `iid experts` share their networks in the same way.
 #
-# How much faster is it? `iid bench --ranks 2 --device cpu` measures one process and two, each with one thread of the same CPU:
+# How much faster is it? `iid bench --ranks 2 --device cpu` measures one process and two, each with one thread of the same CPU, for a method with given networks and one that trains its own:
 
 # %%
 measurements = rows_of("bench-ranks")

@@ -79,12 +79,6 @@ class Ranks:
             dist.all_gather(parts, padded)
         return torch.cat([part[:count] for part, count in zip(parts, rows, strict=True)])
 
-    def spread(self, tensor: Tensor, source: int) -> None:
-        """Overwrites a tensor with that of one rank, on every rank."""
-        if self.size > 1:
-            with _exchange():
-                dist.broadcast(tensor, source)
-
     def first(self, value: _T | None) -> _T:
         """The value of rank 0, on every rank, by pickle: only for what this program has made itself."""
         if self.size == 1:

@@ -1,5 +1,8 @@
 """iidlib.features.network_queue: who is in the queue when, what training does to whom, meters, the state."""
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from torch import Tensor
@@ -11,9 +14,11 @@ from iidlib.features import NetworkQueue
 from iidlib.features.fixed_queue import FixedQueue
 from iidlib.features.network_queue import RELEASED_EVALUATIONS
 from iidlib.networks import network_for
+from iidlib.ranks import Ranks
 from iidlib.rng import stream
 from tests import reference
 from tests.factories import in_double, tiny_dataset
+from tests.fake_cuda import fake_cuda
 
 SMALL = {"size": 5, "start": 2, "every": 3, "train": 2, "steps": 2, "batch": 6, "lr": 0.05}
 
@@ -330,6 +335,69 @@ def test_training_in_slots_touches_the_chosen_ones_only():
     fixed.train(draws)
     changed = (made.slots.weights != before).any(1).nonzero().flatten().tolist()
     assert changed == draws["queue train"].tolist() == [made.chosen(0)[0] % 5]
+
+
+# On several ranks
+
+
+class Together(Ranks):
+    """A rank that is a thread; sums wait until every thread has brought its values."""
+
+    def __init__(self, rank: int, barrier: threading.Barrier, held: dict[int, Tensor]) -> None:
+        super().__init__(rank, barrier.parties)
+        vars(self).update(barrier=barrier, held=held)
+
+    def total(self, values: Tensor) -> Tensor:
+        barrier, held = vars(self)["barrier"], vars(self)["held"]
+        held[self.rank] = values
+        barrier.wait(60)
+        total = torch.stack([held[rank] for rank in range(self.size)]).sum(0)
+        barrier.wait(60)
+        return total
+
+
+@pytest.mark.parametrize("batch", [6, 7, 2])
+def test_ranks_train_what_one_process_trains(batch, monkeypatch):
+    """One in its networks, one in slots, one in slots and recorded; with two images a step, one rank has none."""
+    fake_cuda(monkeypatch)
+    alone, shared = queue(double=True, batch=batch), [queue(double=True, batch=batch) for _ in range(3)]
+    barrier, held = threading.Barrier(3), dict[int, Tensor]()
+    for rank, made in enumerate(shared):
+        made.ranks = Together(rank, barrier, held)
+    slots = {rank: in_slots(shared[rank]) for rank in (1, 2)}
+    fixed, draws = slots[2]
+    fixed.load(0)
+    fixed.fill(0, draws)
+    fixed.record(draws)
+    assert fixed.recorded and not slots[1][0].recorded
+
+    def train(rank: int) -> None:
+        for iteration in range(14):
+            shared[rank].draw(iteration)
+            if rank in slots:
+                own, own_draws = slots[rank]
+                own.fill(iteration, own_draws)
+                own.load(iteration)
+                own.gather(own_draws)
+                if own.recorded:
+                    own.advance(iteration)
+                else:
+                    own.train(own_draws)
+                    shared[rank].reset_due(iteration)
+            else:
+                shared[rank].advance(iteration)
+
+    with ThreadPoolExecutor(3) as pool:
+        for done in [pool.submit(train, rank) for rank in range(3)]:
+            done.result(120)
+    for iteration in range(14):
+        alone.draw(iteration)
+        alone.advance(iteration)
+    for made in shared:
+        mine, expected = made.state(), alone.state()
+        assert torch.equal(mine["queue.meters"], expected["queue.meters"])
+        for name in ("queue.weights", "queue.momenta"):
+            assert float((mine[name] - expected[name]).norm()) <= 1e-10 * float(expected[name].norm())
 
 
 @pytest.mark.parametrize("saved", ["full", "half", "none"])

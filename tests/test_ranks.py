@@ -82,7 +82,6 @@ def test_a_single_rank_exchanges_nothing() -> None:
     assert ranks.total(tensor) is tensor and ranks.joined(tensor, [3]) is tensor
     assert ranks.any(True, False) == (True, False)
     assert ranks.first("x") == "x" and ranks.every("x") == ["x"]
-    ranks.spread(tensor, 0)
     ranks.check_same({"settings": 1})
     with pytest.raises(InputError, match="wrong"), ranks.agreed():
         raise InputError("wrong")

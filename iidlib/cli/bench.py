@@ -1,6 +1,7 @@
 """``iid bench``: speed compared with a per-class loop and with the machine's peak."""
 
 import itertools
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -29,7 +30,8 @@ def bench(
             "--ranks",
             metavar="N",
             min=2,
-            help="Time one iid-dm of 100 classes on 1, 2, 4, ... and N processes, each with one CPU thread or GPU.",
+            help="Time one iid-dm of 100 classes and one idm of 10 on 1, 2, 4, ... and N processes, each with one CPU "
+            "thread or GPU.",
         ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the rows as a JSON list.")] = False,
@@ -81,7 +83,7 @@ def bench(
 
 
 def _ranks(ctx: typer.Context, most: int, device: str, results: Path | None, *, as_json: bool) -> None:
-    """Times one distillation on numbers of processes up to `most`."""
+    """Times two distillations on numbers of processes up to `most`: with networks that are given, and trained ones."""
     import json
 
     import pandas as pd
@@ -97,13 +99,15 @@ def _ranks(ctx: typer.Context, most: int, device: str, results: Path | None, *, 
 
     counts = [*itertools.takewhile(lambda count: count < most, (2**power for power in itertools.count())), most]
     with keeping():
-        rows = compare_ranks(counts, device=pick_device(device).type, on_row=kept)
+        timed = partial(compare_ranks, counts, device=pick_device(device).type, on_row=kept)
+        measured = [timed(method="iid-dm", classes=100), timed(method="idm", classes=max(10, most))]
     with result():
         if as_json:
-            typer.echo(json.dumps(rows))
+            typer.echo(json.dumps([row for rows in measured for row in rows]))
             return
         columns: dict[str, Kind] = {"processes": "number", "s/iteration": "number", "times faster": "number"}
-        shown = [(str(row["ranks"]), f"{row['seconds']:.2f}", f"{row['ratio']:.2f}") for row in rows]
-        first = rows[0]
-        title = f"{first['method']}, {first['classes']} classes, {first['ipc']} images per class, {first['device']}"
-        print_table(columns, shown, title)
+        for rows in measured:
+            shown = [(str(row["ranks"]), f"{row['seconds']:.2f}", f"{row['ratio']:.2f}") for row in rows]
+            first = rows[0]
+            title = f"{first['method']}, {first['classes']} classes, {first['ipc']} images per class, {first['device']}"
+            print_table(columns, shown, title)

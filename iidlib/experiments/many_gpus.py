@@ -55,7 +55,7 @@ def repeated_share(rows: pd.DataFrame) -> float:
     """Share of an iteration that every process repeats, by least squares.
 
     Args:
-        rows: rows of ``iid bench --ranks``, with columns ranks and seconds; those of one process are the reference.
+        rows: rows of ``iid bench --ranks`` of one method; those of one process are the reference.
 
     Returns:
         The share in seconds(n) = seconds(1) · (share + (1 - share) / n), within 0 and 1; NaN without rows of several.
@@ -76,7 +76,7 @@ def modelled(
     """Runs with the published settings of TinyImageNet, on that dataset and on ImageNet-1k at 224 pixels.
 
     Args:
-        rows: rows of ``iid bench --ranks``, see `repeated_share`.
+        rows: rows of ``iid bench --ranks``; those of the method count, see `repeated_share`.
         ranks: numbers of processes.
         method: the method.
         ipcs: numbers of images per class.
@@ -85,7 +85,7 @@ def modelled(
     Returns:
         A run for each dataset, number of images per class and number of processes.
     """
-    repeated, gpu, ranks = repeated_share(rows), device_model(device), list(ranks)
+    repeated, gpu, ranks = repeated_share(rows[rows["method"] == method]), device_model(device), list(ranks)
     runs = []
     for name, size in LARGE.items():
         for ipc in ipcs:
