@@ -358,7 +358,7 @@ class Together(Ranks):
 
 @pytest.mark.parametrize("batch", [6, 7, 2])
 def test_ranks_train_what_one_process_trains(batch, monkeypatch):
-    """One in its networks, one in slots, one in slots and recorded; with two images a step, one rank has none."""
+    """One in its networks, one in slots, one in slots and recorded; a batch of two images leaves one rank none."""
     fake_cuda(monkeypatch)
     alone, shared = queue(double=True, batch=batch), [queue(double=True, batch=batch) for _ in range(3)]
     barrier, held = threading.Barrier(3), dict[int, Tensor]()

@@ -190,9 +190,9 @@ class NetworkQueue(NetworkSource):
         Networks compute one after another: two at once (``torch.func.vmap``, grouped convolutions) take 7 times as
         long at width 32 and batch 64 on two CPU cores, and 14 times as long at width 128 and batch 256.
 
-        Several ranks share each batch and add their gradients up. On two ranks of one CPU thread an iteration of IDM (10
-        classes, 10 images each) takes as long, 11 s, as if each rank trained one of its two networks. Where it trains
-        only one, so that a rank would wait, it takes 6.4 s in place of 10.
+        Several ranks share each batch and add their gradients up. On two ranks of one CPU thread an iteration of IDM
+        (10 classes, IPC 10) takes as long as if each rank trained one of its two networks, 11 s. Where it
+        trains only one, so that a rank would wait, it takes 6.4 s in place of 10.
         """
         members = [self._members[number - self._members[0].number] for number in self.chosen(iteration)]
         hits = torch.zeros_like(self.slots.meters[: len(members), 0])  # [T]
