@@ -172,7 +172,7 @@ def test_all_recordings_of_a_process_share_a_memory_pool_and_the_stream_that_it_
     monkeypatch.setattr(cuda_graph, "_alive", weakref.WeakSet())  # private: other tests may have left some
     run = ready_run(settings("idm"), tiny_dataset(EVEN))
     step = captured_step(run, run.terms, run.optimiser)
-    recordings = [*step._recordings.values(), step.draws.fixed._recording]
+    recordings = [*step._recordings.values(), step.draws.fixed._whole]
     assert len({recording._pool for recording in recordings}) == 1 and len(recordings) == 3
     captures = [done for done in cuda.log if done.startswith("capture")]
     assert captures == ["capture on side 2"] * 3, "free memory serves only the stream that it was made for"
